@@ -1,0 +1,21 @@
+"""Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
+
+from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._reader import moves, rule_for, trained_parameters
+from inrun.optim._rule import History, Move, Rule
+from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
+
+__all__ = [
+    "AdamRule",
+    "AdamSetting",
+    "AdamState",
+    "History",
+    "Move",
+    "Rule",
+    "SGDRule",
+    "SGDSetting",
+    "SGDState",
+    "moves",
+    "rule_for",
+    "trained_parameters",
+]

@@ -1,0 +1,85 @@
+"""The one place that looks into a live optimizer: its class, its groups, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim._adam import AdamRule
+from inrun.optim._rule import Move, Rule
+from inrun.optim._sgd import SGDRule
+
+_RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
+    torch.optim.SGD: SGDRule(),
+    torch.optim.Adam: AdamRule(decoupled=False),
+    torch.optim.AdamW: AdamRule(decoupled=True),
+}
+
+
+def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
+    """The update rule of a live optimizer.
+
+    A subclass counts as its parent only where it inherits the parent's `step`: a class that
+    steps differently moves differently.
+
+    Raises:
+        MisuseError: not a `torch.optim.Optimizer`.
+        NotSupportedError: no rule is known for its class, or a group asks for `differentiable`.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise MisuseError(
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Its state "
+            "cannot be read. Pass the optimizer whose step() moves the parameters."
+        )
+    known = ", ".join(kind.__name__ for kind in _RULES)
+    for kind, rule in _RULES.items():
+        if type(optimizer) is kind or (
+            isinstance(optimizer, kind) and _own_step(type(optimizer)) is _own_step(kind)
+        ):
+            _refuse_differentiable(optimizer)
+            return rule
+    raise NotSupportedError(
+        f"{type(optimizer).__name__} has no update rule here (known: torch.optim's {known}). Values "
+        "computed for another rule would not be this run's. Train with one of those, or add the "
+        "rule: CONTRIBUTING.md, 'How to add an optimizer', one file and one test."
+    )
+
+
+def _own_step(kind: type[torch.optim.Optimizer]) -> Any:
+    """The class's `step` below the profiling wrapper that torch puts round it."""
+    step = kind.step
+    while hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step
+
+
+def _refuse_differentiable(optimizer: torch.optim.Optimizer) -> None:
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise NotSupportedError(
+            f"{type(optimizer).__name__}(differentiable=True) keeps a graph through its own step, "
+            "which scoring after the step would break. Use differentiable=False."
+        )
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every parameter of every group, in the optimizer's order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def moves(
+    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any]
+) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+    """(parameter, its move) for each parameter that the coming step will change.
+
+    A parameter without a gradient is skipped, as the optimizer skips it.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                weight = p.detach()
+                state, setting = rule.read(group, optimizer.state.get(p, {}), weight)
+                yield p, Move(rule, weight, p.grad.detach(), state, setting)
