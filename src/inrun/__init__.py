@@ -1,1 +1,20 @@
-"""x."""
+"""InRun: what each training sample did to a PyTorch model, while it is being trained.
+
+    attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, validation_batch))
+    for ids, batch in loader:
+        with attribution.batch(ids):
+            loss_fn(model, batch).backward()
+        optimizer.step(); optimizer.zero_grad()
+    attribution.values()
+
+A value is a contribution to the *reduction* of the validation loss, in its units: positive helped.
+"""
+
+from inrun import truth
+from inrun.attribution import Attribution, attach
+from inrun.ledger import Run, load
+from inrun.utility import Utility
+
+__version__ = "0.1.0"
+
+__all__ = ["Attribution", "Run", "Utility", "__version__", "attach", "load", "truth"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
@@ -89,8 +89,14 @@ class Move(Generic[State, Setting]):
         self.rule, self.weight, self.gradient = rule, weight, gradient
         self.state, self.setting = state, h
 
+    def frozen(self) -> Move[State, Setting]:
+        """The same move on copies, which the optimizer's step does not overwrite."""
+        parts = [t.clone() if isinstance(t, Tensor) else t for t in cast(tuple[Any], self.state)]
+        state = type(self.state)(*parts)
+        return Move(self.rule, self.weight.clone(), self.gradient.clone(), state, self.setting)
+
     def displacement(self, gradient: Tensor) -> Tensor:
-        """d at any gradient, for this step's weight and state."""
+        """The displacement at any gradient, for this step's weight and state."""
         return self.rule.displacement(gradient, self.weight, self.state, self.setting)
 
     def history(self) -> History:

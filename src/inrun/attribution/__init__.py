@@ -1,0 +1,6 @@
+"""The public object: attach to a loop, score its steps in the optimizer's own hooks, give tables."""
+
+from inrun.attribution._attach import attach
+from inrun.attribution._attribution import Attribution
+
+__all__ = ["Attribution", "attach"]

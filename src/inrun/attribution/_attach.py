@@ -1,0 +1,123 @@
+"""`inrun.attach`: checks what it was given, then builds the attribution."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from inrun.attribution._attribution import Attribution
+from inrun.attribution._scorer import Scorer
+from inrun.capture import Hold, Stream
+from inrun.directions import direction_named
+from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.ledger import RunFolder
+from inrun.optim import rule_for
+from inrun.utility import Utility
+
+_CAPTURES: dict[str, type[Hold] | type[Stream]] = {"hold": Hold, "stream": Stream}
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    utility: Utility,
+    *,
+    estimator: str = "path",
+    capture: str = "hold",
+    store: str | os.PathLike[str] | None = None,
+    smoothed_steps: int = 2,
+    progress: bool = True,
+    self_test: bool = True,
+) -> Attribution:
+    """Scores every sample at every step of an ordinary training loop, from now to `detach()`.
+
+    Training is not changed: weights come out bit for bit as without it.
+
+    Args:
+        model: the model that is trained, in plain PyTorch.
+        optimizer: SGD, Adam or AdamW of `torch.optim`, holding the model's parameters.
+        utility: the validation loss that contributions are measured in.
+        estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
+            'linearized' or 'tangent'; see `inrun.directions`.
+        capture: 'hold' keeps every layer's input and output gradient until the step is over and is
+            exact; 'stream' contracts inside the backward pass and keeps nothing, see
+            `inrun.capture`.
+        store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
+        smoothed_steps: for 'path' with 'hold' under Adam, how many first steps of a parameter are
+            scored by 'path-smoothed' where its shares fit memory. The ledger says which was used.
+        progress: show a line with loss, residual and overhead where there is a terminal.
+        self_test: check on a few validation rows that shares sum to the gradient and where samples
+            lie in each operation.
+
+    Raises:
+        MisuseError: arguments that do not fit each other.
+        NotSupportedError: an optimizer without a rule, complex parameters, compiled models.
+        ReplaceLayerError: BatchNorm in training mode.
+        NeverPossibleError: a model that mixes samples even in evaluation mode.
+        InvariantError: the self-test failed.
+        StoreError: the store holds a run already or cannot be written.
+
+    Example:
+        >>> import torch, inrun
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Linear(3, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> x, y = torch.randn(16, 3), torch.randint(2, (16,))
+        >>> utility = inrun.Utility(
+        ...     lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        ...     (x[8:], y[8:]),
+        ... )
+        >>> attribution = inrun.attach(model, optimizer, utility)
+        >>> for ids in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        ...     with attribution.batch(ids):
+        ...         nn.functional.cross_entropy(model(x[ids]), y[ids]).backward()
+        ...     optimizer.step(); optimizer.zero_grad()
+        >>> attribution.values()["sample_id"].to_pylist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> attribution.detach()
+    """
+    if not isinstance(utility, Utility):
+        raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
+    if capture not in _CAPTURES:
+        raise MisuseError(f"capture {capture!r} is not one of {', '.join(_CAPTURES)}.")
+    direction = direction_named(estimator)
+    if capture == "stream" and not direction.streams:
+        raise MisuseError(
+            f"estimator {estimator!r} needs passes or shares that are there only after the "
+            "backward pass. Use capture='hold' with it."
+        )
+    rule = rule_for(optimizer)
+    _refuse_model(model)
+    folder = None
+    if store is not None:
+        folder = RunFolder(
+            store, estimator=estimator, targets=utility.targets, weights=utility.weights
+        )
+    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed_steps)
+    kind = _CAPTURES[capture]
+    return Attribution(model, optimizer, utility, scorer, kind, folder, progress, self_test)
+
+
+def _refuse_model(model: nn.Module) -> None:
+    if hasattr(model, "_orig_mod"):
+        raise NotSupportedError(
+            "The model is compiled: torch.compile fuses operations, so that their inputs and "
+            "output gradients cannot be seen. Attach to, and train, the plain model."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise ReplaceLayerError(
+                f"{name or type(module).__name__} is a BatchNorm in training mode: it normalizes "
+                "each sample with the statistics of the whole batch, so no sample has a gradient "
+                "of its own. Replace it by GroupNorm, LayerNorm or InstanceNorm, or freeze it: "
+                "call .eval() on every BatchNorm module before attach and after model.train()."
+            )
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise NotSupportedError(
+                f"{name} is complex; shares are real here. Keep it as two real parameters."
+            )

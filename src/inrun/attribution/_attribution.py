@@ -1,0 +1,336 @@
+"""The object that a training loop holds: blocks in, tables out."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution._ids import IdReader
+from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._scorer import Scored, Scorer
+from inrun.capture import Block, Capture, Hold, MeasuredLayouts, Stream, self_test
+from inrun.errors import InRunWarning, MisuseError
+from inrun.factors import Factor
+from inrun.ledger import LEDGER, TOTAL, Ids, Run, RunFolder, Tally, books_of, ledger_rows
+from inrun.optim import trained_parameters
+from inrun.utility import Utility
+
+
+class Attribution:
+    """What `inrun.attach` returns; see there. Built by it, not by hand."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        utility: Utility,
+        scorer: Scorer,
+        capture: type[Hold] | type[Stream],
+        folder: RunFolder | None,
+        progress: bool,
+        check: bool,
+    ):
+        self._model, self._optimizer, self._utility = model, optimizer, utility
+        self._scorer, self._capture_kind, self._self_test = scorer, capture, check
+        self._folder, self._watch = folder, Stopwatch()
+        self._ids, self._tally = IdReader(), Tally(utility.targets, utility.weights)
+        self._ledger: list[dict[str, object]] = []
+        self._pending: list[tuple[Ids, Block]] = []
+        self._step = 0
+        self._paused = self._inside = self._stepping = False
+        self._warned: set[str] = set()
+        self._capture = self._new_capture()
+        self._line = LiveLine(progress)
+        self._release = weakref.finalize(self, _release, self._hooks(), self._line)
+
+    # ---- in the loop
+
+    @contextmanager
+    def batch(self, ids: Iterable[Any]) -> Iterator[None]:
+        """Runs one forward and backward pass of these samples inside.
+
+        Args:
+            ids: one id a row of the batch, ints or strings; the same id may come again, also in
+                one batch. Several blocks before one optimizer step are gradient accumulation.
+
+        Raises:
+            MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
+            InvariantError: the samples' shares do not sum to the gradient.
+            ReplaceLayerError: a layer makes samples depend on each other.
+        """
+        self._refuse_detached()
+        if self._inside:
+            raise MisuseError("attribution.batch blocks cannot be nested.")
+        if self._paused:
+            yield
+            return
+        with self._watch:
+            names = self._ids.read(ids)
+            self._refresh_capture()
+            if isinstance(self._capture, Stream):
+                self._scorer.opening(self._capture)
+        self._inside = True
+        try:
+            with self._capture.block(len(names)) as block:
+                yield
+        finally:
+            self._inside = False
+        with self._watch:
+            if self._capture.end_block():
+                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
+            self._pending.append((names, block))
+            self._warn_gaps()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Steps inside are trained as ever and not scored; the books show a gap."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stepping = False
+        if self._paused:
+            self._drop_pending()
+            return
+        if any(callable(argument) for argument in [*args, *kwargs.values()]):
+            raise MisuseError(
+                "optimizer.step(closure) computes gradients inside the step, where no block can "
+                "say whose they are. Run forward and backward in attribution.batch(ids), then "
+                "optimizer.step()."
+            )
+        if not self._pending:
+            self._warn_once(
+                "An optimizer step came without an attribution.batch(ids) block before it and was "
+                "not scored. Wrap forward and backward in a block, or the step in "
+                "attribution.paused()."
+            )
+            return
+        with self._watch:
+            try:
+                self._scorer.before_step(self._capture, [block for _, block in self._pending])
+            except Exception:
+                self._drop_pending()
+                raise
+        self._stepping = True
+
+    def _after_step(self) -> None:
+        if not self._stepping:
+            return
+        self._stepping = False
+        with self._watch:
+            try:
+                blocks = [block for _, block in self._pending]
+                scored = self._scorer.after_step(self._capture, blocks)
+                self._book([i for ids, _ in self._pending for i in ids], scored)
+            finally:
+                self._drop_pending()
+
+    def _book(self, ids: Ids, scored: Scored) -> None:
+        self._step += 1
+        rows = ledger_rows(
+            self._step,
+            scored.estimator,
+            len(ids),
+            self._utility.targets,
+            self._utility.weights,
+            scored.entries,
+        )
+        self._tally.add(self._step, ids, scored.values)
+        if self._folder is None:
+            self._ledger += rows
+        else:
+            self._folder.add(self._step, ids, scored.values, rows)
+        total = rows[0]
+        entries = np.array([total[name] for name in ("samples", "momentum", "weight_decay")])
+        loss, residual = total["closing_loss"], total["residual"]
+        assert isinstance(loss, float)
+        assert isinstance(residual, float)
+        self._line.update(self._step, loss, entries, residual, self.overhead)
+
+    def _drop_pending(self) -> None:
+        self._pending.clear()
+        self._capture.check.next_step()
+        self._scorer.forget()
+
+    # ---- what came of it
+
+    def values(self) -> pa.Table:
+        """What each sample contributed, over the run so far.
+
+        Returns:
+            A row a sample, in the order of ids: `sample_id`; `value`, the contribution to the
+            reduction of the validation loss, in its units (positive helped, negative harmed);
+            `value_normalised`, the same with each step's values divided by their mean size, which
+            ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
+            and with several targets one column each, of which `value` is the weighted sum.
+        """
+        return self._tally.table()
+
+    def ledger(self, target: str = TOTAL) -> pa.Table:
+        """The books.
+
+        Args:
+            target: one of the utility's targets, or 'total' for their weighted sum.
+
+        Returns:
+            A row a step: `step`, `estimator` (the method really used), `visits`, `opening_loss`,
+            `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`; the last four add up
+            to opening minus closing loss.
+
+        Raises:
+            MisuseError: no such target.
+        """
+        if self._folder is not None:
+            return self._stored().ledger(target)
+        return books_of(pa.Table.from_pylist(self._ledger, schema=LEDGER), target)
+
+    def visits(self) -> pa.Table:
+        """Every single visit: `step`, `sample_id`, `value`, `value_normalised`, and the targets.
+
+        Raises:
+            MisuseError: the attribution has no store; visits are kept nowhere else.
+        """
+        if self._folder is None:
+            raise MisuseError("Visits are kept in a store only: attach with store='some/folder'.")
+        return self._stored().visits()
+
+    def coverage(self) -> pa.Table:
+        """Which parameters are captured, how, and what share of the gradient they have.
+
+        Returns:
+            A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
+            'not captured', 'no gradient', 'not trained'), `captured_as`, `gradient_share` (of the
+            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed').
+        """
+        return self._capture.coverage.table()
+
+    @property
+    def covered(self) -> float:
+        """Share of the last step's squared gradient norm that is captured, 0 to 1."""
+        return self._capture.coverage.share
+
+    @property
+    def overhead(self) -> float:
+        """Time spent in attribution's own passes over the rest of the loop's time, so far.
+
+        The validation passes are in it; what capturing adds inside the forward and the backward
+        pass is not.
+        """
+        return self._watch.overhead
+
+    def flush(self) -> None:
+        """Writes to the store what is still waiting; without a store, nothing."""
+        if self._folder is not None:
+            self._folder.flush(self.coverage())
+
+    def detach(self) -> None:
+        """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
+        self._release()
+        self._pending.clear()
+        self.flush()
+
+    def __enter__(self) -> Attribution:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    # ---- its own affairs
+
+    def _stored(self) -> Run:
+        assert self._folder is not None
+        self.flush()
+        return Run(self._folder.path)
+
+    def _hooks(self) -> list[Any]:
+        """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
+        this = weakref.ref(self)
+
+        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            attribution = this()
+            if attribution is not None:
+                attribution._before_step(args, kwargs)
+
+        def after(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            attribution = this()
+            if attribution is not None:
+                attribution._after_step()
+
+        return [
+            self._optimizer.register_step_pre_hook(before),
+            self._optimizer.register_step_post_hook(after),
+        ]
+
+    def _new_capture(self, layouts: MeasuredLayouts | None = None) -> Capture:
+        trained = _named(self._model, self._optimizer)
+        capture = self._capture_kind(self._model, trained, layouts or MeasuredLayouts())
+        if isinstance(capture, Stream):
+            scorer = self._scorer
+
+            def contract(name: str, factor: Factor) -> Tensor:
+                return scorer.stream_contraction(capture, name, factor)
+
+            capture.contract = contract
+        if self._self_test:
+            self_test(capture, self._model, self._utility)
+        return capture
+
+    def _refresh_capture(self) -> None:
+        """Takes note of parameters that were added, frozen or thawed since the last block."""
+        present = {id(p) for p in trained_parameters(self._optimizer) if p.requires_grad}
+        if not self._pending and present != {id(p) for p in self._capture.trained.values()}:
+            self._capture = self._new_capture()
+
+    def _warn_gaps(self) -> None:
+        gaps = self._capture.coverage.gaps
+        if gaps:
+            why = self._capture.coverage.explain(gaps[0])
+            self._warn_once(
+                f"{len(gaps)} parameters with a gradient are not captured, {gaps[0]} first: {why}. "
+                f"The values cover {self.covered:.1%} of the squared gradient norm; the rest shows "
+                "in the books' residual. See attribution.coverage()."
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, InRunWarning, stacklevel=3)
+
+    def _refuse_detached(self) -> None:
+        if not self._release.alive:
+            raise MisuseError("This attribution was detached. Attach again to go on.")
+
+
+def _release(handles: list[Any], line: LiveLine) -> None:
+    for handle in handles:
+        handle.remove()
+    line.close()
+
+
+def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's trainable parameters, under the names that the model gives them."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    trained = {
+        names.get(id(p), f"param_groups[{g}].params[{i}]"): p
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+        if p.requires_grad
+    }
+    if not set(trained) & set(names.values()):
+        raise MisuseError(
+            "The optimizer holds none of the model's trainable parameters, so its steps say "
+            "nothing about this model. Build it from model.parameters(), after moving the model "
+            "to its device."
+        )
+    return trained

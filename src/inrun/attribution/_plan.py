@@ -1,0 +1,107 @@
+"""Before the optimizer steps: for each parameter what its direction will be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.capture import Block, Capture
+from inrun.directions import ESTIMATORS, Direction, SampleDirection
+from inrun.errors import MisuseError
+from inrun.optim import History, Move
+
+SMOOTHED_SHARE_BYTES = 256 * 2**20  # what one parameter's materialized shares may take
+
+
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """Contractions are done and summed in single precision at least."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """One parameter at one step, computed from the state before it.
+
+    `scale`: what the consumed gradient is in units of the shares' sum, a number, or elementwise
+    where it was changed so.
+    """
+
+    parameter: Tensor
+    direction: Direction
+    move: Move[Any, Any]
+    coefficient: Tensor | float
+    scale: Tensor | float
+    history: History
+
+
+class Smoothing:
+    """Whether a parameter's step is to be smoothed: Adam's first ones, where shares fit memory."""
+
+    def __init__(self, direction: Direction, steps: int):
+        self._direction, self._steps = direction, steps
+
+    def choose(self, move: Move[Any, Any], samples: int, can_materialize: bool) -> Direction:
+        """The direction for this parameter at this step."""
+        taken = move.steps_taken()
+        young = taken is not None and taken < self._steps
+        fits = samples * move.weight.numel() * move.weight.element_size() <= SMOOTHED_SHARE_BYTES
+        if young and fits and can_materialize and self._direction.name == "path":
+            return ESTIMATORS["path-smoothed"]
+        return self._direction
+
+
+def plan_parameter(
+    name: str, p: Tensor, move: Move[Any, Any], direction: Direction, scale: Tensor | float
+) -> ParameterPlan:
+    """Coefficient and history of one parameter."""
+    kept = move.frozen() if isinstance(direction, SampleDirection) else move
+    return ParameterPlan(
+        parameter=p,
+        direction=direction,
+        move=kept,
+        coefficient=direction.coefficient(move),
+        scale=scale,
+        history=direction.history(move),
+    )
+
+
+def gradient_scale(
+    name: str, gradient: Tensor, capture: Capture, blocks: Sequence[Block]
+) -> Tensor | float:
+    """What became of the gradient between the backward pass and the step.
+
+    Raises:
+        MisuseError: it was changed elementwise and the shares are not there to compare with.
+    """
+    k = capture.check.scale(name, gradient)
+    if k is not None:
+        return k
+    factors = [factor for block in blocks for factor in block.factors.get(name, [])]
+    if not factors:
+        raise MisuseError(
+            f"The gradient of {name} was changed element by element between backward() and step() "
+            "(clip_grad_value_ does this). With capture='stream' the shares are gone by then. "
+            "Attach with capture='hold', or clip by norm."
+        )
+    dtype = compute_dtype(gradient)
+    raw = torch.stack([factor.total(dtype) for factor in factors]).sum(0)
+    changed = gradient.detach().to(dtype)
+    return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
+
+
+@contextmanager
+def moved(displacements: Mapping[Tensor, Tensor | float]) -> Iterator[None]:
+    """Parameters displaced by -d while inside; afterwards the very same storage as before."""
+    before = {p: p.data for p in displacements}
+    try:
+        for p, d in displacements.items():
+            p.data = p.data - d
+        yield
+    finally:
+        for p, data in before.items():
+            p.data = data

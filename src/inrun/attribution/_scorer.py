@@ -1,0 +1,223 @@
+"""One optimizer step, scored: what happens in the step's pre-hook and in its post-hook.
+
+Letters: N samples of the step over all its blocks, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution._plan import (
+    ParameterPlan,
+    Smoothing,
+    compute_dtype,
+    gradient_scale,
+    moved,
+    plan_parameter,
+)
+from inrun.capture import Block, Capture
+from inrun.directions import Direction, Gradients, SampleDirection
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+from inrun.ledger import Entries
+from inrun.optim import Rule, moves
+from inrun.utility import Evaluation, Utility, curvature, evaluate
+
+
+class Scored(NamedTuple):
+    """A step's result: values (N, K) in the blocks' order, its books, the method really used."""
+
+    values: np.ndarray
+    entries: Entries
+    estimator: str
+
+
+class Scorer:
+    """Holds what must survive from one step to the next: the last closing pass."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rule: Rule[Any, Any],
+        utility: Utility,
+        direction: Direction,
+        smoothed_steps: int,
+    ):
+        self._model, self._optimizer, self._rule = model, optimizer, rule
+        self._utility, self._direction = utility, direction
+        self._smoothing = Smoothing(direction, smoothed_steps)
+        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
+        self._plans: dict[str, ParameterPlan] = {}
+        self._at_open: Evaluation | None = None
+        self._extra: dict[str, dict[str, Tensor]] = {}
+
+    def opening(self, capture: Capture) -> Evaluation:
+        """Losses and gradients at the present weights: the last closing ones if nothing moved."""
+        if self._last is not None:
+            evaluation, versions = self._last
+            known = list(evaluation.gradients) == list(capture.trained)
+            if known and versions == _versions(capture):
+                return evaluation
+        evaluation = evaluate(self._utility, self._model, capture.trained)
+        self._last = (evaluation, _versions(capture))
+        return evaluation
+
+    def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
+        """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
+        p = capture.trained[name]
+        for q, move in moves(self._optimizer, self._rule):
+            if q is p:
+                opening = self.opening(capture).gradients[name]
+                gradient = self._direction.gradient(Gradients(opening), move)
+                dtype = compute_dtype(p)
+                Q = gradient.to(dtype) * self._direction.coefficient(move)
+                return factor.contract(Q).double()
+        raise MisuseError(f"{name} left the optimizer while its gradient was computed.")
+
+    def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
+        """Reads the optimizer while its state is still that of w_t."""
+        self._at_open = self.opening(capture)
+        names = {id(p): name for name, p in capture.trained.items()}
+        samples = sum(block.samples for block in blocks)
+        held = not any(block.values_BK is not None for block in blocks)
+        plans: dict[str, ParameterPlan] = {}
+        with torch.no_grad():
+            for p, move in moves(self._optimizer, self._rule):
+                name = names[id(p)]
+                _refuse_sparse(name, move.gradient)
+                scale: Tensor | float = 1.0
+                if name not in capture.coverage.gaps:
+                    scale = gradient_scale(name, move.gradient, capture, blocks)
+                direction = self._smoothing.choose(move, samples, held)
+                plans[name] = plan_parameter(name, p, move, direction, scale)
+        self._plans = plans
+        self._extra = self._extra_passes(capture)
+
+    def _extra_passes(self, capture: Capture) -> dict[str, dict[str, Tensor]]:
+        extra: dict[str, dict[str, Tensor]] = {}
+        if self._direction.needs_null:
+            null = {
+                plan.parameter: plan.history.momentum + plan.history.decay
+                for plan in self._plans.values()
+            }
+            with moved(null):
+                extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
+        if self._direction.needs_curvature:
+            along = {name: plan.move.gradient for name, plan in self._plans.items()}
+            extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
+        return extra
+
+    def after_step(self, capture: Capture, blocks: Sequence[Block]) -> Scored:
+        """Contracts the directions, now that the closing gradient is known."""
+        assert self._at_open is not None
+        for block in blocks:
+            block.check_untouched()
+        closing = evaluate(self._utility, self._model, capture.trained)
+        K = len(self._utility.targets)
+        values = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
+        momentum, decay = torch.zeros(K, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
+        with torch.no_grad():
+            for name, plan in self._plans.items():
+                at = Gradients(
+                    self._at_open.gradients[name],
+                    closing.gradients[name],
+                    *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+                )
+                along = plan.direction.history_gradient(at, plan.move)
+                momentum += _against(along, plan.history.momentum)
+                decay += _against(along, plan.history.decay)
+                for value, contribution in zip(
+                    values, _contributions(name, plan, at, blocks), strict=True
+                ):
+                    value += contribution
+            for value, block in zip(values, blocks, strict=True):
+                if block.values_BK is not None:
+                    value += block.values_BK.cpu() * self._common_scale()
+        all_values = torch.cat(values) if values else torch.zeros(0, K, dtype=torch.float64)
+        entries = Entries(
+            self._at_open.losses.numpy(),
+            closing.losses.numpy(),
+            all_values.sum(0).numpy(),
+            momentum.numpy(),
+            decay.numpy(),
+        )
+        self._last = (closing, _versions(capture))
+        used = {plan.direction.name for plan in self._plans.values()}
+        estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
+        self._plans, self._extra, self._at_open = {}, {}, None
+        return Scored(all_values.numpy(), entries, estimator)
+
+    def forget(self) -> None:
+        """Drops what a step that will not be scored has begun."""
+        self._plans, self._extra, self._at_open = {}, {}, None
+
+    def _common_scale(self) -> float:
+        """The one factor between shares and consumed gradient that `stream` can still apply.
+
+        Raises:
+            MisuseError: parameters were scaled by different factors.
+        """
+        scales = [plan.scale for plan in self._plans.values() if not isinstance(plan.scale, Tensor)]
+        if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
+            raise MisuseError(
+                "Parameters' gradients were scaled by different factors between backward() and "
+                "step(). With capture='stream' values are already summed over parameters. Attach "
+                "with capture='hold'."
+            )
+        return float(np.mean(scales)) if scales else 1.0
+
+
+def _contributions(
+    name: str, plan: ParameterPlan, at: Gradients, blocks: Sequence[Block]
+) -> list[Tensor]:
+    """What one parameter adds to each block's values, (B, K) float64 on the CPU."""
+    K = at.opening.shape[0]
+    empty = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
+    if not any(block.factors.get(name) for block in blocks):
+        return empty
+    gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
+    if isinstance(plan.direction, SampleDirection):
+        return _sample_contributions(name, plan, gradient, blocks)
+    Q = gradient * (plan.coefficient * plan.scale)
+    for total, block in zip(empty, blocks, strict=True):
+        for factor in block.factors.get(name, []):
+            total += factor.contract(Q).double().cpu()
+    return empty
+
+
+def _sample_contributions(
+    name: str, plan: ParameterPlan, gradient: Tensor, blocks: Sequence[Block]
+) -> list[Tensor]:
+    """The same for a direction that differs from sample to sample: over the whole step at once."""
+    assert isinstance(plan.direction, SampleDirection)
+    shares = [
+        sum(
+            (factor.materialize(gradient.dtype) for factor in block.factors.get(name, [])),
+            start=gradient.new_zeros(block.samples, *gradient.shape[1:]),
+        )
+        for block in blocks
+    ]
+    values = plan.direction.values(plan.move, torch.cat(shares) * plan.scale, gradient)
+    return list(values.double().cpu().split([block.samples for block in blocks]))
+
+
+def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:
+    """<gradient_k, displacement>, (K,) float64 on the CPU; a number displaces nothing (it is 0)."""
+    if not isinstance(displacement, Tensor):
+        return torch.zeros(gradient_K.shape[0], dtype=torch.float64)
+    return (gradient_K * displacement).flatten(1).sum(1).double().cpu()
+
+
+def _versions(capture: Capture) -> tuple[int, ...]:
+    return tuple(p._version for p in capture.trained.values())
+
+
+def _refuse_sparse(name: str, gradient: Tensor) -> None:
+    if gradient.is_sparse:
+        raise MisuseError(f"The gradient of {name} is sparse. Build its layer with sparse=False.")

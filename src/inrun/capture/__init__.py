@@ -1,0 +1,22 @@
+"""From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
+
+from inrun.capture._capture import Block, Capture, Hold, Stream
+from inrun.capture._coverage import Coverage
+from inrun.capture._gradient_check import GradientCheck
+from inrun.capture._layouts import MeasuredLayouts
+from inrun.capture._mode import CaptureMode
+from inrun.capture._self_test import self_test
+from inrun.capture._sources import Root
+
+__all__ = [
+    "Block",
+    "Capture",
+    "CaptureMode",
+    "Coverage",
+    "GradientCheck",
+    "Hold",
+    "MeasuredLayouts",
+    "Root",
+    "Stream",
+    "self_test",
+]

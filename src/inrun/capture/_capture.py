@@ -1,0 +1,179 @@
+"""Blocks of samples: from the operations of a forward and a backward pass to their factors.
+
+`hold` keeps every use's factors until the step is over: exact for every direction. `stream`
+contracts a parameter's factors inside the backward pass, as soon as its own gradient is there,
+and lets go of them: no factor outlives its layer. What `stream` gives up: the direction is formed
+from the opening validation gradient alone, and from the gradient as far as it has come in at that
+moment, before clipping and before later micro-batches are added.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from inrun.capture._coverage import Coverage
+from inrun.capture._gradient_check import GradientCheck
+from inrun.capture._layouts import MeasuredLayouts
+from inrun.capture._mode import CaptureMode
+from inrun.capture._sources import Root
+from inrun.capture._uses import Use
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+
+Contraction = Callable[[str, Factor], Tensor]
+"""(parameter's name, factor) -> values (B, K), called inside the backward pass by `stream`."""
+
+
+class Block:
+    """One `batch` block after its end: factors by parameter (`hold`) or values (`stream`)."""
+
+    def __init__(self, samples: int):
+        self.samples = samples
+        self.uses: list[Use] = []
+        self.factors: dict[str, list[Factor]] = {}
+        self.values_BK: Tensor | None = None
+
+    def check_untouched(self) -> None:
+        """Raises if something that the factors refer to was overwritten."""
+        for use in self.uses:
+            use.check_untouched()
+
+
+class Capture(ABC):
+    """Turns batch blocks into factors; one strategy a subclass."""
+
+    def __init__(
+        self, model: nn.Module, trained: Mapping[str, Tensor], layouts: MeasuredLayouts
+    ):
+        self.trained, self.layouts = dict(trained), layouts
+        self.coverage = Coverage(model, trained)
+        self.check = GradientCheck(trained)
+        self.low_precision = False
+        self._roots = [Root(name, p) for name, p in trained.items()]
+        ids = {id(p) for p in trained.values()}
+        rest = [*model.parameters(), *model.buffers()]
+        self._constants = frozenset(id(t) for t in rest if id(t) not in ids)
+
+    @property
+    def watched(self) -> tuple[list[Root], frozenset[int]]:
+        """The trained parameters, and the ids of tensors that are the same for all samples."""
+        return self._roots, self._constants
+
+    @contextmanager
+    def block(self, samples: int) -> Iterator[Block]:
+        """Records what runs inside; the block that it gives is filled on leaving.
+
+        Raises:
+            MisuseError: no operation used a trained parameter, or no gradient came back.
+            InvariantError: the shares do not sum to the gradient.
+        """
+        block, mode = Block(samples), CaptureMode(*self.watched, samples, self.layouts)
+        self.check.discard_block()
+        with self._listening(block, mode), mode:
+            yield block
+        self._demand_uses(mode.uses)
+        self.low_precision |= any(use.low_precision for use in mode.uses)
+        self._collect(block, mode)
+        self.coverage.skipped(mode.skipped)
+
+    def end_block(self) -> bool:
+        """Checks the invariant against `.grad`; True if only the last block is in it.
+
+        Raises:
+            InvariantError: the shares do not sum to the gradient.
+        """
+        gradients = {name: p.grad for name, p in self.trained.items()}
+        alone = self.check.end_block(gradients, self.low_precision)
+        self.coverage.measured(self.check.norms)
+        return alone
+
+    @abstractmethod
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        """Whatever must be in place during the forward and the backward pass."""
+
+    @abstractmethod
+    def _collect(self, block: Block, mode: CaptureMode) -> None:
+        """Fills the block after the backward pass."""
+
+    def _demand_uses(self, uses: list[Use]) -> None:
+        if not uses:
+            raise MisuseError(
+                "No operation inside attribution.batch(ids) used a trained parameter: the model "
+                "did not run there, ran without gradients, or runs compiled, where operations "
+                "cannot be seen. Run forward and backward of the plain model inside the block."
+            )
+        if not any(use.reached for use in uses):
+            raise MisuseError(
+                "No gradient came back inside attribution.batch(ids). Call loss.backward() inside "
+                "the block: shares are read while it runs."
+            )
+
+    def _register(self, name: str, how: str, factor: Factor) -> None:
+        self.coverage.saw(name, how)
+        self.check.add(name, factor)
+
+
+class Hold(Capture):
+    """Keeps factors until the step is over."""
+
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        yield
+
+    def _collect(self, block: Block, mode: CaptureMode) -> None:
+        block.uses = [use for use in mode.uses if use.reached]
+        for use in block.uses:
+            for name, how, factor in use.factors():
+                self._register(name, how, factor)
+                block.factors.setdefault(name, []).append(factor)
+
+
+class Stream(Capture):
+    """Contracts inside the backward pass; `contract` is set by whoever forms the directions."""
+
+    contract: Contraction
+
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        finished: dict[str, set[int]] = {}
+
+        def on_gradient(name: str) -> Callable[[Tensor], None]:
+            def contract(_: Tensor) -> None:
+                with torch.no_grad():
+                    self._contract_reached(block, mode, name, finished.setdefault(name, set()))
+
+            return contract
+
+        handles = [
+            p.register_post_accumulate_grad_hook(on_gradient(name))
+            for name, p in self.trained.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _contract_reached(
+        self, block: Block, mode: CaptureMode, name: str, finished: set[int]
+    ) -> None:
+        for use in mode.uses:
+            if not use.reached or name not in use.roots or id(use) in finished:
+                continue
+            finished.add(id(use))
+            for _, how, factor in use.factors(only=name):
+                self._register(name, how, factor)
+                values = self.contract(name, factor)
+                block.values_BK = values if block.values_BK is None else block.values_BK + values
+            use.pending.discard(name)
+            if not use.pending:
+                use.release()
+
+    def _collect(self, block: Block, mode: CaptureMode) -> None:
+        mode.uses.clear()

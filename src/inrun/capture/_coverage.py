@@ -1,0 +1,87 @@
+"""Which parameters are captured, how, and what share of the gradient that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+from torch import Tensor, nn
+
+
+class Coverage:
+    """What was seen of each parameter so far."""
+
+    def __init__(self, model: nn.Module, trained: Mapping[str, Tensor]):
+        self._trained = dict(trained)
+        ids = {id(p) for p in trained.values()}
+        self._untrained = {n: p for n, p in model.named_parameters() if id(p) not in ids}
+        self._how: dict[str, set[str]] = {}
+        self._why_not: dict[str, str] = {}
+        self._norms: dict[str, float] = {}
+        self.axis_checked = False
+
+    def saw(self, name: str, how: str) -> None:
+        """A factor of this parameter was built, in this way."""
+        self._how.setdefault(name, set()).add(how)
+
+    def skipped(self, reasons: Mapping[str, str]) -> None:
+        """Uses that have no share for a sample, and why."""
+        self._why_not.update(reasons)
+
+    def measured(self, norms: Mapping[str, float]) -> None:
+        """Gradient norms of a step."""
+        self._norms = dict(norms)
+
+    @property
+    def gaps(self) -> list[str]:
+        """Parameters with a gradient and no captured use."""
+        return [n for n, norm in self._norms.items() if norm > 0 and n not in self._how]
+
+    @property
+    def share(self) -> float:
+        """Captured part of the last step's squared gradient norm, 0 to 1."""
+        total = sum(norm**2 for norm in self._norms.values())
+        missed = sum(self._norms[name] ** 2 for name in self.gaps)
+        return 1.0 - missed / total if total > 0 else 1.0
+
+    def explain(self, name: str) -> str:
+        """Why a parameter is not captured."""
+        return self._why_not.get(
+            name, "no torch operation was seen to use it (custom autograd function or compiled code)"
+        )
+
+    def table(self) -> pa.Table:
+        """A row a parameter.
+
+        Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
+        'not trained'), captured_as (operation: form), gradient_share (of the last step's squared
+        gradient norm), sample_axis ('measured' on the model or 'assumed' from shapes).
+        """
+        total = sum(norm**2 for norm in self._norms.values())
+        rows = [self._row(name, p, total) for name, p in self._trained.items()]
+        rows += [
+            {**self._facts(name, p), "status": "not trained", "captured_as": "",
+             "gradient_share": 0.0, "sample_axis": ""}
+            for name, p in self._untrained.items()
+        ]
+        return pa.Table.from_pylist(rows) if rows else pa.table({"parameter": pa.array([], "str")})
+
+    def _row(self, name: str, p: Tensor, total: float) -> dict[str, object]:
+        how = sorted(self._how.get(name, ()))
+        norm = self._norms.get(name, 0.0)
+        status = "captured" if how else "not captured" if norm > 0 else "no gradient"
+        return {
+            **self._facts(name, p),
+            "status": status,
+            "captured_as": ", ".join(how) or (self.explain(name) if norm > 0 else ""),
+            "gradient_share": norm**2 / total if total > 0 else 0.0,
+            "sample_axis": ("measured" if self.axis_checked else "assumed") if how else "",
+        }
+
+    @staticmethod
+    def _facts(name: str, p: Tensor) -> dict[str, object]:
+        return {
+            "parameter": name,
+            "shape": "x".join(str(n) for n in p.shape) or "1",
+            "elements": p.numel(),
+        }

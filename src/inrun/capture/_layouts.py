@@ -1,0 +1,162 @@
+"""Where samples lie in an operation's output: measured on the model itself, or guessed by shape.
+
+Shapes cannot tell: with as many positions as samples, (T, B, d) and (B, T, d) look alike, a table
+of T positions looks like T samples, and every wrong reading still sums to the right gradient. So
+the model is run on a few validation rows, again with the last row exchanged for another, and again
+with one row less. What changes, and only there, belongs to that row; what neither changes nor
+shrinks is the same for all samples. An operation in which the exchange is seen at other samples'
+places mixes samples, and is refused.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inrun.errors import NeverPossibleError
+from inrun.operations import Layout
+
+
+class Key(NamedTuple):
+    """A use, named so that it is found again in another forward pass."""
+
+    operation: str
+    parameters: tuple[str, ...]
+    output: int
+
+    def __str__(self) -> str:
+        return f"{self.operation}({', '.join(self.parameters)})"
+
+
+class Constant(NamedTuple):
+    """The verdict on an output that is the same for every sample."""
+
+
+class Verified(NamedTuple):
+    """A measured layout; `slots` is a sample's length along the axis in rows of that run."""
+
+    layout: Layout
+    slots: int
+    ndim: int
+
+
+Verdict = Constant | Verified
+
+
+class LayoutBook(ABC):
+    """What the capture asks for an output's layout."""
+
+    @abstractmethod
+    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+        """The output's layout; None where it does not run over samples.
+
+        `strict`: nothing but the shape says that samples are in it at all.
+        """
+
+
+class MeasuredLayouts(LayoutBook):
+    """The verdicts of `discover`, and the shape's word for what it did not see."""
+
+    def __init__(self, verdicts: dict[Key, Verdict] | None = None):
+        self._verdicts = verdicts or {}
+        self.assumed: set[Key] = set()
+
+    def learn(self, verdicts: dict[Key, Verdict]) -> None:
+        """Takes over what was measured."""
+        self._verdicts = dict(verdicts)
+
+    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+        """See `LayoutBook.layout`."""
+        verdict = self._verdicts.get(key)
+        if isinstance(verdict, Constant):
+            return None
+        if isinstance(verdict, Verified) and verdict.ndim == output.ndim:
+            size = output.shape[verdict.layout.axis or 0]
+            fits = size == samples if verdict.slots == 1 else samples and size % samples == 0
+            return verdict.layout if fits else None
+        if samples == 1:
+            return Layout(None)
+        guess = _by_shape(output, samples, strict=strict)
+        if guess is not None:
+            self.assumed.add(key)
+        return guess
+
+
+def _by_shape(output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+    """The usual layouts, tried in their order of frequency."""
+    shape = output.shape
+    if shape and shape[0] == samples:
+        return Layout(0)
+    if not strict and samples and output.ndim == 2 and shape[0] % samples == 0:
+        return Layout(0)
+    if output.ndim >= 3 and shape[1] == samples:
+        return Layout(1)
+    return None
+
+
+class RecordingLayouts(LayoutBook):
+    """Answers as if the batch were one sample, and keeps what came by."""
+
+    def __init__(self, known: dict[Key, Verdict]):
+        self._known = known
+        self.outputs: list[tuple[Key, Tensor]] = []
+
+    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+        """See `LayoutBook.layout`."""
+        self.outputs.append((key, output.detach().clone()))
+        return None if isinstance(self._known.get(key), Constant) else Layout(None)
+
+
+def judge(
+    whole: list[tuple[Key, Tensor]],
+    exchanged: list[tuple[Key, Tensor]],
+    shorter: list[tuple[Key, Tensor]],
+    rows: int,
+) -> dict[Key, Verdict]:
+    """Verdicts from three runs: on `rows` rows, with the last exchanged, and without it.
+
+    Raises:
+        NeverPossibleError: an output in which one row's exchange is seen at other rows' places.
+    """
+    keys = [key for key, _ in whole]
+    if keys != [key for key, _ in exchanged] or keys != [key for key, _ in shorter]:
+        return {}  # the model takes another way for other rows: nothing can be compared
+    verdicts: dict[Key, Verdict] = {}
+    doubtful: set[Key] = set()
+    for (key, a), (_, b), (_, c) in zip(whole, exchanged, shorter, strict=True):
+        verdict = _judge_one(key, a, b, c, rows)
+        if verdict is None or verdicts.get(key, verdict) != verdict:
+            doubtful.add(key)
+        else:
+            verdicts[key] = verdict
+    return {key: verdict for key, verdict in verdicts.items() if key not in doubtful}
+
+
+def _judge_one(key: Key, a: Tensor, b: Tensor, c: Tensor, rows: int) -> Verdict | None:
+    if a.shape != b.shape or a.ndim != c.ndim:
+        return None
+    changed = (a - b).abs() > 1e-5 * a.abs().max().clamp(min=1e-30)
+    if not changed.any():
+        return Constant() if a.shape == c.shape else None
+    shrunk = [i for i in range(a.ndim) if a.shape[i] != c.shape[i]]
+    if not shrunk and a.shape == c.shape:
+        return None  # for instance a value that is already summed over the batch
+    for axis in shrunk:
+        for sample_major in (True, False):
+            layout = Layout(axis, sample_major)
+            if a.shape[axis] % rows == 0 and _only_last(layout.split(changed, rows)):
+                return Verified(layout, a.shape[axis] // rows, a.ndim)
+    raise NeverPossibleError(
+        f"In {key} one validation row's values depend on the other rows of its batch, even in "
+        "evaluation mode: a sample has no gradient share of its own there. Batch statistics, "
+        "contrastive terms inside the model and routing with a shared capacity do this. Use a "
+        "layer that treats samples apart, or attach with self_test=False if the rows that you "
+        "pass as validation data are really one sample."
+    )
+
+
+def _only_last(changed_B: Tensor) -> bool:
+    return not bool(torch.any(changed_B[:-1]))

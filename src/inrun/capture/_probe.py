@@ -1,0 +1,43 @@
+"""The invariant: shares sum to the gradient, checked against a random direction with every step.
+
+The direction is of rank one, r = x y^T with random signs x and y, so that <r, share_i> and
+<r, grad> cost as little as two matrix-vector products, and a share that is missing, counted twice
+or laid out wrongly is seen with near certainty.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inrun.factors import Factor
+
+
+class Probe:
+    """One parameter's random direction."""
+
+    def __init__(self, parameter: Tensor, generator: torch.Generator):
+        shape = parameter.shape or torch.Size((1,))
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        self._left = _signs(shape[:1], generator).to(parameter.device, dtype)
+        self._right = _signs(shape[1:] or torch.Size((1,)), generator).to(parameter.device, dtype)
+
+    def of_shares(self, factor: Factor) -> Tensor:
+        """<r, share_b>, (B,)."""
+        return factor.contract_rank_one(self._left, self._right)
+
+    def of_gradient(self, gradient: Tensor) -> Tensor:
+        """<r, gradient>, a scalar."""
+        matrix = gradient.detach().to(self._left.dtype).reshape(self._left.shape[0], -1)
+        return self._left @ (matrix @ self._right.reshape(-1))
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1)
+
+
+def tolerance(parameter: Tensor, low_precision: bool) -> float:
+    """How far sums may differ, relative to their terms, for the arithmetic that made them."""
+    if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
+        return 5e-2
+    return 1e-8 if parameter.dtype == torch.float64 else 2e-3

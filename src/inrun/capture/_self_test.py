@@ -1,0 +1,136 @@
+"""Before the first step: where samples lie in every operation, and whether shares sum up.
+
+Both are measured on a few rows of the validation batch, on the side, in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from inrun.capture._capture import Capture
+from inrun.capture._gradient_check import GradientCheck
+from inrun.capture._layouts import (
+    Constant,
+    Key,
+    MeasuredLayouts,
+    RecordingLayouts,
+    Verdict,
+    judge,
+)
+from inrun.capture._mode import CaptureMode
+from inrun.errors import InRunError, InRunWarning
+from inrun.utility import Utility, differing_row, loss_of, row_count, take_rows, undisturbed
+
+ROWS = 3
+
+Recorded = list[tuple[Key, Tensor]]
+
+
+def self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
+    """Measures layouts into `capture.layouts` and checks the invariant on validation rows.
+
+    Warns (`InRunWarning`) where the validation batch cannot be cut into rows: sample axes are then
+    taken from shapes.
+
+    Raises:
+        InvariantError: shares do not sum to the gradient.
+        NeverPossibleError: the model mixes samples.
+        ReplaceLayerError: a layer that mixes samples is in use.
+    """
+    target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1]) or 0)
+    rows = row_count(batch)
+    if rows is None or rows < 2:
+        _warn_assumed("its tensors do not share a first axis of two rows or more")
+        _check_sums(capture, model, utility, target, batch, 1)
+        return
+    count = min(ROWS, rows)
+    try:
+        verdicts = _measure(capture, model, utility, target, batch, count)
+        _check_sums(
+            capture, model, utility, target, take_rows(batch, range(count)), count, verdicts
+        )
+    except InRunError:
+        raise
+    except Exception as error:  # loss_fn is the user's: it may not take fewer rows
+        _warn_assumed(f"loss_fn failed on {count} rows of it ({type(error).__name__}: {error})")
+        _check_sums(capture, model, utility, target, batch, 1)
+        return
+    capture.layouts.learn(verdicts)
+    capture.coverage.axis_checked = bool(verdicts)
+
+
+def _warn_assumed(why: str) -> None:
+    warnings.warn(
+        f"The validation batch cannot be used to find each operation's sample axis: {why}. The "
+        "axis is taken from shapes: axis 0, or 1 where only that fits. If the model puts samples "
+        "elsewhere, values go to the wrong samples.",
+        InRunWarning,
+        stacklevel=4,
+    )
+
+
+def _measure(
+    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object, count: int
+) -> dict[Key, Verdict]:
+    """Three runs, repeated while they find more outputs that are the same for all samples."""
+    other = differing_row(batch, count)
+    whole, exchanged = list(range(count)), [*range(count - 1), other]
+    known: dict[Key, Verdict] = {}
+    while True:
+        record = _recorder(capture, model, utility, target, known)
+        verdicts = judge(
+            record(take_rows(batch, whole)),
+            record(take_rows(batch, exchanged)),
+            record(take_rows(batch, whole[:-1])),
+            count,
+        )
+        constants = {key for key, verdict in verdicts.items() if isinstance(verdict, Constant)}
+        if constants <= {key for key in known if isinstance(known[key], Constant)}:
+            return {**known, **verdicts}
+        known |= {key: verdicts[key] for key in constants}
+
+
+def _recorder(
+    capture: Capture,
+    model: nn.Module,
+    utility: Utility,
+    target: str,
+    known: dict[Key, Verdict],
+) -> Callable[[object], Recorded]:
+    def record(batch: object) -> Recorded:
+        layouts = RecordingLayouts(known)
+        with undisturbed(model), CaptureMode(*capture.watched, 1, layouts):
+            loss_of(utility, model, target, batch)
+        return layouts.outputs
+
+    return record
+
+
+def _check_sums(
+    capture: Capture,
+    model: nn.Module,
+    utility: Utility,
+    target: str,
+    batch: object,
+    samples: int,
+    verdicts: dict[Key, Verdict] | None = None,
+) -> None:
+    """The invariant for the gradient of the validation loss on these rows."""
+    check = GradientCheck(capture.trained)
+    parameters = list(capture.trained.values())
+    with undisturbed(model):
+        with CaptureMode(*capture.watched, samples, MeasuredLayouts(verdicts)) as mode:
+            loss = loss_of(utility, model, target, batch)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        reached = [use for use in mode.uses if use.reached]
+        for use in reached:
+            for name, how, factor in use.factors():
+                capture.coverage.saw(name, how)
+                check.add(name, factor)
+    low_precision = any(use.low_precision for use in reached)
+    check.end_block(dict(zip(capture.trained, gradients, strict=True)), low_precision)
+

@@ -1,0 +1,109 @@
+"""What a tensor owes to parameters: a parameter itself, or something computed from parameters only.
+
+A model does not always hand a parameter to an operation as it is: it slices it (attention's packed
+projections), looks rows up that are the same for all samples (position tables), normalizes it
+(weight norm). Such a tensor is *derived*; when it meets activations its shares are known, and they
+are carried back to the parameters, through the transpose of the map where it is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.factors import Dense, Derived, Factor
+from inrun.operations import outputs_of, replace
+
+_CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
+_LINEAR = _CASTS | {
+    "__getitem__", "chunk", "contiguous", "embedding", "expand", "expand_as", "flatten",
+    "index_select", "movedim", "narrow", "permute", "repeat", "reshape", "select", "split",
+    "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
+_LINEAR_GETTERS = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
+
+
+class Root:
+    """A parameter that the optimizer trains."""
+
+    def __init__(self, name: str, parameter: Tensor):
+        self.name, self.parameter = name, parameter
+
+    roots = property(lambda self: (self,))
+
+    def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
+        """(parameter's name, its shares): nothing lies between."""
+        yield self.name, factor
+
+
+class DerivedTensor:
+    """A tensor computed from parameters alone, and how."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        sources: Mapping[int, Source],
+        output: int,
+    ):
+        self._function, self._args, self._kwargs = function, args, kwargs
+        self._sources, self._output = sources, output
+        self.roots: tuple[Root, ...] = tuple(
+            {root.name: root for source in sources.values() for root in source.roots}.values()
+        )
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether this is a linear map of one parameter."""
+        named = getattr(self._function, "__name__", "") in _LINEAR
+        own = named or self._function in _LINEAR_GETTERS
+        (source, *others) = self._sources.values()
+        return own and not others and (isinstance(source, Root) or source.is_linear)
+
+    def evaluate(self, values: Mapping[str, Tensor], *, cast: bool) -> Tensor:
+        """The tensor with other values in the parameters' places; dtype casts are optional."""
+
+        def value_of(source: Source) -> Tensor:
+            if isinstance(source, Root):
+                return values[source.name]
+            return source.evaluate(values, cast=cast)
+
+        if not cast and getattr(self._function, "__name__", "") in _CASTS:
+            return value_of(next(iter(self._sources.values())))
+
+        def swap(t: Tensor) -> Tensor:
+            source = self._sources.get(id(t))
+            return t if source is None else value_of(source)
+
+        args, kwargs = replace(list(self._args), swap), replace(dict(self._kwargs), swap)
+        return outputs_of(self._function(*args, **kwargs))[self._output]
+
+    def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
+        """(parameter's name, its shares) for each parameter behind this tensor."""
+        if self.is_linear:
+            (root,) = self.roots
+            yield (
+                root.name,
+                Derived(
+                    root.parameter.shape,
+                    lambda Q: self.evaluate({root.name: Q}, cast=False),
+                    factor,
+                ),
+            )
+            return
+        leaves = [root.parameter.detach().clone().requires_grad_() for root in self.roots]
+        names = [root.name for root in self.roots]
+        with torch.enable_grad():
+            tensor = self.evaluate(dict(zip(names, leaves, strict=True)), cast=True)
+        shares_B = factor.materialize(tensor.dtype)
+        pulled = [torch.autograd.grad(tensor, leaves, s, retain_graph=True) for s in shares_B]
+        for position, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            rows = [shares[position] for shares in pulled]
+            yield name, Dense(torch.stack(rows) if rows else leaf.new_zeros(0, *leaf.shape))
+
+
+Source = Root | DerivedTensor

@@ -1,0 +1,122 @@
+"""A use: one call of an operation that consumed a parameter, paired with its output's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.capture._sources import Source
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+from inrun.operations import Call, Layout, fallback, find, outputs_of, replace
+
+
+class Use:
+    """What a rule will need after the backward pass, and the gradients as they arrive."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        sources: Mapping[int, Source],
+        layouts: Sequence[Layout | None],
+        samples: int,
+    ):
+        self.function, self.sources, self.samples = function, sources, samples
+        self.name: str = getattr(function, "__name__", repr(function))
+        self._args, self._kwargs, self._layouts = args, kwargs, layouts
+        self._gradients: list[Tensor | None] = [None] * len(layouts)
+        self._versions: list[tuple[Tensor, int]] = []
+        self._was_reached = False
+        self.pending = self.roots  # whose shares have not been taken yet
+        replace([list(args), dict(kwargs)], self._remember_version)
+
+    def _remember_version(self, t: Tensor) -> Tensor:
+        if id(t) not in self.sources:
+            self._versions.append((t, t._version))
+        return t
+
+    @property
+    def reached(self) -> bool:
+        """Whether the backward pass came through."""
+        return self._was_reached
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether half precision took part, so that sums agree to two digits only."""
+        tensors = outputs_of([list(self._args), list(self._kwargs.values()), self._gradients])
+        return any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
+
+    @property
+    def roots(self) -> set[str]:
+        """Names of the parameters behind this use."""
+        return {root.name for source in self.sources.values() for root in source.roots}
+
+    def receive(self, output: int, gradient: Tensor) -> None:
+        """Adds an output's gradient: a second backward pass through the same graph adds up."""
+        if self._gradients:  # else released: the invariant will tell that a part is missing
+            self._was_reached = True
+            self._add(output, gradient)
+
+    def _add(self, output: int, gradient: Tensor) -> None:
+        before = self._gradients[output]
+        self._gradients[output] = gradient if before is None else before + gradient
+
+    def check_untouched(self) -> None:
+        """Raises if an argument was overwritten since the operation saw it.
+
+        Raises:
+            MisuseError: for instance an input buffer that was refilled with the next batch.
+        """
+        for t, version in self._versions:
+            if t._version != version:
+                raise MisuseError(
+                    f"A tensor of shape {tuple(t.shape)} that {self.name} of "
+                    f"{', '.join(sorted(self.roots))} consumed was overwritten in place before the "
+                    "optimizer's step, so this sample's shares are gone. Do not refill input "
+                    "buffers between backward() and step(), or attach with capture='stream'."
+                )
+
+    def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
+        """(parameter's name, how it was captured, its shares) for every parameter behind it."""
+        for tensor_id, source in self.sources.items():
+            if only is not None and only not in {root.name for root in source.roots}:
+                continue
+            for parameter, factor in source.pull_back(self._shares_of(tensor_id)):
+                if only in (None, parameter):
+                    yield parameter, f"{self.name}: {type(factor).__name__.lower()}", factor
+
+    def release(self) -> None:
+        """Lets go of arguments and gradients."""
+        self._args, self._kwargs = (), {}
+        self._gradients, self._versions = [], []
+
+    def _shares_of(self, tensor_id: int) -> Factor:
+        """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
+        operation = find(self.name)
+        if operation is not None and operation.rule is not None and len(self._gradients) == 1:
+            arguments = operation.bind(self._args, self._kwargs)
+            gradient, layout = self._gradients[0], self._layouts[0]
+            named = [name for name, value in arguments.items() if id(value) == tensor_id]
+            if len(named) == 1 and gradient is not None and layout is not None:
+                call = Call(self.name, arguments, gradient, layout, self.samples)
+                factor = operation.rule(call, named[0])
+                if factor is not None:
+                    return factor
+        return self._fallback(tensor_id)
+
+    def _fallback(self, tensor_id: int) -> Factor:
+        (tensor,) = {
+            id(t): t
+            for t in outputs_of([list(self._args), list(self._kwargs.values())])
+            if id(t) == tensor_id
+        }.values()
+        gradients = list(zip(self._gradients, self._layouts, strict=True))
+        return fallback(
+            self.function, self._args, self._kwargs, tensor, gradients, self.samples
+        )
+

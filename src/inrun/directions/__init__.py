@@ -1,0 +1,48 @@
+"""The methods, one small file each: what a gradient share is contracted with.
+
+`path` is the default; `path_given` its counterpart for the papers' game; `path_smoothed` for
+the first steps; `sgd`, `sgd_second`, `linearized` and `tangent` are the published estimators and
+the leave-one-out marginal.
+"""
+
+from inrun.directions._direction import Direction, Gradients, SampleDirection
+from inrun.directions.linearized import Linearized
+from inrun.directions.path import Path
+from inrun.directions.path_given import PathGiven
+from inrun.directions.path_smoothed import PathSmoothed
+from inrun.directions.sgd import SGD
+from inrun.directions.sgd_second import SGDSecond
+from inrun.directions.tangent import Tangent
+from inrun.errors import MisuseError
+
+_KINDS: tuple[type[Direction], ...] = (
+    Path, PathGiven, PathSmoothed, SGD, SGDSecond, Linearized, Tangent,
+)  # fmt: skip
+ESTIMATORS: dict[str, Direction] = {kind.name: kind() for kind in _KINDS}
+
+
+def direction_named(name: str) -> Direction:
+    """The method of that name.
+
+    Raises:
+        MisuseError: there is none.
+    """
+    if name not in ESTIMATORS:
+        raise MisuseError(f"estimator {name!r} is not one of {', '.join(ESTIMATORS)}.")
+    return ESTIMATORS[name]
+
+
+__all__ = [
+    "ESTIMATORS",
+    "Direction",
+    "Gradients",
+    "Linearized",
+    "Path",
+    "PathGiven",
+    "PathSmoothed",
+    "SGD",
+    "SGDSecond",
+    "SampleDirection",
+    "Tangent",
+    "direction_named",
+]

@@ -1,0 +1,83 @@
+"""A direction: what a sample's gradient share is contracted with, for one parameter at one step.
+
+    value_b = <coefficient * gradient, share_b>
+
+`coefficient` comes from the optimizer's rule and the consumed gradient (it contains the learning
+rate), `gradient` from validation passes around the step. Letters: K targets, B samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from inrun.optim import History, Move
+
+
+class Gradients(NamedTuple):
+    """Validation gradients of one parameter, (K, *shape); None where the pass was not asked for.
+
+    `opening` at w_t; `closing` at w_t+1; `null` at w_t after the update without any gradient;
+    `curvature` the Hessian at w_t times the consumed gradient.
+    """
+
+    opening: Tensor
+    closing: Tensor | None = None
+    null: Tensor | None = None
+    curvature: Tensor | None = None
+
+
+class Direction(ABC):
+    """One method. Stateless."""
+
+    name: ClassVar[str]
+    needs_closing: ClassVar[bool] = False
+    needs_null: ClassVar[bool] = False
+    needs_curvature: ClassVar[bool] = False
+
+    @abstractmethod
+    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
+        """The optimizer's part, of the parameter's shape or one number for all elements."""
+
+    @abstractmethod
+    def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
+        """The validation loss's part, (K, *shape)."""
+
+    def history(self, move: Move[Any, Any]) -> History:
+        """What the method says that momentum and decay displaced."""
+        return move.history()
+
+    def history_gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
+        """What the history's displacement is contracted with, (K, *shape)."""
+        return self.gradient(at, move)
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can be formed inside the backward pass, before the step's other passes."""
+        return not (self.needs_null or self.needs_curvature)
+
+
+class SampleDirection(Direction):
+    """A method whose direction differs from sample to sample: it needs the shares themselves."""
+
+    @abstractmethod
+    def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
+        """Values (B, K) from this parameter.
+
+        Args:
+            move: the step, with tensors that the optimizer has not overwritten.
+            shares_B: (B, *shape), scaled so that they sum to the consumed gradient.
+            gradient_K: what `gradient` returned.
+        """
+
+    @property
+    def streams(self) -> bool:
+        """Never: all shares of the step must be there at once."""
+        return False
+
+
+def closing_or_opening(at: Gradients) -> Tensor:
+    """The closing gradient, or the opening one where the direction is formed before the step."""
+    return at.opening if at.closing is None else at.closing

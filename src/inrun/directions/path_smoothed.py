@@ -1,0 +1,80 @@
+"""`path` for the first steps, where Adam acts like a sign and a straight path misses the corner.
+
+A sample meets the others in random order. For one element, with c_b its share and g the sum of all
+shares, the others' partial sum after a fraction alpha of them is taken as Gaussian, mean
+alpha (g - c_b), variance alpha (1 - alpha) sum of the others' c_j^2, and the sample is given the
+mean over alpha and over that Gaussian of d(X + c_b) - d(X): Shapley's value of the element's game
+under that approximation. Quadrature: Gauss-Legendre in alpha, Gauss-Hermite in X. It needs the
+shares themselves.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.directions._direction import Gradients, SampleDirection, closing_or_opening
+from inrun.optim import Move
+
+ALPHAS = 5
+DEVIATES = 7
+
+
+class PathSmoothed(SampleDirection):
+    """value_b = <gbar, mean of d(X + c_b) - d(X)>."""
+
+    name = "path-smoothed"
+    needs_closing = True
+
+    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
+        """What the whole step is worth per unit of gradient, for the books."""
+        return move.slope()
+
+    def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
+        """Mean of the opening and the closing gradient."""
+        return (at.opening + closing_or_opening(at)) / 2
+
+    def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
+        """See `SampleDirection.values`."""
+        total = shares_B.sum(0)
+        squares = (shares_B * shares_B).sum(0)
+        flat_KP = gradient_K.flatten(1)
+        rows = [
+            flat_KP @ self._mean_marginal(move, share, total, squares).flatten()
+            for share in shares_B
+        ]
+        return torch.stack(rows) if rows else gradient_K.new_zeros(0, gradient_K.shape[0])
+
+    def _mean_marginal(
+        self, move: Move[Any, Any], share: Tensor, total: Tensor, squares: Tensor
+    ) -> Tensor:
+        """E[d(X + c) - d(X)] for one sample, elementwise."""
+        others = total - share
+        spread = (squares - share * share).clamp_(min=0).sqrt_()
+        mean = torch.zeros_like(share)
+        for alpha, weight_a in _legendre():
+            for deviate, weight_z in _hermite():
+                x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
+                marginal = move.displacement(x + share) - move.displacement(x)
+                mean.add_(marginal, alpha=weight_a * weight_z)
+        return mean
+
+
+@cache
+def _legendre() -> list[tuple[float, float]]:
+    """Nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(ALPHAS)
+    return [(float(0.5 * (x + 1)), float(0.5 * w)) for x, w in zip(nodes, weights, strict=True)]
+
+
+@cache
+def _hermite() -> list[tuple[float, float]]:
+    """Nodes and weights for a standard normal variable."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(DEVIATES)
+    return [
+        (float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)
+    ]

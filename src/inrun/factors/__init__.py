@@ -1,0 +1,14 @@
+"""Gradient shares as algebra: held as factors, contracted with directions, rarely built.
+
+`Outer` (matrices), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule) and
+`Derived` (a parameter used through a linear map of it). No module and no hook is known here.
+"""
+
+from inrun.factors._convolution import Convolution, Geometry
+from inrun.factors._dense import Dense
+from inrun.factors._derived import Derived
+from inrun.factors._factor import Factor
+from inrun.factors._indexed import Indexed
+from inrun.factors._outer import Outer
+
+__all__ = ["Convolution", "Dense", "Derived", "Factor", "Geometry", "Indexed", "Outer"]

@@ -1,0 +1,129 @@
+"""Shares of a convolution's weight, in any number of dimensions.
+
+A convolution is linear in its weight, so <Q, share_b> = sum over the output of b's output gradient
+times conv(input_b; Q): one more convolution and no unfolding. With several directions it may be
+cheaper to build the shares, from the input's patches (groups G, I inputs of a group with their
+window, O outputs of a group):
+
+    share_b[g] = sum_t  gradient_bgt  patch_bgt^T        (G*O x I)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inrun.factors import cost
+from inrun.factors._factor import Factor, bytes_of
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Geometry(NamedTuple):
+    """A convolution's window: kernel (G*O, I/..., *window) shape and how it moves."""
+
+    weight: torch.Size
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+
+    def margins(self) -> list[tuple[int, int]]:
+        """Zeros before and after each spatial axis; 'same' pads the odd one behind."""
+        if self.padding == "valid":
+            return [(0, 0)] * len(self.dilation)
+        if isinstance(self.padding, tuple):
+            return [(p, p) for p in self.padding]
+        spans = [d * (k - 1) for d, k in zip(self.dilation, self.weight[2:], strict=True)]
+        return [(s // 2, s - s // 2) for s in spans]
+
+
+class Convolution(Factor):
+    """input (B, S, C, *space) and output gradient (B, S, G*O, *space'); S images a sample."""
+
+    def __init__(self, input_BS: Tensor, gradient_BS: Tensor, geometry: Geometry):
+        self._input_BS, self._gradient_BS, self._geometry = input_BS, gradient_BS, geometry
+
+    @property
+    def shape(self) -> torch.Size:
+        """The kernel's."""
+        return self._geometry.weight
+
+    @property
+    def nbytes(self) -> int:
+        """Input and output gradient."""
+        return bytes_of(self._input_BS, self._gradient_BS)
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""
+        K, B = directions_K.shape[0], self._input_BS.shape[0]
+        T = self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
+        rows, columns = self.shape[0], self.shape[1:].numel()
+        if B and cost.materialize_is_cheaper(T, rows, columns, K, directions_K.element_size()):
+            flat_KP = directions_K.reshape(K, -1)
+            block = cost.samples_per_block(rows * columns, directions_K.element_size())
+            parts = [
+                self._shares(slice(b, b + block), directions_K.dtype).flatten(1) @ flat_KP.T
+                for b in range(0, B, block)
+            ]
+            return torch.cat(parts)
+        pushed = [self._push(Q, self._geometry.groups) for Q in directions_K]
+        return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
+
+    def _convolve(self, kernel: Tensor, groups: int) -> Tensor:
+        """conv(input; kernel), with the sample axes back in front: (B, S, channels, *space')."""
+        g, B = self._geometry, self._input_BS.shape[0]
+        images = self._input_BS.to(kernel.dtype).flatten(0, 1)
+        convolve = _CONVOLUTIONS[len(g.dilation)]
+        out = convolve(images, kernel, None, g.stride, g.padding, g.dilation, groups)
+        return out.reshape(B, -1, *out.shape[1:])
+
+    def _push(self, Q: Tensor, groups: int) -> Tensor:
+        if not self._input_BS.numel():
+            return Q.new_zeros(self._input_BS.shape[0])
+        return (self._convolve(Q, groups) * self._gradient_BS.to(Q.dtype)).flatten(1).sum(1)
+
+    def _patches(self, samples: slice, dtype: torch.dtype) -> Tensor:
+        """(B, G, T, I): what each output position saw, a group at a time."""
+        g = self._geometry
+        x = self._input_BS[samples].to(dtype)
+        B, S = x.shape[:2]
+        x = x.flatten(0, 1)
+        flat = [edge for pair in reversed(g.margins()) for edge in pair]
+        x = F.pad(x, flat)
+        for axis, (k, s, d) in enumerate(
+            zip(self.shape[2:], g.stride, g.dilation, strict=True), start=2
+        ):
+            x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+        n = len(g.dilation)
+        space = x.shape[2 : 2 + n].numel()
+        x = x.reshape(B, S, g.groups, self.shape[1], space, -1)
+        return x.permute(0, 2, 1, 4, 3, 5).reshape(B, g.groups, S * space, -1)
+
+    def _shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+        b = self._gradient_BS[samples].to(dtype)
+        B, S = b.shape[:2]
+        G = self._geometry.groups
+        b_BGTO = b.reshape(B, S, G, self.shape[0] // G, -1).permute(0, 2, 1, 4, 3)
+        b_BGTO = b_BGTO.reshape(B, G, -1, self.shape[0] // G)
+        shares = torch.einsum("bgto,bgti->bgoi", b_BGTO, self._patches(samples, dtype))
+        return shares.reshape(B, *self.shape)
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.materialize`."""
+        return self._shares(slice(None), dtype)
+
+    def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        """See `Factor.contract_rank_one`: a convolution with one output channel a group."""
+        if not self._input_BS.numel():
+            return left.new_zeros(self._input_BS.shape[0])
+        G = self._geometry.groups
+        kernel = right.reshape(1, *self.shape[1:]).expand(G, *self.shape[1:])
+        seen = self._convolve(kernel, G).unsqueeze(3)  # (B, S, G, 1, *space')
+        b = self._gradient_BS.to(left.dtype).unflatten(2, (G, -1))
+        weights = left.reshape(G, -1, *[1] * (seen.ndim - 4))
+        return (seen * b * weights).flatten(1).sum(1)

@@ -1,0 +1,49 @@
+"""Shares of a parameter that was used through a linear map of it: a slice, a view, a cast, a row.
+
+With s = L p the tensor that the operation really consumed, <Q, share_p> = <L Q, share_s>: the
+direction is pushed through the map and meets the shares of s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from inrun.factors._factor import Factor
+
+
+class Derived(Factor):
+    """A linear map from a parameter of the given shape to s, and the shares of s."""
+
+    def __init__(self, shape: torch.Size, linear_map: Callable[[Tensor], Tensor], inner: Factor):
+        self._shape, self._map, self._inner = shape, linear_map, inner
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
+        return self._shape
+
+    @property
+    def nbytes(self) -> int:
+        """Of the shares of s."""
+        return self._inner.nbytes
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract`."""
+        pushed = [self._map(Q).to(Q.dtype) for Q in directions_K]
+        if not pushed:
+            return self._inner.contract(directions_K.new_zeros(0, *self._inner.shape))
+        return self._inner.contract(torch.stack(pushed))
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.materialize`: the map's transpose, a sample at a time."""
+        shares = self._inner.materialize(dtype)
+        with torch.enable_grad():
+            p = torch.zeros(self._shape, dtype=dtype, device=shares.device, requires_grad=True)
+            s = self._map(p)
+        pulled = [
+            torch.autograd.grad(s, p, share.to(s.dtype), retain_graph=True)[0] for share in shares
+        ]
+        return torch.stack(pulled) if pulled else shares.new_zeros(0, *self._shape)

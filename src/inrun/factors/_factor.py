@@ -1,0 +1,65 @@
+"""A use's gradient shares, kept as the factors that they are made of.
+
+A *use* is one operation that consumed a parameter. Sample i's share of it is a tensor of the
+parameter's shape; a factor holds all B of them without building them, and answers one question:
+the inner products with K directions.
+
+Letters: B samples, T positions of a sample, K directions, M and N the share's two axes where it is
+a matrix, P its elements.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Factor(ABC):
+    """Gradient shares of B samples for one parameter."""
+
+    @abstractmethod
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """<direction_k, share_b> for all b and k.
+
+        Args:
+            directions_K: (K, *shape of the parameter).
+
+        Returns:
+            (B, K) in the directions' dtype, in which the products are also summed.
+        """
+
+    @abstractmethod
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        """The shares themselves, (B, *shape of the parameter): large, for few samples or steps."""
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """The sum of the shares, (*shape of the parameter)."""
+        return self.materialize(dtype).sum(0)
+
+    def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        """<left right^T, share_b>, (B,), the parameter read as a matrix of its first axis by rest.
+
+        Args:
+            left: (first axis,).
+            right: (all other axes,); of shape (1,) for a vector parameter.
+        """
+        direction = torch.outer(left, right.reshape(-1)).reshape(left.shape + right.shape)
+        shape = self.shape
+        return self.contract(direction.reshape(1, *shape)).squeeze(1)
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """The parameter's shape."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """What keeping this factor costs."""
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    """Bytes of the tensors' elements, as if none shared storage."""
+    return sum(t.numel() * t.element_size() for t in tensors)

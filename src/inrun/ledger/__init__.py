@@ -1,0 +1,22 @@
+"""The books, the totals a sample, and the run on disk."""
+
+from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_shares, totals
+from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._store import RunFolder
+from inrun.ledger._tally import Ids, Tally, normalised
+
+__all__ = [
+    "LEDGER",
+    "TOTAL",
+    "Entries",
+    "Ids",
+    "Run",
+    "RunFolder",
+    "Tally",
+    "books_of",
+    "ledger_rows",
+    "load",
+    "normalised",
+    "residual_shares",
+    "totals",
+]

@@ -1,0 +1,92 @@
+"""The books: where a step's change of the validation loss came from.
+
+    opening loss - closing loss = samples + momentum + weight decay + residual
+
+All entries are in units of the validation loss, positive where they lowered it. The residual is
+what the method does not account for; it is judged against the size of the entries, because a step's
+gains and losses may cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TOTAL = "total"
+
+LEDGER = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("target", pa.string()),
+        ("estimator", pa.string()),
+        ("visits", pa.int64()),
+        ("opening_loss", pa.float64()),
+        ("closing_loss", pa.float64()),
+        ("samples", pa.float64()),
+        ("momentum", pa.float64()),
+        ("weight_decay", pa.float64()),
+        ("residual", pa.float64()),
+    ]
+)
+
+
+class Entries(NamedTuple):
+    """One step's entries for K targets, each (K,) float64."""
+
+    opening: np.ndarray
+    closing: np.ndarray
+    samples: np.ndarray
+    momentum: np.ndarray
+    weight_decay: np.ndarray
+
+    @property
+    def residual(self) -> np.ndarray:
+        """What the entries leave of the loss's change."""
+        change: np.ndarray = self.opening - self.closing
+        return change - self.samples - self.momentum - self.weight_decay
+
+
+def ledger_rows(
+    step: int,
+    estimator: str,
+    visits: int,
+    targets: Sequence[str],
+    weights: Sequence[float],
+    entries: Entries,
+) -> list[dict[str, object]]:
+    """The step's rows: the weighted total, and one a target where there are several."""
+    columns = np.stack([*entries, entries.residual])  # (6, K)
+    parts = [(TOTAL, columns @ np.asarray(weights))]
+    if len(targets) > 1:
+        parts += [(target, columns[:, k]) for k, target in enumerate(targets)]
+    names = LEDGER.names[4:]
+    return [
+        {"step": step, "target": target, "estimator": estimator, "visits": visits}
+        | dict(zip(names, (float(x) for x in column), strict=True))
+        for target, column in parts
+    ]
+
+
+def residual_shares(ledger: pa.Table) -> np.ndarray:
+    """|residual| / (|samples| + |momentum| + |weight decay|) of each row; 0 / 0 counts 0."""
+    size = sum(
+        np.abs(ledger[name].to_numpy()) for name in ("samples", "momentum", "weight_decay")
+    )
+    residual = np.abs(ledger["residual"].to_numpy())
+    return np.divide(residual, size, out=np.zeros_like(residual), where=np.asarray(size) > 0)
+
+
+def totals(ledger: pa.Table) -> dict[str, float]:
+    """Sums of the entries over a run, its first opening and its last closing loss."""
+    sums = {
+        name: float(pc.sum(ledger[name]).as_py() or 0.0)
+        for name in ("samples", "momentum", "weight_decay", "residual")
+    }
+    if ledger.num_rows:
+        sums["opening_loss"] = float(ledger["opening_loss"][0].as_py())
+        sums["closing_loss"] = float(ledger["closing_loss"][-1].as_py())
+    return sums

@@ -1,0 +1,140 @@
+"""A stored run, read back: the same tables that the live attribution gives."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from inrun.errors import MisuseError, StoreError
+from inrun.ledger._books import LEDGER, TOTAL
+from inrun.ledger._store import FORMAT, MANIFEST
+from inrun.ledger._tally import target_columns, values_schema
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Opens a run's folder.
+
+    Raises:
+        StoreError: no run is there, a part is missing, torn or of another run; it is named.
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """A run's folder, checked on opening. Tables are computed when they are asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.manifest = _read_manifest(path)
+        self._parts = {kind: _checked_parts(path / kind) for kind in ("visits", "ledger")}
+
+    @property
+    def estimator(self) -> str:
+        """The method that the values were computed with."""
+        return str(self.manifest["estimator"])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the utility's targets."""
+        return tuple(self.manifest["targets"])
+
+    def values(self) -> pa.Table:
+        """A row a sample: see `Attribution.values`. Summed by duckdb, also beyond memory."""
+        id_type = pa.string() if self.manifest["id_type"] == "string" else pa.int64()
+        schema = values_schema(id_type, self.targets)
+        if not self._parts["visits"]:
+            return schema.empty_table()
+        named = "".join(
+            f", sum({_quoted(t)}) as {_quoted(t)}" for t in target_columns(self.targets)
+        )
+        query = (
+            "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
+            "count(*) as visits, min(step) as first_step, max(step) as last_step"
+            f"{named} from read_parquet($parts) group by sample_id order by sample_id"
+        )
+        table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
+        return table.cast(schema)
+
+    def visits(self) -> pa.Table:
+        """A row a visit: step, sample_id, value, value_normalised, and one column a target."""
+        if not self._parts["visits"]:
+            raise StoreError(f"{self.path} holds no visits yet.")
+        return pa.concat_tables([pq.read_table(part) for part in self._parts["visits"]])
+
+    def ledger(self, target: str = TOTAL) -> pa.Table:
+        """A row a step: see `Attribution.ledger`."""
+        parts = [pq.read_table(part) for part in self._parts["ledger"]]
+        return books_of(pa.concat_tables([LEDGER.empty_table(), *parts]), target)
+
+    def coverage(self) -> pa.Table:
+        """A row a parameter: see `Attribution.coverage`."""
+        path = self.path / "coverage.parquet"
+        if not path.exists():
+            raise StoreError(f"{path} is missing: the run was not flushed to its end.")
+        return _read(path)
+
+
+def books_of(ledger: pa.Table, target: str) -> pa.Table:
+    """The rows of one target, without the column that names it.
+
+    Raises:
+        MisuseError: no such target was booked.
+    """
+    rows = ledger.filter(pc.equal(ledger["target"], target))
+    if ledger.num_rows and not rows.num_rows:
+        known = sorted(set(ledger["target"].to_pylist()))
+        raise MisuseError(f"No books are kept for target {target!r}; there are {known}.")
+    return rows.drop_columns(["target"])
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{path} is not a run: it has no {MANIFEST}.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"{path / MANIFEST} is not of format {FORMAT}, which this version reads.")
+    return manifest
+
+
+def _checked_parts(folder: Path) -> list[Path]:
+    """The parts in their order; each one's footer is read, so that a torn one is found now."""
+    parts = sorted(folder.glob("*.parquet"))
+    for number, part in enumerate(parts):
+        if part.name != f"{number:06d}.parquet":
+            raise StoreError(f"{folder / f'{number:06d}.parquet'} is missing: the run has a gap.")
+        try:
+            pq.read_metadata(part)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{part} is torn or not a Parquet file ({error}). The other parts are whole: move "
+                "it and the later ones away to read what came before."
+            ) from error
+    return parts
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is torn or not a Parquet file ({error}).") from error
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _to_arrow(query: str, parameters: dict[str, Any]) -> pa.Table:
+    with duckdb.connect() as connection:
+        result = connection.execute(query, parameters)
+        table = result.arrow()
+    return table if isinstance(table, pa.Table) else table.read_all()

@@ -1,0 +1,141 @@
+"""A run on disk: a folder of Parquet parts that grows as training goes.
+
+    run.json                 what the run is: format, estimator, targets, weights, id type
+    visits/000000.parquet    step, sample_id, value, value_normalised, one column a target
+    ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
+    coverage.parquet         how each parameter was captured, at the run's last flush
+
+A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
+a killed process loses is the block that was not flushed yet. Any Parquet reader reads the parts:
+`select * from 'RUN/visits/*.parquet'`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inrun.errors import StoreError
+from inrun.ledger._books import LEDGER
+from inrun.ledger._tally import Ids, normalised, target_columns
+
+FORMAT = 1
+MANIFEST = "run.json"
+
+
+class RunFolder:
+    """Writes one run."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        estimator: str,
+        targets: Sequence[str],
+        weights: Sequence[float],
+        block_visits: int = 16384,
+    ):
+        self.path = Path(path)
+        self._manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "estimator": estimator,
+            "targets": list(targets),
+            "weights": list(weights),
+            "id_type": None,
+            "sign": "positive values lowered the validation loss",
+            "unit": "validation loss",
+        }
+        self._columns = target_columns(targets)
+        self._weights = np.asarray(weights)
+        self._block_visits = block_visits
+        self._visits: list[pa.RecordBatch] = []
+        self._waiting = 0
+        self._ledger: list[dict[str, object]] = []
+        self._parts = {"visits": 0, "ledger": 0}
+        self._create()
+
+    def _create(self) -> None:
+        if (self.path / MANIFEST).exists() or any((self.path / "visits").glob("*.parquet")):
+            raise StoreError(
+                f"{self.path} holds a run already. Writing into it would count its visits twice. "
+                "Name a new folder, or remove the old one first."
+            )
+        try:
+            for folder in self._parts:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            self._write_manifest()
+        except OSError as error:
+            raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self._manifest, indent=2) + "\n"
+        _replace_file(self.path / MANIFEST, lambda f: f.write(text.encode()))
+
+    def add(
+        self, step: int, ids: Ids, values_BK: np.ndarray, rows: list[dict[str, object]]
+    ) -> None:
+        """Adds one step: its visits and its rows of the books."""
+        if ids and self._manifest["id_type"] is None:
+            self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"
+            self._write_manifest()
+        if ids:
+            total = values_BK @ self._weights
+            columns: dict[str, Any] = {
+                "step": pa.array(np.full(len(ids), step, dtype=np.int64)),
+                "sample_id": pa.array(ids),
+                "value": pa.array(total),
+                "value_normalised": pa.array(normalised(total)),
+            }
+            columns |= {name: pa.array(values_BK[:, k]) for k, name in enumerate(self._columns)}
+            self._visits.append(pa.RecordBatch.from_pydict(columns))
+            self._waiting += len(ids)
+        self._ledger += rows
+        if self._waiting >= self._block_visits or len(self._ledger) >= self._block_visits:
+            self.flush()
+
+    def flush(self, coverage: pa.Table | None = None) -> None:
+        """Writes what is waiting as new parts."""
+        if self._visits:
+            self._write_part("visits", pa.Table.from_batches(self._visits))
+            self._visits, self._waiting = [], 0
+        if self._ledger:
+            self._write_part("ledger", pa.Table.from_pylist(self._ledger, schema=LEDGER))
+            self._ledger = []
+        if coverage is not None:
+            _write_table(self.path / "coverage.parquet", coverage)
+
+    def _write_part(self, kind: str, table: pa.Table) -> None:
+        number = self._parts[kind]
+        _write_table(self.path / kind / f"{number:06d}.parquet", table)
+        self._parts[kind] = number + 1
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    _replace_file(path, lambda f: pq.write_table(table, f, compression="zstd"))
+
+
+def _replace_file(path: Path, write: Any) -> None:
+    """Writes beside, synchronizes, renames: never a half file under the final name.
+
+    Raises:
+        StoreError: the disk refused; what was written before stays readable.
+    """
+    beside = path.with_name(path.name + ".partial")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path} could not be written ({error}). Parts written before are whole and readable."
+        ) from error

@@ -1,0 +1,29 @@
+"""Rules from an operation's arguments and output gradient to gradient shares, one file a family.
+
+`find(name)` gives an operation's rule; what has none goes to `fallback`, which is slow and right.
+A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
+"""
+
+from inrun.operations import convolution, elementwise, embedding, matrix, normalization
+from inrun.operations._call import Call, Layout
+from inrun.operations._registry import Operation, find, is_in_place, operation
+from inrun.operations.composite import inside
+from inrun.operations.fallback import fallback, outputs_of, replace
+
+__all__ = [
+    "Call",
+    "Layout",
+    "Operation",
+    "convolution",
+    "elementwise",
+    "embedding",
+    "fallback",
+    "find",
+    "inside",
+    "is_in_place",
+    "matrix",
+    "normalization",
+    "operation",
+    "outputs_of",
+    "replace",
+]

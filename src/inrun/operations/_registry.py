@@ -1,0 +1,63 @@
+"""The table of operations that have a rule, by the name of the torch function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from inrun.factors import Factor
+from inrun.operations._call import Call
+
+Rule = Callable[[Call, str], Factor | None]
+"""(call, name of the argument whose shares are asked for) -> factor, or None: use the fallback."""
+
+Check = Callable[[Mapping[str, Any]], None]
+"""Raises where the operation, called with these arguments, cannot be attributed."""
+
+
+class Operation(NamedTuple):
+    """An operation's argument names, its rule, and what is refused before it runs."""
+
+    signature: tuple[str, ...]
+    rule: Rule | None
+    check: Check | None
+
+    def bind(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments by name; positional ones beyond the signature are not named."""
+        return {**dict(zip(self.signature, args, strict=False)), **kwargs}
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def operation(*names: str, signature: str, check: Check | None = None) -> Callable[[Rule], Rule]:
+    """Registers a rule for the torch functions of these names.
+
+    Args:
+        names: as `func.__name__` says them, aliases and operators included.
+        signature: the argument names in their order, separated by spaces.
+        check: called with the bound arguments before the operation is recorded.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            _OPERATIONS[name] = Operation(tuple(signature.split()), rule, check)
+        return rule
+
+    return register
+
+
+def find(name: str) -> Operation | None:
+    """The registered operation, also for its in-place form."""
+    found = _OPERATIONS.get(name)
+    if found is None and is_in_place(name):
+        stem = name.removesuffix("_") if not name.startswith("__") else f"__{name[3:]}"
+        found = _OPERATIONS.get(stem)
+    return found
+
+
+def is_in_place(name: str) -> bool:
+    """Whether a torch function overwrites its first argument: `add_`, `__iadd__`."""
+    if name.startswith("__"):
+        return name in {"__iadd__", "__imul__", "__isub__", "__itruediv__", "__setitem__"}
+    return name.endswith("_")

@@ -1,0 +1,88 @@
+"""Any other operation: its own backward pass, once a sample, with the other samples masked.
+
+share_b = (d output / d parameter)^T (output gradient, zero outside sample b). Right for every
+differentiable operation that treats samples apart, as slow as B backward passes of it. The
+operation is run again, so one that draws random numbers inside itself would not repeat; the
+invariant (shares sum to the gradient) then says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.factors import Dense
+from inrun.operations._call import Layout
+
+
+def replace(value: Any, swap: Callable[[Tensor], Any]) -> Any:
+    """The same arguments with every tensor exchanged, through lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return swap(value)
+    if isinstance(value, (list, tuple)):
+        items = [replace(item, swap) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {key: replace(item, swap) for key, item in value.items()}
+    return value
+
+
+def outputs_of(value: Any) -> list[Tensor]:
+    """The tensors that an operation returned."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in outputs_of(item)]
+    return []
+
+
+def fallback(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    parameter: Tensor,
+    gradients: Sequence[tuple[Tensor | None, Layout | None]],
+    samples: int,
+) -> Dense:
+    """Shares of `parameter`, one of the tensors among the arguments.
+
+    Args:
+        function: the operation.
+        args: its positional arguments, as it was called.
+        kwargs: its named arguments.
+        parameter: the tensor whose shares are asked for.
+        gradients: for each output its gradient (None: the loss does not use it) and layout.
+        samples: B.
+    """
+    leaf = parameter.detach().clone().requires_grad_()
+
+    def swap(t: Tensor) -> Tensor:
+        return leaf if t is parameter else t.detach()
+
+    with torch.enable_grad():
+        outputs = outputs_of(function(*replace(list(args), swap), **replace(dict(kwargs), swap)))
+    used = [
+        (out, gradient, layout)
+        for out, (gradient, layout) in zip(outputs, gradients, strict=True)
+        if gradient is not None and layout is not None and out.requires_grad
+    ]
+    shares = torch.zeros(samples, *parameter.shape, dtype=leaf.dtype, device=leaf.device)
+    for b in range(samples):
+        masked = [_only(gradient.to(out.dtype), layout, b, samples)
+                  for out, gradient, layout in used]
+        (share,) = torch.autograd.grad(
+            [out for out, _, _ in used], leaf, masked, retain_graph=True, allow_unused=True
+        )
+        if share is not None:
+            shares[b] = share
+    return Dense(shares)
+
+
+def _only(gradient: Tensor, layout: Layout, b: int, samples: int) -> Tensor:
+    """The gradient with every other sample's part set to zero."""
+    masked = torch.zeros_like(gradient)
+    layout.split(masked, samples)[b] = layout.split(gradient, samples)[b]
+    return masked

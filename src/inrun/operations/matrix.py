@@ -1,0 +1,47 @@
+"""Matrices that multiply rows of activations: linear, addmm (HF Conv1D), matmul.
+
+y_t = W x_t + c:  share of W = sum_t b_t x_t^T, share of c = sum_t b_t, with b the output gradient.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inrun.factors import Dense, Factor, Outer
+from inrun.operations._call import Call
+from inrun.operations._registry import operation
+
+
+def _is_matrix(t: object) -> bool:
+    return isinstance(t, Tensor) and t.ndim == 2
+
+
+@operation("linear", signature="input weight bias")
+def linear(call: Call, argument: str) -> Factor | None:
+    """torch.nn.functional.linear: weight (O, I), bias (O,)."""
+    if argument == "weight" and _is_matrix(call["weight"]):
+        return Outer(call.rows(call.gradient), call.rows(call["input"]))
+    if argument == "bias":
+        return Dense(call.rows(call.gradient).sum(1))
+    return None
+
+
+@operation("addmm", signature="input mat1 mat2")
+def addmm(call: Call, argument: str) -> Factor | None:
+    """torch.addmm(bias, x, weight): weight (I, O). Scaled forms go to the fallback."""
+    if call["beta"] not in (None, 1) or call["alpha"] not in (None, 1):
+        return None
+    if argument == "mat2":
+        return Outer(call.rows(call["mat1"]), call.rows(call.gradient))
+    if argument == "input" and call["input"].ndim == 1:
+        return Dense(call.rows(call.gradient).sum(1))
+    return None
+
+
+@operation("matmul", "mm", "__matmul__", signature="input other")
+def matmul(call: Call, argument: str) -> Factor | None:
+    """x @ W with a matrix W (I, O) on the right; other shapes go to the fallback."""
+    x = call["input"]
+    if argument == "other" and _is_matrix(call["other"]) and x.ndim >= 2:
+        return Outer(call.rows(x), call.rows(call.gradient))
+    return None

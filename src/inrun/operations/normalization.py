@@ -1,0 +1,97 @@
+"""Normalizations: y = gain * x_hat + bias, with x_hat the input normalized within the sample.
+
+The share of the gain is the sum over positions of b * x_hat; x_hat is computed again, without
+gain and bias, from the input that the operation saw. Batch statistics mix samples: refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from inrun.errors import ReplaceLayerError
+from inrun.factors import Dense, Factor
+from inrun.operations._call import Call
+from inrun.operations._registry import operation
+
+
+def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
+    """Shares of a parameter that lies over the last axes of the output."""
+    split = call.split(products.reshape(call.gradient.shape))
+    leading = tuple(range(1, split.ndim - parameter.ndim))
+    return Dense(split.sum(leading))
+
+
+def _over_channels(call: Call, products: Tensor) -> Factor:
+    """Shares of a parameter that lies over axis 1 of the output (N, C, *space)."""
+    split = call.split(products)  # (B, S, C, *space)
+    return Dense(split.flatten(3).sum((1, 3)) if split.ndim > 3 else split.sum(1))
+
+
+@operation("layer_norm", signature="input normalized_shape weight bias eps")
+def layer_norm(call: Call, argument: str) -> Factor | None:
+    """torch.nn.functional.layer_norm."""
+    if argument == "bias":
+        return _over_positions(call, call.gradient, call["bias"])
+    if argument != "weight":
+        return None
+    normalized = F.layer_norm(call["input"], call["normalized_shape"], eps=_eps(call, 1e-5))
+    return _over_positions(call, call.gradient * normalized, call["weight"])
+
+
+@operation("rms_norm", signature="input normalized_shape weight eps")
+def rms_norm(call: Call, argument: str) -> Factor | None:
+    """torch.nn.functional.rms_norm; norms written out in a model's own code arrive as `mul`."""
+    if argument != "weight":
+        return None
+    normalized = F.rms_norm(call["input"], call["normalized_shape"], eps=call["eps"])
+    return _over_positions(call, call.gradient * normalized, call["weight"])
+
+
+@operation("group_norm", signature="input num_groups weight bias eps")
+def group_norm(call: Call, argument: str) -> Factor | None:
+    """torch.nn.functional.group_norm."""
+    if call.layout.axis not in (None, 0):
+        return None
+    if argument == "bias":
+        return _over_channels(call, call.gradient)
+    if argument != "weight":
+        return None
+    normalized = F.group_norm(call["input"], call["num_groups"], eps=_eps(call, 1e-5))
+    return _over_channels(call, call.gradient * normalized)
+
+
+def _refuse_batch_statistics(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("training"):
+        raise ReplaceLayerError(
+            "BatchNorm in training mode normalizes each sample with the statistics of the whole "
+            "batch, so no sample has a gradient of its own and no share exists. Replace it by "
+            "GroupNorm, LayerNorm or InstanceNorm, or freeze it: call .eval() on every BatchNorm "
+            "module after model.train()."
+        )
+
+
+@operation(
+    "batch_norm",
+    signature="input running_mean running_var weight bias training momentum eps",
+    check=_refuse_batch_statistics,
+)
+def batch_norm(call: Call, argument: str) -> Factor | None:
+    """torch.nn.functional.batch_norm with running statistics: elementwise, so shares exist."""
+    if call.layout.axis not in (None, 0):
+        return None
+    if argument == "bias":
+        return _over_channels(call, call.gradient)
+    if argument != "weight":
+        return None
+    normalized = F.batch_norm(
+        call["input"], call["running_mean"], call["running_var"], eps=_eps(call, 1e-5)
+    )
+    return _over_channels(call, call.gradient * normalized)
+
+
+def _eps(call: Call, default: float) -> float:
+    return default if call["eps"] is None else float(call["eps"])

@@ -1,0 +1,20 @@
+"""Validation losses and their gradients, with one target or several, and no trace in training."""
+
+from inrun.utility._passes import Evaluation, curvature, evaluate, loss_of, losses_of
+from inrun.utility._rows import differing_row, row_count, take_rows
+from inrun.utility._undisturbed import undisturbed
+from inrun.utility._utility import LossFunction, Utility
+
+__all__ = [
+    "Evaluation",
+    "LossFunction",
+    "Utility",
+    "curvature",
+    "differing_row",
+    "evaluate",
+    "loss_of",
+    "losses_of",
+    "row_count",
+    "take_rows",
+    "undisturbed",
+]

@@ -1,0 +1,130 @@
+"""Validation passes: losses and gradients of every target at the model's present weights.
+
+Letters: K targets. Gradients are kept by parameter name as (K, *shape of the parameter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inrun.errors import MisuseError
+from inrun.utility._undisturbed import undisturbed
+from inrun.utility._utility import Utility
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation pass.
+
+    `losses` (K,) float64 on the CPU; `gradients` by parameter name, (K, *shape), zero where a
+    target does not use the parameter.
+    """
+
+    losses: Tensor
+    gradients: dict[str, Tensor]
+
+
+def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
+    """One target's loss, checked.
+
+    Raises:
+        MisuseError: `loss_fn` returned no scalar tensor.
+    """
+    loss = utility.loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise MisuseError(
+            f"loss_fn returned {found} for target {target!r}; it must return one number as a "
+            "tensor, the loss that a value is measured in. Reduce it, for instance with .mean()."
+        )
+    return loss.reshape(())
+
+
+def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]) -> Evaluation:
+    """Losses and gradients of every target.
+
+    Raises:
+        MisuseError: a loss is not finite, or has no graph to any trained parameter.
+    """
+    losses: list[Tensor] = []
+    rows: list[list[Tensor]] = []
+    with undisturbed(model):
+        for target, batch in utility.batches.items():
+            loss = loss_of(utility, model, target, batch)
+            if not loss.requires_grad:
+                raise MisuseError(
+                    f"The validation loss of target {target!r} has no graph to the parameters. "
+                    "Compute it from the model that was passed in, without torch.no_grad()."
+                )
+            rows.append(_gradients(loss, list(parameters.values())))
+            losses.append(loss.detach())
+    values = torch.stack([loss.double().cpu() for loss in losses])
+    if not torch.isfinite(values).all():
+        bad = [t for t, value in zip(utility.targets, values, strict=True) if not value.isfinite()]
+        raise MisuseError(
+            f"The validation loss of target {bad[0]!r} is not finite, so nothing can be judged by "
+            "it: the training diverged, or the validation batch is empty or holds NaN."
+        )
+    stacked = {
+        name: torch.stack([row[i] for row in rows]) if len(rows) > 1 else rows[0][i].unsqueeze(0)
+        for i, name in enumerate(parameters)
+    }
+    return Evaluation(values, stacked)
+
+
+def losses_of(utility: Utility, model: nn.Module) -> Tensor:
+    """Losses of every target without gradients, (K,) float64 on the CPU."""
+    with undisturbed(model), torch.no_grad():
+        values = [loss_of(utility, model, t, batch) for t, batch in utility.batches.items()]
+    return torch.stack([value.double().cpu() for value in values])
+
+
+def curvature(
+    utility: Utility,
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    along: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """H_k g for every target's Hessian H_k and one vector g, by a double backward pass.
+
+    Attention runs through its plain kernel here: the fused ones have no second derivative.
+
+    Args:
+        utility: the targets.
+        model: at the weights to differentiate at.
+        parameters: the trained parameters by name.
+        along: g, by parameter name; parameters that it leaves out count as 0.
+
+    Returns:
+        By parameter name, (K, *shape).
+    """
+    used = [parameters[name] for name in along]
+    names = list(parameters)
+    rows: list[list[Tensor]] = []
+    with undisturbed(model), sdpa_kernel(SDPBackend.MATH):
+        for target, batch in utility.batches.items():
+            loss = loss_of(utility, model, target, batch)
+            first = _gradients(loss, used, create_graph=True)
+            product = sum(
+                ((a * b).sum() for a, b in zip(first, along.values(), strict=True)),
+                start=torch.zeros((), device=loss.device),
+            )
+            if product.requires_grad:
+                rows.append(_gradients(product, list(parameters.values())))
+            else:  # the loss is linear in the parameters
+                rows.append([torch.zeros_like(p) for p in parameters.values()])
+    return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(names)}
+
+
+def _gradients(of: Tensor, parameters: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(of, parameters, allow_unused=True, create_graph=create_graph)
+    return [
+        torch.zeros_like(p) if gradient is None else gradient
+        for p, gradient in zip(parameters, found, strict=True)
+    ]

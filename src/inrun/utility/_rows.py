@@ -1,0 +1,62 @@
+"""Takes rows out of a batch of unknown form: tensors and arrays inside tuples, lists, mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def row_count(batch: Any) -> int | None:
+    """How many rows the batch has, None where its tensors do not agree on a first axis."""
+    lengths = set(_lengths(batch))
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _lengths(batch: Any) -> list[int]:
+    if isinstance(batch, (Tensor, np.ndarray)):
+        return [batch.shape[0] if batch.ndim else -1]
+    if isinstance(batch, Mapping):
+        return [n for value in batch.values() for n in _lengths(value)]
+    if isinstance(batch, (list, tuple)):
+        return [n for value in batch for n in _lengths(value)]
+    return []
+
+
+def take_rows(batch: Any, rows: Sequence[int]) -> Any:
+    """The same batch with only these rows, in this order."""
+    if isinstance(batch, Tensor):
+        return batch[torch.as_tensor(rows, device=batch.device)]
+    if isinstance(batch, np.ndarray):
+        return batch[np.asarray(rows)]
+    if isinstance(batch, Mapping):
+        taken = {key: take_rows(value, rows) for key, value in batch.items()}
+        return taken if type(batch) is dict else type(batch)(taken)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[take_rows(value, rows) for value in batch])
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(take_rows(value, rows) for value in batch)
+    return batch
+
+
+def differing_row(batch: Any, count: int) -> int:
+    """A row that differs from the last of `count` in some tensor; 0 where all are alike."""
+    for row in range(count - 1):
+        if not _equal(take_rows(batch, [row]), take_rows(batch, [count - 1])):
+            return row
+    return 0
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b))
+    if isinstance(a, Mapping):
+        return all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return True

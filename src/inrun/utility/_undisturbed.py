@@ -1,0 +1,51 @@
+"""Runs the model on the side and leaves no trace in its training.
+
+Everything that a forward and a backward pass can change is put back: train/eval flags module by
+module, random state of every device in use, buffers (running statistics, caches), and hooks that
+the user hung on parameters stay silent. Gradients come from `torch.autograd.grad`, which does
+not touch `.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients on, everything as before on leaving."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_hooks_silent(model))
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+            with torch.no_grad():
+                for buffer, version, before in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(before)
+
+
+@contextmanager
+def _hooks_silent(model: nn.Module) -> Iterator[None]:
+    """Empties the hook tables of parameters: `autograd.grad` would call what hangs there."""
+    tables = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    kept = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, kept, strict=True):
+            table.update(hooks)

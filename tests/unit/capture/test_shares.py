@@ -1,0 +1,104 @@
+"""Shares of every layer type equal one sample at a time through plain autograd."""
+
+import pytest
+import torch
+
+from inrun.capture import Hold, MeasuredLayouts, Stream, self_test
+from inrun.utility import Utility, take_rows
+from tests.oracles import shares as oracle
+from tests.oracles.cases import CASES, LANGUAGE_MODELS
+
+ALL = CASES + LANGUAGE_MODELS
+SAMPLES = [1, 2, 4, 5]
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def captured(case, model, inputs, kind=Hold, test=True):
+    """A capture whose layouts were measured on other rows than the ones that it will see."""
+    capture = kind(model, trained(model), MeasuredLayouts())
+    if test:
+        self_test(capture, model, Utility(case.loss_fn, tuple(case.inputs(7))))
+    return capture
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("samples", SAMPLES)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_shares_are_each_samples_own_gradient(case, samples):
+    model, inputs = case.model(), case.inputs(samples)
+    capture = captured(case, model, inputs)
+    with capture.block(samples) as block:
+        case.terms(model, inputs).sum().backward()
+    assert capture.end_block() is False
+    expected = oracle.shares(
+        model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
+    )
+    torch.manual_seed(0)
+    for name, p in trained(model).items():
+        factors = block.factors.get(name, [])
+        found = sum((f.materialize(p.dtype) for f in factors), torch.zeros(samples, *p.shape, dtype=p.dtype))
+        close(found, expected[name])
+        if not factors:
+            continue
+        assert all(factor.shape == p.shape for factor in factors)
+        close(sum(factor.total(p.dtype) for factor in factors), expected[name].sum(0))
+        for K in (1, 3, 40):  # more directions than positions: shares are materialized
+            Q = torch.randn(K, *p.shape, dtype=p.dtype)
+            pushed = sum(factor.contract(Q) for factor in factors)
+            close(pushed, expected[name].reshape(samples, -1) @ Q.reshape(K, -1).T)
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_stream_contracts_the_same_inside_the_backward_pass(case):
+    samples, K = 4, 2
+    model, inputs = case.model(), case.inputs(samples)
+    torch.manual_seed(0)
+    Q = {name: torch.randn(K, *p.shape, dtype=p.dtype) for name, p in trained(model).items()}
+    capture = captured(case, model, inputs, Stream)
+    capture.contract = lambda name, factor: factor.contract(Q[name])
+    with capture.block(samples) as block:
+        case.terms(model, inputs).sum().backward()
+    capture.end_block()
+    expected = oracle.shares(
+        model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
+    )
+    close(
+        block.values_BK,
+        sum(expected[n].reshape(samples, -1) @ Q[n].reshape(K, -1).T for n in Q),
+    )
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_gradients_are_bitwise_those_without_capture(case):
+    plain, watched, inputs = case.model(), case.model(), case.inputs(4)
+    capture = captured(case, watched, inputs)
+    case.terms(plain, inputs).mean().backward()
+    with capture.block(4):
+        case.terms(watched, inputs).mean().backward()
+    for p, q in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+def test_every_operation_rule_is_met_by_a_case():
+    """Coverage says how: nothing that has a rule falls back without being noticed."""
+    how = set()
+    for case in ALL:
+        model = case.model()
+        capture = captured(case, model, case.inputs(4))
+        how |= {entry for row in capture.coverage.table()["captured_as"].to_pylist()
+                for entry in row.split(", ")}
+    for expected in (
+        "linear: outer", "linear: dense", "addmm: outer", "conv1d: convolution",
+        "conv2d: convolution", "conv3d: convolution", "embedding: indexed", "layer_norm: dense",
+        "group_norm: dense", "rms_norm: dense", "mul: dense", "add: dense", "matmul: outer",
+        "linear: derived", "add: derived", "lstm: dense", "batch_norm: dense",
+    ):  # fmt: skip
+        assert expected in how, sorted(how)
