@@ -22,6 +22,9 @@ from inrun.errors import MisuseError
 from inrun.operations import find, inside, is_in_place, outputs_of, replace
 
 
+_FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
+
+
 class CaptureMode(TorchFunctionMode):
     """Records the uses of `roots` in a batch of `samples` samples.
 
@@ -64,7 +67,7 @@ class CaptureMode(TorchFunctionMode):
         for t in _tensors(kwargs.values()):
             if id(t) in self._sources:
                 consumed[id(t)] = self._sources[id(t)]
-        if not consumed:
+        if not consumed or (name in _FORM_ONLY and id(args[0]) not in consumed):
             return function(*args, **kwargs)
         stepped = inside(function)
         if stepped is not None:
@@ -73,7 +76,7 @@ class CaptureMode(TorchFunctionMode):
         seen_args, seen_kwargs = args, kwargs
         if is_in_place(name):  # the operation is about to overwrite what its rule will need
             seen_args, seen_kwargs = _copied(args, kwargs, consumed)
-        returned = function(*args, **kwargs)
+        returned = _own_node(function(*args, **kwargs), [*args, *kwargs.values()])
         self._note(function, seen_args, seen_kwargs, consumed, returned)
         return returned
 
@@ -114,8 +117,8 @@ class CaptureMode(TorchFunctionMode):
         use = Use(function, args, kwargs, consumed, layouts, self._samples)
         self.uses.append(use)
         for i, out in enumerate(outputs):
-            if out.requires_grad:
-                out.register_hook(lambda gradient, i=i: use.receive(i, gradient))
+            if out.grad_fn is not None:
+                _when_reached(out, i, use)
 
     def _no_samples_in(self, name: str, roots: tuple[str, ...], output: Tensor) -> None:
         """An output that depends on the batch and yet has no axis for its samples."""
@@ -128,6 +131,39 @@ class CaptureMode(TorchFunctionMode):
             f"of shape {tuple(output.shape)}, in which no axis runs over {self._samples} samples. "
             "Pass one id a row of the batch to attribution.batch(ids)."
         )
+
+
+def _own_node(returned: Any, arguments: Sequence[Any]) -> Any:
+    """The same tensor, made no view where the operation itself made it one of its own result.
+
+    `linear` gives a view for inputs of three axes and more. If the model then overwrites it
+    (`ReLU(inplace=True)`), autograd writes the history of views anew and the node that was hooked
+    is not in it. The numbers and the memory are the same.
+    """
+    if not isinstance(returned, Tensor) or not returned._is_view() or not returned.requires_grad:
+        return returned
+    storage = returned.untyped_storage().data_ptr()
+    if any(t.untyped_storage().data_ptr() == storage for t in _tensors(arguments)):
+        return returned  # a view of something that the model holds
+    return torch.ops.aten._unsafe_view(returned, list(returned.shape))
+
+
+def _when_reached(out: Tensor, position: int, use: Use) -> None:
+    """Hands the output's gradient to the use when the backward pass comes by.
+
+    The hook hangs on the graph's node, not on the tensor: a tensor that is overwritten later
+    (`x += p`, `relu_`) moves to a new node, and a hook on it could not be paired with the
+    operation any more.
+    """
+    node, slot = out.grad_fn, out.output_nr
+    assert node is not None
+
+    def receive(gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[slot]
+        if gradient is not None:
+            use.receive(position, gradient)
+
+    node.register_prehook(receive)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

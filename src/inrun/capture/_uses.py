@@ -28,12 +28,18 @@ class Use:
     ):
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
-        self._args, self._kwargs, self._layouts = args, kwargs, layouts
+        # detached, or every held input would keep the whole graph behind it alive
+        self._args: Sequence[Any] = replace(list(args), self._let_go)
+        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
+        self._layouts = layouts
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self._versions: list[tuple[Tensor, int]] = []
         self._was_reached = False
         self.pending = self.roots  # whose shares have not been taken yet
-        replace([list(args), dict(kwargs)], self._remember_version)
+        replace([self._args, self._kwargs], self._remember_version)
+
+    def _let_go(self, t: Tensor) -> Tensor:
+        return t if id(t) in self.sources else t.detach()
 
     def _remember_version(self, t: Tensor) -> Tensor:
         if id(t) not in self.sources:
