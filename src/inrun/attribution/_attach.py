@@ -28,7 +28,7 @@ def attach(
     estimator: str = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
-    smoothed_steps: int = 2,
+    smoothed_steps: int = 5,
     progress: bool = True,
     self_test: bool = True,
 ) -> Attribution:
@@ -46,8 +46,9 @@ def attach(
             exact; 'stream' contracts inside the backward pass and keeps nothing, see
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
-        smoothed_steps: for 'path' with 'hold' under Adam, how many first steps of a parameter are
-            scored by 'path-smoothed' where its shares fit memory. The ledger says which was used.
+        smoothed_steps: for 'path' with 'hold' under Adam, how many first steps are scored by
+            'path-smoothed', as long as that is cheap (samples times parameters up to 5 million).
+            The ledger says for each step which was used.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
@@ -97,8 +98,8 @@ def attach(
         folder = RunFolder(
             store, estimator=estimator, targets=utility.targets, weights=utility.weights
         )
-    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed_steps)
     kind = _CAPTURES[capture]
+    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed_steps, kind)
     return Attribution(model, optimizer, utility, scorer, kind, folder, progress, self_test)
 
 

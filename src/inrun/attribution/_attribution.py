@@ -76,7 +76,7 @@ class Attribution:
             names = self._ids.read(ids)
             self._refresh_capture()
             if isinstance(self._capture, Stream):
-                self._scorer.opening(self._capture)
+                self._scorer.block_begins(self._capture, len(self._pending))
         self._inside = True
         try:
             with self._capture.block(len(names)) as block:

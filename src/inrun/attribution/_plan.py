@@ -15,7 +15,7 @@ from inrun.directions import ESTIMATORS, Direction, SampleDirection
 from inrun.errors import MisuseError
 from inrun.optim import History, Move
 
-SMOOTHED_SHARE_BYTES = 256 * 2**20  # what one parameter's materialized shares may take
+SMOOTHED_WORK = 5_000_000  # samples x elements: about a second a step on one core
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
@@ -40,17 +40,16 @@ class ParameterPlan:
 
 
 class Smoothing:
-    """Whether a parameter's step is to be smoothed: Adam's first ones, where shares fit memory."""
+    """Which parameters of a step are smoothed: those in Adam's first steps, where that is cheap."""
 
     def __init__(self, direction: Direction, steps: int):
         self._direction, self._steps = direction, steps
 
-    def choose(self, move: Move[Any, Any], samples: int, can_materialize: bool) -> Direction:
-        """The direction for this parameter at this step."""
+    def direction_for(self, move: Move[Any, Any], work: int) -> Direction:
+        """The direction of one parameter; `work` is the step's samples times moved elements."""
         taken = move.steps_taken()
         young = taken is not None and taken < self._steps
-        fits = samples * move.weight.numel() * move.weight.element_size() <= SMOOTHED_SHARE_BYTES
-        if young and fits and can_materialize and self._direction.name == "path":
+        if young and work <= SMOOTHED_WORK and self._direction.name == "path":
             return ESTIMATORS["path-smoothed"]
         return self._direction
 

@@ -20,12 +20,12 @@ from inrun.attribution._plan import (
     moved,
     plan_parameter,
 )
-from inrun.capture import Block, Capture
+from inrun.capture import Block, Capture, Hold
 from inrun.directions import Direction, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.ledger import Entries
-from inrun.optim import Rule, moves
+from inrun.optim import Rule, move_of, moves
 from inrun.utility import Evaluation, Utility, curvature, evaluate
 
 
@@ -35,6 +35,26 @@ class Scored(NamedTuple):
     values: np.ndarray
     entries: Entries
     estimator: str
+
+
+class Forecast:
+    """What `stream` expects to become of a gradient that is still coming in: what did last time.
+
+    A direction that is formed inside the backward pass does not know yet how many micro-batches
+    will be added nor by how much the sum will be clipped or unscaled.
+    """
+
+    def __init__(self) -> None:
+        self.blocks_now = 1
+        self._scale, self._blocks = 1.0, 1
+
+    def learn(self, scale: float, blocks: int) -> None:
+        """Takes note of a finished step."""
+        self._scale, self._blocks = scale, blocks
+
+    def factor(self) -> float:
+        """Consumed gradient over the gradient so far."""
+        return self._scale * max(1.0, self._blocks / self.blocks_now)
 
 
 class Scorer:
@@ -48,10 +68,13 @@ class Scorer:
         utility: Utility,
         direction: Direction,
         smoothed_steps: int,
+        capture_kind: type[Capture],
     ):
         self._model, self._optimizer, self._rule = model, optimizer, rule
         self._utility, self._direction = utility, direction
-        self._smoothing = Smoothing(direction, smoothed_steps)
+        held = capture_kind is Hold
+        self._smoothing = Smoothing(direction, smoothed_steps if held else 0)
+        self._forecast = Forecast()
         self._last: tuple[Evaluation, tuple[int, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
@@ -71,30 +94,32 @@ class Scorer:
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
         p = capture.trained[name]
-        for q, move in moves(self._optimizer, self._rule):
-            if q is p:
-                opening = self.opening(capture).gradients[name]
-                gradient = self._direction.gradient(Gradients(opening), move)
-                dtype = compute_dtype(p)
-                Q = gradient.to(dtype) * self._direction.coefficient(move)
-                return factor.contract(Q).double()
-        raise MisuseError(f"{name} left the optimizer while its gradient was computed.")
+        move = move_of(self._optimizer, self._rule, p, self._forecast.factor())
+        opening = self.opening(capture).gradients[name]
+        gradient = self._direction.gradient(Gradients(opening), move)
+        Q = gradient.to(compute_dtype(p)) * self._direction.coefficient(move)
+        return factor.contract(Q).double()
+
+    def block_begins(self, capture: Capture, blocks_before: int) -> None:
+        """For `stream`: the opening gradient is computed now, and the block's place is noted."""
+        self._forecast.blocks_now = blocks_before + 1
+        self.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
         """Reads the optimizer while its state is still that of w_t."""
         self._at_open = self.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
-        samples = sum(block.samples for block in blocks)
-        held = not any(block.values_BK is not None for block in blocks)
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
-            for p, move in moves(self._optimizer, self._rule):
+            moving = list(moves(self._optimizer, self._rule))
+            work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
+            for p, move in moving:
                 name = names[id(p)]
                 _refuse_sparse(name, move.gradient)
                 scale: Tensor | float = 1.0
                 if name not in capture.coverage.gaps:
                     scale = gradient_scale(name, move.gradient, capture, blocks)
-                direction = self._smoothing.choose(move, samples, held)
+                direction = self._smoothing.direction_for(move, work)
                 plans[name] = plan_parameter(name, p, move, direction, scale)
         self._plans = plans
         self._extra = self._extra_passes(capture)
@@ -138,7 +163,9 @@ class Scorer:
                     value += contribution
             for value, block in zip(values, blocks, strict=True):
                 if block.values_BK is not None:
-                    value += block.values_BK.cpu() * self._common_scale()
+                    scale = self._common_scale()
+                    value += block.values_BK.cpu() * scale
+                    self._forecast.learn(scale, len(blocks))
         all_values = torch.cat(values) if values else torch.zeros(0, K, dtype=torch.float64)
         entries = Entries(
             self._at_open.losses.numpy(),

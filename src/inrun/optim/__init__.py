@@ -1,7 +1,7 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
-from inrun.optim._reader import moves, rule_for, trained_parameters
+from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
 from inrun.optim._rule import History, Move, Rule
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
 
@@ -15,6 +15,7 @@ __all__ = [
     "SGDRule",
     "SGDSetting",
     "SGDState",
+    "move_of",
     "moves",
     "rule_for",
     "trained_parameters",

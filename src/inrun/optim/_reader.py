@@ -80,6 +80,20 @@ def moves(
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
-                weight = p.detach()
-                state, setting = rule.read(group, optimizer.state.get(p, {}), weight)
-                yield p, Move(rule, weight, p.grad.detach(), state, setting)
+                state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
+                yield p, Move(rule, p.detach(), p.grad.detach(), state, setting)
+
+
+def move_of(
+    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], p: Tensor, times: float
+) -> Move[Any, Any]:
+    """One parameter's move if its present gradient, times a number, were consumed.
+
+    Raises:
+        MisuseError: the optimizer does not hold the parameter.
+    """
+    for group in optimizer.param_groups:
+        if any(q is p for q in group["params"]) and p.grad is not None:
+            state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
+            return Move(rule, p.detach(), p.grad.detach() * times, state, setting)
+    raise MisuseError("A parameter left the optimizer while its gradient was computed.")
