@@ -68,7 +68,9 @@ def adamw(model):
 class Run:
     """A training run with clipping, attribution attached, and the truth of chosen steps."""
 
-    def __init__(self, name, estimator, capture="hold", optimizer=adamw, samples=SAMPLES, **options):
+    def __init__(
+        self, name, estimator, capture="hold", optimizer=adamw, samples=SAMPLES, **options
+    ):
         build, self.draw, self.terms = RUNS[name]
         torch.manual_seed(0)
         self.model = build().double()
@@ -94,9 +96,7 @@ class Run:
         truth = self.truth(batch, float(norm), game) if game else None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        before, self.total = self.total, torch.tensor(
-            self.attribution.values()["value"].to_numpy()
-        )
+        before, self.total = self.total, torch.tensor(self.attribution.values()["value"].to_numpy())
         return self.total - before, truth
 
     def truth(self, batch, norm, game):

@@ -63,6 +63,7 @@ def test_the_ledger_says_which_estimator_was_used():
 
 def test_sgd_values_are_exact_for_small_sgd_steps():
     """With plain SGD and a small step every estimator is the same first-order game."""
+
     def plain(model):
         return torch.optim.SGD(model.parameters(), lr=1e-4)
 

@@ -72,8 +72,9 @@ def train(build, loss, batches, attach, capture="hold", estimator="path", **sett
     ("capture", "estimator"),
     [("hold", "path"), ("stream", "path"), ("hold", "path-given"), ("hold", "sgd-second")],
 )
-@pytest.mark.parametrize("setting", [{"foreach": True}, {"fused": True}, {"amsgrad": True}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "setting", [{"foreach": True}, {"fused": True}, {"amsgrad": True}], ids=str
+)
 def test_weights_are_bitwise_the_same(capture, estimator, setting):
     plain, plain_opt, _, plain_rng = train(noisy, loss_fn, data(), False, **setting)
     model, opt, _, rng = train(noisy, loss_fn, data(), True, capture, estimator, **setting)
@@ -110,7 +111,10 @@ def test_running_statistics_and_user_hooks_are_left_alone():
         return loss_fn(m, batch)
 
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(careless, (x[30:], y[30:])), progress=False,
+        model,
+        optimizer,
+        inrun.Utility(careless, (x[30:], y[30:])),
+        progress=False,
         self_test=False,
     )
     assert not calls

@@ -53,8 +53,9 @@ def test_displacement_is_the_real_step(case):
         rule = rule_for(optimizer)
         for step in range(8):
             give_gradients(params, step)
-            expected = [p.detach() - move.displacement(move.gradient) for p, move in
-                        moves(optimizer, rule)]
+            expected = [
+                p.detach() - move.displacement(move.gradient) for p, move in moves(optimizer, rule)
+            ]
             optimizer.step()
             for p, want in zip(params, expected, strict=True):
                 torch.testing.assert_close(p.detach(), want, rtol=1e-12, atol=1e-14)
@@ -72,8 +73,10 @@ def test_advance_is_the_real_state(case):
             for _, move in moves(optimizer, rule)
         ]
         optimizer.step()
-        found = [rule.read(group, optimizer.state[group["params"][0]], group["params"][0])[0]
-                 for group in optimizer.param_groups]
+        found = [
+            rule.read(group, optimizer.state[group["params"][0]], group["params"][0])[0]
+            for group in optimizer.param_groups
+        ]
         for want, have in zip(expected, found, strict=True):
             for a, b in zip(want, have, strict=True):
                 if isinstance(a, torch.Tensor):
@@ -176,9 +179,9 @@ def test_tensor_learning_rate_and_capturable_are_read():
 
 def test_unknown_optimizers_are_refused_by_name():
     p = torch.nn.Parameter(torch.randn(3))
-    with pytest.raises(NotSupportedError, match="Adagrad has no update rule here.*SGD, Adam"):
+    with pytest.raises(NotSupportedError, match=r"Adagrad has no update rule here.*SGD, Adam"):
         rule_for(torch.optim.Adagrad([p]))
-    with pytest.raises(MisuseError, match="not a torch.optim.Optimizer"):
+    with pytest.raises(MisuseError, match=r"not a torch\.optim\.Optimizer"):
         rule_for("adam")
     with pytest.raises(NotSupportedError, match="differentiable"):
         rule_for(AdamW([p], differentiable=True))

@@ -132,7 +132,7 @@ class Attribution:
             try:
                 blocks = [block for _, block in self._pending]
                 scored = self._scorer.after_step(self._capture, blocks)
-                self._book([i for ids, _ in self._pending for i in ids], scored)
+                self._book(_joined([ids for ids, _ in self._pending]), scored)
             finally:
                 self._drop_pending()
 
@@ -310,6 +310,10 @@ class Attribution:
     def _refuse_detached(self) -> None:
         if not self._release.alive:
             raise MisuseError("This attribution was detached. Attach again to go on.")
+
+
+def _joined(parts: list[Ids]) -> Ids:
+    return [i for ids in parts for i in ids]  # type: ignore[return-value]  # all of one kind
 
 
 def _release(handles: list[Any], line: LiveLine) -> None:

@@ -231,7 +231,7 @@ def _sample_contributions(
         for block in blocks
     ]
     values = plan.direction.values(plan.move, torch.cat(shares) * plan.scale, gradient)
-    return list(values.double().cpu().split([block.samples for block in blocks]))
+    return list(torch.split(values.double().cpu(), [block.samples for block in blocks]))
 
 
 def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:

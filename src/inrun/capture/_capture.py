@@ -34,22 +34,34 @@ class Block:
 
     def __init__(self, samples: int):
         self.samples = samples
-        self.uses: list[Use] = []
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
+        self._versions: list[tuple[str, Tensor, int]] = []
+
+    def keep(self, name: str, factor: Factor) -> None:
+        """Keeps a factor until the step is over."""
+        self.factors.setdefault(name, []).append(factor)
+        self._versions += [(name, t, t._version) for t in factor.held]
 
     def check_untouched(self) -> None:
-        """Raises if something that the factors refer to was overwritten."""
-        for use in self.uses:
-            use.check_untouched()
+        """Raises if something that the factors refer to was overwritten.
+
+        Raises:
+            MisuseError: for instance an input buffer that was refilled with the next batch.
+        """
+        for name, t, version in self._versions:
+            if t._version != version:
+                raise MisuseError(
+                    f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was "
+                    "overwritten in place before the optimizer's step. Do not refill input buffers "
+                    "between backward() and step(), or attach with capture='stream'."
+                )
 
 
 class Capture(ABC):
     """Turns batch blocks into factors; one strategy a subclass."""
 
-    def __init__(
-        self, model: nn.Module, trained: Mapping[str, Tensor], layouts: MeasuredLayouts
-    ):
+    def __init__(self, model: nn.Module, trained: Mapping[str, Tensor], layouts: MeasuredLayouts):
         self.trained, self.layouts = dict(trained), layouts
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained)
@@ -127,11 +139,11 @@ class Hold(Capture):
         yield
 
     def _collect(self, block: Block, mode: CaptureMode) -> None:
-        block.uses = [use for use in mode.uses if use.reached]
-        for use in block.uses:
-            for name, how, factor in use.factors():
-                self._register(name, how, factor)
-                block.factors.setdefault(name, []).append(factor)
+        for use in mode.uses:
+            if use.reached:
+                for name, how, factor in use.factors():
+                    self._register(name, how, factor)
+                    block.keep(name, factor)
 
 
 class Stream(Capture):
@@ -151,7 +163,7 @@ class Stream(Capture):
             return contract
 
         handles = [
-            p.register_post_accumulate_grad_hook(on_gradient(name))
+            p.register_post_accumulate_grad_hook(on_gradient(name))  # type: ignore[no-untyped-call]
             for name, p in self.trained.items()
         ]
         try:

@@ -47,7 +47,8 @@ class Coverage:
     def explain(self, name: str) -> str:
         """Why a parameter is not captured."""
         return self._why_not.get(
-            name, "no torch operation was seen to use it (custom autograd function or compiled code)"
+            name,
+            "no torch operation was seen to use it (custom autograd function or compiled code)",
         )
 
     def table(self) -> pa.Table:
@@ -60,8 +61,13 @@ class Coverage:
         total = sum(norm**2 for norm in self._norms.values())
         rows = [self._row(name, p, total) for name, p in self._trained.items()]
         rows += [
-            {**self._facts(name, p), "status": "not trained", "captured_as": "",
-             "gradient_share": 0.0, "sample_axis": ""}
+            {
+                **self._facts(name, p),
+                "status": "not trained",
+                "captured_as": "",
+                "gradient_share": 0.0,
+                "sample_axis": "",
+            }
             for name, p in self._untrained.items()
         ]
         return pa.Table.from_pylist(rows) if rows else pa.table({"parameter": pa.array([], "str")})

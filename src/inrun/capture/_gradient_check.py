@@ -62,8 +62,10 @@ class GradientCheck:
         found = self._measure(held)
         sums = self._fetch_block()
         together = {
-            name: (sums.get(name, (0.0, 0.0))[0] + before[0], sums.get(name, (0.0, 0.0))[1]
-                   + before[1])
+            name: (
+                sums.get(name, (0.0, 0.0))[0] + before[0],
+                sums.get(name, (0.0, 0.0))[1] + before[1],
+            )
             for name, before in self._before.items()
         }
         together = {**sums, **together}
@@ -78,7 +80,7 @@ class GradientCheck:
         return alone
 
     def scale(self, name: str, gradient: Tensor) -> float | None:
-        """k with gradient = k * (sum of shares), None where no such number exists.
+        """K with gradient = k * (sum of shares), None where no such number exists.
 
         Raises:
             MisuseError: the gradient is not finite, or appeared after the last block.
@@ -123,8 +125,12 @@ class GradientCheck:
         if not gradients:
             return {}
         pairs = [
-            torch.stack((self._probes[name].of_gradient(g).double(),
-                         torch.linalg.vector_norm(g.detach()).double()))
+            torch.stack(
+                (
+                    self._probes[name].of_gradient(g).double(),
+                    torch.linalg.vector_norm(g.detach()).double(),
+                )
+            )
             for name, g in gradients.items()
         ]
         rows = torch.stack([pair.cpu() for pair in pairs]).tolist()
@@ -134,8 +140,9 @@ class GradientCheck:
         if not self._block:
             return {}
         rows = torch.stack([torch.stack(pair).double().cpu() for pair in self._block.values()])
-        return {name: (row[0], row[1]) for name, row in
-                zip(self._block, rows.tolist(), strict=True)}
+        return {
+            name: (row[0], row[1]) for name, row in zip(self._block, rows.tolist(), strict=True)
+        }
 
     def _disagreements(
         self,

@@ -21,7 +21,6 @@ from inrun.capture._uses import Use
 from inrun.errors import MisuseError
 from inrun.operations import find, inside, is_in_place, outputs_of, replace
 
-
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
 
 
@@ -42,7 +41,7 @@ class CaptureMode(TorchFunctionMode):
         samples: int,
         layouts: LayoutBook,
     ):
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.uses: list[Use] = []
         self.skipped: dict[str, str] = {}
         self._sources: dict[int, Source] = {id(root.parameter): root for root in roots}

@@ -133,4 +133,3 @@ def _check_sums(
                 check.add(name, factor)
     low_precision = any(use.low_precision for use in reached)
     check.end_block(dict(zip(capture.trained, gradients, strict=True)), low_precision)
-

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from inrun.capture._sources import Source
-from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.operations import Call, Layout, fallback, find, outputs_of, replace
 
@@ -33,18 +32,11 @@ class Use:
         self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
         self._layouts = layouts
         self._gradients: list[Tensor | None] = [None] * len(layouts)
-        self._versions: list[tuple[Tensor, int]] = []
         self._was_reached = False
         self.pending = self.roots  # whose shares have not been taken yet
-        replace([self._args, self._kwargs], self._remember_version)
 
     def _let_go(self, t: Tensor) -> Tensor:
         return t if id(t) in self.sources else t.detach()
-
-    def _remember_version(self, t: Tensor) -> Tensor:
-        if id(t) not in self.sources:
-            self._versions.append((t, t._version))
-        return t
 
     @property
     def reached(self) -> bool:
@@ -72,21 +64,6 @@ class Use:
         before = self._gradients[output]
         self._gradients[output] = gradient if before is None else before + gradient
 
-    def check_untouched(self) -> None:
-        """Raises if an argument was overwritten since the operation saw it.
-
-        Raises:
-            MisuseError: for instance an input buffer that was refilled with the next batch.
-        """
-        for t, version in self._versions:
-            if t._version != version:
-                raise MisuseError(
-                    f"A tensor of shape {tuple(t.shape)} that {self.name} of "
-                    f"{', '.join(sorted(self.roots))} consumed was overwritten in place before the "
-                    "optimizer's step, so this sample's shares are gone. Do not refill input "
-                    "buffers between backward() and step(), or attach with capture='stream'."
-                )
-
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
         for tensor_id, source in self.sources.items():
@@ -99,7 +76,7 @@ class Use:
     def release(self) -> None:
         """Lets go of arguments and gradients."""
         self._args, self._kwargs = (), {}
-        self._gradients, self._versions = [], []
+        self._gradients = []
 
     def _shares_of(self, tensor_id: int) -> Factor:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
@@ -122,7 +99,4 @@ class Use:
             if id(t) == tensor_id
         }.values()
         gradients = list(zip(self._gradients, self._layouts, strict=True))
-        return fallback(
-            self.function, self._args, self._kwargs, tensor, gradients, self.samples
-        )
-
+        return fallback(self.function, self._args, self._kwargs, tensor, gradients, self.samples)

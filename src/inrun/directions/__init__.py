@@ -34,13 +34,13 @@ def direction_named(name: str) -> Direction:
 
 __all__ = [
     "ESTIMATORS",
+    "SGD",
     "Direction",
     "Gradients",
     "Linearized",
     "Path",
     "PathGiven",
     "PathSmoothed",
-    "SGD",
     "SGDSecond",
     "SampleDirection",
     "Tangent",

@@ -22,7 +22,7 @@ class Linearized(Direction):
     name = "linearized"
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
-        """lr * C / A, guarded."""
+        """Lr * C / A, guarded."""
         return move.linearization()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

@@ -23,7 +23,7 @@ class Path(Direction):
     needs_closing = True
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
-        """lr * D."""
+        """Lr * D."""
         return move.slope()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

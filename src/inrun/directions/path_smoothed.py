@@ -80,6 +80,4 @@ def _legendre() -> list[tuple[float, float]]:
 def _hermite() -> list[tuple[float, float]]:
     """Nodes and weights for a standard normal variable."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(DEVIATES)
-    return [
-        (float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)
-    ]
+    return [(float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)]

@@ -16,7 +16,7 @@ class Tangent(Direction):
     name = "tangent"
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
-        """lr * u'(g)."""
+        """Lr * u'(g)."""
         return move.tangent()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

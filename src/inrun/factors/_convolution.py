@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.factors import cost
-from inrun.factors._factor import Factor, bytes_of
+from inrun.factors._factor import Factor
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -54,9 +54,9 @@ class Convolution(Factor):
         return self._geometry.weight
 
     @property
-    def nbytes(self) -> int:
+    def held(self) -> tuple[Tensor, ...]:
         """Input and output gradient."""
-        return bytes_of(self._input_BS, self._gradient_BS)
+        return (self._input_BS, self._gradient_BS)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""
@@ -124,6 +124,8 @@ class Convolution(Factor):
         G = self._geometry.groups
         kernel = right.reshape(1, *self.shape[1:]).expand(G, *self.shape[1:])
         seen = self._convolve(kernel, G).unsqueeze(3)  # (B, S, G, 1, *space')
-        b = self._gradient_BS.to(left.dtype).unflatten(2, (G, -1))
+        b = self._gradient_BS.to(left.dtype)
+        b = b.reshape(*b.shape[:2], G, -1, *b.shape[3:])
         weights = left.reshape(G, -1, *[1] * (seen.ndim - 4))
-        return (seen * b * weights).flatten(1).sum(1)
+        products: Tensor = seen * b * weights
+        return products.flatten(1).sum(1)

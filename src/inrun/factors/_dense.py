@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inrun.factors._factor import Factor, bytes_of
+from inrun.factors._factor import Factor
 
 
 class Dense(Factor):
@@ -20,9 +20,9 @@ class Dense(Factor):
         return self._shares_B.shape[1:]
 
     @property
-    def nbytes(self) -> int:
+    def held(self) -> tuple[Tensor, ...]:
         """All B shares."""
-        return bytes_of(self._shares_B)
+        return (self._shares_B,)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`."""

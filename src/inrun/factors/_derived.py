@@ -26,9 +26,9 @@ class Derived(Factor):
         return self._shape
 
     @property
-    def nbytes(self) -> int:
+    def held(self) -> tuple[Tensor, ...]:
         """Of the shares of s."""
-        return self._inner.nbytes
+        return self._inner.held
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`."""

@@ -56,10 +56,10 @@ class Factor(ABC):
 
     @property
     @abstractmethod
+    def held(self) -> tuple[Tensor, ...]:
+        """The tensors that this factor keeps alive, and that must stay as they are."""
+
+    @property
     def nbytes(self) -> int:
-        """What keeping this factor costs."""
-
-
-def bytes_of(*tensors: Tensor) -> int:
-    """Bytes of the tensors' elements, as if none shared storage."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+        """What keeping this factor costs, as if no tensor shared storage."""
+        return sum(t.numel() * t.element_size() for t in self.held)

@@ -1,6 +1,6 @@
 """Shares of a table that was read by row: embeddings.
 
-    share_b = sum_t  e(index_bt) rows_bt^T      (V x N), e(v) the v-th unit vector
+share_b = sum_t  e(index_bt) rows_bt^T      (V x N), e(v) the v-th unit vector
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inrun.factors._factor import Factor, bytes_of
+from inrun.factors._factor import Factor
 
 
 class Indexed(Factor):
@@ -23,9 +23,9 @@ class Indexed(Factor):
         return torch.Size((self._V, self._rows_BTN.shape[2]))
 
     @property
-    def nbytes(self) -> int:
+    def held(self) -> tuple[Tensor, ...]:
         """Indices and rows."""
-        return bytes_of(self._index_BT, self._rows_BTN)
+        return (self._index_BT, self._rows_BTN)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`: gather and dot."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import cost
-from inrun.factors._factor import Factor, bytes_of
+from inrun.factors._factor import Factor
 
 
 class Outer(Factor):
@@ -26,9 +26,9 @@ class Outer(Factor):
         return torch.Size((self._left_BTM.shape[2], self._right_BTN.shape[2]))
 
     @property
-    def nbytes(self) -> int:
+    def held(self) -> tuple[Tensor, ...]:
         """Both factors."""
-        return bytes_of(self._left_BTM, self._right_BTN)
+        return (self._left_BTM, self._right_BTN)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""

@@ -46,8 +46,9 @@ class Entries(NamedTuple):
     @property
     def residual(self) -> np.ndarray:
         """What the entries leave of the loss's change."""
-        change: np.ndarray = self.opening - self.closing
-        return change - self.samples - self.momentum - self.weight_decay
+        change = self.opening - self.closing
+        left: np.ndarray = change - self.samples - self.momentum - self.weight_decay
+        return left
 
 
 def ledger_rows(
@@ -73,11 +74,12 @@ def ledger_rows(
 
 def residual_shares(ledger: pa.Table) -> np.ndarray:
     """|residual| / (|samples| + |momentum| + |weight decay|) of each row; 0 / 0 counts 0."""
-    size = sum(
-        np.abs(ledger[name].to_numpy()) for name in ("samples", "momentum", "weight_decay")
-    )
+    size = sum(np.abs(ledger[name].to_numpy()) for name in ("samples", "momentum", "weight_decay"))
     residual = np.abs(ledger["residual"].to_numpy())
-    return np.divide(residual, size, out=np.zeros_like(residual), where=np.asarray(size) > 0)
+    shares: np.ndarray = np.divide(
+        residual, size, out=np.zeros_like(residual), where=np.asarray(size) > 0
+    )
+    return shares
 
 
 def totals(ledger: pa.Table) -> dict[str, float]:

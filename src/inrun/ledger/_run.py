@@ -135,6 +135,4 @@ def _quoted(name: str) -> str:
 
 def _to_arrow(query: str, parameters: dict[str, Any]) -> pa.Table:
     with duckdb.connect() as connection:
-        result = connection.execute(query, parameters)
-        table = result.arrow()
-    return table if isinstance(table, pa.Table) else table.read_all()
+        return connection.sql(query, params=parameters).to_arrow_table()

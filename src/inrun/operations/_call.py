@@ -33,13 +33,12 @@ class Layout(NamedTuple):
         if self.axis is None:
             return t.unsqueeze(0).unsqueeze(0)
         slots = t.shape[self.axis] // samples if samples else 1
+        before, after = t.shape[: self.axis], t.shape[self.axis + 1 :]
         if self.sample_major:
-            return t.unflatten(self.axis, (samples, slots)).movedim(
-                (self.axis, self.axis + 1), (0, 1)
-            )
-        return t.unflatten(self.axis, (slots, samples)).movedim(
-            (self.axis + 1, self.axis), (0, 1)
-        )
+            apart = t.reshape(*before, samples, slots, *after)
+            return apart.movedim((self.axis, self.axis + 1), (0, 1))
+        apart = t.reshape(*before, slots, samples, *after)
+        return apart.movedim((self.axis + 1, self.axis), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class Call:
     def rows(self, t: Tensor) -> Tensor:
         """(B, T, features) of a tensor that is laid out like the output up to its last axis."""
         split = self.split(t)
-        return split.flatten(1, -2) if split.ndim > 3 else split.reshape(
-            split.shape[0], -1, split.shape[-1]
+        return (
+            split.flatten(1, -2)
+            if split.ndim > 3
+            else split.reshape(split.shape[0], -1, split.shape[-1])
         )

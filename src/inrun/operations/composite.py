@@ -32,4 +32,5 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any] | None:
     return _COMPOSITES.get(function)
 
 
-_COMPOSITES[F.multi_head_attention_forward] = _stepped_inside(F.multi_head_attention_forward)
+_attention: Any = F.multi_head_attention_forward
+_COMPOSITES[_attention] = _stepped_inside(_attention)

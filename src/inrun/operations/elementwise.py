@@ -36,22 +36,23 @@ def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | No
 
 @operation("mul", "multiply", "__mul__", "__rmul__", signature="input other")
 def mul(call: Call, argument: str) -> Factor | None:
-    """input * other."""
+    """Input * other."""
     other = call["other" if argument == "input" else "input"]
     return _unbroadcast(call, call.gradient * other, call[argument])
 
 
 @operation("add", "__add__", "__radd__", signature="input other")
 def add(call: Call, argument: str) -> Factor | None:
-    """input + alpha * other."""
+    """Input + alpha * other."""
     alpha = call["alpha"] if argument == "other" and call["alpha"] is not None else 1
-    return _unbroadcast(call, call.gradient * alpha if alpha != 1 else call.gradient,
-                        call[argument])
+    return _unbroadcast(
+        call, call.gradient * alpha if alpha != 1 else call.gradient, call[argument]
+    )
 
 
 @operation("sub", "subtract", "__sub__", signature="input other")
 def sub(call: Call, argument: str) -> Factor | None:
-    """input - other; the scaled form goes to the fallback."""
+    """Input - other; the scaled form goes to the fallback."""
     if call["alpha"] not in (None, 1):
         return None
     return _unbroadcast(
@@ -61,7 +62,7 @@ def sub(call: Call, argument: str) -> Factor | None:
 
 @operation("div", "divide", "true_divide", "__truediv__", signature="input other")
 def div(call: Call, argument: str) -> Factor | None:
-    """input / other, for the numerator's share; the denominator's goes to the fallback."""
+    """Input / other, for the numerator's share; the denominator's goes to the fallback."""
     if argument != "input" or call["rounding_mode"] is not None:
         return None
     return _unbroadcast(call, call.gradient / call["other"], call["input"])

@@ -71,8 +71,9 @@ def fallback(
     ]
     shares = torch.zeros(samples, *parameter.shape, dtype=leaf.dtype, device=leaf.device)
     for b in range(samples):
-        masked = [_only(gradient.to(out.dtype), layout, b, samples)
-                  for out, gradient, layout in used]
+        masked = [
+            _only(gradient.to(out.dtype), layout, b, samples) for out, gradient, layout in used
+        ]
         (share,) = torch.autograd.grad(
             [out for out, _, _ in used], leaf, masked, retain_graph=True, allow_unused=True
         )

@@ -40,7 +40,7 @@ def addmm(call: Call, argument: str) -> Factor | None:
 
 @operation("matmul", "mm", "__matmul__", signature="input other")
 def matmul(call: Call, argument: str) -> Factor | None:
-    """x @ W with a matrix W (I, O) on the right; other shapes go to the fallback."""
+    """X @ W with a matrix W (I, O) on the right; other shapes go to the fallback."""
     x = call["input"]
     if argument == "other" and _is_matrix(call["other"]) and x.ndim >= 2:
         return Outer(call.rows(x), call.rows(call.gradient))

@@ -49,7 +49,7 @@ class AdamSetting(NamedTuple):
 
 
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 where the denominator is 0."""
+    """Numerator / denominator, and 0 where the denominator is 0."""
     return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / denominator)
 
 
@@ -94,7 +94,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         return (second / (1 - h.b2 ** (s.steps + 1))).sqrt_()
 
     def _rate(self, s: AdamState, h: AdamSetting) -> float:
-        """lr / c1."""
+        """Lr / c1."""
         return h.lr / (1 - h.b1 ** (s.steps + 1))
 
     def displacement(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
@@ -151,13 +151,13 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         return torch.where(r == 0, torch.zeros_like(tangent), tangent)
 
     def _previous(self, numerator: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """numerator / (sqrt of the previous step's v_hat + eps), 0 where that v is 0."""
+        """Numerator / (sqrt of the previous step's v_hat + eps), 0 where that v is 0."""
         second = s.v if s.v_max is None else s.v_max
         root = (second / (1 - h.b2 ** max(s.steps, 1))).sqrt_()
         return torch.where(root == 0, torch.zeros_like(root), numerator / (root + h.eps))
 
     def linearization(self, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """lr * C / A of arXiv 2602.00329, C = (1-b1)/c1, A = sqrt(v_hat of step t-1) + eps.
+        """Lr * C / A of arXiv 2602.00329, C = (1-b1)/c1, A = sqrt(v_hat of step t-1) + eps.
 
         Where v is 0 the published A is eps alone and the estimate is off by orders of magnitude;
         such elements count 0 here.
@@ -166,15 +166,13 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         return self._previous(torch.full_like(w, sign * self._rate(s, h) * (1 - h.b1)), s, h)
 
     def linearized_history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
-        """lr * b1 m / (c1 A), the estimator's term that is the same for all samples, and decay."""
+        """Lr * b1 m / (c1 A), the estimator's term that is the same for all samples, and decay."""
         momentum = self._previous(self._rate(s, h) * h.b1 * s.m, s, h)
         if not h.decay:
             return History(momentum, 0.0)
         if not h.coupled:
             return History(momentum, h.lr * h.decay * w)
-        return History(
-            momentum, self._previous(self._rate(s, h) * (1 - h.b1) * h.decay * w, s, h)
-        )
+        return History(momentum, self._previous(self._rate(s, h) * (1 - h.b1) * h.decay * w, s, h))
 
     def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
         """See `Rule.advance`."""

@@ -51,7 +51,7 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
 
 def _own_step(kind: type[torch.optim.Optimizer]) -> Any:
     """The class's `step` below the profiling wrapper that torch puts round it."""
-    step = kind.step
+    step: Any = kind.step
     while hasattr(step, "__wrapped__"):
         step = step.__wrapped__
     return step

@@ -42,7 +42,9 @@ def test_shares_are_each_samples_own_gradient(case, samples):
     torch.manual_seed(0)
     for name, p in trained(model).items():
         factors = block.factors.get(name, [])
-        found = sum((f.materialize(p.dtype) for f in factors), torch.zeros(samples, *p.shape, dtype=p.dtype))
+        found = sum(
+            (f.materialize(p.dtype) for f in factors), torch.zeros(samples, *p.shape, dtype=p.dtype)
+        )
         close(found, expected[name])
         if not factors:
             continue
@@ -93,8 +95,11 @@ def test_every_operation_rule_is_met_by_a_case():
     for case in ALL:
         model = case.model()
         capture = captured(case, model, case.inputs(4))
-        how |= {entry for row in capture.coverage.table()["captured_as"].to_pylist()
-                for entry in row.split(", ")}
+        how |= {
+            entry
+            for row in capture.coverage.table()["captured_as"].to_pylist()
+            for entry in row.split(", ")
+        }
     for expected in (
         "linear: outer", "linear: dense", "addmm: outer", "conv1d: convolution",
         "conv2d: convolution", "conv3d: convolution", "embedding: indexed", "layer_norm: dense",

@@ -1,0 +1,68 @@
+"""The library's enumeration against the oracle's, and Shapley's axioms."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import inrun
+from inrun.errors import MisuseError
+from inrun.truth import agreement, coalition_table, exact_shapley, sample_shares, shapley_values
+from tests.oracles import shapley as oracle
+
+
+def prepared(samples=4):
+    """A model two AdamW steps in, and a batch's shares."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3).double()
+    x, y = torch.randn(40, 5).double(), torch.randint(3, (40,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+
+    def loss(m, rows):
+        return F.cross_entropy(m(x[rows]), y[rows])
+
+    for _ in range(2):
+        loss(model, slice(0, 8)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    shares = sample_shares(model, lambda i: loss(model, [i]) / samples, samples)
+    utility = inrun.Utility(lambda m, rows: loss(m, rows), slice(20, 40))
+    return model, optimizer, shares, utility
+
+
+@pytest.mark.parametrize("history", ["shared", "given"])
+def test_enumeration_is_the_oracles(history):
+    model, optimizer, shares, utility = prepared()
+    before = [p.clone() for p in model.parameters()]
+    found = exact_shapley(model, optimizer, shares, utility, history=history)
+    judge = lambda m: utility.loss_fn(m, slice(20, 40))  # noqa: E731
+    expected = oracle.step_values(model, optimizer, shares, judge, history)
+    np.testing.assert_allclose(found[:, 0], expected.numpy(), rtol=1e-9, atol=1e-13)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_values_add_up_to_the_whole_batchs_utility():
+    model, optimizer, shares, utility = prepared()
+    table = coalition_table(model, optimizer, shares, utility, "shared")
+    np.testing.assert_allclose(shapley_values(table).sum(0), table[-1], atol=1e-14)
+
+
+def test_a_duplicate_gets_the_same_and_a_dummy_nothing():
+    model, optimizer, shares, utility = prepared(3)
+    doubled = {name: torch.cat([s, s[:1], 0 * s[:1]]) for name, s in shares.items()}
+    values = exact_shapley(model, optimizer, doubled, utility)[:, 0]
+    assert values[0] == pytest.approx(values[3], rel=1e-9)
+    assert values[4] == pytest.approx(0, abs=1e-15)
+
+
+def test_too_many_players_are_refused_with_their_number():
+    model, optimizer, shares, utility = prepared()
+    many = {name: s[:1].expand(20, *s.shape[1:]) for name, s in shares.items()}
+    with pytest.raises(MisuseError, match="21 players have 2,097,152 coalitions"):
+        exact_shapley(model, optimizer, many, utility)
+
+
+def test_agreement_of_a_vector_with_itself_is_perfect():
+    found = agreement(np.array([1.0, -2.0, 4.0]), np.array([1.0, -2.0, 4.0]))
+    assert found == (pytest.approx(1.0), 1.0, 0.0)
