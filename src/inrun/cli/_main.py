@@ -1,0 +1,51 @@
+"""The command's verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import inrun
+from inrun.errors import InRunError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="What each training sample did to a PyTorch model, while it trains.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        typer.echo(inrun.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new folder for the run and the report.")] = Path(
+        "inrun-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the split, the wrong labels and the run.")] = 0,
+    seeds: Annotated[int, typer.Option(min=2, help="Repetitions of each retraining.")] = 5,
+) -> None:
+    """Find the wrong labels among handwritten digits: about a minute, ends with a report."""
+    from inrun.demo import run_demo
+
+    run_demo(out, seed=seed, seeds=seeds)
+
+
+def main() -> None:
+    """Runs the command; the library's own errors are one readable line, with exit code 2."""
+    try:
+        app()
+    except InRunError as error:
+        Console(stderr=True).print(f"[bold red]inrun:[/bold red] {error}", highlight=False)
+        sys.exit(2)

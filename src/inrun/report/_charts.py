@@ -1,0 +1,217 @@
+"""The charts, as data for the page's renderer: one function a chart, tables in, chart out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pyarrow as pa
+from scipy.stats import t as student
+
+from inrun.ledger import residual_shares
+
+ENTRY_COLORS = {
+    "samples": "#2a9d8f",
+    "momentum": "#e9a23b",
+    "weight decay": "#8d99ae",
+    "residual": "#d1495b",
+}
+GOOD, BAD, NEUTRAL = "#2a9d8f", "#d1495b", "#7f8c99"
+HEIGHT = 280
+
+
+def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
+    return alt.Data(values=list(rows))
+
+
+def _colors(colors: Mapping[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(colors), range=list(colors.values()))
+
+
+def books(ledger: pa.Table) -> alt.TopLevelMixin:
+    """Running totals of the entries, stacked, with the loss's fall as a line over them."""
+    columns = {
+        name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy()) for name in ENTRY_COLORS
+    }
+    steps = ledger["step"].to_numpy()
+    opening = ledger["opening_loss"].to_numpy()
+    fall = opening[0] - ledger["closing_loss"].to_numpy() if len(opening) else opening
+    stacked = [
+        {"step": int(step), "entry": name, "sum": float(total)}
+        for name, sums in columns.items()
+        for step, total in zip(steps, sums, strict=True)
+    ]
+    line = [{"step": int(s), "fall": float(f)} for s, f in zip(steps, fall, strict=True)]
+    x = alt.X("step:Q", title="optimizer step")
+    areas = (
+        alt.Chart(_data(stacked))
+        .mark_area(opacity=0.75)
+        .encode(
+            x=x,
+            y=alt.Y("sum:Q", stack=True, title="validation loss taken off so far"),
+            color=alt.Color("entry:N", scale=_colors(ENTRY_COLORS), title=None),
+            tooltip=["step:Q", "entry:N", alt.Tooltip("sum:Q", format=".4f")],
+        )
+    )
+    fell = (
+        alt.Chart(_data(line))
+        .mark_line(strokeDash=[5, 3], color=NEUTRAL)
+        .encode(x=x, y="fall:Q", tooltip=["step:Q", alt.Tooltip("fall:Q", format=".4f")])
+    )
+    return alt.layer(areas, fell).properties(width="container", height=HEIGHT)
+
+
+def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
+    """The residual of each step as a share of its entries."""
+    rows = [
+        {"step": int(step), "share": float(share), "estimator": estimator}
+        for step, share, estimator in zip(
+            ledger["step"].to_pylist(),
+            residual_shares(ledger),
+            ledger["estimator"].to_pylist(),
+            strict=True,
+        )
+    ]
+    return (
+        alt.Chart(_data(rows))
+        .mark_circle(size=28, opacity=0.7)
+        .encode(
+            x=alt.X("step:Q", title="optimizer step"),
+            y=alt.Y(
+                "share:Q",
+                title="|residual| / size of the entries",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(type="symlog", constant=0.002),
+            ),
+            color=alt.Color("estimator:N", title=None),
+            tooltip=["step:Q", alt.Tooltip("share:Q", format=".3%"), "estimator:N"],
+        )
+        .properties(width="container", height=HEIGHT)
+    )
+
+
+def values_by_step(
+    visits: pa.Table, group_of: Mapping[int | str, str], colors: Mapping[str, str], most: int = 6000
+) -> alt.TopLevelMixin:
+    """Each visit's value against its step, coloured by group; a random part where there are many."""
+    keep = np.random.default_rng(0).permutation(visits.num_rows)[:most]
+    part = visits.take(np.sort(keep))
+    rows = [
+        {"step": step, "value": value, "group": group_of[sample]}
+        for step, value, sample in zip(
+            part["step"].to_pylist(),
+            part["value"].to_pylist(),
+            part["sample_id"].to_pylist(),
+            strict=True,
+        )
+    ]
+    return (
+        alt.Chart(_data(rows))
+        .mark_circle(size=14, opacity=0.45)
+        .encode(
+            x=alt.X("step:Q", title="optimizer step"),
+            y=alt.Y("value:Q", title="value in the step (loss taken off)"),
+            color=alt.Color("group:N", scale=_colors(colors), title=None),
+            tooltip=["step:Q", alt.Tooltip("value:Q", format=".5f"), "group:N"],
+        )
+        .properties(width="container", height=HEIGHT)
+    )
+
+
+def value_distribution(
+    values: Sequence[float], groups: Sequence[str], colors: Mapping[str, str], title: str
+) -> alt.TopLevelMixin:
+    """How many samples of each group have which value."""
+    edges = np.histogram_bin_edges(np.asarray(values), bins=40)
+    rows = []
+    for group in colors:
+        chosen = [v for v, g in zip(values, groups, strict=True) if g == group]
+        counts, _ = np.histogram(chosen, bins=edges)
+        rows += [
+            {"from": float(a), "to": float(b), "samples": int(n), "group": group}
+            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+        ]
+    return (
+        alt.Chart(_data(rows))
+        .mark_bar(opacity=0.7)
+        .encode(
+            x=alt.X("from:Q", bin="binned", title=title),
+            x2="to:Q",
+            y=alt.Y("samples:Q", stack=None),
+            color=alt.Color("group:N", scale=_colors(colors), title=None),
+            tooltip=["group:N", "samples:Q"],
+        )
+        .properties(width="container", height=HEIGHT)
+    )
+
+
+def bars(
+    rows: Sequence[tuple[str, float]], title: str, domain: tuple[float, float]
+) -> alt.TopLevelMixin:
+    """One bar a name, in the given order, with its number."""
+    data = _data([{"name": name, "value": value} for name, value in rows])
+    y = alt.Y("name:N", sort=[name for name, _ in rows], title=None, axis=alt.Axis(labelLimit=260))
+    x = alt.X("value:Q", title=title, scale=alt.Scale(domain=list(domain), clamp=True))
+    base = alt.Chart(data).encode(y=y, x=x)
+    drawn = base.mark_bar(color=GOOD, opacity=0.8)
+    numbers = base.mark_text(align="left", dx=4).encode(text=alt.Text("value:Q", format=".3f"))
+    return alt.layer(drawn, numbers).properties(width="container", height=36 * len(rows))
+
+
+def scatter(
+    rows: Sequence[tuple[float, float, str]], x_title: str, y_title: str
+) -> alt.TopLevelMixin:
+    """Values against the truth, a panel a group, with the line on which they are equal."""
+    groups = list(dict.fromkeys(group for _, _, group in rows))
+    panels = []
+    for group in groups:
+        points = [{"x": x, "y": y} for x, y, g in rows if g == group]
+        ends = [min(p["x"] for p in points), max(p["x"] for p in points)]
+        diagonal = alt.Chart(_data([{"x": e, "y": e} for e in ends])).mark_line(
+            color=NEUTRAL, strokeDash=[4, 3]
+        )
+        dots = alt.Chart(_data(points)).mark_circle(size=70, color=GOOD, opacity=0.85)
+        x = alt.X("x:Q", title=x_title, axis=alt.Axis(format=".1e", tickCount=3))
+        y = alt.Y("y:Q", title=y_title, axis=alt.Axis(format=".1e", tickCount=4))
+        panels.append(
+            alt.layer(diagonal.encode(x=x, y=y), dots.encode(x=x, y=y)).properties(
+                width=230, height=230, title=group
+            )
+        )
+    return alt.hconcat(*panels)
+
+
+def with_error_bars(
+    rows: Sequence[tuple[str, Sequence[float]]], title: str
+) -> alt.TopLevelMixin:
+    """The mean of each name's numbers, with a 95 % interval of the mean and every single one."""
+    points, means = [], []
+    for name, numbers in rows:
+        array = np.asarray(numbers, dtype=np.float64)
+        half = half_interval(array)
+        points += [{"name": name, "value": float(v)} for v in array]
+        mean = float(array.mean())
+        means.append({"name": name, "value": mean, "low": mean - half, "high": mean + half})
+    y = alt.Y("name:N", sort=[name for name, _ in rows], title=None, axis=alt.Axis(labelLimit=260))
+    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=".1%"))
+    singles = alt.Chart(_data(points)).mark_tick(color=NEUTRAL, opacity=0.6).encode(y=y, x=x)
+    rules = (
+        alt.Chart(_data(means))
+        .mark_rule(color=GOOD, strokeWidth=3)
+        .encode(y=y, x=alt.X("low:Q", title=title), x2="high:Q")
+    )
+    dots = (
+        alt.Chart(_data(means))
+        .mark_circle(color=GOOD, size=110, opacity=1)
+        .encode(y=y, x=x, tooltip=["name:N", alt.Tooltip("value:Q", format=".2%")])
+    )
+    return alt.layer(singles, rules, dots).properties(width="container", height=36 * len(rows))
+
+
+def half_interval(array: np.ndarray) -> float:
+    """Half of Student's 95 % interval of the mean."""
+    if len(array) < 2:
+        return 0.0
+    return float(student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
