@@ -229,6 +229,11 @@ class Attribution:
         """
         return self._watch.overhead
 
+    @property
+    def seconds(self) -> float:
+        """Time spent in attribution's own passes so far."""
+        return self._watch.inside
+
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
         if self._folder is not None:

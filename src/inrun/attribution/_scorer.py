@@ -238,7 +238,8 @@ def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:
     """<gradient_k, displacement>, (K,) float64 on the CPU; a number displaces nothing (it is 0)."""
     if not isinstance(displacement, Tensor):
         return torch.zeros(gradient_K.shape[0], dtype=torch.float64)
-    return (gradient_K * displacement).flatten(1).sum(1).double().cpu()
+    products = gradient_K * displacement
+    return products.reshape(len(products), -1).sum(1).double().cpu()
 
 
 def _versions(capture: Capture) -> tuple[int, ...]:

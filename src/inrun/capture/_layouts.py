@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.errors import NeverPossibleError
+from inrun.errors import MisuseError, NeverPossibleError
 from inrun.operations import Layout
 
 
@@ -54,6 +54,9 @@ class LayoutBook(ABC):
         """The output's layout; None where it does not run over samples.
 
         `strict`: nothing but the shape says that samples are in it at all.
+
+        Raises:
+            MisuseError: the number of ids is not that of the batch's rows.
         """
 
 
@@ -75,8 +78,13 @@ class MeasuredLayouts(LayoutBook):
             return None
         if isinstance(verdict, Verified) and verdict.ndim == output.ndim:
             size = output.shape[verdict.layout.axis or 0]
-            fits = size == samples if verdict.slots == 1 else samples and size % samples == 0
-            return verdict.layout if fits else None
+            rows = size // verdict.slots if verdict.slots == 1 else None
+            if rows not in (None, samples) or (samples and size % samples):
+                raise MisuseError(
+                    f"{samples} sample ids were given, but the batch has {rows or size} rows in "
+                    f"{key}. Pass one id a row of the batch to attribution.batch(ids)."
+                )
+            return verdict.layout
         if samples == 1:
             return Layout(None)
         guess = _by_shape(output, samples, strict=strict)

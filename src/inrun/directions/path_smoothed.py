@@ -43,7 +43,7 @@ class PathSmoothed(SampleDirection):
         """See `SampleDirection.values`."""
         total = shares_B.sum(0)
         squares = (shares_B * shares_B).sum(0)
-        flat_KP = gradient_K.flatten(1)
+        flat_KP = gradient_K.reshape(len(gradient_K), -1)
         rows = [
             flat_KP @ self._mean_marginal(move, share, total, squares).flatten()
             for share in shares_B

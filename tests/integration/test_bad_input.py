@@ -1,0 +1,221 @@
+"""A bad input gets a clear error at the earliest moment, and training can go on."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import inrun
+from inrun.errors import (
+    InRunWarning,
+    MisuseError,
+    NeverPossibleError,
+    NotSupportedError,
+    ReplaceLayerError,
+)
+
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def setting(model=None):
+    torch.manual_seed(0)
+    model = model or nn.Linear(4, 3)
+    data = torch.randn(12, 4), torch.randint(3, (12,))
+    return model, torch.optim.AdamW(model.parameters()), data, inrun.Utility(loss_fn, data)
+
+
+def attached(**options):
+    model, optimizer, data, utility = setting()
+    return model, optimizer, data, inrun.attach(model, optimizer, utility, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (range(7), "7 sample ids were given"),
+        (range(24), "24 sample ids were given"),
+        ("abc", "single string"),
+        (5, "one id a row"),
+        (torch.tensor(5), "single number"),
+        ([0.5] * 12, r"0\.5 \(float\)"),
+        ([None] * 12, "NoneType"),
+        ([True] * 12, "bool"),
+        ([0, "a", *range(10)], "Use one kind"),
+        ([[1]] * 12, "list"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused_and_training_goes_on(ids, message):
+    model, optimizer, data, attribution = attached()
+    with pytest.raises(MisuseError, match=message), attribution.batch(ids):
+        loss_fn(model, data).backward()
+    optimizer.zero_grad()
+    with attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+    optimizer.step()
+    assert attribution.ledger().num_rows == 1
+
+
+def test_blocks_that_are_misused():
+    model, optimizer, data, attribution = attached()
+    with pytest.raises(MisuseError, match="cannot be nested"):
+        with attribution.batch(range(12)), attribution.batch(range(12)):
+            pass
+    with pytest.raises(MisuseError, match="did not run there"), attribution.batch(range(12)):
+        pass
+    with pytest.raises(MisuseError, match=r"loss\.backward\(\) inside"):
+        with attribution.batch(range(12)):
+            loss_fn(model, data)
+    with attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+    with pytest.raises(MisuseError, match="closure"):
+        optimizer.step(lambda: 0.0)
+    with pytest.raises(RuntimeError, match="user's own"):
+        with attribution.batch(range(12)):
+            raise RuntimeError("user's own")
+
+
+def test_an_overwritten_input_buffer_is_noticed():
+    model, optimizer, data, attribution = attached()
+    buffer = data[0].clone()
+    with attribution.batch(range(12)):
+        loss_fn(model, (buffer, data[1])).backward()
+    buffer.copy_(torch.randn(12, 4))
+    with pytest.raises(MisuseError, match="overwritten in place"):
+        optimizer.step()
+
+
+def test_gradients_that_are_not_finite_are_refused_before_the_step():
+    model, optimizer, data, attribution = attached()
+    before = model.weight.detach().clone()
+    with attribution.batch(range(12)):
+        (loss_fn(model, data) * float("nan")).backward()
+    with pytest.raises(MisuseError, match="weight is not finite"):
+        optimizer.step()
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), r"shape \(\d+,\)"),
+        (lambda m, b: 1.0, "1.0 for target 'validation'"),
+        (lambda m, b: torch.tensor(float("nan")) * m(b[0]).sum(), "not finite"),
+        (lambda m, b: m(b[0]).detach().sum(), "no graph"),
+    ],
+)
+def test_a_loss_function_that_returns_something_else(loss, message):
+    model, optimizer, data, _ = setting()
+    with pytest.raises(MisuseError, match=message):
+        attribution = inrun.attach(
+            model, optimizer, inrun.Utility(loss, data), progress=False, self_test=False
+        )
+        with attribution.batch(range(12)):
+            loss_fn(model, data).backward()
+        optimizer.step()
+
+
+def test_an_empty_validation_set():
+    model, optimizer, data, _ = setting()
+    empty = (data[0][:0], data[1][:0])
+    with pytest.raises(MisuseError, match=r"not finite.*empty"):
+        attribution = inrun.attach(
+            model, optimizer, inrun.Utility(loss_fn, empty), progress=False, self_test=False
+        )
+        with attribution.batch(range(12)):
+            loss_fn(model, data).backward()
+        optimizer.step()
+
+
+def test_attach_checks_what_it_is_given():
+    model, optimizer, data, utility = setting()
+    with pytest.raises(MisuseError, match="estimator 'shapley' is not one of path"):
+        inrun.attach(model, optimizer, utility, estimator="shapley")
+    with pytest.raises(MisuseError, match="capture 'keep'"):
+        inrun.attach(model, optimizer, utility, capture="keep")
+    with pytest.raises(MisuseError, match="Use capture='hold'"):
+        inrun.attach(model, optimizer, utility, estimator="path-given", capture="stream")
+    with pytest.raises(MisuseError, match=r"inrun\.Utility"):
+        inrun.attach(model, optimizer, data)
+    with pytest.raises(MisuseError, match="none of the model's"):
+        inrun.attach(nn.Linear(4, 3), optimizer, utility)
+    with pytest.raises(NotSupportedError, match="Adagrad"):
+        inrun.attach(model, torch.optim.Adagrad(model.parameters()), utility)
+    with pytest.raises(NotSupportedError, match="compiled"):
+        inrun.attach(torch.compile(model), optimizer, utility)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_utilities_that_cannot_be():
+    with pytest.raises(MisuseError, match="callable"):
+        inrun.Utility("loss", 1)
+    with pytest.raises(MisuseError, match="either"):
+        inrun.Utility(loss_fn)
+    with pytest.raises(MisuseError, match="no targets"):
+        inrun.Utility(loss_fn, targets={})
+    with pytest.raises(MisuseError, match="column of that name"):
+        inrun.Utility(loss_fn, targets={"value": 1})
+    with pytest.raises(MisuseError, match="weights must give each target"):
+        inrun.Utility(loss_fn, targets={"a": 1}, weights={"b": 1.0})
+    hf_batch = {"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2)}
+    assert inrun.Utility(loss_fn, hf_batch).targets == ("validation",)
+
+
+def test_batch_norm_in_training_mode_is_refused_with_the_way_out():
+    class Late(nn.Module):
+        """In evaluation mode when attached, in training mode afterwards."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+        def forward(self, x):
+            return self.net(x)
+
+    model = Late()
+    data = torch.randn(12, 4), torch.randint(3, (12,))
+    optimizer = torch.optim.AdamW(model.parameters())
+    utility = inrun.Utility(loss_fn, data)
+    with pytest.raises(ReplaceLayerError, match=r"net\.1 is a BatchNorm in training mode.*eval"):
+        inrun.attach(model, optimizer, utility, progress=False)
+    model.eval()
+    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    model.train()
+    with pytest.raises(ReplaceLayerError, match="GroupNorm"), attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+
+
+def test_models_that_mix_samples_are_refused():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            hidden = self.a(x)
+            return self.b(hidden - hidden.mean(0))
+
+    model, optimizer, data, utility = setting(Centred())
+    with pytest.raises(NeverPossibleError, match=r"b\.bias, b\.weight.*depend on the other rows"):
+        inrun.attach(model, optimizer, utility, progress=False)
+
+
+@pytest.mark.parametrize("option", ["scale_grad_by_freq", "sparse"])
+def test_embeddings_that_cannot_be_attributed_say_why(option):
+    model = nn.Sequential(nn.Embedding(5, 4, **{option: True}), nn.Flatten(), nn.Linear(8, 3))
+    data = torch.randint(5, (12, 2)), torch.randint(3, (12,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises((ReplaceLayerError, NotSupportedError), match=option):
+        inrun.attach(model, optimizer, inrun.Utility(loss_fn, data), progress=False)
+
+
+def test_a_validation_batch_that_cannot_be_cut_is_said():
+    model, optimizer, data, _ = setting()
+    utility = inrun.Utility(lambda m, b: loss_fn(m, data), "everything")
+    with pytest.warns(InRunWarning, match="taken from shapes"):
+        attribution = inrun.attach(model, optimizer, utility, progress=False)
+    with attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+    optimizer.step()
+    assert set(attribution.coverage()["sample_axis"].to_pylist()) == {"assumed"}
