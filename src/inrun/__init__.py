@@ -10,11 +10,22 @@
 A value is a contribution to the *reduction* of the validation loss, in its units: positive helped.
 """
 
-from inrun import truth
+from inrun import errors, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
+from inrun.uses import harm_profile
 from inrun.utility import Utility
 
 __version__ = "0.1.0"
 
-__all__ = ["Attribution", "Run", "Utility", "__version__", "attach", "load", "truth"]
+__all__ = [
+    "Attribution",
+    "Run",
+    "Utility",
+    "__version__",
+    "attach",
+    "errors",
+    "harm_profile",
+    "load",
+    "truth",
+]

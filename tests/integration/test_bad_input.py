@@ -28,7 +28,12 @@ def setting(model=None):
 
 def attached(**options):
     model, optimizer, data, utility = setting()
-    return model, optimizer, data, inrun.attach(model, optimizer, utility, progress=False, **options)
+    return (
+        model,
+        optimizer,
+        data,
+        inrun.attach(model, optimizer, utility, progress=False, **options),
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,9 +76,8 @@ def test_blocks_that_are_misused():
         loss_fn(model, data).backward()
     with pytest.raises(MisuseError, match="closure"):
         optimizer.step(lambda: 0.0)
-    with pytest.raises(RuntimeError, match="user's own"):
-        with attribution.batch(range(12)):
-            raise RuntimeError("user's own")
+    with pytest.raises(RuntimeError, match="user's own"), attribution.batch(range(12)):
+        raise RuntimeError("user's own")
 
 
 def test_an_overwritten_input_buffer_is_noticed():

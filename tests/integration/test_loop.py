@@ -326,9 +326,7 @@ def test_what_is_not_captured_is_warned_of_and_in_the_coverage():
     model = Model()
     x, y = torch.randn(8, 3), torch.randint(2, (8,))
     optimizer = torch.optim.AdamW(model.parameters())
-    attribution = inrun.attach(
-        model, optimizer, inrun.Utility(mean_loss, (x, y)), progress=False
-    )
+    attribution = inrun.attach(model, optimizer, inrun.Utility(mean_loss, (x, y)), progress=False)
     with pytest.warns(InRunWarning, match="scale first: no torch operation was seen"):
         with attribution.batch(range(8)):
             mean_loss(model, (x, y)).backward()

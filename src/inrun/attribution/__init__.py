@@ -1,4 +1,4 @@
-"""The public object: attach to a loop, score its steps in the optimizer's own hooks, give tables."""
+"""The public object: attach to a loop, score in the optimizer's step hooks, give tables."""
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution

@@ -163,7 +163,7 @@ class Stream(Capture):
             return contract
 
         handles = [
-            p.register_post_accumulate_grad_hook(on_gradient(name))  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(on_gradient(name))
             for name, p in self.trained.items()
         ]
         try:

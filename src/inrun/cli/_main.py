@@ -47,5 +47,7 @@ def main() -> None:
     try:
         app()
     except InRunError as error:
-        Console(stderr=True).print(f"[bold red]inrun:[/bold red] {error}", highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]inrun:[/bold red] {error}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)

@@ -36,7 +36,9 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
     """
     console = console or Console()
     if (out / "run").exists():
-        raise StoreError(f"{out} holds a demo already. Name another folder with --out, or remove it.")
+        raise StoreError(
+            f"{out} holds a demo already. Name another folder with --out, or remove it."
+        )
     data = digits.load(seed)
     console.print(
         f"{digits.TRAINING} handwritten digits, {int(data.wrong.sum())} with a wrong label; a "
@@ -59,7 +61,9 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
     _print_summary(console, data, trained, found, retraining)
     report = out / "report.html"
     write_page(report, data, trained, found, retraining)
-    console.print(f"\nReport: [bold]{report.resolve()}[/bold] (open it in a browser)")
+    console.print(
+        f"\nReport: [bold]{report.resolve()}[/bold] (open it in a browser)", soft_wrap=True
+    )
     return report
 
 

@@ -55,10 +55,9 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
     optimizer = digits.optimizer_of(network)
     utility = inrun.Utility(digits.loss_fn, data.targets)
     attribution = inrun.attach(network, optimizer, utility, store=store, progress=progress)
-    losses, checked, step, checking = np.zeros(digits.TRAINING), [], 0, 0.0
+    losses, checked, checking = np.zeros(digits.TRAINING), [], 0.0
     began = time.perf_counter()
-    for ids in _batches(seed):
-        step += 1
+    for step, ids in enumerate(_batches(seed), start=1):
         if step in CHECKED:
             pause = time.perf_counter()
             checked.append(_check(network, optimizer, data, ids[:PLAYERS], step))
@@ -136,4 +135,3 @@ def retrain(data: digits.Digits, keep: Sequence[int] | np.ndarray, seed: int) ->
         optimizer.step()
         optimizer.zero_grad()
     return digits.accuracy(network, data.test)
-

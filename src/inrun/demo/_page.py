@@ -75,9 +75,7 @@ def _pooled_residual(trained: Trained) -> float:
 def _most_harmful(data: digits.Digits, found: Findings) -> Section:
     pictures = []
     for i in found.best_first[:SHOWN]:
-        label, truth, suggestion = (
-            int(t[i]) for t in (data.labels, data.truth, found.suggested)
-        )
+        label, truth, suggestion = (int(t[i]) for t in (data.labels, data.truth, found.suggested))
         verdict = "label is right" if label == truth else f"truly a {truth}"
         pictures.append(
             Picture(
@@ -154,7 +152,13 @@ def _detection(data: digits.Digits, found: Findings) -> Section:
             f"names the true one for {found.right_suggestions:.0%} of the "
             f"{int(data.wrong.sum())} wrong labels.",
         ],
-        charts=[charts.bars(list(found.auc.items()), "AUC for wrong labels", (0.5, 1.0))],
+        charts=[
+            charts.bars(
+                sorted(found.auc.items(), key=lambda item: -item[1]),
+                "AUC for wrong labels",
+                (0.5, 1.0),
+            )
+        ],
     )
 
 
@@ -212,6 +216,4 @@ def _coverage(trained: Trained) -> Section:
         for r in trained.coverage.to_pylist()
     ]
     head = ["parameter", "shape", "status", "captured as", "share of squared gradient norm"]
-    return Section(
-        "Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)]
-    )
+    return Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])

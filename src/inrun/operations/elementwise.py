@@ -22,9 +22,8 @@ def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | No
         split = products.unsqueeze(0)
     else:
         own = axis - (products.ndim - parameter.ndim)
-        if own >= 0:
-            if shape.pop(own) != 1:
-                return None  # the parameter itself was spread over samples before
+        if own >= 0 and shape.pop(own) != 1:
+            return None  # the parameter itself was spread over samples before
         split = call.split(products).sum(1)
     while split.ndim - 1 > len(shape):
         split = split.sum(1)

@@ -43,9 +43,9 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
             _refuse_differentiable(optimizer)
             return rule
     raise NotSupportedError(
-        f"{type(optimizer).__name__} has no update rule here (known: torch.optim's {known}). Values "
-        "computed for another rule would not be this run's. Train with one of those, or add the "
-        "rule: CONTRIBUTING.md, 'How to add an optimizer', one file and one test."
+        f"{type(optimizer).__name__} has no update rule here (known: torch.optim's {known}). "
+        "Values computed for another rule would not be this run's. Train with one of those, or "
+        "add the rule: CONTRIBUTING.md, 'How to add an optimizer', one file and one test."
     )
 
 

@@ -30,11 +30,19 @@ def _colors(colors: Mapping[str, str]) -> alt.Scale:
     return alt.Scale(domain=list(colors), range=list(colors.values()))
 
 
+def _wide(chart: Any, height: int = HEIGHT) -> alt.TopLevelMixin:
+    """As wide as the page."""
+    sized: alt.TopLevelMixin = chart.properties(width="container", height=height)
+    return sized
+
+
+def _steps() -> alt.X:
+    return alt.X("step:Q", title="optimizer step", scale=alt.Scale(nice=False))
+
+
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
     """Running totals of the entries, stacked, with the loss's fall as a line over them."""
-    columns = {
-        name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy()) for name in ENTRY_COLORS
-    }
+    columns = {name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy()) for name in ENTRY_COLORS}
     steps = ledger["step"].to_numpy()
     opening = ledger["opening_loss"].to_numpy()
     fall = opening[0] - ledger["closing_loss"].to_numpy() if len(opening) else opening
@@ -44,7 +52,7 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
         for step, total in zip(steps, sums, strict=True)
     ]
     line = [{"step": int(s), "fall": float(f)} for s, f in zip(steps, fall, strict=True)]
-    x = alt.X("step:Q", title="optimizer step")
+    x = _steps()
     areas = (
         alt.Chart(_data(stacked))
         .mark_area(opacity=0.75)
@@ -60,7 +68,7 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
         .mark_line(strokeDash=[5, 3], color=NEUTRAL)
         .encode(x=x, y="fall:Q", tooltip=["step:Q", alt.Tooltip("fall:Q", format=".4f")])
     )
-    return alt.layer(areas, fell).properties(width="container", height=HEIGHT)
+    return _wide(alt.layer(areas, fell))
 
 
 def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
@@ -74,11 +82,11 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
             strict=True,
         )
     ]
-    return (
+    return _wide(
         alt.Chart(_data(rows))
         .mark_circle(size=28, opacity=0.7)
         .encode(
-            x=alt.X("step:Q", title="optimizer step"),
+            x=_steps(),
             y=alt.Y(
                 "share:Q",
                 title="|residual| / size of the entries",
@@ -88,14 +96,13 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
             color=alt.Color("estimator:N", title=None),
             tooltip=["step:Q", alt.Tooltip("share:Q", format=".3%"), "estimator:N"],
         )
-        .properties(width="container", height=HEIGHT)
     )
 
 
 def values_by_step(
     visits: pa.Table, group_of: Mapping[int | str, str], colors: Mapping[str, str], most: int = 6000
 ) -> alt.TopLevelMixin:
-    """Each visit's value against its step, coloured by group; a random part where there are many."""
+    """Each visit's value against its step, coloured by group; a random part of very many."""
     keep = np.random.default_rng(0).permutation(visits.num_rows)[:most]
     part = visits.take(np.sort(keep))
     rows = [
@@ -107,16 +114,15 @@ def values_by_step(
             strict=True,
         )
     ]
-    return (
+    return _wide(
         alt.Chart(_data(rows))
         .mark_circle(size=14, opacity=0.45)
         .encode(
-            x=alt.X("step:Q", title="optimizer step"),
+            x=_steps(),
             y=alt.Y("value:Q", title="value in the step (loss taken off)"),
             color=alt.Color("group:N", scale=_colors(colors), title=None),
             tooltip=["step:Q", alt.Tooltip("value:Q", format=".5f"), "group:N"],
         )
-        .properties(width="container", height=HEIGHT)
     )
 
 
@@ -133,7 +139,7 @@ def value_distribution(
             {"from": float(a), "to": float(b), "samples": int(n), "group": group}
             for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
-    return (
+    return _wide(
         alt.Chart(_data(rows))
         .mark_bar(opacity=0.7)
         .encode(
@@ -143,7 +149,6 @@ def value_distribution(
             color=alt.Color("group:N", scale=_colors(colors), title=None),
             tooltip=["group:N", "samples:Q"],
         )
-        .properties(width="container", height=HEIGHT)
     )
 
 
@@ -153,11 +158,16 @@ def bars(
     """One bar a name, in the given order, with its number."""
     data = _data([{"name": name, "value": value} for name, value in rows])
     y = alt.Y("name:N", sort=[name for name, _ in rows], title=None, axis=alt.Axis(labelLimit=260))
-    x = alt.X("value:Q", title=title, scale=alt.Scale(domain=list(domain), clamp=True))
+    x = alt.X(
+        "value:Q",
+        title=title,
+        scale=alt.Scale(domain=list(domain), clamp=True),
+        axis=alt.Axis(tickCount=6),
+    )
     base = alt.Chart(data).encode(y=y, x=x)
     drawn = base.mark_bar(color=GOOD, opacity=0.8)
     numbers = base.mark_text(align="left", dx=4).encode(text=alt.Text("value:Q", format=".3f"))
-    return alt.layer(drawn, numbers).properties(width="container", height=36 * len(rows))
+    return _wide(alt.layer(drawn, numbers), 36 * len(rows))
 
 
 def scatter(
@@ -177,15 +187,14 @@ def scatter(
         y = alt.Y("y:Q", title=y_title, axis=alt.Axis(format=".1e", tickCount=4))
         panels.append(
             alt.layer(diagonal.encode(x=x, y=y), dots.encode(x=x, y=y)).properties(
-                width=230, height=230, title=group
+                width=205, height=205, title=group
             )
         )
-    return alt.hconcat(*panels)
+    beside: alt.TopLevelMixin = alt.hconcat(*panels)
+    return beside
 
 
-def with_error_bars(
-    rows: Sequence[tuple[str, Sequence[float]]], title: str
-) -> alt.TopLevelMixin:
+def with_error_bars(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> alt.TopLevelMixin:
     """The mean of each name's numbers, with a 95 % interval of the mean and every single one."""
     points, means = [], []
     for name, numbers in rows:
@@ -207,7 +216,7 @@ def with_error_bars(
         .mark_circle(color=GOOD, size=110, opacity=1)
         .encode(y=y, x=x, tooltip=["name:N", alt.Tooltip("value:Q", format=".2%")])
     )
-    return alt.layer(singles, rules, dots).properties(width="container", height=36 * len(rows))
+    return _wide(alt.layer(singles, rules, dots), 36 * len(rows))
 
 
 def half_interval(array: np.ndarray) -> float:

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= inrun-demo
+
+.PHONY: demo test check format clean
+
+# What `make demo` needs: the package with its dependencies.
+$(VENV)/installed: requirements.txt pyproject.toml
+	@echo "==> creating $(VENV) and installing inrun (torch is the large part)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+# What tests and checks need on top.
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	@echo "==> installing what tests and checks need"
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/installed
+	@echo "==> the demo: about a minute on 2 cores; the report goes to $(OUT)/report.html"
+	@rm -rf $(OUT)
+	$(BIN)/inrun demo --out $(OUT)
+
+test: $(VENV)/installed-dev
+	@echo "==> tests, in two processes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/installed-dev
+	@echo "==> ruff: lint and format"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "==> mypy, strict, on src/"
+	$(BIN)/mypy
+	@echo "==> layering: imports point down only"
+	$(BIN)/python -m pytest tests/test_layering.py
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,109 @@
+"""`inrun demo` from a shell, in a fresh folder: what it prints and the report it writes."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import inrun
+from inrun.report import Page, Section, Table, charts
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [str(Path(sys.executable).with_name("inrun")), "demo", "--seeds", "2"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "inrun-demo", done.stdout
+
+
+def test_the_summary_says_what_was_found(demo):
+    _, said = demo
+    found = float(re.search(r"AUC (\d\.\d+)", said).group(1))
+    assert 0.9 < found <= 1
+    agreements = re.search(r"at steps [\d, ]+:\s+([\d., \n]+)", said).group(1)
+    assert min(float(r) for r in re.findall(r"\d\.\d{4}", agreements)) > 0.9
+    assert "mean training loss" in said
+    assert "without random ones (control)" in said
+
+
+def test_the_run_is_stored_and_its_books_close(demo):
+    folder, _ = demo
+    run = inrun.load(folder / "run")
+    assert run.values().num_rows == 1000
+    ledger = run.ledger()
+    unexplained = sum(abs(r) for r in ledger["residual"].to_pylist())
+    entries = sum(abs(s) for s in ledger["samples"].to_pylist())
+    assert unexplained < 0.02 * entries
+    assert set(run.coverage()["status"].to_pylist()) == {"captured"}
+
+
+class Reader(HTMLParser):
+    """Collects what a page would load and how its text reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.headings, self.open, self.json = [], [], None, None
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.open = tag if tag in {"h2"} else None
+        self.sources += [attributes[k] for k in ("src", "href") if k in attributes]
+        if attributes.get("type") == "application/json":
+            self.open = "json"
+
+    def handle_data(self, data):
+        if self.open == "h2":
+            self.headings.append(data)
+        elif self.open == "json":
+            self.json = data
+        self.open = None
+
+
+def test_the_report_is_one_small_file_that_loads_nothing(demo):
+    folder, _ = demo
+    text = (folder / "report.html").read_text()
+    assert len(text) < 6e6
+    reader = Reader()
+    reader.feed(text)
+    assert all(source.startswith(("data:", "#")) for source in reader.sources)
+    assert "default-src 'none'" in text
+    assert sum(source.startswith("data:image/png") for source in reader.sources) == 24
+    specs = json.loads(reader.json)
+    assert len(specs) == text.count('data-chart="') == 7
+    assert {"The books", "Agreement with exact Shapley values", "What pruning gains"} <= set(
+        reader.headings
+    )
+
+
+def test_a_second_demo_into_the_same_folder_is_one_clear_line(demo):
+    folder, _ = demo
+    command = [str(Path(sys.executable).with_name("inrun")), "demo", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "holds a demo already" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_explains_itself():
+    command = str(Path(sys.executable).with_name("inrun"))
+    said = subprocess.run([command], capture_output=True, text=True, check=False).stdout
+    assert "demo" in said
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.strip() == inrun.__version__
+
+
+def test_text_from_the_data_stays_text(tmp_path):
+    hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    chart = charts.bars([(hostile, 0.7)], hostile, (0.0, 1.0))
+    section = Section(hostile, [hostile], [chart], tables=[Table([hostile], [[hostile]])])
+    Page(hostile, hostile, [], [section], hostile).write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert hostile not in text
+    assert "<img src=x" not in text
+    assert "alert(1)</script>" not in text

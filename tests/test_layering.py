@@ -1,0 +1,81 @@
+"""Imports point down only, rooms have no side doors, and files stay readable."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "inrun"
+
+# Each room may import from the rows below its own, never from its own row's other rooms or above.
+ROWS = [
+    {"cli"},
+    {"demo"},
+    {"report", "uses"},
+    {"attribution"},
+    {"truth", "ledger"},
+    {"directions", "capture"},
+    {"operations", "optim", "utility"},
+    {"factors"},
+    {"errors"},
+]
+HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
+TOP = "__init__"  # the package itself: gathers the public names
+
+
+def room_of(path):
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "inrun":
+            yield node.module.split(".")[1:], [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "inrun":
+                    yield alias.name.split(".")[1:], []
+
+
+def files():
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def test_every_room_has_a_row():
+    rooms = {room_of(path) for path in files()} - {TOP}
+    assert rooms == set(HEIGHT)
+
+
+def test_imports_point_down_only():
+    wrong = []
+    for path in files():
+        own = room_of(path)
+        if own == TOP:
+            continue
+        for module, names in imports(path):
+            if not module:  # `import inrun`: the public surface, for rooms above all it gathers
+                if HEIGHT[own] <= HEIGHT["attribution"]:
+                    wrong.append(f"{path.name} imports the whole package")
+                continue
+            other = module[0]
+            if other != own and HEIGHT[other] >= HEIGHT[own]:
+                wrong.append(f"{path.relative_to(SOURCE)} imports {'.'.join(module)} {names}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_private_files_are_imported_by_their_own_room_only():
+    wrong = []
+    for path in files():
+        for module, names in imports(path):
+            private = [part for part in [*module[1:], *names] if part.startswith("_")]
+            private = [name for name in private if not name.startswith("__")]
+            if module and private and module[0] != room_of(path):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {'.'.join(module)} {private}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_says_what_it_holds():
+    assert all(ast.get_docstring(ast.parse(path.read_text())) for path in files())
+
+
+def test_threads_are_left_to_the_user():
+    assert not [path for path in files() if "set_num_threads" in path.read_text()]
