@@ -8,7 +8,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import MisuseError
-from inrun.truth import agreement, coalition_table, exact_shapley, sample_shares, shapley_values
+from inrun.truth import StepGame, agreement, sample_shares
 from tests.oracles import shapley as oracle
 
 
@@ -35,7 +35,7 @@ def prepared(samples=4):
 def test_enumeration_is_the_oracles(history):
     model, optimizer, shares, utility = prepared()
     before = [p.clone() for p in model.parameters()]
-    found = exact_shapley(model, optimizer, shares, utility, history=history)
+    found = StepGame(model, optimizer, shares, utility, history=history).exact()
     judge = lambda m: utility.loss_fn(m, slice(20, 40))  # noqa: E731
     expected = oracle.step_values(model, optimizer, shares, judge, history)
     np.testing.assert_allclose(found[:, 0], expected.numpy(), rtol=1e-9, atol=1e-13)
@@ -44,14 +44,43 @@ def test_enumeration_is_the_oracles(history):
 
 def test_values_add_up_to_the_whole_batchs_utility():
     model, optimizer, shares, utility = prepared()
-    table = coalition_table(model, optimizer, shares, utility, "shared")
-    np.testing.assert_allclose(shapley_values(table).sum(0), table[-1], atol=1e-14)
+    game = StepGame(model, optimizer, shares, utility, history="given")
+    everyone = game.utility(2**game.players - 1) - game.utility(0)
+    np.testing.assert_allclose(game.exact().sum(0), everyone, atol=1e-14)
+
+
+def test_permutations_come_near_the_exact_values_within_their_errors():
+    model, optimizer, shares, utility = prepared(6)
+    game = StepGame(model, optimizer, shares, utility)
+    exact, sampled = game.exact(), game.permutations(400, seed=1)
+    off = np.abs(sampled.values - exact) / (sampled.standard_errors + 1e-12)
+    assert off.max() < 4.5
+    few = game.permutations(25, seed=1)
+    assert (few.standard_errors > 2 * sampled.standard_errors).all()
+
+
+def test_leave_one_out_and_singletons_are_the_ends_of_the_game():
+    model, optimizer, shares, utility = prepared(3)
+    game = StepGame(model, optimizer, shares, utility, history="given")
+    for i in range(3):
+        rest = 0b111 ^ 1 << i
+        assert game.leave_one_out()[i] == game.utility(0b111) - game.utility(rest)
+        assert game.singletons()[i] == game.utility(1 << i) - game.utility(0)
+
+
+def test_groups_are_players_with_their_members_shares():
+    model, optimizer, shares, utility = prepared(4)
+    game = StepGame(model, optimizer, shares, utility, groups=["a", "b", "a", "b"])
+    summed = {n: torch.stack([s[0] + s[2], s[1] + s[3]]) for n, s in shares.items()}
+    expected = StepGame(model, optimizer, summed, utility).exact()
+    assert game.players == 2
+    np.testing.assert_allclose(game.exact(), expected, atol=1e-14)
 
 
 def test_a_duplicate_gets_the_same_and_a_dummy_nothing():
     model, optimizer, shares, utility = prepared(3)
     doubled = {name: torch.cat([s, s[:1], 0 * s[:1]]) for name, s in shares.items()}
-    values = exact_shapley(model, optimizer, doubled, utility)[:, 0]
+    values = StepGame(model, optimizer, doubled, utility).exact()[:, 0]
     assert values[0] == pytest.approx(values[3], rel=1e-9)
     assert values[4] == pytest.approx(0, abs=1e-15)
 
@@ -60,7 +89,7 @@ def test_too_many_players_are_refused_with_their_number():
     model, optimizer, shares, utility = prepared()
     many = {name: s[:1].expand(20, *s.shape[1:]) for name, s in shares.items()}
     with pytest.raises(MisuseError, match="21 players have 2,097,152 coalitions"):
-        exact_shapley(model, optimizer, many, utility)
+        StepGame(model, optimizer, many, utility).exact()
 
 
 def test_agreement_of_a_vector_with_itself_is_perfect():

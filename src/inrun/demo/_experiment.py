@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import inrun
 from inrun.demo import _digits as digits
-from inrun.truth import exact_shapley, sample_shares
+from inrun.truth import StepGame, sample_shares
 
 Tick = Callable[[str], None]
 
@@ -116,7 +116,7 @@ def _check(
         network, lambda i: digits.loss_fn(network, (x[i : i + 1], y[i : i + 1])) / PLAYERS, PLAYERS
     )
     utility = inrun.Utility(digits.loss_fn, data.validation)
-    exact = exact_shapley(network, optimizer, shares, utility, history="shared")[:, 0]
+    exact = StepGame(network, optimizer, shares, utility).exact()[:, 0]
     attribution = inrun.attach(network, optimizer, utility, progress=False)
     with attribution.batch(range(PLAYERS)):
         digits.loss_fn(network, (x, y)).backward()

@@ -1,20 +1,14 @@
 """Ground truth: what the values should be, by playing steps out, and how well they agree."""
 
 from inrun.truth._agreement import Agreement, agreement
-from inrun.truth._game import (
-    MOST_PLAYERS,
-    coalition_table,
-    exact_shapley,
-    sample_shares,
-    shapley_values,
-)
+from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
 
 __all__ = [
     "MOST_PLAYERS",
     "Agreement",
+    "Sampled",
+    "StepGame",
     "agreement",
-    "coalition_table",
-    "exact_shapley",
     "sample_shares",
     "shapley_values",
 ]

@@ -6,16 +6,16 @@ history* game the samples are the players and momentum and decay always act. In 
 game the past is one more player: without it, what the step does with no gradient at all is taken
 off its displacement.
 
-Letters: n samples, P players (n, or n + 1 with the past last), K targets. A coalition is the
-integer whose bit i says whether player i is in it.
+Letters: n players that are samples or groups of samples, P players in all (n, or n + 1 with the
+past last), K targets. A coalition is the integer whose bit i says whether player i is in it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ History = Literal["shared", "given"]
 MOST_PLAYERS = 15
 
 
+class Sampled(NamedTuple):
+    """Shapley values from random permutations, (n, K), and their standard errors, (n, K)."""
+
+    values: np.ndarray
+    standard_errors: np.ndarray
+
+
 def sample_shares(
     model: nn.Module, term: Callable[[int], Tensor], samples: int
 ) -> dict[str, Tensor]:
@@ -37,10 +44,10 @@ def sample_shares(
         model: the model that is trained.
         term: `term(i)` is sample i's own term in the batch's loss, as a scalar with a graph: for a
             mean over the batch its loss divided by the batch size.
-        samples: n.
+        samples: how many.
 
     Returns:
-        By parameter name, (n, *shape).
+        By parameter name, (samples, *shape).
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shares = {
@@ -49,96 +56,142 @@ def sample_shares(
     }
     for i in range(samples):
         found = torch.autograd.grad(term(i), list(parameters.values()), allow_unused=True)
-        for (_, share), gradient in zip(shares.items(), found, strict=True):
+        for share, gradient in zip(shares.values(), found, strict=True):
             if gradient is not None:
                 share[i] = gradient
     return shares
 
 
-def exact_shapley(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    shares: Mapping[str, Tensor],
-    utility: Utility,
-    *,
-    history: History = "shared",
-) -> np.ndarray:
-    """Shapley values of the coming step, by enumerating all coalitions of its samples.
-
-    The model and the optimizer are copied and left as they are.
+class StepGame:
+    """The coming step of a model and its optimizer, as a game. Both are copied and left alone.
 
     Args:
         model: at w_t.
         optimizer: with its state before the step.
-        shares: by parameter name, (n, *shape), summing to the gradient that the optimizer would
-            consume (so scaled by the clip coefficient, if there is clipping).
+        shares: by parameter name, (samples, *shape), summing to the gradient that the optimizer
+            would consume (so scaled by the clip coefficient, if there is clipping).
         utility: the validation loss.
         history: 'shared' (momentum and decay are one more player) or 'given' (they always act).
-
-    Returns:
-        (n, K) float64: one column a target, in units of the validation loss.
-
-    Raises:
-        MisuseError: too many samples to enumerate.
+        groups: one label a sample, for players that are groups of samples (sources, classes); the
+            players then come in the order of their labels' first appearance.
     """
-    samples = len(next(iter(shares.values())))
-    players = samples + (history == "shared")
-    if players > MOST_PLAYERS:
-        raise MisuseError(
-            f"{players} players have {2**players:,} coalitions, each a step and a validation pass. "
-            f"At most {MOST_PLAYERS} are enumerated: choose fewer samples."
-        )
-    table = coalition_table(model, optimizer, shares, utility, history)
-    return shapley_values(table)[:samples]
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        shares: Mapping[str, Tensor],
+        utility: Utility,
+        *,
+        history: History = "shared",
+        groups: Sequence[object] | None = None,
+    ):
+        self._shares = _grouped(shares, groups)
+        self._utility, self._history = utility, history
+        self._model, self._optimizer = copy.deepcopy((model, optimizer))
+        self._named = dict(self._model.named_parameters())
+        self._before = {name: p.detach().clone() for name, p in self._named.items()}
+        self._state = copy.deepcopy(self._optimizer.state_dict())
+        self._start = losses_of(utility, self._model).numpy()
+        self.players = len(next(iter(self._shares.values())))
+        self._idle = self._displacement([])
+        self._known: dict[int, np.ndarray] = {}
 
-def coalition_table(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    shares: Mapping[str, Tensor],
-    utility: Utility,
-    history: History,
-) -> np.ndarray:
-    """U of every coalition, (2^P, K) float64, indexed by the coalition's integer."""
-    samples = len(next(iter(shares.values())))
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    start = losses_of(utility, model).numpy()
-    judge = copy.deepcopy(model)
-    held = dict(judge.named_parameters())
+    @property
+    def all_players(self) -> int:
+        """P: the samples or groups, and the past where it plays."""
+        return self.players + (self._history == "shared")
 
-    def utility_of(weights: Mapping[str, Tensor]) -> np.ndarray:
+    def utility(self, coalition: int) -> np.ndarray:
+        """U of a coalition, (K,) float64; remembered."""
+        if coalition not in self._known:
+            members = [i for i in range(self.players) if coalition >> i & 1]
+            displacement = self._displacement(members)
+            if self._history == "shared" and not coalition >> self.players & 1:
+                displacement = {n: d - self._idle[n] for n, d in displacement.items()}
+            self._place(displacement)
+            self._known[coalition] = self._start - losses_of(self._utility, self._model).numpy()
+        return self._known[coalition]
+
+    def _displacement(self, members: Sequence[int]) -> dict[str, Tensor]:
+        """W - w' of a real step with these players' shares, from the step's own state."""
+        self._place({})
+        # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
+        self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        for name, p in self._named.items():
+            share = self._shares.get(name)
+            p.grad = None if share is None else share[list(members)].sum(0).to(p.dtype)
+        self._optimizer.step()
+        return {name: self._before[name] - p.detach() for name, p in self._named.items()}
+
+    def _place(self, displacement: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, p in held.items():
-                p.copy_(weights[name])
-        gain: np.ndarray = start - losses_of(utility, judge).numpy()
-        return gain
+            for name, p in self._named.items():
+                moved = displacement.get(name)
+                before = self._before[name]
+                p.copy_(before if moved is None else before - moved)
 
-    idle = _after_step(
-        model, optimizer, {name: torch.zeros_like(s[0]) for name, s in shares.items()}
-    )
-    table = np.zeros((2 ** (samples + (history == "shared")), len(utility.targets)))
-    for coalition in range(2**samples):
-        members = [i for i in range(samples) if coalition >> i & 1]
-        gradients = {name: s[members].sum(0) for name, s in shares.items()}
-        after = _after_step(model, optimizer, gradients)
-        if history == "given":
-            table[coalition] = utility_of(after)
-        else:
-            table[coalition | 1 << samples] = utility_of(after)
-            without = {name: before[name] + after[name] - idle[name] for name in before}
-            table[coalition] = utility_of(without)
-    return table
+    def exact(self) -> np.ndarray:
+        """Shapley values of the samples or groups by enumerating all coalitions, (n, K).
+
+        Raises:
+            MisuseError: too many players to enumerate.
+        """
+        if self.all_players > MOST_PLAYERS:
+            raise MisuseError(
+                f"{self.all_players} players have {2**self.all_players:,} coalitions, each a step "
+                f"and a validation pass. At most {MOST_PLAYERS} are enumerated: choose fewer "
+                "samples, group them, or sample permutations."
+            )
+        table = np.stack([self.utility(c) for c in range(2**self.all_players)])
+        return shapley_values(table)[: self.players]
+
+    def permutations(self, count: int, seed: int = 0) -> Sampled:
+        """Shapley values from random orders, each with its reverse (which halves the noise).
+
+        Args:
+            count: pairs of orders, at least 2.
+            seed: of the orders.
+        """
+        rng = np.random.default_rng(seed)
+        pairs = []
+        for _ in range(count):
+            order = rng.permutation(self.all_players)
+            pairs.append((self._marginals(order) + self._marginals(order[::-1])) / 2)
+        each = np.stack(pairs)[:, : self.players]
+        return Sampled(each.mean(0), each.std(0, ddof=1) / np.sqrt(count))
+
+    def _marginals(self, order: np.ndarray) -> np.ndarray:
+        """Each player's marginal when players join in this order, (P, K)."""
+        found = np.zeros((self.all_players, len(self._start)))
+        coalition, before = 0, self.utility(0)
+        for player in order:
+            coalition |= 1 << int(player)
+            after = self.utility(coalition)
+            found[player], before = after - before, after
+        return found
+
+    def leave_one_out(self) -> np.ndarray:
+        """U(all) - U(all but the player), (n, K)."""
+        everyone = 2**self.all_players - 1
+        return np.stack(
+            [self.utility(everyone) - self.utility(everyone ^ 1 << i) for i in range(self.players)]
+        )
+
+    def singletons(self) -> np.ndarray:
+        """U(the player alone) - U(nobody), (n, K); in 'given' nobody means the past alone."""
+        return np.stack([self.utility(1 << i) - self.utility(0) for i in range(self.players)])
 
 
-def _after_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, gradients: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The weights after the real optimizer's step with these gradients, taken by copies."""
-    stepping, stepper = copy.deepcopy((model, optimizer))
-    for name, p in stepping.named_parameters():
-        p.grad = gradients[name].clone() if name in gradients else None
-    stepper.step()
-    return {name: p.detach() for name, p in stepping.named_parameters()}
+def _grouped(shares: Mapping[str, Tensor], groups: Sequence[object] | None) -> dict[str, Tensor]:
+    if groups is None:
+        return dict(shares)
+    labels = list(dict.fromkeys(groups))
+    rows = {label: [i for i, g in enumerate(groups) if g == label] for label in labels}
+    return {
+        name: torch.stack([share[rows[label]].sum(0) for label in labels])
+        for name, share in shares.items()
+    }
 
 
 def shapley_values(table: np.ndarray) -> np.ndarray:
