@@ -68,6 +68,13 @@ def test_leave_one_out_and_singletons_are_the_ends_of_the_game():
         assert game.singletons()[i] == game.utility(1 << i) - game.utility(0)
 
 
+def test_the_shared_table_holds_the_given_game_up_to_the_past_alone():
+    model, optimizer, shares, utility = prepared(3)
+    shared = StepGame(model, optimizer, shares, utility).table()
+    given = StepGame(model, optimizer, shares, utility, history="given").table()
+    np.testing.assert_allclose(shared[2**3 :], given, atol=1e-15)
+
+
 def test_groups_are_players_with_their_members_shares():
     model, optimizer, shares, utility = prepared(4)
     game = StepGame(model, optimizer, shares, utility, groups=["a", "b", "a", "b"])

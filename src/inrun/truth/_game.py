@@ -137,14 +137,21 @@ class StepGame:
         Raises:
             MisuseError: too many players to enumerate.
         """
+        return shapley_values(self.table())[: self.players]
+
+    def table(self) -> np.ndarray:
+        """U of every coalition, (2^P, K). In 'shared' its upper half is the 'given' game's table.
+
+        Raises:
+            MisuseError: too many players to enumerate.
+        """
         if self.all_players > MOST_PLAYERS:
             raise MisuseError(
                 f"{self.all_players} players have {2**self.all_players:,} coalitions, each a step "
                 f"and a validation pass. At most {MOST_PLAYERS} are enumerated: choose fewer "
                 "samples, group them, or sample permutations."
             )
-        table = np.stack([self.utility(c) for c in range(2**self.all_players)])
-        return shapley_values(table)[: self.players]
+        return np.stack([self.utility(c) for c in range(2**self.all_players)])
 
     def permutations(self, count: int, seed: int = 0) -> Sampled:
         """Shapley values from random orders, each with its reverse (which halves the noise).

