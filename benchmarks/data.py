@@ -25,7 +25,7 @@ from torch import Tensor
 CACHE = Path(os.environ.get("INRUN_CACHE", Path.home() / ".cache" / "inrun"))
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """A registry did not give what a benchmark needs."""
 
 
@@ -57,9 +57,9 @@ def _run(command: list[str], folder: Path) -> Path:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed") from error
+        raise UnavailableError(f"{command[0]} is not installed") from error
     if done.returncode:
-        raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
+        raise UnavailableError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
     return folder
 
 

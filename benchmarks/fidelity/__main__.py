@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.data import Unavailable
+from benchmarks.data import UnavailableError
 from benchmarks.fidelity.cell import Setting, measure
 from benchmarks.results_file import cells
 
@@ -38,7 +38,7 @@ def main() -> None:
     if not given.page_only:
         try:
             cells("fidelity", keys, measure, fresh=given.fresh)
-        except Unavailable as error:
+        except UnavailableError as error:
             print(f"stopped: {error}. What was measured before is kept.")
     from benchmarks.fidelity.page import write_page
 

@@ -44,6 +44,7 @@ class Residual(nn.Module):
         self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """X with the body's correction."""
         return F.relu(self.body(x) + self.shortcut(x))
 
 

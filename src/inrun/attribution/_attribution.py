@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, MeasuredLayouts, Stream, self_test
 from inrun.errors import InRunWarning, MisuseError
 from inrun.factors import Factor
-from inrun.ledger import LEDGER, TOTAL, Ids, Run, RunFolder, Tally, books_of, ledger_rows
+from inrun.ledger import TOTAL, Ids, RunFolder
 from inrun.optim import trained_parameters
 from inrun.utility import Utility
 
@@ -40,9 +40,8 @@ class Attribution:
     ):
         self._model, self._optimizer, self._utility = model, optimizer, utility
         self._scorer, self._capture_kind, self._self_test = scorer, capture, check
-        self._folder, self._watch = folder, Stopwatch()
-        self._ids, self._tally = IdReader(), Tally(utility.targets, utility.weights)
-        self._ledger: list[dict[str, object]] = []
+        self._ids, self._watch = IdReader(), Stopwatch()
+        self._record = Record(utility.targets, utility.weights, folder)
         self._pending: list[tuple[Ids, Block]] = []
         self._step = 0
         self._paused = self._inside = self._stepping = False
@@ -138,25 +137,8 @@ class Attribution:
 
     def _book(self, ids: Ids, scored: Scored) -> None:
         self._step += 1
-        rows = ledger_rows(
-            self._step,
-            scored.estimator,
-            len(ids),
-            self._utility.targets,
-            self._utility.weights,
-            scored.entries,
-        )
-        self._tally.add(self._step, ids, scored.values)
-        if self._folder is None:
-            self._ledger += rows
-        else:
-            self._folder.add(self._step, ids, scored.values, rows)
-        total = rows[0]
-        entries = np.array([total[name] for name in ("samples", "momentum", "weight_decay")])
-        loss, residual = total["closing_loss"], total["residual"]
-        assert isinstance(loss, float)
-        assert isinstance(residual, float)
-        self._line.update(self._step, loss, entries, residual, self.overhead)
+        self._record.add(self._step, ids, scored)
+        self._line.update(self._record.latest, self._record.residual_share, self.overhead)
 
     def _drop_pending(self) -> None:
         self._pending.clear()
@@ -175,7 +157,7 @@ class Attribution:
             ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
             and with several targets one column each, of which `value` is the weighted sum.
         """
-        return self._tally.table()
+        return self._record.values()
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """The books.
@@ -191,9 +173,7 @@ class Attribution:
         Raises:
             MisuseError: no such target.
         """
-        if self._folder is not None:
-            return self._stored().ledger(target)
-        return books_of(pa.Table.from_pylist(self._ledger, schema=LEDGER), target)
+        return self._record.ledger(target, self.coverage())
 
     def visits(self) -> pa.Table:
         """Every single visit: `step`, `sample_id`, `value`, `value_normalised`, and the targets.
@@ -201,9 +181,7 @@ class Attribution:
         Raises:
             MisuseError: the attribution has no store; visits are kept nowhere else.
         """
-        if self._folder is None:
-            raise MisuseError("Visits are kept in a store only: attach with store='some/folder'.")
-        return self._stored().visits()
+        return self._record.visits(self.coverage())
 
     def coverage(self) -> pa.Table:
         """Which parameters are captured, how, and what share of the gradient they have.
@@ -236,8 +214,7 @@ class Attribution:
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
-        if self._folder is not None:
-            self._folder.flush(self.coverage())
+        self._record.flush(self.coverage())
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
@@ -252,11 +229,6 @@ class Attribution:
         self.detach()
 
     # ---- its own affairs
-
-    def _stored(self) -> Run:
-        assert self._folder is not None
-        self.flush()
-        return Run(self._folder.path)
 
     def _hooks(self) -> list[Any]:
         """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.errors import LiveError
 from rich.live import Live
@@ -14,11 +15,12 @@ REFRESH_SECONDS = 0.25
 
 
 class LiveLine:
-    """Running totals of the books. Shows nothing where there is no terminal."""
+    """The last step and the running residual. Shows nothing where there is no terminal."""
 
-    def __init__(self, enabled: bool):
-        console = Console(stderr=True)
+    def __init__(self, enabled: bool, console: Console | None = None):
+        console = console or Console(stderr=True)
         self._live: Live | None = None
+        self._shown = 0.0
         if enabled and console.is_terminal:
             live = Live(console=console, transient=True, auto_refresh=False)
             try:
@@ -26,23 +28,16 @@ class LiveLine:
                 self._live = live
             except LiveError:  # the program shows a live display of its own: keep out of its way
                 pass
-        self._residual = self._size = 0.0
-        self._shown = 0.0
 
-    def update(
-        self, step: int, loss: float, entries: np.ndarray, residual: float, overhead: float
-    ) -> None:
-        """Takes one step in: `entries` are samples, momentum and weight decay."""
-        self._residual += abs(residual)
-        self._size += float(np.abs(entries).sum())
+    def update(self, row: Mapping[str, Any], residual_share: float, overhead: float) -> None:
+        """Shows a row of the books, at most four times a second."""
         if self._live is None or time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
-        share = self._residual / self._size if self._size else 0.0
         self._live.update(
             Text(
-                f"inrun  step {step}  validation loss {loss:.4f}  "
-                f"books' residual {share:.2%}  attribution {overhead:.0%} of training time"
+                f"inrun  step {row['step']}  validation loss {row['closing_loss']:.4f}  "
+                f"books' residual {residual_share:.2%}  attribution +{overhead:.0%} time"
             ),
             refresh=True,
         )

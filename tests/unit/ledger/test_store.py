@@ -31,7 +31,7 @@ def trained(store, steps=6, ids=None, block_visits=None):
     utility = inrun.Utility(loss_fn, {"a": (x[20:25], y[20:25]), "b": (x[25:], y[25:])})
     attribution = inrun.attach(model, optimizer, utility, store=store, progress=False)
     if block_visits:
-        attribution._folder._block_visits = block_visits
+        attribution._record._folder._block_visits = block_visits
     for step in range(steps):
         rows = [(step * 3 + i) % 20 for i in range(5)]
         with attribution.batch(rows if ids is None else [ids(r) for r in rows]):

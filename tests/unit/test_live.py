@@ -1,0 +1,53 @@
+"""The line that is shown while training runs."""
+
+import io
+
+from rich.console import Console
+from rich.live import Live
+
+from inrun.attribution._live import LiveLine, Stopwatch
+
+ROW = {"step": 7, "closing_loss": 1.25}
+
+
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=100)
+
+
+def test_a_terminal_sees_loss_residual_and_overhead():
+    console = terminal()
+    line = LiveLine(True, console)
+    line.update(ROW, 0.0123, 0.5)
+    line.close()
+    shown = console.file.getvalue()
+    assert "step 7" in shown
+    assert "1.2500" in shown
+    assert "residual 1.23%" in shown
+    assert "+50% time" in shown
+
+
+def test_nothing_is_shown_without_a_terminal_or_when_switched_off():
+    for console, enabled in ((Console(file=io.StringIO()), True), (terminal(), False)):
+        line = LiveLine(enabled, console)
+        line.update(ROW, 0.0, 0.0)
+        line.close()
+        assert console.file.getvalue() == ""
+
+
+def test_a_program_with_a_live_display_of_its_own_goes_on():
+    """Older rich refuses a second display, newer nests it: neither may disturb the first."""
+    console = terminal()
+    with Live("their own", console=console) as theirs:
+        line = LiveLine(True, console)
+        line.update(ROW, 0.0, 0.0)
+        line.close()
+        theirs.update("still their own", refresh=True)
+    assert "still their own" in console.file.getvalue()
+
+
+def test_time_inside_is_counted_once_when_nested():
+    watch = Stopwatch()
+    with watch, watch:
+        pass
+    assert watch.inside > 0
+    assert watch.overhead >= 0
