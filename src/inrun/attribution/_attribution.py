@@ -17,7 +17,7 @@ from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, MeasuredLayouts, Stream, self_test
-from inrun.errors import InRunWarning, MisuseError
+from inrun.errors import InRunWarning, MisuseError, NotSupportedError
 from inrun.factors import Factor
 from inrun.ledger import TOTAL, Ids, RunFolder
 from inrun.optim import trained_parameters
@@ -47,6 +47,8 @@ class Attribution:
         self._paused = self._inside = self._stepping = False
         self._warned: set[str] = set()
         self._capture = self._new_capture()
+        if folder is not None:
+            folder.create()
         self._line = LiveLine(progress)
         self._release = weakref.finalize(self, _release, self._hooks(), self._line)
 
@@ -100,8 +102,14 @@ class Attribution:
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._stepping = False
         if self._paused:
-            self._drop_pending()
+            self._drop_pending(moved=True)
             return
+        if getattr(self._optimizer, "grad_scale", None) is not None:
+            raise NotSupportedError(
+                "A gradient scaler unscales inside this fused optimizer's own kernel, so the "
+                "gradient that it consumes cannot be read. Use fused=False, or bfloat16, which "
+                "needs no scaler."
+            )
         if any(callable(argument) for argument in [*args, *kwargs.values()]):
             raise MisuseError(
                 "optimizer.step(closure) computes gradients inside the step, where no block can "
@@ -114,12 +122,14 @@ class Attribution:
                 "not scored. Wrap forward and backward in a block, or the step in "
                 "attribution.paused()."
             )
+            self._drop_pending(moved=True)
             return
+        self._warn_of_strangers()
         with self._watch:
             try:
                 self._scorer.before_step(self._capture, [block for _, block in self._pending])
             except Exception:
-                self._drop_pending()
+                self._drop_pending(moved=True)
                 raise
         self._stepping = True
 
@@ -140,10 +150,10 @@ class Attribution:
         self._record.add(self._step, ids, scored)
         self._line.update(self._record.latest, self._record.residual_share, self.overhead)
 
-    def _drop_pending(self) -> None:
+    def _drop_pending(self, *, moved: bool = False) -> None:
         self._pending.clear()
         self._capture.check.next_step()
-        self._scorer.forget()
+        self._scorer.forget(moved=moved)
 
     # ---- what came of it
 
@@ -219,7 +229,7 @@ class Attribution:
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
         self._release()
-        self._pending.clear()
+        self._drop_pending(moved=True)
         self.flush()
 
     def __enter__(self) -> Attribution:
@@ -277,6 +287,18 @@ class Attribution:
                 f"{len(gaps)} parameters with a gradient are not captured, {gaps[0]} first: {why}. "
                 f"The values cover {self.covered:.1%} of the squared gradient norm; the rest shows "
                 "in the books' residual. See attribution.coverage()."
+            )
+
+    def _warn_of_strangers(self) -> None:
+        """Parameters that the optimizer moves and no block has watched."""
+        watched = {id(p) for p in self._capture.trained.values()}
+        moving = [p for p in trained_parameters(self._optimizer) if p.grad is not None]
+        strangers = sum(id(p) not in watched for p in moving)
+        if strangers:
+            self._warn_once(
+                f"The optimizer moves {strangers} parameters that were frozen or added since the "
+                "last block. What they do shows in the books' residual. After freezing, call "
+                "zero_grad(set_to_none=True); add parameters between step() and the next block."
             )
 
     def _warn_once(self, text: str) -> None:

@@ -44,6 +44,11 @@ class IdReader:
                     f"The id at position {position} is {value!r} ({type(value).__name__}); sample "
                     "ids are ints or strings, so that they can be stored and found again."
                 )
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise MisuseError(
+                    f"The id at position {position} is {value}, which does not fit 64 bits. Pass "
+                    "it as a string."
+                )
             if self._kind is None:
                 self._kind = type(value)
             if type(value) is not self._kind:

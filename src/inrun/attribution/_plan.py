@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture
+from inrun.capture import Block
 from inrun.directions import ESTIMATORS, Direction, SampleDirection
 from inrun.errors import MisuseError
 from inrun.optim import History, Move
@@ -28,14 +28,14 @@ class ParameterPlan:
     """One parameter at one step, computed from the state before it.
 
     `scale`: what the consumed gradient is in units of the shares' sum, a number, or elementwise
-    where it was changed so.
+    where it was changed so; None where there is nothing to tell it by, and nothing to scale.
     """
 
     parameter: Tensor
     direction: Direction
     move: Move[Any, Any]
     coefficient: Tensor | float
-    scale: Tensor | float
+    scale: Tensor | float | None
     history: History
 
 
@@ -55,7 +55,7 @@ class Smoothing:
 
 
 def plan_parameter(
-    name: str, p: Tensor, move: Move[Any, Any], direction: Direction, scale: Tensor | float
+    p: Tensor, move: Move[Any, Any], direction: Direction, scale: Tensor | float | None
 ) -> ParameterPlan:
     """Coefficient and history of one parameter."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
@@ -69,17 +69,13 @@ def plan_parameter(
     )
 
 
-def gradient_scale(
-    name: str, gradient: Tensor, capture: Capture, blocks: Sequence[Block]
-) -> Tensor | float:
-    """What became of the gradient between the backward pass and the step.
+def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """What clipping by value left of each element, as a factor of the sum of shares.
 
     Raises:
-        MisuseError: it was changed elementwise and the shares are not there to compare with.
+        MisuseError: the gradient was changed in some other way, or the shares are not there to
+            compare it with.
     """
-    k = capture.check.scale(name, gradient)
-    if k is not None:
-        return k
     factors = [factor for block in blocks for factor in block.factors.get(name, [])]
     if not factors:
         raise MisuseError(
@@ -90,7 +86,24 @@ def gradient_scale(
     dtype = compute_dtype(gradient)
     raw = torch.stack([factor.total(dtype) for factor in factors]).sum(0)
     changed = gradient.detach().to(dtype)
+    if not _is_clip(raw, changed):
+        raise MisuseError(
+            f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
+            "step() by something that is neither a common factor nor clipping by value: a backward "
+            "pass outside a block, or terms added to .grad by hand (use weight_decay). No sample "
+            "accounts for it."
+        )
     return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
+
+
+def _is_clip(raw: Tensor, changed: Tensor) -> bool:
+    """Whether large elements were cut to one size and the others left alone, to rounding."""
+    close = 1e-3 if raw.dtype == torch.float32 else 1e-9
+    cut = changed.abs() < raw.abs() * (1 - close)
+    size = changed[cut].abs()
+    limit = size.max() if size.numel() else raw.abs().max()
+    clipped = raw.clamp(-limit, limit)
+    return bool(((changed - clipped).abs() <= close * limit).all())
 
 
 @contextmanager

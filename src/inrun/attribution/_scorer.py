@@ -5,7 +5,7 @@ Letters: N samples of the step over all its blocks, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from inrun.attribution._plan import (
     ParameterPlan,
     Smoothing,
     compute_dtype,
-    gradient_scale,
+    elementwise_scale,
     moved,
     plan_parameter,
 )
@@ -75,7 +75,7 @@ class Scorer:
         held = capture_kind is Hold
         self._smoothing = Smoothing(direction, smoothed_steps if held else 0)
         self._forecast = Forecast()
-        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
+        self._last: tuple[Evaluation, tuple[float, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
@@ -83,12 +83,12 @@ class Scorer:
     def opening(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights: the last closing ones if nothing moved."""
         if self._last is not None:
-            evaluation, versions = self._last
+            evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
-            if known and versions == _versions(capture):
+            if known and mark == _weights_mark(capture):
                 return evaluation
         evaluation = evaluate(self._utility, self._model, capture.trained)
-        self._last = (evaluation, _versions(capture))
+        self._last = (evaluation, _weights_mark(capture))
         return evaluation
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
@@ -111,16 +111,13 @@ class Scorer:
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
-            moving = list(moves(self._optimizer, self._rule))
+            moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
+            scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
             work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
             for p, move in moving:
                 name = names[id(p)]
-                _refuse_sparse(name, move.gradient)
-                scale: Tensor | float = 1.0
-                if name not in capture.coverage.gaps:
-                    scale = gradient_scale(name, move.gradient, capture, blocks)
                 direction = self._smoothing.direction_for(move, work)
-                plans[name] = plan_parameter(name, p, move, direction, scale)
+                plans[name] = plan_parameter(p, move, direction, scales[name])
         self._plans = plans
         self._extra = self._extra_passes(capture)
 
@@ -134,7 +131,9 @@ class Scorer:
             with moved(null):
                 extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
         if self._direction.needs_curvature:
-            along = {name: plan.move.gradient for name, plan in self._plans.items()}
+            along = {
+                name: plan.coefficient * plan.move.gradient for name, plan in self._plans.items()
+            }
             extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
         return extra
 
@@ -174,15 +173,17 @@ class Scorer:
             momentum.numpy(),
             decay.numpy(),
         )
-        self._last = (closing, _versions(capture))
+        self._last = (closing, _weights_mark(capture))
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
         return Scored(all_values.numpy(), entries, estimator)
 
-    def forget(self) -> None:
-        """Drops what a step that will not be scored has begun."""
+    def forget(self, *, moved: bool) -> None:
+        """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
         self._plans, self._extra, self._at_open = {}, {}, None
+        if moved:
+            self._last = None
 
     def _common_scale(self) -> float:
         """The one factor between shares and consumed gradient that `stream` can still apply.
@@ -190,7 +191,7 @@ class Scorer:
         Raises:
             MisuseError: parameters were scaled by different factors.
         """
-        scales = [plan.scale for plan in self._plans.values() if not isinstance(plan.scale, Tensor)]
+        scales = [plan.scale for plan in self._plans.values() if isinstance(plan.scale, float)]
         if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
             raise MisuseError(
                 "Parameters' gradients were scaled by different factors between backward() and "
@@ -198,6 +199,25 @@ class Scorer:
                 "with capture='hold'."
             )
         return float(np.mean(scales)) if scales else 1.0
+
+
+def _scales(
+    gradients: Mapping[str, Tensor], capture: Capture, blocks: Sequence[Block]
+) -> dict[str, Tensor | float | None]:
+    """For each parameter what became of its gradient between the backward pass and the step."""
+    for name, gradient in gradients.items():
+        if gradient.is_sparse:
+            raise MisuseError(
+                f"The gradient of {name} is sparse. Build its layer with sparse=False."
+            )
+    norms, gaps = capture.check.norms, set(capture.check.gaps)
+    scales: dict[str, Tensor | float | None] = {}
+    for name, k in capture.check.scales(gradients).items():
+        if name in gaps or (k is not None and norms[name] == 0):
+            scales[name] = None
+        else:
+            scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
+    return scales
 
 
 def _contributions(
@@ -211,7 +231,7 @@ def _contributions(
     gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
     if isinstance(plan.direction, SampleDirection):
         return _sample_contributions(name, plan, gradient, blocks)
-    Q = gradient * (plan.coefficient * plan.scale)
+    Q = gradient * (plan.coefficient * (1.0 if plan.scale is None else plan.scale))
     for total, block in zip(empty, blocks, strict=True):
         for factor in block.factors.get(name, []):
             total += factor.contract(Q).double().cpu()
@@ -230,7 +250,9 @@ def _sample_contributions(
         )
         for block in blocks
     ]
-    values = plan.direction.values(plan.move, torch.cat(shares) * plan.scale, gradient)
+    values = plan.direction.values(
+        plan.move, torch.cat(shares) * (1.0 if plan.scale is None else plan.scale), gradient
+    )
     return list(torch.split(values.double().cpu(), [block.samples for block in blocks]))
 
 
@@ -242,10 +264,14 @@ def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:
     return products.reshape(len(products), -1).sum(1).double().cpu()
 
 
-def _versions(capture: Capture) -> tuple[int, ...]:
-    return tuple(p._version for p in capture.trained.values())
+def _weights_mark(capture: Capture) -> tuple[float, ...]:
+    """Tells whether weights moved. Version counters do not: fused optimizers and `.data` skip them.
 
-
-def _refuse_sparse(name: str, gradient: Tensor) -> None:
-    if gradient.is_sparse:
-        raise MisuseError(f"The gradient of {name} is sparse. Build its layer with sparse=False.")
+    Sums and norms, in double precision so that a small step shows.
+    """
+    with torch.no_grad():
+        marks = [
+            torch.stack((p.sum(dtype=torch.float64), torch.linalg.vector_norm(p).double()))
+            for p in capture.trained.values()
+        ]
+        return tuple(torch.stack(marks).flatten().cpu().tolist())

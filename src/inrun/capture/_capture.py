@@ -21,7 +21,6 @@ from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._sources import Root
-from inrun.capture._uses import Use
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 
@@ -66,10 +65,17 @@ class Capture(ABC):
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained)
         self.low_precision = False
+        self._skipped: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
         rest = [*model.parameters(), *model.buffers()]
-        self._constants = frozenset(id(t) for t in rest if id(t) not in ids)
+        self._roots += [
+            Root(name, p, scored=False)
+            for name, p in model.named_parameters()
+            if p.requires_grad and id(p) not in ids
+        ]
+        self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
+        self._constants = frozenset(id(t) for t in self._same_for_all)
 
     @property
     def watched(self) -> tuple[list[Root], frozenset[int]]:
@@ -88,9 +94,12 @@ class Capture(ABC):
         self.check.discard_block()
         with self._listening(block, mode), mode:
             yield block
-        self._demand_uses(mode.uses)
+        self._demand_uses(mode)
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode)
+        for use in mode.uses:
+            use.release()  # the graph's hooks know it as long as the loss lives
+        self._skipped = mode.skipped
         self.coverage.skipped(mode.skipped)
 
     def end_block(self) -> bool:
@@ -100,8 +109,9 @@ class Capture(ABC):
             InvariantError: the shares do not sum to the gradient.
         """
         gradients = {name: p.grad for name, p in self.trained.items()}
-        alone = self.check.end_block(gradients, self.low_precision)
-        self.coverage.measured(self.check.norms)
+        alone = self.check.end_block(gradients, self.low_precision, self._skipped)
+        self.coverage.measured(self.check.norms, self.check.gaps)
+        self.coverage.unmeasured_axes |= self.layouts.assumed
         return alone
 
     @abstractmethod
@@ -113,14 +123,20 @@ class Capture(ABC):
     def _collect(self, block: Block, mode: CaptureMode) -> None:
         """Fills the block after the backward pass."""
 
-    def _demand_uses(self, uses: list[Use]) -> None:
-        if not uses:
+    def _demand_uses(self, mode: CaptureMode) -> None:
+        if not mode.uses and mode.skipped:
+            name, reason = next(iter(mode.skipped.items()))
+            raise MisuseError(
+                f"No sample's share could be told apart in this block; {name}: {reason}. Pass one "
+                "id a row of the batch to attribution.batch(ids)."
+            )
+        if not mode.uses:
             raise MisuseError(
                 "No operation inside attribution.batch(ids) used a trained parameter: the model "
                 "did not run there, ran without gradients, or runs compiled, where operations "
                 "cannot be seen. Run forward and backward of the plain model inside the block."
             )
-        if not any(use.reached for use in uses):
+        if not any(use.reached for use in mode.uses):
             raise MisuseError(
                 "No gradient came back inside attribution.batch(ids). Call loss.backward() inside "
                 "the block: shares are read while it runs."
@@ -188,4 +204,4 @@ class Stream(Capture):
                 use.release()
 
     def _collect(self, block: Block, mode: CaptureMode) -> None:
-        mode.uses.clear()
+        """Nothing is left to do: values are in the block."""

@@ -18,7 +18,8 @@ class Coverage:
         self._how: dict[str, set[str]] = {}
         self._why_not: dict[str, str] = {}
         self._norms: dict[str, float] = {}
-        self.axis_checked = False
+        self.gaps: list[str] = []
+        self.unmeasured_axes: set[str] = set()
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
@@ -28,14 +29,9 @@ class Coverage:
         """Uses that have no share for a sample, and why."""
         self._why_not.update(reasons)
 
-    def measured(self, norms: Mapping[str, float]) -> None:
-        """Gradient norms of a step."""
-        self._norms = dict(norms)
-
-    @property
-    def gaps(self) -> list[str]:
-        """Parameters with a gradient and no captured use."""
-        return [n for n, norm in self._norms.items() if norm > 0 and n not in self._how]
+    def measured(self, norms: Mapping[str, float], gaps: list[str]) -> None:
+        """Gradient norms of a step, and the parameters of which it captured nothing."""
+        self._norms, self.gaps = dict(norms), gaps
 
     @property
     def share(self) -> float:
@@ -75,13 +71,14 @@ class Coverage:
     def _row(self, name: str, p: Tensor, total: float) -> dict[str, object]:
         how = sorted(self._how.get(name, ()))
         norm = self._norms.get(name, 0.0)
-        status = "captured" if how else "not captured" if norm > 0 else "no gradient"
+        missed = name in self.gaps
+        axis = "assumed" if name in self.unmeasured_axes else "measured"
         return {
             **self._facts(name, p),
-            "status": status,
-            "captured_as": ", ".join(how) or (self.explain(name) if norm > 0 else ""),
+            "status": "not captured" if missed else "captured" if how else "no gradient",
+            "captured_as": self.explain(name) if missed else ", ".join(how),
             "gradient_share": norm**2 / total if total > 0 else 0.0,
-            "sample_axis": ("measured" if self.axis_checked else "assumed") if how else "",
+            "sample_axis": axis if how and not missed else "",
         }
 
     @staticmethod

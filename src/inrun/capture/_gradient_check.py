@@ -8,7 +8,8 @@ explains the change, it was elementwise (clipping by value), and the raw gradien
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,26 @@ from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 
 
-class Fingerprint(NamedTuple):
-    """A gradient as it was when the last block ended."""
+class Measured(NamedTuple):
+    """A gradient along its random direction, and its norm."""
 
-    gradient: Tensor
-    version: int
     probe: float
     norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both are numbers."""
+        return math.isfinite(self.probe) and math.isfinite(self.norm)
+
+
+class Summed(NamedTuple):
+    """Shares along the random direction: their sum, and the sum of their sizes."""
+
+    total: float
+    size: float
+
+
+NOTHING = Summed(0.0, 0.0)
 
 
 class GradientCheck:
@@ -36,8 +50,8 @@ class GradientCheck:
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
-        self._before: dict[str, tuple[float, float]] = {}
-        self._fingerprints: dict[str, Fingerprint] = {}
+        self._before: dict[str, Summed] = {}
+        self._marks: dict[str, Measured] = {}
 
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
@@ -49,79 +63,103 @@ class GradientCheck:
         """Forgets the present block's sums."""
         self._block = {}
 
-    def end_block(self, gradients: Mapping[str, Tensor | None], low_precision: bool) -> bool:
+    def end_block(
+        self,
+        gradients: Mapping[str, Tensor | None],
+        low_precision: bool,
+        skipped: Mapping[str, str] | None = None,
+    ) -> bool:
         """Compares sums with gradients; True if only this block's samples are in them.
 
         Gradients may have been zeroed since the last block: then earlier blocks of the step
         do not count any more.
 
+        Args:
+            gradients: by parameter name, as they are now.
+            low_precision: whether half precision took part.
+            skipped: uses that have no share for a sample, and why: for the message.
+
         Raises:
             InvariantError: the shares do not sum to the gradient, by whichever reading.
         """
-        held = {name: g for name, g in gradients.items() if g is not None}
-        found = self._measure(held)
+        found = self._measure({name: g for name, g in gradients.items() if g is not None})
         sums = self._fetch_block()
         together = {
-            name: (
-                sums.get(name, (0.0, 0.0))[0] + before[0],
-                sums.get(name, (0.0, 0.0))[1] + before[1],
+            name: Summed(
+                *(x + y for x, y in zip(sums.get(name, NOTHING), self._before.get(name, NOTHING),
+                                        strict=True))
             )
-            for name, before in self._before.items()
-        }
-        together = {**sums, **together}
+            for name in {**self._before, **sums}
+        }  # fmt: skip
         wrong = self._disagreements(together, found, low_precision)
         alone = bool(wrong) and not self._disagreements(sums, found, low_precision)
         if wrong and not alone:
-            self._raise(wrong, together, found)
+            self._raise(wrong, together, found, skipped or {})
         self._before, self._block = sums if alone else together, {}
-        self._fingerprints = {
-            name: Fingerprint(g, g._version, *found[name]) for name, g in held.items()
-        }
+        self._marks = found
         return alone
 
-    def scale(self, name: str, gradient: Tensor) -> float | None:
-        """K with gradient = k * (sum of shares), None where no such number exists.
+    def scales(self, gradients: Mapping[str, Tensor]) -> dict[str, float | None]:
+        """K with gradient = k * (sum of shares) by name, None where no such number exists.
 
         Raises:
-            MisuseError: the gradient is not finite, or appeared after the last block.
+            MisuseError: a gradient is not finite, or appeared after the last block.
         """
-        mark = self._fingerprints.get(name)
+        now = self._measure(gradients)
+        return {name: self._scale(name, measured) for name, measured in now.items()}
+
+    def _scale(self, name: str, now: Measured) -> float | None:
+        mark = self._marks.get(name)
         if mark is None:
             raise MisuseError(
                 f"{name} got a gradient outside every attribution.batch(ids) block, so no sample "
                 "accounts for it. Run every backward() of a scored step inside a block, or the "
                 "whole step inside attribution.paused()."
             )
-        if gradient is mark.gradient and gradient._version == mark.version:
-            probe, norm = mark.probe, mark.norm
-        else:
-            probe, norm = self._measure({name: gradient})[name]
-        if not torch.isfinite(torch.tensor([probe, norm])).all():
+        if not now.is_finite:
             raise MisuseError(
                 f"The gradient of {name} is not finite in this step: no contribution can be "
                 "computed. Nothing was changed; skip the step or lower the learning rate."
             )
         if mark.norm == 0:
-            return 1.0 if norm == 0 else None
-        k = norm / mark.norm
+            return 1.0 if now.norm == 0 else None
+        k = now.norm / mark.norm
         informative = abs(mark.probe) > 1e-2 * mark.norm
-        if informative and probe * mark.probe < 0:
+        if informative and now.probe * mark.probe < 0:
             k = -k
-        if abs(probe - k * mark.probe) > 1e-3 * (norm + abs(probe)):
+        if not abs(now.probe - k * mark.probe) <= 1e-3 * (now.norm + abs(now.probe)):
             return None
         return k
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._block, self._before, self._fingerprints = {}, {}, {}
+        self._block, self._before, self._marks = {}, {}, {}
 
     @property
     def norms(self) -> dict[str, float]:
         """Each gradient's norm when the last block ended."""
-        return {name: mark.norm for name, mark in self._fingerprints.items()}
+        return {name: mark.norm for name, mark in self._marks.items()}
 
-    def _measure(self, gradients: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-        """(<r, gradient>, norm) of each, with one transfer from the device."""
+    @property
+    def gaps(self) -> list[str]:
+        """Parameters that have a gradient in this step, and no share of any sample."""
+        noise = self._noise(self._marks)
+        return [
+            name for name, mark in self._marks.items()
+            if name not in self._before and mark.norm > noise(name)
+        ]  # fmt: skip
+
+    def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
+        """What counts as zero for a parameter's gradient.
+
+        A gradient that is zero but for rounding (attention's key bias) is compared with the
+        largest one: its shares are rounding too.
+        """
+        whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
+        return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
+
+    def _measure(self, gradients: Mapping[str, Tensor]) -> dict[str, Measured]:
+        """Probe and norm of each gradient, with one transfer from the device."""
         if not gradients:
             return {}
         pairs = [
@@ -133,49 +171,52 @@ class GradientCheck:
             )
             for name, g in gradients.items()
         ]
-        rows = torch.stack([pair.cpu() for pair in pairs]).tolist()
-        return {name: (row[0], row[1]) for name, row in zip(gradients, rows, strict=True)}
+        rows = torch.stack(pairs).cpu().tolist()
+        return {name: Measured(*row) for name, row in zip(gradients, rows, strict=True)}
 
-    def _fetch_block(self) -> dict[str, tuple[float, float]]:
+    def _fetch_block(self) -> dict[str, Summed]:
         if not self._block:
             return {}
-        rows = torch.stack([torch.stack(pair).double().cpu() for pair in self._block.values()])
+        rows = torch.stack([torch.stack(pair).double() for pair in self._block.values()])
         return {
-            name: (row[0], row[1]) for name, row in zip(self._block, rows.tolist(), strict=True)
+            name: Summed(*row) for name, row in zip(self._block, rows.cpu().tolist(), strict=True)
         }
 
     def _disagreements(
         self,
-        sums: Mapping[str, tuple[float, float]],
-        found: Mapping[str, tuple[float, float]],
+        sums: Mapping[str, Summed],
+        found: Mapping[str, Measured],
         low_precision: bool,
     ) -> list[str]:
-        wrong = []
-        whole = max((norm for _, norm in found.values()), default=0.0)
+        wrong, noise = [], self._noise(found)
         for name, (total, size) in sums.items():
-            probe, norm = found.get(name, (0.0, 0.0))
+            now = found.get(name, Measured(0.0, 0.0))
+            if not now.is_finite:
+                continue  # a step that will be skipped, or else `scales` names the parameter
             p = self._parameters[name]
-            # a gradient that is zero but for rounding (attention's key bias) is compared with
-            # the largest one: its shares are rounding too
-            noise = 100 * torch.finfo(p.dtype).eps * whole
-            allowed = tolerance(p, low_precision) * (norm + size) + noise
-            if abs(total - probe) > allowed:  # False for NaN: scale() names what is not finite
+            allowed = tolerance(p, low_precision) * (now.norm + size) + noise(name)
+            if not abs(total - now.probe) <= allowed:
                 wrong.append(name)
         return wrong
 
     def _raise(
         self,
         wrong: list[str],
-        sums: Mapping[str, tuple[float, float]],
-        found: Mapping[str, tuple[float, float]],
+        sums: Mapping[str, Summed],
+        found: Mapping[str, Measured],
+        skipped: Mapping[str, str],
     ) -> None:
         name = wrong[0]
-        probe, norm = found.get(name, (0.0, 0.0))
+        now = found.get(name, Measured(0.0, 0.0))
+        reasons = [f"{skipped[n]} ({n})" for n in wrong if n in skipped]
+        known = f"What was seen: {reasons[0]}. " if reasons else ""
         raise InvariantError(
             f"The gradient shares of {name} do not sum to its gradient: along a random direction "
-            f"the samples' shares give {sums[name][0]:.6g}, the gradient {probe:.6g} (norm "
-            f"{norm:.3g}; {len(wrong)} parameters disagree). Likely reasons: a backward pass "
-            "outside attribution.batch(ids) left its gradient there (call zero_grad before the "
-            "block), a hook on the parameter changes its gradient, or a custom autograd function "
-            "uses it where no operation can be seen."
+            f"the samples' shares give {sums[name].total:.6g}, the gradient {now.probe:.6g} (norm "
+            f"{now.norm:.3g}; {len(wrong)} parameters disagree). {known}Likely reasons: a backward "
+            "pass outside attribution.batch(ids) left its gradient there (call zero_grad before "
+            "the block); the loss has a term of parameters alone, such as a penalty on their norm "
+            "(use the optimizer's weight_decay); a hook on the parameter changes its gradient; a "
+            "gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot be "
+            "seen; an operation that draws random numbers inside itself."
         )

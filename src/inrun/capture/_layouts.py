@@ -46,14 +46,33 @@ class Verified(NamedTuple):
 Verdict = Constant | Verified
 
 
+class Seen(NamedTuple):
+    """What the capture knows of the batch when it asks.
+
+    `batched`: activations went into the operation, so samples are in its output; if not, only
+    the shape can say so. `flattened`: how many slots a sample had wherever the model was seen to
+    flatten its batch axis with another one.
+    """
+
+    samples: int
+    batched: bool
+    flattened: frozenset[int]
+
+    def explains(self, size: int) -> bool:
+        """Whether an axis of this size is the batch's, flattened.
+
+        Divisibility is not enough: rows that a mask or a packed sequence selected are as many
+        as it happens, and do not belong to samples in equal parts.
+        """
+        return self.samples > 0 and (size / self.samples) in self.flattened
+
+
 class LayoutBook(ABC):
     """What the capture asks for an output's layout."""
 
     @abstractmethod
-    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+    def layout(self, key: Key, output: Tensor, seen: Seen) -> Layout | None:
         """The output's layout; None where it does not run over samples.
-
-        `strict`: nothing but the shape says that samples are in it at all.
 
         Raises:
             MisuseError: the number of ids is not that of the batch's rows.
@@ -65,42 +84,46 @@ class MeasuredLayouts(LayoutBook):
 
     def __init__(self, verdicts: dict[Key, Verdict] | None = None):
         self._verdicts = verdicts or {}
-        self.assumed: set[Key] = set()
+        self.assumed: set[str] = set()  # names of parameters
 
     def learn(self, verdicts: dict[Key, Verdict]) -> None:
         """Takes over what was measured."""
         self._verdicts = dict(verdicts)
 
-    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+    def layout(self, key: Key, output: Tensor, seen: Seen) -> Layout | None:
         """See `LayoutBook.layout`."""
         verdict = self._verdicts.get(key)
         if isinstance(verdict, Constant):
             return None
         if isinstance(verdict, Verified) and verdict.ndim == output.ndim:
-            size = output.shape[verdict.layout.axis or 0]
-            rows = size // verdict.slots if verdict.slots == 1 else None
-            if rows not in (None, samples) or (samples and size % samples):
-                raise MisuseError(
-                    f"{samples} sample ids were given, but the batch has {rows or size} rows in "
-                    f"{key}. Pass one id a row of the batch to attribution.batch(ids)."
-                )
-            return verdict.layout
-        if samples == 1:
+            return _checked(key, verdict, output, seen)
+        if seen.samples == 1:
             return Layout(None)
-        guess = _by_shape(output, samples, strict=strict)
+        guess = _by_shape(output, seen)
         if guess is not None:
-            self.assumed.add(key)
+            self.assumed |= set(key.parameters)
         return guess
 
 
-def _by_shape(output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+def _checked(key: Key, verdict: Verified, output: Tensor, seen: Seen) -> Layout | None:
+    """The measured layout, if this output has room for the samples in it."""
+    size = output.shape[verdict.layout.axis or 0]
+    if verdict.slots == 1 and size != seen.samples:
+        raise MisuseError(
+            f"{seen.samples} sample ids were given, but the batch has {size} rows in {key}. Pass "
+            "one id a row of the batch to attribution.batch(ids)."
+        )
+    return verdict.layout if verdict.slots == 1 or seen.explains(size) else None
+
+
+def _by_shape(output: Tensor, seen: Seen) -> Layout | None:
     """The usual layouts, tried in their order of frequency."""
     shape = output.shape
-    if shape and shape[0] == samples:
+    if shape and shape[0] == seen.samples:
         return Layout(0)
-    if not strict and samples and output.ndim == 2 and shape[0] % samples == 0:
+    if seen.batched and output.ndim == 2 and seen.explains(shape[0]):
         return Layout(0)
-    if output.ndim >= 3 and shape[1] == samples:
+    if output.ndim >= 3 and shape[1] == seen.samples:
         return Layout(1)
     return None
 
@@ -112,7 +135,7 @@ class RecordingLayouts(LayoutBook):
         self._known = known
         self.outputs: list[tuple[Key, Tensor]] = []
 
-    def layout(self, key: Key, output: Tensor, samples: int, *, strict: bool) -> Layout | None:
+    def layout(self, key: Key, output: Tensor, seen: Seen) -> Layout | None:
         """See `LayoutBook.layout`."""
         self.outputs.append((key, output.detach().clone()))
         return None if isinstance(self._known.get(key), Constant) else Layout(None)

@@ -9,18 +9,19 @@ of; the numbers of the training step are those without it, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from inrun.capture._layouts import Key, LayoutBook
+from inrun.capture._layouts import Key, LayoutBook, Seen
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Use
-from inrun.errors import MisuseError
-from inrun.operations import find, inside, is_in_place, outputs_of, replace
+from inrun.operations import RandomState, find, inside, is_in_place, outputs_of, replace
 
+_RESHAPES = {"flatten", "reshape", "view"}
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
 
 
@@ -46,7 +47,9 @@ class CaptureMode(TorchFunctionMode):
         self.skipped: dict[str, str] = {}
         self._sources: dict[int, Source] = {id(root.parameter): root for root in roots}
         self._constants, self._samples, self._layouts = constants, samples, layouts
+        self._flattened: frozenset[int] = frozenset()
         self._alive: list[Tensor] = []  # derived tensors: an id is theirs while they live
+        self.muted = False
 
     def __torch_function__(
         self,
@@ -67,16 +70,37 @@ class CaptureMode(TorchFunctionMode):
             if id(t) in self._sources:
                 consumed[id(t)] = self._sources[id(t)]
         if not consumed or (name in _FORM_ONLY and id(args[0]) not in consumed):
-            return function(*args, **kwargs)
+            return self._pass(function, name, args, kwargs)
         stepped = inside(function)
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
+        random = None if operation is not None else RandomState.now(_tensors(args))
+        if name == "__setitem__":
+            before = args[0].detach().clone().requires_grad_(args[0].requires_grad)
+            function(*args, **kwargs)
+            self._note(set_item, (before, *args[1:]), {}, consumed, args[0], random)
+            return None
         seen_args, seen_kwargs = args, kwargs
         if is_in_place(name):  # the operation is about to overwrite what its rule will need
             seen_args, seen_kwargs = _copied(args, kwargs, consumed)
         returned = _own_node(function(*args, **kwargs), [*args, *kwargs.values()])
-        self._note(function, seen_args, seen_kwargs, consumed, returned)
+        self._note(function, seen_args, seen_kwargs, consumed, returned, random)
+        return returned
+
+    def _pass(
+        self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Any
+    ) -> Any:
+        """Calls an operation that consumes no parameter."""
+        if function is torch.autograd.grad:  # an attack or a penalty, not the training gradient
+            self.muted = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.muted = False
+        returned = function(*args, **kwargs)
+        if name in _RESHAPES and self._samples:
+            self._flattened |= _slots(args[0].shape, returned.shape, self._samples)
         return returned
 
     def _note(
@@ -86,6 +110,7 @@ class CaptureMode(TorchFunctionMode):
         kwargs: Mapping[str, Any],
         consumed: dict[int, Source],
         returned: Any,
+        random: RandomState | None,
     ) -> None:
         """Files the operation as a derived tensor or as a use."""
         outputs = outputs_of(returned)
@@ -99,8 +124,9 @@ class CaptureMode(TorchFunctionMode):
         roots = tuple(sorted({root.name for source in consumed.values() for root in source.roots}))
         name = getattr(function, "__name__", repr(function))
         batched = any(t.requires_grad for t in others)
+        seen = Seen(self._samples, batched, self._flattened)
         layouts = [
-            self._layouts.layout(Key(name, roots, i), out, self._samples, strict=not batched)
+            self._layouts.layout(Key(name, roots, i), out, seen)
             if others and out.requires_grad
             else None
             for i, out in enumerate(outputs)
@@ -113,23 +139,59 @@ class CaptureMode(TorchFunctionMode):
                 self._sources[id(out)] = DerivedTensor(function, args, kwargs, consumed, i)
                 self._alive.append(out)
             return
-        use = Use(function, args, kwargs, consumed, layouts, self._samples)
+        use = Use(function, args, kwargs, consumed, layouts, self._samples, random)
         self.uses.append(use)
         for i, out in enumerate(outputs):
+            self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
             if out.grad_fn is not None:
-                _when_reached(out, i, use)
+                self._when_reached(out, i, use)
 
     def _no_samples_in(self, name: str, roots: tuple[str, ...], output: Tensor) -> None:
         """An output that depends on the batch and yet has no axis for its samples."""
         if output.ndim == 0:
             reason = f"{name} combines it with a value that is already summed over the batch"
-            self.skipped.update(dict.fromkeys(roots, reason))
-            return
-        raise MisuseError(
-            f"{self._samples} sample ids were given, but {name}({', '.join(roots)}) has an output "
-            f"of shape {tuple(output.shape)}, in which no axis runs over {self._samples} samples. "
-            "Pass one id a row of the batch to attribution.batch(ids)."
-        )
+        else:
+            reason = (
+                f"{name} gives shape {tuple(output.shape)}, in which no axis was found to run over "
+                f"{self._samples} samples in equal parts"
+            )
+        self.skipped.update(dict.fromkeys(roots, reason))
+
+    def _when_reached(self, out: Tensor, position: int, use: Use) -> None:
+        """Hands the output's gradient to the use when the backward pass comes by.
+
+        The hook hangs on the graph's node, not on the tensor: a tensor that is overwritten later
+        (`x += p`, `relu_`) moves to a new node, and a hook on it could not be paired with the
+        operation any more.
+        """
+        node, slot = out.grad_fn, out.output_nr
+        assert node is not None
+
+        def receive(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[slot]
+            if gradient is not None and not self.muted:
+                use.receive(position, gradient)
+
+        node.register_prehook(receive)
+
+
+def set_item(target: Tensor, index: Any, value: Any) -> Tensor:
+    """`target[index] = value` as a function of its arguments, for the fallback to run again."""
+    changed = target.clone()
+    changed[index] = value
+    return changed
+
+
+def _slots(before: torch.Size, after: torch.Size, samples: int) -> frozenset[int]:
+    """Slots of a sample, where a reshape put them into the axis of the batch.
+
+    They were an axis of their own before, or several next to the batch's; attention also has its
+    heads in the batch's axis for a while.
+    """
+    if len(before) < 3 or not after or after[0] % samples:
+        return frozenset()
+    axes = {*before, *(prod(before[1 : i + 1]) for i in range(1, len(before)))}
+    return frozenset({after[0] // samples} & axes)
 
 
 def _own_node(returned: Any, arguments: Sequence[Any]) -> Any:
@@ -145,24 +207,6 @@ def _own_node(returned: Any, arguments: Sequence[Any]) -> Any:
     if any(t.untyped_storage().data_ptr() == storage for t in _tensors(arguments)):
         return returned  # a view of something that the model holds
     return torch.ops.aten._unsafe_view(returned, list(returned.shape))
-
-
-def _when_reached(out: Tensor, position: int, use: Use) -> None:
-    """Hands the output's gradient to the use when the backward pass comes by.
-
-    The hook hangs on the graph's node, not on the tensor: a tensor that is overwritten later
-    (`x += p`, `relu_`) moves to a new node, and a hook on it could not be paired with the
-    operation any more.
-    """
-    node, slot = out.grad_fn, out.output_nr
-    assert node is not None
-
-    def receive(gradients: tuple[Tensor | None, ...]) -> None:
-        gradient = gradients[slot]
-        if gradient is not None:
-            use.receive(position, gradient)
-
-    node.register_prehook(receive)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -41,17 +41,18 @@ def self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
         NeverPossibleError: the model mixes samples.
         ReplaceLayerError: a layer that mixes samples is in use.
     """
-    target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1]) or 0)
-    rows = row_count(batch)
+    axis = utility.rows_axis
+    target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1], axis) or 0)
+    rows = row_count(batch, axis)
     if rows is None or rows < 2:
-        _warn_assumed("its tensors do not share a first axis of two rows or more")
+        _warn_assumed("its tensors do not share an axis of two rows or more")
         _check_sums(capture, model, utility, target, batch, 1)
         return
     count = min(ROWS, rows)
     try:
         verdicts = _measure(capture, model, utility, target, batch, count)
         _check_sums(
-            capture, model, utility, target, take_rows(batch, range(count)), count, verdicts
+            capture, model, utility, target, take_rows(batch, range(count), axis), count, verdicts
         )
     except InRunError:
         raise
@@ -60,7 +61,6 @@ def self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
         _check_sums(capture, model, utility, target, batch, 1)
         return
     capture.layouts.learn(verdicts)
-    capture.coverage.axis_checked = bool(verdicts)
 
 
 def _warn_assumed(why: str) -> None:
@@ -77,15 +77,16 @@ def _measure(
     capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object, count: int
 ) -> dict[Key, Verdict]:
     """Three runs, repeated while they find more outputs that are the same for all samples."""
-    other = differing_row(batch, count)
+    axis = utility.rows_axis
+    other = differing_row(batch, count, axis)
     whole, exchanged = list(range(count)), [*range(count - 1), other]
     known: dict[Key, Verdict] = {}
     while True:
         record = _recorder(capture, model, utility, target, known)
         verdicts = judge(
-            record(take_rows(batch, whole)),
-            record(take_rows(batch, exchanged)),
-            record(take_rows(batch, whole[:-1])),
+            record(take_rows(batch, whole, axis)),
+            record(take_rows(batch, exchanged, axis)),
+            record(take_rows(batch, whole[:-1], axis)),
             count,
         )
         constants = {key for key, verdict in verdicts.items() if isinstance(verdict, Constant)}
@@ -123,7 +124,8 @@ def _check_sums(
     check = GradientCheck(capture.trained)
     parameters = list(capture.trained.values())
     with undisturbed(model):
-        with CaptureMode(*capture.watched, samples, MeasuredLayouts(verdicts)) as mode:
+        layouts = MeasuredLayouts(verdicts)
+        with CaptureMode(*capture.watched, samples, layouts) as mode:
             loss = loss_of(utility, model, target, batch)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         reached = [use for use in mode.uses if use.reached]
@@ -132,4 +134,6 @@ def _check_sums(
                 capture.coverage.saw(name, how)
                 check.add(name, factor)
     low_precision = any(use.low_precision for use in reached)
-    check.end_block(dict(zip(capture.trained, gradients, strict=True)), low_precision)
+    found = dict(zip(capture.trained, gradients, strict=True))
+    check.end_block(found, low_precision, mode.skipped)
+    capture.coverage.unmeasured_axes |= layouts.assumed

@@ -27,12 +27,15 @@ _LINEAR_GETTERS = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ign
 
 
 class Root:
-    """A parameter that the optimizer trains."""
+    """A parameter; `scored` if the attributed optimizer trains it."""
 
-    def __init__(self, name: str, parameter: Tensor):
-        self.name, self.parameter = name, parameter
+    def __init__(self, name: str, parameter: Tensor, *, scored: bool = True):
+        self.name, self.parameter, self.scored = name, parameter, scored
 
-    roots = property(lambda self: (self,))
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """Itself: what a derived tensor says of what lies behind it."""
+        return (self,)
 
     def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
         """(parameter's name, its shares): nothing lies between."""

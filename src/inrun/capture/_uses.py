@@ -10,7 +10,16 @@ from torch import Tensor
 
 from inrun.capture._sources import Source
 from inrun.factors import Factor
-from inrun.operations import Call, Layout, fallback, find, outputs_of, replace
+from inrun.operations import (
+    Call,
+    Layout,
+    RandomState,
+    fallback,
+    find,
+    outputs_of,
+    repeated,
+    replace,
+)
 
 
 class Use:
@@ -24,13 +33,14 @@ class Use:
         sources: Mapping[int, Source],
         layouts: Sequence[Layout | None],
         samples: int,
+        random: RandomState | None,
     ):
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
         # detached, or every held input would keep the whole graph behind it alive
         self._args: Sequence[Any] = replace(list(args), self._let_go)
         self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
-        self._layouts = layouts
+        self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self._was_reached = False
         self.pending = self.roots  # whose shares have not been taken yet
@@ -51,8 +61,10 @@ class Use:
 
     @property
     def roots(self) -> set[str]:
-        """Names of the parameters behind this use."""
-        return {root.name for source in self.sources.values() for root in source.roots}
+        """Names of the scored parameters behind this use."""
+        return {
+            root.name for source in self.sources.values() for root in source.roots if root.scored
+        }
 
     def receive(self, output: int, gradient: Tensor) -> None:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
@@ -67,10 +79,13 @@ class Use:
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
         for tensor_id, source in self.sources.items():
-            if only is not None and only not in {root.name for root in source.roots}:
+            wanted = {root.name for root in source.roots if root.scored}
+            if only is not None:
+                wanted &= {only}
+            if not wanted:
                 continue
             for parameter, factor in source.pull_back(self._shares_of(tensor_id)):
-                if only in (None, parameter):
+                if parameter in wanted:
                     yield parameter, f"{self.name}: {type(factor).__name__.lower()}", factor
 
     def release(self) -> None:
@@ -99,4 +114,7 @@ class Use:
             if id(t) == tensor_id
         }.values()
         gradients = list(zip(self._gradients, self._layouts, strict=True))
-        return fallback(self.function, self._args, self._kwargs, tensor, gradients, self.samples)
+        with repeated(self._random):
+            return fallback(
+                self.function, self._args, self._kwargs, tensor, gradients, self.samples
+            )

@@ -20,7 +20,7 @@ class Gradients(NamedTuple):
     """Validation gradients of one parameter, (K, *shape); None where the pass was not asked for.
 
     `opening` at w_t; `closing` at w_t+1; `null` at w_t after the update without any gradient;
-    `curvature` the Hessian at w_t times the consumed gradient.
+    `curvature` the Hessian at w_t times lr times the consumed gradient.
     """
 
     opening: Tensor
@@ -33,7 +33,6 @@ class Direction(ABC):
     """One method. Stateless."""
 
     name: ClassVar[str]
-    needs_closing: ClassVar[bool] = False
     needs_null: ClassVar[bool] = False
     needs_curvature: ClassVar[bool] = False
 

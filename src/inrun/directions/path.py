@@ -20,7 +20,6 @@ class Path(Direction):
     """value_b = lr * <gbar * D, share_b>."""
 
     name = "path"
-    needs_closing = True
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
         """Lr * D."""

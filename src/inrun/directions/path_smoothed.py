@@ -29,7 +29,6 @@ class PathSmoothed(SampleDirection):
     """value_b = <gbar, mean of d(X + c_b) - d(X)>."""
 
     name = "path-smoothed"
-    needs_closing = True
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
         """What the whole step is worth per unit of gradient, for the books."""

@@ -1,4 +1,4 @@
-"""In-Run Data Shapley for SGD, second order (Wang et al., ICLR 2025): gV - lr/2 * H_V g.
+"""In-Run Data Shapley for SGD, second order (Wang et al., ICLR 2025): gV - 1/2 * H_V (lr g).
 
 The interaction of a sample with the others of its step, through the validation loss's Hessian.
 """
@@ -21,9 +21,9 @@ class SGDSecond(SGD):
     needs_curvature = True
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
-        """The opening gradient less half a step's curvature."""
+        """The opening gradient less half of its change along the step."""
         assert at.curvature is not None
-        return at.opening - 0.5 * self.coefficient(move) * at.curvature
+        return at.opening - 0.5 * at.curvature
 
     def history_gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """The opening gradient: the interaction belongs to the samples."""

@@ -58,8 +58,3 @@ class Factor(ABC):
     @abstractmethod
     def held(self) -> tuple[Tensor, ...]:
         """The tensors that this factor keeps alive, and that must stay as they are."""
-
-    @property
-    def nbytes(self) -> int:
-        """What keeping this factor costs, as if no tensor shared storage."""
-        return sum(t.numel() * t.element_size() for t in self.held)

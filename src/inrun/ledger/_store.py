@@ -31,7 +31,11 @@ MANIFEST = "run.json"
 
 
 class RunFolder:
-    """Writes one run."""
+    """Writes one run.
+
+    Raises:
+        StoreError: the folder holds a run already.
+    """
 
     def __init__(
         self,
@@ -59,14 +63,18 @@ class RunFolder:
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
         self._parts = {"visits": 0, "ledger": 0}
-        self._create()
-
-    def _create(self) -> None:
         if (self.path / MANIFEST).exists() or any((self.path / "visits").glob("*.parquet")):
             raise StoreError(
                 f"{self.path} holds a run already. Writing into it would count its visits twice. "
                 "Name a new folder, or remove the old one first."
             )
+
+    def create(self) -> None:
+        """Makes the folder and says in it what the run is.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         try:
             for folder in self._parts:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)

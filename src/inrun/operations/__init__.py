@@ -6,6 +6,7 @@ A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
 
 from inrun.operations import convolution, elementwise, embedding, matrix, normalization
 from inrun.operations._call import Call, Layout
+from inrun.operations._random import RandomState, repeated
 from inrun.operations._registry import Operation, find, is_in_place, operation
 from inrun.operations.composite import inside
 from inrun.operations.fallback import fallback, outputs_of, replace
@@ -14,6 +15,7 @@ __all__ = [
     "Call",
     "Layout",
     "Operation",
+    "RandomState",
     "convolution",
     "elementwise",
     "embedding",
@@ -25,5 +27,6 @@ __all__ = [
     "normalization",
     "operation",
     "outputs_of",
+    "repeated",
     "replace",
 ]

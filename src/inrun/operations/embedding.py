@@ -18,6 +18,11 @@ def _check(arguments: Mapping[str, Any]) -> None:
             "whole batch uses it, so one sample's share depends on the others. Build the embedding "
             "with scale_grad_by_freq=False."
         )
+    if arguments.get("max_norm") is not None:
+        raise ReplaceLayerError(
+            "An embedding with max_norm overwrites its own rows in every forward pass, validation "
+            "passes included, so that looking changes the training. Build it without max_norm."
+        )
     if arguments.get("sparse"):
         raise NotSupportedError(
             "An embedding with sparse=True gives a sparse gradient, which SGD and Adam here do not "

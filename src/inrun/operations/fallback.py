@@ -2,8 +2,7 @@
 
 share_b = (d output / d parameter)^T (output gradient, zero outside sample b). Right for every
 differentiable operation that treats samples apart, as slow as B backward passes of it. The
-operation is run again, so one that draws random numbers inside itself would not repeat; the
-invariant (shares sum to the gradient) then says so.
+operation is run again, from the random state that it had (see `_random`).
 """
 
 from __future__ import annotations

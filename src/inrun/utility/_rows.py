@@ -10,42 +10,42 @@ import torch
 from torch import Tensor
 
 
-def row_count(batch: Any) -> int | None:
-    """How many rows the batch has, None where its tensors do not agree on a first axis."""
-    lengths = set(_lengths(batch))
+def row_count(batch: Any, axis: int = 0) -> int | None:
+    """How many rows the batch has, None where its tensors do not agree on the axis's length."""
+    lengths = set(_lengths(batch, axis))
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _lengths(batch: Any) -> list[int]:
+def _lengths(batch: Any, axis: int) -> list[int]:
     if isinstance(batch, (Tensor, np.ndarray)):
-        return [batch.shape[0] if batch.ndim else -1]
+        return [batch.shape[axis] if batch.ndim > axis else -1]
     if isinstance(batch, Mapping):
-        return [n for value in batch.values() for n in _lengths(value)]
+        return [n for value in batch.values() for n in _lengths(value, axis)]
     if isinstance(batch, (list, tuple)):
-        return [n for value in batch for n in _lengths(value)]
+        return [n for value in batch for n in _lengths(value, axis)]
     return []
 
 
-def take_rows(batch: Any, rows: Sequence[int]) -> Any:
+def take_rows(batch: Any, rows: Sequence[int], axis: int = 0) -> Any:
     """The same batch with only these rows, in this order."""
     if isinstance(batch, Tensor):
-        return batch[torch.as_tensor(rows, device=batch.device)]
+        return batch.index_select(axis, torch.as_tensor(rows, device=batch.device))
     if isinstance(batch, np.ndarray):
-        return batch[np.asarray(rows)]
+        return batch.take(np.asarray(rows), axis)
     if isinstance(batch, Mapping):
-        taken = {key: take_rows(value, rows) for key, value in batch.items()}
+        taken = {key: take_rows(value, rows, axis) for key, value in batch.items()}
         return taken if type(batch) is dict else type(batch)(taken)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[take_rows(value, rows) for value in batch])
+        return type(batch)(*[take_rows(value, rows, axis) for value in batch])
     if isinstance(batch, (list, tuple)):
-        return type(batch)(take_rows(value, rows) for value in batch)
+        return type(batch)(take_rows(value, rows, axis) for value in batch)
     return batch
 
 
-def differing_row(batch: Any, count: int) -> int:
+def differing_row(batch: Any, count: int, axis: int = 0) -> int:
     """A row that differs from the last of `count` in some tensor; 0 where all are alike."""
     for row in range(count - 1):
-        if not _equal(take_rows(batch, [row]), take_rows(batch, [count - 1])):
+        if not _equal(take_rows(batch, [row], axis), take_rows(batch, [count - 1], axis)):
             return row
     return 0
 

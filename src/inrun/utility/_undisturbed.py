@@ -2,8 +2,8 @@
 
 Everything that a forward and a backward pass can change is put back: train/eval flags module by
 module, random state of every device in use, buffers (running statistics, caches), and hooks that
-the user hung on parameters stay silent. Gradients come from `torch.autograd.grad`, which does
-not touch `.grad`.
+the user hung on parameters stay silent. Hooks on modules run, since a model may need them to give
+its output. Gradients come from `torch.autograd.grad`, which does not touch `.grad`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
@@ -27,11 +28,13 @@ class Utility:
         loss_fn: `loss_fn(model, batch)` returns the loss, a scalar tensor with a graph. It is
             called in evaluation mode and must not depend on random numbers.
         batch: one validation batch in any form that `loss_fn` takes, or a dict from target names
-            to batches. A dict whose values are all tensors is one batch (the form that
+            to batches. A dict whose values are all tensors or arrays is one batch (the form that
             `transformers` uses); any other dict names targets.
         targets: named batches, said explicitly; excludes `batch`.
         weights: of the named targets in the total; equal where not given. They are scaled to
             add up to 1.
+        rows_axis: the axis of a validation batch's tensors that runs over rows; 1 for data that
+            has its sequence first.
 
     Raises:
         MisuseError: no batch, both forms at once, or weights that do not fit the targets.
@@ -55,6 +58,7 @@ class Utility:
         *,
         targets: Mapping[str, Any] | None = None,
         weights: Mapping[str, float] | None = None,
+        rows_axis: int = 0,
     ):
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
@@ -63,7 +67,7 @@ class Utility:
         if targets is None and isinstance(batch, dict) and not _is_batch(batch):
             targets = batch
         self.named = targets is not None
-        self.loss_fn = loss_fn
+        self.loss_fn, self.rows_axis = loss_fn, rows_axis
         self.batches: dict[str, Any] = (
             {"validation": batch} if targets is None else {str(k): v for k, v in targets.items()}
         )
@@ -84,7 +88,7 @@ class Utility:
 
 
 def _is_batch(batch: Mapping[Any, Any]) -> bool:
-    return bool(batch) and all(isinstance(value, Tensor) for value in batch.values())
+    return bool(batch) and all(isinstance(v, (Tensor, np.ndarray)) for v in batch.values())
 
 
 def _weights(names: tuple[str, ...], given: Mapping[str, float] | None) -> tuple[float, ...]:

@@ -119,6 +119,7 @@ def test_an_unwritable_place_is_said_before_training(tmp_path):
 
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run", estimator="path", targets=["v"], weights=[1.0])
+    folder.create()
     one = np.ones(1)
     entries = Entries(one, one, one, one, one)
     rows = ledger_rows(1, "path", 1, ["v"], [1.0], entries)
