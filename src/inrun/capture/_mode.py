@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from inrun.capture._layouts import Key, LayoutBook, Seen
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Use
-from inrun.operations import RandomState, find, inside, is_in_place, outputs_of, replace
+from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
 
 _RESHAPES = {"flatten", "reshape", "view"}
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
@@ -75,7 +75,13 @@ class CaptureMode(TorchFunctionMode):
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
-        random = None if operation is not None else RandomState.now(_tensors(args))
+        if operation is not None and operation.skip is not None:
+            reason = operation.skip(operation.bind(args, kwargs))
+            if reason is not None:
+                self.skipped.update(dict.fromkeys(_names(consumed), reason))
+                return function(*args, **kwargs)
+        ruled = operation is not None and operation.rule is not None
+        random = None if ruled else RandomState.now(_tensors(args))
         if name == "__setitem__":
             before = args[0].detach().clone().requires_grad_(args[0].requires_grad)
             function(*args, **kwargs)
@@ -83,7 +89,7 @@ class CaptureMode(TorchFunctionMode):
             return None
         seen_args, seen_kwargs = args, kwargs
         if is_in_place(name):  # the operation is about to overwrite what its rule will need
-            seen_args, seen_kwargs = _copied(args, kwargs, consumed)
+            seen_args, consumed = _copied(args, consumed)
         returned = _own_node(function(*args, **kwargs), [*args, *kwargs.values()])
         self._note(function, seen_args, seen_kwargs, consumed, returned, random)
         return returned
@@ -121,7 +127,7 @@ class CaptureMode(TorchFunctionMode):
             for t in [*_tensors(args), *_tensors(kwargs.values())]
             if id(t) not in consumed and id(t) not in self._constants
         ]
-        roots = tuple(sorted({root.name for source in consumed.values() for root in source.roots}))
+        roots = _names(consumed)
         name = getattr(function, "__name__", repr(function))
         batched = any(t.requires_grad for t in others)
         seen = Seen(self._samples, batched, self._flattened)
@@ -220,12 +226,15 @@ def _tensors(values: Any) -> Iterator[Tensor]:
                     yield item
 
 
+def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:
+    """Names of the parameters behind what an operation consumed."""
+    return tuple(sorted({root.name for source in consumed.values() for root in source.roots}))
+
+
 def _copied(
-    args: Sequence[Any], kwargs: Mapping[str, Any], consumed: Mapping[int, Source]
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments with activations copied; parameters and what derives from them stay."""
-
-    def copy(t: Tensor) -> Tensor:
-        return t if id(t) in consumed else t.detach().clone().requires_grad_(t.requires_grad)
-
-    return replace(list(args), copy), replace(dict(kwargs), copy)
+    args: Sequence[Any], consumed: Mapping[int, Source]
+) -> tuple[Sequence[Any], dict[int, Source]]:
+    """The arguments before the first is overwritten; what derives from parameters is renamed."""
+    first = args[0].detach().clone().requires_grad_(args[0].requires_grad)
+    renamed = {id(first) if key == id(args[0]) else key: s for key, s in consumed.items()}
+    return [first, *args[1:]], renamed

@@ -4,7 +4,14 @@
 A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
 """
 
-from inrun.operations import convolution, elementwise, embedding, matrix, normalization
+from inrun.operations import (
+    convolution,
+    elementwise,
+    embedding,
+    matrix,
+    normalization,
+    recurrent,
+)
 from inrun.operations._call import Call, Layout
 from inrun.operations._random import RandomState, repeated
 from inrun.operations._registry import Operation, find, is_in_place, operation
@@ -27,6 +34,7 @@ __all__ = [
     "normalization",
     "operation",
     "outputs_of",
+    "recurrent",
     "repeated",
     "replace",
 ]

@@ -59,7 +59,8 @@ def fallback(
     leaf = parameter.detach().clone().requires_grad_()
 
     def swap(t: Tensor) -> Tensor:
-        return leaf if t is parameter else t.detach()
+        # cloned, since an operation that works in place may overwrite neither leaf nor argument
+        return leaf.clone() if t is parameter else t.detach().clone()
 
     with torch.enable_grad():
         outputs = outputs_of(function(*replace(list(args), swap), **replace(dict(kwargs), swap)))
