@@ -229,7 +229,7 @@ def _panels(rows: list[Record], x_title: str, path: Path) -> None:
             alt.Chart(data)
             .mark_line(point=True)
             .encode(
-                x=alt.X("x:Q", title=x_title, scale=alt.Scale(type="log")),
+                x=alt.X("x:Q", title=x_title, scale=alt.Scale(type="log", nice=False)),
                 y=alt.Y(
                     "median(miss):Q",
                     title="1 - R (median), lower is better",

@@ -57,8 +57,8 @@ def test_books_close():
 
 
 def test_the_ledger_says_which_estimator_was_used():
-    _, run = agreement("mlp", "path", "shared", (7,))
-    assert run.attribution.ledger()["estimator"].to_pylist() == ["path-smoothed"] * 5 + ["path"] * 2
+    _, run = agreement("mlp", "path", "shared", (5,), smoothed_steps=3)
+    assert run.attribution.ledger()["estimator"].to_pylist() == ["path-smoothed"] * 3 + ["path"] * 2
 
 
 def test_sgd_values_are_exact_for_small_sgd_steps():

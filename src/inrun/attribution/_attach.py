@@ -28,7 +28,7 @@ def attach(
     estimator: str = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
-    smoothed_steps: int = 5,
+    smoothed_steps: int = 10,
     progress: bool = True,
     self_test: bool = True,
 ) -> Attribution:
