@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,15 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from inrun.attribution._advice import Advice
+from inrun.attribution._captures import build_capture
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, MeasuredLayouts, Stream, self_test
-from inrun.errors import InRunWarning, MisuseError, NotSupportedError
-from inrun.factors import Factor
+from inrun.capture import Block, Capture, Hold, Stream, self_test
+from inrun.errors import MisuseError, NotSupportedError
 from inrun.ledger import TOTAL, Ids, RunFolder
 from inrun.optim import trained_parameters
 from inrun.utility import Utility
@@ -45,7 +45,7 @@ class Attribution:
         self._pending: list[tuple[Ids, Block]] = []
         self._step = 0
         self._paused = self._inside = self._stepping = False
-        self._warned: set[str] = set()
+        self._advice = Advice()
         self._capture = self._new_capture()
         if folder is not None:
             folder.create()
@@ -88,7 +88,7 @@ class Attribution:
             if self._capture.end_block():
                 self._pending.clear()  # the loop zeroed the gradients: those samples are not in
             self._pending.append((names, block))
-            self._warn_gaps()
+            self._advice.of_gaps(self._capture.coverage)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -117,14 +117,14 @@ class Attribution:
                 "optimizer.step()."
             )
         if not self._pending:
-            self._warn_once(
+            self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
                 "not scored. Wrap forward and backward in a block, or the step in "
                 "attribution.paused()."
             )
             self._drop_pending(moved=True)
             return
-        self._warn_of_strangers()
+        self._advice.of_strangers(self._optimizer, self._capture)
         with self._watch:
             try:
                 self._scorer.before_step(self._capture, [block for _, block in self._pending])
@@ -259,16 +259,8 @@ class Attribution:
             self._optimizer.register_step_post_hook(after),
         ]
 
-    def _new_capture(self, layouts: MeasuredLayouts | None = None) -> Capture:
-        trained = _named(self._model, self._optimizer)
-        capture = self._capture_kind(self._model, trained, layouts or MeasuredLayouts())
-        if isinstance(capture, Stream):
-            scorer = self._scorer
-
-            def contract(name: str, factor: Factor) -> Tensor:
-                return scorer.stream_contraction(capture, name, factor)
-
-            capture.contract = contract
+    def _new_capture(self) -> Capture:
+        capture = build_capture(self._capture_kind, self._model, self._optimizer, self._scorer)
         if self._self_test:
             self_test(capture, self._model, self._utility)
         return capture
@@ -278,33 +270,6 @@ class Attribution:
         present = {id(p) for p in trained_parameters(self._optimizer) if p.requires_grad}
         if not self._pending and present != {id(p) for p in self._capture.trained.values()}:
             self._capture = self._new_capture()
-
-    def _warn_gaps(self) -> None:
-        gaps = self._capture.coverage.gaps
-        if gaps:
-            why = self._capture.coverage.explain(gaps[0])
-            self._warn_once(
-                f"{len(gaps)} parameters with a gradient are not captured, {gaps[0]} first: {why}. "
-                f"The values cover {self.covered:.1%} of the squared gradient norm; the rest shows "
-                "in the books' residual. See attribution.coverage()."
-            )
-
-    def _warn_of_strangers(self) -> None:
-        """Parameters that the optimizer moves and no block has watched."""
-        watched = {id(p) for p in self._capture.trained.values()}
-        moving = [p for p in trained_parameters(self._optimizer) if p.grad is not None]
-        strangers = sum(id(p) not in watched for p in moving)
-        if strangers:
-            self._warn_once(
-                f"The optimizer moves {strangers} parameters that were frozen or added since the "
-                "last block. What they do shows in the books' residual. After freezing, call "
-                "zero_grad(set_to_none=True); add parameters between step() and the next block."
-            )
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, InRunWarning, stacklevel=3)
 
     def _refuse_detached(self) -> None:
         if not self._release.alive:
@@ -319,21 +284,3 @@ def _release(handles: list[Any], line: LiveLine) -> None:
     for handle in handles:
         handle.remove()
     line.close()
-
-
-def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's trainable parameters, under the names that the model gives them."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    trained = {
-        names.get(id(p), f"param_groups[{g}].params[{i}]"): p
-        for g, group in enumerate(optimizer.param_groups)
-        for i, p in enumerate(group["params"])
-        if p.requires_grad
-    }
-    if not set(trained) & set(names.values()):
-        raise MisuseError(
-            "The optimizer holds none of the model's trainable parameters, so its steps say "
-            "nothing about this model. Build it from model.parameters(), after moving the model "
-            "to its device."
-        )
-    return trained

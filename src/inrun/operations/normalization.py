@@ -6,7 +6,7 @@ gain and bias, from the input that the operation saw. Batch statistics mix sampl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -25,8 +25,11 @@ def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
     return Dense(split.sum(leading))
 
 
-def _over_channels(call: Call, products: Tensor) -> Factor:
-    """Shares of a parameter that lies over axis 1 of the output (N, C, *space)."""
+def _by_channel(call: Call, argument: str, normalized: Callable[[], Tensor]) -> Factor | None:
+    """Shares of a gain or a bias that lies over axis 1 of the output (N, C, *space)."""
+    if call.layout.axis not in (None, 0) or argument not in ("weight", "bias"):
+        return None
+    products = call.gradient if argument == "bias" else call.gradient * normalized()
     split = call.split(products)  # (B, S, C, *space)
     return Dense(split.flatten(3).sum((1, 3)) if split.ndim > 3 else split.sum(1))
 
@@ -54,14 +57,11 @@ def rms_norm(call: Call, argument: str) -> Factor | None:
 @operation("group_norm", signature="input num_groups weight bias eps")
 def group_norm(call: Call, argument: str) -> Factor | None:
     """torch.nn.functional.group_norm."""
-    if call.layout.axis not in (None, 0):
-        return None
-    if argument == "bias":
-        return _over_channels(call, call.gradient)
-    if argument != "weight":
-        return None
-    normalized = F.group_norm(call["input"], call["num_groups"], eps=_eps(call, 1e-5))
-    return _over_channels(call, call.gradient * normalized)
+    return _by_channel(
+        call,
+        argument,
+        lambda: F.group_norm(call["input"], call["num_groups"], eps=_eps(call, 1e-5)),
+    )
 
 
 def _refuse_batch_statistics(arguments: Mapping[str, Any]) -> None:
@@ -81,16 +81,13 @@ def _refuse_batch_statistics(arguments: Mapping[str, Any]) -> None:
 )
 def batch_norm(call: Call, argument: str) -> Factor | None:
     """torch.nn.functional.batch_norm with running statistics: elementwise, so shares exist."""
-    if call.layout.axis not in (None, 0):
-        return None
-    if argument == "bias":
-        return _over_channels(call, call.gradient)
-    if argument != "weight":
-        return None
-    normalized = F.batch_norm(
-        call["input"], call["running_mean"], call["running_var"], eps=_eps(call, 1e-5)
+    return _by_channel(
+        call,
+        argument,
+        lambda: F.batch_norm(
+            call["input"], call["running_mean"], call["running_var"], eps=_eps(call, 1e-5)
+        ),
     )
-    return _over_channels(call, call.gradient * normalized)
 
 
 def _eps(call: Call, default: float) -> float:

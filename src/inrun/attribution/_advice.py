@@ -1,0 +1,46 @@
+"""Warnings of a run: each is given once."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from inrun.capture import Capture, Coverage
+from inrun.errors import InRunWarning
+from inrun.optim import trained_parameters
+
+
+class Advice:
+    """Says what is less exact than it looks."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def once(self, text: str) -> None:
+        """Warns, unless these words were said before."""
+        if text not in self._given:
+            self._given.add(text)
+            warnings.warn(text, InRunWarning, stacklevel=4)
+
+    def of_gaps(self, coverage: Coverage) -> None:
+        """Parameters whose gradient no captured use explains."""
+        if coverage.gaps:
+            first = coverage.gaps[0]
+            self.once(
+                f"{len(coverage.gaps)} parameters with a gradient are not captured, {first} first: "
+                f"{coverage.explain(first)}. What they did is in no sample's value; it shows in "
+                "the books' residual. See attribution.coverage()."
+            )
+
+    def of_strangers(self, optimizer: torch.optim.Optimizer, capture: Capture) -> None:
+        """Parameters that the optimizer moves and no block has watched."""
+        watched = {id(p) for p in capture.trained.values()}
+        moving = [p for p in trained_parameters(optimizer) if p.grad is not None]
+        strangers = sum(id(p) not in watched for p in moving)
+        if strangers:
+            self.once(
+                f"The optimizer moves {strangers} parameters that were frozen or added since the "
+                "last block. What they do shows in the books' residual. After freezing, call "
+                "zero_grad(set_to_none=True); add parameters between step() and the next block."
+            )

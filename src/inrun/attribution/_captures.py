@@ -1,0 +1,50 @@
+"""Builds the capture of an optimizer's parameters, in the way that was asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution._scorer import Scorer
+from inrun.capture import Capture, Hold, MeasuredLayouts, Stream
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+
+
+def build_capture(
+    kind: type[Hold] | type[Stream],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scorer: Scorer,
+) -> Capture:
+    """A capture of the parameters that the optimizer trains now.
+
+    Raises:
+        MisuseError: the optimizer holds none of the model's parameters.
+    """
+    capture = kind(model, _named(model, optimizer), MeasuredLayouts())
+    if isinstance(capture, Stream):
+
+        def contract(name: str, factor: Factor) -> Tensor:
+            return scorer.stream_contraction(capture, name, factor)
+
+        capture.contract = contract
+    return capture
+
+
+def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's trainable parameters, under the names that the model gives them."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    trained = {
+        names.get(id(p), f"param_groups[{g}].params[{i}]"): p
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+        if p.requires_grad
+    }
+    if not set(trained) & set(names.values()):
+        raise MisuseError(
+            "The optimizer holds none of the model's trainable parameters, so its steps say "
+            "nothing about this model. Build it from model.parameters(), after moving the model "
+            "to its device."
+        )
+    return trained
