@@ -154,7 +154,7 @@ def test_attach_checks_what_it_is_given():
 def test_utilities_that_cannot_be():
     with pytest.raises(MisuseError, match="callable"):
         inrun.Utility("loss", 1)
-    with pytest.raises(MisuseError, match="either"):
+    with pytest.raises(MisuseError, match="Neither of batch and targets"):
         inrun.Utility(loss_fn)
     with pytest.raises(MisuseError, match="no targets"):
         inrun.Utility(loss_fn, targets={})
@@ -181,7 +181,9 @@ def test_batch_norm_in_training_mode_is_refused_with_the_way_out():
     data = torch.randn(12, 4), torch.randint(3, (12,))
     optimizer = torch.optim.AdamW(model.parameters())
     utility = inrun.Utility(loss_fn, data)
-    with pytest.raises(ReplaceLayerError, match=r"net\.1 is a BatchNorm in training mode.*eval"):
+    with pytest.raises(
+        ReplaceLayerError, match=r"'net\.1' is a BatchNorm1d in training mode.*eval"
+    ):
         inrun.attach(model, optimizer, utility, progress=False)
     model.eval()
     attribution = inrun.attach(model, optimizer, utility, progress=False)

@@ -433,3 +433,14 @@ def test_an_attach_that_fails_leaves_its_store_free(tmp_path):
         attach(model, batch, optimizer, store=tmp_path / "run")
     model[0] = nn.Embedding(5, 4)
     attach(model, batch, store=tmp_path / "run")
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_cleared_between_block_and_step_are_noticed(to_none):
+    model, batch = nn.Linear(4, 3), data(4)
+    optimizer, attribution = attach(model, batch)
+    with attribution.batch(range(12)):
+        loss_fn(model, batch).backward()
+    optimizer.zero_grad(set_to_none=to_none)
+    with pytest.raises(MisuseError, match="cleared between"):
+        optimizer.step()

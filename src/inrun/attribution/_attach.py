@@ -112,7 +112,7 @@ def _refuse_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ReplaceLayerError(
-                f"{name or type(module).__name__} is a BatchNorm in training mode: it normalizes "
+                f"Layer {name!r} is a {type(module).__name__} in training mode: it normalizes "
                 "each sample with the statistics of the whole batch, so no sample has a gradient "
                 "of its own. Replace it by GroupNorm, LayerNorm or InstanceNorm, or freeze it: "
                 "call .eval() on every BatchNorm module before attach and after model.train()."

@@ -55,15 +55,20 @@ class Smoothing:
 
 
 def plan_parameter(
-    p: Tensor, move: Move[Any, Any], direction: Direction, scale: Tensor | float | None
+    p: Tensor,
+    move: Move[Any, Any],
+    direction: Direction,
+    scale: Tensor | float | None,
+    *,
+    held: bool,
 ) -> ParameterPlan:
-    """Coefficient and history of one parameter."""
+    """Coefficient and history of one parameter; `held`: its shares are still to be contracted."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
     return ParameterPlan(
         parameter=p,
         direction=direction,
         move=kept,
-        coefficient=direction.coefficient(move),
+        coefficient=direction.coefficient(move) if held else 0.0,
         scale=scale,
         history=direction.history(move),
     )

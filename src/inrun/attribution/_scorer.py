@@ -95,7 +95,8 @@ class Scorer:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
         p = capture.trained[name]
         move = move_of(self._optimizer, self._rule, p, self._forecast.factor())
-        opening = self.opening(capture).gradients[name]
+        assert self._at_open is not None
+        opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
         Q = gradient.to(compute_dtype(p)) * self._direction.coefficient(move)
         return factor.contract(Q).double()
@@ -103,7 +104,7 @@ class Scorer:
     def block_begins(self, capture: Capture, blocks_before: int) -> None:
         """For `stream`: the opening gradient is computed now, and the block's place is noted."""
         self._forecast.blocks_now = blocks_before + 1
-        self.opening(capture)
+        self._at_open = self.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
         """Reads the optimizer while its state is still that of w_t."""
@@ -112,12 +113,14 @@ class Scorer:
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
             moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
+            _refuse_cleared(capture, [m.gradient for _, m in moving])
             scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
             work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
             for p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
-                plans[name] = plan_parameter(p, move, direction, scales[name])
+                held = any(block.factors.get(name) for block in blocks)
+                plans[name] = plan_parameter(p, move, direction, scales[name], held=held)
         self._plans = plans
         self._extra = self._extra_passes(capture)
 
@@ -199,6 +202,16 @@ class Scorer:
                 "with capture='hold'."
             )
         return float(np.mean(scales)) if scales else 1.0
+
+
+def _refuse_cleared(capture: Capture, gradients: Sequence[Tensor]) -> None:
+    there_was = any(norm > 0 for norm in capture.check.norms.values())
+    if there_was and not any(bool(gradient.any()) for gradient in gradients):
+        raise MisuseError(
+            "The gradients were cleared between the attribution.batch(ids) block and "
+            "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
+            "after step(), or before the block."
+        )
 
 
 def _scales(

@@ -23,6 +23,7 @@ from inrun.optim import Move
 
 ALPHAS = 4
 DEVIATES = 6
+CHUNK_ELEMENTS = 4_000_000  # of samples times parameters at a time, a few copies of each
 
 
 class PathSmoothed(SampleDirection):
@@ -40,30 +41,30 @@ class PathSmoothed(SampleDirection):
 
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
         """See `SampleDirection.values`."""
-        total = shares_B.sum(0)
-        squares = (shares_B * shares_B).sum(0)
-        flat_KP = gradient_K.reshape(len(gradient_K), -1)
+        samples, flat_KP = len(shares_B), gradient_K.reshape(len(gradient_K), -1)
+        total, squares = shares_B.sum(0), (shares_B * shares_B).sum(0)
+        chunk = max(1, CHUNK_ELEMENTS // max(1, total.numel()))
         rows = [
-            flat_KP @ self._mean_marginal(move, share, total, squares).flatten()
-            for share in shares_B
+            self._mean_marginals(move, part, total, squares).reshape(len(part), -1) @ flat_KP.T
+            for part in shares_B.split(chunk)
         ]
-        if not rows:
+        if not samples:
             return gradient_K.new_zeros(0, gradient_K.shape[0])
-        values_BK = torch.stack(rows)
+        values_BK = torch.cat(rows)
         whole_K = flat_KP @ (move.slope() * move.gradient).flatten()
-        return values_BK + (whole_K - values_BK.sum(0)) / len(rows)
+        return values_BK + (whole_K - values_BK.sum(0)) / samples
 
-    def _mean_marginal(
-        self, move: Move[Any, Any], share: Tensor, total: Tensor, squares: Tensor
+    def _mean_marginals(
+        self, move: Move[Any, Any], shares_B: Tensor, total: Tensor, squares: Tensor
     ) -> Tensor:
-        """E[d(X + c) - d(X)] for one sample, elementwise."""
-        others = total - share
-        spread = (squares - share * share).clamp_(min=0).sqrt_()
-        mean = torch.zeros_like(share)
+        """E[d(X + c_b) - d(X)] for some samples, elementwise, (B, *shape)."""
+        others = total - shares_B
+        spread = (squares - shares_B * shares_B).clamp_(min=0).sqrt_()
+        mean = torch.zeros_like(shares_B)
         for alpha, weight_a in _legendre():
             for deviate, weight_z in _hermite():
                 x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
-                marginal = move.displacement(x + share) - move.displacement(x)
+                marginal = move.displacement(x + shares_B) - move.displacement(x)
                 mean.add_(marginal, alpha=weight_a * weight_z)
         return mean
 

@@ -35,6 +35,10 @@ class Run:
         self.manifest = _read_manifest(path)
         self._parts = {kind: _checked_parts(path / kind) for kind in ("visits", "ledger")}
 
+    def __repr__(self) -> str:
+        targets = ", ".join(self.targets)
+        return f"Run({str(self.path)!r}, estimator={self.estimator!r}, targets: {targets})"
+
     @property
     def estimator(self) -> str:
         """The method that the values were computed with."""

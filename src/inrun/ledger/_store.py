@@ -6,7 +6,8 @@
     coverage.parquet         how each parameter was captured, at the run's last flush
 
 A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
-a killed process loses is the block that was not flushed yet. Any Parquet reader reads the parts:
+a killed process loses is the block that was not flushed yet: 16,384 visits or half a minute. Any
+Parquet reader reads the parts:
 `select * from 'RUN/visits/*.parquet'`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from inrun.ledger._books import LEDGER
 from inrun.ledger._tally import Ids, normalised, target_columns
 
 FORMAT = 1
+FLUSH_SECONDS = 30.0
 MANIFEST = "run.json"
 
 
@@ -63,6 +66,7 @@ class RunFolder:
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
         self._parts = {"visits": 0, "ledger": 0}
+        self._flushed = time.monotonic()
         if (self.path / MANIFEST).exists() or any((self.path / "visits").glob("*.parquet")):
             raise StoreError(
                 f"{self.path} holds a run already. Writing into it would count its visits twice. "
@@ -105,11 +109,13 @@ class RunFolder:
             self._visits.append(pa.RecordBatch.from_pydict(columns))
             self._waiting += len(ids)
         self._ledger += rows
-        if self._waiting >= self._block_visits or len(self._ledger) >= self._block_visits:
+        full = max(self._waiting, len(self._ledger)) >= self._block_visits
+        if full or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self, coverage: pa.Table | None = None) -> None:
         """Writes what is waiting as new parts."""
+        self._flushed = time.monotonic()
         if self._visits:
             self._write_part("visits", pa.Table.from_batches(self._visits))
             self._visits, self._waiting = [], 0

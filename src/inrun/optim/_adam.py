@@ -129,12 +129,14 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         sign = -1.0 if h.maximize else 1.0
         y, e = sign * g, self._entering(w, h)
         r, r0 = self._root(self._second(e + y, s, h), s, h), self._root(self._second(e, s, h), s, h)
-        a, a0 = r + h.eps, r0 + h.eps
+        a, both = r + h.eps, r + r0
         c2 = 1 - h.b2 ** (s.steps + 1)
         carried = h.b1 * s.m + (1 - h.b1) * e
-        bend = _over(carried * self._second_slope(y, e, s, h), c2 * (r + r0) * a * a0)
-        slope = sign * self._rate(s, h) * (_over(torch.full_like(a, 1 - h.b1), a) - bend)
-        return torch.where(r + r0 == 0, torch.zeros_like(slope), slope)
+        bend = carried.mul_(self._second_slope(y, e, s, h)).div_(both).div_(r0.add_(h.eps))
+        if h.eps == 0:
+            bend.nan_to_num_(nan=0.0)  # nothing before, so nothing carried: 0 / 0
+        slope = bend.div_(-c2).add_(1 - h.b1).div_(a).mul_(sign * self._rate(s, h))
+        return slope.masked_fill_(both == 0, 0.0)
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         """See `Rule.tangent`."""

@@ -37,7 +37,12 @@ def _wide(chart: Any, height: int = HEIGHT) -> alt.TopLevelMixin:
 
 
 def _steps() -> alt.X:
-    return alt.X("step:Q", title="optimizer step", scale=alt.Scale(nice=False))
+    return alt.X(
+        "step:Q",
+        title="optimizer step",
+        scale=alt.Scale(nice=False),
+        axis=alt.Axis(tickCount=8, labelOverlap=True),
+    )
 
 
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
@@ -89,7 +94,7 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
             x=_steps(),
             y=alt.Y(
                 "share:Q",
-                title="|residual| / size of the entries",
+                title="|residual| / size of the entries (log above 0.2 %)",
                 axis=alt.Axis(format="%"),
                 scale=alt.Scale(type="symlog", constant=0.002),
             ),
@@ -105,6 +110,7 @@ def values_by_step(
     """Each visit's value against its step, coloured by group; a random part of very many."""
     keep = np.random.default_rng(0).permutation(visits.num_rows)[:most]
     part = visits.take(np.sort(keep))
+    constant = float(np.median(np.abs(part["value"].to_numpy()))) or 1e-9
     rows = [
         {"step": step, "value": value, "group": group_of[sample]}
         for step, value, sample in zip(
@@ -119,7 +125,12 @@ def values_by_step(
         .mark_circle(size=14, opacity=0.45)
         .encode(
             x=_steps(),
-            y=alt.Y("value:Q", title="value in the step (loss taken off)"),
+            y=alt.Y(
+                "value:Q",
+                title="value in the step (loss taken off), symmetric log scale",
+                scale=alt.Scale(type="symlog", constant=constant),
+                axis=alt.Axis(format=".0e", tickCount=7),
+            ),
             color=alt.Color("group:N", scale=_colors(colors), title=None),
             tooltip=["step:Q", alt.Tooltip("value:Q", format=".5f"), "group:N"],
         )

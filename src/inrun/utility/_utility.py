@@ -63,7 +63,11 @@ class Utility:
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
         if (batch is None) == (targets is None):
-            raise MisuseError("Pass either a validation batch or targets={name: batch, ...}.")
+            given = "Neither" if batch is None else "Both"
+            raise MisuseError(
+                f"{given} of batch and targets was given. Pass either a validation batch or "
+                "targets={name: batch, ...}."
+            )
         if targets is None and isinstance(batch, dict) and not _is_batch(batch):
             targets = batch
         self.named = targets is not None

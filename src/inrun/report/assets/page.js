@@ -11,7 +11,7 @@
       background: "transparent",
       font: "system-ui, sans-serif",
       axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
-      legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, orient: "top", title: null, symbolStrokeWidth: 2, labelLimit: 400 },
+      legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, orient: "top", title: null, symbolStrokeWidth: 2, labelLimit: 400, columns: window.innerWidth < 560 ? 2 : 0 },
       title: { color: ink, anchor: "start", fontSize: 13, fontWeight: 600 },
       header: { labelColor: ink, titleColor: ink },
       text: { color: ink },
