@@ -444,3 +444,25 @@ def test_gradients_cleared_between_block_and_step_are_noticed(to_none):
     optimizer.zero_grad(set_to_none=to_none)
     with pytest.raises(MisuseError, match="cleared between"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("capture", ["hold", "stream"])
+def test_values_under_bfloat16_autocast_are_those_of_float32_to_its_digits(capture):
+    def values(enabled):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        batch = data(4)
+        _, attribution = attach(model, batch, optimizer, estimator="sgd", capture=capture)
+        for _ in range(3):
+            with attribution.batch(range(12)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                    loss = loss_fn(model, batch)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return attribution.values()["value"].to_numpy()
+
+    full, half = values(False), values(True)
+    assert np.corrcoef(full, half)[0, 1] > 0.999
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())

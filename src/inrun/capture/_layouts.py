@@ -170,9 +170,11 @@ def _judge_one(key: Key, a: Tensor, b: Tensor, c: Tensor, rows: int) -> Verdict 
     if a.shape != b.shape or a.ndim != c.ndim:
         return None
     changed = (a - b).abs() > 1e-5 * a.abs().max().clamp(min=1e-30)
-    if not changed.any():
-        return Constant() if a.shape == c.shape else None
     shrunk = [i for i in range(a.ndim) if a.shape[i] != c.shape[i]]
+    if not changed.any():
+        if len(shrunk) == 1 and a.shape[shrunk[0]] == rows:  # alike for all rows, one each
+            return Verified(Layout(shrunk[0]), 1, a.ndim)
+        return None if shrunk else Constant()
     if not shrunk and a.shape == c.shape:
         return None  # for instance a value that is already summed over the batch
     for axis in shrunk:

@@ -43,6 +43,8 @@ class Use:
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self._was_reached = False
+        # half precision took part, so that sums agree to two digits only
+        self.low_precision = any(_is_half(t) for t in outputs_of([args, list(kwargs.values())]))
         self.pending = self.roots  # whose shares have not been taken yet
 
     def _let_go(self, t: Tensor) -> Tensor:
@@ -52,12 +54,6 @@ class Use:
     def reached(self) -> bool:
         """Whether the backward pass came through."""
         return self._was_reached
-
-    @property
-    def low_precision(self) -> bool:
-        """Whether half precision took part, so that sums agree to two digits only."""
-        tensors = outputs_of([list(self._args), list(self._kwargs.values()), self._gradients])
-        return any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
 
     @property
     def roots(self) -> set[str]:
@@ -70,6 +66,7 @@ class Use:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
         if self._gradients:  # else released: the invariant will tell that a part is missing
             self._was_reached = True
+            self.low_precision |= _is_half(gradient)
             self._add(output, gradient)
 
     def _add(self, output: int, gradient: Tensor) -> None:
@@ -118,3 +115,7 @@ class Use:
             return fallback(
                 self.function, self._args, self._kwargs, tensor, gradients, self.samples
             )
+
+
+def _is_half(t: Tensor) -> bool:
+    return t.dtype in (torch.float16, torch.bfloat16)

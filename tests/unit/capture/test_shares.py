@@ -107,3 +107,10 @@ def test_every_operation_rule_is_met_by_a_case():
         "linear: derived", "add: derived", "lstm: dense", "batch_norm: dense",
     ):  # fmt: skip
         assert expected in how, sorted(how)
+
+
+@pytest.mark.parametrize("case", LANGUAGE_MODELS, ids=lambda case: case.name)
+def test_sample_axes_of_language_models_are_measured(case):
+    model = case.model()
+    capture = captured(case, model, case.inputs(4))
+    assert set(capture.coverage.table()["sample_axis"].to_pylist()) <= {"measured", ""}
