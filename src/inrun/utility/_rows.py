@@ -13,7 +13,7 @@ from torch import Tensor
 def row_count(batch: Any, axis: int = 0) -> int | None:
     """How many rows the batch has, None where its tensors do not agree on the axis's length."""
     lengths = set(_lengths(batch, axis))
-    return lengths.pop() if len(lengths) == 1 else None
+    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
 
 
 def _lengths(batch: Any, axis: int) -> list[int]:
