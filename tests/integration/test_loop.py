@@ -12,6 +12,7 @@ from torch import nn
 import inrun
 from inrun.directions import ESTIMATORS
 from inrun.errors import InRunWarning, InvariantError, MisuseError
+from tests.oracles.cases import HiddenScale
 
 B = 8
 
@@ -304,24 +305,13 @@ def test_gradient_from_outside_a_block_is_an_error_that_names_the_parameter():
 
 
 def test_what_is_not_captured_is_warned_of_and_in_the_coverage():
-    class Hidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, scale):
-            ctx.save_for_backward(x, scale)
-            return x * scale
-
-        @staticmethod
-        def backward(ctx, gradient):
-            x, scale = ctx.saved_tensors
-            return gradient * scale, (gradient * x).sum()
-
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(()))
+            self.inner, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
 
         def forward(self, x):
-            return Hidden.apply(self.inner(x), self.scale)
+            return HiddenScale.apply(self.inner(x), self.scale)
 
     model = Model()
     x, y = torch.randn(8, 3), torch.randint(2, (8,))

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import inrun
 from inrun.errors import InRunWarning, InvariantError, MisuseError, ReplaceLayerError
 from inrun.ledger import residual_shares
+from tests.oracles.cases import HiddenScale
 
 
 def loss_fn(model, batch):
@@ -41,18 +42,6 @@ def gradient_values(model, terms, validation_loss, samples, lr=1e-2):
                 if a is not None and b is not None)
         )  # fmt: skip
     return lr * np.array(values)
-
-
-class HiddenScale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.save_for_backward(x, scale)
-        return x * scale
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, scale = ctx.saved_tensors
-        return gradient * scale, (gradient * x).sum(0)
 
 
 class HiddenInTraining(nn.Module):

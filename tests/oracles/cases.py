@@ -52,6 +52,20 @@ class Function(nn.Module):
         return self.function(self, *inputs)
 
 
+class HiddenScale(torch.autograd.Function):
+    """x * scale by a function of its own, in which no torch operation can be seen."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x, scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, scale = ctx.saved_tensors
+        return gradient * scale, (gradient * x).sum(0)
+
+
 class WrittenOutRMSNorm(nn.Module):
     """As language models write it: float upcast, then the weight."""
 
