@@ -30,7 +30,7 @@ def test_values_are_shapley_values(name, estimator, game):
     later = [value for step, value in r.items() if step >= 5]
     assert np.median(later) >= 0.999, r
     from_three = [value for step, value in r.items() if step >= 3]
-    assert np.mean(np.array(from_three) >= 0.99) >= 0.8, r
+    assert sum(value < 0.99 for value in from_three) <= 1, r  # of nine checked steps
     assert min(from_three) >= 0.93, r
 
 
