@@ -99,7 +99,8 @@ def attach(
             store, estimator=estimator, targets=utility.targets, weights=utility.weights
         )
     kind = _CAPTURES[capture]
-    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed_steps, kind)
+    smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
+    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed)
     return Attribution(model, optimizer, utility, scorer, kind, folder, progress, self_test)
 
 

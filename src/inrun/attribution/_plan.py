@@ -13,14 +13,10 @@ from torch import Tensor
 from inrun.capture import Block
 from inrun.directions import ESTIMATORS, Direction, SampleDirection
 from inrun.errors import MisuseError
+from inrun.factors import compute_dtype
 from inrun.optim import History, Move
 
 SMOOTHED_WORK = 5_000_000  # samples x elements: about a second a step on one core
-
-
-def compute_dtype(parameter: Tensor) -> torch.dtype:
-    """Contractions are done and summed in single precision at least."""
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,11 @@ class ParameterPlan:
     coefficient: Tensor | float
     scale: Tensor | float | None
     history: History
+
+    @property
+    def share_scale(self) -> Tensor | float:
+        """What to multiply shares by, so that they sum to the consumed gradient."""
+        return 1.0 if self.scale is None else self.scale
 
 
 class Smoothing:

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from inrun.attribution._plan import (
     ParameterPlan,
     Smoothing,
-    compute_dtype,
     elementwise_scale,
     moved,
     plan_parameter,
 )
-from inrun.capture import Block, Capture, Hold
+from inrun.capture import Block, Capture
 from inrun.directions import Direction, Gradients, SampleDirection
 from inrun.errors import MisuseError
-from inrun.factors import Factor
+from inrun.factors import Factor, compute_dtype
 from inrun.ledger import Entries
 from inrun.optim import Rule, move_of, moves
 from inrun.utility import Evaluation, Utility, curvature, evaluate
@@ -68,12 +67,10 @@ class Scorer:
         utility: Utility,
         direction: Direction,
         smoothed_steps: int,
-        capture_kind: type[Capture],
     ):
         self._model, self._optimizer, self._rule = model, optimizer, rule
         self._utility, self._direction = utility, direction
-        held = capture_kind is Hold
-        self._smoothing = Smoothing(direction, smoothed_steps if held else 0)
+        self._smoothing = Smoothing(direction, smoothed_steps)
         self._forecast = Forecast()
         self._last: tuple[Evaluation, tuple[float, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
@@ -113,7 +110,6 @@ class Scorer:
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
             moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
-            _refuse_cleared(capture, [m.gradient for _, m in moving])
             scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
             work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
             for p, move in moving:
@@ -163,11 +159,12 @@ class Scorer:
                     values, _contributions(name, plan, at, blocks), strict=True
                 ):
                     value += contribution
-            for value, block in zip(values, blocks, strict=True):
-                if block.values_BK is not None:
-                    scale = self._common_scale()
-                    value += block.values_BK.cpu() * scale
-                    self._forecast.learn(scale, len(blocks))
+            if any(block.values_BK is not None for block in blocks):
+                scale = self._common_scale()
+                self._forecast.learn(scale, len(blocks))
+                for value, block in zip(values, blocks, strict=True):
+                    if block.values_BK is not None:
+                        value += block.values_BK.cpu() * scale
         all_values = torch.cat(values) if values else torch.zeros(0, K, dtype=torch.float64)
         entries = Entries(
             self._at_open.losses.numpy(),
@@ -204,25 +201,10 @@ class Scorer:
         return float(np.mean(scales)) if scales else 1.0
 
 
-def _refuse_cleared(capture: Capture, gradients: Sequence[Tensor]) -> None:
-    there_was = any(norm > 0 for norm in capture.check.norms.values())
-    if there_was and not any(bool(gradient.any()) for gradient in gradients):
-        raise MisuseError(
-            "The gradients were cleared between the attribution.batch(ids) block and "
-            "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
-            "after step(), or before the block."
-        )
-
-
 def _scales(
     gradients: Mapping[str, Tensor], capture: Capture, blocks: Sequence[Block]
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step."""
-    for name, gradient in gradients.items():
-        if gradient.is_sparse:
-            raise MisuseError(
-                f"The gradient of {name} is sparse. Build its layer with sparse=False."
-            )
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
     for name, k in capture.check.scales(gradients).items():
@@ -244,7 +226,7 @@ def _contributions(
     gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
     if isinstance(plan.direction, SampleDirection):
         return _sample_contributions(name, plan, gradient, blocks)
-    Q = gradient * (plan.coefficient * (1.0 if plan.scale is None else plan.scale))
+    Q = gradient * (plan.coefficient * plan.share_scale)
     for total, block in zip(empty, blocks, strict=True):
         for factor in block.factors.get(name, []):
             total += factor.contract(Q).double().cpu()
@@ -263,9 +245,7 @@ def _sample_contributions(
         )
         for block in blocks
     ]
-    values = plan.direction.values(
-        plan.move, torch.cat(shares) * (1.0 if plan.scale is None else plan.scale), gradient
-    )
+    values = plan.direction.values(plan.move, torch.cat(shares) * plan.share_scale, gradient)
     return list(torch.split(values.double().cpu(), [block.samples for block in blocks]))
 
 

@@ -4,7 +4,8 @@
 contracts a parameter's factors inside the backward pass, as soon as its own gradient is there,
 and lets go of them: no factor outlives its layer. What `stream` gives up: the direction is formed
 from the opening validation gradient alone, and from the gradient as far as it has come in at that
-moment, before clipping and before later micro-batches are added.
+moment, before clipping and before later micro-batches are added; both are expected to do what they
+did in the step before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._sources import Root
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
 
 Contraction = Callable[[str, Factor], Tensor]
@@ -107,8 +108,15 @@ class Capture(ABC):
 
         Raises:
             InvariantError: the shares do not sum to the gradient.
+            NotSupportedError: a gradient is sparse.
         """
         gradients = {name: p.grad for name, p in self.trained.items()}
+        for name, gradient in gradients.items():
+            if gradient is not None and gradient.is_sparse:
+                raise NotSupportedError(
+                    f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
+                    "its layer with sparse=False."
+                )
         alone = self.check.end_block(gradients, self.low_precision, self._skipped)
         self.coverage.measured(self.check.norms, self.check.gaps)
         self.coverage.unmeasured_axes |= self.layouts.assumed
@@ -169,12 +177,10 @@ class Stream(Capture):
 
     @contextmanager
     def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
-        finished: dict[str, set[int]] = {}
-
         def on_gradient(name: str) -> Callable[[Tensor], None]:
             def contract(_: Tensor) -> None:
                 with torch.no_grad():
-                    self._contract_reached(block, mode, name, finished.setdefault(name, set()))
+                    self._contract_reached(block, mode, name)
 
             return contract
 
@@ -188,13 +194,10 @@ class Stream(Capture):
             for handle in handles:
                 handle.remove()
 
-    def _contract_reached(
-        self, block: Block, mode: CaptureMode, name: str, finished: set[int]
-    ) -> None:
+    def _contract_reached(self, block: Block, mode: CaptureMode, name: str) -> None:
         for use in mode.uses:
-            if not use.reached or name not in use.roots or id(use) in finished:
+            if not use.reached or name not in use.pending:
                 continue
-            finished.add(id(use))
             for _, how, factor in use.factors(only=name):
                 self._register(name, how, factor)
                 values = self.contract(name, factor)

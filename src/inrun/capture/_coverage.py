@@ -66,7 +66,7 @@ class Coverage:
             }
             for name, p in self._untrained.items()
         ]
-        return pa.Table.from_pylist(rows) if rows else pa.table({"parameter": pa.array([], "str")})
+        return pa.Table.from_pylist(rows)
 
     def _row(self, name: str, p: Tensor, total: float) -> dict[str, object]:
         how = sorted(self._how.get(name, ()))

@@ -103,9 +103,17 @@ class GradientCheck:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
 
         Raises:
-            MisuseError: a gradient is not finite, or appeared after the last block.
+            MisuseError: gradients were cleared, one is not finite, or one appeared after the last
+                block.
         """
         now = self._measure(gradients)
+        there_was = any(mark.norm > 0 for mark in self._marks.values())
+        if there_was and all(measured.norm == 0 for measured in now.values()):
+            raise MisuseError(
+                "The gradients were cleared between the attribution.batch(ids) block and "
+                "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
+                "after step(), or before the block."
+            )
         return {name: self._scale(name, measured) for name, measured in now.items()}
 
     def _scale(self, name: str, now: Measured) -> float | None:

@@ -80,7 +80,7 @@ class LayoutBook(ABC):
 
 
 class MeasuredLayouts(LayoutBook):
-    """The verdicts of `discover`, and the shape's word for what it did not see."""
+    """The verdicts of `judge`, and the shape's word for what it did not see."""
 
     def __init__(self, verdicts: dict[Key, Verdict] | None = None):
         self._verdicts = verdicts or {}

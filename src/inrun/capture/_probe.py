@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inrun.factors import Factor
+from inrun.factors import Factor, compute_dtype
 
 
 class Probe:
@@ -18,7 +18,7 @@ class Probe:
 
     def __init__(self, parameter: Tensor, generator: torch.Generator):
         shape = parameter.shape or torch.Size((1,))
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(parameter)
         self._left = _signs(shape[:1], generator).to(parameter.device, dtype)
         self._right = _signs(shape[1:] or torch.Size((1,)), generator).to(parameter.device, dtype)
 

@@ -42,18 +42,13 @@ class Use:
         self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
-        self._was_reached = False
+        self.reached = False  # whether the backward pass came through
         # half precision took part, so that sums agree to two digits only
         self.low_precision = any(_is_half(t) for t in outputs_of([args, list(kwargs.values())]))
         self.pending = self.roots  # whose shares have not been taken yet
 
     def _let_go(self, t: Tensor) -> Tensor:
         return t if id(t) in self.sources else t.detach()
-
-    @property
-    def reached(self) -> bool:
-        """Whether the backward pass came through."""
-        return self._was_reached
 
     @property
     def roots(self) -> set[str]:
@@ -65,13 +60,10 @@ class Use:
     def receive(self, output: int, gradient: Tensor) -> None:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
         if self._gradients:  # else released: the invariant will tell that a part is missing
-            self._was_reached = True
+            self.reached = True
             self.low_precision |= _is_half(gradient)
-            self._add(output, gradient)
-
-    def _add(self, output: int, gradient: Tensor) -> None:
-        before = self._gradients[output]
-        self._gradients[output] = gradient if before is None else before + gradient
+            before = self._gradients[output]
+            self._gradients[output] = gradient if before is None else before + gradient
 
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""

@@ -42,7 +42,6 @@ class Trained:
     ledger: pa.Table
     coverage: pa.Table
     mean_loss: np.ndarray
-    test_accuracy: float
     checked: list[Checked]
     seconds: float
     overhead: float
@@ -79,7 +78,6 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
         ledger=attribution.ledger(),
         coverage=attribution.coverage(),
         mean_loss=losses / digits.EPOCHS,
-        test_accuracy=digits.accuracy(network, data.test),
         checked=checked,
         seconds=seconds,
         overhead=attribution.seconds / (seconds - attribution.seconds),

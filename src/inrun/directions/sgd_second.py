@@ -15,7 +15,7 @@ from inrun.optim import Move
 
 
 class SGDSecond(SGD):
-    """value_b = lr * <gV - lr/2 H_V g, share_b>."""
+    """value_b = lr * <gV - 1/2 H_V (lr g), share_b>."""
 
     name = "sgd-second"
     needs_curvature = True

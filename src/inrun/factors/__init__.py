@@ -7,8 +7,17 @@
 from inrun.factors._convolution import Convolution, Geometry
 from inrun.factors._dense import Dense
 from inrun.factors._derived import Derived
-from inrun.factors._factor import Factor
+from inrun.factors._factor import Factor, compute_dtype
 from inrun.factors._indexed import Indexed
 from inrun.factors._outer import Outer
 
-__all__ = ["Convolution", "Dense", "Derived", "Factor", "Geometry", "Indexed", "Outer"]
+__all__ = [
+    "Convolution",
+    "Dense",
+    "Derived",
+    "Factor",
+    "Geometry",
+    "Indexed",
+    "Outer",
+    "compute_dtype",
+]

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """Contractions are done and summed in single precision at least."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
 class Factor(ABC):
     """Gradient shares of B samples for one parameter."""
 

@@ -75,5 +75,5 @@ def find(name: str) -> Operation | None:
 def is_in_place(name: str) -> bool:
     """Whether a torch function overwrites its first argument: `add_`, `__iadd__`."""
     if name.startswith("__"):
-        return name in {"__iadd__", "__imul__", "__isub__", "__itruediv__", "__setitem__"}
+        return name in {"__iadd__", "__imul__", "__isub__", "__itruediv__"}
     return name.endswith("_")
