@@ -9,11 +9,16 @@ rate), `gradient` from validation passes around the step. Letters: K targets, B 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from inrun.optim import History, Move
+
+
+Game = Literal["shared", "given"]
+"""Whose Shapley values the method means: with the past as a player, or with the past always there
+(arXiv 2602.00329)."""
 
 
 class Gradients(NamedTuple):
@@ -33,6 +38,7 @@ class Direction(ABC):
     """One method. Stateless."""
 
     name: ClassVar[str]
+    game: ClassVar[Game] = "given"
     needs_null: ClassVar[bool] = False
     needs_curvature: ClassVar[bool] = False
 

@@ -20,6 +20,7 @@ class Path(Direction):
     """value_b = lr * <gbar * D, share_b>."""
 
     name = "path"
+    game = "shared"
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
         """Lr * D."""

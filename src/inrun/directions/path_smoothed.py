@@ -30,6 +30,7 @@ class PathSmoothed(SampleDirection):
     """value_b = <gbar, mean of d(X + c_b) - d(X)>."""
 
     name = "path-smoothed"
+    game = "shared"
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
         """What the whole step is worth per unit of gradient, for the books."""

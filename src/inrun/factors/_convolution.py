@@ -117,6 +117,12 @@ class Convolution(Factor):
         """See `Factor.materialize`."""
         return self._shares(slice(None), dtype)
 
+    def select(self, samples: Tensor) -> Convolution:
+        """See `Factor.select`."""
+        return Convolution(
+            self._input_BS[samples], self._gradient_BS[samples], self._geometry
+        )
+
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: a convolution with one output channel a group."""
         if not self._input_BS.numel():

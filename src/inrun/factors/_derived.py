@@ -39,9 +39,22 @@ class Derived(Factor):
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`: the map's transpose, a sample at a time."""
-        shares = self._inner.materialize(dtype)
+        return self._pulled(self._inner.materialize(dtype))
+
+    def select(self, samples: Tensor) -> Derived:
+        """See `Factor.select`."""
+        return Derived(self._shape, self._map, self._inner.select(samples))
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`: the map is linear, so one sum goes through its transpose."""
+        return self._pulled(self._inner.total(dtype).unsqueeze(0))[0]
+
+    def _pulled(self, shares: Tensor) -> Tensor:
+        """The map's transpose of each."""
         with torch.enable_grad():
-            p = torch.zeros(self._shape, dtype=dtype, device=shares.device, requires_grad=True)
+            p = torch.zeros(
+                self._shape, dtype=shares.dtype, device=shares.device, requires_grad=True
+            )
             s = self._map(p)
         pulled = [
             torch.autograd.grad(s, p, share.to(s.dtype), retain_graph=True)[0] for share in shares

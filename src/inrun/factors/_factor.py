@@ -39,6 +39,10 @@ class Factor(ABC):
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """The shares themselves, (B, *shape of the parameter): large, for few samples or steps."""
 
+    @abstractmethod
+    def select(self, samples: Tensor) -> Factor:
+        """The shares of these samples alone, in this order; `samples` holds their numbers."""
+
     def total(self, dtype: torch.dtype) -> Tensor:
         """The sum of the shares, (*shape of the parameter)."""
         return self.materialize(dtype).sum(0)

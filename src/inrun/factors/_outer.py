@@ -59,6 +59,10 @@ class Outer(Factor):
         """See `Factor.materialize`."""
         return self._shares(slice(None), dtype)
 
+    def select(self, samples: Tensor) -> Outer:
+        """See `Factor.select`."""
+        return Outer(self._left_BTM[samples], self._right_BTN[samples])
+
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product."""
         return self._left_BTM.to(dtype).flatten(0, 1).T @ self._right_BTN.to(dtype).flatten(0, 1)

@@ -72,6 +72,7 @@ class StepGame:
             would consume (so scaled by the clip coefficient, if there is clipping).
         utility: the validation loss.
         history: 'shared' (momentum and decay are one more player) or 'given' (they always act).
+        fixed: gradients by parameter name that are in every coalition because no player owns them.
         groups: one label a sample, for players that are groups of samples (sources, classes); the
             players then come in the order of their labels' first appearance.
     """
@@ -84,9 +85,10 @@ class StepGame:
         utility: Utility,
         *,
         history: History = "shared",
+        fixed: Mapping[str, Tensor] | None = None,
         groups: Sequence[object] | None = None,
     ):
-        self._shares = _grouped(shares, groups)
+        self._shares, self._fixed = _grouped(shares, groups), dict(fixed or {})
         self._utility, self._history = utility, history
         self._model, self._optimizer = copy.deepcopy((model, optimizer))
         self._named = dict(self._model.named_parameters())
@@ -119,10 +121,16 @@ class StepGame:
         # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
         self._optimizer.load_state_dict(copy.deepcopy(self._state))
         for name, p in self._named.items():
-            share = self._shares.get(name)
-            p.grad = None if share is None else share[list(members)].sum(0).to(p.dtype)
+            p.grad = self._gradient(name, members, p)
         self._optimizer.step()
         return {name: self._before[name] - p.detach() for name, p in self._named.items()}
+
+    def _gradient(self, name: str, members: Sequence[int], p: Tensor) -> Tensor | None:
+        """What the optimizer gets for one parameter; None where it would get nothing at all."""
+        share, fixed = self._shares.get(name), self._fixed.get(name)
+        own = None if share is None else share[list(members)].sum(0)
+        both = [g for g in (own, fixed) if g is not None]
+        return torch.stack(both).sum(0).to(p.dtype) if both else None
 
     def _place(self, displacement: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
