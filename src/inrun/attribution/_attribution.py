@@ -11,14 +11,17 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from inrun.attribution._advice import Advice
+from inrun.attribution._advice import Advice, refuse_step
+from inrun.attribution._audit import Audit
+from inrun.attribution._auditing import Auditing
 from inrun.attribution._captures import build_capture
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
+from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, Stream, self_test
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError
 from inrun.ledger import TOTAL, Ids, RunFolder
 from inrun.optim import trained_parameters
 from inrun.utility import Utility
@@ -46,6 +49,7 @@ class Attribution:
         self._step = 0
         self._paused = self._inside = self._stepping = False
         self._advice = Advice()
+        self._auditing = Auditing(self._watch, self._advice)
         self._capture = self._new_capture()
         if folder is not None:
             folder.create()
@@ -78,6 +82,9 @@ class Attribution:
             self._refresh_capture()
             if isinstance(self._capture, Stream):
                 self._scorer.block_begins(self._capture, len(self._pending))
+            self._auditing.block_begins(
+                self._capture, self._step + 1, len(names), first=not self._pending
+            )
         self._inside = True
         try:
             with self._capture.block(len(names)) as block:
@@ -87,6 +94,7 @@ class Attribution:
         with self._watch:
             if self._capture.end_block():
                 self._pending.clear()  # the loop zeroed the gradients: those samples are not in
+                self._auditing.cancel()
             self._pending.append((names, block))
             self._advice.of_gaps(self._capture.coverage)
 
@@ -104,18 +112,7 @@ class Attribution:
         if self._paused:
             self._drop_pending(moved=True)
             return
-        if getattr(self._optimizer, "grad_scale", None) is not None:
-            raise NotSupportedError(
-                "A gradient scaler unscales inside this fused optimizer's own kernel, so the "
-                "gradient that it consumes cannot be read. Use fused=False, or bfloat16, which "
-                "needs no scaler."
-            )
-        if any(callable(argument) for argument in [*args, *kwargs.values()]):
-            raise MisuseError(
-                "optimizer.step(closure) computes gradients inside the step, where no block can "
-                "say whose they are. Run forward and backward in attribution.batch(ids), then "
-                "optimizer.step()."
-            )
+        refuse_step(self._optimizer, args, kwargs)
         if not self._pending:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -131,29 +128,73 @@ class Attribution:
             except Exception:
                 self._drop_pending(moved=True)
                 raise
+        self._auditing.before_step(self._scorer)
         self._stepping = True
 
     def _after_step(self) -> None:
         if not self._stepping:
             return
         self._stepping = False
-        with self._watch:
-            try:
+        try:
+            with self._watch:
                 blocks = [block for _, block in self._pending]
                 scored = self._scorer.after_step(self._capture, blocks)
                 self._book(_joined([ids for ids, _ in self._pending]), scored)
-            finally:
-                self._drop_pending()
+            self._check(scored)
+        finally:
+            self._drop_pending()
 
     def _book(self, ids: Ids, scored: Scored) -> None:
         self._step += 1
         self._record.add(self._step, ids, scored)
         self._line.update(self._record.latest, self._record.residual_share, self.overhead)
 
+    def _check(self, scored: Scored) -> None:
+        """The audit's part of a step's end."""
+        facts = {
+            "residual": self._record.latest_residual_share,
+            "capture": "stream" if isinstance(self._capture, Stream) else "hold",
+            "covered": self.covered,
+            "low_precision": self._capture.low_precision,
+            "forecast_error": self._scorer.forecast_error,
+        }
+        checks = self._auditing.after_step(self._step, scored, facts)
+        if checks is not None:
+            self._record.audited(checks)
+
     def _drop_pending(self, *, moved: bool = False) -> None:
         self._pending.clear()
+        self._auditing.cancel()
         self._capture.check.next_step()
         self._scorer.forget(moved=moved)
+
+    def audit(
+        self, *, seconds: float, steps: int, groups: int | None = None, seed: int = 0
+    ) -> Audit:
+        """Checks the values against the truth at random steps of the training that follows.
+
+        A step that is drawn is played out on copies of the model and the optimizer before it is
+        taken: its samples in random groups, every coalition of groups a real step and a real
+        validation loss, under the fixed-state assumption. Training is not changed. The copies, and
+        a gradient a group, are held for as long as a check runs.
+
+        Args:
+            seconds: what all checks together may take. It is kept to within one check.
+            steps: how many optimizer steps are to come; checks are spread over them.
+            groups: of samples a check, 3 to 8: 2^(groups + 1) coalitions. Where it is not given,
+                as many as leave time for about a dozen checks.
+            seed: of the steps and the groups that are drawn.
+
+        Returns:
+            What is filled while training goes on; `print(audit.report())` at its end. With a store
+            the command `inrun audit RUN` prints the same.
+
+        Raises:
+            MisuseError: numbers out of range.
+        """
+        self._refuse_detached()
+        schedule = AuditSchedule(seconds, steps, self._step + 1, seed)
+        return self._auditing.begin(self._model, self._optimizer, self._utility, schedule, groups)
 
     # ---- what came of it
 

@@ -20,7 +20,7 @@ from inrun.attribution._plan import (
     plan_parameter,
 )
 from inrun.capture import Block, Capture
-from inrun.directions import Direction, Gradients, SampleDirection
+from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
 from inrun.ledger import Entries
@@ -46,9 +46,11 @@ class Forecast:
     def __init__(self) -> None:
         self.blocks_now = 1
         self._scale, self._blocks = 1.0, 1
+        self.error = 0.0
 
     def learn(self, scale: float, blocks: int) -> None:
-        """Takes note of a finished step."""
+        """Takes note of a finished step, and of how far off its forecast was."""
+        self.error = abs(self._scale / scale - 1) if scale else 0.0
         self._scale, self._blocks = scale, blocks
 
     def factor(self) -> float:
@@ -97,6 +99,26 @@ class Scorer:
         gradient = self._direction.gradient(Gradients(opening), move)
         Q = gradient.to(compute_dtype(p)) * self._direction.coefficient(move)
         return factor.contract(Q).double()
+
+    @property
+    def game(self) -> Game:
+        """Whose Shapley values are meant."""
+        return self._direction.game
+
+    @property
+    def age(self) -> int | None:
+        """How many steps the youngest moments have seen; None where that does not matter."""
+        seen = [plan.move.steps_taken() for plan in self._plans.values()]
+        return min((steps for steps in seen if steps is not None), default=None)
+
+    @property
+    def forecast_error(self) -> float:
+        """How far `stream`'s clip coefficient was off in the last step; 0 for `hold`."""
+        return self._forecast.error
+
+    def share_scale(self, name: str) -> Tensor | float:
+        """What to multiply a parameter's shares by in the step that is coming."""
+        return self._plans[name].share_scale if name in self._plans else 0.0
 
     def block_begins(self, capture: Capture, blocks_before: int) -> None:
         """For `stream`: the opening gradient is computed now, and the block's place is noted."""

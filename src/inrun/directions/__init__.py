@@ -5,7 +5,7 @@ the first steps; `sgd`, `sgd_second`, `linearized` and `tangent` are the publish
 the leave-one-out marginal.
 """
 
-from inrun.directions._direction import Direction, Gradients, SampleDirection
+from inrun.directions._direction import Direction, Game, Gradients, SampleDirection
 from inrun.directions.linearized import Linearized
 from inrun.directions.path import Path
 from inrun.directions.path_given import PathGiven
@@ -36,6 +36,7 @@ __all__ = [
     "ESTIMATORS",
     "SGD",
     "Direction",
+    "Game",
     "Gradients",
     "Linearized",
     "Path",

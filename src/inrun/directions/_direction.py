@@ -15,7 +15,6 @@ from torch import Tensor
 
 from inrun.optim import History, Move
 
-
 Game = Literal["shared", "given"]
 """Whose Shapley values the method means: with the past as a player, or with the past always there
 (arXiv 2602.00329)."""

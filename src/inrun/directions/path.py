@@ -8,11 +8,11 @@ the error of the trapezoid: that is the books' residual.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from inrun.directions._direction import Direction, Gradients, closing_or_opening
+from inrun.directions._direction import Direction, Game, Gradients, closing_or_opening
 from inrun.optim import Move
 
 
@@ -20,7 +20,7 @@ class Path(Direction):
     """value_b = lr * <gbar * D, share_b>."""
 
     name = "path"
-    game = "shared"
+    game: ClassVar[Game] = "shared"
 
     def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
         """Lr * D."""

@@ -52,7 +52,7 @@ class PathSmoothed(SampleDirection):
         if not samples:
             return gradient_K.new_zeros(0, gradient_K.shape[0])
         values_BK = torch.cat(rows)
-        whole_K = flat_KP @ (move.slope() * move.gradient).flatten()
+        whole_K = flat_KP @ (move.slope() * move.gradient).flatten().to(flat_KP.dtype)
         return values_BK + (whole_K - values_BK.sum(0)) / samples
 
     def _mean_marginals(

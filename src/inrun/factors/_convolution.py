@@ -119,9 +119,7 @@ class Convolution(Factor):
 
     def select(self, samples: Tensor) -> Convolution:
         """See `Factor.select`."""
-        return Convolution(
-            self._input_BS[samples], self._gradient_BS[samples], self._geometry
-        )
+        return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: a convolution with one output channel a group."""
