@@ -92,6 +92,11 @@ def attach(
             "backward pass. Use capture='hold' with it."
         )
     rule = rule_for(optimizer)
+    if direction.needs_linearization and not rule.linearizes:
+        raise NotSupportedError(
+            f"estimator {estimator!r} is defined for Adam's update (arXiv 2602.00329), and this is "
+            f"{type(optimizer).__name__}. Use estimator='path'."
+        )
     _refuse_model(model)
     folder = None
     if store is not None:

@@ -14,7 +14,7 @@ from inrun.capture import Block
 from inrun.directions import ESTIMATORS, Direction, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
-from inrun.optim import History, Move
+from inrun.optim import Diagonal, History, Move, Slope
 
 SMOOTHED_WORK = 5_000_000  # samples x elements: about a second a step on one core
 
@@ -30,7 +30,7 @@ class ParameterPlan:
     parameter: Tensor
     direction: Direction
     move: Move[Any, Any]
-    coefficient: Tensor | float
+    slope: Slope
     scale: Tensor | float | None
     history: History
 
@@ -63,13 +63,13 @@ def plan_parameter(
     *,
     held: bool,
 ) -> ParameterPlan:
-    """Coefficient and history of one parameter; `held`: its shares are still to be contracted."""
+    """Slope and history of one parameter; `held`: its shares are still to be contracted."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
     return ParameterPlan(
         parameter=p,
         direction=direction,
         move=kept,
-        coefficient=direction.coefficient(move) if held else 0.0,
+        slope=direction.slope(move).kept() if held else Diagonal(0.0),
         scale=scale,
         history=direction.history(move),
     )

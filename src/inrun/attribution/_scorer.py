@@ -97,7 +97,7 @@ class Scorer:
         assert self._at_open is not None
         opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
-        Q = gradient.to(compute_dtype(p)) * self._direction.coefficient(move)
+        Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
         return factor.contract(Q).double()
 
     @property
@@ -153,7 +153,7 @@ class Scorer:
                 extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
         if self._direction.needs_curvature:
             along = {
-                name: plan.coefficient * plan.move.gradient for name, plan in self._plans.items()
+                name: plan.slope.along(plan.move.gradient) for name, plan in self._plans.items()
             }
             extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
         return extra
@@ -248,7 +248,7 @@ def _contributions(
     gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
     if isinstance(plan.direction, SampleDirection):
         return _sample_contributions(name, plan, gradient, blocks)
-    Q = gradient * (plan.coefficient * plan.share_scale)
+    Q = plan.slope.transposed(gradient, plan.share_scale)
     for total, block in zip(empty, blocks, strict=True):
         for factor in block.factors.get(name, []):
             total += factor.contract(Q).double().cpu()

@@ -11,15 +11,13 @@ samples, so that the books close as they do for `path`.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from inrun.directions._direction import Gradients, SampleDirection, closing_or_opening
-from inrun.optim import Move
+from inrun.optim import Move, Slope, gauss_hermite, gauss_legendre
 
 ALPHAS = 4
 DEVIATES = 6
@@ -32,7 +30,7 @@ class PathSmoothed(SampleDirection):
     name = "path-smoothed"
     game = "shared"
 
-    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
+    def slope(self, move: Move[Any, Any]) -> Slope:
         """What the whole step is worth per unit of gradient, for the books."""
         return move.slope()
 
@@ -52,7 +50,7 @@ class PathSmoothed(SampleDirection):
         if not samples:
             return gradient_K.new_zeros(0, gradient_K.shape[0])
         values_BK = torch.cat(rows)
-        whole_K = flat_KP @ (move.slope() * move.gradient).flatten().to(flat_KP.dtype)
+        whole_K = flat_KP @ move.slope().along(move.gradient).flatten().to(flat_KP.dtype)
         return values_BK + (whole_K - values_BK.sum(0)) / samples
 
     def _mean_marginals(
@@ -62,23 +60,9 @@ class PathSmoothed(SampleDirection):
         others = total - shares_B
         spread = (squares - shares_B * shares_B).clamp_(min=0).sqrt_()
         mean = torch.zeros_like(shares_B)
-        for alpha, weight_a in _legendre():
-            for deviate, weight_z in _hermite():
+        for alpha, weight_a in gauss_legendre(ALPHAS):
+            for deviate, weight_z in gauss_hermite(DEVIATES):
                 x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
                 marginal = move.displacement(x + shares_B) - move.displacement(x)
                 mean.add_(marginal, alpha=weight_a * weight_z)
         return mean
-
-
-@cache
-def _legendre() -> list[tuple[float, float]]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(ALPHAS)
-    return [(float(0.5 * (x + 1)), float(0.5 * w)) for x, w in zip(nodes, weights, strict=True)]
-
-
-@cache
-def _hermite() -> list[tuple[float, float]]:
-    """Nodes and weights for a standard normal variable."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(DEVIATES)
-    return [(float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim._adam import AdamRule
+from inrun.optim._muon import MuonRule
 from inrun.optim._rule import Move, Rule
 from inrun.optim._sgd import SGDRule
 
@@ -18,6 +19,8 @@ _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.Adam: AdamRule(decoupled=False),
     torch.optim.AdamW: AdamRule(decoupled=True),
 }
+if hasattr(torch.optim, "Muon"):  # from PyTorch 2.9 on
+    _RULES[torch.optim.Muon] = MuonRule()
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
