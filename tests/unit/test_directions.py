@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.directions import ESTIMATORS, direction_named
+from inrun.directions import ESTIMATORS, Path, direction_of
 from inrun.errors import MisuseError
 from inrun.optim import moves, rule_for
 from tests.oracles import shares as oracle
@@ -120,14 +120,25 @@ def test_smoothed_values_add_up_to_what_the_whole_step_is_worth():
     p.grad = shares_B.sum(0)
     ((_, move),) = moves(optimizer, rule_for(optimizer))
     gradient_K = torch.randn(2, 4, 3).double()
-    values_BK = direction_named("path-smoothed").values(move, shares_B, gradient_K)
+    values_BK = direction_of("path-smoothed").values(move, shares_B, gradient_K)
     moved = move.displacement(p.grad) - move.displacement(torch.zeros_like(p))
     torch.testing.assert_close(values_BK.sum(0), (gradient_K * moved).sum((1, 2)))
-    alone = direction_named("path-smoothed").values(move, shares_B[[1, 0, 2, 3, 4]], gradient_K)
+    alone = direction_of("path-smoothed").values(move, shares_B[[1, 0, 2, 3, 4]], gradient_K)
     torch.testing.assert_close(alone, values_BK[[1, 0, 2, 3, 4]])
 
 
 def test_every_estimator_goes_by_its_name():
-    assert all(direction_named(name).name == name for name in ESTIMATORS)
+    assert all(direction_of(name).name == name for name in ESTIMATORS)
     with pytest.raises(MisuseError, match="'shapley' is not one of path"):
-        direction_named("shapley")
+        direction_of("shapley")
+
+
+def test_a_direction_of_ones_own_is_taken_as_it_is():
+    class Twice(Path):
+        name = "twice"
+
+        def gradient(self, at, move):
+            return 2 * super().gradient(at, move)
+
+    direction = Twice()
+    assert direction_of(direction) is direction

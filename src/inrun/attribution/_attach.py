@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Hold, Stream
-from inrun.directions import direction_named
+from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.ledger import RunFolder
 from inrun.optim import rule_for
@@ -25,7 +25,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     utility: Utility,
     *,
-    estimator: str = "path",
+    estimator: str | Direction = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
     smoothed_steps: int = 10,
@@ -41,7 +41,7 @@ def attach(
         optimizer: SGD, Adam or AdamW of `torch.optim`, holding the model's parameters.
         utility: the validation loss that contributions are measured in.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
-            'linearized' or 'tangent'; see `inrun.directions`.
+            'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         capture: 'hold' keeps every layer's input and output gradient until the step is over and is
             exact; 'stream' contracts inside the backward pass and keeps nothing, see
             `inrun.capture`.
@@ -85,23 +85,23 @@ def attach(
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
     if capture not in _CAPTURES:
         raise MisuseError(f"capture {capture!r} is not one of {', '.join(_CAPTURES)}.")
-    direction = direction_named(estimator)
+    direction = direction_of(estimator)
     if capture == "stream" and not direction.streams:
         raise MisuseError(
-            f"estimator {estimator!r} needs passes or shares that are there only after the "
+            f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
         )
     rule = rule_for(optimizer)
     if direction.needs_linearization and not rule.linearizes:
         raise NotSupportedError(
-            f"estimator {estimator!r} is defined for Adam's update (arXiv 2602.00329), and this is "
-            f"{type(optimizer).__name__}. Use estimator='path'."
+            f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
+            f"this is {type(optimizer).__name__}. Use estimator='path'."
         )
     _refuse_model(model)
     folder = None
     if store is not None:
         folder = RunFolder(
-            store, estimator=estimator, targets=utility.targets, weights=utility.weights
+            store, estimator=direction.name, targets=utility.targets, weights=utility.weights
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth

@@ -21,15 +21,20 @@ _KINDS: tuple[type[Direction], ...] = (
 ESTIMATORS: dict[str, Direction] = {kind.name: kind() for kind in _KINDS}
 
 
-def direction_named(name: str) -> Direction:
-    """The method of that name.
+def direction_of(estimator: str | Direction) -> Direction:
+    """The method of that name, or the direction itself: one's own need no registration.
 
     Raises:
-        MisuseError: there is none.
+        MisuseError: there is none of that name.
     """
-    if name not in ESTIMATORS:
-        raise MisuseError(f"estimator {name!r} is not one of {', '.join(ESTIMATORS)}.")
-    return ESTIMATORS[name]
+    if isinstance(estimator, Direction):
+        return estimator
+    if estimator not in ESTIMATORS:
+        raise MisuseError(
+            f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}, nor an "
+            "inrun.directions.Direction."
+        )
+    return ESTIMATORS[estimator]
 
 
 __all__ = [
@@ -45,5 +50,5 @@ __all__ = [
     "SGDSecond",
     "SampleDirection",
     "Tangent",
-    "direction_named",
+    "direction_of",
 ]
