@@ -9,15 +9,30 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
+from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
+from inrun.optim._averaged import ASGDRule
 from inrun.optim._muon import MuonRule
+from inrun.optim._outside import outside_rule
 from inrun.optim._rule import Move, Rule
+from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import SGDRule
+from inrun.optim._signs import RpropRule
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),
     torch.optim.Adam: AdamRule(decoupled=False),
     torch.optim.AdamW: AdamRule(decoupled=True),
+    torch.optim.Adadelta: AdadeltaRule(),
+    torch.optim.Adafactor: AdafactorRule(),
+    torch.optim.Adagrad: AdagradRule(),
+    torch.optim.Adamax: AdamaxRule(),
+    torch.optim.ASGD: ASGDRule(),
+    torch.optim.NAdam: NAdamRule(),
+    torch.optim.RAdam: RAdamRule(),
+    torch.optim.RMSprop: RMSpropRule(),
+    torch.optim.Rprop: RpropRule(),
 }
 if hasattr(torch.optim, "Muon"):  # from PyTorch 2.9 on
     _RULES[torch.optim.Muon] = MuonRule()
@@ -38,13 +53,16 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
             f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Its state "
             "cannot be read. Pass the optimizer whose step() moves the parameters."
         )
-    known = ", ".join(kind.__name__ for kind in _RULES)
     for kind, rule in _RULES.items():
         if type(optimizer) is kind or (
             isinstance(optimizer, kind) and _own_step(type(optimizer)) is _own_step(kind)
         ):
             _refuse_differentiable(optimizer)
             return rule
+    outside = outside_rule(optimizer)
+    if outside is not None:
+        return outside
+    known = ", ".join(kind.__name__ for kind in _RULES)
     raise NotSupportedError(
         f"{type(optimizer).__name__} has no update rule here (known: torch.optim's {known}). "
         "Values computed for another rule would not be this run's. Train with one of those, or "

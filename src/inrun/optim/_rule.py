@@ -38,6 +38,11 @@ class History(NamedTuple):
     decay: Tensor | float
 
 
+def steps_seen(state: Mapping[str, Any]) -> int:
+    """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
+    return int(state["step"]) if "step" in state else 0
+
+
 class Rule(ABC, Generic[State, Setting]):
     """One optimizer's update rule. Stateless: state and setting are arguments.
 
@@ -61,11 +66,16 @@ class Rule(ABC, Generic[State, Setting]):
     def history(self, w: Tensor, s: State, h: Setting) -> History:
         """d(0), in its two parts: without decay, and what decay adds."""
         nothing = torch.zeros_like(w)
+        whole, undecayed = self.displacement(nothing, w, s, h), self.without_decay(h)
+        if undecayed == h:
+            return History(whole, 0.0)
+        momentum = self.displacement(nothing, w, s, undecayed)
+        return History(momentum, whole - momentum)
+
+    def without_decay(self, h: Setting) -> Setting:
+        """The setting of the same optimizer without weight decay."""
         setting: Any = h
-        if not setting.decay:
-            return History(self.displacement(nothing, w, s, h), 0.0)
-        momentum = self.displacement(nothing, w, s, setting._replace(decay=0.0))
-        return History(momentum, self.displacement(nothing, w, s, h) - momentum)
+        return cast(Setting, setting._replace(decay=0.0))
 
     def smooth_displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
         """d(g) in the precision of its arguments, where the optimizer itself rounds to less."""
@@ -112,10 +122,10 @@ class Rule(ABC, Generic[State, Setting]):
 
     @abstractmethod
     def steps_taken(self, s: State) -> int | None:
-        """How many steps this state has seen; None for a rule that does not start like a sign.
+        """How many steps ago the rule acted like a sign of the gradient; None where it never does.
 
-        Adam's first steps are nearly signs of the gradient, where first order says little; the
-        attribution then smooths. Rules that are linear in g never need to.
+        Adam's first steps are nearly signs, where a straight path says little; the attribution then
+        smooths. A rule that takes signs always says 0, one that is linear in g says None.
         """
 
 
