@@ -18,6 +18,7 @@ from inrun.attribution._plan import (
     elementwise_scale,
     moved,
     plan_parameter,
+    smoothing_work,
 )
 from inrun.capture import Block, Capture
 from inrun.directions import Direction, Game, Gradients, SampleDirection
@@ -133,7 +134,8 @@ class Scorer:
         with torch.no_grad():
             moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
             scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
-            work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
+            samples = sum(block.samples for block in blocks)
+            work = smoothing_work((move for _, move in moving), samples)
             for p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)

@@ -9,7 +9,7 @@ from inrun.directions._direction import Direction, Game, Gradients, SampleDirect
 from inrun.directions.linearized import Linearized
 from inrun.directions.path import Path
 from inrun.directions.path_given import PathGiven
-from inrun.directions.path_smoothed import PathSmoothed
+from inrun.directions.path_smoothed import PathSmoothed, evaluations
 from inrun.directions.sgd import SGD
 from inrun.directions.sgd_second import SGDSecond
 from inrun.directions.tangent import Tangent
@@ -51,4 +51,5 @@ __all__ = [
     "SampleDirection",
     "Tangent",
     "direction_of",
+    "evaluations",
 ]

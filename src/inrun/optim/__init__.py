@@ -1,6 +1,7 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._copies import copies
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
@@ -22,6 +23,7 @@ __all__ = [
     "SGDSetting",
     "SGDState",
     "Slope",
+    "copies",
     "gauss_hermite",
     "gauss_legendre",
     "move_of",

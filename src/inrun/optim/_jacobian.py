@@ -76,6 +76,8 @@ def _over_its_square(g: Tensor) -> Tensor:
 class MatrixRule(Rule[State, Setting]):
     """A rule whose elements depend on each other: `displacement` must be differentiable in g."""
 
+    elementwise = False
+
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
         """See `Rule.slope`; the quadrature's nodes lie between 0 and g."""
         return Jacobian(Move(self, w, g, s, h), gauss_legendre(NODES), secant=True)

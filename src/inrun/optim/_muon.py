@@ -83,9 +83,13 @@ class MuonRule(MatrixRule[MuonState, MuonSetting]):
         """See `Rule.advance`."""
         return MuonState(s.buffer.lerp(g, 1 - h.momentum))
 
-    def steps_taken(self, s: MuonState) -> None:
-        """See `Rule.steps_taken`."""
-        return
+    def effort(self, shape: torch.Size) -> float:
+        """See `Rule.effort`: fifteen products of matrices, as measured on those of width 64."""
+        return 8.0
+
+    def steps_taken(self, s: MuonState) -> int:
+        """See `Rule.steps_taken`: singular values are taken to 1, as signs are."""
+        return 0
 
 
 def orthogonalized(x: Tensor, h: MuonSetting) -> Tensor:

@@ -52,6 +52,9 @@ class Rule(ABC, Generic[State, Setting]):
     linearizes: ClassVar[bool] = False
     """Whether `linearization` is defined."""
 
+    elementwise: ClassVar[bool] = True
+    """Whether each element's displacement depends on that element's gradient alone."""
+
     @abstractmethod
     def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:
         """(state, setting) of one parameter, read from the live optimizer before its step.
@@ -110,6 +113,10 @@ class Rule(ABC, Generic[State, Setting]):
             f"The linearized estimator of arXiv 2602.00329 is defined for Adam's update; "
             f"{type(self).__name__} has none. Use estimator='path'."
         )
+
+    def effort(self, shape: torch.Size) -> float:
+        """Cost of one displacement an element, in units of an elementwise rule's."""
+        return 1.0
 
     def rate(self, h: Setting) -> float:
         """The learning rate that plain SGD would have here, negative where the rule maximizes."""
