@@ -10,7 +10,7 @@
 A value is a contribution to the *reduction* of the validation loss, in its units: positive helped.
 """
 
-from inrun import errors, truth
+from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
 from inrun.uses import harm_profile
@@ -27,5 +27,6 @@ __all__ = [
     "errors",
     "harm_profile",
     "load",
+    "optim",
     "truth",
 ]

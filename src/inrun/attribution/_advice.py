@@ -10,7 +10,7 @@ import torch
 
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning, MisuseError, NotSupportedError
-from inrun.optim import trained_parameters
+from inrun.optim import Together
 
 
 class Advice:
@@ -35,10 +35,10 @@ class Advice:
                 "the books' residual. See attribution.coverage()."
             )
 
-    def of_strangers(self, optimizer: torch.optim.Optimizer, capture: Capture) -> None:
+    def of_strangers(self, optimizers: Together, capture: Capture) -> None:
         """Parameters that the optimizer moves and no block has watched."""
         watched = {id(p) for p in capture.trained.values()}
-        moving = [p for p in trained_parameters(optimizer) if p.grad is not None]
+        moving = [p for p in optimizers.parameters() if p.grad is not None]
         strangers = sum(id(p) not in watched for p in moving)
         if strangers:
             self.once(

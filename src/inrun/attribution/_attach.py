@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from inrun.capture import Hold, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.ledger import RunFolder
-from inrun.optim import rule_for
+from inrun.optim import Together
 from inrun.utility import Utility
 
 _CAPTURES: dict[str, type[Hold] | type[Stream]] = {"hold": Hold, "stream": Stream}
@@ -22,7 +23,7 @@ _CAPTURES: dict[str, type[Hold] | type[Stream]] = {"hold": Hold, "stream": Strea
 
 def attach(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     utility: Utility,
     *,
     estimator: str | Direction = "path",
@@ -91,11 +92,11 @@ def attach(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
         )
-    rule = rule_for(optimizer)
-    if direction.needs_linearization and not rule.linearizes:
+    optimizers = Together(optimizer)
+    if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
         raise NotSupportedError(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
-            f"this is {type(optimizer).__name__}. Use estimator='path'."
+            f"this is {optimizers.name}. Use estimator='path'."
         )
     _refuse_model(model)
     folder = None
@@ -105,8 +106,8 @@ def attach(
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
-    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed)
-    return Attribution(model, optimizer, utility, scorer, kind, folder, progress, self_test)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed)
+    return Attribution(model, optimizers, utility, scorer, kind, folder, progress, self_test)
 
 
 def _refuse_model(model: nn.Module) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import nn
 
 from inrun.attribution._advice import Advice, refuse_step
@@ -23,7 +23,7 @@ from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, Stream, self_test
 from inrun.errors import MisuseError
 from inrun.ledger import TOTAL, Ids, RunFolder
-from inrun.optim import trained_parameters
+from inrun.optim import Together
 from inrun.utility import Utility
 
 
@@ -33,7 +33,7 @@ class Attribution:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Together,
         utility: Utility,
         scorer: Scorer,
         capture: type[Hold] | type[Stream],
@@ -41,13 +41,14 @@ class Attribution:
         progress: bool,
         check: bool,
     ):
-        self._model, self._optimizer, self._utility = model, optimizer, utility
+        self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._capture_kind, self._self_test = scorer, capture, check
         self._ids, self._watch = IdReader(), Stopwatch()
         self._record = Record(utility.targets, utility.weights, folder)
         self._pending: list[tuple[Ids, Block]] = []
         self._step = 0
         self._paused = self._inside = self._stepping = False
+        self._stepped: set[int] = set()
         self._advice = Advice()
         self._auditing = Auditing(self._watch, self._advice)
         self._capture = self._new_capture()
@@ -77,6 +78,7 @@ class Attribution:
         if self._paused:
             yield
             return
+        self._finish_step()
         with self._watch:
             names = self._ids.read(ids)
             self._refresh_capture()
@@ -107,12 +109,18 @@ class Attribution:
         finally:
             self._paused = before
 
-    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_step(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the k-th optimizer steps: the first of them in a step has all of them read."""
+        if self._paused or k in self._stepped:
+            self._finish_step()
+        if self._stepped:
+            self._before_another(k, args, kwargs)
+            return
         self._stepping = False
         if self._paused:
             self._drop_pending(moved=True)
             return
-        refuse_step(self._optimizer, args, kwargs)
+        refuse_step(self._optimizers.members[k], args, kwargs)
         if not self._pending:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -121,7 +129,7 @@ class Attribution:
             )
             self._drop_pending(moved=True)
             return
-        self._advice.of_strangers(self._optimizer, self._capture)
+        self._advice.of_strangers(self._optimizers, self._capture)
         with self._watch:
             try:
                 self._scorer.before_step(self._capture, [block for _, block in self._pending])
@@ -131,14 +139,29 @@ class Attribution:
         self._auditing.before_step(self._scorer)
         self._stepping = True
 
-    def _after_step(self) -> None:
-        if not self._stepping:
+    def _before_another(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before another optimizer of a step that was read already."""
+        try:
+            refuse_step(self._optimizers.members[k], args, kwargs)
+            self._scorer.demand_unchanged(k)
+        except Exception:
+            self._drop_pending(moved=True)
+            raise
+
+    def _after_step(self, k: int) -> None:
+        if self._stepping:
+            self._stepped.add(k)
+            if len(self._stepped) == len(self._optimizers.members):
+                self._finish_step()
+
+    def _finish_step(self) -> None:
+        """Scores what has stepped: when all have, or when the loop goes on without the others."""
+        if not self._stepped:
             return
-        self._stepping = False
         try:
             with self._watch:
                 blocks = [block for _, block in self._pending]
-                scored = self._scorer.after_step(self._capture, blocks)
+                scored = self._scorer.after_step(self._capture, blocks, self._stepped)
                 self._book(_joined([ids for ids, _ in self._pending]), scored)
             self._check(scored)
         finally:
@@ -163,6 +186,8 @@ class Attribution:
             self._record.audited(checks)
 
     def _drop_pending(self, *, moved: bool = False) -> None:
+        self._stepping = False
+        self._stepped.clear()
         self._pending.clear()
         self._auditing.cancel()
         self._capture.check.next_step()
@@ -194,7 +219,9 @@ class Attribution:
         """
         self._refuse_detached()
         schedule = AuditSchedule(seconds, steps, self._step + 1, seed)
-        return self._auditing.begin(self._model, self._optimizer, self._utility, schedule, groups)
+        return self._auditing.begin(
+            self._model, self._optimizers.members, self._utility, schedule, groups
+        )
 
     # ---- what came of it
 
@@ -270,6 +297,7 @@ class Attribution:
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
         self._release()
+        self._finish_step()
         self._drop_pending(moved=True)
         self.flush()
 
@@ -285,30 +313,34 @@ class Attribution:
         """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
         this = weakref.ref(self)
 
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._before_step(args, kwargs)
+                attribution._before_step(k, args, kwargs)
 
-        def after(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._after_step()
+                attribution._after_step(k)
 
         return [
-            self._optimizer.register_step_pre_hook(before),
-            self._optimizer.register_step_post_hook(after),
+            handle
+            for k, optimizer in enumerate(self._optimizers.members)
+            for handle in (
+                optimizer.register_step_pre_hook(partial(before, k)),
+                optimizer.register_step_post_hook(partial(after, k)),
+            )
         ]
 
     def _new_capture(self) -> Capture:
-        capture = build_capture(self._capture_kind, self._model, self._optimizer, self._scorer)
+        capture = build_capture(self._capture_kind, self._model, self._optimizers, self._scorer)
         if self._self_test:
             self_test(capture, self._model, self._utility)
         return capture
 
     def _refresh_capture(self) -> None:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
-        present = {id(p) for p in trained_parameters(self._optimizer) if p.requires_grad}
+        present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self._capture.trained.values()}:
             self._capture = self._new_capture()
 

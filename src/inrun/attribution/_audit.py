@@ -11,7 +11,7 @@ Letters: G groups, K targets.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,12 +96,12 @@ class Auditor:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         utility: AuditUtility,
         schedule: AuditSchedule,
         groups: int | None,
     ):
-        self._model, self._optimizer, self._utility = model, optimizer, utility
+        self._model, self._optimizers, self._utility = model, optimizers, utility
         self._schedule, self._wanted = schedule, groups
         self._groups = groups or FIRST
         self._shares: GroupShares | None = None
@@ -143,7 +143,7 @@ class Auditor:
             }
             fixed = self._unowned(shares)
         game = StepGame(
-            self._model, self._optimizer, shares, self._utility.utility,
+            self._model, self._optimizers, shares, self._utility.utility,
             history=scorer.game, fixed=fixed,
         )  # fmt: skip
         noise = self._utility.noise(self._model)

@@ -5,7 +5,7 @@ The time that it takes counts neither as training nor as the attribution's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -34,7 +34,7 @@ class Auditing:
     def begin(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         utility: Utility,
         schedule: AuditSchedule,
         groups: int | None,
@@ -47,7 +47,7 @@ class Auditing:
         if groups is not None and not FEWEST <= groups <= MOST:
             raise MisuseError(f"groups must be from {FEWEST} to {MOST}, not {groups}.")
         judge = AuditUtility(utility, model)
-        self._auditor = Auditor(model, optimizer, judge, schedule, groups)
+        self._auditor = Auditor(model, optimizers, judge, schedule, groups)
         return self._auditor.audit
 
     def block_begins(self, capture: Capture, step: int, samples: int, *, first: bool) -> None:

@@ -23,10 +23,12 @@ SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one 
 class ParameterPlan:
     """One parameter at one step, computed from the state before it.
 
-    `scale`: what the consumed gradient is in units of the shares' sum, a number, or elementwise
-    where it was changed so; None where there is nothing to tell it by, and nothing to scale.
+    `optimizer`: the number of the one that holds it. `scale`: what the consumed gradient is in
+    units of the shares' sum, a number, or elementwise where it was changed so; None where there is
+    nothing to tell it by, and nothing to scale.
     """
 
+    optimizer: int
     parameter: Tensor
     direction: Direction
     move: Move[Any, Any]
@@ -62,6 +64,7 @@ class Smoothing:
 
 
 def plan_parameter(
+    optimizer: int,
     p: Tensor,
     move: Move[Any, Any],
     direction: Direction,
@@ -72,6 +75,7 @@ def plan_parameter(
     """Slope and history of one parameter; `held`: its shares are still to be contracted."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
     return ParameterPlan(
+        optimizer=optimizer,
         parameter=p,
         direction=direction,
         move=kept,

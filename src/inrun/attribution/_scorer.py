@@ -5,8 +5,8 @@ Letters: N samples of the step over all its blocks, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from inrun.attribution._plan import (
     plan_parameter,
     smoothing_work,
 )
+from inrun.attribution._rule_check import RuleCheck
 from inrun.capture import Block, Capture
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
 from inrun.ledger import Entries
-from inrun.optim import Rule, move_of, moves
+from inrun.optim import Together
 from inrun.utility import Evaluation, Utility, curvature, evaluate
 
 
@@ -65,20 +66,21 @@ class Scorer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rule: Rule[Any, Any],
+        optimizers: Together,
         utility: Utility,
         direction: Direction,
         smoothed_steps: int,
     ):
-        self._model, self._optimizer, self._rule = model, optimizer, rule
+        self._model, self._optimizers = model, optimizers
         self._utility, self._direction = utility, direction
         self._smoothing = Smoothing(direction, smoothed_steps)
         self._forecast = Forecast()
+        self._rule_check = RuleCheck()
         self._last: tuple[Evaluation, tuple[float, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
+        self._norms: dict[str, float] = {}
 
     def opening(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights: the last closing ones if nothing moved."""
@@ -94,7 +96,7 @@ class Scorer:
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
         p = capture.trained[name]
-        move = move_of(self._optimizer, self._rule, p, self._forecast.factor())
+        move = self._optimizers.move_of(p, self._forecast.factor())
         assert self._at_open is not None
         opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
@@ -127,21 +129,24 @@ class Scorer:
         self._at_open = self.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
-        """Reads the optimizer while its state is still that of w_t."""
+        """Reads the optimizers while their state is still that of w_t."""
         self._at_open = self.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
-            moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
-            scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
+            moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
+            scales = _scales({names[id(p)]: m.gradient for _, p, m in moving}, capture, blocks)
             samples = sum(block.samples for block in blocks)
-            work = smoothing_work((move for _, move in moving), samples)
-            for p, move in moving:
+            work = smoothing_work((move for _, _, move in moving), samples)
+            for k, p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 held = any(block.factors.get(name) for block in blocks)
-                plans[name] = plan_parameter(p, move, direction, scales[name], held=held)
+                plans[name] = plan_parameter(k, p, move, direction, scales[name], held=held)
+            self._rule_check.before(self._optimizers, plans)
         self._plans = plans
+        if len(self._optimizers.members) > 1:
+            self._norms = {name: _norm(plan.parameter) for name, plan in plans.items()}
         self._extra = self._extra_passes(capture)
 
     def _extra_passes(self, capture: Capture) -> dict[str, dict[str, Tensor]]:
@@ -160,9 +165,34 @@ class Scorer:
             extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
         return extra
 
-    def after_step(self, capture: Capture, blocks: Sequence[Block]) -> Scored:
-        """Contracts the directions, now that the closing gradient is known."""
+    def demand_unchanged(self, optimizer: int) -> None:
+        """Before another optimizer of the same step: its gradients must be those that were read.
+
+        Raises:
+            MisuseError: they were changed since the first of the optimizers stepped.
+        """
+        for name, norm in self._norms.items():
+            plan = self._plans[name]
+            if plan.optimizer == optimizer and abs(_norm(plan.parameter) - norm) > 1e-5 * norm:
+                raise MisuseError(
+                    f"The gradient of {name} changed between the steps of two optimizers that are "
+                    "attached together, but a step is read as a whole when the first of them "
+                    "steps. Clip, and unscale (scaler.unscale_ for every optimizer), before that."
+                )
+
+    def after_step(
+        self, capture: Capture, blocks: Sequence[Block], stepped: Collection[int]
+    ) -> Scored:
+        """Contracts the directions, now that the closing gradient is known.
+
+        Args:
+            capture: the parameters.
+            blocks: the step's samples.
+            stepped: the numbers of the optimizers that really stepped.
+        """
         assert self._at_open is not None
+        self._keep_only(stepped)
+        self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
         closing = evaluate(self._utility, self._model, capture.trained)
@@ -203,6 +233,17 @@ class Scorer:
         self._plans, self._extra, self._at_open = {}, {}, None
         return Scored(all_values.numpy(), entries, estimator)
 
+    def _keep_only(self, stepped: Collection[int]) -> None:
+        """Drops what was planned for optimizers that did not step."""
+        kept = {name: plan for name, plan in self._plans.items() if plan.optimizer in stepped}
+        if len(kept) < len(self._plans) and self._extra:
+            raise MisuseError(
+                f"estimator {self._direction.name!r} looks ahead to where all attached optimizers "
+                "would step, and only some of them stepped. Use estimator='path', or attach to the "
+                "optimizers that step together."
+            )
+        self._plans = kept
+
     def forget(self, *, moved: bool) -> None:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
         self._plans, self._extra, self._at_open = {}, {}, None
@@ -223,6 +264,11 @@ class Scorer:
                 "with capture='hold'."
             )
         return float(np.mean(scales)) if scales else 1.0
+
+
+def _norm(p: Tensor) -> float:
+    """Of the gradient, 0 where there is none."""
+    return 0.0 if p.grad is None else float(torch.linalg.vector_norm(p.grad.detach()))
 
 
 def _scales(

@@ -4,10 +4,11 @@ from inrun.optim._adam import AdamRule, AdamSetting, AdamState
 from inrun.optim._copies import copies
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
-from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
+from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
 from inrun.optim._rule import History, Move, Rule
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
 from inrun.optim._slope import Diagonal, Slope
+from inrun.optim._together import Together
 
 __all__ = [
     "AdamRule",
@@ -23,11 +24,14 @@ __all__ = [
     "SGDSetting",
     "SGDState",
     "Slope",
+    "Together",
     "copies",
     "gauss_hermite",
     "gauss_legendre",
     "move_of",
     "moves",
+    "register",
     "rule_for",
+    "tested",
     "trained_parameters",
 ]

@@ -154,8 +154,7 @@ class Move(Generic[State, Setting]):
         return self._mapped(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Move[State, Setting]:
-        parts = [change(t) if isinstance(t, Tensor) else t for t in cast(tuple[Any], self.state)]
-        state = type(self.state)(*parts)
+        state = _changed(self.state, change)
         return Move(self.rule, change(self.weight), change(self.gradient), state, self.setting)
 
     def displacement(self, gradient: Tensor) -> Tensor:
@@ -193,3 +192,14 @@ class Move(Generic[State, Setting]):
     def steps_taken(self) -> int | None:
         """How many steps the state has seen, or None (see `Rule.steps_taken`)."""
         return self.rule.steps_taken(self.state)
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state with each of its tensors changed: states are named tuples, or mappings in them."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _changed(part, change) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_changed(part, change) for part in value))
+    return value

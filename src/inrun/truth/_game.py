@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
+from inrun.optim import copies
 from inrun.utility import Utility, losses_of
 
 History = Literal["shared", "given"]
@@ -67,7 +68,7 @@ class StepGame:
 
     Args:
         model: at w_t.
-        optimizer: with its state before the step.
+        optimizer: with its state before the step, or several that step together.
         shares: by parameter name, (samples, *shape), summing to the gradient that the optimizer
             would consume (so scaled by the clip coefficient, if there is clipping).
         utility: the validation loss.
@@ -80,7 +81,7 @@ class StepGame:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         shares: Mapping[str, Tensor],
         utility: Utility,
         *,
@@ -90,10 +91,11 @@ class StepGame:
     ):
         self._shares, self._fixed = _grouped(shares, groups), dict(fixed or {})
         self._utility, self._history = utility, history
-        self._model, self._optimizer = copy.deepcopy((model, optimizer))
+        several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        self._model, self._optimizers = copies(model, several)
         self._named = dict(self._model.named_parameters())
         self._before = {name: p.detach().clone() for name, p in self._named.items()}
-        self._state = copy.deepcopy(self._optimizer.state_dict())
+        self._states = [copy.deepcopy(one.state_dict()) for one in self._optimizers]
         self._start = losses_of(utility, self._model).numpy()
         self.players = len(next(iter(self._shares.values())))
         self._idle = self._displacement([])
@@ -118,11 +120,13 @@ class StepGame:
     def _displacement(self, members: Sequence[int]) -> dict[str, Tensor]:
         """W - w' of a real step with these players' shares, from the step's own state."""
         self._place({})
-        # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
-        self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        for optimizer, state in zip(self._optimizers, self._states, strict=True):
+            # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
+            optimizer.load_state_dict(copy.deepcopy(state))
         for name, p in self._named.items():
             p.grad = self._gradient(name, members, p)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         return {name: self._before[name] - p.detach() for name, p in self._named.items()}
 
     def _gradient(self, name: str, members: Sequence[int], p: Tensor) -> Tensor | None:
