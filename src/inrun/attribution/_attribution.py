@@ -267,9 +267,15 @@ class Attribution:
         Returns:
             A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
             'not captured', 'no gradient', 'not trained'), `captured_as`, `gradient_share` (of the
-            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed').
+            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed'),
+            `contraction` ('dense', or the rank and its measured relative error).
         """
-        return self._capture.coverage.table()
+        table = self._capture.coverage.table()
+        how = [
+            self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
+            for row in table.to_pylist()
+        ]
+        return table.append_column("contraction", pa.array(how, pa.string()))
 
     @property
     def covered(self) -> float:

@@ -21,10 +21,11 @@ from inrun.attribution._plan import (
     smoothing_work,
 )
 from inrun.attribution._rule_check import RuleCheck
+from inrun.attribution._sums import Sums
 from inrun.capture import Block, Capture
-from inrun.directions import Direction, Game, Gradients, SampleDirection
+from inrun.directions import Direction, Game, Gradients
 from inrun.errors import MisuseError
-from inrun.factors import Factor, compute_dtype
+from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
 from inrun.optim import Together
 from inrun.utility import Evaluation, Utility, curvature, evaluate
@@ -70,10 +71,11 @@ class Scorer:
         utility: Utility,
         direction: Direction,
         smoothed_steps: int,
+        contraction: Contraction,
     ):
         self._model, self._optimizers = model, optimizers
         self._utility, self._direction = utility, direction
-        self._smoothing = Smoothing(direction, smoothed_steps)
+        self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
         self._last: tuple[Evaluation, tuple[float, ...]] | None = None
@@ -101,7 +103,8 @@ class Scorer:
         opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
         Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
-        return factor.contract(Q).double()
+        (values,) = self.contraction.contract(name, [factor], Q)
+        return values.double()
 
     @property
     def game(self) -> Game:
@@ -196,9 +199,7 @@ class Scorer:
         for block in blocks:
             block.check_untouched()
         closing = evaluate(self._utility, self._model, capture.trained)
-        K = len(self._utility.targets)
-        values = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
-        momentum, decay = torch.zeros(K, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
+        sums = Sums([block.samples for block in blocks], len(self._utility.targets))
         with torch.no_grad():
             for name, plan in self._plans.items():
                 at = Gradients(
@@ -206,32 +207,21 @@ class Scorer:
                     closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 )
-                along = plan.direction.history_gradient(at, plan.move)
-                momentum += _against(along, plan.history.momentum)
-                decay += _against(along, plan.history.decay)
-                for value, contribution in zip(
-                    values, _contributions(name, plan, at, blocks), strict=True
-                ):
-                    value += contribution
+                sums.add_history(plan, at)
+                sums.add_samples(name, plan, at, blocks, self.contraction)
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
-                for value, block in zip(values, blocks, strict=True):
-                    if block.values_BK is not None:
-                        value += block.values_BK.cpu() * scale
-        all_values = torch.cat(values) if values else torch.zeros(0, K, dtype=torch.float64)
+                sums.add_streamed(blocks, scale)
+        all_values, momentum, decay = sums.fetch()
         entries = Entries(
-            self._at_open.losses.numpy(),
-            closing.losses.numpy(),
-            all_values.sum(0).numpy(),
-            momentum.numpy(),
-            decay.numpy(),
+            self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
         self._last = (closing, _weights_mark(capture))
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
-        return Scored(all_values.numpy(), entries, estimator)
+        return Scored(all_values, entries, estimator)
 
     def _keep_only(self, stepped: Collection[int]) -> None:
         """Drops what was planned for optimizers that did not step."""
@@ -283,48 +273,6 @@ def _scales(
         else:
             scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
     return scales
-
-
-def _contributions(
-    name: str, plan: ParameterPlan, at: Gradients, blocks: Sequence[Block]
-) -> list[Tensor]:
-    """What one parameter adds to each block's values, (B, K) float64 on the CPU."""
-    K = at.opening.shape[0]
-    empty = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
-    if not any(block.factors.get(name) for block in blocks):
-        return empty
-    gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
-    if isinstance(plan.direction, SampleDirection):
-        return _sample_contributions(name, plan, gradient, blocks)
-    Q = plan.slope.transposed(gradient, plan.share_scale)
-    for total, block in zip(empty, blocks, strict=True):
-        for factor in block.factors.get(name, []):
-            total += factor.contract(Q).double().cpu()
-    return empty
-
-
-def _sample_contributions(
-    name: str, plan: ParameterPlan, gradient: Tensor, blocks: Sequence[Block]
-) -> list[Tensor]:
-    """The same for a direction that differs from sample to sample: over the whole step at once."""
-    assert isinstance(plan.direction, SampleDirection)
-    shares = [
-        sum(
-            (factor.materialize(gradient.dtype) for factor in block.factors.get(name, [])),
-            start=gradient.new_zeros(block.samples, *gradient.shape[1:]),
-        )
-        for block in blocks
-    ]
-    values = plan.direction.values(plan.move, torch.cat(shares) * plan.share_scale, gradient)
-    return list(torch.split(values.double().cpu(), [block.samples for block in blocks]))
-
-
-def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:
-    """<gradient_k, displacement>, (K,) float64 on the CPU; a number displaces nothing (it is 0)."""
-    if not isinstance(displacement, Tensor):
-        return torch.zeros(gradient_K.shape[0], dtype=torch.float64)
-    products = gradient_K * displacement
-    return products.reshape(len(products), -1).sum(1).double().cpu()
 
 
 def _weights_mark(capture: Capture) -> tuple[float, ...]:

@@ -32,10 +32,14 @@ class Derived(Factor):
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`."""
+        inner, pushed_K = self.reduced(directions_K)
+        return inner.contract(pushed_K)
+
+    def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
+        """See `Factor.reduced`: the directions are pushed through the map."""
         pushed = [self._map(Q).to(Q.dtype) for Q in directions_K]
-        if not pushed:
-            return self._inner.contract(directions_K.new_zeros(0, *self._inner.shape))
-        return self._inner.contract(torch.stack(pushed))
+        none = directions_K.new_zeros(0, *self._inner.shape)
+        return self._inner.reduced(torch.stack(pushed) if pushed else none)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`: the map's transpose, a sample at a time."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Factor
+from inrun.factors._low_rank import LowRank
 
 
 class Outer(Factor):
@@ -40,6 +41,18 @@ class Outer(Factor):
         left, right = self._left_BTM.to(directions_K.dtype), self._right_BTN.to(directions_K.dtype)
         pushed = [(left * (right @ Q.T)).sum((1, 2)) for Q in directions_K]
         return torch.stack(pushed, 1) if pushed else left.new_zeros(B, 0)
+
+    def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract_low_rank`: two thin products."""
+        dtype = directions_K.dtype
+        left, right = self._left_BTM.to(dtype), self._right_BTN.to(dtype)
+        thin = [((left @ L) * (right @ R)).sum((1, 2)) for L, R in zip(*low, strict=True)]
+        return torch.stack(thin, 1)
+
+    @property
+    def positions(self) -> int:
+        """B * T."""
+        return self._left_BTM.shape[0] * self._left_BTM.shape[1]
 
     def _contract_materialized(self, directions_K: Tensor) -> Tensor:
         M, N = self.shape
