@@ -11,18 +11,16 @@ from typing import Any
 import pyarrow as pa
 from torch import nn
 
-from inrun.attribution._advice import Advice, refuse_step
 from inrun.attribution._audit import Audit
-from inrun.attribution._auditing import Auditing
-from inrun.attribution._captures import build_capture
 from inrun.attribution._ids import IdReader
-from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._live import LiveLine
 from inrun.attribution._record import Record
 from inrun.attribution._schedule import AuditSchedule
-from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, Stream, self_test
+from inrun.attribution._scorer import Scorer
+from inrun.attribution._steps import Steps
+from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError
-from inrun.ledger import TOTAL, Ids, RunFolder
+from inrun.ledger import TOTAL, RunFolder
 from inrun.optim import Together
 from inrun.utility import Utility
 
@@ -42,20 +40,12 @@ class Attribution:
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
-        self._scorer, self._capture_kind, self._self_test = scorer, capture, check
-        self._ids, self._watch = IdReader(), Stopwatch()
-        self._record = Record(utility.targets, utility.weights, folder)
-        self._pending: list[tuple[Ids, Block]] = []
-        self._step = 0
-        self._paused = self._inside = self._stepping = False
-        self._stepped: set[int] = set()
-        self._advice = Advice()
-        self._auditing = Auditing(self._watch, self._advice)
-        self._capture = self._new_capture()
+        self._scorer, self._ids = scorer, IdReader()
+        self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
+        self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
         if folder is not None:
             folder.create()
-        self._line = LiveLine(progress)
-        self._release = weakref.finalize(self, _release, self._hooks(), self._line)
+        self._release = weakref.finalize(self, _release, self._hooks(), line)
 
     # ---- in the loop
 
@@ -73,125 +63,23 @@ class Attribution:
             ReplaceLayerError: a layer makes samples depend on each other.
         """
         self._refuse_detached()
-        if self._inside:
+        if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
-        if self._paused:
+        if self._steps.paused:
             yield
             return
-        self._finish_step()
-        with self._watch:
-            names = self._ids.read(ids)
-            self._refresh_capture()
-            if isinstance(self._capture, Stream):
-                self._scorer.block_begins(self._capture, len(self._pending))
-            self._auditing.block_begins(
-                self._capture, self._step + 1, len(names), first=not self._pending
-            )
-        self._inside = True
-        try:
-            with self._capture.block(len(names)) as block:
-                yield
-        finally:
-            self._inside = False
-        with self._watch:
-            if self._capture.end_block():
-                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
-                self._auditing.cancel()
-            self._pending.append((names, block))
-            self._advice.of_gaps(self._capture.coverage)
+        self._steps.finish()
+        with self._steps.block(self._ids.read(ids)):
+            yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Steps inside are trained as ever and not scored; the books show a gap."""
-        before, self._paused = self._paused, True
+        before, self._steps.paused = self._steps.paused, True
         try:
             yield
         finally:
-            self._paused = before
-
-    def _before_step(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the k-th optimizer steps: the first of them in a step has all of them read."""
-        if self._paused or k in self._stepped:
-            self._finish_step()
-        if self._stepped:
-            self._before_another(k, args, kwargs)
-            return
-        self._stepping = False
-        if self._paused:
-            self._drop_pending(moved=True)
-            return
-        refuse_step(self._optimizers.members[k], args, kwargs)
-        if not self._pending:
-            self._advice.once(
-                "An optimizer step came without an attribution.batch(ids) block before it and was "
-                "not scored. Wrap forward and backward in a block, or the step in "
-                "attribution.paused()."
-            )
-            self._drop_pending(moved=True)
-            return
-        self._advice.of_strangers(self._optimizers, self._capture)
-        with self._watch:
-            try:
-                self._scorer.before_step(self._capture, [block for _, block in self._pending])
-            except Exception:
-                self._drop_pending(moved=True)
-                raise
-        self._auditing.before_step(self._scorer)
-        self._stepping = True
-
-    def _before_another(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before another optimizer of a step that was read already."""
-        try:
-            refuse_step(self._optimizers.members[k], args, kwargs)
-            self._scorer.demand_unchanged(k)
-        except Exception:
-            self._drop_pending(moved=True)
-            raise
-
-    def _after_step(self, k: int) -> None:
-        if self._stepping:
-            self._stepped.add(k)
-            if len(self._stepped) == len(self._optimizers.members):
-                self._finish_step()
-
-    def _finish_step(self) -> None:
-        """Scores what has stepped: when all have, or when the loop goes on without the others."""
-        if not self._stepped:
-            return
-        try:
-            with self._watch:
-                blocks = [block for _, block in self._pending]
-                scored = self._scorer.after_step(self._capture, blocks, self._stepped)
-                self._book(_joined([ids for ids, _ in self._pending]), scored)
-            self._check(scored)
-        finally:
-            self._drop_pending()
-
-    def _book(self, ids: Ids, scored: Scored) -> None:
-        self._step += 1
-        self._record.add(self._step, ids, scored)
-        self._line.update(self._record.latest, self._record.residual_share, self.overhead)
-
-    def _check(self, scored: Scored) -> None:
-        """The audit's part of a step's end."""
-        facts = {
-            "residual": self._record.latest_residual_share,
-            "capture": "stream" if isinstance(self._capture, Stream) else "hold",
-            "covered": self.covered,
-            "low_precision": self._capture.low_precision,
-            "forecast_error": self._scorer.forecast_error,
-        }
-        checks = self._auditing.after_step(self._step, scored, facts)
-        if checks is not None:
-            self._record.audited(checks)
-
-    def _drop_pending(self, *, moved: bool = False) -> None:
-        self._stepping = False
-        self._stepped.clear()
-        self._pending.clear()
-        self._auditing.cancel()
-        self._capture.check.next_step()
-        self._scorer.forget(moved=moved)
+            self._steps.paused = before
 
     def audit(
         self, *, seconds: float, steps: int, groups: int | None = None, seed: int = 0
@@ -218,8 +106,8 @@ class Attribution:
             MisuseError: numbers out of range.
         """
         self._refuse_detached()
-        schedule = AuditSchedule(seconds, steps, self._step + 1, seed)
-        return self._auditing.begin(
+        schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
+        return self._steps.auditing.begin(
             self._model, self._optimizers.members, self._utility, schedule, groups
         )
 
@@ -270,7 +158,7 @@ class Attribution:
             last step's squared gradient norm), `sample_axis` ('measured' or 'assumed'),
             `contraction` ('dense', or the rank and its measured relative error).
         """
-        table = self._capture.coverage.table()
+        table = self._steps.capture.coverage.table()
         how = [
             self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
             for row in table.to_pylist()
@@ -280,7 +168,7 @@ class Attribution:
     @property
     def covered(self) -> float:
         """Share of the last step's squared gradient norm that is captured, 0 to 1."""
-        return self._capture.coverage.share
+        return self._steps.capture.coverage.share
 
     @property
     def overhead(self) -> float:
@@ -289,12 +177,12 @@ class Attribution:
         The validation passes are in it; what capturing adds inside the forward and the backward
         pass is not.
         """
-        return self._watch.overhead
+        return self._steps.watch.overhead
 
     @property
     def seconds(self) -> float:
         """Time spent in attribution's own passes so far."""
-        return self._watch.inside
+        return self._steps.watch.inside
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
@@ -303,8 +191,8 @@ class Attribution:
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
         self._release()
-        self._finish_step()
-        self._drop_pending(moved=True)
+        self._steps.finish()
+        self._steps.drop(moved=True)
         self.flush()
 
     def __enter__(self) -> Attribution:
@@ -322,12 +210,12 @@ class Attribution:
         def before(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._before_step(k, args, kwargs)
+                attribution._steps.before(k, args, kwargs)
 
         def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._after_step(k)
+                attribution._steps.after(k)
 
         return [
             handle
@@ -338,25 +226,9 @@ class Attribution:
             )
         ]
 
-    def _new_capture(self) -> Capture:
-        capture = build_capture(self._capture_kind, self._model, self._optimizers, self._scorer)
-        if self._self_test:
-            self_test(capture, self._model, self._utility)
-        return capture
-
-    def _refresh_capture(self) -> None:
-        """Takes note of parameters that were added, frozen or thawed since the last block."""
-        present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
-        if not self._pending and present != {id(p) for p in self._capture.trained.values()}:
-            self._capture = self._new_capture()
-
     def _refuse_detached(self) -> None:
         if not self._release.alive:
             raise MisuseError("This attribution was detached. Attach again to go on.")
-
-
-def _joined(parts: list[Ids]) -> Ids:
-    return [i for ids in parts for i in ids]  # type: ignore[return-value]  # all of one kind
 
 
 def _release(handles: list[Any], line: LiveLine) -> None:
