@@ -129,16 +129,23 @@ class AdamRule(Rule[AdamState, AdamSetting]):
 
     def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.slope`."""
-        sign = -1.0 if h.maximize else 1.0
-        y, e = sign * g, self._entering(w, h)
-        r, r0 = self._root(self._second(e + y, s, h), s, h), self._root(self._second(e, s, h), s, h)
-        a, both = r + h.eps, r + r0
-        c2 = 1 - h.b2 ** (s.steps + 1)
-        carried = h.b1 * s.m + (1 - h.b1) * e
-        bend = carried.mul_(self._second_slope(y, e, s, h)).div_(both).div_(r0.add_(h.eps))
+        y, e = -g if h.maximize else g, self._entering(w, h)
+        over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
+        if isinstance(e, float) and s.v_max is None:  # nothing but the gradient enters
+            r0 = s.v * (h.b2 * over_c2)
+            r = torch.addcmul(r0, y, y, value=(1 - h.b2) * over_c2)
+            bend, gain = s.m * y, h.b1 * (1 - h.b2) * over_c2
+        else:
+            r0, r = self._second(e, s, h) * over_c2, self._second(e + y, s, h) * over_c2
+            carried = h.b1 * s.m + (1 - h.b1) * e
+            bend, gain = carried.mul_(self._second_slope(y, e, s, h)), over_c2
+        r0, r = r0.sqrt_(), r.sqrt_()
+        both = r + r0
+        bend = bend.div_(both).div_(r0.add_(h.eps))
         if h.eps == 0:
             bend.nan_to_num_(nan=0.0)  # nothing before, so nothing carried: 0 / 0
-        slope = bend.div_(-c2).add_(1 - h.b1).div_(a).mul_(sign * self._rate(s, h))
+        rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
+        slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
         return Diagonal(slope.masked_fill_(both == 0, 0.0))
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:

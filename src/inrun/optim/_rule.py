@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._slope import Slope
+from inrun.optim._pieces import Arrays, Parts, changed, in_pieces
+from inrun.optim._slope import Diagonal, Slope
 
 State = TypeVar("State")
 Setting = TypeVar("Setting")
@@ -154,7 +155,7 @@ class Move(Generic[State, Setting]):
         return self._mapped(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Move[State, Setting]:
-        state = _changed(self.state, change)
+        state = changed(self.state, change)
         return Move(self.rule, change(self.weight), change(self.gradient), state, self.setting)
 
     def displacement(self, gradient: Tensor) -> Tensor:
@@ -167,11 +168,27 @@ class Move(Generic[State, Setting]):
 
     def history(self) -> History:
         """d(0), in its two parts."""
-        return self.rule.history(self.weight, self.state, self.setting)
+        if not self.rule.elementwise:
+            return self.rule.history(self.weight, self.state, self.setting)
+
+        def history(arrays: Arrays) -> Parts:
+            weight, _, state = arrays
+            return self.rule.history(weight, state, self.setting)
+
+        return History(*in_pieces((self.weight, self.gradient, self.state), history))
 
     def slope(self) -> Slope:
         """The mean Jacobian from no gradient to the consumed one."""
-        return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
+        if not self.rule.elementwise:
+            return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
+
+        def coefficient(arrays: Arrays) -> Parts:
+            weight, gradient, state = arrays
+            return [
+                cast(Diagonal, self.rule.slope(gradient, weight, state, self.setting)).coefficient
+            ]
+
+        return Diagonal(*in_pieces((self.weight, self.gradient, self.state), coefficient))
 
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""
@@ -192,14 +209,3 @@ class Move(Generic[State, Setting]):
     def steps_taken(self) -> int | None:
         """How many steps the state has seen, or None (see `Rule.steps_taken`)."""
         return self.rule.steps_taken(self.state)
-
-
-def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A state with each of its tensors changed: states are named tuples, or mappings in them."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _changed(part, change) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_changed(part, change) for part in value))
-    return value
