@@ -18,7 +18,7 @@ from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
 
 FIRST_RANK, LOWEST_RANK = 16, 4
-CHECK_EVERY = 16  # steps between two comparisons with the dense contraction, on one sample
+CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
 PATIENCE = 10  # comparisons before a rank that was not enough is tried again
 MEMORY = 0.8  # of an earlier comparison in the running error
 
@@ -56,12 +56,15 @@ class DenseContraction(Contraction):
 class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
-    Every 16th time, one sample is also contracted densely. Where the running root mean square
-    difference, relative to the dense values, exceeds the tolerance, the parameter's rank doubles;
-    where it is below an eighth of it, the rank is halved, though not soon after it was too low.
+    Every 16 steps one sample is also contracted densely. A parameter's error is the running root
+    mean square difference of its contributions, in units of all parameters' contributions (the
+    root of the sum of their mean squares): what it does to a sample's value. Where an equal part of
+    the tolerance is not enough for it, the rank doubles; where an eighth of that would do, the rank
+    is halved, though not soon after it was too low.
 
     Args:
-        tolerance: relative error of a parameter's contributions that is accepted.
+        tolerance: relative error of values that is accepted, errors of parameters adding up as
+            independent ones do.
         rank: a fixed rank instead; the error is measured all the same.
 
     Raises:
@@ -74,11 +77,8 @@ class LowRankContraction(Contraction):
                 f"A low rank needs a tolerance between 0 and 1 and a rank of at least 1, not "
                 f"tolerance={tolerance}, rank={rank}."
             )
-        self._tolerance, self._adapts, self._first_rank = (
-            tolerance,
-            rank is None,
-            rank or FIRST_RANK,
-        )
+        self._tolerance, self._adapts = tolerance, rank is None
+        self._first_rank = rank or FIRST_RANK
         self._known: dict[str, dict[int, _Kept]] = {}  # by parameter, then by map of it
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
@@ -98,17 +98,25 @@ class LowRankContraction(Contraction):
     ) -> list[Tensor]:
         """Factors that meet the same directions, which are factorized once."""
         kept.used = self._pays(kept.rank, factors, directions_K)
-        if not kept.used:
-            return [factor.contract(directions_K) for factor in factors]
-        low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
-        kept.right_KNr = low.right
-        found = [factor.contract_low_rank(low, directions_K) for factor in factors]
-        if kept.calls % CHECK_EVERY == 0:
-            kept.compare(factors, directions_K, found)
-            if self._adapts:
-                kept.adapt(self._tolerance)
+        if kept.used:
+            low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
+            kept.right_KNr = low.right
+            found = [factor.contract_low_rank(low, directions_K) for factor in factors]
+        else:
+            found = [factor.contract(directions_K) for factor in factors]
+        turn = kept.calls % CHECK_EVERY
         kept.calls += 1
+        if turn < 2:  # twice, so that the second time all parameters' sizes are known
+            kept.compare(factors, directions_K, found)
+            if turn == 1 and kept.used and self._adapts:
+                kept.adapt(self._tolerance, self._size)
         return found
+
+    @property
+    def _size(self) -> float:
+        """All contributions' size, divided among the parameters."""
+        kept = [k for maps in self._known.values() for k in maps.values()]
+        return float((sum(k.size for k in kept) / len(kept)) ** 0.5)
 
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
@@ -125,8 +133,10 @@ class LowRankContraction(Contraction):
         used = [kept for kept in self._known.get(name, {}).values() if kept.used]
         if not used:
             return "dense"
-        rank, error = max(kept.rank for kept in used), max(kept.error for kept in used)
-        return f"rank {rank}, error {error:.1%}"
+        rank = max(kept.rank for kept in used)
+        error = sum(kept.difference for kept in used) ** 0.5
+        size = self._size * sum(len(maps) for maps in self._known.values()) ** 0.5
+        return f"rank {rank}, error {error / size if size else 0.0:.2%}"
 
 
 class _Kept:
@@ -135,7 +145,7 @@ class _Kept:
     def __init__(self, rank: int):
         self.rank, self.calls, self.used = rank, 0, False
         self.right_KNr: Tensor | None = None
-        self._difference = self._size = 0.0
+        self.difference = self.size = 0.0
         self._patience = 0
 
     def start(self, directions_K: Tensor) -> Tensor | None:
@@ -143,37 +153,42 @@ class _Kept:
         fits = right is not None and right.shape[0] == len(directions_K)
         return right if fits and right is not None and right.shape[2] == self.rank else None
 
-    @property
-    def error(self) -> float:
-        """Running relative root mean square difference from the dense contraction."""
-        return (self._difference / self._size) ** 0.5 if self._size else 0.0
-
     def compare(
         self, factors: Sequence[Factor], directions_K: Tensor, found: Sequence[Tensor]
     ) -> None:
-        difference = size = 0.0
+        """Running mean squares: of the contributions, and of their error on one sample."""
+        samples = sum(len(values) for values in found)
+        if not samples:
+            return
+        size = sum(float(values.square().sum()) for values in found) / samples
+        self.size = size if self.calls == 1 else MEMORY * self.size + (1 - MEMORY) * size
+        if not self.used:
+            self.difference = 0.0
+            return
+        errors = []
         for factor, values in zip(factors, found, strict=True):
             if len(values):
-                sample = torch.tensor([self.calls // CHECK_EVERY % len(values)])
-                dense = factor.select(sample.to(values.device)).contract(directions_K)
-                difference += float((dense - values[sample]).square().sum())
-                size += float(dense.square().sum())
-        self._difference = MEMORY * self._difference + difference
-        self._size = MEMORY * self._size + size
+                sample = torch.tensor([self.calls % len(values)], device=values.device)
+                dense = factor.select(sample).contract(directions_K)
+                errors.append(float((dense - values[sample]).square().sum()))
+        error = sum(errors) / len(errors)
+        first = self.calls == 1 or self.difference == 0
+        self.difference = error if first else MEMORY * self.difference + (1 - MEMORY) * error
 
-    def adapt(self, tolerance: float) -> None:
+    def adapt(self, tolerance: float, size: float) -> None:
+        """Another rank, where the error is not what the tolerance allows."""
         self._patience -= 1
-        if self.error > tolerance:
+        error = self.difference**0.5
+        if error > tolerance * size:
             self._patience = PATIENCE
             self._renew(2 * self.rank)
-        elif self.error < tolerance / 8 and self.rank > LOWEST_RANK and self._patience <= 0:
+        elif error < tolerance * size / 8 and self.rank > LOWEST_RANK and self._patience <= 0:
             self._renew(self.rank // 2)
 
     def _renew(self, rank: int) -> None:
-        """Another rank: what was measured and found at the old one does not count any more."""
-        self.rank, self.right_KNr = rank, None
-        self._difference = self._size = 0.0
-        self.calls = -1  # compared again at once
+        """What was measured and found at the old rank does not count any more."""
+        self.rank, self.right_KNr, self.difference = rank, None, 0.0
+        self.calls -= self.calls % CHECK_EVERY  # compared again at once
 
 
 def _alike(directions: Sequence[Tensor]) -> list[list[int]]:
