@@ -56,8 +56,8 @@ def attach(
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
-            of 1 % of each parameter's contributions, which it measures; 'dense' is exact; or a
-            contraction of `inrun.factors`. `coverage()` says what is used.
+            of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
+            `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
         smoothed_steps: for 'path' with 'hold' under Adam, how many first steps are scored by
             'path-smoothed', as long as that is cheap (samples times parameters up to 5 million).
             The ledger says for each step which was used.
