@@ -48,8 +48,11 @@ if hasattr(optim, "Muon"):
 @pytest.fixture(autouse=True)
 def matrices_only(monkeypatch):
     """Muon takes nothing else."""
-    bare = nn.Sequential(nn.Linear(12, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
-    monkeypatch.setitem(runs.RUNS, "matrices", (lambda: bare, runs.clusters(12), runs.classify))
+
+    def bare():
+        return nn.Sequential(nn.Linear(12, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+
+    monkeypatch.setitem(runs.RUNS, "matrices", (bare, runs.clusters(12), runs.classify))
 
 
 def agreements(optimizer, **options):

@@ -168,10 +168,11 @@ def test_gradients_may_not_change_between_the_steps_of_one_step():
         loop.optimizers[1].step()
 
 
-def test_path_given_needs_all_of_them_to_step():
-    loop = Loop(two, estimator="path-given")
+@pytest.mark.parametrize("options", [{"estimator": "path-given"}, {"capture": "stream"}], ids=str)
+def test_only_path_with_hold_lets_some_of_them_step(options):
+    loop = Loop(two, **options)
     loop.step(0, 0)
-    with pytest.raises(MisuseError, match="only some of them stepped"):
+    with pytest.raises(MisuseError, match="Only some of the attached optimizers stepped"):
         loop.attribution.detach()
 
 
