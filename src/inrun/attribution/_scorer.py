@@ -22,6 +22,7 @@ from inrun.attribution._plan import (
 )
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._sums import Sums
+from inrun.attribution._weights import weights_mark
 from inrun.capture import Block, Capture
 from inrun.directions import Direction, Game, Gradients
 from inrun.errors import MisuseError
@@ -78,7 +79,7 @@ class Scorer:
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
-        self._last: tuple[Evaluation, tuple[float, ...]] | None = None
+        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
@@ -89,10 +90,10 @@ class Scorer:
         if self._last is not None:
             evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
-            if known and mark == _weights_mark(capture):
+            if known and mark == weights_mark(capture.trained.values()):
                 return evaluation
         evaluation = evaluate(self._utility, self._model, capture.trained)
-        self._last = (evaluation, _weights_mark(capture))
+        self._last = (evaluation, weights_mark(capture.trained.values()))
         return evaluation
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
@@ -207,8 +208,7 @@ class Scorer:
                     closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 )
-                sums.add_history(plan, at)
-                sums.add_samples(name, plan, at, blocks, self.contraction)
+                sums.add(name, plan, at, blocks, self.contraction)
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
@@ -217,7 +217,7 @@ class Scorer:
         entries = Entries(
             self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
-        self._last = (closing, _weights_mark(capture))
+        self._last = (closing, weights_mark(capture.trained.values()))
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
@@ -287,16 +287,3 @@ def _scales(
         else:
             scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
     return scales
-
-
-def _weights_mark(capture: Capture) -> tuple[float, ...]:
-    """Tells whether weights moved. Version counters do not: fused optimizers and `.data` skip them.
-
-    Sums and norms, in double precision so that a small step shows.
-    """
-    with torch.no_grad():
-        marks = [
-            torch.stack((p.sum(dtype=torch.float64), torch.linalg.vector_norm(p).double()))
-            for p in capture.trained.values()
-        ]
-        return tuple(torch.stack(marks).flatten().cpu().tolist())
