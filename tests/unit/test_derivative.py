@@ -82,11 +82,11 @@ def test_pull_is_autograds_and_push_is_its_transpose(case):
 
 
 @pytest.mark.parametrize("case", SGDS + ADAMS, ids=name)
-def test_after_is_the_real_step(case):
+def test_moved_is_the_real_step(case):
     for move in steps_of(case):
-        found = derivative_of(move.rule).after(move, move.gradient)
+        found = derivative_of(move.rule).moved(move, move.gradient)
         wanted = as_function(move)(move.weight, move.gradient, *tensors(move.state))
-        for a, b in zip((found.weight, *found.moments), wanted, strict=True):
+        for a, b in zip((move.weight + found.weight, *found.moments), wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
 
 

@@ -57,8 +57,11 @@ class StepDerivative(ABC):
         """The change of (w', s') that a change of (w, s) and one of the gradient make."""
 
     @abstractmethod
-    def after(self, move: Move[Any, Any], gradient: Tensor) -> Along:
-        """(w', s') themselves, with another gradient in place of the move's; not linearized."""
+    def moved(self, move: Move[Any, Any], gradient: Tensor) -> Along:
+        """(w' - w, s') with another gradient in place of the move's, not linearized.
+
+        Not w' itself: differences of two such would drown in w's rounding.
+        """
 
 
 class AdamDerivative(StepDerivative):
@@ -125,12 +128,12 @@ class AdamDerivative(StepDerivative):
         kept = 1.0 if h.coupled else 1 - h.lr * h.decay
         return Along(kept * before.weight - inverse * d_first - bend * counted, moments)
 
-    def after(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.after`."""
+    def moved(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
+        """See `StepDerivative.moved`."""
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         state = rule.advance(gradient, w, s, h)
         moments = (state.m, state.v) if s.v_max is None else (state.m, state.v, state.v_max)
-        return Along(w - rule.displacement(gradient, w, s, h), moments)
+        return Along(-rule.displacement(gradient, w, s, h), moments)
 
 
 class SGDDerivative(StepDerivative):
@@ -171,12 +174,12 @@ class SGDDerivative(StepDerivative):
         moved = dx + h.momentum * buffer if h.nesterov else buffer
         return Along(before.weight - h.lr * moved, (buffer,))
 
-    def after(self, move: Move[SGDState, SGDSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.after`."""
+    def moved(self, move: Move[SGDState, SGDSetting], gradient: Tensor) -> Along:
+        """See `StepDerivative.moved`."""
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         buffer = rule.advance(gradient, w, s, h).buffer
-        weight = w - rule.displacement(gradient, w, s, h)
-        return Along(weight, () if h.momentum == 0 or buffer is None else (buffer,))
+        moved = -rule.displacement(gradient, w, s, h)
+        return Along(moved, () if h.momentum == 0 or buffer is None else (buffer,))
 
 
 _DERIVATIVES: dict[type[Rule[Any, Any]], StepDerivative] = {

@@ -1,0 +1,7 @@
+"""Trajectories: recorded while they happen, played again, and looked ahead along."""
+
+from inrun.replay._lookahead import Lookahead, lookahead
+from inrun.replay._recorder import Recorder, open_trajectory, record
+from inrun.replay._trajectory import Trajectory
+
+__all__ = ["Lookahead", "Recorder", "Trajectory", "lookahead", "open_trajectory", "record"]
