@@ -1,9 +1,10 @@
 """The derivative of one optimizer step, (w, s, g) -> (w', s'), in both directions.
 
-A trajectory is a chain of steps. To see a sample's effect many steps later, a perturbation is pushed
-forward through the chain, or the later loss's gradient is pulled back through it. Both are linear
-maps, each the other's transpose, written out for every rule: autograd through the rule would give
-0 * inf where nothing has touched an element yet (sqrt at 0). There the slope counts 0, as in `Rule`.
+A trajectory is a chain of steps. To see a sample's effect many steps later, a perturbation is
+pushed forward through the chain, or the later loss's gradient is pulled back through it. Both are
+linear maps, each the other's transpose, written out for every rule: autograd through the rule would
+give 0 * inf where nothing has touched an element yet (sqrt at 0). There the slope counts 0, as in
+`Rule`.
 
 For Adam with x the gradient that enters the moments (see `_adam.py`), M and V the new moments,
 r = sqrt(V/c2), A = r + eps, and with primes for what is after the step:
@@ -93,14 +94,13 @@ class AdamDerivative(StepDerivative):
             free,
         )
 
-    def pull(
-        self, move: Move[AdamState, AdamSetting], after: Along
-    ) -> tuple[Along, Tensor]:
+    def pull(self, move: Move[AdamState, AdamSetting], after: Along) -> tuple[Along, Tensor]:
         """See `StepDerivative.pull`."""
         h = move.setting
         x, inverse, bend, free = self._parts(move)
         a_first = after.moments[0] - after.weight * inverse
-        a_second, rest = after.moments[1] - after.weight * bend, ()
+        a_second = after.moments[1] - after.weight * bend
+        rest: tuple[Tensor, ...] = ()
         if move.state.v_max is not None:  # the maximum takes the place of V where it is larger
             a_largest = after.moments[2] - after.weight * bend
             a_second = after.moments[1] + a_largest * free
@@ -121,7 +121,8 @@ class AdamDerivative(StepDerivative):
             dx = dx + h.decay * before.weight
         d_first = h.b1 * before.moments[0] + (1 - h.b1) * dx
         d_second = h.b2 * before.moments[1] + 2 * (1 - h.b2) * x * dx
-        moments, counted = (d_first, d_second), d_second
+        counted = d_second
+        moments: tuple[Tensor, ...] = (d_first, d_second)
         if move.state.v_max is not None:
             counted = torch.where(free, d_second, before.moments[2])
             moments = (d_first, d_second, counted)
@@ -132,7 +133,7 @@ class AdamDerivative(StepDerivative):
         """See `StepDerivative.moved`."""
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         state = rule.advance(gradient, w, s, h)
-        moments = (state.m, state.v) if s.v_max is None else (state.m, state.v, state.v_max)
+        moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
         return Along(-rule.displacement(gradient, w, s, h), moments)
 
 

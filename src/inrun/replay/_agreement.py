@@ -89,9 +89,9 @@ def check_state(
         raise InvariantError(
             f"After {number} steps the replay is {missed:.3g} away from the recorded parameters, "
             f"{missed / max(way, 1e-300):.2g} of the way since the last kept state. Each step's "
-            "gradient was right, so something besides optimizer.step() moved the parameters (weight "
-            "averaging, a clamp, another optimizer), or small differences grew because the training "
-            "is unstable at this learning rate: keep more states (a larger budget)."
+            "gradient was right, so something besides optimizer.step() moved the parameters "
+            "(weight averaging, a clamp, another optimizer), or small differences grew because "
+            "training is unstable at this learning rate: keep more states (a larger budget)."
         )
 
 

@@ -86,9 +86,7 @@ class Carried:
         for name in names:
             p = self._parameters[name]
             part = tensors.get(name)
-            found.append(
-                p.new_zeros(self._targets, p.numel()) if part is None else part.flatten(1)
-            )
+            found.append(p.new_zeros(self._targets, p.numel()) if part is None else part.flatten(1))
         return torch.cat(found, 1)
 
     def split(self, names: Names, flat: Tensor) -> dict[str, Tensor]:

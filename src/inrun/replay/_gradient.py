@@ -109,7 +109,7 @@ class StepGradient:
         """
         if self.clip == 1.0:
             return dict(q)
-        along = sum((q[n] * self.raw[n]).flatten(1).sum(1) for n in q)
+        along = torch.stack([(q[n] * self.raw[n]).flatten(1).sum(1) for n in q]).sum(0)
         factor = along * (self.clip / ((self.norm + 1e-6) * self.norm))
         return {
             name: self.clip * part - factor.view(-1, *[1] * (part.ndim - 1)) * self.raw[name]

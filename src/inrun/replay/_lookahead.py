@@ -94,8 +94,11 @@ class Lookahead:
         )
 
     def visits(self) -> pa.Table:
-        """A row a visit: `step`, `sample_id`, `value`, `ends_at` (the state that the value looks
-        ahead to), and with several targets one column each; in the order of the steps.
+        """Every visit, in the order of the steps.
+
+        Returns:
+            `step`, `sample_id`, `value`, `ends_at` (the state that the value looks ahead to), and
+            with several targets one column each.
         """
         parts = self._parts[::-1]
         ids = [i for part in parts for i in part["ids"]]
@@ -111,9 +114,12 @@ class Lookahead:
         return pa.table(columns)
 
     def values(self) -> pa.Table:
-        """A row a sample, in the order of ids: `sample_id`, `value` (the sum over its visits, a
-        contribution to the reduction of the validation loss: positive helped), `visits`,
-        `first_step`, `last_step`, and with several targets one column each.
+        """Every sample, in the order of ids.
+
+        Returns:
+            `sample_id`, `value` (the sum over its visits, a contribution to the reduction of the
+            validation loss: positive helped), `visits`, `first_step`, `last_step`, and with several
+            targets one column each.
         """
         visits = self.visits()
         named = list(self._targets) if len(self._targets) > 1 else []

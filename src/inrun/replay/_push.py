@@ -15,8 +15,8 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.optim import Along, Move, derivative_of
 from inrun.replay._carried import Names
-from inrun.replay._gradient import Graph, StepGradient
 from inrun.replay._folder import Step
+from inrun.replay._gradient import Graph, StepGradient
 from inrun.replay._removal import Removal
 
 

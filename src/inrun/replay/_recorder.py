@@ -59,14 +59,14 @@ def record(
     Args:
         model: the model that is trained. BatchNorm in it is refused.
         optimizer: SGD, Adam or AdamW of `torch.optim`.
-        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss that
-            the loop calls `backward()` on: for a mean, each row's loss over the number of rows.
-            It is held against the loop's own gradient at the first step.
+        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
+            that the loop calls `backward()` on: for a mean, each row's loss over the number of
+            rows. It is held against the loop's own gradient at the first step.
         fetch: `fetch(ids)` gives the batch of these rows again, the same one every time.
         folder: a new folder; None keeps the run in memory, for as long as the process lives.
         clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
-        weights: `weights(batch)` gives the (B,) weights of the rows in the block's mean, where it is
-            a weighted mean (token counts); None where all weigh the same.
+        weights: `weights(batch)` gives the (B,) weights of the rows in the block's mean, where it
+            is a weighted mean (token counts); None where all weigh the same.
         budget: bytes that the recorded states may take.
         steps: how long the run will be, if known: the states to keep are then chosen at once.
 
@@ -78,7 +78,7 @@ def record(
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise ReplaceLayerError(
-                f"{name} is a {type(module).__name__}: every row's loss depends on every other row, "
+                f"{name} is a {type(module).__name__}: every row's loss depends on all others, "
                 "and running statistics are state that no optimizer step explains. Replace it, for "
                 "instance by GroupNorm."
             )
@@ -105,7 +105,9 @@ class Recorder:
         self._replica, self._keeper = replica, keeper
         self._parameters = _snapshot.names_of(model, optimizer)
         snapshot = _snapshot.take(model, optimizer)
-        moments = 3 * _snapshot.size_of(snapshot)  # Adam's, which a young optimizer has not made yet
+        moments = 3 * _snapshot.size_of(
+            snapshot
+        )  # Adam's, which a young optimizer has not made yet
         self._schedule = Schedule(budget // max(1, moments), steps)
         self._budget = budget
         self._blocks: list[tuple[Block, dict[str, Tensor] | None]] = []
@@ -146,8 +148,8 @@ class Recorder:
     def _before_step(self) -> None:
         if not self._blocks:
             raise MisuseError(
-                "An optimizer step came without a recorder.batch(ids) block before it. A run with a "
-                "step missing cannot be played again. Wrap each forward and backward pass in one."
+                "An optimizer step came without a recorder.batch(ids) block before it. A "
+                "run with a step missing cannot be played again. Wrap each forward and backward pass in one."
             )
         if getattr(self._optimizer, "grad_scale", None) is not None:
             raise NotSupportedError(
@@ -186,8 +188,8 @@ class Recorder:
         wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
         if abs(found - wanted) > 1e-3 * max(found, wanted):
             raise MisuseError(
-                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the last "
-                f"block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
+                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the "
+                f"last block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
                 f"clip_norm={limit} it should be {wanted:.6g}. Tell record(clip_norm=...) what you "
                 "pass to clip_grad_norm_; put any other scaling into the loss and into losses()."
             )
@@ -257,7 +259,7 @@ def read_ids(ids: Iterable[Any]) -> Ids:
             "recorder.batch takes one id a row, all ints or all strings: the batch is fetched by "
             f"them again. It got {values[:3]!r}."
         )
-    return plain
+    return plain  # type: ignore[return-value]  # all of one kind, as was just checked
 
 
 def open_trajectory(

@@ -130,7 +130,7 @@ class Replica:
     def _left(
         self, terms: Tensor, batch: Any, block: Block, without: object, renormalise: bool
     ) -> Tensor:
-        """Terms of those that stay; the row is computed too, so that random numbers stay in step."""
+        """Terms of those that stay; all rows are computed, so that random numbers stay in step."""
         stays = torch.tensor([i != without for i in block.ids], device=terms.device)
         if not stays.any():
             return terms.detach()
@@ -150,10 +150,10 @@ class Replica:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_norm)
         self.optimizer.step()
 
-    def play(self, step: Step) -> float:
-        """One recorded step; returns the length of its gradient before clipping."""
+    def play(self, step: Step, without: object = None, renormalise: bool = False) -> float:
+        """One recorded step, see `backward`; returns its gradient's length before clipping."""
         self.set_groups(step)
-        norm = self.backward(step)
+        norm = self.backward(step, without, renormalise)
         self.consume()
         return norm
 

@@ -9,6 +9,7 @@ Frozen parameters are not in it: no step changes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def distance(a: Snapshot, b: Snapshot) -> float:
         for key in a
         if key.startswith("parameter/")
     )
-    return float(total) ** 0.5
+    return math.sqrt(total)
 
 
 def size_of(snapshot: Snapshot) -> int:

@@ -51,9 +51,7 @@ class StepValues(NamedTuple):
     ends_at: int
 
 
-def sweep(
-    run: Trajectory, utility: Utility, method: Method, copies: int
-) -> Iterator[StepValues]:
+def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Iterator[StepValues]:
     """Values of every step, from the last to the first."""
     replica, K = run.replica, len(utility.targets)
     carried, end = Carried(replica.parameters, K), len(run.steps)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from inrun.errors import MisuseError, StoreError
 from inrun.replay._agreement import check_norm, check_state
 from inrun.replay._folder import Keeper, Step
@@ -37,10 +39,7 @@ class Trajectory:
             )
 
     def __repr__(self) -> str:
-        return (
-            f"Trajectory({self.keeper!r}, {len(self.steps)} steps, {len(self.kept)} "
-            f"states kept)"
-        )
+        return f"Trajectory({self.keeper!r}, {len(self.steps)} steps, {len(self.kept)} states kept)"
 
     @property
     def bytes_on_disk(self) -> int:
@@ -60,6 +59,33 @@ class Trajectory:
         """
         for first, last in zip(self.kept, self.kept[1:], strict=False):
             self._play(self.keeper.state(first), first, last, [])
+
+    def retrain(self, without: object, *, renormalise: bool = True) -> nn.Module:
+        """The same training without a sample: the model as it then ends, until the next replay.
+
+        Same start, same order, same random numbers, clipping anew. It sets out from the last kept
+        state before the sample's first visit.
+
+        Args:
+            without: the sample's id.
+            renormalise: the loss is the mean over those that remain; else they keep their weight.
+
+        Raises:
+            MisuseError: the sample was never visited.
+        """
+        visits = [i for i, s in enumerate(self.steps) if any(without in b.ids for b in s.blocks)]
+        if not visits:
+            raise MisuseError(f"The run never visited the sample {without!r}.")
+        first = max(state for state in self.kept if state <= visits[0])
+        self.replica.put(self.keeper.state(first))
+        for step in self.steps[first:]:
+            self.replica.play(step, without, renormalise)
+        return self.replica.model
+
+    def finished(self) -> nn.Module:
+        """The model as the run ended, until the next replay."""
+        self.replica.put(self.keeper.state(self.kept[-1]))
+        return self.replica.model
 
     def forward(self) -> Iterator[tuple[Step, Snapshot | None]]:
         """Puts the replica into each state before a step, in order; it may be left anywhere."""
@@ -106,9 +132,7 @@ class Trajectory:
             end = min(last, number + held[1] - held[0]) if len(held) > 1 else last
             yield from self._segment(snapshots.pop(number), number, end, copies)
 
-    def _play(
-        self, start: Snapshot, first: int, last: int, held: list[int]
-    ) -> dict[int, Snapshot]:
+    def _play(self, start: Snapshot, first: int, last: int, held: list[int]) -> dict[int, Snapshot]:
         """Plays the steps from one state to another; returns the states to hold on the way."""
         self.replica.put(start)
         found = {first: start}
