@@ -98,7 +98,8 @@ class StepGradient:
         """What the optimizer is about to do, by parameter."""
         names = {id(p): name for name, p in self._replica.parameters.items()}
         for name, p in self._replica.parameters.items():
-            p.grad = self.clip * self.raw[name] if name in self.raw else None
+            raw = self.raw.get(name)
+            p.grad = raw if raw is None or self.clip == 1.0 else self.clip * raw
         return [(names[id(p)], m) for p, m in moves(self._replica.optimizer, self._replica.rule)]
 
     def consumed_to_raw(self, q: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,12 +120,14 @@ class StepGradient:
     def contract(self, directions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """(H p by parameter, (K, *shape); <p, c_i> a block, (B, K) float64 on the CPU).
 
+        Parameters whose part of H p is 0 by the graph are left out.
+
         Args:
             directions: p by parameter, (K, *shape), for parameters in `raw`.
         """
         K = len(next(iter(directions.values())))
         parameters = list(self._replica.parameters.values())
-        curved = {n: p.new_zeros(K, *p.shape) for n, p in self._replica.parameters.items()}
+        curved: dict[str, Tensor] = {}
         contractions = []
         for graph in self.graphs():
             used = [
@@ -132,7 +135,7 @@ class StepGradient:
                 for name, gradient in zip(self._names, graph.gradients, strict=True)
                 if gradient is not None and gradient.requires_grad and name in directions
             ]
-            rows = []
+            rows, products = [], []
             for k in range(K):
                 found = torch.autograd.grad(
                     [gradient for gradient, _ in used], [graph.omega, *parameters],
@@ -140,8 +143,10 @@ class StepGradient:
                     allow_unused=True, retain_graph=True,
                 )  # fmt: skip
                 rows.append(found[0])
-                for name, part in zip(self._names, found[1:], strict=True):
-                    if part is not None:
-                        curved[name][k] += part
+                products.append(found[1:])
+            for name, parts in zip(self._names, zip(*products, strict=True), strict=True):
+                if parts[0] is not None:
+                    product = torch.stack(parts) if K > 1 else parts[0].unsqueeze(0)
+                    curved[name] = curved[name] + product if name in curved else product
             contractions.append(torch.stack(rows, 1).double().cpu())
         return curved, contractions

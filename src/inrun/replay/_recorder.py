@@ -104,7 +104,7 @@ class Recorder:
         self._model, self._optimizer = model, optimizer
         self._replica, self._keeper = replica, keeper
         self._parameters = _snapshot.names_of(model, optimizer)
-        snapshot = _snapshot.take(model, optimizer)
+        snapshot = _snapshot.take(self._parameters, model, optimizer)
         moments = 3 * _snapshot.size_of(
             snapshot
         )  # Adam's, which a young optimizer has not made yet
@@ -148,8 +148,8 @@ class Recorder:
     def _before_step(self) -> None:
         if not self._blocks:
             raise MisuseError(
-                "An optimizer step came without a recorder.batch(ids) block before it. A "
-                "run with a step missing cannot be played again. Wrap each forward and backward pass in one."
+                "An optimizer step came without a recorder.batch(ids) block before it. A run with "
+                "a step missing cannot be played again. Wrap each forward and backward pass in one."
             )
         if getattr(self._optimizer, "grad_scale", None) is not None:
             raise NotSupportedError(
@@ -168,7 +168,7 @@ class Recorder:
             self._keeper.keep_random(step.number, states)
         snapshot = None
         if self._steps == 0 or self._schedule.due(self._steps):
-            snapshot = _snapshot.take(self._model, self._optimizer)
+            snapshot = _snapshot.take(self._parameters, self._model, self._optimizer)
             self._keeper.keep(self._steps, snapshot)
             self._keeper.give_up(self._schedule.keep(self._steps))
         if self._steps == 0 and snapshot is not None:
@@ -212,7 +212,9 @@ class Recorder:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
             for handle in self._handles:
                 handle.remove()
-            self._keeper.keep(self._steps, _snapshot.take(self._model, self._optimizer))
+            self._keeper.keep(
+                self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)
+            )
             self._keeper.finish(
                 {
                     "steps": self._steps,

@@ -80,16 +80,17 @@ class Replica:
         self.task, self._keeper = task, keeper
         self.modes: list[Sequence[str]] = []
         self.parameters = _snapshot.names_of(self.model, self.optimizer)
+        self._modules = list(self.model.named_modules())
         for p in self.parameters.values():
             p.grad = None
 
-    def put(self, snapshot: Mapping[str, Tensor]) -> None:
-        """Into a recorded state."""
-        _snapshot.place(snapshot, self.model, self.optimizer)
+    def put(self, snapshot: Mapping[str, Tensor], *, lend: bool = False) -> None:
+        """Into a recorded state; with `lend` only to look at it, not to step on."""
+        _snapshot.place(snapshot, self.parameters, self.model, self.optimizer, lend=lend)
 
     def take(self) -> _snapshot.Snapshot:
         """A copy of the state it is in."""
-        return _snapshot.take(self.model, self.optimizer)
+        return _snapshot.take(self.parameters, self.model, self.optimizer)
 
     def set_groups(self, step: Step) -> None:
         """Gives the parameter groups the step's settings."""
@@ -99,7 +100,7 @@ class Replica:
     def begin_block(self, step: Step, block: Block, number: int) -> None:
         """Puts the modules in the block's mode, and random state where it drew numbers."""
         resting = set(self.modes[block.mode])
-        for name, module in self.model.named_modules():
+        for name, module in self._modules:
             module.training = name not in resting
         if block.random:
             states = self._keeper.random(step.number)

@@ -41,14 +41,16 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return named
 
 
-def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
-    """A copy of the present state.
+def take(
+    named: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Snapshot:
+    """A copy of the present state; `named` as from `names_of`.
 
     Raises:
         NotSupportedError: the optimizer keeps something that is not a tensor.
     """
     snapshot: Snapshot = {}
-    for name, p in names_of(model, optimizer).items():
+    for name, p in named.items():
         snapshot[f"parameter/{name}"] = p.detach().clone(memory_format=torch.contiguous_format)
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, Tensor):
@@ -64,13 +66,27 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
     return snapshot
 
 
-def place(snapshot: Mapping[str, Tensor], model: nn.Module, optimizer: Any) -> None:
+def place(
+    snapshot: Mapping[str, Tensor],
+    named: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    lend: bool = False,
+) -> None:
     """Puts model and optimizer into that state; the snapshot stays what it is.
+
+    Args:
+        snapshot: the state.
+        named: as from `names_of`.
+        model: the model.
+        optimizer: the optimizer.
+        lend: the optimizer reads the snapshot's own tensors; it must not step then.
 
     Raises:
         StoreError: the snapshot is of another model.
     """
-    named, buffers = names_of(model, optimizer), dict(model.named_buffers())
+    buffers = dict(model.named_buffers())
     missing = sorted(f"parameter/{n}" for n in named if f"parameter/{n}" not in snapshot)
     if missing:
         raise StoreError(
@@ -89,7 +105,7 @@ def place(snapshot: Mapping[str, Tensor], model: nn.Module, optimizer: Any) -> N
             else:
                 name, _, entry = name.rpartition("/")
                 p = named[name]
-                optimizer.state[p][entry] = value.to(_home(value, p, optimizer), copy=True)
+                optimizer.state[p][entry] = value.to(_home(value, p, optimizer), copy=not lend)
 
 
 def _home(value: Tensor, p: Tensor, optimizer: torch.optim.Optimizer) -> torch.device:

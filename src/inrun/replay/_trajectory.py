@@ -104,6 +104,8 @@ class Trajectory:
     def backward(self, copies: int = COPIES) -> Iterator[int]:
         """Puts the replica into each state, from the last to the first, and says its number.
 
+        It is there to be looked at: its optimizer must not step.
+
         Args:
             copies: states held at a time within a segment, at least 2.
 
@@ -112,11 +114,11 @@ class Trajectory:
         """
         if copies < 2:
             raise MisuseError(f"copies is {copies}; a segment needs at least 2 states in memory.")
-        self.replica.put(self.keeper.state(self.kept[-1]))
+        self.replica.put(self.keeper.state(self.kept[-1]), lend=True)
         yield self.kept[-1]
         for first, last in reversed(list(zip(self.kept, self.kept[1:], strict=False))):
             for number, snapshot in self._segment(self.keeper.state(first), first, last, copies):
-                self.replica.put(snapshot)
+                self.replica.put(snapshot, lend=True)
                 yield number
 
     def _segment(
