@@ -1,11 +1,17 @@
 """Look-ahead against training again with another weight on one sample, float64."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import inrun
+from inrun.replay import tracin
+from inrun.replay._forward import perturbation
+from inrun.replay._kinks import SmoothKinks
+from inrun.replay._removal import removal_named
 from tests.integration.runs import RUNS
 from tests.oracles.trajectories import Training
 
@@ -196,8 +202,9 @@ def test_a_curve_is_the_weighted_sum_over_times():
     close(found, 0.5 * apart[2] + 2.0 * apart[STEPS])
 
 
-def test_targets_are_carried_side_by_side():
-    train = training("cnn")
+@pytest.mark.parametrize("name", MODELS)
+def test_targets_are_carried_side_by_side(name):
+    train = training(name)
     loss = lambda model, batch: train.terms(model, *batch).mean()  # noqa: E731
     parts = {
         "first": tuple(t[SAMPLES : SAMPLES + 4] for t in train.data),
@@ -319,3 +326,64 @@ def test_token_weights_make_a_weighted_mean():
                 scaled += row["value"] * (1 - share)
         slope = (trained({i: 1 + 1e-6}) - trained({i: 1 - 1e-6})) / 2e-6
         assert scaled == pytest.approx(-slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU(), torch.relu, nn.ReLU(inplace=True)])
+def test_a_kink_has_the_bell_for_a_second_derivative(relu):
+    torch.manual_seed(0)
+    z = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    up, v = torch.randn_like(z), torch.randn_like(z)
+    with SmoothKinks(0.3):
+        out = relu(z + 0.0)
+        (slope,) = torch.autograd.grad((up * out).sum(), z, create_graph=True)
+        (curved,) = torch.autograd.grad((slope * v).sum(), z)
+    h = 0.3 * z.detach().square().mean().sqrt()
+    bell = torch.distributions.Normal(0.0, h).log_prob(z.detach()).exp()
+    assert torch.equal(out, torch.relu(z))
+    assert torch.equal(slope.detach(), up * (z > 0))
+    torch.testing.assert_close(curved, up * v * bell)
+
+
+@pytest.mark.parametrize(("name", "differs"), [("mlp", True), ("gpt2-tied", False)])
+def test_kinks_matter_where_there_are_some(name, differs):
+    train = training(name)
+    run, judged = recorded(train), utility(train)
+    plain, wide = (
+        inrun.lookahead(run, judged, **how).values()["value"].to_numpy()
+        for how in ({}, {"kink_width": 0.3})
+    )
+    assert np.array_equal(plain, wide) != differs
+
+
+def test_tracin_is_the_sum_of_dot_products_at_the_states():
+    train = training("mlp", momentum)
+    run, judged = recorded(train), utility(train)
+    found = tracin(run, judged, states=2, removal="drop").visits().to_pylist()
+    models = [train.start()[0], *map(copy.deepcopy, train.run({}))]
+    for row in found:
+        ids = train.batches[row["step"] - 1][0]
+        wanted = 0.0
+        for model in (models[0], models[STEPS - 1]):
+            parameters = list(model.parameters())
+            valid = torch.autograd.grad(judge(train, model), parameters)
+            term = train.losses(model, train.fetch(ids))[ids.index(row["sample_id"])]
+            share = torch.autograd.grad(term, parameters)
+            wanted += 0.1 * sum(float((a * b).sum()) for a, b in zip(valid, share, strict=True))
+        assert row["value"] == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("how", [{}, {"clip": 0.3, "blocks": 2}], ids=["plain", "clipped"])
+@pytest.mark.parametrize("optimizer", [adamw, groups, momentum])
+def test_forward_and_backward_sweeps_are_each_others_transpose(optimizer, how):
+    train = training("mlp", optimizer, **how)
+    run, judged = recorded(train, budget=1), utility(train)
+    signs = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(1)).double()
+    delta = perturbation(run, lambda ids: signs[torch.as_tensor(ids)], removal_named("renormalise"))
+    model = run.finished()
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(judge(train, model), list(named.values()))
+    forward = sum(
+        (delta[name] * g).flatten(1).sum(1) for name, g in zip(named, gradients, strict=True)
+    )
+    values = values_of(inrun.lookahead(run, judged), range(SAMPLES))
+    np.testing.assert_allclose(forward, values @ signs.numpy(), rtol=1e-9)

@@ -2,6 +2,15 @@
 
 from inrun.replay._lookahead import Lookahead, lookahead
 from inrun.replay._recorder import Recorder, open_trajectory, record
+from inrun.replay._tracin import tracin
 from inrun.replay._trajectory import Trajectory
 
-__all__ = ["Lookahead", "Recorder", "Trajectory", "lookahead", "open_trajectory", "record"]
+__all__ = [
+    "Lookahead",
+    "Recorder",
+    "Trajectory",
+    "lookahead",
+    "open_trajectory",
+    "record",
+    "tracin",
+]

@@ -11,8 +11,8 @@ contraction, for any architecture. Letters: B rows of a block, K directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.optim import Move, moves
 from inrun.replay._folder import Step
+from inrun.replay._kinks import SmoothKinks
 from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Replica
 
@@ -39,9 +40,10 @@ class Graph(NamedTuple):
 
 
 @contextmanager
-def differentiable_twice() -> Iterator[None]:
-    """Attention through its plain kernel: the fused ones have no second derivative."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+def differentiable_twice(kink_width: float) -> Iterator[None]:
+    """Attention through its plain kernel, the fused ones having no second derivative; kinks."""
+    kinks = SmoothKinks(kink_width) if kink_width else nullcontext()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), kinks:
         yield
 
 
@@ -55,8 +57,8 @@ class StepGradient:
         shares_of_mean: a block, (B,), what part of the block's mean each row is.
     """
 
-    def __init__(self, replica: Replica, step: Step):
-        self._replica, self._step = replica, step
+    def __init__(self, replica: Replica, step: Step, kink_width: float = 0.0):
+        self._replica, self._step, self._kink_width = replica, step, kink_width
         self._names = list(replica.parameters)
         self.shares_of_mean: list[Tensor] = []
         self._only = self._graph(0) if len(step.blocks) == 1 else None
@@ -69,7 +71,7 @@ class StepGradient:
     def _graph(self, number: int) -> Graph:
         replica, step = self._replica, self._step
         block = step.blocks[number]
-        with undisturbed_random(replica.model), differentiable_twice():
+        with undisturbed_random(replica.model), differentiable_twice(self._kink_width):
             replica.begin_block(step, block, number)
             terms, batch = replica.task.terms(replica.model, block.ids)
             omega = torch.ones_like(terms, requires_grad=True)
@@ -125,7 +127,6 @@ class StepGradient:
         Args:
             directions: p by parameter, (K, *shape), for parameters in `raw`.
         """
-        K = len(next(iter(directions.values())))
         parameters = list(self._replica.parameters.values())
         curved: dict[str, Tensor] = {}
         contractions = []
@@ -135,18 +136,49 @@ class StepGradient:
                 for name, gradient in zip(self._names, graph.gradients, strict=True)
                 if gradient is not None and gradient.requires_grad and name in directions
             ]
-            rows, products = [], []
-            for k in range(K):
-                found = torch.autograd.grad(
-                    [gradient for gradient, _ in used], [graph.omega, *parameters],
-                    grad_outputs=[p[k].to(gradient.dtype) for gradient, p in used],
-                    allow_unused=True, retain_graph=True,
-                )  # fmt: skip
-                rows.append(found[0])
-                products.append(found[1:])
-            for name, parts in zip(self._names, zip(*products, strict=True), strict=True):
-                if parts[0] is not None:
-                    product = torch.stack(parts) if K > 1 else parts[0].unsqueeze(0)
+            rows, *products = pulled_back(
+                [gradient for gradient, _ in used], [p for _, p in used],
+                [graph.omega, *parameters],
+            )  # fmt: skip
+            for name, product in zip(self._names, products, strict=True):
+                if product is not None:
                     curved[name] = curved[name] + product if name in curved else product
-            contractions.append(torch.stack(rows, 1).double().cpu())
+            assert rows is not None
+            contractions.append(rows.T.double().cpu())
         return curved, contractions
+
+
+def pulled_back(
+    outputs: Sequence[Tensor], directions: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Derivatives in the inputs of <direction_k, outputs>, (K, *shape) each, for K directions.
+
+    The graph stays. Several directions go through it side by side where every operation's backward
+    pass can be batched, else one after the other.
+
+    Args:
+        outputs: tensors with a graph.
+        directions: for each output (K, *shape).
+        inputs: leaves; None comes back for those that the outputs do not depend on.
+    """
+    K = len(directions[0])
+    cotangents = [d.to(out.dtype) for out, d in zip(outputs, directions, strict=True)]
+    if K > 1:
+        with suppress(RuntimeError):  # some formulas cannot be batched; other errors come again
+            return list(
+                torch.autograd.grad(
+                    outputs, inputs, grad_outputs=cotangents, is_grads_batched=True,
+                    retain_graph=True, allow_unused=True,
+                )
+            )  # fmt: skip
+    found = [
+        torch.autograd.grad(
+            outputs, inputs, grad_outputs=[c[k] for c in cotangents], retain_graph=True,
+            allow_unused=True,
+        )
+        for k in range(K)
+    ]  # fmt: skip
+    return [
+        None if parts[0] is None else torch.stack(parts) if K > 1 else parts[0].unsqueeze(0)
+        for parts in zip(*found, strict=True)
+    ]

@@ -26,6 +26,7 @@ def lookahead(
     push: str = "tangent",
     samples: Collection[object] | None = None,
     curvature: bool = True,
+    kink_width: float = 0.0,
     dynamics: str = "optimizer",
     curve: Mapping[int, float] | None = None,
     copies: int = COPIES,
@@ -50,6 +51,8 @@ def lookahead(
         samples: ids that 'finite' is done for; None for all. Others have no value then.
         curvature: False leaves out the training loss's Hessian: what is left is how momentum pays
             a row out.
+        kink_width: a width, 0.1 for instance, counts the switching of ReLUs into the curvature, as
+            its local mean; 0 is the exact Hessian, in which no unit ever switches.
         dynamics: 'optimizer', or 'sgd' to see what assuming plain SGD would cost.
         curve: weights by state (n: after n steps) of a sum over the validation curve, in place of
             the loss at the end; excludes `horizon`.
@@ -69,7 +72,7 @@ def lookahead(
         when = Curve(curve, len(run.steps))
     method = Method(
         when, dynamics_named(dynamics), push_named(push, samples, chunk), removal_named(removal),
-        curvature,
+        curvature, kink_width,
     )  # fmt: skip
     result = Lookahead(utility)
     for found in sweep(run, utility, method, copies):

@@ -16,7 +16,7 @@ from inrun.errors import MisuseError
 from inrun.optim import Along, Move, derivative_of
 from inrun.replay._carried import Names
 from inrun.replay._folder import Step
-from inrun.replay._gradient import Graph, StepGradient
+from inrun.replay._gradient import Graph, StepGradient, pulled_back
 from inrun.replay._removal import Removal
 
 
@@ -111,10 +111,7 @@ class FinitePush(Push):
         # what taking row i out does is linear in the rows: weights (rows, B) on the shares
         identity = torch.eye(len(graph.terms), dtype=torch.float64)
         weights = removal.effects(identity, graph.shares_of_mean)[rows].to(graph.terms)
-        found = torch.autograd.grad(
-            graph.terms, list(moment.parameters.values()), grad_outputs=weights,
-            is_grads_batched=True, retain_graph=True, allow_unused=True,
-        )  # fmt: skip
+        found = pulled_back([graph.terms], [weights], list(moment.parameters.values()))
         shares = dict(zip(moment.parameters, found, strict=True))
         changes = {}
         for names in moment.moves:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim import Along, derivative_of
+from inrun.replay._agreement import check_norm
 from inrun.replay._carried import Carried, Names, alike
 from inrun.replay._dynamics import Dynamics
 from inrun.replay._folder import Step
@@ -41,6 +42,7 @@ class Method(NamedTuple):
     push: Push
     removal: Removal
     curvature: bool
+    kink_width: float
 
 
 class StepValues(NamedTuple):
@@ -72,7 +74,8 @@ def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Ite
 def _through(run: Trajectory, step: Step, carried: Carried, method: Method) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     replica = run.replica
-    gradient = StepGradient(replica, step)
+    gradient = StepGradient(replica, step, method.kink_width)
+    check_norm(replica, step, gradient.norm)
     moves = alike([(n, method.dynamics.read(move)) for n, move in gradient.moves()])
     after: dict[Names, Along] = {}
     directions: dict[str, Tensor] = {}

@@ -87,15 +87,15 @@ class Trajectory:
         self.replica.put(self.keeper.state(self.kept[-1]))
         return self.replica.model
 
-    def forward(self) -> Iterator[tuple[Step, Snapshot | None]]:
-        """Puts the replica into each state before a step, in order; it may be left anywhere."""
+    def forward(self) -> Iterator[Step]:
+        """Puts the replica into each state before a step, in order, to be looked at."""
         for first, last in zip(self.kept, self.kept[1:], strict=False):
             snapshot = self.keeper.state(first)
             for number in range(first, last):
-                self.replica.put(snapshot)
+                self.replica.put(snapshot, lend=True)
                 step = self.steps[number]
                 self.replica.set_groups(step)
-                yield step, snapshot
+                yield step
                 if number + 1 < last:
                     self.replica.put(snapshot)
                     check_norm(self.replica, step, self.replica.play(step))
