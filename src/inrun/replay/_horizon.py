@@ -15,6 +15,11 @@ class Horizon(ABC):
     def begins_anew(self, state: int) -> bool:
         """Whether nothing that comes after this state counts for what came before it."""
 
+    @property
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether only the run's last state counts."""
+
     @abstractmethod
     def weight(self, state: int) -> float:
         """What the loss at this state counts."""
@@ -34,6 +39,11 @@ class Windows(Horizon):
     def begins_anew(self, state: int) -> bool:
         """See `Horizon.begins_anew`."""
         return state % self._length == 0 or state == self._steps
+
+    @property
+    def whole(self) -> bool:
+        """See `Horizon.whole`."""
+        return self._length >= self._steps
 
     def weight(self, state: int) -> float:
         """See `Horizon.weight`."""
@@ -55,6 +65,11 @@ class Curve(Horizon):
     def begins_anew(self, state: int) -> bool:
         """Only at the end."""
         return state == self._steps
+
+    @property
+    def whole(self) -> bool:
+        """See `Horizon.whole`."""
+        return set(self._weights) == {self._steps}
 
     def weight(self, state: int) -> float:
         """See `Horizon.weight`."""

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from inrun.errors import MisuseError
 from inrun.replay._dynamics import dynamics_named
 from inrun.replay._horizon import Curve, Horizon, Windows
+from inrun.replay._proxy import ErrorProxy, error_proxy
 from inrun.replay._push import push_named
 from inrun.replay._removal import removal_named
 from inrun.replay._sweep import Method, sweep
@@ -74,7 +76,7 @@ def lookahead(
         when, dynamics_named(dynamics), push_named(push, samples, chunk), removal_named(removal),
         curvature, kink_width,
     )  # fmt: skip
-    result = Lookahead(utility)
+    result = Lookahead(run, utility, method)
     for found in sweep(run, utility, method, copies):
         for block, values in zip(found.step.blocks, found.values, strict=True):
             result.add(found.step.number, found.ends_at, block.ids, values.numpy())
@@ -84,7 +86,8 @@ def lookahead(
 class Lookahead:
     """What `inrun.lookahead` returns: tables of values."""
 
-    def __init__(self, utility: Utility):
+    def __init__(self, run: Trajectory, utility: Utility, method: Method | None = None):
+        self._run, self._utility, self._method = run, utility, method
         self._targets, self._weights = utility.targets, np.asarray(utility.weights)
         self._parts: list[dict[str, Any]] = []
 
@@ -137,3 +140,30 @@ class Lookahead:
             | {name: grouped[source] for name, source in zip(names, sources, strict=True)}
         )
         return table.sort_by("sample_id")
+
+    def error_proxy(self, mixtures: int = 8, seed: int = 0) -> ErrorProxy:
+        """How far these values can be trusted, from the recorded run alone; one forward sweep.
+
+        Args:
+            mixtures: random mixtures of removals that are carried side by side.
+            seed: of the signs.
+
+        Returns:
+            The second order of removal over the first, its standard error, and a verdict in words:
+            `print(result.error_proxy())`. docs/influence.md has what it was measured against.
+
+        Raises:
+            MisuseError: the values are not of the whole run, of its own optimizer, of all samples.
+        """
+        visits = sum(step.samples for step in self._run.steps)
+        method = self._method
+        whole = method is not None and method.horizon.whole and method.dynamics.name == "optimizer"
+        if method is None or not whole or self.visits().num_rows < visits:
+            raise MisuseError(
+                "The error proxy is for values of all samples over the whole run: call "
+                "inrun.lookahead(run, utility) with horizon=None, its own dynamics, and no samples."
+            )
+        table = self.values()
+        values = zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True)
+        removal = method.removal
+        return error_proxy(self._run, self._utility, removal, dict(values), mixtures, seed)

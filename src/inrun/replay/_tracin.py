@@ -56,7 +56,7 @@ def tracin(
             for block, rows in enumerate(gradient.contract(directions)[1]):
                 effect = meaning.effects(rows, gradient.shares_of_mean[block])
                 values[number][block] -= effect
-    result = Lookahead(utility)
+    result = Lookahead(run, utility)
     for step, of_blocks in reversed(list(zip(run.steps, values, strict=True))):
         for visited, found in zip(step.blocks, of_blocks, strict=True):
             result.add(step.number, len(run.steps), visited.ids, found.numpy())
