@@ -1,5 +1,223 @@
-"""x."""
+"""Writes docs/influence.md and its plots from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import vl_convert
+from scipy.stats import spearmanr
+
+from benchmarks.influence.cell import NOISE, Setting
+from benchmarks.results_file import RESULTS
+from inrun.replay import ErrorProxy
+
+DOCS = Path(__file__).parents[2] / "docs"
+TRUTH = f"truth, start moved by {NOISE:g}"
+PLOTTED = (
+    "look-ahead", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
+    "one step", TRUTH,
+)  # fmt: skip
+COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222")
+
+Record = dict[str, Any]
+Cells = dict[Setting, Record]
 
 
-def write_page():
-    """x."""
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
+    kinds: dict[str, Cells] = {"fidelity": {}, "proxy": {}, "cost": {}}
+    for key, cell in stored.items():
+        kind, _, setting = key.partition(": ")
+        kinds[kind][Setting.of(setting)] = cell["result"]
+    (DOCS / "img").mkdir(parents=True, exist_ok=True)
+    _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
+    _plot_proxy(kinds["proxy"], DOCS / "img" / "influence-proxy.svg")
+    template = (Path(__file__).parent / "page.md").read_text()
+    parts = {
+        "NOISE": f"{NOISE:g}",
+        "TABLES": _tables(kinds["fidelity"]),
+        "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
+        "KINKS": _kinks(kinds["fidelity"]),
+        "PROXY": _proxy(kinds["proxy"]),
+        "RANKING": f"{ErrorProxy.RANKING:g}",
+        "NOTHING": f"{ErrorProxy.NOTHING:g}",
+        "COST": _cost(kinds["cost"]),
+        "RUN": _run(stored),
+    }
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "influence.md").write_text(template)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _tasks(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(setting.task for setting in cells))
+
+
+def _rates(cells: Cells) -> list[float]:
+    return sorted({setting.rate for setting in cells}, reverse=True)
+
+
+def _of(cells: Cells, task: str, rate: float, method: str) -> list[Record]:
+    found = [r for s, r in cells.items() if s.task == task and s.rate == rate]
+    return [r["truth_again"] if method == TRUTH else r["methods"][method] for r in found]
+
+
+def _methods(cells: Cells) -> list[str]:
+    return [*next(iter(cells.values()))["methods"], TRUTH]
+
+
+def _tables(cells: Cells) -> str:
+    parts = []
+    for task in _tasks(cells):
+        rows = []
+        for method in _methods(cells):
+            row = [method if method == TRUTH else f"`{method}`"]
+            for rate in _rates(cells):
+                found = _of(cells, task, rate, method)
+                text = f"{np.mean([f['spearman'] for f in found]):.3f}" if found else ""
+                if found and all("spearman_each" in f for f in found):
+                    text += f" ({np.mean([f['spearman_each'] for f in found]):.2f})"
+                row.append(text)
+            rows.append(row)
+        seeds = len({s.seed for s in cells if s.task == task})
+        head = [f"{task}, {seeds} seeds", *(f"rate {rate:g}" for rate in _rates(cells))]
+        parts.append(_markdown(head, rows))
+    return "\n\n".join(parts)
+
+
+def _kinks(cells: Cells) -> str:
+    rows = []
+    for task in [task for task in ("mlp-relu", "mlp-gelu") if task in _tasks(cells)]:
+        row = [task]
+        for rate in _rates(cells):
+            found = _of(cells, task, rate, "look-ahead, finite push")
+            row.append(f"{np.mean([f['relative_error'] for f in found]):.1%}" if found else "")
+        rows.append(row)
+    return _markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
+
+
+def _proxy(cells: Cells) -> str:
+    rows = []
+    for task in _tasks(cells):
+        records = [(s, r) for s, r in cells.items() if s.task == task]
+        for name, size in (
+            ("proxy", [r["proxy"] for _, r in records]),
+            ("learning rate alone", [s.rate for s, _ in records]),
+        ):
+            error = [r["tangent"]["relative_error"] for _, r in records]
+            ranks = [-r["tangent"]["spearman"] for _, r in records]
+            rows.append(
+                [
+                    task, name, f"{len(records)}", f"{spearmanr(size, error)[0]:.2f}",
+                    f"{spearmanr(size, ranks)[0]:.2f}",
+                ]
+            )  # fmt: skip
+    head = ["task", "by", "cells", "rank correlation with the relative error", "with lost Spearman"]
+    return _markdown(head, rows)
+
+
+def _cost(cells: Cells) -> str:
+    if not cells:
+        return "Not measured yet."
+    rows = []
+    for setting, record in cells.items():
+        times, growth = record["times"], record["growth_mb"]
+        rows.append(
+            [
+                setting.task, f"{record['parameters']:,}",
+                *(f"{t:.1f}" for name, t in times.items() if name != "training"),
+                " / ".join(f"{g:.0f}" for g in growth.values()),
+                f"{record['disk_mb']:.0f}",
+            ]
+        )  # fmt: skip
+    first = next(iter(cells.values()))
+    names = [f"`{name}`" for name in first["times"] if name != "training"]
+    memory = "memory, MB: " + " / ".join(first["growth_mb"])
+    return _markdown(["task", "parameters", *names, memory, "disk, MB"], rows)
+
+
+def _run(stored: dict[str, Any]) -> str:
+    with_ = [cell["environment"] for cell in stored.values()]
+    commits = ", ".join(dict.fromkeys(e["commit"] for e in with_))
+    last = with_[-1]
+    return (
+        f"{len(stored)} cells, commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
+        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+    )
+
+
+def _save(chart: Any, path: Path) -> None:
+    chart = chart.configure_view(stroke=None).configure(background="white")
+    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
+
+
+def _plot_rates(cells: Cells, path: Path) -> None:
+    charts = []
+    for task in _tasks(cells):
+        rows = [
+            {"rate": s.rate, "method": method, "spearman": record["spearman"]}
+            for s in cells
+            if s.task == task
+            for method in PLOTTED
+            for record in _of({s: cells[s]}, task, s.rate, method)
+        ]
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log")),
+            color=alt.Color(
+                "method:N",
+                title=None,
+                sort=list(PLOTTED),
+                scale=alt.Scale(domain=list(PLOTTED), range=list(COLORS)),
+                legend=alt.Legend(labelLimit=260),
+            ),
+        )
+        y = alt.Y("mean(spearman):Q", title="Spearman, mean over seeds")
+        points = base.mark_point(size=18, opacity=0.5).encode(y=alt.Y("spearman:Q"))
+        lines = base.mark_line().encode(
+            y=y,
+            strokeDash=alt.condition(
+                f"datum.method === '{TRUTH}'", alt.value([4, 3]), alt.value([1, 0])
+            ),
+        )
+        charts.append((lines + points).properties(width=280, height=200, title=task))
+    _save(alt.concat(*charts, columns=2), path)
+
+
+def _plot_proxy(cells: Cells, path: Path) -> None:
+    charts = []
+    for task in _tasks(cells):
+        rows = [
+            {
+                "proxy": max(record["proxy"], 1e-7),
+                "error": record["tangent"]["relative_error"],
+                "rate": f"{setting.rate:g}",
+                "steps": setting.steps,
+            }
+            for setting, record in cells.items()
+            if setting.task == task
+        ]
+        chart = (
+            alt.Chart(alt.Data(values=rows))
+            .mark_point(filled=True, opacity=0.9)
+            .encode(
+                x=alt.X("proxy:Q", title="error proxy", scale=alt.Scale(type="log")),
+                y=alt.Y("error:Q", title="measured relative error", scale=alt.Scale(type="log")),
+                color=alt.Color("rate:N", title="learning rate", scale=alt.Scale(scheme="viridis")),
+                size=alt.Size("steps:Q", title="steps"),
+            )
+            .properties(width=300, height=230, title=task)
+        )
+        charts.append(chart)
+    if charts:
+        _save(alt.concat(*charts, columns=2), path)

@@ -1,11 +1,13 @@
 """Trajectories: recorded while they happen, played again, and looked ahead along."""
 
 from inrun.replay._lookahead import Lookahead, lookahead
+from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import Recorder, open_trajectory, record
 from inrun.replay._tracin import tracin
 from inrun.replay._trajectory import Trajectory
 
 __all__ = [
+    "ErrorProxy",
     "Lookahead",
     "Recorder",
     "Trajectory",

@@ -13,6 +13,7 @@ summed over all samples of the run. It sees the curvature of the loss, not the j
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +23,6 @@ from inrun.replay._forward import perturbation
 from inrun.replay._removal import Removal
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility, curvature
-
-RANKING, NOTHING = 2e-3, 2e-2
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,15 @@ class ErrorProxy:
     ratio: float
     spread: float
 
+    RANKING: ClassVar[float] = 2e-3
+    NOTHING: ClassVar[float] = 2e-2
+
     @property
     def verdict(self) -> str:
         """'trust', 'trust the ranking only' or 'do not trust'."""
-        if self.ratio < RANKING:
+        if self.ratio < self.RANKING:
             return "trust"
-        return "trust the ranking only" if self.ratio < NOTHING else "do not trust"
+        return "trust the ranking only" if self.ratio < self.NOTHING else "do not trust"
 
     def __str__(self) -> str:
         return (
