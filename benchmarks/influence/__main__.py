@@ -6,14 +6,21 @@ import argparse
 from typing import Any
 
 from benchmarks.data import UnavailableError
-from benchmarks.influence.cell import Setting, cost, fidelity, print_peak, proxy_against_error
+from benchmarks.influence.cell import (
+    Setting,
+    carried,
+    cost,
+    fidelity,
+    print_peak,
+    proxy_against_error,
+)
 from benchmarks.influence.models import TASKS
 from benchmarks.results_file import cells
 
 RATES = (1e-3, 1e-4, 1e-5)
 GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
-KINDS = {"fidelity": fidelity, "proxy": proxy_against_error, "cost": cost}
+KINDS = {"fidelity": fidelity, "carried": carried, "proxy": proxy_against_error, "cost": cost}
 
 
 def grid(quick: bool) -> list[str]:
@@ -35,7 +42,8 @@ def grid(quick: bool) -> list[str]:
             for rate in GRID_RATES
             for steps in GRID_STEPS
         ]
-    return fidelities + proxies + costs
+    beside = [key.replace("fidelity", "carried") for key in fidelities]
+    return fidelities + beside + proxies + costs
 
 
 def measure(key: str) -> dict[str, Any]:

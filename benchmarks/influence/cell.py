@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,12 @@ from torch import nn
 
 import inrun
 from benchmarks.influence.models import TASKS
+from benchmarks.results_file import RESULTS
 from inrun.replay import Lookahead, tracin
 
 KINK_WIDTH = 0.01
 NOISE = 1e-5
+CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
 JUDGED_EACH = (
@@ -130,6 +133,20 @@ class Experiment:
             "one step": ahead(horizon=1),
         }
 
+    def carried_methods(
+        self, run: inrun.Trajectory
+    ) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
+        """The finite push with moments carried through the real rule."""
+
+        def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
+            finite = {"push": "finite", "samples": self.left_out, "carry": CARRY}
+            return lambda utility: inrun.lookahead(run, utility, **finite, **how)
+
+        return {
+            "look-ahead, carried push": ahead(),
+            "look-ahead, carried push, kinks": ahead(kink_width=KINK_WIDTH),
+        }
+
 
 @contextmanager
 def _nothing() -> Iterator[None]:
@@ -199,6 +216,20 @@ def fidelity(setting: Setting) -> dict[str, Any]:
     }
 
 
+def carried(setting: Setting) -> dict[str, Any]:
+    """The finite push with moments carried, against the truth of the setting's fidelity cell."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
+    truth = np.array(stored[f"fidelity: {setting.key}"]["result"]["truth"])[:, None]
+    order, found = experiment.left_out, {}
+    for name, method in experiment.carried_methods(run).items():
+        values = _columns(method(experiment.mean).values(), order, experiment.mean)
+        found[name] = agreement(values, truth) | {"values": _digits(values)}
+    return {"methods": found}
+
+
 def proxy_against_error(setting: Setting) -> dict[str, Any]:
     """The error proxy beside the measured error, without the query columns."""
     experiment = Experiment(setting)
@@ -224,7 +255,7 @@ def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
     assert run is not None
     plain = lambda: experiment.train(record=False)  # noqa: E731
     jobs: dict[str, Callable[[], Any]] = {"training": plain, "training, recorded": experiment.train}
-    for name, method in experiment.methods(run).items():
+    for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
         jobs[name] = lambda method=method: method(experiment.mean)
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):

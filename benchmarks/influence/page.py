@@ -19,10 +19,15 @@ from inrun.replay import ErrorProxy
 DOCS = Path(__file__).parents[2] / "docs"
 TRUTH = f"truth, start moved by {NOISE:g}"
 PLOTTED = (
-    "look-ahead", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
+    "look-ahead", "look-ahead, carried push", "look-ahead, carried push, kinks", "SGD dynamics",
     "one step", TRUTH,
 )  # fmt: skip
 COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222")
+ORDER = (
+    "look-ahead", "look-ahead, finite push", "look-ahead, carried push",
+    "look-ahead, finite push, kinks", "look-ahead, carried push, kinks",
+    "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", TRUTH,
+)  # fmt: skip
 
 Record = dict[str, Any]
 Cells = dict[Setting, Record]
@@ -31,10 +36,13 @@ Cells = dict[Setting, Record]
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    kinds: dict[str, Cells] = {"fidelity": {}, "proxy": {}, "cost": {}}
+    kinds: dict[str, Cells] = {"fidelity": {}, "carried": {}, "proxy": {}, "cost": {}}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
         kinds[kind][Setting.of(setting)] = cell["result"]
+    for setting, result in kinds["carried"].items():
+        if setting in kinds["fidelity"]:
+            kinds["fidelity"][setting]["methods"] |= result["methods"]
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
     _plot_proxy(kinds["proxy"], DOCS / "img" / "influence-proxy.svg")
@@ -70,18 +78,16 @@ def _rates(cells: Cells) -> list[float]:
 
 def _of(cells: Cells, task: str, rate: float, method: str) -> list[Record]:
     found = [r for s, r in cells.items() if s.task == task and s.rate == rate]
-    return [r["truth_again"] if method == TRUTH else r["methods"][method] for r in found]
-
-
-def _methods(cells: Cells) -> list[str]:
-    return [*next(iter(cells.values()))["methods"], TRUTH]
+    if method == TRUTH:
+        return [r["truth_again"] for r in found]
+    return [r["methods"][method] for r in found if method in r["methods"]]
 
 
 def _tables(cells: Cells) -> str:
     parts = []
     for task in _tasks(cells):
         rows = []
-        for method in _methods(cells):
+        for method in ORDER:
             row = [method if method == TRUTH else f"`{method}`"]
             for rate in _rates(cells):
                 found = _of(cells, task, rate, method)
@@ -101,7 +107,7 @@ def _kinks(cells: Cells) -> str:
     for task in [task for task in ("mlp-relu", "mlp-gelu") if task in _tasks(cells)]:
         row = [task]
         for rate in _rates(cells):
-            found = _of(cells, task, rate, "look-ahead, finite push")
+            found = _of(cells, task, rate, "look-ahead, carried push")
             row.append(f"{np.mean([f['relative_error'] for f in found]):.1%}" if found else "")
         rows.append(row)
     return _markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)

@@ -387,3 +387,47 @@ def test_forward_and_backward_sweeps_are_each_others_transpose(optimizer, how):
     )
     values = values_of(inrun.lookahead(run, judged), range(SAMPLES))
     np.testing.assert_allclose(forward, values @ signs.numpy(), rtol=1e-9)
+
+
+class Linear(nn.Module):
+    """A loss that is linear in the weights: gradients do not depend on them, moments still bend."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("removal", ["drop", "renormalise"])
+@pytest.mark.parametrize("optimizer", [adamw, momentum, groups])
+def test_carried_moments_are_exact_where_gradients_stay(optimizer, removal, blocks):
+    if optimizer is groups:
+        optimizer = lambda m: torch.optim.AdamW(m.parameters(), lr=3e-3, amsgrad=True)  # noqa: E731
+    elif optimizer is momentum:
+        optimizer = lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)  # noqa: E731
+    train = training("mlp", optimizer, clip=0.3, blocks=blocks)
+    train.batches = [list(torch.arange(SAMPLES).split(2 // blocks)[i : i + blocks])
+                     for i in range(0, SAMPLES * blocks // 2, blocks)]  # fmt: skip
+    train.batches = [[block.tolist() for block in blocks] for blocks in train.batches]
+    train.build, train.terms = Linear, lambda model, x, _: model(x)
+    train.data[0][:SAMPLES] *= torch.eye(SAMPLES)  # an element for each sample alone
+    run, judged, ids = recorded(train), utility(train), range(SAMPLES)
+    wanted = inrun.truth.retrain(run, judged, list(ids), removal=removal)["value"].to_numpy()
+    how = {"push": "finite", "removal": removal}
+    far, near, none = (
+        values_of(inrun.lookahead(run, judged, **how, carry=carry), ids) for carry in (99, 1, 0)
+    )
+    np.testing.assert_allclose(far, wanted, rtol=1e-8, atol=1e-12)
+    if isinstance(run.replica.optimizer, torch.optim.AdamW):
+        assert np.abs(none - wanted).max() > 1.1 * np.abs(near - wanted).max() > 1e-5
+
+
+def test_windows_carry_nothing_over_their_end():
+    train = training("mlp")
+    run, judged = recorded(train), utility(train)
+    whole = inrun.lookahead(run, judged, 2, push="finite", carry=5).visits().to_pylist()
+    short = inrun.lookahead(run, judged, 2, push="finite", carry=1).visits().to_pylist()
+    assert whole == short

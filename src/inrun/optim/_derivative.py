@@ -64,6 +64,10 @@ class StepDerivative(ABC):
         Not w' itself: differences of two such would drown in w's rounding.
         """
 
+    @abstractmethod
+    def shifted(self, move: Move[Any, Any], moments: tuple[Tensor, ...]) -> Move[Any, Any]:
+        """The same move from moments that differ by so much."""
+
 
 class AdamDerivative(StepDerivative):
     """Adam and AdamW, with amsgrad, maximize and either kind of decay."""
@@ -136,6 +140,15 @@ class AdamDerivative(StepDerivative):
         moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
         return Along(-rule.displacement(gradient, w, s, h), moments)
 
+    def shifted(
+        self, move: Move[AdamState, AdamSetting], moments: tuple[Tensor, ...]
+    ) -> Move[AdamState, AdamSetting]:
+        """See `StepDerivative.shifted`. Second moments stay above 0, where rounding would not."""
+        s, (dm, dv, *rest) = move.state, moments
+        largest = None if s.v_max is None else (s.v_max + rest[0]).clamp(min=0)
+        state = AdamState(s.m + dm, (s.v + dv).clamp(min=0), largest, s.steps)
+        return Move(move.rule, move.weight, move.gradient, state, move.setting)
+
 
 class SGDDerivative(StepDerivative):
     """SGD; it is affine, so the maps are the rule itself."""
@@ -181,6 +194,14 @@ class SGDDerivative(StepDerivative):
         buffer = rule.advance(gradient, w, s, h).buffer
         moved = -rule.displacement(gradient, w, s, h)
         return Along(moved, () if h.momentum == 0 or buffer is None else (buffer,))
+
+    def shifted(
+        self, move: Move[SGDState, SGDSetting], moments: tuple[Tensor, ...]
+    ) -> Move[SGDState, SGDSetting]:
+        """See `StepDerivative.shifted`."""
+        buffer = move.state.buffer
+        state = SGDState(buffer if buffer is None or not moments else buffer + moments[0])
+        return Move(move.rule, move.weight, move.gradient, state, move.setting)
 
 
 _DERIVATIVES: dict[type[Rule[Any, Any]], StepDerivative] = {

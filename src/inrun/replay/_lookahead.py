@@ -33,6 +33,7 @@ def lookahead(
     curve: Mapping[int, float] | None = None,
     copies: int = COPIES,
     chunk: int = 16,
+    carry: int = 0,
 ) -> Lookahead:
     """What each row of each step did to the validation loss `horizon` steps later.
 
@@ -60,6 +61,8 @@ def lookahead(
             the loss at the end; excludes `horizon`.
         copies: states in memory while a segment is played again.
         chunk: rows whose shares 'finite' has in memory at a time.
+        carry: for how many steps 'finite' runs the changed moments through the real optimizer
+            before it goes on to first order; as many states are in memory.
 
     Returns:
         Values in units of the validation loss; positive rows lowered it.
@@ -73,9 +76,13 @@ def lookahead(
     if curve is not None:
         when = Curve(curve, len(run.steps))
     method = Method(
-        when, dynamics_named(dynamics), push_named(push, samples, chunk), removal_named(removal),
-        curvature, kink_width,
-    )  # fmt: skip
+        when,
+        dynamics_named(dynamics),
+        push_named(push, samples, chunk, carry),
+        removal_named(removal),
+        curvature,
+        kink_width,
+    )
     result = Lookahead(run, utility, method)
     for found in sweep(run, utility, method, copies):
         for block, values in zip(found.step.blocks, found.values, strict=True):

@@ -6,6 +6,7 @@ Letters: B rows of a block, K targets, n elements of parameters of like moves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Collection
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,6 +35,7 @@ class Moment(NamedTuple):
     contractions: list[Tensor]
     parameters: dict[str, Tensor]
     clip_norm: float | None
+    ends_at: int
 
 
 class Push(ABC):
@@ -61,24 +63,45 @@ class TangentPush(Push):
         ]
 
 
+class Later(NamedTuple):
+    """A step after the present one: what it did, and what its result is worth."""
+
+    moves: dict[Names, Move[Any, Any]]
+    moved: dict[Names, Along]
+    after: dict[Names, Along]
+
+
 class FinitePush(Push):
     """The exact change of (w, moments) when the row is really taken out, carried on by the sweep.
 
-    It needs the rows' shares themselves: `chunk` of them are in memory at a time.
+    Adam divides by the root of its second moment, so what a removal does to the moments acts on
+    later steps in a way that bends: an element that only this row had touched stops moving at all,
+    of which first order sees half. For `carry` steps the changed moments therefore run through the
+    real rule, beside the recorded gradients, and each step's change of the weights is handed to the
+    sweep; what is left of the moments after that goes on to first order.
+
+    It needs the rows' shares themselves: `chunk` of them are in memory at a time, and the states of
+    `carry` steps.
 
     Args:
         samples: ids to do it for; None for all.
         chunk: rows at a time.
+        carry: steps.
     """
 
     name = "finite"
 
-    def __init__(self, samples: Collection[object] | None = None, chunk: int = 16):
+    def __init__(self, samples: Collection[object] | None = None, chunk: int = 16, carry: int = 0):
         self._samples = None if samples is None else set(samples)
         self._chunk = chunk
+        self._later: deque[Later] = deque(maxlen=carry)
+        self._window: int | None = None
 
     def values(self, moment: Moment, removal: Removal) -> list[Tensor]:
         """See `Push.values`."""
+        if moment.ends_at != self._window:
+            self._later.clear()
+            self._window = moment.ends_at
         found = []
         whole = {names: self._whole(moment, names) for names in moment.moves}
         base = {
@@ -97,6 +120,7 @@ class FinitePush(Push):
                 change = self._changes(moment, graph, rows, removal)
                 values[rows] = self._carried_on(moment, change, whole, base)
             found.append(values)
+        self._later.appendleft(Later(moment.moves, base, moment.after))
         return found
 
     @staticmethod
@@ -141,23 +165,45 @@ class FinitePush(Push):
         for names, move in moment.moves.items():
             consumed = (raw[names] * clip).to(move.gradient)
             new, old = derivative_of(move.rule).moved(move, consumed), base[names]
-            a = moment.after[names]
-            pairs = [(new.weight, old.weight, a.weight)]
-            pairs += list(zip(new.moments, old.moments, a.moments, strict=False))
-            for after, before, gradient in pairs:
-                total = total + (after - before).double() @ gradient.double().T
+            total = total + _worth(new.weight - old.weight, moment.after[names].weight)
+            total = total + self._moments_on(names, _less(new, old), moment.after[names])
         assert isinstance(total, Tensor)
         return total.cpu()
 
+    def _moments_on(self, names: Names, change: tuple[Tensor, ...], after: Along) -> Tensor | float:
+        """What a change of the moments will do: exactly for some steps, then to first order."""
+        total: Tensor | float = 0.0
+        for later in self._later:
+            if names not in later.moves:  # the parameters in use changed: first order from here
+                break
+            move, old = later.moves[names], later.moved[names]
+            derivative = derivative_of(move.rule)
+            new = derivative.moved(derivative.shifted(move, change), move.gradient)
+            after = later.after[names]
+            total = total + _worth(new.weight - old.weight, after.weight)
+            change = _less(new, old)
+        for part, gradient in zip(change, after.moments, strict=True):
+            total = total + _worth(part, gradient)
+        return total
 
-def push_named(name: str, samples: Collection[object] | None, chunk: int) -> Push:
+
+def _less(new: Along, old: Along) -> tuple[Tensor, ...]:
+    return tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
+
+
+def _worth(change: Tensor, gradient: Tensor) -> Tensor:
+    """(rows, n) and (K, n) to (rows, K)."""
+    return change.double() @ gradient.double().T
+
+
+def push_named(name: str, samples: Collection[object] | None, chunk: int, carry: int) -> Push:
     """The push of that name.
 
     Raises:
         MisuseError: there is none.
     """
     if name == FinitePush.name:
-        return FinitePush(samples, chunk)
+        return FinitePush(samples, chunk, carry)
     if name == TangentPush.name:
         return TangentPush()
     raise MisuseError(f"push {name!r} is not one of {TangentPush.name}, {FinitePush.name}.")

@@ -61,7 +61,7 @@ def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Ite
         if state < len(run.steps):
             step = run.steps[state]
             replica.set_groups(step)
-            yield StepValues(step, _through(run, step, carried, method), end)
+            yield StepValues(step, _through(run, step, carried, method, end), end)
         if method.horizon.begins_anew(state):
             carried, end = Carried(replica.parameters, K), state
         weight = method.horizon.weight(state)
@@ -71,7 +71,9 @@ def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Ite
                 carried.add_to_weights({name: weight * g for name, g in gradients.items()})
 
 
-def _through(run: Trajectory, step: Step, carried: Carried, method: Method) -> list[Tensor]:
+def _through(
+    run: Trajectory, step: Step, carried: Carried, method: Method, end: int
+) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     replica = run.replica
     gradient = StepGradient(replica, step, method.kink_width)
@@ -92,6 +94,13 @@ def _through(run: Trajectory, step: Step, carried: Carried, method: Method) -> l
         if method.curvature:
             carried.add_to_weights(curved)
     moment = Moment(
-        step, gradient, moves, after, contractions, replica.parameters, replica.task.clip_norm
+        step,
+        gradient,
+        moves,
+        after,
+        contractions,
+        replica.parameters,
+        replica.task.clip_norm,
+        end,
     )
     return method.push.values(moment, method.removal)
