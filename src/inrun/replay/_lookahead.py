@@ -33,7 +33,7 @@ def lookahead(
     curve: Mapping[int, float] | None = None,
     copies: int = COPIES,
     chunk: int = 16,
-    carry: int = 0,
+    carry: int = 40,
 ) -> Lookahead:
     """What each row of each step did to the validation loss `horizon` steps later.
 
@@ -50,11 +50,13 @@ def lookahead(
         removal: what a value stands against. 'renormalise': a training in which the others' mean is
             taken without the row. 'drop': one in which the others keep their weight.
         push: 'tangent', first order in the row's weight, or 'finite', the exact first step of the
-            row's removal, carried on to first order. The second materializes shares.
+            row's removal, whose moments then run through the real optimizer for `carry` steps
+            before the sweep takes over. The second materializes shares: for chosen samples, or
+            small models.
         samples: ids that 'finite' is done for; None for all. Others have no value then.
         curvature: False leaves out the training loss's Hessian: what is left is how momentum pays
             a row out.
-        kink_width: a width, 0.1 for instance, counts the switching of ReLUs into the curvature, as
+        kink_width: a width, 0.01 for instance, counts the switching of ReLUs into the curvature, as
             its local mean; 0 is the exact Hessian, in which no unit ever switches.
         dynamics: 'optimizer', or 'sgd' to see what assuming plain SGD would cost.
         curve: weights by state (n: after n steps) of a sum over the validation curve, in place of
@@ -62,7 +64,9 @@ def lookahead(
         copies: states in memory while a segment is played again.
         chunk: rows whose shares 'finite' has in memory at a time.
         carry: for how many steps 'finite' runs the changed moments through the real optimizer
-            before it goes on to first order; as many states are in memory.
+            before it goes on to first order; as many states are in memory. With 0 single values
+            can be far off: elements with a small second moment respond to first order only over a
+            short way.
 
     Returns:
         Values in units of the validation loss; positive rows lowered it.

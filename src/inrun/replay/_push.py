@@ -91,7 +91,7 @@ class FinitePush(Push):
 
     name = "finite"
 
-    def __init__(self, samples: Collection[object] | None = None, chunk: int = 16, carry: int = 0):
+    def __init__(self, samples: Collection[object] | None, chunk: int, carry: int):
         self._samples = None if samples is None else set(samples)
         self._chunk = chunk
         self._later: deque[Later] = deque(maxlen=carry)
