@@ -1,5 +1,6 @@
 """Recorded runs: replays that are the run, schedules, files, and errors that say what is wrong."""
 
+import gc
 import json
 
 import numpy as np
@@ -337,6 +338,12 @@ def test_names_and_horizons_that_are_none_are_refused():
     for wrong in ({"removal": "x"}, {"push": "x"}, {"dynamics": "x"}, {"curve": {99: 1.0}}):
         with pytest.raises(MisuseError):
             inrun.lookahead(run, utility(train), **wrong)
+    for wrong in (
+        {"samples": [0]}, {"samples": [99], "push": "finite"}, {"samples": [], "push": "finite"},
+        {"horizon": 2, "curve": {2: 1.0}},
+    ):  # fmt: skip
+        with pytest.raises(MisuseError, match=r"samples|curve"):
+            inrun.lookahead(run, utility(train), **wrong)
     with pytest.raises(MisuseError, match="horizon is 0"):
         inrun.lookahead(run, utility(train), 0)
     with pytest.raises(MisuseError, match="at least 2 states"):
@@ -350,3 +357,26 @@ def test_ids_are_ints_or_strings(ids):
     with pytest.raises(MisuseError, match="one id a row"):
         with recorder.batch(ids):
             pass
+
+
+def test_finishing_or_dropping_a_recorder_takes_its_hooks_off():
+    train = training("mlp")
+    model, optimizer = train.start()
+    recorder = inrun.record(model, optimizer, train.losses, train.fetch)
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    del recorder
+    gc.collect()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    run = recorded(train)
+    assert not run.replica.optimizer._optimizer_step_pre_hooks
+
+
+def test_a_closure_is_refused():
+    train = training("mlp")
+    model, optimizer = train.start()
+    recorder = inrun.record(model, optimizer, train.losses, train.fetch)
+    with recorder.batch([0, 1]):
+        train.losses(model, train.fetch([0, 1])).sum().backward()
+    with pytest.raises(MisuseError, match="closure"):
+        optimizer.step(lambda: None)

@@ -2,9 +2,9 @@
 
 from inrun.replay._lookahead import Lookahead, lookahead
 from inrun.replay._proxy import ErrorProxy
-from inrun.replay._recorder import Recorder, open_trajectory, record
+from inrun.replay._recorder import Recorder, record
 from inrun.replay._tracin import tracin
-from inrun.replay._trajectory import Trajectory
+from inrun.replay._trajectory import Trajectory, open_trajectory
 
 __all__ = [
     "ErrorProxy",

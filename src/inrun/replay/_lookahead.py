@@ -76,6 +76,7 @@ def lookahead(
         MisuseError: a horizon, state or name that is not one.
         NotSupportedError: no derivative is known for the optimizer.
     """
+    _check(run, horizon, curve, push, samples)
     when: Horizon = Windows(horizon, len(run.steps))
     if curve is not None:
         when = Curve(curve, len(run.steps))
@@ -92,6 +93,31 @@ def lookahead(
         for block, values in zip(found.step.blocks, found.values, strict=True):
             result.add(found.step.number, found.ends_at, block.ids, values.numpy())
     return result
+
+
+def _check(
+    run: Trajectory,
+    horizon: int | None,
+    curve: Mapping[int, float] | None,
+    push: str,
+    samples: Collection[object] | None,
+) -> None:
+    if curve is not None and horizon is not None:
+        raise MisuseError(
+            "horizon and curve both say when the loss counts. Pass one of them: curve is for "
+            "several times along the whole run."
+        )
+    if samples is None:
+        return
+    if push != "finite":
+        raise MisuseError(
+            "samples chooses what push='finite' is done for; the tangent push gives all samples at "
+            "no more cost. Leave samples out, or pass push='finite'."
+        )
+    strangers = set(samples) - set(run.sample_ids())
+    if strangers or not samples:
+        what = f"the sample {min(map(repr, strangers))}" if strangers else "no sample at all"
+        raise MisuseError(f"samples names {what}, which the run never visited.")
 
 
 class Lookahead:

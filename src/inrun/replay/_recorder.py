@@ -114,11 +114,23 @@ class Recorder:
         self._norm, self._steps = 0.0, 0
         self._inside = self._stepping = False
         self._trajectory: Trajectory | None = None
-        this = weakref.ref(self)
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: _call(this, Recorder._before_step)),
-            optimizer.register_step_post_hook(lambda *_: _call(this, Recorder._after_step)),
+        this = weakref.ref(self)  # dropping the recorder takes its hooks off
+
+        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder = this()
+            if recorder is not None:
+                recorder._before_step([*args, *kwargs.values()])
+
+        def after() -> None:
+            recorder = this()
+            if recorder is not None:
+                recorder._after_step()
+
+        handles = [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(lambda *_: after()),
         ]
+        self._release = weakref.finalize(self, _remove, handles)
 
     @contextmanager
     def batch(self, ids: Iterable[Any]) -> Iterator[None]:
@@ -145,7 +157,12 @@ class Recorder:
         self._blocks.append((block, before if drew else None))
         self._norm = gradient_norm(self._parameters)
 
-    def _before_step(self) -> None:
+    def _before_step(self, arguments: list[Any]) -> None:
+        if any(callable(argument) for argument in arguments):
+            raise MisuseError(
+                "optimizer.step(closure) computes its gradient inside the step, where no block can "
+                "say whose it is. Run forward and backward in recorder.batch(ids), then step()."
+            )
         if not self._blocks:
             raise MisuseError(
                 "An optimizer step came without a recorder.batch(ids) block before it. A run with "
@@ -210,8 +227,7 @@ class Recorder:
         if self._trajectory is None:
             if not self._steps:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
-            for handle in self._handles:
-                handle.remove()
+            self._release()
             self._keeper.keep(
                 self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)
             )
@@ -229,10 +245,9 @@ class Recorder:
         return self._trajectory
 
 
-def _call(this: weakref.ref[Recorder], method: Callable[[Recorder], None]) -> None:
-    recorder = this()
-    if recorder is not None:
-        method(recorder)
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
@@ -262,33 +277,3 @@ def read_ids(ids: Iterable[Any]) -> Ids:
             f"them again. It got {values[:3]!r}."
         )
     return plain  # type: ignore[return-value]  # all of one kind, as was just checked
-
-
-def open_trajectory(
-    folder: str | os.PathLike[str],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    losses: Losses,
-    fetch: Fetch,
-    *,
-    weights: Callable[[Any], Tensor] | None = None,
-) -> Trajectory:
-    """A recorded run, in another process.
-
-    Args:
-        folder: where it was recorded.
-        model: built as it was then; frozen parameters must have the values that they had.
-        optimizer: built as it was then, with the same groups.
-        losses: see `record`.
-        fetch: see `record`.
-        weights: see `record`.
-
-    Raises:
-        StoreError: no finished run is there, or a part of it is torn.
-    """
-    place = Folder(Path(folder))
-    manifest = place.manifest()
-    task = Task(losses, fetch, manifest["clip_norm"], weights)
-    replica = Replica(model, optimizer, task, place)
-    replica.modes = [tuple(mode) for mode in manifest["modes"]]
-    return Trajectory(place, replica)

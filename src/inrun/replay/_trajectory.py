@@ -6,14 +6,18 @@ Backward, a segment between two kept states is played again from its first one. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
 from inrun.replay._agreement import check_norm, check_state
-from inrun.replay._folder import Keeper, Step
-from inrun.replay._replica import Replica
+from inrun.replay._folder import Folder, Keeper, Step
+from inrun.replay._replica import Fetch, Losses, Replica, Task
 from inrun.replay._schedule import stops
 from inrun.replay._snapshot import Snapshot
 
@@ -147,3 +151,33 @@ class Trajectory:
         if last in self.kept:
             check_state(self.replica, last, self.keeper.state(last), start)
         return found
+
+
+def open_trajectory(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    fetch: Fetch,
+    *,
+    weights: Callable[[Any], Tensor] | None = None,
+) -> Trajectory:
+    """A recorded run, in another process.
+
+    Args:
+        folder: where it was recorded.
+        model: built as it was then; frozen parameters must have the values that they had.
+        optimizer: built as it was then, with the same groups.
+        losses: see `record`.
+        fetch: see `record`.
+        weights: see `record`.
+
+    Raises:
+        StoreError: no finished run is there, or a part of it is torn.
+    """
+    place = Folder(Path(folder))
+    manifest = place.manifest()
+    task = Task(losses, fetch, manifest["clip_norm"], weights)
+    replica = Replica(model, optimizer, task, place)
+    replica.modes = [tuple(mode) for mode in manifest["modes"]]
+    return Trajectory(place, replica)
