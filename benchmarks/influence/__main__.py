@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.data import UnavailableError
 from benchmarks.influence.cell import (
     Setting,
-    carried,
+    carried_push,
     cost,
     fidelity,
     print_peak,
@@ -20,7 +20,7 @@ from benchmarks.results_file import cells
 RATES = (1e-3, 1e-4, 1e-5)
 GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
-KINDS = {"fidelity": fidelity, "carried": carried, "proxy": proxy_against_error, "cost": cost}
+KINDS = {"fidelity": fidelity, "carried": carried_push, "proxy": proxy_against_error, "cost": cost}
 
 
 def grid(quick: bool) -> list[str]:

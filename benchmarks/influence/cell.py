@@ -21,9 +21,8 @@ from torch import nn
 import inrun
 from benchmarks.influence.models import TASKS
 from benchmarks.results_file import RESULTS
-from inrun.replay import Lookahead, tracin
+from inrun.replay import KINK_WIDTH, Lookahead, tracin
 
-KINK_WIDTH = 0.01
 NOISE = 1e-5
 CARRY = 40
 
@@ -205,18 +204,16 @@ def fidelity(setting: Setting) -> dict[str, Any]:
         if name in JUDGED_EACH:
             parts = _columns(method(each).values(), order, each)
             found[name]["spearman_each"] = rank_correlation(parts, truth[:, 1:])
-    proxy = inrun.lookahead(run, mean).error_proxy()
     return {
         "methods": found,
         "truth_again": agreement(other[:, :1], truth[:, :1])
         | {"spearman_each": rank_correlation(other[:, 1:], truth[:, 1:])},
-        "proxy": {"ratio": proxy.ratio, "spread": proxy.spread, "verdict": proxy.verdict},
         "truth": _digits(truth[:, :1]),
         "steps": len(run.steps),
     }
 
 
-def carried(setting: Setting) -> dict[str, Any]:
+def carried_push(setting: Setting) -> dict[str, Any]:
     """The finite push with moments carried, against the truth of the setting's fidelity cell."""
     experiment = Experiment(setting)
     run = experiment.train()
@@ -238,10 +235,11 @@ def proxy_against_error(setting: Setting) -> dict[str, Any]:
     order, mean = experiment.left_out[:100], experiment.mean
     truth = _columns(inrun.truth.retrain(run, mean, order), order, mean)
     result = inrun.lookahead(run, mean)
+    carried = inrun.lookahead(run, mean, push="finite", samples=order)
     proxy = result.error_proxy()
     return {
-        "proxy": proxy.ratio,
-        "spread": proxy.spread,
+        **asdict(proxy),
+        "carried": agreement(_columns(carried.values(), order, mean), truth),
         "tangent": agreement(_columns(result.values(), order, mean), truth),
     }
 

@@ -53,8 +53,9 @@ def write_page() -> None:
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "KINKS": _kinks(kinds["fidelity"]),
         "PROXY": _proxy(kinds["proxy"]),
+        "VERDICTS": _verdicts(kinds["proxy"]),
+        "TRUST": f"{ErrorProxy.TRUST:g}",
         "RANKING": f"{ErrorProxy.RANKING:g}",
-        "NOTHING": f"{ErrorProxy.NOTHING:g}",
         "COST": _cost(kinds["cost"]),
         "RUN": _run(stored),
     }
@@ -113,23 +114,52 @@ def _kinks(cells: Cells) -> str:
     return _markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
 
 
+def _size(record: Record) -> float:
+    return ErrorProxy(record["second_order"], record["spread"], record["kinks"]).size
+
+
 def _proxy(cells: Cells) -> str:
+    groups = {task: [(s, r) for s, r in cells.items() if s.task == task] for task in _tasks(cells)}
+    groups["all cells"] = list(cells.items())
     rows = []
-    for task in _tasks(cells):
-        records = [(s, r) for s, r in cells.items() if s.task == task]
-        for name, size in (
-            ("proxy", [r["proxy"] for _, r in records]),
-            ("learning rate alone", [s.rate for s, _ in records]),
-        ):
-            error = [r["tangent"]["relative_error"] for _, r in records]
-            ranks = [-r["tangent"]["spearman"] for _, r in records]
+    for task, records in groups.items():
+        by = {
+            "error proxy": [_size(r) for _, r in records],
+            "second order alone": [r["second_order"] for _, r in records],
+            "kinks alone": [r["kinks"] for _, r in records],
+            "learning rate": [s.rate for s, _ in records],
+        }
+        for name, size in by.items():
+            row = [task, f"{len(records)}", name]
+            for push in ("carried", "tangent"):
+                error = [r[push]["relative_error"] for _, r in records]
+                known = len(set(size)) > 1
+                row.append(f"{spearmanr(size, error)[0]:.2f}" if known else "none to rank")
+            rows.append(row)
+    head = ["task", "cells", "ranked by", "error of `carried push`", "error of `look-ahead`"]
+    return _markdown(head, rows)
+
+
+def _verdicts(cells: Cells) -> str:
+    rows = []
+    for verdict in ("trust", "trust the ranking only", "do not trust"):
+        found = [
+            r["carried"]
+            for r in cells.values()
+            if ErrorProxy(r["second_order"], r["spread"], r["kinks"]).verdict == verdict
+        ]
+        if found:
+            ranks, errors = (
+                np.percentile([f[name] for f in found], [0, 50, 100])
+                for name in ("spearman", "relative_error")
+            )
             rows.append(
                 [
-                    task, name, f"{len(records)}", f"{spearmanr(size, error)[0]:.2f}",
-                    f"{spearmanr(size, ranks)[0]:.2f}",
+                    verdict, f"{len(found)}", f"{ranks[1]:.3f} ({ranks[0]:.3f} to {ranks[2]:.3f})",
+                    f"{errors[1]:.1%} ({errors[0]:.1%} to {errors[2]:.1%})",
                 ]
             )  # fmt: skip
-    head = ["task", "by", "cells", "rank correlation with the relative error", "with lost Spearman"]
+    head = ["verdict", "cells", "Spearman, median (range)", "relative error, median (range)"]
     return _markdown(head, rows)
 
 
@@ -205,8 +235,8 @@ def _plot_proxy(cells: Cells, path: Path) -> None:
     for task in _tasks(cells):
         rows = [
             {
-                "proxy": max(record["proxy"], 1e-7),
-                "error": record["tangent"]["relative_error"],
+                "proxy": max(_size(record), 1e-7),
+                "error": record["carried"]["relative_error"],
                 "rate": f"{setting.rate:g}",
                 "steps": setting.steps,
             }

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import inrun
 from inrun.errors import MisuseError
@@ -36,7 +37,11 @@ def test_one_samples_perturbation_is_the_derivative_of_the_last_weights():
         assert (delta[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-def second_order(run, train):
+def smooth():
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+def by_hand(run, train):
     """1/2 sum_i delta_i^T H_V delta_i, with the Hessian written out."""
     each = torch.eye(SAMPLES, dtype=torch.float64)
     delta = perturbation(run, lambda ids: each[torch.as_tensor(ids)], removal_named("renormalise"))
@@ -59,8 +64,8 @@ def test_the_proxy_is_the_second_order_over_the_first():
     run = recorded(train)
     result = inrun.lookahead(run, utility(train))
     proxy = result.error_proxy(mixtures=400)
-    wanted = abs(second_order(run, train)) / np.abs(result.values()["value"].to_numpy()).sum()
-    assert abs(proxy.ratio - wanted) < 4 * proxy.spread
+    wanted = abs(by_hand(run, train)) / np.abs(result.values()["value"].to_numpy()).sum()
+    assert abs(proxy.second_order - wanted) < 4 * proxy.spread
     assert proxy.spread < 0.3 * wanted
 
 
@@ -68,26 +73,47 @@ def test_a_smaller_rate_is_trusted_more():
     ratios, verdicts = [], []
     for rate in (1e-6, 1.0):
         train = training("mlp", lambda m, lr=rate: torch.optim.SGD(m.parameters(), lr=lr))
+        train.build = smooth
         proxy = inrun.lookahead(recorded(train), utility(train)).error_proxy()
-        ratios.append(proxy.ratio)
+        ratios.append(proxy.second_order)
         verdicts.append(str(proxy))
     assert ratios[0] < 1e-4 < ratios[1]
     assert verdicts[0].startswith("trust:")
     assert verdicts[1].startswith("do not trust:")
 
 
+def test_kinks_count_where_there_are_some():
+    ratios = {}
+    for name in ("mlp", "gpt2-tied"):
+        train = training(name)
+        ratios[name] = inrun.lookahead(recorded(train), utility(train)).error_proxy().kinks
+    assert ratios["gpt2-tied"] == 0
+    assert ratios["mlp"] > 0
+
+
 @pytest.mark.parametrize(
-    "how", [{"horizon": 2}, {"dynamics": "sgd"}, {"push": "finite", "samples": [0]}]
-)
+    ("parts", "verdict"),
+    [
+        ((1e-3, 0.0, 1e-3), "trust"), ((0.1, 0.0, 0.0), "trust the ranking only"),
+        ((0.0, 0.0, 0.1), "trust the ranking only"), ((0.0, 0.0, 0.3), "do not trust"),
+        ((1.0, 0.0, 0.0), "do not trust"), ((float("inf"), 0.0, 0.0), "do not trust"),
+    ],
+)  # fmt: skip
+def test_the_worse_of_the_two_decides(parts, verdict):
+    proxy = inrun.replay.ErrorProxy(*parts)
+    assert proxy.verdict == verdict
+    assert str(proxy).startswith(verdict + ":")
+
+
+@pytest.mark.parametrize("how", [{"horizon": 2}, {"dynamics": "sgd"}, {"curve": {2: 1.0}}])
 def test_it_is_refused_for_other_values(how):
     train = training("mlp")
     with pytest.raises(MisuseError, match="whole run"):
         inrun.lookahead(recorded(train), utility(train), **how).error_proxy()
 
 
-def test_it_is_given_for_the_finite_push_of_all():
+def test_it_is_of_the_run_whatever_the_push():
     train = training("mlp")
     run, judged = recorded(train), utility(train)
-    both = [inrun.lookahead(run, judged, push=push).error_proxy() for push in ("tangent", "finite")]
-    assert both[0].ratio > 0
-    assert both[1].ratio > 0
+    finite = inrun.lookahead(run, judged, push="finite", samples=[run.sample_ids()[0]])
+    assert finite.error_proxy() == inrun.lookahead(run, judged).error_proxy()

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # not those that only work in place: their result is another name of what they were given
+KINK_WIDTH = 0.01
+
 _RELUS = {F.relu, torch.relu, Tensor.relu}
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from inrun.errors import MisuseError
 from inrun.replay._dynamics import dynamics_named
 from inrun.replay._horizon import Curve, Horizon, Windows
-from inrun.replay._proxy import ErrorProxy, error_proxy
+from inrun.replay._kinks import KINK_WIDTH
+from inrun.replay._proxy import ErrorProxy, kink_share, second_order
 from inrun.replay._push import push_named
 from inrun.replay._removal import removal_named
 from inrun.replay._sweep import Method, sweep
@@ -179,28 +180,35 @@ class Lookahead:
         return table.sort_by("sample_id")
 
     def error_proxy(self, mixtures: int = 8, seed: int = 0) -> ErrorProxy:
-        """How far these values can be trusted, from the recorded run alone; one forward sweep.
+        """How far look-ahead can be trusted on this run, from the recorded run alone.
+
+        One sweep forward, and one or two backward.
 
         Args:
-            mixtures: random mixtures of removals that are carried side by side.
+            mixtures: random mixtures of removals that are carried forward side by side.
             seed: of the signs.
 
         Returns:
-            The second order of removal over the first, its standard error, and a verdict in words:
-            `print(result.error_proxy())`. docs/influence.md has what it was measured against.
+            How far from first order removal is, in two figures, and a verdict in words:
+            `print(result.error_proxy())`. docs/influence.md has what they were measured against.
 
         Raises:
-            MisuseError: the values are not of the whole run, of its own optimizer, of all samples.
+            MisuseError: the values are not of the whole run or not of its own optimizer.
         """
-        visits = sum(step.samples for step in self._run.steps)
         method = self._method
-        whole = method is not None and method.horizon.whole and method.dynamics.name == "optimizer"
-        if method is None or not whole or self.visits().num_rows < visits:
+        if method is None or not method.horizon.whole or method.dynamics.name != "optimizer":
             raise MisuseError(
-                "The error proxy is for values of all samples over the whole run: call "
-                "inrun.lookahead(run, utility) with horizon=None, its own dynamics, and no samples."
+                "The error proxy is for values over the whole run: call inrun.lookahead(run, "
+                "utility) with horizon=None and the run's own dynamics."
             )
-        table = self.values()
-        values = zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True)
         removal = method.removal
-        return error_proxy(self._run, self._utility, removal, dict(values), mixtures, seed)
+        plain, counted = (
+            lookahead(self._run, self._utility, removal=removal.name, kink_width=width)._by_sample()
+            for width in (0.0, KINK_WIDTH)
+        )
+        ratio, spread = second_order(self._run, self._utility, removal, plain, mixtures, seed)
+        return ErrorProxy(ratio, spread, kink_share(plain, counted))
+
+    def _by_sample(self) -> dict[object, float]:
+        table = self.values()
+        return dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
