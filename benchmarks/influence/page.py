@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 from scipy.stats import spearmanr
 
-from benchmarks.influence.cell import NOISE, Setting
+from benchmarks.influence.cell import CARRY, NOISE, Setting
 from benchmarks.results_file import RESULTS
 from inrun.replay import ErrorProxy
 
@@ -48,7 +48,6 @@ def write_page() -> None:
     _plot_proxy(kinds["proxy"], DOCS / "img" / "influence-proxy.svg")
     template = (Path(__file__).parent / "page.md").read_text()
     parts = {
-        "NOISE": f"{NOISE:g}",
         "TABLES": _tables(kinds["fidelity"]),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "KINKS": _kinks(kinds["fidelity"]),
@@ -58,6 +57,8 @@ def write_page() -> None:
         "RANKING": f"{ErrorProxy.RANKING:g}",
         "COST": _cost(kinds["cost"]),
         "RUN": _run(stored),
+        "NOISE": f"{NOISE:g}",
+        "CARRY": f"{CARRY}",
     }
     for name, text in parts.items():
         template = template.replace("{{" + name + "}}", text)
@@ -92,15 +93,21 @@ def _tables(cells: Cells) -> str:
             row = [method if method == TRUTH else f"`{method}`"]
             for rate in _rates(cells):
                 found = _of(cells, task, rate, method)
-                text = f"{np.mean([f['spearman'] for f in found]):.3f}" if found else ""
-                if found and all("spearman_each" in f for f in found):
-                    text += f" ({np.mean([f['spearman_each'] for f in found]):.2f})"
-                row.append(text)
+                row.append(_agreement(found))
             rows.append(row)
         seeds = len({s.seed for s in cells if s.task == task})
         head = [f"{task}, {seeds} seeds", *(f"rate {rate:g}" for rate in _rates(cells))]
         parts.append(_markdown(head, rows))
     return "\n\n".join(parts)
+
+
+def _agreement(found: list[Record]) -> str:
+    if not found:
+        return ""
+    text = f"{np.mean([f['spearman'] for f in found]):.3f}"
+    if all("spearman_each" in f for f in found):
+        text += f" ({np.mean([f['spearman_each'] for f in found]):.2f})"
+    return text + f"; {np.median([f['relative_error'] for f in found]):.1%}"
 
 
 def _kinks(cells: Cells) -> str:
@@ -109,7 +116,7 @@ def _kinks(cells: Cells) -> str:
         row = [task]
         for rate in _rates(cells):
             found = _of(cells, task, rate, "look-ahead, carried push")
-            row.append(f"{np.mean([f['relative_error'] for f in found]):.1%}" if found else "")
+            row.append(f"{np.median([f['relative_error'] for f in found]):.1%}" if found else "")
         rows.append(row)
     return _markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
 
@@ -166,21 +173,16 @@ def _verdicts(cells: Cells) -> str:
 def _cost(cells: Cells) -> str:
     if not cells:
         return "Not measured yet."
-    rows = []
-    for setting, record in cells.items():
-        times, growth = record["times"], record["growth_mb"]
-        rows.append(
-            [
-                setting.task, f"{record['parameters']:,}",
-                *(f"{t:.1f}" for name, t in times.items() if name != "training"),
-                " / ".join(f"{g:.0f}" for g in growth.values()),
-                f"{record['disk_mb']:.0f}",
-            ]
-        )  # fmt: skip
-    first = next(iter(cells.values()))
-    names = [f"`{name}`" for name in first["times"] if name != "training"]
-    memory = "memory, MB: " + " / ".join(first["growth_mb"])
-    return _markdown(["task", "parameters", *names, memory, "disk, MB"], rows)
+    records = list(cells.values())
+    rows = [["parameters", *(f"{r['parameters']:,}" for r in records)]]
+    rows += [["one training, seconds", *(f"{r['seconds_of_training']:.2f}" for r in records)]]
+    for name in records[0]["times"]:
+        if name != "training":
+            rows.append([f"`{name}`, times", *(f"{r['times'][name]:.1f}" for r in records)])
+    for name in records[0]["growth_mb"]:
+        rows.append([f"memory of `{name}`, MB", *(f"{r['growth_mb'][name]:.0f}" for r in records)])
+    rows.append(["disk, MB", *(f"{r['disk_mb']:.0f}" for r in records)])
+    return _markdown(["", *(setting.task for setting in cells)], rows)
 
 
 def _run(stored: dict[str, Any]) -> str:
