@@ -29,6 +29,17 @@ class UnavailableError(RuntimeError):
     """A registry did not give what a benchmark needs."""
 
 
+def gpu() -> torch.device:
+    """The GPU that a large size runs on.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise UnavailableError("the large size needs a GPU, and PyTorch sees none")
+    return torch.device("cuda")
+
+
 def _npm(package: str) -> Path:
     """The unpacked folder of an npm package."""
     folder = CACHE / re.sub(r"\W+", "-", package)

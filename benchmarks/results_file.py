@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
 
@@ -42,19 +44,55 @@ def _commit() -> str:
 
 
 def cells(
-    name: str, keys: Iterable[str], measure: Callable[[str], Any], *, fresh: bool = False
+    name: str,
+    keys: Iterable[str],
+    measure: Callable[[str], Any],
+    *,
+    fresh: bool = False,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Measures each key that is not on disk yet, saving after each; returns all of them."""
-    path = RESULTS / f"{name}.json"
+    """Measures each key that is not on disk yet, saving after each; returns all of them.
+
+    Args:
+        name: of the file under `results/`.
+        keys: the cells' names.
+        measure: (key) -> what JSON can hold; a function of a module, for other processes to find.
+        fresh: forget what is on disk.
+        processes: how many cells to measure side by side, each on one thread.
+    """
+    path, keys = RESULTS / f"{name}.json", list(keys)
     measured_with = environment()
     found: dict[str, Any] = {}
     if path.exists() and not fresh:
         found = json.loads(path.read_text())["cells"]
-    for key in keys:
-        if key not in found:
-            print(f"{name}: {key}", flush=True)
-            found[key] = {"environment": measured_with, "result": measure(key)}
-            path.parent.mkdir(exist_ok=True)
-            text = json.dumps({"benchmark": name, "cells": found}, indent=1)
-            path.write_text(text + "\n")
+    missing = [key for key in keys if key not in found]
+    for key, (seconds, result) in _measured(missing, measure, processes):
+        print(f"{name}: {key}: {seconds:.0f} s", flush=True)
+        facts = measured_with | {"threads": 1, "seconds": round(seconds, 1)}
+        found[key] = {"environment": facts, "result": result}
+        path.parent.mkdir(exist_ok=True)
+        text = json.dumps({"benchmark": name, "cells": found}, indent=1)
+        path.write_text(text + "\n")
     return {key: found[key]["result"] for key in keys}
+
+
+def _measured(
+    keys: list[str], measure: Callable[[str], Any], processes: int
+) -> Iterator[tuple[str, tuple[float, Any]]]:
+    """(key, (seconds, result)) as they come in."""
+    fresh_start = multiprocessing.get_context("spawn")  # forked processes share thread pools
+    with ProcessPoolExecutor(
+        processes, mp_context=fresh_start, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        waiting = {pool.submit(_timed, measure, key): key for key in keys}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _timed(measure: Callable[[str], Any], key: str) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = measure(key)
+    return time.perf_counter() - began, result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.data import UnavailableError
+from benchmarks.fidelity.ablation import measure as measure_ablation
 from benchmarks.fidelity.cell import Setting, measure
 from benchmarks.results_file import cells
 
@@ -13,10 +14,16 @@ SWEPT = ("mlp-mnist", "gpt2-brown")
 RATES = (0.01, 0.1, 0.3, 3.0, 10.0, 30.0)
 
 
-def grid(quick: bool) -> list[Setting]:
-    """The standard grid, or a part of it that runs in under three minutes."""
-    if quick:
+def grid(size: str) -> list[Setting]:
+    """The standard grid, a part of it that runs in under three minutes, or the GPU's."""
+    if size == "quick":
         return [Setting(task) for task in ("mlp-mnist", "resnet-mnist", "gpt2-brown")]
+    if size == "large":
+        return [
+            Setting(task, precision=precision)
+            for task in ("gpt2-small-brown", "llama-1b-brown")
+            for precision in ("float32", "bf16")
+        ]
     settings = [Setting(task, seed=seed) for seed in range(3) for task in MODELS]
     for task in SWEPT:
         settings += [Setting(task, rate=rate) for rate in RATES]
@@ -24,20 +31,29 @@ def grid(quick: bool) -> list[Setting]:
             Setting(task, optimizer=name) for name in ("sgd", "sgd-momentum", "adam", "adamw-95")
         ]
         settings += [Setting(task, clip=False), Setting(task, schedule="cosine")]
-    return [*settings, Setting("minilm-r8")]
+        settings += [Setting(task, precision=precision) for precision in ("bf16", "bf16-both")]
+    settings += [Setting("llama-tied-brown", schedule="cosine", seed=seed) for seed in range(3)]
+    return settings + [Setting("minilm-r8", seed=seed) for seed in range(3)]
 
 
 def main() -> None:
     """Parses the command line, measures, writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three models, one seed")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quick", action="store_true", help="three models, one seed")
+    group.add_argument("--large", action="store_true", help="GPT-2 small and a 1B Llama, on a GPU")
     parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
     parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
+    parser.add_argument("--processes", type=int, default=2, help="cells side by side")
     given = parser.parse_args()
-    keys = [setting.key for setting in grid(given.quick)]
+    size = "quick" if given.quick else "large" if given.large else "standard"
     if not given.page_only:
         try:
-            cells("fidelity", keys, measure, fresh=given.fresh)
+            options = {"fresh": given.fresh, "processes": 1 if size == "large" else given.processes}
+            cells("fidelity", [s.key for s in grid(size)], measure, **options)
+            if size == "standard":
+                keys = [Setting(task, seed=seed).key for task in SWEPT for seed in range(2)]
+                cells("fidelity_ablation", keys, measure_ablation, **options)
         except UnavailableError as error:
             print(f"stopped: {error}. What was measured before is kept.")
     from benchmarks.fidelity.page import write_page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 import inrun
 from benchmarks.fidelity.models import TASKS
-from inrun.directions import ESTIMATORS
+from inrun.directions import Direction
 from inrun.ledger import residual_shares
 from inrun.truth import StepGame, agreement, sample_shares, shapley_values
 from inrun.utility import take_rows
@@ -32,6 +33,7 @@ class Setting:
     clip: bool = True
     schedule: str = "constant"
     seed: int = 0
+    precision: str = "float32"
 
     @property
     def key(self) -> str:
@@ -44,7 +46,7 @@ class Setting:
         given = dict(part.split("=") for part in key.split(" "))
         return Setting(
             given["task"], given["optimizer"], float(given["rate"]), given["clip"] == "True",
-            given["schedule"], int(given["seed"]),
+            given["schedule"], int(given["seed"]), given["precision"],
         )  # fmt: skip
 
     def build_optimizer(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -79,7 +81,12 @@ class Cell:
         self.optimizer = setting.build_optimizer(self.model, self.task.learning_rate)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         held_out = torch.arange(self.task.rows)[-self.task.validation_rows :]
-        self.utility = inrun.Utility(self.task.loss_fn, self.task.fetch(held_out))
+        self.utility = inrun.Utility(self._validation_loss, self.task.fetch(held_out))
+
+    def _validation_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """In float32, unless bf16 is asked for there too."""
+        with self._precision() if self.setting.precision == "bf16-both" else nullcontext():
+            return self.task.loss_fn(model, batch)
 
     def _batches(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(self.setting.seed)
@@ -112,28 +119,37 @@ class Cell:
         optimizer: torch.optim.Optimizer,
         batch: Any,
         attribution: inrun.Attribution | None = None,
+        stretch: float = 1.0,
     ) -> float:
-        """One training step; gives the clip coefficient."""
+        """One training step; gives what became of the gradient, as a factor."""
         optimizer.zero_grad()
-        if attribution is None:
+        ids = range(self.task.players)
+        with nullcontext() if attribution is None else attribution.batch(ids), self._precision():
             self.task.loss_fn(model, batch).backward()
-        else:
-            with attribution.batch(range(self.task.players)):
-                self.task.loss_fn(model, batch).backward()
-        coefficient = 1.0
         if self.setting.clip:
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), CLIP))
-            coefficient = min(1.0, CLIP / (norm + 1e-6))
+            factor = min(1.0, CLIP / (norm + 1e-6))
+        else:
+            factor = 1.0
+        if stretch != 1.0:
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(stretch)
         optimizer.step()
-        return coefficient
+        return factor * stretch
+
+    def _precision(self) -> torch.autocast:
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.setting.precision != "float32")
+
+    def _term(self, batch: Any, i: int) -> torch.Tensor:
+        """Sample i's own loss."""
+        with self._precision():
+            return self.task.terms(self.model, take_rows(batch, [i])).sum()
 
     def _check(self, step: int, batch: Any) -> dict[str, Any] | None:
-        copies = copy.deepcopy((self.model, self.optimizer))
-        k = self._step(*copies, batch)
-        n = self.task.players
-        shares = sample_shares(
-            self.model, lambda i: k * self.task.terms(self.model, _row(batch, i)).sum() / n, n
-        )
+        k, n = self._step(*copy.deepcopy((self.model, self.optimizer)), batch), self.task.players
+        shares = sample_shares(self.model, lambda i: k * self._term(batch, i) / n, n)
         table = StepGame(self.model, self.optimizer, shares, self.utility).table()
         if not np.isfinite(table).all():
             return None
@@ -141,8 +157,9 @@ class Cell:
             "shared": shapley_values(table)[:n, 0],
             "given": shapley_values(table[2**n :])[:, 0],
         }
-        estimates = {name: self._estimate(name, "hold", batch) for name in ESTIMATORS}
-        estimates["path, stream"] = self._estimate("path", "stream", batch)
+        estimates = {name: self._estimate(name, batch) for name in self.task.estimators}
+        estimates["path, attached"] = self._estimate("path", batch, smoothed_steps=10)
+        estimates["path, stream"] = self._estimate("path", batch, capture="stream")
         return {
             "step": step,
             "truth": {game: values.tolist() for game, values in truth.items()},
@@ -156,25 +173,29 @@ class Cell:
             },
         }
 
-    def _estimate(self, name: str, capture: str, batch: Any) -> dict[str, Any]:
+    def _estimate(
+        self,
+        estimator: str | Direction,
+        batch: Any,
+        *,
+        capture: str = "hold",
+        smoothed_steps: int = 0,
+        stretch: float = 1.0,
+    ) -> dict[str, Any]:
         """One estimator's values for the coming step, taken by copies."""
         model, optimizer = copy.deepcopy((self.model, self.optimizer))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             attribution = inrun.attach(
-                model, optimizer, self.utility, estimator=name, capture=capture,
-                smoothed_steps=0, progress=False, self_test=False,
+                model, optimizer, self.utility, estimator=estimator, capture=capture,
+                smoothed_steps=smoothed_steps, progress=False, self_test=False,
             )  # fmt: skip
-            self._step(model, optimizer, batch, attribution)
+            self._step(model, optimizer, batch, attribution, stretch)
         attribution.detach()
         return {
             "values": attribution.values()["value"].to_pylist(),
             "residual": float(residual_shares(attribution.ledger())[0]),
         }
-
-
-def _row(batch: Any, i: int) -> Any:
-    return take_rows(batch, [i])
 
 
 def measure(key: str) -> list[dict[str, Any]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import data
+from inrun.directions import ESTIMATORS
 
-VOCABULARY, LENGTH = 4000, 32
+VOCABULARY, LENGTH, LARGE_LENGTH = 4000, 32, 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Task:
     learning_rate: float
     steps: tuple[int, ...]
     players: int = 6
+    estimators: tuple[str, ...] = tuple(ESTIMATORS)
 
     def loss_fn(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean over samples."""
@@ -61,6 +64,7 @@ def _resnet() -> nn.Module:
 
 def _images(build: Callable[[], nn.Module], learning_rate: float = 1e-3) -> Task:
     images, labels = data.mnist()
+    images = images.to(torch.get_default_dtype())
 
     def terms(model: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
@@ -71,31 +75,43 @@ def _images(build: Callable[[], nn.Module], learning_rate: float = 1e-3) -> Task
     )  # fmt: skip
 
 
-def _gpt2() -> nn.Module:
+def _gpt2(width: int, layers: int, heads: int, length: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=4,
+            vocab_size=VOCABULARY, n_positions=length, n_embd=width, n_layer=layers, n_head=heads,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )
     )  # fmt: skip
 
 
-def _llama(tied: bool) -> nn.Module:
+def _llama(width: int, layers: int, heads: int, length: int, tied: bool = False) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=LENGTH,
-            tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+            vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width,
+            num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2,
+            max_position_embeddings=length, tie_word_embeddings=tied,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
         )
     )  # fmt: skip
 
 
-def _language(build: Callable[[], nn.Module]) -> Task:
-    sequences = data.brown(VOCABULARY, LENGTH)
+def _large(build: Callable[[], nn.Module], learning_rate: float, players: int) -> Task:
+    """On a GPU. No smoothing: its materialized shares are `players` models."""
+    device = data.gpu()
+    task = _language(lambda: build().to(device), length=LARGE_LENGTH)
+    return replace(
+        task, fetch=lambda rows: task.fetch(rows).to(device), learning_rate=learning_rate,
+        players=players, steps=(2, 5, 10, 30, 100),
+        estimators=tuple(name for name in ESTIMATORS if name != "path-smoothed"),
+    )  # fmt: skip
+
+
+def _language(build: Callable[[], nn.Module], length: int = LENGTH) -> Task:
+    sequences = data.brown(VOCABULARY, length)
 
     def terms(model: nn.Module, batch: Any) -> Tensor:
         logits = model(input_ids=batch).logits[:, :-1]
@@ -139,8 +155,11 @@ def _minilm() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "mlp-mnist": lambda: _images(_mlp),
     "resnet-mnist": lambda: _images(_resnet),
-    "gpt2-brown": lambda: _language(_gpt2),
-    "llama-brown": lambda: _language(lambda: _llama(tied=False)),
-    "llama-tied-brown": lambda: _language(lambda: _llama(tied=True)),
+    "gpt2-brown": lambda: _language(lambda: _gpt2(64, 2, 4, LENGTH)),
+    "llama-brown": lambda: _language(lambda: _llama(48, 2, 4, LENGTH)),
+    "llama-tied-brown": lambda: _language(lambda: _llama(48, 2, 4, LENGTH, tied=True)),
     "minilm-r8": _minilm,
+    # 88 million and 1.0 billion parameters: GPT-2 small and a 1B Llama, with the small vocabulary
+    "gpt2-small-brown": lambda: _large(lambda: _gpt2(768, 12, 12, LARGE_LENGTH), 3e-4, 6),
+    "llama-1b-brown": lambda: _large(lambda: _llama(2048, 26, 16, LARGE_LENGTH), 1e-4, 4),
 }

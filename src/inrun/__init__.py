@@ -10,7 +10,7 @@
 A value is a contribution to the *reduction* of the validation loss, in its units: positive helped.
 """
 
-from inrun import errors, truth
+from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
 from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "lookahead",
     "open_trajectory",
+    "optim",
     "record",
     "truth",
 ]

@@ -144,8 +144,8 @@ def test_attach_checks_what_it_is_given():
         inrun.attach(model, optimizer, data)
     with pytest.raises(MisuseError, match="none of the model's"):
         inrun.attach(nn.Linear(4, 3), optimizer, utility)
-    with pytest.raises(NotSupportedError, match="Adagrad"):
-        inrun.attach(model, torch.optim.Adagrad(model.parameters()), utility)
+    with pytest.raises(NotSupportedError, match="LBFGS cannot be scored"):
+        inrun.attach(model, torch.optim.LBFGS(model.parameters()), utility)
     with pytest.raises(NotSupportedError, match="compiled"):
         inrun.attach(torch.compile(model), optimizer, utility)
     assert not optimizer._optimizer_step_pre_hooks

@@ -21,7 +21,9 @@ def test_the_code_runs(tmp_path, capsys):
         exec(compile(code, f"README.md:{name}", "exec"), namespace)
     assert namespace["attribution"].values().num_rows == 200
     assert namespace["attribution"].covered == 1.0
-    assert "worst_target" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "worst_target" in printed
+    assert "Pearson R with exact Shapley values" in printed
 
 
 def test_the_two_commands_exist():

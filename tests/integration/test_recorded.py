@@ -324,8 +324,8 @@ def test_what_cannot_be_recorded_is_refused():
     with pytest.raises(ReplaceLayerError, match="BatchNorm1d"):
         inrun.record(model, torch.optim.SGD(model.parameters(), lr=0.1), losses, fetch)
     model = nn.Linear(4, 4)
-    with pytest.raises(NotSupportedError, match="Rprop"):
-        inrun.record(model, torch.optim.Rprop(model.parameters()), losses, fetch)
+    with pytest.raises(NotSupportedError, match="LBFGS"):
+        inrun.record(model, torch.optim.LBFGS(model.parameters()), losses, fetch)
     other = nn.Linear(4, 4)
     both = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
     with pytest.raises(MisuseError, match="not the model's"):
@@ -380,3 +380,13 @@ def test_a_closure_is_refused():
         train.losses(model, train.fetch([0, 1])).sum().backward()
     with pytest.raises(MisuseError, match="closure"):
         optimizer.step(lambda: None)
+
+
+def test_a_rule_without_derivative_is_recorded_and_retrained_but_not_looked_through():
+    train = training("mlp", lambda m: torch.optim.RMSprop(m.parameters(), lr=1e-3))
+    run = recorded(train, budget=1)
+    run.check()
+    table = inrun.truth.retrain(run, utility(train), [0])
+    assert np.isfinite(table["value"].to_numpy()).all()
+    with pytest.raises(NotSupportedError, match="derivative of its step"):
+        inrun.lookahead(run, utility(train))

@@ -12,10 +12,12 @@ from math import comb
 
 import torch
 
+from inrun.optim import copies
+
 
 def stepped(model, optimizer, gradients):
     """The weights after the real optimizer's step with these gradients, from deep copies."""
-    model, optimizer = copy.deepcopy((model, optimizer))
+    model, (optimizer,) = copies(model, [optimizer])
     for name, p in model.named_parameters():
         p.grad = None if gradients.get(name) is None else gradients[name].clone()
     optimizer.step()

@@ -5,13 +5,12 @@ import torch
 
 from inrun.errors import NotSupportedError
 from inrun.optim import Along, Move, derivative_of, joined, moves, rule_for
-from tests.unit.test_optim import ADAMS, SGDS, give_gradients, name, optimizer_of
+from tests.unit.optimizers import ADAMS, SGDS, Case, give_gradients, optimizer_of
 
 
 def steps_of(case, count=5):
     """Every move of a short run, copied."""
-    kind, setting = case
-    params, optimizer = optimizer_of(kind, setting)
+    params, optimizer = optimizer_of(case)
     rule, found = rule_for(optimizer), []
     for step in range(count):
         give_gradients(params, step)
@@ -51,7 +50,7 @@ def touched(move):
     return (second != 0).expand(move.weight.shape)
 
 
-@pytest.mark.parametrize("case", SGDS + ADAMS, ids=name)
+@pytest.mark.parametrize("case", SGDS + ADAMS, ids=lambda case: case.name)
 def test_pull_is_autograds_and_push_is_its_transpose(case):
     generator = torch.Generator().manual_seed(5)
     for move in steps_of(case):
@@ -81,7 +80,7 @@ def test_pull_is_autograds_and_push_is_its_transpose(case):
         torch.testing.assert_close(along, across, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", SGDS + ADAMS, ids=name)
+@pytest.mark.parametrize("case", SGDS + ADAMS, ids=lambda case: case.name)
 def test_moved_is_the_real_step(case):
     for move in steps_of(case):
         found = derivative_of(move.rule).moved(move, move.gradient)
@@ -91,7 +90,7 @@ def test_moved_is_the_real_step(case):
 
 
 def test_what_nothing_touched_carries_nothing():
-    params, optimizer = optimizer_of(torch.optim.AdamW, {"weight_decay": 0.0})
+    params, optimizer = optimizer_of(Case(torch.optim.AdamW, {"weight_decay": 0.0}))
     for p in params:
         p.grad = torch.zeros_like(p)
     for _, move in moves(optimizer, rule_for(optimizer)):
@@ -103,7 +102,7 @@ def test_what_nothing_touched_carries_nothing():
 
 
 def test_joined_moves_pull_alike():
-    *_, p, q = steps_of((torch.optim.AdamW, {}))
+    *_, p, q = steps_of(Case(torch.optim.AdamW, {}))
     q = Move(q.rule, q.weight, q.gradient, q.state, p.setting)
     derivative, both = derivative_of(p.rule), joined([p, q])
     draws = [draw(m, derivative, torch.Generator().manual_seed(1))[0] for m in (p, q)]

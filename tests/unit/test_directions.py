@@ -1,5 +1,7 @@
 """Each estimator is its formula, written out with the optimizer's own state, float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.directions import ESTIMATORS, direction_named
+from inrun.directions import ESTIMATORS, Path, PathSmoothed, direction_of
+from inrun.directions._coalitions import balanced_orders
 from inrun.errors import MisuseError
 from inrun.optim import moves, rule_for
+from inrun.truth import shapley_values
 from tests.oracles import shares as oracle
+from tests.oracles.shapley import shapley
 
 LR, B1, B2, EPS, CLIP = 1e-2, 0.9, 0.99, 1e-8, 0.3
 
@@ -112,22 +117,86 @@ def test_values_are_the_formula(formula):
     np.testing.assert_allclose(values, expected, rtol=1e-8, atol=1e-14)
 
 
-def test_smoothed_values_add_up_to_what_the_whole_step_is_worth():
-    torch.manual_seed(0)
-    p = nn.Parameter(torch.randn(4, 3).double())
-    optimizer = torch.optim.AdamW([p])
-    shares_B = torch.randn(5, 4, 3).double()
-    p.grad = shares_B.sum(0)
-    ((_, move),) = moves(optimizer, rule_for(optimizer))
-    gradient_K = torch.randn(2, 4, 3).double()
-    values_BK = direction_named("path-smoothed").values(move, shares_B, gradient_K)
-    moved = move.displacement(p.grad) - move.displacement(torch.zeros_like(p))
-    torch.testing.assert_close(values_BK.sum(0), (gradient_K * moved).sum((1, 2)))
-    alone = direction_named("path-smoothed").values(move, shares_B[[1, 0, 2, 3, 4]], gradient_K)
-    torch.testing.assert_close(alone, values_BK[[1, 0, 2, 3, 4]])
+class Smoothed:
+    """A first step of AdamW or Muon, as `path-smoothed` sees it."""
+
+    def __init__(self, kind, samples, shape=(4, 3)):
+        torch.manual_seed(0)
+        self.p = nn.Parameter(torch.randn(shape).double())
+        optimizer = kind([self.p], lr=LR)
+        self.shares_B = torch.randn(samples, *shape).double()
+        self.p.grad = self.shares_B.sum(0)
+        ((_, self.move),) = moves(optimizer, rule_for(optimizer))
+        self.gradient_K = torch.randn(2, *shape).double()
+
+    def values(self, order):
+        return PathSmoothed().values(self.move, self.shares_B[order], self.gradient_K)
+
+    def worth(self, members):
+        """What a coalition displaces, along the gradients, (K,)."""
+        moved = self.move.displacement(self.shares_B[list(members)].sum(0))
+        return (self.gradient_K * moved).sum((1, 2))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Muon], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("samples", [1, 5, 11])  # by coalitions; by quadrature or by orders
+def test_smoothed_values_add_up_to_what_the_whole_step_is_worth(kind, samples):
+    step = Smoothed(kind, samples)
+    order = list(range(samples))
+    values_BK = step.values(order)
+    torch.testing.assert_close(values_BK.sum(0), step.worth(order) - step.worth([]))
+    if samples == 5 or kind is torch.optim.AdamW:  # random orders are of places, not of samples
+        turned = [*order[1:], 0]
+        torch.testing.assert_close(step.values(turned), values_BK[turned])
+
+
+def test_no_sample_has_no_value():
+    assert Smoothed(torch.optim.AdamW, 3).values([]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Muon], ids=lambda k: k.__name__)
+def test_few_samples_are_smoothed_exactly(kind):
+    """Shapley's value of the update, by the definition."""
+    step = Smoothed(kind, 4)
+    table = {
+        members: step.worth(members)
+        for size in range(5)
+        for members in itertools.combinations(range(4), size)
+    }
+    for target in range(2):
+        worth = {members: value[target] for members, value in table.items()}
+        expected = shapley({m: float(v) for m, v in worth.items()}, 4)
+        torch.testing.assert_close(step.values(range(4))[:, target], expected)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Muon], ids=lambda k: k.__name__)
+def test_more_samples_are_smoothed_nearly(kind):
+    step = Smoothed(kind, 10, (20, 15))
+    table = torch.stack([step.worth([i for i in range(10) if c >> i & 1]) for c in range(2**10)])
+    exact = shapley_values(table.numpy())
+    found = step.values(range(10)).numpy()
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
+
+
+def test_balanced_orders_put_every_sample_in_every_place_equally_often():
+    orders = np.array(balanced_orders(7, 48))
+    assert len(orders) >= 48
+    counts = [np.bincount(column, minlength=7) for column in orders.T]
+    assert (np.array(counts) == len(orders) // 7).all()
 
 
 def test_every_estimator_goes_by_its_name():
-    assert all(direction_named(name).name == name for name in ESTIMATORS)
+    assert all(direction_of(name).name == name for name in ESTIMATORS)
     with pytest.raises(MisuseError, match="'shapley' is not one of path"):
-        direction_named("shapley")
+        direction_of("shapley")
+
+
+def test_a_direction_of_ones_own_is_taken_as_it_is():
+    class Twice(Path):
+        name = "twice"
+
+        def gradient(self, at, move):
+            return 2 * super().gradient(at, move)
+
+    direction = Twice()
+    assert direction_of(direction) is direction

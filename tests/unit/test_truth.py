@@ -84,6 +84,18 @@ def test_groups_are_players_with_their_members_shares():
     np.testing.assert_allclose(game.exact(), expected, atol=1e-14)
 
 
+def test_a_gradient_that_nobody_owns_is_in_every_coalition():
+    model, optimizer, shares, utility = prepared(3)
+    others = {name: share[:2] for name, share in shares.items()}
+    third = {name: share[2] for name, share in shares.items()}
+    with_third = StepGame(model, optimizer, shares, utility, history="given")
+    always = StepGame(model, optimizer, others, utility, history="given", fixed=third)
+    for coalition in range(4):
+        np.testing.assert_allclose(
+            always.utility(coalition), with_third.utility(coalition | 0b100), atol=1e-15
+        )
+
+
 def test_a_duplicate_gets_the_same_and_a_dummy_nothing():
     model, optimizer, shares, utility = prepared(3)
     doubled = {name: torch.cat([s, s[:1], 0 * s[:1]]) for name, s in shares.items()}
@@ -101,4 +113,11 @@ def test_too_many_players_are_refused_with_their_number():
 
 def test_agreement_of_a_vector_with_itself_is_perfect():
     found = agreement(np.array([1.0, -2.0, 4.0]), np.array([1.0, -2.0, 4.0]))
-    assert found == (pytest.approx(1.0), 1.0, 0.0)
+    assert found == (pytest.approx(1.0), pytest.approx(1.0), 1.0, 0.0)
+
+
+def test_agreement_tells_order_from_proportion():
+    found = agreement(np.array([1.0, 2.0, 3.0, 100.0]), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found.spearman == pytest.approx(1.0)
+    assert found.pearson < 0.9
+    assert np.isnan(agreement(np.ones(3), np.arange(3.0)).spearman)

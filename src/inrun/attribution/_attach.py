@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,23 +12,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Hold, Stream
-from inrun.directions import direction_named
+from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.factors import Contraction, DenseContraction, LowRankContraction
 from inrun.ledger import RunFolder
-from inrun.optim import rule_for
+from inrun.optim import Together
 from inrun.utility import Utility
 
 _CAPTURES: dict[str, type[Hold] | type[Stream]] = {"hold": Hold, "stream": Stream}
 
 
+_CONTRACTIONS: dict[str, type[DenseContraction] | type[LowRankContraction]] = {
+    "auto": LowRankContraction,
+    "dense": DenseContraction,
+}
+
+
 def attach(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     utility: Utility,
     *,
-    estimator: str = "path",
+    estimator: str | Direction = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
+    contraction: str | Contraction = "auto",
     smoothed_steps: int = 10,
     progress: bool = True,
     self_test: bool = True,
@@ -41,11 +50,14 @@ def attach(
         optimizer: SGD, Adam or AdamW of `torch.optim`, holding the model's parameters.
         utility: the validation loss that contributions are measured in.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
-            'linearized' or 'tangent'; see `inrun.directions`.
+            'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         capture: 'hold' keeps every layer's input and output gradient until the step is over and is
             exact; 'stream' contracts inside the backward pass and keeps nothing, see
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
+        contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
+            of 1 % of each parameter's contributions, which it measures; 'dense' is exact; or a
+            contraction of `inrun.factors`. `coverage()` says what is used.
         smoothed_steps: for 'path' with 'hold' under Adam, how many first steps are scored by
             'path-smoothed', as long as that is cheap (samples times parameters up to 5 million).
             The ledger says for each step which was used.
@@ -85,23 +97,39 @@ def attach(
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
     if capture not in _CAPTURES:
         raise MisuseError(f"capture {capture!r} is not one of {', '.join(_CAPTURES)}.")
-    direction = direction_named(estimator)
+    direction = direction_of(estimator)
     if capture == "stream" and not direction.streams:
         raise MisuseError(
-            f"estimator {estimator!r} needs passes or shares that are there only after the "
+            f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
         )
-    rule = rule_for(optimizer)
+    optimizers = Together(optimizer)
+    if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
+        raise NotSupportedError(
+            f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
+            f"this is {optimizers.name}. Use estimator='path'."
+        )
     _refuse_model(model)
     folder = None
     if store is not None:
         folder = RunFolder(
-            store, estimator=estimator, targets=utility.targets, weights=utility.weights
+            store, estimator=direction.name, targets=utility.targets, weights=utility.weights
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
-    scorer = Scorer(model, optimizer, rule, utility, direction, smoothed)
-    return Attribution(model, optimizer, utility, scorer, kind, folder, progress, self_test)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, _contraction(contraction))
+    return Attribution(model, optimizers, utility, scorer, kind, folder, progress, self_test)
+
+
+def _contraction(given: str | Contraction) -> Contraction:
+    if isinstance(given, Contraction):
+        return given
+    if given not in _CONTRACTIONS:
+        raise MisuseError(
+            f"contraction {given!r} is not one of {', '.join(_CONTRACTIONS)}, nor an "
+            "inrun.factors.Contraction such as LowRankContraction(rank=32)."
+        )
+    return _CONTRACTIONS[given]()
 
 
 def _refuse_model(model: nn.Module) -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import nn
 
-from inrun.attribution._advice import Advice
-from inrun.attribution._captures import build_capture
+from inrun.attribution._audit import Audit
 from inrun.attribution._ids import IdReader
-from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._live import LiveLine
 from inrun.attribution._record import Record
-from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, Stream, self_test
-from inrun.errors import MisuseError, NotSupportedError
-from inrun.ledger import TOTAL, Ids, RunFolder
-from inrun.optim import trained_parameters
+from inrun.attribution._schedule import AuditSchedule
+from inrun.attribution._scorer import Scorer
+from inrun.attribution._steps import Steps
+from inrun.capture import Hold, Stream
+from inrun.errors import MisuseError
+from inrun.ledger import TOTAL, RunFolder
+from inrun.optim import Together
 from inrun.utility import Utility
 
 
@@ -30,7 +31,7 @@ class Attribution:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Together,
         utility: Utility,
         scorer: Scorer,
         capture: type[Hold] | type[Stream],
@@ -38,19 +39,13 @@ class Attribution:
         progress: bool,
         check: bool,
     ):
-        self._model, self._optimizer, self._utility = model, optimizer, utility
-        self._scorer, self._capture_kind, self._self_test = scorer, capture, check
-        self._ids, self._watch = IdReader(), Stopwatch()
-        self._record = Record(utility.targets, utility.weights, folder)
-        self._pending: list[tuple[Ids, Block]] = []
-        self._step = 0
-        self._paused = self._inside = self._stepping = False
-        self._advice = Advice()
-        self._capture = self._new_capture()
+        self._model, self._optimizers, self._utility = model, optimizers, utility
+        self._scorer, self._ids = scorer, IdReader()
+        self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
+        self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
         if folder is not None:
             folder.create()
-        self._line = LiveLine(progress)
-        self._release = weakref.finalize(self, _release, self._hooks(), self._line)
+        self._release = weakref.finalize(self, _release, self._hooks(), line)
 
     # ---- in the loop
 
@@ -68,92 +63,53 @@ class Attribution:
             ReplaceLayerError: a layer makes samples depend on each other.
         """
         self._refuse_detached()
-        if self._inside:
+        if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
-        if self._paused:
+        if self._steps.paused:
             yield
             return
-        with self._watch:
-            names = self._ids.read(ids)
-            self._refresh_capture()
-            if isinstance(self._capture, Stream):
-                self._scorer.block_begins(self._capture, len(self._pending))
-        self._inside = True
-        try:
-            with self._capture.block(len(names)) as block:
-                yield
-        finally:
-            self._inside = False
-        with self._watch:
-            if self._capture.end_block():
-                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
-            self._pending.append((names, block))
-            self._advice.of_gaps(self._capture.coverage)
+        self._steps.finish()
+        with self._steps.block(self._ids.read(ids)):
+            yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Steps inside are trained as ever and not scored; the books show a gap."""
-        before, self._paused = self._paused, True
+        before, self._steps.paused = self._steps.paused, True
         try:
             yield
         finally:
-            self._paused = before
+            self._steps.paused = before
 
-    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._stepping = False
-        if self._paused:
-            self._drop_pending(moved=True)
-            return
-        if getattr(self._optimizer, "grad_scale", None) is not None:
-            raise NotSupportedError(
-                "A gradient scaler unscales inside this fused optimizer's own kernel, so the "
-                "gradient that it consumes cannot be read. Use fused=False, or bfloat16, which "
-                "needs no scaler."
-            )
-        if any(callable(argument) for argument in [*args, *kwargs.values()]):
-            raise MisuseError(
-                "optimizer.step(closure) computes gradients inside the step, where no block can "
-                "say whose they are. Run forward and backward in attribution.batch(ids), then "
-                "optimizer.step()."
-            )
-        if not self._pending:
-            self._advice.once(
-                "An optimizer step came without an attribution.batch(ids) block before it and was "
-                "not scored. Wrap forward and backward in a block, or the step in "
-                "attribution.paused()."
-            )
-            self._drop_pending(moved=True)
-            return
-        self._advice.of_strangers(self._optimizer, self._capture)
-        with self._watch:
-            try:
-                self._scorer.before_step(self._capture, [block for _, block in self._pending])
-            except Exception:
-                self._drop_pending(moved=True)
-                raise
-        self._stepping = True
+    def audit(
+        self, *, seconds: float, steps: int, groups: int | None = None, seed: int = 0
+    ) -> Audit:
+        """Checks the values against the truth at random steps of the training that follows.
 
-    def _after_step(self) -> None:
-        if not self._stepping:
-            return
-        self._stepping = False
-        with self._watch:
-            try:
-                blocks = [block for _, block in self._pending]
-                scored = self._scorer.after_step(self._capture, blocks)
-                self._book(_joined([ids for ids, _ in self._pending]), scored)
-            finally:
-                self._drop_pending()
+        A step that is drawn is played out on copies of the model and the optimizer before it is
+        taken: its samples in random groups, every coalition of groups a real step and a real
+        validation loss, under the fixed-state assumption. Training is not changed. The copies, and
+        a gradient a group, are held for as long as a check runs.
 
-    def _book(self, ids: Ids, scored: Scored) -> None:
-        self._step += 1
-        self._record.add(self._step, ids, scored)
-        self._line.update(self._record.latest, self._record.residual_share, self.overhead)
+        Args:
+            seconds: what all checks together may take. It is kept to within one check.
+            steps: how many optimizer steps are to come; checks are spread over them.
+            groups: of samples a check, 3 to 8: 2^(groups + 1) coalitions. Where it is not given,
+                as many as leave time for about a dozen checks.
+            seed: of the steps and the groups that are drawn.
 
-    def _drop_pending(self, *, moved: bool = False) -> None:
-        self._pending.clear()
-        self._capture.check.next_step()
-        self._scorer.forget(moved=moved)
+        Returns:
+            What is filled while training goes on; `print(audit.report())` at its end. With a store
+            the command `inrun audit RUN` prints the same.
+
+        Raises:
+            MisuseError: numbers out of range.
+        """
+        self._refuse_detached()
+        schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
+        return self._steps.auditing.begin(
+            self._model, self._optimizers.members, self._utility, schedule, groups
+        )
 
     # ---- what came of it
 
@@ -199,14 +155,20 @@ class Attribution:
         Returns:
             A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
             'not captured', 'no gradient', 'not trained'), `captured_as`, `gradient_share` (of the
-            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed').
+            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed'),
+            `contraction` ('dense', or the rank and its measured relative error).
         """
-        return self._capture.coverage.table()
+        table = self._steps.capture.coverage.table()
+        how = [
+            self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
+            for row in table.to_pylist()
+        ]
+        return table.append_column("contraction", pa.array(how, pa.string()))
 
     @property
     def covered(self) -> float:
         """Share of the last step's squared gradient norm that is captured, 0 to 1."""
-        return self._capture.coverage.share
+        return self._steps.capture.coverage.share
 
     @property
     def overhead(self) -> float:
@@ -215,12 +177,12 @@ class Attribution:
         The validation passes are in it; what capturing adds inside the forward and the backward
         pass is not.
         """
-        return self._watch.overhead
+        return self._steps.watch.overhead
 
     @property
     def seconds(self) -> float:
         """Time spent in attribution's own passes so far."""
-        return self._watch.inside
+        return self._steps.watch.inside
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
@@ -229,7 +191,8 @@ class Attribution:
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
         self._release()
-        self._drop_pending(moved=True)
+        self._steps.finish()
+        self._steps.drop(moved=True)
         self.flush()
 
     def __enter__(self) -> Attribution:
@@ -244,40 +207,28 @@ class Attribution:
         """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
         this = weakref.ref(self)
 
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._before_step(args, kwargs)
+                attribution._steps.before(k, args, kwargs)
 
-        def after(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._after_step()
+                attribution._steps.after(k)
 
         return [
-            self._optimizer.register_step_pre_hook(before),
-            self._optimizer.register_step_post_hook(after),
+            handle
+            for k, optimizer in enumerate(self._optimizers.members)
+            for handle in (
+                optimizer.register_step_pre_hook(partial(before, k)),
+                optimizer.register_step_post_hook(partial(after, k)),
+            )
         ]
-
-    def _new_capture(self) -> Capture:
-        capture = build_capture(self._capture_kind, self._model, self._optimizer, self._scorer)
-        if self._self_test:
-            self_test(capture, self._model, self._utility)
-        return capture
-
-    def _refresh_capture(self) -> None:
-        """Takes note of parameters that were added, frozen or thawed since the last block."""
-        present = {id(p) for p in trained_parameters(self._optimizer) if p.requires_grad}
-        if not self._pending and present != {id(p) for p in self._capture.trained.values()}:
-            self._capture = self._new_capture()
 
     def _refuse_detached(self) -> None:
         if not self._release.alive:
             raise MisuseError("This attribution was detached. Attach again to go on.")
-
-
-def _joined(parts: list[Ids]) -> Ids:
-    return [i for ids in parts for i in ids]  # type: ignore[return-value]  # all of one kind
 
 
 def _release(handles: list[Any], line: LiveLine) -> None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Capture, Hold, MeasuredLayouts, Stream
 from inrun.errors import MisuseError
 from inrun.factors import Factor
+from inrun.optim import Together
 
 
 def build_capture(
     kind: type[Hold] | type[Stream],
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Together,
     scorer: Scorer,
 ) -> Capture:
-    """A capture of the parameters that the optimizer trains now.
+    """A capture of the parameters that the optimizers train now.
 
     Raises:
         MisuseError: the optimizer holds none of the model's parameters.
     """
-    capture = kind(model, _named(model, optimizer), MeasuredLayouts())
+    capture = kind(model, _named(model, optimizers), MeasuredLayouts())
     if isinstance(capture, Stream):
 
         def contract(name: str, factor: Factor) -> Tensor:
@@ -32,12 +32,12 @@ def build_capture(
     return capture
 
 
-def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _named(model: nn.Module, optimizers: Together) -> dict[str, Tensor]:
     """The optimizer's trainable parameters, under the names that the model gives them."""
     names = {id(p): name for name, p in model.named_parameters()}
     trained = {
         names.get(id(p), f"param_groups[{g}].params[{i}]"): p
-        for g, group in enumerate(optimizer.param_groups)
+        for g, group in enumerate(optimizers.groups)
         for i, p in enumerate(group["params"])
         if p.requires_grad
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -53,7 +54,7 @@ class Stopwatch:
     """Time inside the attribution against time outside it, from the first block on."""
 
     def __init__(self) -> None:
-        self.inside = 0.0
+        self.inside = self.aside = 0.0
         self._started: float | None = None
         self._entered = 0.0
         self._depth = 0
@@ -71,10 +72,19 @@ class Stopwatch:
         if self._depth == 0:
             self.inside += time.perf_counter() - self._entered
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time inside counts neither as the attribution's nor as the training's."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.aside += time.perf_counter() - began
+
     @property
     def overhead(self) -> float:
         """Time in the attribution's own passes as a share of the rest of the training's time."""
         if self._started is None:
             return 0.0
-        rest = time.perf_counter() - self._started - self.inside
+        rest = time.perf_counter() - self._started - self.inside - self.aside
         return self.inside / rest if rest > 0 else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 
 from inrun.capture import Block
-from inrun.directions import ESTIMATORS, Direction, SampleDirection
+from inrun.directions import ESTIMATORS, Direction, SampleDirection, evaluations
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
-from inrun.optim import History, Move
+from inrun.optim import Diagonal, History, Move, Slope
 
-SMOOTHED_WORK = 5_000_000  # samples x elements: about a second a step on one core
+SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
 
 @dataclass(frozen=True)
 class ParameterPlan:
     """One parameter at one step, computed from the state before it.
 
-    `scale`: what the consumed gradient is in units of the shares' sum, a number, or elementwise
-    where it was changed so; None where there is nothing to tell it by, and nothing to scale.
+    `optimizer`: the number of the one that holds it. `scale`: what the consumed gradient is in
+    units of the shares' sum, a number, or elementwise where it was changed so; None where there is
+    nothing to tell it by, and nothing to scale.
     """
 
+    optimizer: int
     parameter: Tensor
     direction: Direction
     move: Move[Any, Any]
-    coefficient: Tensor | float
+    slope: Slope
     scale: Tensor | float | None
     history: History
 
@@ -40,14 +42,20 @@ class ParameterPlan:
         return 1.0 if self.scale is None else self.scale
 
 
+def smoothing_work(moving: Iterable[Move[Any, Any]], samples: int) -> float:
+    """Elements that smoothing a step would displace, dearer rules counted as several."""
+    elements = sum(m.gradient.numel() * m.rule.effort(m.gradient.shape) for m in moving)
+    return evaluations(samples) * elements
+
+
 class Smoothing:
-    """Which parameters of a step are smoothed: those in Adam's first steps, where that is cheap."""
+    """Which parameters of a step are smoothed: where the rule acts like a sign and it is cheap."""
 
     def __init__(self, direction: Direction, steps: int):
         self._direction, self._steps = direction, steps
 
-    def direction_for(self, move: Move[Any, Any], work: int) -> Direction:
-        """The direction of one parameter; `work` is the step's samples times moved elements."""
+    def direction_for(self, move: Move[Any, Any], work: float) -> Direction:
+        """The direction of one parameter; `work` is what smoothing the whole step costs."""
         taken = move.steps_taken()
         young = taken is not None and taken < self._steps
         if young and work <= SMOOTHED_WORK and self._direction.name == "path":
@@ -56,6 +64,7 @@ class Smoothing:
 
 
 def plan_parameter(
+    optimizer: int,
     p: Tensor,
     move: Move[Any, Any],
     direction: Direction,
@@ -63,13 +72,14 @@ def plan_parameter(
     *,
     held: bool,
 ) -> ParameterPlan:
-    """Coefficient and history of one parameter; `held`: its shares are still to be contracted."""
+    """Slope and history of one parameter; `held`: its shares are still to be contracted."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
     return ParameterPlan(
+        optimizer=optimizer,
         parameter=p,
         direction=direction,
         move=kept,
-        coefficient=direction.coefficient(move) if held else 0.0,
+        slope=direction.slope(move).kept() if held else Diagonal(0.0),
         scale=scale,
         history=direction.history(move),
     )

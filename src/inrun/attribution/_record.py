@@ -9,7 +9,16 @@ import pyarrow as pa
 
 from inrun.attribution._scorer import Scored
 from inrun.errors import MisuseError
-from inrun.ledger import LEDGER, Ids, Run, RunFolder, Tally, books_of, ledger_rows
+from inrun.ledger import (
+    LEDGER,
+    Ids,
+    Run,
+    RunFolder,
+    Tally,
+    books_of,
+    ledger_rows,
+    residual_shares,
+)
 
 
 class Record:
@@ -37,6 +46,11 @@ class Record:
             self._folder.add(step, ids, scored.values, rows)
 
     @property
+    def latest_residual_share(self) -> float:
+        """The last step's residual over the size of its entries."""
+        return float(residual_shares(pa.Table.from_pylist([self.latest]))[0])
+
+    @property
     def residual_share(self) -> float:
         """Residuals so far over the entries' size so far."""
         return self._residual / self._size if self._size else 0.0
@@ -61,6 +75,11 @@ class Record:
         """Writes to the store what is still waiting."""
         if self._folder is not None:
             self._folder.flush(coverage)
+
+    def audited(self, checks: pa.Table) -> None:
+        """Writes an audit's checks to the store, where there is one."""
+        if self._folder is not None:
+            self._folder.write_audit(checks)
 
     def _stored(self, coverage: pa.Table) -> Run:
         assert self._folder is not None

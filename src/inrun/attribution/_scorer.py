@@ -5,8 +5,8 @@ Letters: N samples of the step over all its blocks, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ from inrun.attribution._plan import (
     elementwise_scale,
     moved,
     plan_parameter,
+    smoothing_work,
 )
+from inrun.attribution._rule_check import RuleCheck
+from inrun.attribution._sums import Sums
 from inrun.capture import Block, Capture
-from inrun.directions import Direction, Gradients, SampleDirection
+from inrun.directions import Direction, Game, Gradients
 from inrun.errors import MisuseError
-from inrun.factors import Factor, compute_dtype
+from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
-from inrun.optim import Rule, move_of, moves
+from inrun.optim import Together
 from inrun.utility import Evaluation, Utility, curvature, evaluate
 
 
@@ -46,9 +49,11 @@ class Forecast:
     def __init__(self) -> None:
         self.blocks_now = 1
         self._scale, self._blocks = 1.0, 1
+        self.error = 0.0
 
     def learn(self, scale: float, blocks: int) -> None:
-        """Takes note of a finished step."""
+        """Takes note of a finished step, and of how far off its forecast was."""
+        self.error = abs(self._scale / scale - 1) if scale else 0.0
         self._scale, self._blocks = scale, blocks
 
     def factor(self) -> float:
@@ -62,20 +67,22 @@ class Scorer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rule: Rule[Any, Any],
+        optimizers: Together,
         utility: Utility,
         direction: Direction,
         smoothed_steps: int,
+        contraction: Contraction,
     ):
-        self._model, self._optimizer, self._rule = model, optimizer, rule
+        self._model, self._optimizers = model, optimizers
         self._utility, self._direction = utility, direction
-        self._smoothing = Smoothing(direction, smoothed_steps)
+        self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
+        self._rule_check = RuleCheck()
         self._last: tuple[Evaluation, tuple[float, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
+        self._norms: dict[str, float] = {}
 
     def opening(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights: the last closing ones if nothing moved."""
@@ -91,12 +98,33 @@ class Scorer:
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
         p = capture.trained[name]
-        move = move_of(self._optimizer, self._rule, p, self._forecast.factor())
+        move = self._optimizers.move_of(p, self._forecast.factor())
         assert self._at_open is not None
         opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
-        Q = gradient.to(compute_dtype(p)) * self._direction.coefficient(move)
-        return factor.contract(Q).double()
+        Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
+        (values,) = self.contraction.contract(name, [factor], Q)
+        return values.double()
+
+    @property
+    def game(self) -> Game:
+        """Whose Shapley values are meant."""
+        return self._direction.game
+
+    @property
+    def age(self) -> int | None:
+        """How many steps the youngest moments have seen; None where that does not matter."""
+        seen = [plan.move.steps_taken() for plan in self._plans.values()]
+        return min((steps for steps in seen if steps is not None), default=None)
+
+    @property
+    def forecast_error(self) -> float:
+        """How far `stream`'s clip coefficient was off in the last step; 0 for `hold`."""
+        return self._forecast.error
+
+    def share_scale(self, name: str) -> Tensor | float:
+        """What to multiply a parameter's shares by in the step that is coming."""
+        return self._plans[name].share_scale if name in self._plans else 0.0
 
     def block_begins(self, capture: Capture, blocks_before: int) -> None:
         """For `stream`: the opening gradient is computed now, and the block's place is noted."""
@@ -104,20 +132,24 @@ class Scorer:
         self._at_open = self.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
-        """Reads the optimizer while its state is still that of w_t."""
+        """Reads the optimizers while their state is still that of w_t."""
         self._at_open = self.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
-            moving = [(p, m) for p, m in moves(self._optimizer, self._rule) if id(p) in names]
-            scales = _scales({names[id(p)]: m.gradient for p, m in moving}, capture, blocks)
-            work = sum(block.samples for block in blocks) * sum(p.numel() for p, _ in moving)
-            for p, move in moving:
+            moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
+            scales = _scales({names[id(p)]: m.gradient for _, p, m in moving}, capture, blocks)
+            samples = sum(block.samples for block in blocks)
+            work = smoothing_work((move for _, _, move in moving), samples)
+            for k, p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 held = any(block.factors.get(name) for block in blocks)
-                plans[name] = plan_parameter(p, move, direction, scales[name], held=held)
+                plans[name] = plan_parameter(k, p, move, direction, scales[name], held=held)
+            self._rule_check.before(self._optimizers, plans)
         self._plans = plans
+        if len(self._optimizers.members) > 1:
+            self._norms = {name: _norm(plan.parameter) for name, plan in plans.items()}
         self._extra = self._extra_passes(capture)
 
     def _extra_passes(self, capture: Capture) -> dict[str, dict[str, Tensor]]:
@@ -131,20 +163,43 @@ class Scorer:
                 extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
         if self._direction.needs_curvature:
             along = {
-                name: plan.coefficient * plan.move.gradient for name, plan in self._plans.items()
+                name: plan.slope.along(plan.move.gradient) for name, plan in self._plans.items()
             }
             extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
         return extra
 
-    def after_step(self, capture: Capture, blocks: Sequence[Block]) -> Scored:
-        """Contracts the directions, now that the closing gradient is known."""
+    def demand_unchanged(self, optimizer: int) -> None:
+        """Before another optimizer of the same step: its gradients must be those that were read.
+
+        Raises:
+            MisuseError: they were changed since the first of the optimizers stepped.
+        """
+        for name, norm in self._norms.items():
+            plan = self._plans[name]
+            if plan.optimizer == optimizer and abs(_norm(plan.parameter) - norm) > 1e-5 * norm:
+                raise MisuseError(
+                    f"The gradient of {name} changed between the steps of two optimizers that are "
+                    "attached together, but a step is read as a whole when the first of them "
+                    "steps. Clip, and unscale (scaler.unscale_ for every optimizer), before that."
+                )
+
+    def after_step(
+        self, capture: Capture, blocks: Sequence[Block], stepped: Collection[int]
+    ) -> Scored:
+        """Contracts the directions, now that the closing gradient is known.
+
+        Args:
+            capture: the parameters.
+            blocks: the step's samples.
+            stepped: the numbers of the optimizers that really stepped.
+        """
         assert self._at_open is not None
+        self._keep_only(stepped)
+        self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
         closing = evaluate(self._utility, self._model, capture.trained)
-        K = len(self._utility.targets)
-        values = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
-        momentum, decay = torch.zeros(K, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
+        sums = Sums([block.samples for block in blocks], len(self._utility.targets))
         with torch.no_grad():
             for name, plan in self._plans.items():
                 at = Gradients(
@@ -152,32 +207,32 @@ class Scorer:
                     closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 )
-                along = plan.direction.history_gradient(at, plan.move)
-                momentum += _against(along, plan.history.momentum)
-                decay += _against(along, plan.history.decay)
-                for value, contribution in zip(
-                    values, _contributions(name, plan, at, blocks), strict=True
-                ):
-                    value += contribution
+                sums.add_history(plan, at)
+                sums.add_samples(name, plan, at, blocks, self.contraction)
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
-                for value, block in zip(values, blocks, strict=True):
-                    if block.values_BK is not None:
-                        value += block.values_BK.cpu() * scale
-        all_values = torch.cat(values) if values else torch.zeros(0, K, dtype=torch.float64)
+                sums.add_streamed(blocks, scale)
+        all_values, momentum, decay = sums.fetch()
         entries = Entries(
-            self._at_open.losses.numpy(),
-            closing.losses.numpy(),
-            all_values.sum(0).numpy(),
-            momentum.numpy(),
-            decay.numpy(),
+            self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
         self._last = (closing, _weights_mark(capture))
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
-        return Scored(all_values.numpy(), entries, estimator)
+        return Scored(all_values, entries, estimator)
+
+    def _keep_only(self, stepped: Collection[int]) -> None:
+        """Drops what was planned for optimizers that did not step."""
+        kept = {name: plan for name, plan in self._plans.items() if plan.optimizer in stepped}
+        if len(kept) < len(self._plans) and self._extra:
+            raise MisuseError(
+                f"estimator {self._direction.name!r} looks ahead to where all attached optimizers "
+                "would step, and only some of them stepped. Use estimator='path', or attach to the "
+                "optimizers that step together."
+            )
+        self._plans = kept
 
     def forget(self, *, moved: bool) -> None:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
@@ -201,6 +256,11 @@ class Scorer:
         return float(np.mean(scales)) if scales else 1.0
 
 
+def _norm(p: Tensor) -> float:
+    """Of the gradient, 0 where there is none."""
+    return 0.0 if p.grad is None else float(torch.linalg.vector_norm(p.grad.detach()))
+
+
 def _scales(
     gradients: Mapping[str, Tensor], capture: Capture, blocks: Sequence[Block]
 ) -> dict[str, Tensor | float | None]:
@@ -213,48 +273,6 @@ def _scales(
         else:
             scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
     return scales
-
-
-def _contributions(
-    name: str, plan: ParameterPlan, at: Gradients, blocks: Sequence[Block]
-) -> list[Tensor]:
-    """What one parameter adds to each block's values, (B, K) float64 on the CPU."""
-    K = at.opening.shape[0]
-    empty = [torch.zeros(block.samples, K, dtype=torch.float64) for block in blocks]
-    if not any(block.factors.get(name) for block in blocks):
-        return empty
-    gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
-    if isinstance(plan.direction, SampleDirection):
-        return _sample_contributions(name, plan, gradient, blocks)
-    Q = gradient * (plan.coefficient * plan.share_scale)
-    for total, block in zip(empty, blocks, strict=True):
-        for factor in block.factors.get(name, []):
-            total += factor.contract(Q).double().cpu()
-    return empty
-
-
-def _sample_contributions(
-    name: str, plan: ParameterPlan, gradient: Tensor, blocks: Sequence[Block]
-) -> list[Tensor]:
-    """The same for a direction that differs from sample to sample: over the whole step at once."""
-    assert isinstance(plan.direction, SampleDirection)
-    shares = [
-        sum(
-            (factor.materialize(gradient.dtype) for factor in block.factors.get(name, [])),
-            start=gradient.new_zeros(block.samples, *gradient.shape[1:]),
-        )
-        for block in blocks
-    ]
-    values = plan.direction.values(plan.move, torch.cat(shares) * plan.share_scale, gradient)
-    return list(torch.split(values.double().cpu(), [block.samples for block in blocks]))
-
-
-def _against(gradient_K: Tensor, displacement: Tensor | float) -> Tensor:
-    """<gradient_k, displacement>, (K,) float64 on the CPU; a number displaces nothing (it is 0)."""
-    if not isinstance(displacement, Tensor):
-        return torch.zeros(gradient_K.shape[0], dtype=torch.float64)
-    products = gradient_K * displacement
-    return products.reshape(len(products), -1).sum(1).double().cpu()
 
 
 def _weights_mark(capture: Capture) -> tuple[float, ...]:

@@ -66,6 +66,7 @@ class Capture(ABC):
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained)
         self.low_precision = False
+        self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._skipped: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
@@ -153,6 +154,8 @@ class Capture(ABC):
     def _register(self, name: str, how: str, factor: Factor) -> None:
         self.coverage.saw(name, how)
         self.check.add(name, factor)
+        if self.observer is not None:
+            self.observer(name, factor)
 
 
 class Hold(Capture):

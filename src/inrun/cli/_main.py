@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 import inrun
 from inrun.errors import InRunError
@@ -40,6 +41,26 @@ def demo(
     from inrun.demo import run_demo
 
     run_demo(out, seed=seed, seeds=seeds)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run's folder, written by attach(store=...).")],
+) -> None:
+    """How far a run's values can be trusted: its audit, in numbers and words."""
+    from inrun.truth import report
+
+    checks = inrun.load(run).audit()
+    console = Console()
+    table = Table("step", "estimator", "groups", "R", "sum ratio", "error", "residual")
+    for check in checks.to_pylist():
+        numbers = [f"{check['pearson']:.4f}", f"{check['sum_ratio']:.3f}"]
+        shares = [f"{check[name]:.2%}" for name in ("relative_error", "residual")]
+        table.add_row(
+            str(check["step"]), check["estimator"], str(check["players"]), *numbers, *shares
+        )
+    console.print(table)
+    console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

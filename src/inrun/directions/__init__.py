@@ -5,11 +5,11 @@ the first steps; `sgd`, `sgd_second`, `linearized` and `tangent` are the publish
 the leave-one-out marginal.
 """
 
-from inrun.directions._direction import Direction, Gradients, SampleDirection
+from inrun.directions._direction import Direction, Game, Gradients, SampleDirection
 from inrun.directions.linearized import Linearized
 from inrun.directions.path import Path
 from inrun.directions.path_given import PathGiven
-from inrun.directions.path_smoothed import PathSmoothed
+from inrun.directions.path_smoothed import PathSmoothed, evaluations
 from inrun.directions.sgd import SGD
 from inrun.directions.sgd_second import SGDSecond
 from inrun.directions.tangent import Tangent
@@ -21,21 +21,27 @@ _KINDS: tuple[type[Direction], ...] = (
 ESTIMATORS: dict[str, Direction] = {kind.name: kind() for kind in _KINDS}
 
 
-def direction_named(name: str) -> Direction:
-    """The method of that name.
+def direction_of(estimator: str | Direction) -> Direction:
+    """The method of that name, or the direction itself: one's own need no registration.
 
     Raises:
-        MisuseError: there is none.
+        MisuseError: there is none of that name.
     """
-    if name not in ESTIMATORS:
-        raise MisuseError(f"estimator {name!r} is not one of {', '.join(ESTIMATORS)}.")
-    return ESTIMATORS[name]
+    if isinstance(estimator, Direction):
+        return estimator
+    if estimator not in ESTIMATORS:
+        raise MisuseError(
+            f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}, nor an "
+            "inrun.directions.Direction."
+        )
+    return ESTIMATORS[estimator]
 
 
 __all__ = [
     "ESTIMATORS",
     "SGD",
     "Direction",
+    "Game",
     "Gradients",
     "Linearized",
     "Path",
@@ -44,5 +50,6 @@ __all__ = [
     "SGDSecond",
     "SampleDirection",
     "Tangent",
-    "direction_named",
+    "direction_of",
+    "evaluations",
 ]

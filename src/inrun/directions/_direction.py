@@ -1,19 +1,24 @@
 """A direction: what a sample's gradient share is contracted with, for one parameter at one step.
 
-    value_b = <coefficient * gradient, share_b>
+    value_b = <slope^T gradient, share_b>
 
-`coefficient` comes from the optimizer's rule and the consumed gradient (it contains the learning
-rate), `gradient` from validation passes around the step. Letters: K targets, B samples.
+`slope` comes from the optimizer's rule and the consumed gradient (it contains the learning rate), a
+multiplication for elementwise rules; `gradient` from validation passes around the step. Letters:
+K targets, B samples.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from inrun.optim import History, Move
+from inrun.optim import History, Move, Slope
+
+Game = Literal["shared", "given"]
+"""Whose Shapley values the method means: with the past as a player, or with the past always there
+(arXiv 2602.00329)."""
 
 
 class Gradients(NamedTuple):
@@ -33,12 +38,14 @@ class Direction(ABC):
     """One method. Stateless."""
 
     name: ClassVar[str]
+    game: ClassVar[Game] = "given"
     needs_null: ClassVar[bool] = False
     needs_curvature: ClassVar[bool] = False
+    needs_linearization: ClassVar[bool] = False
 
     @abstractmethod
-    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
-        """The optimizer's part, of the parameter's shape or one number for all elements."""
+    def slope(self, move: Move[Any, Any]) -> Slope:
+        """The optimizer's part: a linear map from gradient to displacement."""
 
     @abstractmethod
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

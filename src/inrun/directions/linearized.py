@@ -13,15 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from inrun.directions._direction import Direction, Gradients
-from inrun.optim import History, Move
+from inrun.optim import History, Move, Slope
 
 
 class Linearized(Direction):
     """value_b = lr * <gV * C / A, share_b>."""
 
     name = "linearized"
+    needs_linearization = True
 
-    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
+    def slope(self, move: Move[Any, Any]) -> Slope:
         """Lr * C / A, guarded."""
         return move.linearization()
 

@@ -17,9 +17,10 @@ from inrun.optim import Move
 
 
 class PathGiven(Path):
-    """value_b = lr * <gbar * D, share_b>, gbar from the null update on."""
+    """value_b = <J^T gbar, share_b>, gbar from the null update on."""
 
     name = "path-given"
+    game = "given"
     needs_null = True
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

@@ -1,37 +1,52 @@
-"""`path` for the first steps, where Adam acts like a sign and a straight path misses the corner.
+"""`path` where the update has jumps or corners, which a straight path misses.
 
-A sample meets the others in random order. For one element, with c_b its share and g the sum of all
-shares, the others' partial sum after a fraction alpha of them is taken as Gaussian, mean
-alpha (g - c_b), variance alpha (1 - alpha) sum of the others' c_j^2, and the sample is given the
-mean over alpha and over that Gaussian of d(X + c_b) - d(X): Shapley's value of the element's game
-under that approximation. Quadrature: Gauss-Legendre in alpha, Gauss-Hermite in X. It needs the
-shares themselves. What the approximation leaves of d(g) - d(0) is divided equally among the
-samples, so that the books close as they do for `path`.
+Adam's first steps are nearly signs of the gradient; Lion and Rprop are signs; Muon depends on
+directions. There a sample's value is its mean marginal displacement among the other samples of the
+step, contracted with the mean validation gradient,
+
+    value_b = <gbar, E[d(X + c_b) - d(X)]>,  X the others' partial sum in a random order,
+
+Shapley's value of what the whole update is worth along gbar. It needs the shares themselves. How
+the mean is taken, with B samples:
+
+- all 2^B coalitions, where they are fewer than the evaluations of the next way: no approximation;
+- for elementwise rules X, after a fraction alpha of the others, is Gaussian: mean alpha (g - c_b),
+  variance alpha (1 - alpha) times the sum of the others' squares; Gauss-Legendre quadrature in
+  alpha, Gauss-Hermite in X. What that leaves of d(g) - d(0) is divided equally;
+- for rules that mix elements, balanced random orders.
+
+Each adds up to what the whole step is worth, so that the books close as they do for `path`.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from inrun.directions._coalitions import balanced_orders, every_coalition, shapley_weights
 from inrun.directions._direction import Gradients, SampleDirection, closing_or_opening
-from inrun.optim import Move
+from inrun.optim import Move, Slope, gauss_hermite, gauss_legendre
 
 ALPHAS = 4
 DEVIATES = 6
+ORDERS = 2 * ALPHAS * DEVIATES  # as many evaluations a sample as the Gaussian's
 CHUNK_ELEMENTS = 4_000_000  # of samples times parameters at a time, a few copies of each
+
+
+def evaluations(samples: int) -> int:
+    """How often the update rule is evaluated for a step of so many samples."""
+    return int(min(2**samples, ORDERS * samples))
 
 
 class PathSmoothed(SampleDirection):
     """value_b = <gbar, mean of d(X + c_b) - d(X)>."""
 
     name = "path-smoothed"
+    game = "shared"
 
-    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
+    def slope(self, move: Move[Any, Any]) -> Slope:
         """What the whole step is worth per unit of gradient, for the books."""
         return move.slope()
 
@@ -41,43 +56,73 @@ class PathSmoothed(SampleDirection):
 
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
         """See `SampleDirection.values`."""
-        samples, flat_KP = len(shares_B), gradient_K.reshape(len(gradient_K), -1)
-        total, squares = shares_B.sum(0), (shares_B * shares_B).sum(0)
-        chunk = max(1, CHUNK_ELEMENTS // max(1, total.numel()))
-        rows = [
-            self._mean_marginals(move, part, total, squares).reshape(len(part), -1) @ flat_KP.T
-            for part in shares_B.split(chunk)
-        ]
+        samples = len(shares_B)
         if not samples:
             return gradient_K.new_zeros(0, gradient_K.shape[0])
-        values_BK = torch.cat(rows)
-        whole_K = flat_KP @ (move.slope() * move.gradient).flatten()
-        return values_BK + (whole_K - values_BK.sum(0)) / samples
-
-    def _mean_marginals(
-        self, move: Move[Any, Any], shares_B: Tensor, total: Tensor, squares: Tensor
-    ) -> Tensor:
-        """E[d(X + c_b) - d(X)] for some samples, elementwise, (B, *shape)."""
-        others = total - shares_B
-        spread = (squares - shares_B * shares_B).clamp_(min=0).sqrt_()
-        mean = torch.zeros_like(shares_B)
-        for alpha, weight_a in _legendre():
-            for deviate, weight_z in _hermite():
-                x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
-                marginal = move.displacement(x + shares_B) - move.displacement(x)
-                mean.add_(marginal, alpha=weight_a * weight_z)
-        return mean
+        if evaluations(samples) == 2**samples:
+            return _enumerated(move, shares_B, gradient_K)
+        if move.rule.elementwise:
+            return _gaussian(move, shares_B, gradient_K)
+        return _ordered(move, shares_B, gradient_K)
 
 
-@cache
-def _legendre() -> list[tuple[float, float]]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(ALPHAS)
-    return [(float(0.5 * (x + 1)), float(0.5 * w)) for x, w in zip(nodes, weights, strict=True)]
+def _worth(move: Move[Any, Any], sums_S: Tensor, gradient_K: Tensor) -> Tensor:
+    """<gradient_k, d(sum)> for each of S sums, (S, K)."""
+    if move.rule.elementwise:
+        moved_S = move.displacement(sums_S)
+    else:
+        moved_S = torch.stack([move.displacement(x) for x in sums_S])
+    return moved_S.flatten(1).to(gradient_K.dtype) @ gradient_K.flatten(1).T
 
 
-@cache
-def _hermite() -> list[tuple[float, float]]:
-    """Nodes and weights for a standard normal variable."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(DEVIATES)
-    return [(float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)]
+def _enumerated(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
+    """By every coalition."""
+    samples = len(shares_B)
+    members_SB = every_coalition(samples).to(shares_B)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, shares_B[0].numel()))
+    worth_SK = torch.cat(
+        [_worth(move, torch.tensordot(part, shares_B, 1), gradient_K)
+         for part in members_SB.split(chunk)]
+    )  # fmt: skip
+    return shapley_weights(samples).to(worth_SK) @ worth_SK
+
+
+def _ordered(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
+    """By balanced random orders."""
+    samples = len(shares_B)
+    orders = balanced_orders(samples, ORDERS)
+    values_BK = gradient_K.new_zeros(samples, len(gradient_K))
+    nothing = _worth(move, torch.zeros_like(shares_B[:1]), gradient_K)
+    for order in orders:
+        worth_SK = _worth(move, shares_B[list(order)].cumsum(0), gradient_K)
+        values_BK[list(order)] += worth_SK - torch.cat([nothing, worth_SK[:-1]])
+    return values_BK / len(orders)
+
+
+def _gaussian(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
+    """By quadrature over the others' partial sum, taken as Gaussian."""
+    samples, flat_KP = len(shares_B), gradient_K.flatten(1)
+    total, squares = shares_B.sum(0), (shares_B * shares_B).sum(0)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, total.numel()))
+    rows = [
+        _mean_marginals(move, part, total, squares).flatten(1) @ flat_KP.T
+        for part in shares_B.split(chunk)
+    ]
+    values_BK = torch.cat(rows)
+    whole_K = flat_KP @ move.slope().along(move.gradient).flatten().to(flat_KP.dtype)
+    return values_BK + (whole_K - values_BK.sum(0)) / samples
+
+
+def _mean_marginals(
+    move: Move[Any, Any], shares_B: Tensor, total: Tensor, squares: Tensor
+) -> Tensor:
+    """E[d(X + c_b) - d(X)] for some samples, elementwise, (B, *shape)."""
+    others = total - shares_B
+    spread = (squares - shares_B * shares_B).clamp_(min=0).sqrt_()
+    mean = torch.zeros_like(shares_B)
+    for alpha, weight_a in gauss_legendre(ALPHAS):
+        for deviate, weight_z in gauss_hermite(DEVIATES):
+            x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
+            marginal = move.displacement(x + shares_B) - move.displacement(x)
+            mean.add_(marginal, alpha=weight_a * weight_z)
+    return mean

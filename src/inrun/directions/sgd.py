@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from inrun.directions._direction import Direction, Gradients
-from inrun.optim import Move
+from inrun.optim import Diagonal, Move, Slope
 
 
 class SGD(Direction):
@@ -19,10 +19,9 @@ class SGD(Direction):
 
     name = "sgd"
 
-    def coefficient(self, move: Move[Any, Any]) -> float:
+    def slope(self, move: Move[Any, Any]) -> Slope:
         """The learning rate, against the gradient's sign where the optimizer maximizes."""
-        setting = move.setting
-        return -float(setting.lr) if setting.maximize else float(setting.lr)
+        return Diagonal(move.rate())
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """The opening gradient."""

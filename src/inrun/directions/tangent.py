@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from inrun.directions._direction import Direction, Gradients
-from inrun.optim import Move
+from inrun.optim import Move, Slope
 
 
 class Tangent(Direction):
@@ -15,8 +15,8 @@ class Tangent(Direction):
 
     name = "tangent"
 
-    def coefficient(self, move: Move[Any, Any]) -> Tensor | float:
-        """Lr * u'(g)."""
+    def slope(self, move: Move[Any, Any]) -> Slope:
+        """Lr * u'(g), a Jacobian where the rule is not elementwise."""
         return move.tangent()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:

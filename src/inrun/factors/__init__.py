@@ -4,20 +4,27 @@
 `Derived` (a parameter used through a linear map of it). No module and no hook is known here.
 """
 
+from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
 from inrun.factors._convolution import Convolution, Geometry
 from inrun.factors._dense import Dense
 from inrun.factors._derived import Derived
 from inrun.factors._factor import Factor, compute_dtype
 from inrun.factors._indexed import Indexed
+from inrun.factors._low_rank import LowRank, factorize
 from inrun.factors._outer import Outer
 
 __all__ = [
+    "Contraction",
     "Convolution",
     "Dense",
+    "DenseContraction",
     "Derived",
     "Factor",
     "Geometry",
     "Indexed",
+    "LowRank",
+    "LowRankContraction",
     "Outer",
     "compute_dtype",
+    "factorize",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Factor
+from inrun.factors._low_rank import LowRank
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -74,6 +75,25 @@ class Convolution(Factor):
         pushed = [self._push(Q, self._geometry.groups) for Q in directions_K]
         return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
 
+    def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract_low_rank`: a convolution with r output channels, not O."""
+        if self._geometry.groups != 1 or not self._input_BS.numel():
+            return self.contract(directions_K)
+        b = self._gradient_BS.to(directions_K.dtype).flatten(3)
+        thin = [
+            (self._convolve(R.T.reshape(-1, *self.shape[1:]), 1).flatten(3) * (L.T @ b))
+            .flatten(1)
+            .sum(1)
+            for L, R in zip(*low, strict=True)
+        ]
+        return torch.stack(thin, 1)
+
+    @property
+    def positions(self) -> int:
+        """Samples, images and output positions; 0 for several groups, which have no low rank."""
+        grouped = self._geometry.groups != 1
+        return 0 if grouped else self._gradient_BS[:, :, :1].numel()
+
     def _convolve(self, kernel: Tensor, groups: int) -> Tensor:
         """conv(input; kernel), with the sample axes back in front: (B, S, channels, *space')."""
         g, B = self._geometry, self._input_BS.shape[0]
@@ -116,6 +136,10 @@ class Convolution(Factor):
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`."""
         return self._shares(slice(None), dtype)
+
+    def select(self, samples: Tensor) -> Convolution:
+        """See `Factor.select`."""
+        return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: a convolution with one output channel a group."""

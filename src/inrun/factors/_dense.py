@@ -33,3 +33,7 @@ class Dense(Factor):
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`."""
         return self._shares_B.to(dtype)
+
+    def select(self, samples: Tensor) -> Dense:
+        """See `Factor.select`."""
+        return Dense(self._shares_B[samples])

@@ -32,16 +32,33 @@ class Derived(Factor):
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`."""
+        inner, pushed_K = self.reduced(directions_K)
+        return inner.contract(pushed_K)
+
+    def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
+        """See `Factor.reduced`: the directions are pushed through the map."""
         pushed = [self._map(Q).to(Q.dtype) for Q in directions_K]
-        if not pushed:
-            return self._inner.contract(directions_K.new_zeros(0, *self._inner.shape))
-        return self._inner.contract(torch.stack(pushed))
+        none = directions_K.new_zeros(0, *self._inner.shape)
+        return self._inner.reduced(torch.stack(pushed) if pushed else none)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`: the map's transpose, a sample at a time."""
-        shares = self._inner.materialize(dtype)
+        return self._pulled(self._inner.materialize(dtype))
+
+    def select(self, samples: Tensor) -> Derived:
+        """See `Factor.select`."""
+        return Derived(self._shape, self._map, self._inner.select(samples))
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`: the map is linear, so one sum goes through its transpose."""
+        return self._pulled(self._inner.total(dtype).unsqueeze(0))[0]
+
+    def _pulled(self, shares: Tensor) -> Tensor:
+        """The map's transpose of each."""
         with torch.enable_grad():
-            p = torch.zeros(self._shape, dtype=dtype, device=shares.device, requires_grad=True)
+            p = torch.zeros(
+                self._shape, dtype=shares.dtype, device=shares.device, requires_grad=True
+            )
             s = self._map(p)
         pulled = [
             torch.autograd.grad(s, p, share.to(s.dtype), retain_graph=True)[0] for share in shares

@@ -15,6 +15,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from inrun.factors._low_rank import LowRank
+
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
     """Contractions are done and summed in single precision at least."""
@@ -35,9 +37,31 @@ class Factor(ABC):
             (B, K) in the directions' dtype, in which the products are also summed.
         """
 
+    def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
+        """A factor without a linear map around it, and the directions that it is to meet."""
+        return self, directions_K
+
+    def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
+        """The same through directions of low rank, where that is less work for this form.
+
+        Args:
+            low: the directions as products.
+            directions_K: the directions themselves.
+        """
+        return self.contract(directions_K)
+
+    @property
+    def positions(self) -> int:
+        """How many rows a matrix would have to multiply: B * T where there is one to multiply."""
+        return 0
+
     @abstractmethod
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """The shares themselves, (B, *shape of the parameter): large, for few samples or steps."""
+
+    @abstractmethod
+    def select(self, samples: Tensor) -> Factor:
+        """The shares of these samples alone, in this order; `samples` holds their numbers."""
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The sum of the shares, (*shape of the parameter)."""

@@ -40,6 +40,10 @@ class Indexed(Factor):
         index = self._index_BT.unsqueeze(2).expand(B, T, N)
         return shares.scatter_add_(1, index, self._rows_BTN.to(dtype))
 
+    def select(self, samples: Tensor) -> Indexed:
+        """See `Factor.select`."""
+        return Indexed(self._index_BT[samples], self._rows_BTN[samples], self._V)
+
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one sum by row."""
         rows = self._rows_BTN.to(dtype).flatten(0, 1)

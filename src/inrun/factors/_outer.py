@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Factor
+from inrun.factors._low_rank import LowRank
 
 
 class Outer(Factor):
@@ -41,6 +42,18 @@ class Outer(Factor):
         pushed = [(left * (right @ Q.T)).sum((1, 2)) for Q in directions_K]
         return torch.stack(pushed, 1) if pushed else left.new_zeros(B, 0)
 
+    def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract_low_rank`: two thin products."""
+        dtype = directions_K.dtype
+        left, right = self._left_BTM.to(dtype), self._right_BTN.to(dtype)
+        thin = [((left @ L) * (right @ R)).sum((1, 2)) for L, R in zip(*low, strict=True)]
+        return torch.stack(thin, 1)
+
+    @property
+    def positions(self) -> int:
+        """B * T."""
+        return self._left_BTM.shape[0] * self._left_BTM.shape[1]
+
     def _contract_materialized(self, directions_K: Tensor) -> Tensor:
         M, N = self.shape
         flat_KP = directions_K.reshape(directions_K.shape[0], -1)
@@ -58,6 +71,10 @@ class Outer(Factor):
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`."""
         return self._shares(slice(None), dtype)
+
+    def select(self, samples: Tensor) -> Outer:
+        """See `Factor.select`."""
+        return Outer(self._left_BTM[samples], self._right_BTN[samples])
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product."""

@@ -5,7 +5,11 @@ For one sample with T positions, a matrix share of M x N and K directions:
     push         sum_t left_t . (Q_k right_t)      K * T * (M * N + M)
     materialize  c = sum_t left_t right_t^T, <Q_k, c>   T * M * N + K * M * N, and M * N numbers
 
-A sample's share is materialized where that is less work and a block of samples fits the limit.
+    low rank    Y = Q start, R = Q^T orth(Y), then both through n positions of all samples:
+                K * (2 * r * M * N + 2 * r^2 * M + n * r * (M + N))
+
+A sample's share is materialized where that is less work and a block of samples fits the limit. A
+low rank has to be several times less work, since thin products are slower for their size.
 """
 
 MATERIALIZED_BYTES = 64 * 2**20  # what a block of materialized shares may take
@@ -19,6 +23,23 @@ def push_flops(positions: int, rows: int, columns: int, directions: int) -> int:
 def materialize_flops(positions: int, rows: int, columns: int, directions: int) -> int:
     """Multiply-adds a sample of building the share and taking its inner products."""
     return positions * rows * columns + directions * rows * columns
+
+
+THIN = 3  # how much slower a multiply-add of a thin product is
+
+
+def low_rank_flops(positions: int, rows: int, columns: int, directions: int, rank: int) -> int:
+    """Multiply-adds of factorizing the directions and pushing them through all positions."""
+    factorizing = 2 * rank * rows * columns + 2 * rank * rank * rows
+    return directions * (factorizing + positions * rank * (rows + columns))
+
+
+def low_rank_is_cheaper(
+    positions: int, rows: int, columns: int, directions: int, rank: int
+) -> bool:
+    """Whether directions of that rank are less work than dense ones, for all samples' positions."""
+    dense = positions * rows * columns  # for many directions a share is built, at about this
+    return THIN * low_rank_flops(positions, rows, columns, directions, rank) < dense
 
 
 def samples_per_block(share_elements: int, itemsize: int, limit: int = MATERIALIZED_BYTES) -> int:

@@ -84,6 +84,20 @@ class Run:
             raise StoreError(f"{path} is missing: the run was not flushed to its end.")
         return _read(path)
 
+    def audit(self) -> pa.Table:
+        """A row a checked step: see `inrun.truth.AUDIT`.
+
+        Raises:
+            StoreError: the run was not audited.
+        """
+        path = self.path / "audit.parquet"
+        if not path.exists():
+            raise StoreError(
+                f"{self.path} was not audited: there is nothing to compare its values with. Call "
+                "attribution.audit(seconds=60, steps=number_of_steps) before the training loop."
+            )
+        return _read(path)
+
 
 def books_of(ledger: pa.Table, target: str) -> pa.Table:
     """The rows of one target, without the column that names it.

@@ -4,6 +4,7 @@
     visits/000000.parquet    step, sample_id, value, value_normalised, one column a target
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
+    audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
 
 A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
 a killed process loses is the block that was not flushed yet: 16,384 visits or half a minute. Any
@@ -124,6 +125,10 @@ class RunFolder:
             self._ledger = []
         if coverage is not None:
             _write_table(self.path / "coverage.parquet", coverage)
+
+    def write_audit(self, checks: pa.Table) -> None:
+        """Writes an audit's checks so far, in place of the earlier ones."""
+        _write_table(self.path / "audit.parquet", checks)
 
     def _write_part(self, kind: str, table: pa.Table) -> None:
         number = self._parts[kind]

@@ -1,27 +1,42 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._copies import copies
 from inrun.optim._derivative import Along, StepDerivative, derivative_of, joined
-from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
+from inrun.optim._jacobian import Jacobian, MatrixRule
+from inrun.optim._quadrature import gauss_hermite, gauss_legendre
+from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
 from inrun.optim._rule import History, Move, Rule
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
+from inrun.optim._slope import Diagonal, Slope
+from inrun.optim._together import Together
 
 __all__ = [
     "AdamRule",
     "AdamSetting",
     "AdamState",
     "Along",
+    "Diagonal",
     "History",
+    "Jacobian",
+    "MatrixRule",
     "Move",
     "Rule",
     "SGDRule",
     "SGDSetting",
     "SGDState",
+    "Slope",
     "StepDerivative",
+    "Together",
+    "copies",
     "derivative_of",
+    "gauss_hermite",
+    "gauss_legendre",
     "joined",
     "move_of",
     "moves",
+    "register",
     "rule_for",
+    "tested",
     "trained_parameters",
 ]

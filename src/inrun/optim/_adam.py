@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim._rule import History, Rule
+from inrun.optim._slope import Diagonal
 
 
 class AdamState(NamedTuple):
@@ -55,6 +56,8 @@ def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 class AdamRule(Rule[AdamState, AdamSetting]):
     """`torch.optim.Adam` and `torch.optim.AdamW`; which of the two is read from the group."""
+
+    linearizes = True
 
     def __init__(self, *, decoupled: bool):
         self._decoupled = decoupled
@@ -124,21 +127,28 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         free = (before > s.v_max) & (after > s.v_max)
         return torch.where(free, smooth, _over(after - before, y))
 
-    def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+    def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.slope`."""
-        sign = -1.0 if h.maximize else 1.0
-        y, e = sign * g, self._entering(w, h)
-        r, r0 = self._root(self._second(e + y, s, h), s, h), self._root(self._second(e, s, h), s, h)
-        a, both = r + h.eps, r + r0
-        c2 = 1 - h.b2 ** (s.steps + 1)
-        carried = h.b1 * s.m + (1 - h.b1) * e
-        bend = carried.mul_(self._second_slope(y, e, s, h)).div_(both).div_(r0.add_(h.eps))
+        y, e = -g if h.maximize else g, self._entering(w, h)
+        over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
+        if isinstance(e, float) and s.v_max is None:  # nothing but the gradient enters
+            r0 = s.v * (h.b2 * over_c2)
+            r = torch.addcmul(r0, y, y, value=(1 - h.b2) * over_c2)
+            bend, gain = s.m * y, h.b1 * (1 - h.b2) * over_c2
+        else:
+            r0, r = self._second(e, s, h) * over_c2, self._second(e + y, s, h) * over_c2
+            carried = h.b1 * s.m + (1 - h.b1) * e
+            bend, gain = carried.mul_(self._second_slope(y, e, s, h)), over_c2
+        r0, r = r0.sqrt_(), r.sqrt_()
+        both = r + r0
+        bend = bend.div_(both).div_(r0.add_(h.eps))
         if h.eps == 0:
             bend.nan_to_num_(nan=0.0)  # nothing before, so nothing carried: 0 / 0
-        slope = bend.div_(-c2).add_(1 - h.b1).div_(a).mul_(sign * self._rate(s, h))
-        return slope.masked_fill_(both == 0, 0.0)
+        rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
+        slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
+        return Diagonal(slope.masked_fill_(both == 0, 0.0))
 
-    def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+    def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.tangent`."""
         sign = -1.0 if h.maximize else 1.0
         x = sign * g + self._entering(w, h)
@@ -150,7 +160,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         if s.v_max is not None:
             bend = torch.where(second > s.v_max, bend, torch.zeros_like(bend))
         tangent = sign * self._rate(s, h) * (_over(torch.full_like(a, 1 - h.b1), a) - bend)
-        return torch.where(r == 0, torch.zeros_like(tangent), tangent)
+        return Diagonal(torch.where(r == 0, torch.zeros_like(tangent), tangent))
 
     def _previous(self, numerator: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         """Numerator / (sqrt of the previous step's v_hat + eps), 0 where that v is 0."""
@@ -158,14 +168,15 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         root = (second / (1 - h.b2 ** max(s.steps, 1))).sqrt_()
         return torch.where(root == 0, torch.zeros_like(root), numerator / (root + h.eps))
 
-    def linearization(self, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+    def linearization(self, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """Lr * C / A of arXiv 2602.00329, C = (1-b1)/c1, A = sqrt(v_hat of step t-1) + eps.
 
         Where v is 0 the published A is eps alone and the estimate is off by orders of magnitude;
         such elements count 0 here.
         """
         sign = -1.0 if h.maximize else 1.0
-        return self._previous(torch.full_like(w, sign * self._rate(s, h) * (1 - h.b1)), s, h)
+        gain = torch.full_like(w, sign * self._rate(s, h) * (1 - h.b1))
+        return Diagonal(self._previous(gain, s, h))
 
     def linearized_history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
         """Lr * b1 m / (c1 A), the estimator's term that is the same for all samples, and decay."""

@@ -9,15 +9,90 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
+from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
+from inrun.optim._averaged import ASGDRule
+from inrun.optim._muon import MuonRule
+from inrun.optim._outside import outside_rule
 from inrun.optim._rule import Move, Rule
+from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import SGDRule
+from inrun.optim._signs import RpropRule
+from inrun.optim._written import Displacement, written
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),
     torch.optim.Adam: AdamRule(decoupled=False),
     torch.optim.AdamW: AdamRule(decoupled=True),
+    torch.optim.Adadelta: AdadeltaRule(),
+    torch.optim.Adafactor: AdafactorRule(),
+    torch.optim.Adagrad: AdagradRule(),
+    torch.optim.Adamax: AdamaxRule(),
+    torch.optim.ASGD: ASGDRule(),
+    torch.optim.NAdam: NAdamRule(),
+    torch.optim.RAdam: RAdamRule(),
+    torch.optim.RMSprop: RMSpropRule(),
+    torch.optim.Rprop: RpropRule(),
 }
+if hasattr(torch.optim, "Muon"):  # from PyTorch 2.9 on
+    _RULES[torch.optim.Muon] = MuonRule()
+_REGISTERED: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {}
+
+
+def register(
+    kind: type[torch.optim.Optimizer],
+    rule: Displacement | Rule[Any, Any],
+    *,
+    elementwise: bool = True,
+    sign_like: bool = False,
+) -> None:
+    """Teaches the library an optimizer of your own.
+
+    The first scored steps are compared with what the rule says, before they are booked.
+
+    Args:
+        kind: the optimizer's class. Subclasses that inherit its `step` go by the same rule.
+        rule: `rule(gradient, weight, state, group)`, a pure function that gives what the step takes
+            off the weight, w - w', for any gradient: `state` and `group` are the optimizer's own
+            before the step, and not to be written to. Or a `Rule`.
+        elementwise: whether each element's displacement depends on that element's gradient alone.
+        sign_like: whether the step is a sign of the gradient or an orthogonalization: its values
+            are then smoothed in every step, where that is cheap (see `path-smoothed`).
+
+    Raises:
+        MisuseError: not an optimizer's class, not a rule, or one of torch's that has a rule.
+
+    Example:
+        >>> import torch, inrun
+        >>> class Plain(torch.optim.Optimizer):
+        ...     def __init__(self, params, lr):
+        ...         super().__init__(params, {"lr": lr})
+        ...     @torch.no_grad()
+        ...     def step(self):
+        ...         for group in self.param_groups:
+        ...             for p in group["params"]:
+        ...                 p.sub_(group["lr"] * p.grad / (1 + p.grad.abs()))
+        >>> def plain(gradient, weight, state, group):
+        ...     return group["lr"] * gradient / (1 + gradient.abs())
+        >>> inrun.optim.register(Plain, plain)
+    """
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise MisuseError(f"{kind!r} is not a class of torch.optim.Optimizer.")
+    if kind in _RULES:
+        raise MisuseError(
+            f"{kind.__name__} has a rule that is tested against it. Register a subclass with a "
+            "step of its own instead."
+        )
+    if isinstance(rule, Rule):
+        _REGISTERED[kind] = rule
+        return
+    if not callable(rule):
+        raise MisuseError(
+            "rule must be a function (gradient, weight, state, group) -> displacement, or an "
+            f"inrun.optim.Rule, not a {type(rule).__name__}."
+        )
+    _REGISTERED[kind] = written(rule, elementwise=elementwise, sign_like=sign_like)
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
@@ -35,17 +110,19 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
             f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Its state "
             "cannot be read. Pass the optimizer whose step() moves the parameters."
         )
-    known = ", ".join(kind.__name__ for kind in _RULES)
-    for kind, rule in _RULES.items():
-        if type(optimizer) is kind or (
-            isinstance(optimizer, kind) and _own_step(type(optimizer)) is _own_step(kind)
-        ):
+    for known in type(optimizer).__mro__:  # the nearest class first
+        rule = _REGISTERED.get(known) or _RULES.get(known)
+        if rule is not None and _own_step(type(optimizer)) is _own_step(known):
             _refuse_differentiable(optimizer)
             return rule
+    outside = outside_rule(optimizer)
+    if outside is not None:
+        return outside
+    names = ", ".join(kind.__name__ for kind in [*_RULES, *_REGISTERED])
     raise NotSupportedError(
-        f"{type(optimizer).__name__} has no update rule here (known: torch.optim's {known}). "
-        "Values computed for another rule would not be this run's. Train with one of those, or "
-        "add the rule: CONTRIBUTING.md, 'How to add an optimizer', one file and one test."
+        f"{type(optimizer).__name__} has no update rule here (known: {names}, and a few of other "
+        "packages). Values computed for another rule would not be this run's. Train with one of "
+        "those, or write the rule, one function: inrun.optim.register."
     )
 
 
@@ -63,6 +140,11 @@ def _refuse_differentiable(optimizer: torch.optim.Optimizer) -> None:
             f"{type(optimizer).__name__}(differentiable=True) keeps a graph through its own step, "
             "which scoring after the step would break. Use differentiable=False."
         )
+
+
+def tested(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the rule was tested against this very class: those of torch itself."""
+    return type(optimizer).__module__.split(".")[0] == "torch"
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

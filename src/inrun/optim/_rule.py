@@ -3,24 +3,30 @@
 For a parameter with weight w and state s before the step, an optimizer with consumed gradient g
 does w' = w - d(g), and d is all that attribution needs to know about it:
 
-    displacement   d(g)                        elementwise in g
+    displacement   d(g)
     history        d(0) = momentum + decay     what the step does without any gradient
-    slope          (d(g) - d(0)) / g           the path integral of d from 0 to g, per unit of g
-    tangent        d'(g)                       the leave-one-out marginal, per unit of g
+    slope          J with J g = d(g) - d(0)    the mean Jacobian of d on the way from 0 to g
+    tangent        d'(g)                       its Jacobian at g: the leave-one-out marginal
     linearization  the slope at the previous step's moments (arXiv 2602.00329)
 
-All of them contain the learning rate. Tensors have the parameter's shape; a rule that is linear
-in g may return a float where every element is the same. Where a formula is 0 / 0 because nothing
-has touched the element yet (no gradient now, none before), the slope is 0: no sample moved it.
+All of them contain the learning rate. The last three are `Slope`s: linear maps that know how to
+pull a validation gradient back. Where d is elementwise the slope is diagonal, (d(g) - d(0)) / g;
+where a formula is 0 / 0 because nothing has touched the element yet (no gradient now, none before),
+it is 0: no sample moved it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+from inrun.errors import NotSupportedError
+from inrun.optim._pieces import Arrays, Parts, changed, in_pieces
+from inrun.optim._slope import Diagonal, Slope
 
 State = TypeVar("State")
 Setting = TypeVar("Setting")
@@ -33,8 +39,22 @@ class History(NamedTuple):
     decay: Tensor | float
 
 
+def steps_seen(state: Mapping[str, Any]) -> int:
+    """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
+    return int(state["step"]) if "step" in state else 0
+
+
 class Rule(ABC, Generic[State, Setting]):
-    """One optimizer's update rule. Stateless: state and setting are arguments."""
+    """One optimizer's update rule. Stateless: state and setting are arguments.
+
+    A setting is a NamedTuple with `lr`, `decay` and `maximize` among its fields.
+    """
+
+    linearizes: ClassVar[bool] = False
+    """Whether `linearization` is defined."""
+
+    elementwise: ClassVar[bool] = True
+    """Whether each element's displacement depends on that element's gradient alone."""
 
     @abstractmethod
     def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:
@@ -47,25 +67,62 @@ class Rule(ABC, Generic[State, Setting]):
     def displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
         """d(g) = w - w'."""
 
-    @abstractmethod
     def history(self, w: Tensor, s: State, h: Setting) -> History:
-        """d(0), in its two parts."""
+        """d(0), in its two parts: without decay, and what decay adds."""
+        nothing = torch.zeros_like(w)
+        whole, undecayed = self.displacement(nothing, w, s, h), self.without_decay(h)
+        if undecayed == h:
+            return History(whole, 0.0)
+        momentum = self.displacement(nothing, w, s, undecayed)
+        return History(momentum, whole - momentum)
+
+    def without_decay(self, h: Setting) -> Setting:
+        """The setting of the same optimizer without weight decay."""
+        setting: Any = h
+        return cast(Setting, setting._replace(decay=0.0))
+
+    def smooth_displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
+        """d(g) in the precision of its arguments, where the optimizer itself rounds to less."""
+        return self.displacement(g, w, s, h)
 
     @abstractmethod
-    def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor | float:
-        """(d(g) - d(0)) / g without the cancellation that the quotient itself would suffer."""
+    def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
+        """The mean Jacobian from 0 to g, without the cancellation that a quotient would suffer."""
 
     @abstractmethod
-    def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor | float:
+    def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
         """d'(g)."""
 
-    @abstractmethod
-    def linearization(self, w: Tensor, s: State, h: Setting) -> Tensor | float:
-        """The slope with the denominator of the previous step; 0 where that is not defined."""
+    def linearization(self, w: Tensor, s: State, h: Setting) -> Slope:
+        """The slope with the denominator of the previous step; 0 where that is not defined.
 
-    @abstractmethod
+        Raises:
+            NotSupportedError: the rule has no such denominator.
+        """
+        raise self._not_linearized()
+
     def linearized_history(self, w: Tensor, s: State, h: Setting) -> History:
-        """d(0) with the denominator of the previous step; 0 where that is not defined."""
+        """d(0) with the denominator of the previous step; 0 where that is not defined.
+
+        Raises:
+            NotSupportedError: as `linearization`.
+        """
+        raise self._not_linearized()
+
+    def _not_linearized(self) -> NotSupportedError:
+        return NotSupportedError(
+            f"The linearized estimator of arXiv 2602.00329 is defined for Adam's update; "
+            f"{type(self).__name__} has none. Use estimator='path'."
+        )
+
+    def effort(self, shape: torch.Size) -> float:
+        """Cost of one displacement an element, in units of an elementwise rule's."""
+        return 1.0
+
+    def rate(self, h: Setting) -> float:
+        """The learning rate that plain SGD would have here, negative where the rule maximizes."""
+        setting: Any = h
+        return -float(setting.lr) if setting.maximize else float(setting.lr)
 
     @abstractmethod
     def advance(self, g: Tensor, w: Tensor, s: State, h: Setting) -> State:
@@ -73,10 +130,10 @@ class Rule(ABC, Generic[State, Setting]):
 
     @abstractmethod
     def steps_taken(self, s: State) -> int | None:
-        """How many steps this state has seen; None for a rule that does not start like a sign.
+        """How many steps ago the rule acted like a sign of the gradient; None where it never does.
 
-        Adam's first steps are nearly signs of the gradient, where first order says little; the
-        attribution then smooths. Rules that are linear in g never need to.
+        Adam's first steps are nearly signs, where a straight path says little; the attribution then
+        smooths. A rule that takes signs always says 0, one that is linear in g says None.
         """
 
 
@@ -91,33 +148,63 @@ class Move(Generic[State, Setting]):
 
     def frozen(self) -> Move[State, Setting]:
         """The same move on copies, which the optimizer's step does not overwrite."""
-        parts = [t.clone() if isinstance(t, Tensor) else t for t in cast(tuple[Any], self.state)]
-        state = type(self.state)(*parts)
-        return Move(self.rule, self.weight.clone(), self.gradient.clone(), state, self.setting)
+        return self._mapped(Tensor.clone)
+
+    def to(self, dtype: torch.dtype) -> Move[State, Setting]:
+        """The same move in another precision."""
+        return self._mapped(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Move[State, Setting]:
+        state = changed(self.state, change)
+        return Move(self.rule, change(self.weight), change(self.gradient), state, self.setting)
 
     def displacement(self, gradient: Tensor) -> Tensor:
         """The displacement at any gradient, for this step's weight and state."""
         return self.rule.displacement(gradient, self.weight, self.state, self.setting)
 
+    def smooth_displacement(self, gradient: Tensor) -> Tensor:
+        """The same, not rounded to less than its arguments' precision."""
+        return self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
+
     def history(self) -> History:
         """d(0), in its two parts."""
-        return self.rule.history(self.weight, self.state, self.setting)
+        if not self.rule.elementwise:
+            return self.rule.history(self.weight, self.state, self.setting)
 
-    def slope(self) -> Tensor | float:
-        """(d(g) - d(0)) / g at the consumed gradient."""
-        return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
+        def history(arrays: Arrays) -> Parts:
+            weight, _, state = arrays
+            return self.rule.history(weight, state, self.setting)
 
-    def tangent(self) -> Tensor | float:
+        return History(*in_pieces((self.weight, self.gradient, self.state), history))
+
+    def slope(self) -> Slope:
+        """The mean Jacobian from no gradient to the consumed one."""
+        if not self.rule.elementwise:
+            return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
+
+        def coefficient(arrays: Arrays) -> Parts:
+            weight, gradient, state = arrays
+            return [
+                cast(Diagonal, self.rule.slope(gradient, weight, state, self.setting)).coefficient
+            ]
+
+        return Diagonal(*in_pieces((self.weight, self.gradient, self.state), coefficient))
+
+    def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""
         return self.rule.tangent(self.gradient, self.weight, self.state, self.setting)
 
-    def linearization(self) -> Tensor | float:
+    def linearization(self) -> Slope:
         """The slope at the previous step's moments."""
         return self.rule.linearization(self.weight, self.state, self.setting)
 
     def linearized_history(self) -> History:
         """d(0) at the previous step's moments."""
         return self.rule.linearized_history(self.weight, self.state, self.setting)
+
+    def rate(self) -> float:
+        """The learning rate, negative where the rule maximizes."""
+        return self.rule.rate(self.setting)
 
     def steps_taken(self) -> int | None:
         """How many steps the state has seen, or None (see `Rule.steps_taken`)."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim._rule import History, Rule
+from inrun.optim._slope import Diagonal
 
 
 class SGDState(NamedTuple):
@@ -39,6 +40,8 @@ class SGDSetting(NamedTuple):
 
 class SGDRule(Rule[SGDState, SGDSetting]):
     """`torch.optim.SGD`."""
+
+    linearizes = True
 
     def read(
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
@@ -64,7 +67,7 @@ class SGDRule(Rule[SGDState, SGDSetting]):
     def displacement(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> Tensor:
         """See `Rule.displacement`."""
         history = self.history(w, s, h)
-        return self.slope(g, w, s, h) * g + history.momentum + history.decay
+        return self._slope(s, h) * g + history.momentum + history.decay
 
     def history(self, w: Tensor, s: SGDState, h: SGDSetting) -> History:
         """See `Rule.history`."""
@@ -73,17 +76,21 @@ class SGDRule(Rule[SGDState, SGDSetting]):
         decay = h.lr * self._gain(s, h) * h.decay * w if h.decay else 0.0
         return History(momentum, decay)
 
-    def slope(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> float:
-        """See `Rule.slope`."""
+    def _slope(self, s: SGDState, h: SGDSetting) -> float:
+        """One number for every element and every g: d is affine."""
         return (-1.0 if h.maximize else 1.0) * h.lr * self._gain(s, h)
 
-    def tangent(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> float:
-        """See `Rule.tangent`."""
-        return self.slope(g, w, s, h)
+    def slope(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> Diagonal:
+        """See `Rule.slope`."""
+        return Diagonal(self._slope(s, h))
 
-    def linearization(self, w: Tensor, s: SGDState, h: SGDSetting) -> float:
+    def tangent(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> Diagonal:
+        """See `Rule.tangent`."""
+        return Diagonal(self._slope(s, h))
+
+    def linearization(self, w: Tensor, s: SGDState, h: SGDSetting) -> Diagonal:
         """The rule is linear already: this is the slope."""
-        return self.slope(w, w, s, h)
+        return Diagonal(self._slope(s, h))
 
     def linearized_history(self, w: Tensor, s: SGDState, h: SGDSetting) -> History:
         """The rule is linear already: this is the history."""

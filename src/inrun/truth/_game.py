@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
+from inrun.optim import copies
 from inrun.utility import Utility, losses_of
 
 History = Literal["shared", "given"]
@@ -67,11 +68,12 @@ class StepGame:
 
     Args:
         model: at w_t.
-        optimizer: with its state before the step.
+        optimizer: with its state before the step, or several that step together.
         shares: by parameter name, (samples, *shape), summing to the gradient that the optimizer
             would consume (so scaled by the clip coefficient, if there is clipping).
         utility: the validation loss.
         history: 'shared' (momentum and decay are one more player) or 'given' (they always act).
+        fixed: gradients by parameter name that are in every coalition because no player owns them.
         groups: one label a sample, for players that are groups of samples (sources, classes); the
             players then come in the order of their labels' first appearance.
     """
@@ -79,19 +81,21 @@ class StepGame:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         shares: Mapping[str, Tensor],
         utility: Utility,
         *,
         history: History = "shared",
+        fixed: Mapping[str, Tensor] | None = None,
         groups: Sequence[object] | None = None,
     ):
-        self._shares = _grouped(shares, groups)
+        self._shares, self._fixed = _grouped(shares, groups), dict(fixed or {})
         self._utility, self._history = utility, history
-        self._model, self._optimizer = copy.deepcopy((model, optimizer))
+        several = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        self._model, self._optimizers = copies(model, several)
         self._named = dict(self._model.named_parameters())
         self._before = {name: p.detach().clone() for name, p in self._named.items()}
-        self._state = copy.deepcopy(self._optimizer.state_dict())
+        self._states = [copy.deepcopy(one.state_dict()) for one in self._optimizers]
         self._start = losses_of(utility, self._model).numpy()
         self.players = len(next(iter(self._shares.values())))
         self._idle = self._displacement([])
@@ -116,13 +120,21 @@ class StepGame:
     def _displacement(self, members: Sequence[int]) -> dict[str, Tensor]:
         """W - w' of a real step with these players' shares, from the step's own state."""
         self._place({})
-        # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
-        self._optimizer.load_state_dict(copy.deepcopy(self._state))
+        for optimizer, state in zip(self._optimizers, self._states, strict=True):
+            # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
+            optimizer.load_state_dict(copy.deepcopy(state))
         for name, p in self._named.items():
-            share = self._shares.get(name)
-            p.grad = None if share is None else share[list(members)].sum(0).to(p.dtype)
-        self._optimizer.step()
+            p.grad = self._gradient(name, members, p)
+        for optimizer in self._optimizers:
+            optimizer.step()
         return {name: self._before[name] - p.detach() for name, p in self._named.items()}
+
+    def _gradient(self, name: str, members: Sequence[int], p: Tensor) -> Tensor | None:
+        """What the optimizer gets for one parameter; None where it would get nothing at all."""
+        share, fixed = self._shares.get(name), self._fixed.get(name)
+        own = None if share is None else share[list(members)].sum(0)
+        both = [g for g in (own, fixed) if g is not None]
+        return torch.stack(both).sum(0).to(p.dtype) if both else None
 
     def _place(self, displacement: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

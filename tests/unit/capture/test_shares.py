@@ -50,6 +50,9 @@ def test_shares_are_each_samples_own_gradient(case, samples):
             continue
         assert all(factor.shape == p.shape for factor in factors)
         close(sum(factor.total(p.dtype) for factor in factors), expected[name].sum(0))
+        chosen = torch.arange(samples - 1, -1, -2)
+        picked = sum(factor.select(chosen).materialize(p.dtype) for factor in factors)
+        close(picked, expected[name][chosen])
         for K in (1, 3, 40):  # more directions than positions: shares are materialized
             Q = torch.randn(K, *p.shape, dtype=p.dtype)
             pushed = sum(factor.contract(Q) for factor in factors)

@@ -1,0 +1,229 @@
+"""The audit of a run while it trains: at a few steps, the values beside the truth.
+
+In a step that is to be checked, every factor is also summed over random groups of the samples. The
+step is then played out on copies of the model and the optimizer, each coalition of groups a real
+step and a real validation loss, before the step itself is taken. Groups hold equally many samples,
+as far as they can, so that their game is the samples' game in coarser grains.
+
+Letters: G groups, K targets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution._audit_utility import AuditUtility
+from inrun.attribution._schedule import AuditSchedule
+from inrun.attribution._scorer import Scored, Scorer
+from inrun.capture import Capture
+from inrun.errors import MisuseError
+from inrun.factors import Factor, compute_dtype
+from inrun.truth import (
+    AUDIT,
+    AuditReport,
+    StepGame,
+    agreement,
+    report,
+    shapley_values,
+)
+
+FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at most
+CHECKS_AIMED_AT = 12
+
+
+class Audit:
+    """What `Attribution.audit` returns: the checks so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def table(self) -> pa.Table:
+        """A row a check; the columns are those of `inrun.truth.AUDIT`."""
+        return pa.Table.from_pylist(self.rows, schema=AUDIT)
+
+    def report(self) -> AuditReport:
+        """Medians with intervals, and the likely causes of what is low; `print` it.
+
+        Raises:
+            MisuseError: no step has been checked yet.
+        """
+        return report(self.table())
+
+
+class GroupShares:
+    """Sums of shares over groups, while factors come in."""
+
+    def __init__(self, trained: Mapping[str, Tensor], groups: int, rng: np.random.Generator):
+        self._trained, self._groups, self._rng = trained, groups, rng
+        self._block = torch.empty(0, dtype=torch.long)
+        self._labels: list[Tensor] = []
+        self.sums: dict[str, Tensor] = {}
+
+    def begin_block(self, samples: int) -> None:
+        """Draws the groups of a block's samples, going round so that groups stay alike in size."""
+        before = sum(len(labels) for labels in self._labels)
+        turn = torch.arange(before, before + samples) % self._groups
+        self._block = turn[torch.from_numpy(self._rng.permutation(samples))]
+        self._labels.append(self._block)
+
+    def add(self, name: str, factor: Factor) -> None:
+        """Adds one factor of the present block."""
+        p = self._trained[name]
+        dtype = compute_dtype(p)
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(self._groups, *p.shape, dtype=dtype, device=p.device)
+        for group in range(self._groups):
+            members = (self._block == group).nonzero().flatten().to(p.device)
+            if len(members):
+                self.sums[name][group] += factor.select(members).total(dtype)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Each sample's group, in the step's order."""
+        return torch.cat(self._labels).numpy()
+
+
+class Auditor:
+    """Carries an audit out: decides, listens, plays, compares."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        utility: AuditUtility,
+        schedule: AuditSchedule,
+        groups: int | None,
+    ):
+        self._model, self._optimizers, self._utility = model, optimizers, utility
+        self._schedule, self._wanted = schedule, groups
+        self._groups = groups or FIRST
+        self._shares: GroupShares | None = None
+        self._played: dict[str, Any] | None = None
+        self.audit = Audit()
+
+    def block_begins(
+        self, capture: Capture, step: int, samples: int, *, first: bool
+    ) -> Callable[[str, Factor], None] | None:
+        """Before a block: who wants to see its factors, if the step is drawn."""
+        if first:
+            self.cancel()
+            if self._schedule.wants(step):
+                self._shares = GroupShares(capture.trained, self._groups, self._schedule.rng)
+        if self._shares is None:
+            return None
+        self._shares.begin_block(samples)
+        return self._shares.add
+
+    def cancel(self) -> None:
+        """The step is not scored, or samples of it dropped out: another will be checked."""
+        self._shares = self._played = None
+
+    def before_step(self, scorer: Scorer) -> None:
+        """Plays the coming step out on copies."""
+        if self._shares is None:
+            return
+        started = time.perf_counter()
+        players = min(self._groups, len(self._shares.labels))
+        if players < FEWEST:
+            raise MisuseError(
+                f"a step of {players} samples has no order to compare; accumulate over blocks or "
+                f"train on at least {FEWEST} samples a step"
+            )
+        with torch.no_grad():
+            shares = {
+                name: sums[:players] * scorer.share_scale(name)
+                for name, sums in self._shares.sums.items()
+            }
+            fixed = self._unowned(shares)
+        game = StepGame(
+            self._model, self._optimizers, shares, self._utility.utility,
+            history=scorer.game, fixed=fixed,
+        )  # fmt: skip
+        noise = self._utility.noise(self._model)
+        table = game.table() @ self._utility.columns
+        if np.ptp(table) == 0:
+            raise MisuseError(
+                "every coalition has the same validation loss: loss_fn does not compute it from "
+                "the model that it is given (the audit passes copies)"
+            )
+        truth = shapley_values(table)[: game.players]
+        self._played = {
+            "game": scorer.game,
+            "players": game.players,
+            "age": scorer.age,
+            "truth": truth,
+            "noise": noise,
+            "coalitions": 2**game.all_players,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _unowned(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of parameters that no factor explains: they act in every coalition."""
+        return {
+            name: p.grad
+            for name, p in self._model.named_parameters()
+            if p.grad is not None and name not in shares
+        }
+
+    def after_step(self, step: int, scored: Scored, facts: Mapping[str, Any]) -> pa.Table | None:
+        """Compares the step's values with the truth.
+
+        Args:
+            step: its number.
+            scored: its values and books.
+            facts: the columns of `AUDIT` that the attribution knows.
+
+        Returns:
+            All checks so far; None where this step was not played out.
+        """
+        played, shares = self._played, self._shares
+        self.cancel()
+        if played is None or shares is None:
+            return None
+        totals = scored.values @ self._utility.weights
+        values = np.bincount(shares.labels, totals, minlength=played["players"])
+        truth = played["truth"][:, 0]
+        spread = float(truth.std())
+        size = float(np.abs(truth).mean())
+        self.audit.rows.append(
+            {
+                "step": step,
+                "estimator": scored.estimator,
+                "samples": len(scored.values),
+                "spread": spread / size if size else 0.0,
+                "half_agreement": self._half_agreement(played["truth"]),
+                "loss_noise": played["noise"] / spread if spread else 0.0,
+                "validation_rows": self._utility.rows,
+                "values": values.tolist(),
+                "truth": truth.tolist(),
+                **{name: played[name] for name in ("game", "players", "age", "seconds")},
+                **agreement(values, truth)._asdict(),
+                **facts,
+            }
+        )
+        self._plan_next(step, played["seconds"], played["coalitions"])
+        return self.audit.table()
+
+    @staticmethod
+    def _half_agreement(truth: np.ndarray) -> float | None:
+        if truth.shape[1] < 3:
+            return None
+        r = agreement(truth[:, 1], truth[:, 2]).pearson
+        return r if np.isfinite(r) else None
+
+    def _plan_next(self, step: int, seconds: float, coalitions: int) -> None:
+        """As many groups as still leave time for some checks."""
+        a_group_more = 1
+        if self._wanted is None:
+            affordable = self._schedule.seconds / CHECKS_AIMED_AT / (seconds / coalitions)
+            past = coalitions.bit_length() - 1 - self._groups
+            self._groups = int(np.clip(np.log2(max(affordable, 1)) - past, FEWEST, MOST))
+            a_group_more = 2 ** (self._groups + past) / coalitions
+        self._schedule.done(step, seconds, seconds * a_group_more)

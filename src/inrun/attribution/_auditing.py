@@ -1,0 +1,94 @@
+"""Keeps an audit out of the training's way: what fails in it ends it with a warning, nothing else.
+
+The time that it takes counts neither as training nor as the attribution's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from inrun.attribution._advice import Advice
+from inrun.attribution._audit import FEWEST, MOST, Audit, Auditor
+from inrun.attribution._audit_utility import AuditUtility
+from inrun.attribution._live import Stopwatch
+from inrun.attribution._schedule import AuditSchedule
+from inrun.attribution._scorer import Scored, Scorer
+from inrun.capture import Capture
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+from inrun.utility import Utility
+
+
+class Auditing:
+    """An attribution's auditor, while there is one."""
+
+    def __init__(self, watch: Stopwatch, advice: Advice):
+        self._watch, self._advice = watch, advice
+        self._auditor: Auditor | None = None
+
+    def begin(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        utility: Utility,
+        schedule: AuditSchedule,
+        groups: int | None,
+    ) -> Audit:
+        """Starts an audit, in place of one that is still going on.
+
+        Raises:
+            MisuseError: a number of groups that cannot be compared or played out.
+        """
+        if groups is not None and not FEWEST <= groups <= MOST:
+            raise MisuseError(f"groups must be from {FEWEST} to {MOST}, not {groups}.")
+        judge = AuditUtility(utility, model)
+        self._auditor = Auditor(model, optimizers, judge, schedule, groups)
+        return self._auditor.audit
+
+    def block_begins(self, capture: Capture, step: int, samples: int, *, first: bool) -> None:
+        """See `Auditor.block_begins`; puts its ear to the capture."""
+        capture.observer = None
+        if self._auditor is None:
+            return
+        listen = self._auditor.block_begins(capture, step, samples, first=first)
+        if listen is not None:
+
+            def guarded(name: str, factor: Factor) -> None:
+                self._guarded(lambda: listen(name, factor))
+
+            capture.observer = guarded
+
+    def cancel(self) -> None:
+        """See `Auditor.cancel`."""
+        if self._auditor is not None:
+            self._auditor.cancel()
+
+    def before_step(self, scorer: Scorer) -> None:
+        """See `Auditor.before_step`."""
+        auditor = self._auditor
+        if auditor is not None:
+            self._guarded(lambda: auditor.before_step(scorer))
+
+    def after_step(self, step: int, scored: Scored, facts: Mapping[str, Any]) -> pa.Table | None:
+        """See `Auditor.after_step`."""
+        auditor = self._auditor
+        if auditor is None:
+            return None
+        return self._guarded(lambda: auditor.after_step(step, scored, facts))
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        with self._watch.stopped():
+            try:
+                return work()
+            except Exception as error:
+                self._auditor = None
+                self._advice.once(
+                    f"The audit ended: {error}. Training and scoring go on; checks made before "
+                    "stay in the audit's table."
+                )
+                return None

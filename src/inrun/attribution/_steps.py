@@ -1,0 +1,180 @@
+"""From blocks to scored steps: what the loop's blocks and the optimizers' hooks set off, in order.
+
+A step begins with its first block of samples and is over when every attached optimizer has stepped,
+or when the loop goes on without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from inrun.attribution._advice import Advice, refuse_step
+from inrun.attribution._auditing import Auditing
+from inrun.attribution._captures import build_capture
+from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._record import Record
+from inrun.attribution._scorer import Scored, Scorer
+from inrun.capture import Block, Capture, Hold, Stream, self_test
+from inrun.ledger import Ids
+from inrun.optim import Together
+from inrun.utility import Utility
+
+
+class Steps:
+    """The step that is under way, and how many there were."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Together,
+        utility: Utility,
+        scorer: Scorer,
+        capture: type[Hold] | type[Stream],
+        record: Record,
+        line: LiveLine,
+        check: bool,
+    ):
+        self._model, self._optimizers, self._utility = model, optimizers, utility
+        self._scorer, self._capture_kind, self._self_test = scorer, capture, check
+        self._record, self._line = record, line
+        self._advice, self.watch = Advice(), Stopwatch()
+        self.auditing = Auditing(self.watch, self._advice)
+        self.taken = 0
+        self.paused = self._inside = self._stepping = False
+        self._pending: list[tuple[Ids, Block]] = []
+        self._stepped: set[int] = set()
+        self.capture = self._new_capture()
+
+    @property
+    def inside(self) -> bool:
+        """Whether a block is open."""
+        return self._inside
+
+    @contextmanager
+    def block(self, names: Ids) -> Iterator[None]:
+        """One forward and backward pass of these samples; see `Attribution.batch`."""
+        with self.watch:
+            self._refresh_capture()
+            if isinstance(self.capture, Stream):
+                self._scorer.block_begins(self.capture, len(self._pending))
+            self.auditing.block_begins(
+                self.capture, self.taken + 1, len(names), first=not self._pending
+            )
+        self._inside = True
+        try:
+            with self.capture.block(len(names)) as block:
+                yield
+        finally:
+            self._inside = False
+        with self.watch:
+            if self.capture.end_block():
+                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
+                self.auditing.cancel()
+            self._pending.append((names, block))
+            self._advice.of_gaps(self.capture.coverage)
+
+    def before(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the k-th optimizer steps: the first of them in a step has all of them read."""
+        if self.paused or k in self._stepped:
+            self.finish()
+        if self._stepped:
+            self._before_another(k, args, kwargs)
+            return
+        self._stepping = False
+        if self.paused:
+            self.drop(moved=True)
+            return
+        refuse_step(self._optimizers.members[k], args, kwargs)
+        if not self._pending:
+            self._advice.once(
+                "An optimizer step came without an attribution.batch(ids) block before it and was "
+                "not scored. Wrap forward and backward in a block, or the step in "
+                "attribution.paused()."
+            )
+            self.drop(moved=True)
+            return
+        self._advice.of_strangers(self._optimizers, self.capture)
+        with self.watch:
+            try:
+                self._scorer.before_step(self.capture, [block for _, block in self._pending])
+            except Exception:
+                self.drop(moved=True)
+                raise
+        self.auditing.before_step(self._scorer)
+        self._stepping = True
+
+    def _before_another(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before another optimizer of a step that was read already."""
+        try:
+            refuse_step(self._optimizers.members[k], args, kwargs)
+            self._scorer.demand_unchanged(k)
+        except Exception:
+            self.drop(moved=True)
+            raise
+
+    def after(self, k: int) -> None:
+        """After the k-th optimizer stepped: when all of them have, the step is scored."""
+        if self._stepping:
+            self._stepped.add(k)
+            if len(self._stepped) == len(self._optimizers.members):
+                self.finish()
+
+    def finish(self) -> None:
+        """Scores what has stepped: when all have, or when the loop goes on without the others."""
+        if not self._stepped:
+            return
+        try:
+            with self.watch:
+                blocks = [block for _, block in self._pending]
+                scored = self._scorer.after_step(self.capture, blocks, self._stepped)
+                self._book(_joined([ids for ids, _ in self._pending]), scored)
+            self._check(scored)
+        finally:
+            self.drop()
+
+    def _book(self, ids: Ids, scored: Scored) -> None:
+        self.taken += 1
+        self._record.add(self.taken, ids, scored)
+        self._line.update(self._record.latest, self._record.residual_share, self.watch.overhead)
+
+    def _check(self, scored: Scored) -> None:
+        """The audit's part of a step's end."""
+        facts = {
+            "residual": self._record.latest_residual_share,
+            "capture": "stream" if isinstance(self.capture, Stream) else "hold",
+            "covered": self.capture.coverage.share,
+            "low_precision": self.capture.low_precision,
+            "forecast_error": self._scorer.forecast_error,
+        }
+        checks = self.auditing.after_step(self.taken, scored, facts)
+        if checks is not None:
+            self._record.audited(checks)
+
+    def drop(self, *, moved: bool = False) -> None:
+        """Forgets the step under way; `moved`: weights may have changed without being scored."""
+        self._stepping = False
+        self._stepped.clear()
+        self._pending.clear()
+        self.auditing.cancel()
+        self.capture.check.next_step()
+        self._scorer.forget(moved=moved)
+
+    def _new_capture(self) -> Capture:
+        capture = build_capture(self._capture_kind, self._model, self._optimizers, self._scorer)
+        if self._self_test:
+            self_test(capture, self._model, self._utility)
+        return capture
+
+    def _refresh_capture(self) -> None:
+        """Takes note of parameters that were added, frozen or thawed since the last block."""
+        present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
+        if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
+            self.capture = self._new_capture()
+
+
+def _joined(parts: list[Ids]) -> Ids:
+    return [i for ids in parts for i in ids]  # type: ignore[return-value]  # all of one kind

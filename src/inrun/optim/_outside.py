@@ -1,0 +1,104 @@
+"""Optimizers of other packages, recognised by their class's name and their groups' keys.
+
+Nothing is imported: what looks like a known optimizer is taken for one, and its first scored steps
+are compared with the rule before they count (see `inrun.attribution`). Those that cannot be scored
+honestly are refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from inrun.errors import NotSupportedError
+from inrun.optim._averaged import ScheduleFreeAdamWRule
+from inrun.optim._lamb import LambRule
+from inrun.optim._rule import Rule
+from inrun.optim._signs import LionRule
+
+Found = Rule[Any, Any]
+
+
+def _lion(optimizer: torch.optim.Optimizer) -> Found:
+    _refuse_options(optimizer, "cautious", "caution", "use_gc", "adanorm")
+    over = float(getattr(optimizer, "_init_lr", 1.0)) if _says(optimizer, "decoupled_wd") else 1.0
+    return LionRule(decay_over=over, maximize=_says(optimizer, "maximize"))
+
+
+def _lamb(optimizer: torch.optim.Optimizer) -> Found:
+    _refuse_options(optimizer, "rectify", "adanorm")
+    if _says(optimizer, "pre_norm"):
+        raise NotSupportedError(
+            "Lamb(pre_norm=True) scales every gradient by the norm of all parameters' gradients "
+            "together, inside its step. Clip with torch.nn.utils.clip_grad_norm_ before the step, "
+            "which is read, and use pre_norm=False."
+        )
+    return LambRule(maximize=_says(optimizer, "maximize"))
+
+
+def _schedule_free(optimizer: torch.optim.Optimizer) -> Found:
+    return ScheduleFreeAdamWRule()
+
+
+_KNOWN: dict[str, tuple[set[str], Callable[[torch.optim.Optimizer], Found]]] = {
+    "Lion": ({"lr", "betas", "weight_decay"}, _lion),
+    "Lamb": ({"betas", "eps", "weight_decouple", "grad_averaging", "adam", "fixed_decay"}, _lamb),
+    "AdamWScheduleFree": ({"k", "weight_sum", "lr_max", "weight_lr_power"}, _schedule_free),
+}
+
+_ROUNDED = (
+    "it keeps its moments in 8 bits and rounds them again after each step, inside a kernel of its "
+    "own: neither its state nor its step can be read here. Use the 32-bit optimizer of the same "
+    "name"
+)
+_ROOTS = (
+    "it multiplies by roots of matrices that it also updates from the gradient, at steps of its "
+    "own choosing: a coalition's step is not one fixed function of its gradient. Use AdamW, or "
+    "Adafactor, whose factored moments are read"
+)
+_REFUSED = {
+    "LBFGS": (
+        "it evaluates the loss several times within one step, on a line search, so that a sample "
+        "has no one gradient in it. Use SGD or Adam"
+    ),
+    "SparseAdam": (
+        "it leaves elements without a gradient alone, moments and all, and takes sparse gradients, "
+        "of which no shares are read. Use Adam, and build embeddings with sparse=False"
+    ),
+    **dict.fromkeys(
+        ("Adam8bit", "AdamW8bit", "PagedAdam8bit", "PagedAdamW8bit", "Lion8bit", "LAMB8bit",
+         "SGD8bit", "RMSprop8bit", "Adagrad8bit", "AdEMAMix8bit"), _ROUNDED
+    ),
+    **dict.fromkeys(("Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP"), _ROOTS),
+}  # fmt: skip
+
+
+def outside_rule(optimizer: torch.optim.Optimizer) -> Found | None:
+    """The rule of an optimizer that torch does not have; None where it is not known.
+
+    Raises:
+        NotSupportedError: it is known, and cannot be scored; the message says why.
+    """
+    name = type(optimizer).__name__
+    if name in _REFUSED:
+        raise NotSupportedError(f"{name} cannot be scored: {_REFUSED[name]}.")
+    keys, build = _KNOWN.get(name, (set(), None))
+    if build is None or not all(keys <= set(group) for group in optimizer.param_groups):
+        return None
+    return build(optimizer)
+
+
+def _says(optimizer: torch.optim.Optimizer, name: str) -> bool:
+    return bool(getattr(optimizer, name, False))
+
+
+def _refuse_options(optimizer: torch.optim.Optimizer, *options: str) -> None:
+    for group in optimizer.param_groups:
+        for option in options:
+            if group.get(option):
+                raise NotSupportedError(
+                    f"{type(optimizer).__name__}({option}=True) changes the update in a way that "
+                    "has no rule here. Turn it off, or write the rule: inrun.optim.register."
+                )

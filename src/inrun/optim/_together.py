@@ -1,0 +1,70 @@
+"""Optimizers that step together: Muon for the matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from inrun.errors import MisuseError
+from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
+from inrun.optim._rule import Move
+
+
+class Together:
+    """One optimizer or several, each with its update rule.
+
+    Raises:
+        MisuseError: none at all, not optimizers, or a parameter that two of them hold.
+        NotSupportedError: an optimizer without a rule.
+    """
+
+    def __init__(self, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]):
+        self.members: list[torch.optim.Optimizer] = []
+        if isinstance(optimizers, list | tuple):
+            self.members += optimizers
+        else:
+            self.members.append(cast(torch.optim.Optimizer, optimizers))
+        if not self.members:
+            raise MisuseError("optimizer is an empty list: nothing would step.")
+        self.rules = [rule_for(optimizer) for optimizer in self.members]
+        if len({id(p) for p in self.parameters()}) < len(self.parameters()):
+            raise MisuseError(
+                "Two of the attached optimizers hold the same parameter. What each of their steps "
+                "did to it cannot be told apart. Give every parameter to one optimizer."
+            )
+
+    @property
+    def name(self) -> str:
+        """Their classes, for messages."""
+        return " and ".join(type(optimizer).__name__ for optimizer in self.members)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """All parameter groups, in order."""
+        return [group for optimizer in self.members for group in optimizer.param_groups]
+
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of every optimizer."""
+        return [p for optimizer in self.members for p in trained_parameters(optimizer)]
+
+    def owner_of(self, p: Tensor) -> int:
+        """The number of the optimizer that holds a parameter."""
+        return next(
+            k
+            for k, optimizer in enumerate(self.members)
+            if any(q is p for q in trained_parameters(optimizer))
+        )
+
+    def moves(self) -> Iterator[tuple[int, Tensor, Move[Any, Any]]]:
+        """(optimizer's number, parameter, its move) for each that the coming steps will change."""
+        for k, (optimizer, rule) in enumerate(zip(self.members, self.rules, strict=True)):
+            for p, move in moves(optimizer, rule):
+                yield k, p, move
+
+    def move_of(self, p: Tensor, times: float) -> Move[Any, Any]:
+        """See `inrun.optim.move_of`."""
+        k = self.owner_of(p)
+        return move_of(self.members[k], self.rules[k], p, times)

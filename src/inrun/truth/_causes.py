@@ -1,0 +1,182 @@
+"""Why an audit's agreement is low: each likely cause is named from evidence in the checks.
+
+A check is low where the values are off by more than 30 % of their length, or by more than 10 % with
+R below 0.95. Where R is low and the values are right, they hardly differ, and R says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LOW_R = 0.95
+SOME_ERROR, LARGE_ERROR = 0.1, 0.3
+YOUNG = 10
+LARGE_RESIDUAL = 0.05
+FEW_ROWS = 16
+LOW_CEILING = 0.8
+LARGE_FORECAST_ERROR = 0.1
+LARGE_NOISE = 0.01
+
+Check = Mapping[str, Any]
+
+
+class Cause(NamedTuple):
+    """What is likely wrong, what shows it, and what to change."""
+
+    name: str
+    evidence: str
+    remedy: str
+
+
+def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause, ...]:
+    """The causes that the checks and their noise ceiling speak for, of low agreement first."""
+    low = [c for c in checks if _is_low(c)]
+    of_low = [
+        _first_steps(low, checks),
+        _estimator(low),
+        _learning_rate(low),
+        _forecast(low),
+        _precision(low),
+        _noise(low),
+    ]
+    found = [cause for cause in of_low if cause is not None]
+    if low and not found:
+        found.append(_unknown(low))
+    always = [_coverage(checks), _validation(checks, ceiling), _alike(checks)]
+    return tuple(found + [cause for cause in always if cause is not None])
+
+
+def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
+    young = [c for c in low if c["age"] is not None and c["age"] < YOUNG]
+    if not young:
+        return None
+    later = [c["pearson"] for c in checks if c["age"] is None or c["age"] >= YOUNG]
+    then = f"; from then on the median R is {np.nanmedian(later):.4f}" if later else ""
+    return Cause(
+        "First steps",
+        f"{len(young)} of {len(low)} checks with low agreement lie in the optimizer's first "
+        f"{YOUNG} steps, where it acts like a sign of the gradient{then}.",
+        "Warm the learning rate up, keep smoothed_steps with capture='hold', or leave these steps "
+        "out with attribution.paused().",
+    )
+
+
+def _estimator(low: Sequence[Check]) -> Cause | None:
+    names = sorted({c["estimator"] for c in low} - {"path", "path-given", "path-smoothed"})
+    if not names:
+        return None
+    return Cause(
+        "Estimator",
+        f"{', '.join(names)} follows the optimizer only to first order, or not at all.",
+        "Attach with estimator='path'.",
+    )
+
+
+def _learning_rate(low: Sequence[Check]) -> Cause | None:
+    bent = [c for c in low if c["residual"] > LARGE_RESIDUAL and not _is_young(c)]
+    if not bent:
+        return None
+    return Cause(
+        "Large learning rate",
+        f"At {len(bent)} of {len(low)} checks with low agreement the books leave more than "
+        f"{LARGE_RESIDUAL:.0%} unexplained (up to {max(c['residual'] for c in bent):.0%}): the "
+        "validation loss bends within one step.",
+        "Lower the learning rate, warm it up, or clip the gradient; the step is too long for any "
+        "method that reads the loss at its two ends.",
+    )
+
+
+def _forecast(low: Sequence[Check]) -> Cause | None:
+    missed = [c for c in low if c["forecast_error"] > LARGE_FORECAST_ERROR]
+    if not missed:
+        return None
+    return Cause(
+        "Clipping under stream",
+        f"At {len(missed)} of {len(low)} checks with low agreement the clip coefficient was more "
+        f"than {LARGE_FORECAST_ERROR:.0%} from that of the step before, by which capture='stream' "
+        "forms its directions.",
+        "Attach with capture='hold', or clip at a norm that is rarely reached.",
+    )
+
+
+def _precision(low: Sequence[Check]) -> Cause | None:
+    if not any(c["low_precision"] for c in low):
+        return None
+    return Cause(
+        "Low precision",
+        "Half precision took part in the steps that were checked, and rounds away small "
+        "differences between coalitions, in the truth too.",
+        "Compute the validation loss in float32 (loss_fn without autocast), on more rows.",
+    )
+
+
+def _noise(low: Sequence[Check]) -> Cause | None:
+    noisy = [c for c in low if c["loss_noise"] > LARGE_NOISE]
+    if not noisy:
+        return None
+    return Cause(
+        "Validation loss that is not repeatable",
+        "Two validation losses at the same weights differ by up to "
+        f"{max(c['loss_noise'] for c in noisy):.0%} of what sets samples apart.",
+        "Take random numbers out of loss_fn, and use deterministic kernels for it.",
+    )
+
+
+def _unknown(low: Sequence[Check]) -> Cause:
+    steps = ", ".join(str(c["step"]) for c in low[:5])
+    return Cause(
+        "Cause unknown",
+        f"{len(low)} checks agree badly (steps {steps}), and nothing that is known to spoil "
+        "agreement shows in them.",
+        "Do not trust these values. Play such a step out by hand with inrun.truth.StepGame.",
+    )
+
+
+def _coverage(checks: Sequence[Check]) -> Cause | None:
+    covered = min(c["covered"] for c in checks)
+    if covered >= 0.99:
+        return None
+    return Cause(
+        "Uncovered layers",
+        f"Only {covered:.0%} of the squared gradient is captured; the rest is in no value.",
+        "See attribution.coverage() for the parameters and the reason.",
+    )
+
+
+def _validation(checks: Sequence[Check], ceiling: float | None) -> Cause | None:
+    rows = min((c["validation_rows"] for c in checks if c["validation_rows"]), default=FEW_ROWS)
+    if (ceiling is None or ceiling >= LOW_CEILING) and rows >= FEW_ROWS:
+        return None
+    seen = "" if ceiling is None else f", and a noise ceiling of {ceiling:.2f}"
+    return Cause(
+        "Small validation batch",
+        f"It has {rows} rows{seen}: other rows like them would rank the samples of a step "
+        "otherwise.",
+        "Values are right for these rows. What they say of others grows with the number of rows, "
+        "and with the number of visits that a total adds up.",
+    )
+
+
+def _alike(checks: Sequence[Check]) -> Cause | None:
+    alike = [c for c in checks if not c["pearson"] >= LOW_R and c["relative_error"] <= SOME_ERROR]
+    if not alike:
+        return None
+    return Cause(
+        "Values that hardly differ",
+        f"At {len(alike)} checks R is below {LOW_R} though the values are off by at most "
+        f"{max(c['relative_error'] for c in alike):.1%}: the groups' true values are nearly the "
+        "same there, and R says little.",
+        "Nothing to change; read the relative error.",
+    )
+
+
+def _is_low(check: Check) -> bool:
+    error = check["relative_error"]
+    return error > LARGE_ERROR or (error > SOME_ERROR and not check["pearson"] >= LOW_R)
+
+
+def _is_young(check: Check) -> bool:
+    return check["age"] is not None and check["age"] < YOUNG

@@ -1,0 +1,259 @@
+"""The audit: its truth is the oracle's, training is undisturbed, causes are the real ones."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typer.testing import CliRunner
+
+import inrun
+from inrun.cli._main import app
+from inrun.errors import InRunWarning, MisuseError, StoreError
+from tests.integration.runs import Run
+
+ALWAYS = {"seconds": 1e6, "steps": 1}  # a check at each step
+
+
+def loss_fn(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def data(rows=80):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 6, generator=generator).double()
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def train(
+    steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, build=None,
+    loss=loss_fn, clip=None, **options,
+):  # fmt: skip
+    """(audit, model) after a short run."""
+    torch.manual_seed(0)
+    x, y = data()
+    model = (build or (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))))()
+    model = model.double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    held_out = validation or (x[40:], y[40:])
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss, held_out), progress=False, **options
+    )
+    found = attribution.audit(**audit) if audit else None
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for _ in range(micro):
+            ids = torch.randint(40, (samples,), generator=generator)
+            with attribution.batch(ids.tolist()):
+                (F.cross_entropy(model(x[ids]), y[ids]) / micro).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    return found, model
+
+
+@pytest.mark.parametrize("estimator", ["path", "path-given"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "gpt2-tied"])
+def test_truth_is_the_oracles(name, estimator):
+    """With as many groups as samples the groups are the samples, in an order that was drawn."""
+    game = {"path": "shared", "path-given": "given"}[estimator]
+    run = Run(name, estimator)
+    audit = run.attribution.audit(**ALWAYS, groups=6)
+    for step in range(3):
+        values, truth = run.step(game)
+        check = audit.table().to_pylist()[step]
+        assert (check["game"], check["players"], check["step"]) == (game, 6, step + 1)
+        np.testing.assert_allclose(sorted(check["truth"]), sorted(truth), rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(sorted(check["values"]), sorted(values), rtol=1e-7, atol=1e-12)
+        assert check["pearson"] == pytest.approx(np.corrcoef(values, truth)[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_hold_and_stream_play_out_the_same_truth(micro):
+    checks = [
+        train(5, audit=ALWAYS | {"groups": 4}, capture=capture, smoothed_steps=0, micro=micro,
+              samples=4, clip=0.1)[0].table().to_pylist()
+        for capture in ("hold", "stream")
+    ]  # fmt: skip
+    for held, streamed in zip(*checks, strict=True):
+        assert held["samples"] == streamed["samples"] == 4 * micro
+        np.testing.assert_allclose(held["truth"], streamed["truth"], rtol=1e-9)
+        assert held["relative_error"] != streamed["relative_error"]
+
+
+@pytest.mark.parametrize("capture", ["hold", "stream"])
+def test_training_is_undisturbed(capture):
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    plain = train(build=build, capture=capture)[1]
+    audit, audited = train(build=build, capture=capture, audit=ALWAYS)
+    assert audit.table().num_rows == 12
+    for p, q in zip(plain.parameters(), audited.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_values_of_a_calm_run_are_found_right():
+    audit, _ = train(40, audit=ALWAYS, rate=1e-3)
+    found = audit.report()
+    assert found.checks == 40
+    assert found.pearson.median > 0.999
+    assert found.pearson.low <= found.pearson.median <= found.pearson.high
+    assert found.relative_error.median < 0.05
+    assert 0 <= found.ceiling.median <= 1
+    assert not {c.name for c in found.causes} - {"Small validation batch", "First steps"}
+
+
+def causes(audit):
+    return {cause.name: cause for cause in audit.report().causes}
+
+
+def test_a_large_learning_rate_is_named():
+    audit, _ = train(60, audit=ALWAYS, rate=1.0, smoothed_steps=0)
+    assert "Large learning rate" in causes(audit)
+    assert "Large learning rate" not in causes(train(60, audit=ALWAYS, rate=1e-3)[0])
+
+
+def test_the_first_steps_are_named():
+    audit, _ = train(20, audit=ALWAYS, rate=3e-2, smoothed_steps=0)
+    assert "first 10 steps" in causes(audit)["First steps"].evidence
+    assert "First steps" not in causes(train(20, audit=ALWAYS, rate=1e-3)[0])
+
+
+def test_an_estimator_that_does_not_follow_the_optimizer_is_named():
+    audit, _ = train(20, audit=ALWAYS, rate=1e-3, estimator="sgd")
+    assert "sgd follows" in causes(audit)["Estimator"].evidence
+
+
+def test_a_forecast_of_stream_that_fails_is_named():
+    audit, _ = train(20, audit=ALWAYS, rate=1e-3, capture="stream", samples=4, clip=0.05)
+    assert "Clipping under stream" in causes(audit)
+
+
+def test_a_tiny_validation_batch_is_named():
+    x, y = data()
+    audit, _ = train(20, audit=ALWAYS, validation=(x[40:44], y[40:44]))
+    assert "has 4 rows" in causes(audit)["Small validation batch"].evidence
+
+
+def test_a_validation_loss_that_is_not_repeatable_is_named():
+    generator = torch.Generator().manual_seed(7)
+
+    def noisy(model, batch):
+        return loss_fn(model, batch) * (1 + 1e-2 * torch.rand((), generator=generator).double())
+
+    audit, _ = train(20, audit=ALWAYS, loss=noisy, self_test=False)
+    assert "Validation loss that is not repeatable" in causes(audit)
+
+
+def test_uncovered_layers_are_named_and_act_in_every_coalition():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x @ weight
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x, weight = ctx.saved_tensors
+            return gradient @ weight.T, x.T @ gradient
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6).double() * 0.3)
+
+        def forward(self, x):
+            return Hidden.apply(x, self.weight)
+
+    with pytest.warns(InRunWarning, match="not captured"):
+        audit, _ = train(15, audit=ALWAYS, build=lambda: nn.Sequential(Own(), nn.Linear(6, 3)))
+    assert "squared gradient" in causes(audit)["Uncovered layers"].evidence
+    assert audit.report().pearson.median > 0.99  # the captured samples' game is still right
+
+
+def test_half_precision_is_noticed():
+    torch.manual_seed(0)
+    x, y = data()
+    x = x.bfloat16()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss_fn, (x[40:], y[40:])), progress=False
+    )
+    audit = attribution.audit(**ALWAYS)
+    for _ in range(15):
+        with attribution.batch(range(8)):
+            loss_fn(model, (x[:8], y[:8])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(audit.table()["low_precision"].to_pylist())
+    assert "Low precision" in causes(audit)
+
+
+def test_a_loss_that_is_not_the_models_ends_the_audit_and_nothing_else():
+    x, y = data()
+    models = []
+
+    def build():
+        models.append(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))
+        return models[-1]
+
+    with pytest.warns(InRunWarning, match=r"The audit ended.*model that it is given"):
+        audit, _ = train(
+            4, audit=ALWAYS, build=build, loss=lambda _, batch: loss_fn(models[-1], batch),
+            self_test=False,
+        )  # fmt: skip
+    assert audit.table().num_rows == 0
+    with pytest.raises(MisuseError, match="No step has been checked"):
+        audit.report()
+
+
+def test_too_few_samples_a_step_end_the_audit_and_nothing_else():
+    with pytest.warns(InRunWarning, match="a step of 2 samples has no order"):
+        train(3, audit=ALWAYS, samples=2)
+
+
+def test_a_loss_that_takes_whole_batches_only_has_no_ceiling():
+    def whole(model, batch):
+        assert len(batch[0]) == 40
+        return loss_fn(model, batch)
+
+    audit, _ = train(5, audit=ALWAYS, loss=whole, self_test=False)
+    assert audit.report().ceiling is None
+    assert "cannot be halved" in str(audit.report())
+
+
+def test_targets_are_judged_by_their_weighted_sum():
+    x, y = data()
+    halves = {"a": (x[40:60], y[40:60]), "b": (x[60:], y[60:])}
+    together, _ = train(4, audit=ALWAYS | {"groups": 4}, smoothed_steps=0)
+    apart, _ = train(4, audit=ALWAYS | {"groups": 4}, validation=halves, smoothed_steps=0)
+    for one, two in zip(together.table().to_pylist(), apart.table().to_pylist(), strict=True):
+        np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
+        np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0, "steps": 3}, {"seconds": 1, "steps": 0},
+              {"seconds": 1, "steps": 3, "groups": 2}, {"seconds": 1, "steps": 3, "groups": 20}],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(MisuseError):
+        train(1, audit=wrong)
+
+
+def test_the_command_prints_what_the_run_stored(tmp_path):
+    audit, _ = train(8, audit=ALWAYS, store=tmp_path / "run")
+    assert inrun.load(tmp_path / "run").audit().equals(audit.table())
+    printed = CliRunner().invoke(app, ["audit", str(tmp_path / "run")]).stdout
+    assert str(audit.report()).splitlines()[1] in printed
+    assert printed.count("path-smoothed") == 8
+
+
+def test_a_run_without_an_audit_says_how_to_get_one(tmp_path):
+    train(2, store=tmp_path / "run")
+    with pytest.raises(StoreError, match=r"attribution\.audit\(seconds"):
+        inrun.load(tmp_path / "run").audit()
