@@ -89,16 +89,25 @@ def _tables(cells: Cells) -> str:
     parts = []
     for task in _tasks(cells):
         rows = []
-        for method in ORDER:
+        for method in _shown(task, ORDER):
             row = [method if method == TRUTH else f"`{method}`"]
             for rate in _rates(cells):
                 found = _of(cells, task, rate, method)
                 row.append(_agreement(found))
             rows.append(row)
         seeds = len({s.seed for s in cells if s.task == task})
-        head = [f"{task}, {seeds} seeds", *(f"rate {rate:g}" for rate in _rates(cells))]
+        out = len(next(r["truth"] for s, r in cells.items() if s.task == task))
+        head = [
+            f"{task}, {seeds} seeds, {out} left out",
+            *(f"rate {rate:g}" for rate in _rates(cells)),
+        ]
         parts.append(_markdown(head, rows))
     return "\n\n".join(parts)
+
+
+def _shown(task: str, methods: Sequence[str]) -> list[str]:
+    """Counting kinks in changes nothing where there are none."""
+    return [method for method in methods if "relu" in task or "kinks" not in method]
 
 
 def _agreement(found: list[Record]) -> str:
@@ -207,7 +216,7 @@ def _plot_rates(cells: Cells, path: Path) -> None:
             {"rate": s.rate, "method": method, "spearman": record["spearman"]}
             for s in cells
             if s.task == task
-            for method in PLOTTED
+            for method in _shown(task, PLOTTED)
             for record in _of({s: cells[s]}, task, s.rate, method)
         ]
         base = alt.Chart(alt.Data(values=rows)).encode(
@@ -251,7 +260,12 @@ def _plot_proxy(cells: Cells, path: Path) -> None:
             .encode(
                 x=alt.X("proxy:Q", title="error proxy", scale=alt.Scale(type="log")),
                 y=alt.Y("error:Q", title="measured relative error", scale=alt.Scale(type="log")),
-                color=alt.Color("rate:N", title="learning rate", scale=alt.Scale(scheme="viridis")),
+                color=alt.Color(
+                    "rate:N",
+                    title="learning rate",
+                    sort=[f"{rate:g}" for rate in reversed(_rates(cells))],
+                    scale=alt.Scale(scheme="viridis"),
+                ),
                 size=alt.Size("steps:Q", title="steps"),
             )
             .properties(width=300, height=230, title=task)
