@@ -1,5 +1,6 @@
 """The audit: its truth is the oracle's, training is undisturbed, causes are the real ones."""
 
+import lion_pytorch
 import numpy as np
 import pytest
 import torch
@@ -27,14 +28,14 @@ def data(rows=80):
 
 def train(
     steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, build=None,
-    loss=loss_fn, clip=None, **options,
+    loss=loss_fn, clip=None, kind=torch.optim.AdamW, **options,
 ):  # fmt: skip
     """(audit, model) after a short run."""
     torch.manual_seed(0)
     x, y = data()
     model = (build or (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))))()
     model = model.double()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    optimizer = kind(model.parameters(), lr=rate)
     held_out = validation or (x[40:], y[40:])
     attribution = inrun.attach(
         model, optimizer, inrun.Utility(loss, held_out), progress=False, **options
@@ -120,6 +121,12 @@ def test_the_first_steps_are_named():
     audit, _ = train(20, audit=ALWAYS, rate=3e-2, smoothed_steps=0)
     assert "first 10 steps" in causes(audit)["First steps"].evidence
     assert "First steps" not in causes(train(20, audit=ALWAYS, rate=1e-3)[0])
+
+
+def test_signs_are_named_where_they_are_not_smoothed():
+    audit, _ = train(20, audit=ALWAYS, rate=1e-3, smoothed_steps=0, kind=lion_pytorch.Lion)
+    assert "Lion" in causes(audit)["Signs"].evidence
+    assert "Signs" not in causes(train(20, audit=ALWAYS, rate=1e-3, kind=lion_pytorch.Lion)[0])
 
 
 def test_an_estimator_that_does_not_follow_the_optimizer_is_named():

@@ -47,7 +47,10 @@ def attach(
 
     Args:
         model: the model that is trained, in plain PyTorch.
-        optimizer: SGD, Adam or AdamW of `torch.optim`, holding the model's parameters.
+        optimizer: the one that holds the model's parameters, or several that step together: any of
+            `torch.optim` that takes plain gradients, Lion, LAMB, schedule-free AdamW, or your own
+            (`inrun.optim.register`). With several, a step is over when all have stepped, or when
+            the next block begins.
         utility: the validation loss that contributions are measured in.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
             'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
@@ -56,11 +59,11 @@ def attach(
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
-            of 1 % of each parameter's contributions, which it measures; 'dense' is exact; or a
-            contraction of `inrun.factors`. `coverage()` says what is used.
-        smoothed_steps: for 'path' with 'hold' under Adam, how many first steps are scored by
-            'path-smoothed', as long as that is cheap (samples times parameters up to 5 million).
-            The ledger says for each step which was used.
+            of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
+            `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
+        smoothed_steps: for 'path' with 'hold', how many steps after the optimizer acted like a sign
+            are scored by 'path-smoothed', as long as that is cheap: Adam's first ones, every step
+            of Lion, Rprop and Muon. 0 never smooths. The ledger says for each step which was used.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._plan import ParameterPlan
-from inrun.errors import InvariantError, MisuseError
+from inrun.errors import InvariantError
 from inrun.optim import Together, tested
 
 RELATIVE = 1e-3
@@ -27,11 +27,7 @@ class RuleCheck:
         self._expected: dict[str, tuple[str, Tensor, float]] = {}
 
     def before(self, optimizers: Together, plans: Mapping[str, ParameterPlan]) -> None:
-        """Takes note of where the rules say that the weights will be, if this step is checked.
-
-        Raises:
-            MisuseError: a rule registered as elementwise is not.
-        """
+        """Takes note of where the rules say that the weights will be, if this step is checked."""
         self._expected = {}
         self._steps += 1
         if self._steps & (self._steps - 1):  # not a power of two
@@ -40,7 +36,6 @@ class RuleCheck:
             optimizer = optimizers.members[plan.optimizer]
             if not tested(optimizer):
                 kind = type(optimizer).__name__
-                _demand_elementwise(kind, name, plan)
                 moved = plan.move.displacement(plan.move.gradient)
                 self._expected[name] = kind, plan.move.weight - moved, _size(moved)
 
@@ -69,18 +64,3 @@ class RuleCheck:
 
 def _size(t: Tensor) -> float:
     return float(t.abs().sum(dtype=torch.float64))
-
-
-def _demand_elementwise(kind: str, name: str, plan: ParameterPlan) -> None:
-    """A rule that is elementwise moves half of the elements as if the other half were not there."""
-    move = plan.move
-    if not move.rule.elementwise:
-        return
-    g = move.gradient
-    half = torch.arange(g.numel(), device=g.device).reshape(g.shape) % 2 == 0
-    apart = move.displacement(g * half)[half] - move.displacement(g)[half]
-    if not _size(apart) <= RELATIVE * _size(move.displacement(g)):
-        raise MisuseError(
-            f"The update rule for {kind} is registered as elementwise, but in {name} elements "
-            "depend on each other. Register it with elementwise=False."
-        )

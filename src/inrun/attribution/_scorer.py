@@ -22,6 +22,7 @@ from inrun.attribution._plan import (
 )
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._sums import Sums
+from inrun.attribution._weights import weights_mark
 from inrun.capture import Block, Capture
 from inrun.directions import Direction, Game, Gradients
 from inrun.errors import MisuseError
@@ -78,7 +79,7 @@ class Scorer:
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
-        self._last: tuple[Evaluation, tuple[float, ...]] | None = None
+        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
@@ -89,10 +90,10 @@ class Scorer:
         if self._last is not None:
             evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
-            if known and mark == _weights_mark(capture):
+            if known and mark == weights_mark(capture.trained.values()):
                 return evaluation
         evaluation = evaluate(self._utility, self._model, capture.trained)
-        self._last = (evaluation, _weights_mark(capture))
+        self._last = (evaluation, weights_mark(capture.trained.values()))
         return evaluation
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
@@ -149,7 +150,7 @@ class Scorer:
             self._rule_check.before(self._optimizers, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
-            self._norms = {name: _norm(plan.parameter) for name, plan in plans.items()}
+            self._norms = _norms(plans)
         self._extra = self._extra_passes(capture)
 
     def _extra_passes(self, capture: Capture) -> dict[str, dict[str, Tensor]]:
@@ -174,9 +175,9 @@ class Scorer:
         Raises:
             MisuseError: they were changed since the first of the optimizers stepped.
         """
-        for name, norm in self._norms.items():
-            plan = self._plans[name]
-            if plan.optimizer == optimizer and abs(_norm(plan.parameter) - norm) > 1e-5 * norm:
+        now = _norms({n: p for n, p in self._plans.items() if p.optimizer == optimizer})
+        for name, norm in now.items():
+            if abs(norm - self._norms[name]) > 1e-5 * self._norms[name]:
                 raise MisuseError(
                     f"The gradient of {name} changed between the steps of two optimizers that are "
                     "attached together, but a step is read as a whole when the first of them "
@@ -194,7 +195,7 @@ class Scorer:
             stepped: the numbers of the optimizers that really stepped.
         """
         assert self._at_open is not None
-        self._keep_only(stepped)
+        self._keep_only(stepped, blocks)
         self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
@@ -207,8 +208,7 @@ class Scorer:
                     closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 )
-                sums.add_history(plan, at)
-                sums.add_samples(name, plan, at, blocks, self.contraction)
+                sums.add(name, plan, at, blocks, self.contraction)
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
@@ -217,20 +217,26 @@ class Scorer:
         entries = Entries(
             self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
-        self._last = (closing, _weights_mark(capture))
+        self._last = (closing, weights_mark(capture.trained.values()))
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
         return Scored(all_values, entries, estimator)
 
-    def _keep_only(self, stepped: Collection[int]) -> None:
-        """Drops what was planned for optimizers that did not step."""
+    def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
+        """Drops what was planned for optimizers that did not step.
+
+        Raises:
+            MisuseError: it is in the values already.
+        """
         kept = {name: plan for name, plan in self._plans.items() if plan.optimizer in stepped}
-        if len(kept) < len(self._plans) and self._extra:
+        streamed = any(block.values_BK is not None for block in blocks)
+        if len(kept) < len(self._plans) and (self._extra or streamed):
             raise MisuseError(
-                f"estimator {self._direction.name!r} looks ahead to where all attached optimizers "
-                "would step, and only some of them stepped. Use estimator='path', or attach to the "
-                "optimizers that step together."
+                "Only some of the attached optimizers stepped, but "
+                + ("capture='stream' has summed" if streamed else "the estimator has looked ahead")
+                + " over the parameters of all. Use estimator='path' with capture='hold', or "
+                "attach to the optimizers that step together."
             )
         self._plans = kept
 
@@ -256,9 +262,17 @@ class Scorer:
         return float(np.mean(scales)) if scales else 1.0
 
 
-def _norm(p: Tensor) -> float:
-    """Of the gradient, 0 where there is none."""
-    return 0.0 if p.grad is None else float(torch.linalg.vector_norm(p.grad.detach()))
+def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
+    """Each gradient's norm, 0 where there is none any more, with one transfer from the device."""
+    if not plans:
+        return {}
+    gradients = [plan.parameter.grad for plan in plans.values()]
+    norms = [
+        plan.parameter.new_zeros(()) if g is None else torch.linalg.vector_norm(g.detach())
+        for g, plan in zip(gradients, plans.values(), strict=True)
+    ]
+    rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()
+    return dict(zip(plans, rows, strict=True))
 
 
 def _scales(
@@ -273,16 +287,3 @@ def _scales(
         else:
             scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
     return scales
-
-
-def _weights_mark(capture: Capture) -> tuple[float, ...]:
-    """Tells whether weights moved. Version counters do not: fused optimizers and `.data` skip them.
-
-    Sums and norms, in double precision so that a small step shows.
-    """
-    with torch.no_grad():
-        marks = [
-            torch.stack((p.sum(dtype=torch.float64), torch.linalg.vector_norm(p).double()))
-            for p in capture.trained.values()
-        ]
-        return tuple(torch.stack(marks).flatten().cpu().tolist())

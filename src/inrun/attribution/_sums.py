@@ -30,15 +30,7 @@ class Sums:
         self._samples, self._K = list(samples), targets
         self._by_device: dict[torch.device, Tensor] = {}
 
-    def add_history(self, plan: ParameterPlan, at: Gradients) -> None:
-        """What momentum and decay did to one parameter."""
-        along = plan.direction.history_gradient(at, plan.move)
-        for row, displacement in enumerate(plan.history):
-            if isinstance(displacement, Tensor):  # a number displaces nothing: it is 0
-                products = (along * displacement).reshape(self._K, -1).sum(1)
-                self._rows(products.device)[row] += products
-
-    def add_samples(
+    def add(
         self,
         name: str,
         plan: ParameterPlan,
@@ -46,11 +38,12 @@ class Sums:
         blocks: Sequence[Block],
         contraction: Contraction,
     ) -> None:
-        """What the samples' shares of one parameter did."""
+        """What one parameter's samples, momentum and decay did."""
+        gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
+        self._add_history(plan, plan.direction.history_gradient(at, gradient))
         factors = [block.factors.get(name, []) for block in blocks]
         if not any(factors):
             return
-        gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
         if isinstance(plan.direction, SampleDirection):
             self._add_sample_direction(plan, gradient, blocks, name)
             return
@@ -59,6 +52,13 @@ class Sums:
         for number, part in enumerate(factors):
             for _ in part:
                 self._add(number, next(found))
+
+    def _add_history(self, plan: ParameterPlan, along_K: Tensor) -> None:
+        for row, displacement in enumerate(plan.history):
+            if isinstance(displacement, Tensor):  # a number displaces nothing: it is 0
+                flat_KP = along_K.reshape(self._K, -1)
+                product = flat_KP @ displacement.reshape(-1).to(flat_KP.dtype)
+                self._rows(product.device)[row] += product
 
     def _add_sample_direction(
         self, plan: ParameterPlan, gradient: Tensor, blocks: Sequence[Block], name: str

@@ -1,8 +1,8 @@
 """The methods, one small file each: what a gradient share is contracted with.
 
-`path` is the default; `path_given` its counterpart for the papers' game; `path_smoothed` for
-the first steps; `sgd`, `sgd_second`, `linearized` and `tangent` are the published estimators and
-the leave-one-out marginal.
+`path` is the default; `path_given` its counterpart for the papers' game; `path_smoothed` for steps
+that act like signs; `sgd`, `sgd_second`, `linearized` and `tangent` are the published estimators
+and the leave-one-out marginal.
 """
 
 from inrun.directions._direction import Direction, Game, Gradients, SampleDirection

@@ -55,9 +55,14 @@ class Direction(ABC):
         """What the method says that momentum and decay displaced."""
         return move.history()
 
-    def history_gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
-        """What the history's displacement is contracted with, (K, *shape)."""
-        return self.gradient(at, move)
+    def history_gradient(self, at: Gradients, gradient_K: Tensor) -> Tensor:
+        """What the history's displacement is contracted with, (K, *shape).
+
+        Args:
+            at: the validation gradients.
+            gradient_K: what `gradient` made of them.
+        """
+        return gradient_K
 
     @property
     def streams(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from inrun.directions._direction import Direction, Game, Gradients, closing_or_opening
@@ -29,4 +30,4 @@ class Path(Direction):
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """Mean of the opening and the closing gradient."""
-        return (at.opening + closing_or_opening(at)) / 2
+        return torch.lerp(at.opening, closing_or_opening(at), 0.5)

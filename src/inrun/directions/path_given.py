@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inrun.directions._direction import Gradients, closing_or_opening
@@ -26,9 +27,9 @@ class PathGiven(Path):
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """Mean of the gradient after the null update and the closing one."""
         assert at.null is not None
-        return (at.null + closing_or_opening(at)) / 2
+        return torch.lerp(at.null, closing_or_opening(at), 0.5)
 
-    def history_gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
+    def history_gradient(self, at: Gradients, gradient_K: Tensor) -> Tensor:
         """Mean of the opening gradient and the one after the null update."""
         assert at.null is not None
-        return (at.opening + at.null) / 2
+        return torch.lerp(at.opening, at.null, 0.5)

@@ -13,7 +13,7 @@ the mean is taken, with B samples:
 - for elementwise rules X, after a fraction alpha of the others, is Gaussian: mean alpha (g - c_b),
   variance alpha (1 - alpha) times the sum of the others' squares; Gauss-Legendre quadrature in
   alpha, Gauss-Hermite in X. What that leaves of d(g) - d(0) is divided equally;
-- for rules that mix elements, balanced random orders.
+- for rules that mix elements or jump, balanced random orders.
 
 Each adds up to what the whole step is worth, so that the books close as they do for `path`.
 """
@@ -52,7 +52,7 @@ class PathSmoothed(SampleDirection):
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """Mean of the opening and the closing gradient."""
-        return (at.opening + closing_or_opening(at)) / 2
+        return torch.lerp(at.opening, closing_or_opening(at), 0.5)
 
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
         """See `SampleDirection.values`."""
@@ -61,7 +61,7 @@ class PathSmoothed(SampleDirection):
             return gradient_K.new_zeros(0, gradient_K.shape[0])
         if evaluations(samples) == 2**samples:
             return _enumerated(move, shares_B, gradient_K)
-        if move.rule.elementwise:
+        if move.rule.elementwise and not move.rule.jumps:
             return _gaussian(move, shares_B, gradient_K)
         return _ordered(move, shares_B, gradient_K)
 

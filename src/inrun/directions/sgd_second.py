@@ -25,6 +25,6 @@ class SGDSecond(SGD):
         assert at.curvature is not None
         return at.opening - 0.5 * at.curvature
 
-    def history_gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
+    def history_gradient(self, at: Gradients, gradient_K: Tensor) -> Tensor:
         """The opening gradient: the interaction belongs to the samples."""
         return at.opening

@@ -56,11 +56,12 @@ class DenseContraction(Contraction):
 class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
-    Every 16 steps one sample is also contracted densely. A parameter's error is the running root
-    mean square difference of its contributions, in units of all parameters' contributions (the
-    root of the sum of their mean squares): what it does to a sample's value. Where an equal part of
-    the tolerance is not enough for it, the rank doubles; where an eighth of that would do, the rank
-    is halved, though not soon after it was too low.
+    A parameter's error is the root mean square difference of its contributions from the dense ones,
+    in units of all parameters' contributions (the root of the sum of their mean squares): what it
+    does to a sample's value. A rank is on trial first: values are the dense ones, and the rank is
+    admitted where its error stays within an equal part of the tolerance, or else doubled. Once
+    admitted it is checked on one sample every 16 steps. Too large an error puts it on trial again,
+    one below an eighth of what is allowed puts half the rank on trial.
 
     Args:
         tolerance: relative error of values that is accepted, errors of parameters adding up as
@@ -77,8 +78,7 @@ class LowRankContraction(Contraction):
                 f"A low rank needs a tolerance between 0 and 1 and a rank of at least 1, not "
                 f"tolerance={tolerance}, rank={rank}."
             )
-        self._tolerance, self._adapts = tolerance, rank is None
-        self._first_rank = rank or FIRST_RANK
+        self._tolerance, self._fixed_rank = tolerance, rank
         self._known: dict[str, dict[int, _Kept]] = {}  # by parameter, then by map of it
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
@@ -86,7 +86,7 @@ class LowRankContraction(Contraction):
         reduced = [factor.reduced(directions_K) for factor in factors]
         found: list[Tensor | None] = [None] * len(factors)
         for number, members in enumerate(_alike([directions for _, directions in reduced])):
-            kept = self._known.setdefault(name, {}).setdefault(number, _Kept(self._first_rank))
+            kept = self._known.setdefault(name, {}).setdefault(number, _Kept(self._fixed_rank))
             inner = [reduced[i][0] for i in members]
             values = self._contract_alike(kept, inner, reduced[members[0]][1])
             for i, value in zip(members, values, strict=True):
@@ -97,19 +97,25 @@ class LowRankContraction(Contraction):
         self, kept: _Kept, factors: Sequence[Factor], directions_K: Tensor
     ) -> list[Tensor]:
         """Factors that meet the same directions, which are factorized once."""
-        kept.used = self._pays(kept.rank, factors, directions_K)
-        if kept.used:
-            low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
-            kept.right_KNr = low.right
-            found = [factor.contract_low_rank(low, directions_K) for factor in factors]
-        else:
-            found = [factor.contract(directions_K) for factor in factors]
-        turn = kept.calls % CHECK_EVERY
         kept.calls += 1
-        if turn < 2:  # twice, so that the second time all parameters' sizes are known
-            kept.compare(factors, directions_K, found)
-            if turn == 1 and kept.used and self._adapts:
-                kept.adapt(self._tolerance, self._size)
+        if not kept.waits and not self._pays(kept.rank, factors, directions_K):
+            kept.give_up()
+        if kept.waits:
+            kept.waits -= 1
+            return kept.sized([factor.contract(directions_K) for factor in factors])
+        low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
+        kept.right_KNr = low.right
+        found = [factor.contract_low_rank(low, directions_K) for factor in factors]
+        if not kept.admitted:
+            dense = kept.sized([factor.contract(directions_K) for factor in factors])
+            kept.trial(found, dense, self._tolerance * self._size)
+            return dense
+        if kept.calls % CHECK_EVERY == 0:
+            sample = kept.calls // CHECK_EVERY
+            kept.sized(found)
+            kept.check(found, [_one(f, sample, directions_K) for f in factors], sample)
+            if self._fixed_rank is None:
+                kept.adapt(self._tolerance * self._size)
         return found
 
     @property
@@ -133,62 +139,88 @@ class LowRankContraction(Contraction):
         used = [kept for kept in self._known.get(name, {}).values() if kept.used]
         if not used:
             return "dense"
-        rank = max(kept.rank for kept in used)
-        error = sum(kept.difference for kept in used) ** 0.5
+        rank, error = max(kept.rank for kept in used), sum(kept.error for kept in used) ** 0.5
         size = self._size * sum(len(maps) for maps in self._known.values()) ** 0.5
         return f"rank {rank}, error {error / size if size else 0.0:.2%}"
 
 
 class _Kept:
-    """What is remembered of one parameter."""
+    """What is remembered of one parameter, or of one map of it.
 
-    def __init__(self, rank: int):
-        self.rank, self.calls, self.used = rank, 0, False
+    `waits`: how many more steps are dense without a trial. In the first one no parameter knows yet
+    what the others contribute.
+    """
+
+    def __init__(self, fixed_rank: int | None):
+        self._first, self._trusted = fixed_rank or FIRST_RANK, fixed_rank is not None
+        self.rank, self.admitted = self._first, self._trusted
+        self.calls, self.waits = 0, 0 if fixed_rank else 1
         self.right_KNr: Tensor | None = None
-        self.difference = self.size = 0.0
+        self.error = self.size = 0.0  # mean squares
         self._patience = 0
+
+    @property
+    def used(self) -> bool:
+        return self.admitted and not self.waits
 
     def start(self, directions_K: Tensor) -> Tensor | None:
         right = self.right_KNr
         fits = right is not None and right.shape[0] == len(directions_K)
         return right if fits and right is not None and right.shape[2] == self.rank else None
 
-    def compare(
-        self, factors: Sequence[Factor], directions_K: Tensor, found: Sequence[Tensor]
-    ) -> None:
-        """Running mean squares: of the contributions, and of their error on one sample."""
-        samples = sum(len(values) for values in found)
-        if not samples:
-            return
-        size = sum(float(values.square().sum()) for values in found) / samples
-        self.size = size if self.calls == 1 else MEMORY * self.size + (1 - MEMORY) * size
-        if not self.used:
-            self.difference = 0.0
-            return
-        errors = []
-        for factor, values in zip(factors, found, strict=True):
-            if len(values):
-                sample = torch.tensor([self.calls % len(values)], device=values.device)
-                dense = factor.select(sample).contract(directions_K)
-                errors.append(float((dense - values[sample]).square().sum()))
-        error = sum(errors) / len(errors)
-        first = self.calls == 1 or self.difference == 0
-        self.difference = error if first else MEMORY * self.difference + (1 - MEMORY) * error
+    def give_up(self) -> None:
+        """No rank that is worth its work suffices: dense for a while, then from the start."""
+        self.rank, self.admitted, self.waits = self._first, self._trusted, CHECK_EVERY
 
-    def adapt(self, tolerance: float, size: float) -> None:
-        """Another rank, where the error is not what the tolerance allows."""
+    def sized(self, found: list[Tensor]) -> list[Tensor]:
+        """Takes note of the contributions' mean square, and gives them back."""
+        if self.calls % CHECK_EVERY <= 1 and any(len(values) for values in found):
+            self.size = _mean_square(found)
+        return found
+
+    def trial(self, found: Sequence[Tensor], dense: Sequence[Tensor], allowed: float) -> None:
+        """Admits the rank if all samples' error is small enough, or doubles it."""
+        if any(len(values) for values in found):
+            self.error = _mean_square([a - b for a, b in zip(found, dense, strict=True)])
+            self.admitted = self.error**0.5 <= allowed
+            if not self.admitted:
+                self._patience = PATIENCE
+                self._renew(2 * self.rank)
+
+    def check(self, found: Sequence[Tensor], dense: Sequence[Tensor], sample: int) -> None:
+        """Running error of one sample's contributions."""
+        differences = [
+            values[[sample % len(values)]] - exact
+            for values, exact in zip(found, dense, strict=True)
+            if len(values)
+        ]
+        if differences:
+            self.error = MEMORY * self.error + (1 - MEMORY) * _mean_square(differences)
+
+    def adapt(self, allowed: float) -> None:
+        """Puts another rank on trial where this one's error is too large, or needlessly small."""
         self._patience -= 1
-        error = self.difference**0.5
-        if error > tolerance * size:
+        error = self.error**0.5
+        if error > allowed:
             self._patience = PATIENCE
             self._renew(2 * self.rank)
-        elif error < tolerance * size / 8 and self.rank > LOWEST_RANK and self._patience <= 0:
+        elif error < allowed / 8 and self.rank > LOWEST_RANK and self._patience <= 0:
             self._renew(self.rank // 2)
 
     def _renew(self, rank: int) -> None:
-        """What was measured and found at the old rank does not count any more."""
-        self.rank, self.right_KNr, self.difference = rank, None, 0.0
-        self.calls -= self.calls % CHECK_EVERY  # compared again at once
+        self.rank, self.right_KNr, self.admitted = rank, None, False
+
+
+def _one(factor: Factor, number: int, directions_K: Tensor) -> Tensor:
+    """The dense contributions of one sample, (1, K); of none where there are none."""
+    count = factor.samples
+    sample = torch.arange(count)[number % count : number % count + 1] if count else torch.arange(0)
+    return factor.select(sample.to(directions_K.device)).contract(directions_K)
+
+
+def _mean_square(values: Sequence[Tensor]) -> float:
+    """Over samples and targets."""
+    return float(torch.cat([v.reshape(-1) for v in values]).square().mean())
 
 
 def _alike(directions: Sequence[Tensor]) -> list[list[int]]:

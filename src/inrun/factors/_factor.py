@@ -51,6 +51,11 @@ class Factor(ABC):
         return self.contract(directions_K)
 
     @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.held[0])
+
+    @property
     def positions(self) -> int:
         """How many rows a matrix would have to multiply: B * T where there is one to multiply."""
         return 0

@@ -89,12 +89,14 @@ class AdamRule(Rule[AdamState, AdamSetting]):
 
     def _second(self, x: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
         """V(x)."""
-        v = h.b2 * s.v + (1 - h.b2) * x * x
+        v = h.b2 * s.v
+        if isinstance(x, Tensor):
+            v = torch.addcmul(v, x, x, value=1 - h.b2)
         return v if s.v_max is None else torch.maximum(s.v_max, v)
 
     def _root(self, second: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         """sqrt(V / c2)."""
-        return (second / (1 - h.b2 ** (s.steps + 1))).sqrt_()
+        return (second * (1 / (1 - h.b2 ** (s.steps + 1)))).sqrt_()
 
     def _rate(self, s: AdamState, h: AdamSetting) -> float:
         """Lr / c1."""
@@ -109,8 +111,9 @@ class AdamRule(Rule[AdamState, AdamSetting]):
 
     def history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
         """See `Rule.history`."""
-        root = self._root(self._second(0.0, s, h), s, h)
-        momentum = self._rate(s, h) * h.b1 * _over(s.m, root + h.eps)
+        rate = self._rate(s, h) * h.b1
+        denominator = self._root(self._second(0.0, s, h), s, h).add_(h.eps)
+        momentum = (s.m / denominator).mul_(rate) if h.eps else rate * _over(s.m, denominator)
         if not h.decay:
             return History(momentum, 0.0)
         if not h.coupled:

@@ -128,6 +128,14 @@ class Divided:
         """(1 - weight) f + weight g."""
         return self * (1 - weight) + _divided(other) * weight
 
+    def __getattr__(self, name: str) -> Any:
+        """What a tensor knows about itself; other methods are not known."""
+        if name in ("shape", "dtype", "device", "ndim"):
+            return getattr(self.end, name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _unknown(f"the method {name}")
+
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -150,7 +158,15 @@ def _divided(value: object) -> Divided:
 
 
 def _tensor(value: Number) -> Tensor:
-    return torch.as_tensor(value)
+    """Plain numbers keep their digits; without axes they do not widen what they meet."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(self: Divided, *_: object) -> Any:
+        raise _unknown(name)
+
+    return refuse
 
 
 def _unknown(what: str) -> NotSupportedError:
@@ -187,6 +203,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "zeros_like": lambda f: torch.zeros_like(_tensor(f.end)),
     "ones_like": lambda f: torch.ones_like(_tensor(f.end)),
 }
+
+
+# operators that ask for the value of single elements, or mix them
+for _operator in ("lt", "le", "gt", "ge", "bool", "float", "int", "getitem", "matmul", "rmatmul"):
+    setattr(Divided, f"__{_operator}__", _refused(f"the operator {_operator}"))
 
 
 class ElementwiseRule(Rule[State, Setting]):

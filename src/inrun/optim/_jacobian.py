@@ -22,7 +22,7 @@ from inrun.optim._quadrature import Nodes, gauss_legendre
 from inrun.optim._rule import Move, Rule, Setting, State
 from inrun.optim._slope import Slope
 
-NODES = 3
+NODES = 5  # three miss rows whose first gradient saturates a factored moment early on the path
 
 
 class Jacobian(Slope):

@@ -56,6 +56,9 @@ class Rule(ABC, Generic[State, Setting]):
     elementwise: ClassVar[bool] = True
     """Whether each element's displacement depends on that element's gradient alone."""
 
+    jumps: bool = False
+    """Whether d is made of steps, as signs are: no quadrature sees where they lie."""
+
     @abstractmethod
     def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:
         """(state, setting) of one parameter, read from the live optimizer before its step.

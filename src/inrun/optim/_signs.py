@@ -46,6 +46,8 @@ class RpropSetting(NamedTuple):
 class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
     """`torch.optim.Rprop`."""
 
+    jumps = True
+
     def read(
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[RpropState, RpropSetting]:
@@ -110,6 +112,8 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
         decay_over: what `weight_decay` is divided by before the learning rate multiplies it.
         maximize: for packages that keep it on the optimizer.
     """
+
+    jumps = True
 
     def __init__(self, *, decay_over: float = 1.0, maximize: bool = False):
         self._decay_over, self._maximize = decay_over, maximize

@@ -42,7 +42,7 @@ class _Written(Rule[WrittenState, WrittenSetting]):
     """What both kinds have in common."""
 
     def __init__(self, function: Displacement, *, sign_like: bool):
-        self._function, self._sign_like = function, sign_like
+        self._function, self.jumps = function, sign_like
 
     def read(
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
@@ -75,7 +75,7 @@ class _Written(Rule[WrittenState, WrittenSetting]):
 
     def steps_taken(self, s: WrittenState) -> int | None:
         """See `Rule.steps_taken`."""
-        return 0 if self._sign_like else None
+        return 0 if self.jumps else None
 
 
 class WrittenElementwise(_Written, ElementwiseRule[WrittenState, WrittenSetting]):

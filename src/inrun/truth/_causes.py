@@ -36,6 +36,7 @@ def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause
     low = [c for c in checks if _is_low(c)]
     of_low = [
         _first_steps(low, checks),
+        _signs(low),
         _estimator(low),
         _learning_rate(low),
         _forecast(low),
@@ -50,10 +51,10 @@ def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause
 
 
 def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
-    young = [c for c in low if c["age"] is not None and c["age"] < YOUNG]
+    young = [c for c in low if _is_young(c)]
     if not young:
         return None
-    later = [c["pearson"] for c in checks if c["age"] is None or c["age"] >= YOUNG]
+    later = [c["pearson"] for c in checks if not _is_young(c)]
     then = f"; from then on the median R is {np.nanmedian(later):.4f}" if later else ""
     return Cause(
         "First steps",
@@ -61,6 +62,19 @@ def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
         f"{YOUNG} steps, where it acts like a sign of the gradient{then}.",
         "Warm the learning rate up, keep smoothed_steps with capture='hold', or leave these steps "
         "out with attribution.paused().",
+    )
+
+
+def _signs(low: Sequence[Check]) -> Cause | None:
+    straight = [c for c in low if _is_sign(c) and c["estimator"] != "path-smoothed"]
+    if not straight:
+        return None
+    return Cause(
+        "Signs",
+        f"At {len(straight)} of {len(low)} checks with low agreement the optimizer acted like a "
+        "sign, as Lion, Rprop and Muon do in every step, and the step was not smoothed.",
+        "Keep smoothed_steps with capture='hold'; smoothing stops where samples times parameters "
+        "make it dear. Otherwise sums are right, and single samples rough.",
     )
 
 
@@ -179,4 +193,9 @@ def _is_low(check: Check) -> bool:
 
 
 def _is_young(check: Check) -> bool:
-    return check["age"] is not None and check["age"] < YOUNG
+    return check["age"] is not None and check["age"] < YOUNG and not _is_sign(check)
+
+
+def _is_sign(check: Check) -> bool:
+    """Whether the rule still acts like a sign in a later step: then it always does."""
+    return bool(check["age"] == 0 and check["step"] > 1)

@@ -97,7 +97,7 @@ def test_directions_without_a_low_rank_end_up_dense():
 def test_a_rank_that_is_more_than_enough_is_halved(monkeypatch):
     cheap(monkeypatch)
     low, factor, Q = LowRankContraction(tolerance=0.01), outer(), directions(1)
-    for _ in range(8):
+    for _ in range(40):
         low.contract("w", [factor], Q)
     assert low.describe("w").startswith("rank 4")
 
@@ -105,7 +105,7 @@ def test_a_rank_that_is_more_than_enough_is_halved(monkeypatch):
 def test_a_parameter_that_hardly_matters_gets_a_low_rank(monkeypatch):
     cheap(monkeypatch)
     low, factor = LowRankContraction(tolerance=0.01), outer()
-    for _ in range(10):
+    for _ in range(40):
         low.contract("large", [factor], directions(8))
         low.contract("small", [factor], 1e-4 * directions(20, noise=0.5))
     assert low.describe("small").startswith("rank 4, error 0.0")
@@ -154,3 +154,19 @@ def test_vectors_and_no_directions_are_dense():
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(MisuseError):
         LowRankContraction(**wrong)
+
+
+def test_a_rank_on_trial_gives_dense_values_and_a_rank_that_failed_is_on_trial_again(monkeypatch):
+    cheap(monkeypatch)
+    low, factor = LowRankContraction(tolerance=0.01), outer()
+    hard, easy = directions(20, noise=0.5), directions(3)
+    for _ in range(3):
+        (found,) = low.contract("w", [factor], hard)
+        assert torch.equal(found, factor.contract(hard))
+    for _ in range(40):
+        low.contract("w", [factor], easy)
+    assert low.describe("w").startswith("rank")
+    for _ in range(40):
+        (found,) = low.contract("w", [factor], hard)
+    assert low.describe("w") == "dense"
+    assert torch.equal(found, factor.contract(hard))

@@ -1,0 +1,1 @@
+"""How right the values are for every optimizer: beside exact Shapley values, on real data."""

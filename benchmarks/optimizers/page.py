@@ -1,0 +1,142 @@
+"""Writes docs/optimizers.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.optimizers.cell import STEPS, Setting
+from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
+from benchmarks.results_file import RESULTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+FROM = 8
+TASKS = {"mlp-mnist": "MLP on MNIST", "gpt2-brown": "GPT-2 config on the Brown corpus"}
+TARGET = {SIGN: 0.98, ORTHOGONAL: 0.98}
+USUAL = 0.999
+
+Record = dict[str, Any]
+Cells = dict[Setting, list[Record]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "optimizers.json").read_text())["cells"]
+    cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    page = (Path(__file__).parent / "page.md").read_text()
+    parts = {
+        "PLAYERS": "six",
+        "STEPS": ", ".join(str(step) for step in STEPS[6] if step >= FROM),
+        "TABLES": "\n\n".join(f"## {TASKS[task]}\n\n{_table(cells, task, 6)}" for task in TASKS),
+        "SUPPORT": _support(),
+        "SHORT": _short(cells),
+        "TWELVE": _table(cells, "mlp-mnist", 12),
+        "RUN": _run(stored),
+    }
+    for name, text in parts.items():
+        page = page.replace("{{" + name + "}}", text)
+    (DOCS / "optimizers.md").write_text(page)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _of(records: Iterable[Record], way: str, measure: str, *, late: bool = True) -> np.ndarray:
+    """One measure of one way over the checked steps, from `FROM` on or before it."""
+    found = [r["estimates"][way][measure] for r in records if (r["step"] >= FROM) == late]
+    return np.array(found, dtype=float)
+
+
+def _table(cells: Cells, task: str, players: int) -> str:
+    rows = []
+    for name, maker in MAKERS.items():
+        records = cells.get(Setting(task, name, players))
+        if not records:
+            continue
+        attached = _of(records, "attached", "pearson")
+        straight = _of(records, "straight", "pearson")
+        rows.append(
+            [
+                maker.shown,
+                f"{_of(records, 'attached', 'pearson', late=False).min():.4f}",
+                f"**{np.median(attached):.4f}**",
+                f"{attached.min():.4f}",
+                f"{np.median(straight):.4f}",
+                f"{straight.min():.4f}",
+                f"{np.median(_of(records, 'attached', 'sum_ratio')):.3f}",
+                f"{np.median(_of(records, 'attached', 'residual')):.2%}",
+            ]
+        )
+    early = ", ".join(str(step) for step in STEPS[players] if step < FROM)
+    head = [
+        "optimizer",
+        f"R before (lowest of steps {early})",
+        "R as attached",
+        "lowest",
+        "R straight",
+        "lowest",
+        "sums",
+        "residual",
+    ]
+    return _markdown(head, rows)
+
+
+def _support() -> str:
+    return _markdown(
+        ["optimizer", "how"], [[maker.shown, maker.support] for maker in MAKERS.values()]
+    )
+
+
+def _short(cells: Cells) -> str:
+    """Checked steps from 8 on whose R as attached is below the target, each with its facts."""
+    low, other = [], []
+    for setting, records in cells.items():
+        target = TARGET.get(MAKERS[setting.optimizer].support, USUAL)
+        for record in records:
+            if record["step"] >= FROM and setting.players == 6:
+                found = record["estimates"]["attached"]
+                (low if found["pearson"] < target else other).append((setting, record, found))
+    said = (
+        f"Targets: R of {USUAL} for smooth rules, {TARGET[SIGN]} for signs and Muon. Of "
+        f"{len(low) + len(other)} checked steps from {FROM} on, {len(low)} are below theirs."
+    )
+    if not low:
+        return said
+    rows = [
+        [
+            setting.task,
+            MAKERS[setting.optimizer].shown,
+            str(record["step"]),
+            f"{found['pearson']:.4f}",
+            f"{found['relative_error']:.3f}",
+            f"{found['sum_ratio']:.3f}",
+            f"{found['residual']:.1%}",
+        ]
+        for setting, record, found in low
+    ]
+    head = ["model", "optimizer", "step", "R", "relative error", "sums", "residual"]
+    residuals = [np.median([found["residual"] for *_, found in part]) for part in (low, other)]
+    return (
+        f"{said}\n\n{_markdown(head, rows)}\n\nThese are steps across which the validation loss "
+        "bends: `path` takes its gradient at both ends and their mean for all between. The books "
+        f"show it: the median residual is {residuals[0]:.1%} in these steps and {residuals[1]:.1%} "
+        "in the others."
+    )
+
+
+def _run(stored: dict[str, Any]) -> str:
+    with_ = [cell["environment"] for cell in stored.values()]
+    commits = ", ".join(dict.fromkeys(e["commit"] for e in with_))
+    last = with_[-1]
+    minutes = sum(e["seconds"] for e in with_) / 60
+    return (
+        f"{len(stored)} cells in {minutes:.0f} minutes of one core, commit {commits}, PyTorch "
+        f"{last['torch']}, Python {last['python']}, {last['cores']} cores, "
+        f"{last['gpu'] or 'no GPU'}."
+    )

@@ -1,0 +1,1 @@
+"""What attribution costs in time and memory, beside plain training."""

@@ -1,0 +1,42 @@
+"""`python -m benchmarks.overhead`: measures what is not on disk yet and writes docs/cost.md."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.data import UnavailableError
+from benchmarks.overhead.cell import measure
+from benchmarks.overhead.methods import Size
+from benchmarks.results_file import cells
+
+STANDARD = (
+    Size(),
+    Size(validation=1),
+    Size(tokens=64),
+    Size(tokens=256),
+    Size(batch=16, tokens=256),
+    Size(batch=4, tokens=512),
+    Size(layers=6, width=512),
+)
+
+
+def main() -> None:
+    """Parses the command line, measures, writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first size alone")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
+    given = parser.parse_args()
+    if not given.page_only:
+        sizes = STANDARD[:1] if given.quick else STANDARD
+        try:
+            cells("overhead", [size.key for size in sizes], measure, fresh=given.fresh)
+        except UnavailableError as error:
+            print(f"stopped: {error}. What was measured before is kept.")
+    from benchmarks.overhead.page import write_page
+
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

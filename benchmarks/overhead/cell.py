@@ -1,0 +1,115 @@
+"""One cell: all methods in turn on the same batches, again and again; then the memory of each.
+
+Times are compared within one round, so that what else the machine does hits all methods alike.
+Memory is measured in a process of its own for each method: the highest resident size over what was
+resident before the model was built (on a GPU, the allocator's own peak).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.overhead.methods import EXACT, METHODS, REFERENCE, Method, Size
+
+ROUNDS, WARM_UP = 14, 3
+
+
+def measure(key: str) -> dict[str, Any]:
+    """Times, memory and agreement of every method at this size."""
+    size, device = Size.of(key), _device()
+    methods = {name: kind(size, device) for name, kind in METHODS.items()}
+    seconds = _times(size, device, methods)
+    exact = methods[EXACT].values()
+    found = {
+        name: {
+            "seconds": times,
+            "ratio": [t / r for t, r in zip(times, seconds[REFERENCE], strict=True)],
+            "r_with_exact": _agreement(size, methods[name].values(), exact),
+        }
+        for name, times in seconds.items()
+    }
+    for method in methods.values():
+        method.detach()
+    del methods
+    for name in METHODS:
+        found[name]["peak_bytes"] = _peak_in_own_process(key, name)
+    return found
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _times(size: Size, device: torch.device, methods: dict[str, Method]) -> dict[str, list[float]]:
+    sequences, _ = size.text()
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(WARM_UP + ROUNDS):
+        rows = rng.choice(len(sequences), size.batch, replace=False)
+        batch = sequences[torch.from_numpy(rows)].to(device)
+        ids = range(turn * size.batch, (turn + 1) * size.batch)
+        for name, method in methods.items():
+            _wait(device)
+            began = time.perf_counter()
+            method.step(ids, batch)
+            _wait(device)
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _agreement(size: Size, values: dict[int, float], exact: dict[int, float]) -> list[float]:
+    """Pearson's R with the exact contraction within each step; ids count through the steps."""
+    if not values:
+        return []
+    a = np.array([values[i] for i in sorted(exact)]).reshape(-1, size.batch)
+    b = np.array([exact[i] for i in sorted(exact)]).reshape(-1, size.batch)
+    return [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(a, b, strict=True)]
+
+
+def _peak_in_own_process(key: str, name: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.overhead.cell", key, name]
+    # large tensors go back to the system at once, so that the resident size is what is in use
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    peak: int = json.loads(printed.stdout.splitlines()[-1])
+    return peak
+
+
+def _peak(key: str, name: str) -> int:
+    """Bytes at the highest point of five steps, over what was there before the model."""
+    size, device = Size.of(key), _device()
+    sequences, _ = size.text()
+    size.model()  # imports what building takes
+    before = _resident("VmRSS")
+    method = METHODS[name](size, device)
+    for turn in range(5):
+        rows = slice(turn * size.batch, (turn + 1) * size.batch)
+        method.step(range(rows.start, rows.stop), sequences[rows].to(device))
+    method.detach()
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peak(sys.argv[1], sys.argv[2])))

@@ -1,0 +1,199 @@
+"""Ways to train a step: plainly, with a validation pass beside it, and with attribution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import inrun
+from benchmarks import data
+from inrun.factors import LowRankContraction
+from inrun.optim import moves, rule_for
+
+VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Size:
+    """A GPT-2 config and a step's batch: `batch` x `tokens`, and `validation` x `tokens`."""
+
+    layers: int = 4
+    width: int = 384
+    batch: int = 8
+    tokens: int = 128
+    validation: int = 2
+
+    @property
+    def key(self) -> str:
+        """The cell's name in the results."""
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    @staticmethod
+    def of(key: str) -> Size:
+        """The size that a cell's name stands for."""
+        return Size(**{name: int(value) for name, value in (p.split("=") for p in key.split())})
+
+    def model(self) -> nn.Module:
+        """The model, always the same."""
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCABULARY, n_positions=self.tokens, n_embd=self.width,
+                n_layer=self.layers, n_head=self.width // 64, resid_pdrop=0.0, embd_pdrop=0.0,
+                attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+            )
+        )  # fmt: skip
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Sequences to train on, and validation sequences."""
+        sequences = data.brown(VOCABULARY, self.tokens)
+        return sequences[: -self.validation], sequences[-self.validation :]
+
+
+def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+    """Next-token cross-entropy, mean over samples and tokens."""
+    logits = model(input_ids=batch).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+
+class Method(ABC):
+    """One way to train, with a model of its own."""
+
+    def __init__(self, size: Size, device: torch.device):
+        self.model = size.model().to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.validation = size.text()[1].to(device)
+
+    @abstractmethod
+    def step(self, ids: range, batch: Tensor) -> None:
+        """One optimizer step."""
+
+    def values(self) -> dict[int, float]:
+        """Each sample's value so far, by id, where the method has any."""
+        return {}
+
+    def detach(self) -> None:
+        """Ends it."""
+        self.optimizer.zero_grad()
+
+
+class Plain(Method):
+    """Training."""
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        loss_fn(self.model, batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class WithValidation(Plain):
+    """Training, and a fresh validation gradient that is there in the next step."""
+
+    gradient: tuple[Tensor, ...] = ()
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        super().step(ids, batch)
+        self.gradient = ()
+        parameters = list(self.model.parameters())
+        self.gradient = torch.autograd.grad(loss_fn(self.model, self.validation), parameters)
+
+
+class Naive(Method):
+    """Per-sample gradients, one backward pass a sample, each kept; preconditioned dot products."""
+
+    found: dict[int, float]
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        parameters = list(self.model.parameters())
+        opening = torch.autograd.grad(loss_fn(self.model, self.validation), parameters)
+        shares = [
+            torch.autograd.grad(loss_fn(self.model, row[None]) / len(batch), parameters)
+            for row in batch
+        ]
+        for k, p in enumerate(parameters):
+            p.grad = torch.stack([share[k] for share in shares]).sum(0)
+        with torch.no_grad():
+            slopes = [move.slope() for _, move in moves(self.optimizer, rule_for(self.optimizer))]
+            self.found = {
+                sample: sum(
+                    float((slope.transposed(g[None])[0] * c).sum())
+                    for slope, g, c in zip(slopes, opening, share, strict=True)
+                )
+                for sample, share in zip(ids, shares, strict=True)
+            }
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Attributed(Method):
+    """Training with `inrun` attached."""
+
+    options: dict[str, Any] = {}  # noqa: RUF012 - one a subclass, never changed
+
+    def __init__(self, size: Size, device: torch.device):
+        super().__init__(size, device)
+        self.attribution = inrun.attach(
+            self.model, self.optimizer, inrun.Utility(loss_fn, self.validation),
+            smoothed_steps=0, progress=False, **self.options,
+        )  # fmt: skip
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        with self.attribution.batch(ids):
+            loss_fn(self.model, batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def values(self) -> dict[int, float]:
+        """See `Method.values`."""
+        table = self.attribution.values()
+        return dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+    def detach(self) -> None:
+        """See `Method.detach`."""
+        self.attribution.detach()
+
+
+class Hold(Attributed):
+    """The default."""
+
+
+class HoldDense(Attributed):
+    """Exact contraction."""
+
+    options = {"contraction": "dense"}  # noqa: RUF012
+
+
+class HoldRank32(Attributed):
+    """Rank 32 for every matrix that is large enough."""
+
+    options = {"contraction": LowRankContraction(rank=32)}  # noqa: RUF012
+
+
+class Stream(Attributed):
+    """Contracted inside the backward pass."""
+
+    options = {"capture": "stream"}  # noqa: RUF012
+
+
+METHODS: dict[str, type[Method]] = {
+    "plain": Plain,
+    "plain + validation pass": WithValidation,
+    "stream": Stream,
+    "hold": Hold,
+    "hold, dense": HoldDense,
+    "hold, rank 32": HoldRank32,
+    "naive per-sample gradients": Naive,
+}
+REFERENCE = "plain + validation pass"
+EXACT = "hold, dense"

@@ -1,0 +1,68 @@
+"""Writes docs/cost.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fidelity.tables import markdown
+from benchmarks.overhead.methods import METHODS, REFERENCE, Size
+from benchmarks.results_file import RESULTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "cost.md"
+MEGABYTE = 2**20
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    cells = json.loads((RESULTS / "overhead.json").read_text())["cells"]
+    sizes = {Size.of(key): cell["result"] for key, cell in cells.items()}
+    parts = {"TABLES": "\n\n".join(_section(s, found) for s, found in sizes.items())}
+    environment = list(cells.values())[-1]["environment"]
+    parts["RUN"] = (
+        f"{len(cells)} sizes, commit {environment['commit']}, PyTorch {environment['torch']}, "
+        f"Python {environment['python']}, one thread of {environment['cores']} cores, "
+        f"{environment['gpu'] or 'no GPU'}"
+    )
+    text = (Path(__file__).parent / "page.md").read_text()
+    for name, part in parts.items():
+        text = text.replace("{{" + name + "}}", part)
+    PAGE.write_text(text)
+
+
+def _section(size: Size, found: Mapping[str, Any]) -> str:
+    parameters = sum(p.numel() for p in size.model().parameters())
+    title = (
+        f"### {size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
+        f"{size.layers} layers of width {size.width} ({parameters / 1e6:.1f} million parameters)"
+    )
+    plain = found["plain"]
+    rows = []
+    for name in METHODS:
+        one = found[name]
+        ratio = np.array(one["ratio"])
+        to_plain = np.array(one["seconds"]) / np.array(plain["seconds"])
+        agreed = [r for r in one["r_with_exact"] if np.isfinite(r)]
+        rows.append([
+            name,
+            f"{size.batch / np.median(one['seconds']):.2f}",
+            f"{1 / np.median(to_plain):.1%}",
+            "1" if name == REFERENCE else _range(ratio),
+            f"{one['peak_bytes'] / MEGABYTE:.0f}",
+            f"{one['peak_bytes'] / plain['peak_bytes']:.3f}",
+            f"{min(agreed):.6f}" if agreed else "",
+        ])  # fmt: skip
+    head = [
+        "method", "samples/s", "of plain throughput", "time over plain + validation (quartiles)",
+        "peak MB", "of plain's", "lowest R with the dense contraction",
+    ]  # fmt: skip
+    return title + "\n\n" + markdown(head, rows)
+
+
+def _range(ratio: np.ndarray) -> str:
+    low, middle, high = np.percentile(ratio, [25, 50, 75])
+    return f"**{middle:.3f}** ({low:.3f} to {high:.3f})"
