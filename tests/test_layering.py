@@ -11,7 +11,7 @@ ROWS = [
     {"demo"},
     {"report", "uses"},
     {"attribution"},
-    {"truth", "ledger"},
+    {"truth", "replay", "ledger"},
     {"directions", "capture"},
     {"operations", "optim", "utility"},
     {"factors"},

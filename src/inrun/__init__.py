@@ -13,6 +13,7 @@ A value is a contribution to the *reduction* of the validation loss, in its unit
 from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
+from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
 from inrun.uses import harm_profile
 from inrun.utility import Utility
 
@@ -20,13 +21,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attribution",
+    "Lookahead",
+    "Recorder",
     "Run",
+    "Trajectory",
     "Utility",
     "__version__",
     "attach",
     "errors",
     "harm_profile",
     "load",
+    "lookahead",
+    "open_trajectory",
     "optim",
+    "record",
     "truth",
 ]

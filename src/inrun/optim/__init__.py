@@ -2,6 +2,7 @@
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
 from inrun.optim._copies import copies
+from inrun.optim._derivative import Along, StepDerivative, derivative_of, joined
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
@@ -14,6 +15,7 @@ __all__ = [
     "AdamRule",
     "AdamSetting",
     "AdamState",
+    "Along",
     "Diagonal",
     "History",
     "Jacobian",
@@ -24,10 +26,13 @@ __all__ = [
     "SGDSetting",
     "SGDState",
     "Slope",
+    "StepDerivative",
     "Together",
     "copies",
+    "derivative_of",
     "gauss_hermite",
     "gauss_legendre",
+    "joined",
     "move_of",
     "moves",
     "register",

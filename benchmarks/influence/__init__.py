@@ -1,0 +1,1 @@
+"""Look-ahead beside retraining: whose values agree with training again without a sample."""

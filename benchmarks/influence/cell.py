@@ -1,0 +1,300 @@
+"""One cell: a recorded training run, every method's values, and the truth by retraining."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+import inrun
+from benchmarks.influence.models import TASKS
+from benchmarks.results_file import RESULTS
+from inrun.replay import KINK_WIDTH, Lookahead, tracin
+
+NOISE = 1e-5
+CARRY = 40
+
+# one sweep for every query is dear; these are asked query by query
+JUDGED_EACH = (
+    "look-ahead", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
+)  # fmt: skip
+
+Values = np.ndarray
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run is trained. `steps` 0 is one epoch; `noise` is what the start is moved by."""
+
+    task: str
+    rate: float
+    seed: int = 0
+    steps: int = 0
+    noise: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The cell's name in the results."""
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    @staticmethod
+    def of(key: str) -> Setting:
+        """The setting that a cell's name stands for."""
+        given = dict(part.split("=") for part in key.split(" "))
+        return Setting(
+            given["task"], float(given["rate"]), int(given["seed"]), int(given["steps"]),
+            float(given["noise"]),
+        )  # fmt: skip
+
+
+class Experiment:
+    """A setting, ready to be trained."""
+
+    def __init__(self, setting: Setting):
+        self.setting, self.task = setting, TASKS[setting.task]()
+        order = torch.randperm(
+            self.task.samples, generator=torch.Generator().manual_seed(setting.seed)
+        )
+        batches = order.split(self.task.batch)
+        self.batches = batches[: setting.steps] if setting.steps else batches
+        visited = torch.cat(self.batches)
+        shuffled = torch.randperm(len(visited), generator=torch.Generator().manual_seed(100))
+        self.left_out: list[int] = visited[shuffled][: self.task.left_out].tolist()
+        first = self.task.samples
+        rows = torch.arange(first, first + self.task.queries)
+        self.mean = inrun.Utility(self.task.judge, self.task.fetch(rows))
+        self.each = inrun.Utility(
+            self.task.judge,
+            targets={
+                f"query {i}": self.task.fetch(rows[i : i + 1]) for i in range(self.task.judged_each)
+            },
+        )
+
+    def start(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Model and optimizer before the first step."""
+        torch.manual_seed(self.setting.seed)
+        model = self.task.build()
+        if self.setting.noise:
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(self.setting.noise * torch.randn(p.shape, generator=generator))
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.setting.rate, betas=self.task.betas, weight_decay=0.01
+        )
+        return model, optimizer
+
+    def train(self, folder: Path | None = None, *, record: bool = True) -> inrun.Trajectory | None:
+        """One training run, recorded or plain."""
+        model, optimizer = self.start()
+        recorder = None
+        if record:
+            recorder = inrun.record(
+                model, optimizer, self.task.losses, self.task.fetch, folder,
+                clip_norm=self.task.clip, steps=len(self.batches),
+            )  # fmt: skip
+        for ids in self.batches:
+            batch = self.task.fetch(ids)
+            with recorder.batch(ids) if recorder else _nothing():
+                self.task.terms(model, batch).mean().backward()
+            if self.task.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.task.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        return recorder.finish() if recorder else None
+
+    def methods(self, run: inrun.Trajectory) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
+        """Every method, by the name that the page shows."""
+
+        def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
+            return lambda utility: inrun.lookahead(run, utility, **how)
+
+        finite = {"push": "finite", "samples": self.left_out, "carry": 0}
+        return {
+            "look-ahead": ahead(),
+            "look-ahead, finite push": ahead(**finite),
+            "look-ahead, finite push, kinks": ahead(**finite, kink_width=KINK_WIDTH),
+            "look-ahead, momentum only": ahead(curvature=False),
+            "SGD dynamics": ahead(dynamics="sgd"),
+            "TracIn, 5 states": lambda utility: tracin(run, utility, 5),
+            "one step": ahead(horizon=1),
+        }
+
+    def carried_methods(
+        self, run: inrun.Trajectory
+    ) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
+        """The finite push with moments carried through the real rule."""
+
+        def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
+            finite = {"push": "finite", "samples": self.left_out, "carry": CARRY}
+            return lambda utility: inrun.lookahead(run, utility, **finite, **how)
+
+        return {
+            "look-ahead, carried push": ahead(),
+            "look-ahead, carried push, kinks": ahead(kink_width=KINK_WIDTH),
+        }
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _columns(table: Any, order: list[int], utility: inrun.Utility) -> Values:
+    """(samples, targets) in this order of samples."""
+    names = utility.targets if len(utility.targets) > 1 else ("value",)
+    place = {who: i for i, who in enumerate(table["sample_id"].to_pylist())}
+    rows = [place[who] for who in order]
+    return np.stack([table[name].to_numpy()[rows] for name in names], 1)
+
+
+def _digits(values: Values) -> list[float]:
+    """(samples, 1) as numbers that a file can hold without boasting."""
+    return [float(f"{x:.5g}") for x in values[:, 0]]
+
+
+def rank_correlation(a: Values, b: Values) -> float:
+    """Spearman, averaged over targets; both (samples, targets)."""
+    return float(np.nanmean([spearmanr(x, y)[0] for x, y in zip(a.T, b.T, strict=True)]))
+
+
+def agreement(found: Values, truth: Values) -> dict[str, float]:
+    """How values agree with the truth, both (samples, 1)."""
+    a, b = found[:, 0], truth[:, 0]
+    return {
+        "spearman": rank_correlation(found, truth),
+        "pearson": float(np.corrcoef(a, b)[0, 1]),
+        "relative_error": float(np.linalg.norm(a - b) / np.linalg.norm(b)),
+    }
+
+
+def fidelity(setting: Setting) -> dict[str, Any]:
+    """Every method against the truth, and the truth against itself."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    again = Experiment(Setting(setting.task, setting.rate, setting.seed, noise=NOISE))
+    twin = again.train()
+    assert run is not None
+    assert twin is not None
+    order, mean, each = experiment.left_out, experiment.mean, experiment.each
+    both = inrun.Utility(
+        experiment.task.judge, targets={"mean": mean.batches["validation"], **each.batches}
+    )
+    truth, other = (_columns(inrun.truth.retrain(r, both, order), order, both) for r in (run, twin))
+    found: dict[str, Any] = {}
+    for name, method in experiment.methods(run).items():
+        whole = _columns(method(mean).values(), order, mean)
+        both_truths = (truth[:, :1] + other[:, :1]) / 2
+        found[name] = agreement(whole, truth[:, :1]) | {
+            "spearman_two_truths": rank_correlation(whole, both_truths),
+            "values": _digits(whole),
+        }
+        if name in JUDGED_EACH:
+            parts = _columns(method(each).values(), order, each)
+            found[name]["spearman_each"] = rank_correlation(parts, truth[:, 1:])
+    return {
+        "methods": found,
+        "truth_again": agreement(other[:, :1], truth[:, :1])
+        | {"spearman_each": rank_correlation(other[:, 1:], truth[:, 1:])},
+        "truth": _digits(truth[:, :1]),
+        "steps": len(run.steps),
+    }
+
+
+def carried_push(setting: Setting) -> dict[str, Any]:
+    """The finite push with moments carried, against the truth of the setting's fidelity cell."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
+    truth = np.array(stored[f"fidelity: {setting.key}"]["result"]["truth"])[:, None]
+    order, found = experiment.left_out, {}
+    for name, method in experiment.carried_methods(run).items():
+        values = _columns(method(experiment.mean).values(), order, experiment.mean)
+        found[name] = agreement(values, truth) | {"values": _digits(values)}
+    return {"methods": found}
+
+
+def proxy_against_error(setting: Setting) -> dict[str, Any]:
+    """The error proxy beside the measured error, without the query columns."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    order, mean = experiment.left_out[:100], experiment.mean
+    truth = _columns(inrun.truth.retrain(run, mean, order), order, mean)
+    result = inrun.lookahead(run, mean)
+    carried = inrun.lookahead(run, mean, push="finite", samples=order)
+    proxy = result.error_proxy()
+    return {
+        **asdict(proxy),
+        "carried": agreement(_columns(carried.values(), order, mean), truth),
+        "tangent": agreement(_columns(result.values(), order, mean), truth),
+    }
+
+
+def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
+    """Times as multiples of plain training, interleaved; memory; disk."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    plain = lambda: experiment.train(record=False)  # noqa: E731
+    jobs: dict[str, Callable[[], Any]] = {"training": plain, "training, recorded": experiment.train}
+    for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
+        jobs[name] = lambda method=method: method(experiment.mean)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            begun = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - begun)
+    base = np.array(seconds["training"][1:])  # the first round warms up
+    with tempfile.TemporaryDirectory() as folder:
+        kept = experiment.train(Path(folder) / "run")
+        assert kept is not None
+        disk = kept.bytes_on_disk
+    return {
+        "seconds_of_training": float(np.median(base)),
+        "times": {n: float(np.median(np.array(s[1:]) / base)) for n, s in seconds.items()},
+        "growth_mb": {
+            what: _peak(setting, what) for what in ("training", "recorded", "look-ahead")
+        },
+        "disk_mb": disk / 1e6,
+        "parameters": sum(p.numel() for p in run.finished().parameters()),
+    }
+
+
+def _peak(setting: Setting, what: str) -> float:
+    """By how many MB a process grows at most that does only this."""
+    command = [sys.executable, "-m", "benchmarks.influence", "--peak", what, setting.key]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(setting: Setting, what: str) -> None:
+    """Does one thing and prints by how many MB this process grew at most (Linux)."""
+    experiment = Experiment(setting)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading the data
+    before = _status("VmRSS")
+    run = experiment.train(record=what != "training")
+    if what == "look-ahead":
+        assert run is not None
+        inrun.lookahead(run, experiment.mean)
+    print(_status("VmHWM") - before)
+
+
+def _status(name: str) -> float:
+    """A figure of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1000

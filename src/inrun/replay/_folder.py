@@ -1,0 +1,277 @@
+"""Where a recorded run is kept: on disk, or in memory for a run that ends with its process.
+
+On disk there is what a replay needs, and nothing that could run code:
+
+    trajectory.json               format, steps, interval, clip norm, parameters, modes
+    steps.jsonl                   a line a step, appended as training goes
+    states/00000000.safetensors   the state after that many steps, see `_snapshot.py`
+    random/00000001.safetensors   random state before each block of that step, where it was used
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inrun.errors import StoreError
+from inrun.replay import _snapshot
+
+FORMAT = 1
+MANIFEST = "trajectory.json"
+
+Ids = list[int] | list[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One forward and backward pass: whose, in which mode, and whether it drew random numbers."""
+
+    ids: Ids
+    mode: int
+    random: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its blocks, the groups' settings, the gradient's length, the clip.
+
+    `norm` is the length of the gradient as the blocks left it, `clip` what it was multiplied with
+    before the optimizer consumed it.
+    """
+
+    number: int
+    blocks: tuple[Block, ...]
+    groups: tuple[Mapping[str, Any], ...]
+    norm: float
+    clip: float
+
+    @property
+    def samples(self) -> int:
+        """Rows over all blocks."""
+        return sum(len(block.ids) for block in self.blocks)
+
+
+class Keeper(ABC):
+    """Keeps a run's steps and some of its states; knows nothing of models."""
+
+    @abstractmethod
+    def add(self, step: Step) -> None:
+        """Appends a step."""
+
+    @abstractmethod
+    def steps(self) -> list[Step]:
+        """All steps."""
+
+    @abstractmethod
+    def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
+        """Keeps a state."""
+
+    @abstractmethod
+    def give_up(self, states: Sequence[int]) -> None:
+        """Forgets states."""
+
+    @abstractmethod
+    def state(self, state: int) -> _snapshot.Snapshot:
+        """A kept state."""
+
+    @abstractmethod
+    def kept(self) -> list[int]:
+        """Numbers of the kept states, ascending."""
+
+    @abstractmethod
+    def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
+        """Keeps a step's random states."""
+
+    @abstractmethod
+    def random(self, step: int) -> dict[str, Tensor]:
+        """A step's random states."""
+
+    @abstractmethod
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Says what the run is, now that it is whole."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes on disk."""
+
+
+class Memory(Keeper):
+    """Keeps everything in memory."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._states: dict[int, _snapshot.Snapshot] = {}
+        self._random: dict[int, dict[str, Tensor]] = {}
+
+    def __repr__(self) -> str:
+        return "memory"
+
+    def add(self, step: Step) -> None:
+        """See `Keeper`."""
+        self._steps.append(step)
+
+    def steps(self) -> list[Step]:
+        """See `Keeper`."""
+        return self._steps
+
+    def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
+        """See `Keeper`."""
+        self._states[state] = snapshot
+
+    def give_up(self, states: Sequence[int]) -> None:
+        """See `Keeper`."""
+        for state in states:
+            self._states.pop(state, None)
+
+    def state(self, state: int) -> _snapshot.Snapshot:
+        """See `Keeper`."""
+        return self._states[state]
+
+    def kept(self) -> list[int]:
+        """See `Keeper`."""
+        return sorted(self._states)
+
+    def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
+        """See `Keeper`."""
+        self._random[step] = states
+
+    def random(self, step: int) -> dict[str, Tensor]:
+        """See `Keeper`."""
+        return self._random[step]
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Nothing: the run ends with the process."""
+
+    def size(self) -> int:
+        """None."""
+        return 0
+
+
+class Folder(Keeper):
+    """Keeps everything in files."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._written: tuple[Mapping[str, Any], ...] | None = None
+
+    def __repr__(self) -> str:
+        return repr(str(self.path))
+
+    def create(self) -> None:
+        """Makes a new folder.
+
+        Raises:
+            StoreError: a run is there already, or the disk refused.
+        """
+        if (self.path / MANIFEST).exists() or (self.path / "steps.jsonl").exists():
+            raise StoreError(
+                f"{self.path} holds a recorded run already. Name a new folder, or remove it first."
+            )
+        try:
+            for part in ("states", "random"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"No run can be recorded in {self.path}: {error}") from error
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Writes what the run is, whole or not at all."""
+        beside = self.path / (MANIFEST + ".partial")
+        try:
+            beside.write_text(json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+            beside.replace(self.path / MANIFEST)
+        except OSError as error:
+            raise StoreError(f"{self.path / MANIFEST} could not be written: {error}") from error
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run is.
+
+        Raises:
+            StoreError: no recorded run is there, or of another format.
+        """
+        try:
+            found = json.loads((self.path / MANIFEST).read_text())
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self.path} is not a recorded run: it has no {MANIFEST}. A recording is complete "
+                "after recorder.finish()."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.path / MANIFEST} cannot be read: {error}") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise StoreError(f"{self.path / MANIFEST} is not of format {FORMAT}.")
+        return found
+
+    def add(self, step: Step) -> None:
+        """Appends a step; settings are written where they changed."""
+        line = {
+            "number": step.number,
+            "blocks": [vars(block) for block in step.blocks],
+            "groups": None if step.groups == self._written else list(step.groups),
+            "norm": step.norm,
+            "clip": step.clip,
+        }
+        self._written = step.groups
+        try:
+            with open(self.path / "steps.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except (OSError, TypeError) as error:
+            raise StoreError(f"Step {step.number} could not be recorded: {error}") from error
+
+    def steps(self) -> list[Step]:
+        """All steps.
+
+        Raises:
+            StoreError: a line is torn or out of order.
+        """
+        found: list[Step] = []
+        groups: tuple[Mapping[str, Any], ...] = ()
+        path = self.path / "steps.jsonl"
+        try:
+            for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                line = json.loads(text)
+                groups = groups if line["groups"] is None else tuple(line["groups"])
+                blocks = tuple(Block(**block) for block in line["blocks"])
+                if line["number"] != number:
+                    raise ValueError(f"line {number} is of step {line['number']}")
+                found.append(Step(number, blocks, groups, line["norm"], line["clip"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is torn ({error}): record the run again.") from error
+        return found
+
+    def _state(self, state: int) -> Path:
+        return self.path / "states" / f"{state:08d}.safetensors"
+
+    def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
+        """Writes a state."""
+        _snapshot.write(self._state(state), snapshot)
+
+    def give_up(self, states: Sequence[int]) -> None:
+        """Removes states."""
+        for state in states:
+            self._state(state).unlink(missing_ok=True)
+
+    def state(self, state: int) -> _snapshot.Snapshot:
+        """A kept state."""
+        return _snapshot.read(self._state(state))
+
+    def kept(self) -> list[int]:
+        """Numbers of the kept states, ascending."""
+        return sorted(int(path.stem) for path in (self.path / "states").glob("*.safetensors"))
+
+    def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
+        """Writes a step's random states."""
+        _snapshot.write(self.path / "random" / f"{step:08d}.safetensors", states)
+
+    def random(self, step: int) -> dict[str, Tensor]:
+        """A step's random states."""
+        return _snapshot.read(self.path / "random" / f"{step:08d}.safetensors")
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())

@@ -1,0 +1,184 @@
+"""A step's gradient as a function of the weights and of how much each row counts.
+
+With a weight omega_i = 1 on each row's loss term, L(w, omega) = sum_i omega_i l_i(w) and
+s = <p, grad_w L>,
+
+    ds/dw = H p,      ds/domega_i = <p, c_i>
+
+so one forward and a double backward pass give the Hessian-vector product and every row's
+contraction, for any architecture. Letters: B rows of a block, K directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inrun.optim import Move, moves
+from inrun.replay._folder import Step
+from inrun.replay._kinks import SmoothKinks
+from inrun.replay._random import undisturbed_random
+from inrun.replay._replica import Replica
+
+
+class Graph(NamedTuple):
+    """One block's gradient, still differentiable in the weights and in omega.
+
+    `terms` and `omega` (B,); `gradients` a parameter each, None where the block does not use it;
+    `shares_of_mean` (B,) float64, what part of the block's mean each row is.
+    """
+
+    terms: Tensor
+    omega: Tensor
+    gradients: tuple[Tensor | None, ...]
+    shares_of_mean: Tensor
+
+
+@contextmanager
+def differentiable_twice(kink_width: float) -> Iterator[None]:
+    """Attention through its plain kernel, the fused ones having no second derivative; kinks."""
+    kinks = SmoothKinks(kink_width) if kink_width else nullcontext()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), kinks:
+        yield
+
+
+class StepGradient:
+    """The gradient of a recorded step at the replica's weights.
+
+    Attributes:
+        raw: by parameter, as the backward passes leave it; parameters without one are left out.
+        norm: its length.
+        clip: what clipping multiplies it with.
+        shares_of_mean: a block, (B,), what part of the block's mean each row is.
+    """
+
+    def __init__(self, replica: Replica, step: Step, kink_width: float = 0.0):
+        self._replica, self._step, self._kink_width = replica, step, kink_width
+        self._names = list(replica.parameters)
+        self.shares_of_mean: list[Tensor] = []
+        self._only = self._graph(0) if len(step.blocks) == 1 else None
+        self.raw = self._summed()
+        lengths = [torch.linalg.vector_norm(g) for g in self.raw.values()]
+        self.norm = float(torch.linalg.vector_norm(torch.stack(lengths))) if lengths else 0.0
+        limit = replica.task.clip_norm
+        self.clip = 1.0 if limit is None else min(1.0, limit / (self.norm + 1e-6))
+
+    def _graph(self, number: int) -> Graph:
+        replica, step = self._replica, self._step
+        block = step.blocks[number]
+        with undisturbed_random(replica.model), differentiable_twice(self._kink_width):
+            replica.begin_block(step, block, number)
+            terms, batch = replica.task.terms(replica.model, block.ids)
+            omega = torch.ones_like(terms, requires_grad=True)
+            gradients = torch.autograd.grad(
+                (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
+                create_graph=True,
+            )  # fmt: skip
+        return Graph(terms, omega, gradients, replica.task.shares_of_mean(batch, len(block.ids)))
+
+    def graphs(self) -> Iterator[Graph]:
+        """Each block's graph; of several blocks only one at a time is in memory."""
+        for number in range(len(self._step.blocks)):
+            yield self._only if self._only is not None else self._graph(number)
+
+    def _summed(self) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for graph in self.graphs():
+            self.shares_of_mean.append(graph.shares_of_mean)
+            for name, gradient in zip(self._names, graph.gradients, strict=True):
+                if gradient is not None:
+                    found = gradient.detach()
+                    total[name] = total[name] + found if name in total else found
+        return total
+
+    def moves(self) -> list[tuple[str, Move[Any, Any]]]:
+        """What the optimizer is about to do, by parameter."""
+        names = {id(p): name for name, p in self._replica.parameters.items()}
+        for name, p in self._replica.parameters.items():
+            raw = self.raw.get(name)
+            p.grad = raw if raw is None or self.clip == 1.0 else self.clip * raw
+        return [(names[id(p)], m) for p, m in moves(self._replica.optimizer, self._replica.rule)]
+
+    def consumed_to_raw(self, q: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A loss's derivative in the raw gradient, from that in the consumed one; both (K, *shape).
+
+        Clipping is g = C / (n + 1e-6) * raw with n the raw gradient's length, which moves with it.
+        The map is its own transpose, so changes of the raw gradient are pushed through it too.
+        """
+        if self.clip == 1.0:
+            return dict(q)
+        along = torch.stack([(q[n] * self.raw[n]).flatten(1).sum(1) for n in q]).sum(0)
+        factor = along * (self.clip / ((self.norm + 1e-6) * self.norm))
+        return {
+            name: self.clip * part - factor.view(-1, *[1] * (part.ndim - 1)) * self.raw[name]
+            for name, part in q.items()
+        }
+
+    def contract(self, directions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """(H p by parameter, (K, *shape); <p, c_i> a block, (B, K) float64 on the CPU).
+
+        Parameters whose part of H p is 0 by the graph are left out.
+
+        Args:
+            directions: p by parameter, (K, *shape), for parameters in `raw`.
+        """
+        parameters = list(self._replica.parameters.values())
+        curved: dict[str, Tensor] = {}
+        contractions = []
+        for graph in self.graphs():
+            used = [
+                (gradient, directions[name])
+                for name, gradient in zip(self._names, graph.gradients, strict=True)
+                if gradient is not None and gradient.requires_grad and name in directions
+            ]
+            rows, *products = pulled_back(
+                [gradient for gradient, _ in used], [p for _, p in used],
+                [graph.omega, *parameters],
+            )  # fmt: skip
+            for name, product in zip(self._names, products, strict=True):
+                if product is not None:
+                    curved[name] = curved[name] + product if name in curved else product
+            assert rows is not None
+            contractions.append(rows.T.double().cpu())
+        return curved, contractions
+
+
+def pulled_back(
+    outputs: Sequence[Tensor], directions: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Derivatives in the inputs of <direction_k, outputs>, (K, *shape) each, for K directions.
+
+    The graph stays. Several directions go through it side by side where every operation's backward
+    pass can be batched, else one after the other.
+
+    Args:
+        outputs: tensors with a graph.
+        directions: for each output (K, *shape).
+        inputs: leaves; None comes back for those that the outputs do not depend on.
+    """
+    K = len(directions[0])
+    cotangents = [d.to(out.dtype) for out, d in zip(outputs, directions, strict=True)]
+    if K > 1:
+        with suppress(RuntimeError):  # some formulas cannot be batched; other errors come again
+            return list(
+                torch.autograd.grad(
+                    outputs, inputs, grad_outputs=cotangents, is_grads_batched=True,
+                    retain_graph=True, allow_unused=True,
+                )
+            )  # fmt: skip
+    found = [
+        torch.autograd.grad(
+            outputs, inputs, grad_outputs=[c[k] for c in cotangents], retain_graph=True,
+            allow_unused=True,
+        )
+        for k in range(K)
+    ]  # fmt: skip
+    return [
+        None if parts[0] is None else torch.stack(parts) if K > 1 else parts[0].unsqueeze(0)
+        for parts in zip(*found, strict=True)
+    ]

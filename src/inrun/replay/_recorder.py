@@ -1,0 +1,279 @@
+"""Records a run while it trains: blocks in, a trajectory out. Training is not changed."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.replay import _snapshot
+from inrun.replay._agreement import check_first_step
+from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
+from inrun.replay._random import drawn_since, random_state
+from inrun.replay._replica import (
+    Fetch,
+    Losses,
+    Replica,
+    Task,
+    gradient_norm,
+    states_for_blocks,
+)
+from inrun.replay._schedule import Schedule
+from inrun.replay._trajectory import Trajectory
+
+GIBIBYTE = 2**30
+
+
+def record(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    fetch: Fetch,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    clip_norm: float | None = None,
+    weights: Callable[[Any], Tensor] | None = None,
+    budget: int = GIBIBYTE,
+    steps: int | None = None,
+) -> Recorder:
+    """Records an ordinary training loop from now to `finish()`, so that it can be played again.
+
+        recorder = inrun.record(model, optimizer, losses, fetch, "run", clip_norm=1.0)
+        for ids in batches:
+            with recorder.batch(ids):
+                losses(model, fetch(ids)).sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step(); optimizer.zero_grad()
+        run = recorder.finish()
+
+    It may run beside `inrun.attach`: put both blocks round the same pass.
+
+    Args:
+        model: the model that is trained. BatchNorm in it is refused.
+        optimizer: SGD, Adam or AdamW of `torch.optim`.
+        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
+            that the loop calls `backward()` on: for a mean, each row's loss over the number of
+            rows. It is held against the loop's own gradient at the first step.
+        fetch: `fetch(ids)` gives the batch of these rows again, the same one every time.
+        folder: a new folder; None keeps the run in memory, for as long as the process lives.
+        clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
+        weights: `weights(batch)` gives the (B,) weights of the rows in the block's mean, where it
+            is a weighted mean (token counts); None where all weigh the same.
+        budget: bytes that the recorded states may take.
+        steps: how long the run will be, if known: the states to keep are then chosen at once.
+
+    Raises:
+        StoreError: the folder holds a run.
+        NotSupportedError: the optimizer has no rule here.
+        ReplaceLayerError: a layer makes rows depend on each other.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ReplaceLayerError(
+                f"{name} is a {type(module).__name__}: every row's loss depends on all others, "
+                "and running statistics are state that no optimizer step explains. Replace it, for "
+                "instance by GroupNorm."
+            )
+    keeper = Memory() if folder is None else Folder(Path(folder))
+    replica = Replica(model, optimizer, Task(losses, fetch, clip_norm, weights), keeper)
+    if isinstance(keeper, Folder):
+        keeper.create()
+    return Recorder(model, optimizer, replica, keeper, budget, steps)
+
+
+class Recorder:
+    """What `inrun.record` returns; see there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        replica: Replica,
+        keeper: Keeper,
+        budget: int,
+        steps: int | None,
+    ):
+        self._model, self._optimizer = model, optimizer
+        self._replica, self._keeper = replica, keeper
+        self._parameters = _snapshot.names_of(model, optimizer)
+        snapshot = _snapshot.take(self._parameters, model, optimizer)
+        moments = 3 * _snapshot.size_of(
+            snapshot
+        )  # Adam's, which a young optimizer has not made yet
+        self._schedule = Schedule(budget // max(1, moments), steps)
+        self._budget = budget
+        self._blocks: list[tuple[Block, dict[str, Tensor] | None]] = []
+        self._norm, self._steps = 0.0, 0
+        self._inside = self._stepping = False
+        self._trajectory: Trajectory | None = None
+        this = weakref.ref(self)  # dropping the recorder takes its hooks off
+
+        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder = this()
+            if recorder is not None:
+                recorder._before_step([*args, *kwargs.values()])
+
+        def after() -> None:
+            recorder = this()
+            if recorder is not None:
+                recorder._after_step()
+
+        handles = [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(lambda *_: after()),
+        ]
+        self._release = weakref.finalize(self, _remove, handles)
+
+    @contextmanager
+    def batch(self, ids: Iterable[Any]) -> Iterator[None]:
+        """One forward and backward pass of these rows inside; several before a step accumulate.
+
+        Raises:
+            MisuseError: ids that are neither ints nor strings, nested blocks, or a finished
+                recorder.
+        """
+        if self._trajectory is not None or self._inside:
+            what = "was finished" if self._trajectory is not None else "is inside a block already"
+            raise MisuseError(f"This recorder {what}: no block can begin.")
+        names, before = read_ids(ids), random_state(self._model)
+        resting = tuple(n for n, module in self._model.named_modules() if not module.training)
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+        if resting not in self._replica.modes:
+            self._replica.modes.append(resting)
+        drew = drawn_since(before, self._model)
+        block = Block(names, self._replica.modes.index(resting), drew)
+        self._blocks.append((block, before if drew else None))
+        self._norm = gradient_norm(self._parameters)
+
+    def _before_step(self, arguments: list[Any]) -> None:
+        if any(callable(argument) for argument in arguments):
+            raise MisuseError(
+                "optimizer.step(closure) computes its gradient inside the step, where no block can "
+                "say whose it is. Run forward and backward in recorder.batch(ids), then step()."
+            )
+        if not self._blocks:
+            raise MisuseError(
+                "An optimizer step came without a recorder.batch(ids) block before it. A run with "
+                "a step missing cannot be played again. Wrap each forward and backward pass in one."
+            )
+        if getattr(self._optimizer, "grad_scale", None) is not None:
+            raise NotSupportedError(
+                "A gradient scaler unscales inside this fused optimizer's kernel; such a step is "
+                "not recorded. Use fused=False, or bfloat16, which needs no scaler."
+            )
+        step = Step(
+            self._steps + 1,
+            tuple(block for block, _ in self._blocks),
+            tuple(_settings(group) for group in self._optimizer.param_groups),
+            self._norm,
+            self._clip(),
+        )
+        states = states_for_blocks([state for _, state in self._blocks])
+        if states:
+            self._keeper.keep_random(step.number, states)
+        snapshot = None
+        if self._steps == 0 or self._schedule.due(self._steps):
+            snapshot = _snapshot.take(self._parameters, self._model, self._optimizer)
+            self._keeper.keep(self._steps, snapshot)
+            self._keeper.give_up(self._schedule.keep(self._steps))
+        if self._steps == 0 and snapshot is not None:
+            check_first_step(self._replica, step, snapshot, self._parameters)
+        self._keeper.add(step)
+        self._stepping = True
+
+    def _clip(self) -> float:
+        """What the gradient was multiplied with since the last block.
+
+        Raises:
+            MisuseError: it is not what `clip_norm` says.
+        """
+        norm = gradient_norm(self._parameters)
+        found = norm / self._norm if self._norm else 1.0
+        limit = self._replica.task.clip_norm
+        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
+        if abs(found - wanted) > 1e-3 * max(found, wanted):
+            raise MisuseError(
+                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the "
+                f"last block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
+                f"clip_norm={limit} it should be {wanted:.6g}. Tell record(clip_norm=...) what you "
+                "pass to clip_grad_norm_; put any other scaling into the loss and into losses()."
+            )
+        return found
+
+    def _after_step(self) -> None:
+        if self._stepping:
+            self._stepping = False
+            self._steps += 1
+            self._blocks.clear()
+
+    def finish(self) -> Trajectory:
+        """Ends the recording: the run, ready to be played again. May be called twice.
+
+        Raises:
+            MisuseError: no step was recorded.
+        """
+        if self._trajectory is None:
+            if not self._steps:
+                raise MisuseError("No optimizer step was recorded, so there is no run.")
+            self._release()
+            self._keeper.keep(
+                self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)
+            )
+            self._keeper.finish(
+                {
+                    "steps": self._steps,
+                    "interval": self._schedule.interval,
+                    "budget": self._budget,
+                    "clip_norm": self._replica.task.clip_norm,
+                    "modes": [list(mode) for mode in self._replica.modes],
+                    "torch": torch.__version__,
+                }
+            )
+            self._trajectory = Trajectory(self._keeper, self._replica)
+        return self._trajectory
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's numbers and switches, as JSON holds them."""
+    settings = {}
+    for key, value in group.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, (tuple, list)) and key != "params":
+            value = [v.item() if isinstance(v, Tensor) else v for v in value]
+        if key != "params" and isinstance(value, (bool, int, float, str, list, type(None))):
+            settings[key] = value
+    return settings
+
+
+def read_ids(ids: Iterable[Any]) -> Ids:
+    """Ids as plain ints or plain strings.
+
+    Raises:
+        MisuseError: anything else, or both kinds.
+    """
+    values = list(ids) if not isinstance(ids, (str, bytes)) else [ids]
+    plain = [v.item() if hasattr(v, "item") else v for v in values]
+    if {type(v) for v in plain} not in ({int}, {str}) or isinstance(ids, (str, bytes)):
+        raise MisuseError(
+            "recorder.batch takes one id a row, all ints or all strings: the batch is fetched by "
+            f"them again. It got {values[:3]!r}."
+        )
+    return plain  # type: ignore[return-value]  # all of one kind, as was just checked

@@ -1,0 +1,172 @@
+"""A state of training as named tensors: what one optimizer step changes, and nothing else.
+
+    parameter/<name>        each parameter that the optimizer holds
+    state/<name>/<key>      the optimizer's tensors for it, moments and step counts
+    buffer/<name>           the model's buffers
+
+Frozen parameters are not in it: no step changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inrun.errors import MisuseError, NotSupportedError, StoreError
+from inrun.optim import trained_parameters
+
+Snapshot = dict[str, Tensor]
+
+
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's parameters by their names in the model; a tied one has one name.
+
+    Raises:
+        MisuseError: the optimizer holds a parameter that the model does not.
+    """
+    held = {id(p) for p in trained_parameters(optimizer)}
+    named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) in held}
+    if len(named) != len(held):
+        raise MisuseError(
+            f"The optimizer holds {len(held) - len(named)} parameters that are not the model's. A "
+            "run is replayed from the model alone: put them into one module with it."
+        )
+    return named
+
+
+def take(
+    named: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Snapshot:
+    """A copy of the present state; `named` as from `names_of`.
+
+    Raises:
+        NotSupportedError: the optimizer keeps something that is not a tensor.
+    """
+    snapshot: Snapshot = {}
+    for name, p in named.items():
+        snapshot[f"parameter/{name}"] = p.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                kept = value.detach().clone(memory_format=torch.contiguous_format)
+                snapshot[f"state/{name}/{key}"] = kept
+            elif value is not None:
+                raise NotSupportedError(
+                    f"{type(optimizer).__name__} keeps {key!r} of {name} as a "
+                    f"{type(value).__name__}; only tensors are recorded."
+                )
+    for name, buffer in model.named_buffers():
+        snapshot[f"buffer/{name}"] = buffer.detach().clone()
+    return snapshot
+
+
+def place(
+    snapshot: Mapping[str, Tensor],
+    named: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    lend: bool = False,
+) -> None:
+    """Puts model and optimizer into that state; the snapshot stays what it is.
+
+    Args:
+        snapshot: the state.
+        named: as from `names_of`.
+        model: the model.
+        optimizer: the optimizer.
+        lend: the optimizer reads the snapshot's own tensors; it must not step then.
+
+    Raises:
+        StoreError: the snapshot is of another model.
+    """
+    buffers = dict(model.named_buffers())
+    missing = sorted(f"parameter/{n}" for n in named if f"parameter/{n}" not in snapshot)
+    if missing:
+        raise StoreError(
+            f"The recorded state has no {missing[0]}: it is of another model or optimizer. Build "
+            "both as they were when the run was recorded."
+        )
+    for p in named.values():
+        optimizer.state.pop(p, None)
+    with torch.no_grad():
+        for key, value in snapshot.items():
+            kind, _, name = key.partition("/")
+            if kind == "parameter":
+                _fitting(key, named.get(name), value).copy_(value)
+            elif kind == "buffer":
+                _fitting(key, buffers.get(name), value).copy_(value)
+            else:
+                name, _, entry = name.rpartition("/")
+                p = named[name]
+                optimizer.state[p][entry] = value.to(_home(value, p, optimizer), copy=not lend)
+
+
+def _home(value: Tensor, p: Tensor, optimizer: torch.optim.Optimizer) -> torch.device:
+    """Moments live with their parameter; step counts do so only where the optimizer wants it."""
+    if value.shape == p.shape and p.dim():
+        return p.device
+    for group in optimizer.param_groups:
+        if any(q is p for q in group["params"]):
+            return p.device if group.get("capturable") or group.get("fused") else value.device
+    return value.device
+
+
+def _fitting(key: str, target: Tensor | None, value: Tensor) -> Tensor:
+    if target is None or target.shape != value.shape:
+        has = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
+        raise StoreError(
+            f"The recorded state has {key} of shape {tuple(value.shape)}, the model has {has}. "
+            "Build the model as it was when the run was recorded."
+        )
+    return target
+
+
+def distance(a: Snapshot, b: Snapshot) -> float:
+    """Length of the difference of two states' parameters, over all of them."""
+    total = sum(
+        float((a[key].double() - b[key].double()).square().sum())
+        for key in a
+        if key.startswith("parameter/")
+    )
+    return math.sqrt(total)
+
+
+def size_of(snapshot: Snapshot) -> int:
+    """Bytes of the tensors."""
+    return sum(t.numel() * t.element_size() for t in snapshot.values())
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Saves tensors beside the path and renames: there whole or not at all.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    beside = path.with_name(path.name + ".partial")
+    try:
+        save_file(dict(tensors), beside)
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise StoreError(f"{path} could not be written ({error}).") from error
+
+
+def read(path: Path) -> Snapshot:
+    """Loads tensors, onto the CPU.
+
+    Raises:
+        StoreError: the file is missing or torn.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} is missing or torn ({error}). A replay starts from it: record the run again."
+        ) from error

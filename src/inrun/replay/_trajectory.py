@@ -1,0 +1,183 @@
+"""A recorded run: its states forward and backward, each checked against the record.
+
+Backward, a segment between two kept states is played again from its first one. Within it at most
+`copies` states are held; a longer segment is cut, and its parts are played again in turn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrun.errors import MisuseError, StoreError
+from inrun.replay._agreement import check_norm, check_state
+from inrun.replay._folder import Folder, Keeper, Step
+from inrun.replay._replica import Fetch, Losses, Replica, Task
+from inrun.replay._schedule import stops
+from inrun.replay._snapshot import Snapshot
+
+COPIES = 16
+
+
+class Trajectory:
+    """What `recorder.finish()` and `inrun.open_trajectory` return.
+
+    Attributes:
+        steps: the recorded steps.
+        kept: numbers of the states on disk; state n is the one after n steps.
+    """
+
+    def __init__(self, keeper: Keeper, replica: Replica):
+        self.keeper, self.replica = keeper, replica
+        self.steps: list[Step] = keeper.steps()
+        self.kept = keeper.kept()
+        if not self.kept or self.kept[0] != 0 or self.kept[-1] != len(self.steps):
+            raise StoreError(
+                f"{keeper!r} keeps the states {self.kept[:1]} to {self.kept[-1:]} of a run of "
+                f"{len(self.steps)} steps; it needs the first and the last. Record it again."
+            )
+
+    def __repr__(self) -> str:
+        return f"Trajectory({self.keeper!r}, {len(self.steps)} steps, {len(self.kept)} states kept)"
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """What the recording takes on disk."""
+        return self.keeper.size()
+
+    def sample_ids(self) -> list[int] | list[str]:
+        """Every id once, in the order of their first visits."""
+        seen = dict.fromkeys(i for s in self.steps for block in s.blocks for i in block.ids)
+        return list(seen)  # type: ignore[return-value]  # all of one kind
+
+    def check(self) -> None:
+        """Plays the whole run again.
+
+        Raises:
+            InvariantError: the replay does not do what the run did; says what is not deterministic.
+        """
+        for first, last in zip(self.kept, self.kept[1:], strict=False):
+            self._play(self.keeper.state(first), first, last, [])
+
+    def retrain(self, without: object, *, renormalise: bool = True) -> nn.Module:
+        """The same training without a sample: the model as it then ends, until the next replay.
+
+        Same start, same order, same random numbers, clipping anew. It sets out from the last kept
+        state before the sample's first visit.
+
+        Args:
+            without: the sample's id.
+            renormalise: the loss is the mean over those that remain; else they keep their weight.
+
+        Raises:
+            MisuseError: the sample was never visited.
+        """
+        visits = [i for i, s in enumerate(self.steps) if any(without in b.ids for b in s.blocks)]
+        if not visits:
+            raise MisuseError(f"The run never visited the sample {without!r}.")
+        first = max(state for state in self.kept if state <= visits[0])
+        self.replica.put(self.keeper.state(first))
+        for step in self.steps[first:]:
+            self.replica.play(step, without, renormalise)
+        return self.replica.model
+
+    def finished(self) -> nn.Module:
+        """The model as the run ended, until the next replay."""
+        self.replica.put(self.keeper.state(self.kept[-1]))
+        return self.replica.model
+
+    def forward(self) -> Iterator[Step]:
+        """Puts the replica into each state before a step, in order, to be looked at."""
+        for first, last in zip(self.kept, self.kept[1:], strict=False):
+            snapshot = self.keeper.state(first)
+            for number in range(first, last):
+                self.replica.put(snapshot, lend=True)
+                step = self.steps[number]
+                self.replica.set_groups(step)
+                yield step
+                if number + 1 < last:
+                    self.replica.put(snapshot)
+                    check_norm(self.replica, step, self.replica.play(step))
+                    snapshot = self.replica.take()
+
+    def backward(self, copies: int = COPIES) -> Iterator[int]:
+        """Puts the replica into each state, from the last to the first, and says its number.
+
+        It is there to be looked at: its optimizer must not step.
+
+        Args:
+            copies: states held at a time within a segment, at least 2.
+
+        Raises:
+            InvariantError: the replay does not do what the run did; says what is not deterministic.
+        """
+        if copies < 2:
+            raise MisuseError(f"copies is {copies}; a segment needs at least 2 states in memory.")
+        self.replica.put(self.keeper.state(self.kept[-1]), lend=True)
+        yield self.kept[-1]
+        for first, last in reversed(list(zip(self.kept, self.kept[1:], strict=False))):
+            for number, snapshot in self._segment(self.keeper.state(first), first, last, copies):
+                self.replica.put(snapshot, lend=True)
+                yield number
+
+    def _segment(
+        self, start: Snapshot, first: int, last: int, copies: int
+    ) -> Iterator[tuple[int, Snapshot]]:
+        """States last - 1 to first."""
+        if last - first == 1:
+            yield first, start
+            return
+        held = stops(first, last, copies)
+        snapshots = self._play(start, first, last, held)
+        for number in reversed(held):
+            end = min(last, number + held[1] - held[0]) if len(held) > 1 else last
+            yield from self._segment(snapshots.pop(number), number, end, copies)
+
+    def _play(self, start: Snapshot, first: int, last: int, held: list[int]) -> dict[int, Snapshot]:
+        """Plays the steps from one state to another; returns the states to hold on the way."""
+        self.replica.put(start)
+        found = {first: start}
+        end = last if last in self.kept else max(held)  # an inner part was checked with its whole
+        for number in range(first, end):
+            step = self.steps[number]
+            check_norm(self.replica, step, self.replica.play(step))
+            if number + 1 in held:
+                found[number + 1] = self.replica.take()
+        if last in self.kept:
+            check_state(self.replica, last, self.keeper.state(last), start)
+        return found
+
+
+def open_trajectory(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    fetch: Fetch,
+    *,
+    weights: Callable[[Any], Tensor] | None = None,
+) -> Trajectory:
+    """A recorded run, in another process.
+
+    Args:
+        folder: where it was recorded.
+        model: built as it was then; frozen parameters must have the values that they had.
+        optimizer: built as it was then, with the same groups.
+        losses: see `record`.
+        fetch: see `record`.
+        weights: see `record`.
+
+    Raises:
+        StoreError: no finished run is there, or a part of it is torn.
+    """
+    place = Folder(Path(folder))
+    manifest = place.manifest()
+    task = Task(losses, fetch, manifest["clip_norm"], weights)
+    replica = Replica(model, optimizer, task, place)
+    replica.modes = [tuple(mode) for mode in manifest["modes"]]
+    return Trajectory(place, replica)

@@ -1,0 +1,119 @@
+"""The error proxy is the sum that it says it is, and is refused where it would mean nothing."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import inrun
+from inrun.errors import MisuseError
+from inrun.replay._forward import perturbation
+from inrun.replay._removal import removal_named
+from tests.integration.test_lookahead import (
+    SAMPLES,
+    judge,
+    momentum,
+    recorded,
+    training,
+    utility,
+)
+
+
+def test_one_samples_perturbation_is_the_derivative_of_the_last_weights():
+    train = training("mlp", clip=0.3, blocks=2)
+    run = recorded(train)
+    chosen, h = 3, 2e-7
+
+    def only(ids):
+        return torch.tensor([[float(i == chosen)] for i in ids], dtype=torch.float64)
+
+    found = perturbation(run, only, removal_named("drop"))
+    ends = []
+    for sign in (1, -1):
+        *_, model = train.run({chosen: 1 - sign * h})
+        ends.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    for name, delta in found.items():
+        wanted = (ends[0][name] - ends[1][name]) / (2 * h)
+        assert (delta[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def smooth():
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+def by_hand(run, train):
+    """1/2 sum_i delta_i^T H_V delta_i, with the Hessian written out."""
+    each = torch.eye(SAMPLES, dtype=torch.float64)
+    delta = perturbation(run, lambda ids: each[torch.as_tensor(ids)], removal_named("renormalise"))
+    model = run.finished()
+    names = list(dict(model.named_parameters()))
+    flat = torch.cat([delta[name].flatten(1) for name in names], 1)
+    gradients = torch.autograd.grad(
+        judge(train, model), list(model.parameters()), create_graph=True
+    )
+    gradient = torch.cat([g.reshape(-1) for g in gradients])
+    total = 0.0
+    for row in flat:
+        curved = torch.autograd.grad(gradient @ row, list(model.parameters()), retain_graph=True)
+        total += float(torch.cat([c.reshape(-1) for c in curved]) @ row) / 2
+    return total
+
+
+def test_the_proxy_is_the_second_order_over_the_first():
+    train = training("mlp", momentum)
+    run = recorded(train)
+    result = inrun.lookahead(run, utility(train))
+    proxy = result.error_proxy(mixtures=400)
+    wanted = abs(by_hand(run, train)) / np.abs(result.values()["value"].to_numpy()).sum()
+    assert abs(proxy.second_order - wanted) < 4 * proxy.spread
+    assert proxy.spread < 0.3 * wanted
+
+
+def test_a_smaller_rate_is_trusted_more():
+    ratios, verdicts = [], []
+    for rate in (1e-6, 1.0):
+        train = training("mlp", lambda m, lr=rate: torch.optim.SGD(m.parameters(), lr=lr))
+        train.build = smooth
+        proxy = inrun.lookahead(recorded(train), utility(train)).error_proxy()
+        ratios.append(proxy.second_order)
+        verdicts.append(str(proxy))
+    assert ratios[0] < 1e-4 < ratios[1]
+    assert verdicts[0].startswith("trust:")
+    assert verdicts[1].startswith("do not trust:")
+
+
+def test_kinks_count_where_there_are_some():
+    ratios = {}
+    for name in ("mlp", "gpt2-tied"):
+        train = training(name)
+        ratios[name] = inrun.lookahead(recorded(train), utility(train)).error_proxy().kinks
+    assert ratios["gpt2-tied"] == 0
+    assert ratios["mlp"] > 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ((1e-3, 0.0, 1e-3), "trust"), ((0.1, 0.0, 0.0), "trust the ranking only"),
+        ((0.0, 0.0, 0.1), "trust the ranking only"), ((0.0, 0.0, 0.3), "do not trust"),
+        ((1.0, 0.0, 0.0), "do not trust"), ((float("inf"), 0.0, 0.0), "do not trust"),
+    ],
+)  # fmt: skip
+def test_the_worse_of_the_two_decides(parts, verdict):
+    proxy = inrun.replay.ErrorProxy(*parts)
+    assert proxy.verdict == verdict
+    assert str(proxy).startswith(verdict + ":")
+
+
+@pytest.mark.parametrize("how", [{"horizon": 2}, {"dynamics": "sgd"}, {"curve": {2: 1.0}}])
+def test_it_is_refused_for_other_values(how):
+    train = training("mlp")
+    with pytest.raises(MisuseError, match="whole run"):
+        inrun.lookahead(recorded(train), utility(train), **how).error_proxy()
+
+
+def test_it_is_of_the_run_whatever_the_push():
+    train = training("mlp")
+    run, judged = recorded(train), utility(train)
+    finite = inrun.lookahead(run, judged, push="finite", samples=[run.sample_ids()[0]])
+    assert finite.error_proxy() == inrun.lookahead(run, judged).error_proxy()
