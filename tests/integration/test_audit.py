@@ -13,7 +13,7 @@ from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from tests.integration.runs import Run
 
-ALWAYS = {"seconds": 1e6, "steps": 1}  # a check at each step
+ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 4}  # a check at each step
 
 
 def loss_fn(model, batch):
@@ -61,7 +61,7 @@ def test_truth_is_the_oracles(name, estimator):
     """With as many groups as samples the groups are the samples, in an order that was drawn."""
     game = {"path": "shared", "path-given": "given"}[estimator]
     run = Run(name, estimator)
-    audit = run.attribution.audit(**ALWAYS, groups=6)
+    audit = run.attribution.audit(**ALWAYS | {"groups": 6})
     for step in range(3):
         values, truth = run.step(game)
         check = audit.table().to_pylist()[step]
@@ -74,7 +74,7 @@ def test_truth_is_the_oracles(name, estimator):
 @pytest.mark.parametrize("micro", [1, 3])
 def test_hold_and_stream_play_out_the_same_truth(micro):
     checks = [
-        train(5, audit=ALWAYS | {"groups": 4}, capture=capture, smoothed_steps=0, micro=micro,
+        train(5, audit=ALWAYS, capture=capture, smoothed_steps=0, micro=micro,
               samples=4, clip=0.1)[0].table().to_pylist()
         for capture in ("hold", "stream")
     ]  # fmt: skip
@@ -236,8 +236,8 @@ def test_a_loss_that_takes_whole_batches_only_has_no_ceiling():
 def test_targets_are_judged_by_their_weighted_sum():
     x, y = data()
     halves = {"a": (x[40:60], y[40:60]), "b": (x[60:], y[60:])}
-    together, _ = train(4, audit=ALWAYS | {"groups": 4}, smoothed_steps=0)
-    apart, _ = train(4, audit=ALWAYS | {"groups": 4}, validation=halves, smoothed_steps=0)
+    together, _ = train(4, audit=ALWAYS, smoothed_steps=0)
+    apart, _ = train(4, audit=ALWAYS, validation=halves, smoothed_steps=0)
     for one, two in zip(together.table().to_pylist(), apart.table().to_pylist(), strict=True):
         np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
         np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)

@@ -106,7 +106,25 @@ def close(found, wanted, tolerance=1e-5):
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max(), (found, wanted)
 
 
+def rmsprop(model):
+    return torch.optim.RMSprop(model.parameters(), lr=3e-3, momentum=0.5, centered=True)
+
+
+def adagrad(model):
+    return torch.optim.Adagrad(model.parameters(), lr=1e-2, lr_decay=0.01)
+
+
+def nadam(model):
+    return torch.optim.NAdam(model.parameters(), lr=3e-3, weight_decay=0.1)
+
+
+def adafactor(model):
+    return torch.optim.Adafactor(model.parameters(), lr=1e-2)
+
+
+OTHERS = (rmsprop, adagrad, nadam, adafactor)  # by automatic differentiation of their rules
 CASES = [(name, optimizer, {}) for name in MODELS for optimizer in (adamw, adam, momentum)]
+CASES += [("mlp", optimizer, {"clip": 0.3}) for optimizer in OTHERS]
 CASES += [(name, adamw, {"clip": 0.3, "blocks": 2}) for name in MODELS]
 CASES += [
     ("mlp", groups, {}), ("mlp", momentum, {"clip": 0.3}), ("mlp", adam, {"blocks": 2}),

@@ -5,7 +5,18 @@ import torch
 
 from inrun.errors import NotSupportedError
 from inrun.optim import Along, Move, derivative_of, joined, moves, rule_for
-from tests.unit.optimizers import ADAMS, SGDS, Case, give_gradients, optimizer_of
+from tests.unit.optimizers import (
+    ADAMS,
+    AVERAGED,
+    KIN,
+    MATRIX,
+    SECOND_MOMENTS,
+    SGDS,
+    SIGNS,
+    Case,
+    give_gradients,
+    optimizer_of,
+)
 
 
 def steps_of(case, count=5):
@@ -115,6 +126,60 @@ def test_joined_moves_pull_alike():
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-14, atol=0)
 
 
-def test_a_rule_without_derivative_is_refused():
-    with pytest.raises(NotSupportedError, match="derivative of its step"):
-        derivative_of(object())
+OTHERS = [*KIN, *SECOND_MOMENTS, *AVERAGED, *MATRIX]
+
+
+def flat_parts(along, move):
+    """Each part cut to the size of what it belongs to."""
+    sizes = [move.weight.numel(), *(t.numel() for t in tensors(move.state) if t.ndim)]
+    parts = (along.weight, *along.moments)
+    return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
+def test_push_of_other_rules_is_central_differences_and_pull_its_transpose(case):
+    generator, eps = torch.Generator().manual_seed(5), 1e-6
+    for move in steps_of(case)[-2:]:
+        derivative = derivative_of(move.rule)
+        before, dg = draw(move, derivative, generator)
+        after, _ = draw(move, derivative, generator)
+        moments = [t for t in tensors(move.state) if t.ndim]
+        start = [move.weight, move.gradient, *moments]
+        change = [before.weight, dg, *before.moments]
+        along = [c.reshape(-1)[: t.numel()].reshape(t.shape) * t.abs().clamp(max=1)
+                 for c, t in zip(change, start, strict=True)]  # fmt: skip
+
+        def stepped(sign, move=move, start=start, along=along):
+            w, g, *rest = (t + sign * eps * d for t, d in zip(start, along, strict=True))
+            state, rest = list(move.state), iter(rest)
+            state = [next(rest) if torch.is_tensor(t) and t.ndim else t for t in state]
+            state = type(move.state)(*state)
+            ahead = move.rule.advance(g, w, state, move.setting)
+            moved = move.rule.smooth_displacement(g, w, state, move.setting)
+            return [w - moved, *(t for t in tensors(ahead) if t.ndim)]
+
+        up, down = stepped(1), stepped(-1)
+        wanted = [((a - b) / (2 * eps)).reshape(-1) for a, b in zip(up, down, strict=True)]
+        pad = [torch.zeros(move.weight.numel()).double() for _ in along]
+        for room, part in zip(pad, along, strict=True):
+            room[: part.numel()] = part.reshape(-1)
+        shape = move.weight.shape
+        padded = [room.reshape(shape) for room in pad]
+        pushed = derivative.push(move, Along(padded[0], tuple(padded[2:])), padded[1])
+        for want, have in zip(wanted, flat_parts(pushed, move), strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-6 * float(want.abs().max()))
+
+        pulled, q = derivative.pull(move, after)
+        left = sum((a * b.reshape(-1)[: a.numel()]).sum() for a, b in zip(
+            flat_parts(pulled, move), [padded[0], *padded[2:]], strict=True))  # fmt: skip
+        left = left + (q * padded[1]).sum()
+        right = sum((a * b).sum() for a, b in zip(
+            flat_parts(pushed, move), flat_parts(after, move), strict=True))  # fmt: skip
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", SIGNS, ids=lambda case: case.name)
+def test_a_rule_that_jumps_has_no_derivative(case):
+    _, optimizer = optimizer_of(case)
+    with pytest.raises(NotSupportedError, match="steps by signs"):
+        derivative_of(rule_for(optimizer))

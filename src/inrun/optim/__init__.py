@@ -1,8 +1,9 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._automatic import derivative_of
 from inrun.optim._copies import copies
-from inrun.optim._derivative import Along, StepDerivative, derivative_of, joined
+from inrun.optim._derivative import Along, StepDerivative, joined
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters

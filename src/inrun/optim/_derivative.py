@@ -2,9 +2,9 @@
 
 A trajectory is a chain of steps. To see a sample's effect many steps later, a perturbation is
 pushed forward through the chain, or the later loss's gradient is pulled back through it. Both are
-linear maps, each the other's transpose, written out for every rule: autograd through the rule would
-give 0 * inf where nothing has touched an element yet (sqrt at 0). There the slope counts 0, as in
-`Rule`.
+linear maps, each the other's transpose, written out here for Adam and SGD (see `_automatic.py` for
+the other rules): autograd would give 0 * inf where nothing has touched an element yet (sqrt at 0).
+There the slope counts 0, as in `Rule`.
 
 For Adam with x the gradient that enters the moments (see `_adam.py`), M and V the new moments,
 r = sqrt(V/c2), A = r + eps, and with primes for what is after the step:
@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.errors import NotSupportedError
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState
-from inrun.optim._rule import Move, Rule
-from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
+from inrun.optim._adam import AdamSetting, AdamState
+from inrun.optim._rule import Move
+from inrun.optim._sgd import SGDSetting, SGDState
 
 
 class Along(NamedTuple):
@@ -204,28 +203,6 @@ class SGDDerivative(StepDerivative):
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
 
 
-_DERIVATIVES: dict[type[Rule[Any, Any]], StepDerivative] = {
-    AdamRule: AdamDerivative(),
-    SGDRule: SGDDerivative(),
-}
-
-
-def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
-    """The derivative that belongs to a rule.
-
-    Raises:
-        NotSupportedError: nobody has written it yet.
-    """
-    if type(rule) not in _DERIVATIVES:
-        known = ", ".join(kind.__name__ for kind in _DERIVATIVES)
-        raise NotSupportedError(
-            f"{type(rule).__name__} has no derivative of its step (known: {known}), so nothing can "
-            "be carried through it. Train with SGD, Adam or AdamW of torch.optim, or add the two "
-            "linear maps to src/inrun/optim/_derivative.py."
-        )
-    return _DERIVATIVES[type(rule)]
-
-
 def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
     """Moves of one setting and one age as one move of flat tensors: fewer, larger operations.
 
@@ -233,7 +210,9 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
     """
     first = moves[0]
     state = [
-        torch.cat([m.state[i].reshape(-1) for m in moves]) if isinstance(part, Tensor) else part
+        torch.cat([m.state[i].reshape(-1) for m in moves])
+        if isinstance(part, Tensor) and part.ndim
+        else part
         for i, part in enumerate(first.state)
     ]
     weight = torch.cat([m.weight.reshape(-1) for m in moves])

@@ -18,17 +18,30 @@ Names = tuple[str, ...]
 
 
 def alike(moves: Sequence[tuple[str, Move[Any, Any]]]) -> dict[Names, Move[Any, Any]]:
-    """Moves with one setting and one age, joined; by the names of their parameters."""
+    """Moves with one setting and one age, joined; by the names of their parameters.
+
+    Those of a rule that mixes a parameter's elements stay as they are.
+    """
     groups: dict[object, list[tuple[str, Move[Any, Any]]]] = {}
     for name, move in moves:
-        plain = tuple(part if not isinstance(part, Tensor) else None for part in move.state)
+        plain = tuple(_number(part) for part in move.state)
         absent = tuple(part is None for part in move.state)
-        key = (move.setting, plain, absent, move.weight.dtype, move.weight.device)
+        alone = None if move.rule.elementwise else name
+        key = (alone, move.setting, plain, absent, move.weight.dtype, move.weight.device)
         groups.setdefault(key, []).append((name, move))
     return {
         tuple(name for name, _ in group): joined([move for _, move in group])
+        if group[0][1].rule.elementwise
+        else group[0][1]
         for group in groups.values()
     }
+
+
+def _number(part: Any) -> Any:
+    """What of a state is the same for all elements; None for a tensor of elements."""
+    if not isinstance(part, Tensor):
+        return part
+    return None if part.ndim else float(part)
 
 
 class Carried:

@@ -58,7 +58,7 @@ def record(
 
     Args:
         model: the model that is trained. BatchNorm in it is refused.
-        optimizer: SGD, Adam or AdamW of `torch.optim`.
+        optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule.
         losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
             that the loop calls `backward()` on: for a mean, each row's loss over the number of
             rows. It is held against the loop's own gradient at the first step.
