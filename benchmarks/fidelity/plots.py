@@ -59,7 +59,8 @@ def steps(cells: Cells, path: Path) -> None:
         for setting, records in cells.items()
         for record in records
         for name in LINES
-        if np.isfinite(r := record["agreement"][name][OWN_GAME[name]]["pearson"])
+        if name in record["agreement"]
+        and np.isfinite(r := record["agreement"][name][OWN_GAME[name]]["pearson"])
     ]
     _panels(rows, _log("x", "optimizer step"), LINES, path)
 
@@ -74,7 +75,8 @@ def rates(cells: Cells, path: Path) -> None:
         for record in records
         if record["step"] >= 5
         for name in LINES
-        if np.isfinite(r := record["agreement"][name][OWN_GAME[name]]["pearson"])
+        if name in record["agreement"]
+        and np.isfinite(r := record["agreement"][name][OWN_GAME[name]]["pearson"])
     ]
     _panels(rows, _log("x", "learning rate, as a multiple of the usual one"), LINES, path)
 
