@@ -94,7 +94,7 @@ def _llama(width: int, layers: int, heads: int, length: int, tied: bool = False)
             vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width,
             num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2,
             max_position_embeddings=length, tie_word_embeddings=tied,
-            bos_token_id=0, eos_token_id=0, pad_token_id=0,
+            bos_token_id=0, eos_token_id=0, pad_token_id=None,
         )
     )  # fmt: skip
 
