@@ -24,7 +24,6 @@ def write_page() -> None:
         "TABLE": tables.agreement(base),
         "GAMES": tables.games(base),
         "OTHERWISE": tables.trained_otherwise(cells),
-        "TIED": tables.tied_with_warmup(cells),
         "DIPS": tables.dips(base),
         "RUN": tables.run(stored("fidelity")),
     }

@@ -133,28 +133,6 @@ def trained_otherwise(cells: Cells) -> str:
     return markdown([*head, "its relative error, `path, attached`", "checked steps"], rows)
 
 
-def tied_with_warmup(cells: Cells) -> str:
-    """The first steps of the tied Llama, with and without warm-up."""
-    rows = []
-    for schedule, name in (("constant", "1e-3 at once"), ("cosine", "warm-up over a tenth")):
-        chosen = {
-            s: r
-            for s, r in cells.items()
-            if s == Setting("llama-tied-brown", schedule=schedule, seed=s.seed)
-        }
-        records = pooled(chosen, "llama-tied-brown")
-        row = [
-            number(values(records, "path-smoothed", "pearson", step, step), np.mean)
-            for step in (1, 2, 3, 5)
-        ]
-        errors = values(records, "path-smoothed", "relative_error", 1, 3)
-        rows.append([name, *row, number(errors, digits=3)])
-    return markdown(
-        ["learning rate", *(f"step {s}" for s in (1, 2, 3, 5)), "relative error, steps 1 to 3"],
-        rows,
-    )
-
-
 def dips(cells: Cells) -> str:
     """Steps at which R is low."""
     rows = []
