@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.fidelity.cell import Setting
 from benchmarks.fidelity.reading import OWN_GAME, Cells, Record, pooled, tasks, values
+from benchmarks.markdown import markdown
 
 SHORT = ("path, attached", "path-given", "path-smoothed", "linearized", "sgd")
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def number(found: np.ndarray, how: Any = np.median, digits: int = 4) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import vl_convert
 from scipy.stats import spearmanr
 
 from benchmarks.influence.cell import CARRY, NOISE, Setting
+from benchmarks.markdown import markdown
 from benchmarks.results_file import RESULTS
 from inrun.replay import ErrorProxy
 
@@ -65,11 +66,6 @@ def write_page() -> None:
     (DOCS / "influence.md").write_text(template)
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _tasks(cells: Cells) -> list[str]:
     return list(dict.fromkeys(setting.task for setting in cells))
 
@@ -101,7 +97,7 @@ def _tables(cells: Cells) -> str:
             f"{task}, {seeds} seeds, {out} left out",
             *(f"rate {rate:g}" for rate in _rates(cells)),
         ]
-        parts.append(_markdown(head, rows))
+        parts.append(markdown(head, rows))
     return "\n\n".join(parts)
 
 
@@ -127,7 +123,7 @@ def _kinks(cells: Cells) -> str:
             found = _of(cells, task, rate, "look-ahead, carried push")
             row.append(f"{np.median([f['relative_error'] for f in found]):.1%}" if found else "")
         rows.append(row)
-    return _markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
+    return markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
 
 
 def _size(record: Record) -> float:
@@ -153,7 +149,7 @@ def _proxy(cells: Cells) -> str:
                 row.append(f"{spearmanr(size, error)[0]:.2f}" if known else "none to rank")
             rows.append(row)
     head = ["task", "cells", "ranked by", "error of `carried push`", "error of `look-ahead`"]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _verdicts(cells: Cells) -> str:
@@ -176,7 +172,7 @@ def _verdicts(cells: Cells) -> str:
                 ]
             )  # fmt: skip
     head = ["verdict", "cells", "Spearman, median (range)", "relative error, median (range)"]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _cost(cells: Cells) -> str:
@@ -191,7 +187,7 @@ def _cost(cells: Cells) -> str:
     for name in records[0]["growth_mb"]:
         rows.append([f"memory of `{name}`, MB", *(f"{r['growth_mb'][name]:.0f}" for r in records)])
     rows.append(["disk, MB", *(f"{r['disk_mb']:.0f}" for r in records)])
-    return _markdown(["", *(setting.task for setting in cells)], rows)
+    return markdown(["", *(setting.task for setting in cells)], rows)
 
 
 def _run(stored: dict[str, Any]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.markdown import markdown
 from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
 from benchmarks.results_file import RESULTS
@@ -40,11 +41,6 @@ def write_page() -> None:
     for name, text in parts.items():
         page = page.replace("{{" + name + "}}", text)
     (DOCS / "optimizers.md").write_text(page)
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def _of(records: Iterable[Record], way: str, measure: str, *, late: bool = True) -> np.ndarray:
@@ -84,11 +80,11 @@ def _table(cells: Cells, task: str, players: int) -> str:
         "sums",
         "residual",
     ]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _support() -> str:
-    return _markdown(
+    return markdown(
         ["optimizer", "how"], [[maker.shown, maker.support] for maker in MAKERS.values()]
     )
 
@@ -123,7 +119,7 @@ def _short(cells: Cells) -> str:
     head = ["model", "optimizer", "step", "R", "relative error", "sums", "residual"]
     residuals = [np.median([found["residual"] for *_, found in part]) for part in (low, other)]
     return (
-        f"{said}\n\n{_markdown(head, rows)}\n\nThese are steps across which the validation loss "
+        f"{said}\n\n{markdown(head, rows)}\n\nThese are steps across which the validation loss "
         "bends: `path` takes its gradient at both ends and their mean for all between. The books "
         f"show it: the median residual is {residuals[0]:.1%} in these steps and {residuals[1]:.1%} "
         "in the others."

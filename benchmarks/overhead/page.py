@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fidelity.tables import markdown
+from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import METHODS, REFERENCE, Size
 from benchmarks.results_file import RESULTS
 

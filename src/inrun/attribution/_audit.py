@@ -121,6 +121,11 @@ class Auditor:
         self._shares.begin_block(samples)
         return self._shares.add
 
+    @property
+    def has_played(self) -> bool:
+        """Whether the step under way was played out."""
+        return self._played is not None
+
     def cancel(self) -> None:
         """The step is not scored, or samples of it dropped out: another will be checked."""
         self._shares = self._played = None
@@ -220,10 +225,10 @@ class Auditor:
 
     def _plan_next(self, step: int, seconds: float, coalitions: int) -> None:
         """As many groups as still leave time for some checks."""
-        a_group_more = 1
+        growth = 1.0  # of the next check's cost
         if self._wanted is None:
             affordable = self._schedule.seconds / CHECKS_AIMED_AT / (seconds / coalitions)
             past = coalitions.bit_length() - 1 - self._groups
             self._groups = int(np.clip(np.log2(max(affordable, 1)) - past, FEWEST, MOST))
-            a_group_more = 2 ** (self._groups + past) / coalitions
-        self._schedule.done(step, seconds, seconds * a_group_more)
+            growth = 2 ** (self._groups + past) / coalitions
+        self._schedule.done(step, seconds, seconds * growth)

@@ -63,6 +63,11 @@ class Auditing:
 
             capture.observer = guarded
 
+    @property
+    def has_played(self) -> bool:
+        """Whether the step under way was played out."""
+        return self._auditor is not None and self._auditor.has_played
+
     def cancel(self) -> None:
         """See `Auditor.cancel`."""
         if self._auditor is not None:

@@ -143,6 +143,8 @@ class Steps:
 
     def _check(self, scored: Scored) -> None:
         """The audit's part of a step's end."""
+        if not self.auditing.has_played:
+            return
         facts = {
             "residual": self._record.latest_residual_share,
             "capture": "stream" if isinstance(self.capture, Stream) else "hold",

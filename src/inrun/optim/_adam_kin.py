@@ -15,6 +15,7 @@ added to d.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -86,9 +87,9 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
     def _second(self, x: Tensor, s: MomentsState, h: MomentsSetting) -> Tensor:
         return h.b2 * s.v + (1 - h.b2) * (x * x)
 
+    @abstractmethod
     def _update(self, x: Tensor, s: MomentsState, h: MomentsSetting) -> Tensor:
         """The displacement but for the learning rate and decay."""
-        raise NotImplementedError
 
     def displacement(self, g: Tensor, w: Tensor, s: MomentsState, h: MomentsSetting) -> Tensor:
         """See `Rule.displacement`."""
