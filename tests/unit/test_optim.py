@@ -185,3 +185,36 @@ def test_unknown_optimizers_are_refused_by_name():
     with pytest.raises(NotSupportedError, match="Louder"):
         rule_for(Louder([p]))
     assert rule_for(Renamed([p])) is rule_for(AdamW([p]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=lambda case: case.name)
+def test_slope_and_history_can_be_told_from_the_state_after_the_step(case, dtype):
+    rounding, before = 4 * torch.finfo(dtype).eps ** 0.5, []  # a root's, of what is all new
+    for _, _, rule, now in take_steps(case, 12, dtype):
+        for (settles, *told, gradient, setting), after in zip(before, now, strict=bool(before)):
+            if settles:
+                now_told = rule.settled(gradient, after.weight, after.state, setting, scale=2.0)
+                decay = 0.0 if now_told.decayed is None else now_told.decayed * now_told.share
+                found = now_told.slope / 2, now_told.momentum * now_told.rate, decay
+                for a, b in zip(found, told, strict=True):
+                    a, b = torch.as_tensor(a, dtype=dtype), torch.as_tensor(b, dtype=dtype)
+                    torch.testing.assert_close(
+                        a, b, rtol=0, atol=rounding * max(1.0, float(b.abs().max()))
+                    )
+        before = [
+            (rule.settles(m.state, m.setting), m.slope().coefficient, *m.history(),
+             m.gradient.clone(), m.setting)
+            for m in now
+        ]  # fmt: skip
+
+
+def test_adam_settles_from_its_second_step_on():
+    settling = [
+        [rule.settles(m.state, m.setting) for m in now]
+        for _, _, rule, now in take_steps(Case(AdamW, {}), 3)
+    ]
+    assert [all(each) for each in settling] == [False, True, True]
+    for options in ({"amsgrad": True}, {"eps": 0.0}):
+        (*_, (_, _, rule, now)) = take_steps(Case(AdamW, options), 3)
+        assert not any(rule.settles(m.state, m.setting) for m in now)

@@ -14,7 +14,7 @@ def test_every_single_change_shows(dtype, size):
     assert weights_mark([p.clone()]) == before
     for i in {0, size // 2, size - 1} if size else set():
         q = p.clone()
-        q.view(torch.uint8)[i * p.element_size()] ^= 1  # the last bit of one number
+        q.data.view(torch.uint8)[i * p.element_size()] ^= 1  # one number's last bit, uncounted
         assert weights_mark([q]) != before
 
 
@@ -25,3 +25,13 @@ def test_layout_does_not_matter_and_views_are_read():
     assert weights_mark([buffer[1:]]) == weights_mark([buffer[1:].clone()])
     assert weights_mark([]) == ()
     assert weights_mark([torch.tensor(2.0)]) != weights_mark([torch.tensor(3.0)])
+
+
+def test_of_a_large_parameter_counted_edits_show_anywhere_and_uncounted_ones_if_they_are_wide():
+    p = torch.randn(300_001)
+    before = weights_mark([p])
+    p[7] += 1
+    assert weights_mark([p]) != before
+    before = weights_mark([p])
+    p.data.clamp_(-1, 1)
+    assert weights_mark([p]) != before

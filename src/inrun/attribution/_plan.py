@@ -1,7 +1,13 @@
-"""Before the optimizer steps: for each parameter what its direction will be made of."""
+"""Before the optimizer steps: for each parameter what its direction will be made of.
+
+Most directions are made of the state before the step, which the step overwrites: slope and history
+are computed then and kept. For `path` through Adam they can be told from the state after the step,
+so that nothing of a model's size is kept in between.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +17,14 @@ import torch
 from torch import Tensor
 
 from inrun.capture import Block
-from inrun.directions import ESTIMATORS, Direction, SampleDirection, evaluations
+from inrun.directions import (
+    ESTIMATORS,
+    Direction,
+    Gradients,
+    Pulled,
+    SampleDirection,
+    evaluations,
+)
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope
@@ -20,26 +33,95 @@ SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one 
 
 
 @dataclass(frozen=True)
-class ParameterPlan:
-    """One parameter at one step, computed from the state before it.
+class ParameterPlan(ABC):
+    """One parameter at one step.
 
-    `optimizer`: the number of the one that holds it. `scale`: what the consumed gradient is in
-    units of the shares' sum, a number, or elementwise where it was changed so; None where there is
-    nothing to tell it by, and nothing to scale.
+    `optimizer`: the number of the one that holds it. `move`: as it was read before the step.
+    `scale`: what the consumed gradient is in units of the shares' sum, a number, or elementwise
+    where it was changed so; None where there is nothing to tell it by, and nothing to scale.
+    `held`: whether its shares are still to be contracted.
     """
 
     optimizer: int
     parameter: Tensor
     direction: Direction
     move: Move[Any, Any]
-    slope: Slope
     scale: Tensor | float | None
-    history: History
+    held: bool
 
     @property
     def share_scale(self) -> Tensor | float:
         """What to multiply shares by, so that they sum to the consumed gradient."""
         return 1.0 if self.scale is None else self.scale
+
+    @abstractmethod
+    def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
+        """The direction that shares meet, and the books, in compute precision.
+
+        Args:
+            at: the validation gradients.
+            after: the move read again after the step.
+        """
+
+
+@dataclass(frozen=True)
+class ReadBefore(ParameterPlan):
+    """Slope and history were computed from the state before the step."""
+
+    slope: Slope
+    history: History
+
+    def gradient(self, at: Gradients) -> Tensor:
+        """The validation loss's part of the direction, (K, *shape)."""
+        return self.direction.gradient(at, self.move).to(compute_dtype(self.parameter))
+
+    def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
+        """See `ParameterPlan.pull`."""
+        gradient_K = self.gradient(at)
+        entries = self._entries(at, gradient_K)
+        if not self.held:
+            return Pulled(None, *entries)
+        return Pulled(self.slope.transposed(gradient_K, self.share_scale), *entries)
+
+    def _entries(self, at: Gradients, gradient_K: Tensor) -> tuple[Tensor, Tensor]:
+        """What momentum and decay did, each (K,)."""
+        along_KP = self.direction.history_gradient(at, gradient_K).reshape(len(gradient_K), -1)
+        momentum, decay = (
+            along_KP @ displaced.reshape(-1).to(along_KP.dtype)
+            if isinstance(displaced, Tensor)  # a number displaces nothing: it is 0
+            else along_KP.new_zeros(len(along_KP))
+            for displaced in self.history
+        )
+        return momentum, decay
+
+
+@dataclass(frozen=True)
+class SampleBySample(ReadBefore):
+    """The direction differs from sample to sample: it meets the shares themselves."""
+
+    def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
+        """See `ParameterPlan.pull`: the books alone."""
+        return Pulled(None, *self._entries(at, self.gradient(at)))
+
+    def values(self, at: Gradients, shares_B: Tensor) -> Tensor:
+        """(B, K), of the shares (B, *shape) of all samples of the step."""
+        assert isinstance(self.direction, SampleDirection)
+        return self.direction.values(self.move, shares_B * self.share_scale, self.gradient(at))
+
+
+@dataclass(frozen=True)
+class SettledAfter(ParameterPlan):
+    """Everything is told from the state after the step."""
+
+    def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
+        """See `ParameterPlan.pull`."""
+        assert after is not None
+        elementwise = isinstance(self.share_scale, Tensor)
+        scale = 1.0 if elementwise else float(self.share_scale)
+        pulled = self.direction.settled(after, at, scale, held=self.held)
+        if elementwise and pulled.direction is not None:
+            pulled.direction.mul_(self.share_scale)
+        return pulled
 
 
 def smoothing_work(moving: Iterable[Move[Any, Any]], samples: int) -> float:
@@ -72,17 +154,15 @@ def plan_parameter(
     *,
     held: bool,
 ) -> ParameterPlan:
-    """Slope and history of one parameter; `held`: its shares are still to be contracted."""
-    kept = move.frozen() if isinstance(direction, SampleDirection) else move
-    return ParameterPlan(
-        optimizer=optimizer,
-        parameter=p,
-        direction=direction,
-        move=kept,
-        slope=direction.slope(move).kept() if held else Diagonal(0.0),
-        scale=scale,
-        history=direction.history(move),
-    )
+    """The plan of one parameter; `held`: its shares are still to be contracted."""
+    if direction.settles(move):
+        return SettledAfter(optimizer, p, direction, move, scale, held)
+    each = isinstance(direction, SampleDirection)
+    slope = direction.slope(move).kept() if held and not each else Diagonal(0.0)
+    history = direction.history(move)
+    if each:
+        return SampleBySample(optimizer, p, direction, move.frozen(), scale, held, slope, history)
+    return ReadBefore(optimizer, p, direction, move, scale, held, slope, history)
 
 
 def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inrun.attribution._plan import (
     ParameterPlan,
+    ReadBefore,
     Smoothing,
     elementwise_scale,
     moved,
@@ -159,12 +160,15 @@ class Scorer:
             null = {
                 plan.parameter: plan.history.momentum + plan.history.decay
                 for plan in self._plans.values()
+                if isinstance(plan, ReadBefore)
             }
             with moved(null):
                 extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
         if self._direction.needs_curvature:
             along = {
-                name: plan.slope.along(plan.move.gradient) for name, plan in self._plans.items()
+                name: plan.slope.along(plan.move.gradient)
+                for name, plan in self._plans.items()
+                if isinstance(plan, ReadBefore)
             }
             extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
         return extra
@@ -202,17 +206,20 @@ class Scorer:
         closing = evaluate(self._utility, self._model, capture.trained)
         sums = Sums([block.samples for block in blocks], len(self._utility.targets))
         with torch.no_grad():
+            after = {id(p): move for _, p, move in self._optimizers.moves()}
             for name, plan in self._plans.items():
                 at = Gradients(
                     self._at_open.gradients[name],
                     closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 )
-                sums.add(name, plan, at, blocks, self.contraction)
+                move = after.get(id(plan.parameter))
+                sums.add(name, plan, at, move, blocks, self.contraction)
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
                 sums.add_streamed(blocks, scale)
+        self.contraction.end_step()
         all_values, momentum, decay = sums.fetch()
         entries = Entries(
             self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay

@@ -7,15 +7,17 @@ Letters: B samples of a block, K targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.attribution._plan import ParameterPlan
+from inrun.attribution._plan import ParameterPlan, SampleBySample
 from inrun.capture import Block
-from inrun.directions import Gradients, SampleDirection
-from inrun.factors import Contraction, compute_dtype
+from inrun.directions import Gradients
+from inrun.factors import Contraction, Factor, compute_dtype
+from inrun.optim import Move
 
 
 class Sums:
@@ -35,46 +37,45 @@ class Sums:
         name: str,
         plan: ParameterPlan,
         at: Gradients,
+        after: Move[Any, Any] | None,
         blocks: Sequence[Block],
         contraction: Contraction,
     ) -> None:
-        """What one parameter's samples, momentum and decay did."""
-        gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
-        self._add_history(plan, plan.direction.history_gradient(at, gradient))
+        """What one parameter's samples, momentum and decay did.
+
+        Args:
+            name: of the parameter.
+            plan: its plan.
+            at: its validation gradients.
+            after: its move, read after the step.
+            blocks: the step's samples.
+            contraction: how directions meet factors.
+        """
+        pulled = plan.pull(at, after)
+        for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
+            self._rows(entries_K.device)[row] += entries_K
         factors = [block.factors.get(name, []) for block in blocks]
-        if not any(factors):
-            return
-        if isinstance(plan.direction, SampleDirection):
-            self._add_sample_direction(plan, gradient, blocks, name)
-            return
-        Q = plan.slope.transposed(gradient, plan.share_scale)
-        found = iter(contraction.contract(name, [f for part in factors for f in part], Q))
-        for number, part in enumerate(factors):
-            for _ in part:
-                self._add(number, next(found))
+        if isinstance(plan, SampleBySample) and plan.held:
+            values = plan.values(at, self._shares(plan, factors))
+            for number, values_BK in enumerate(torch.split(values, self._samples)):
+                self._add(number, values_BK)
+        if pulled.direction is not None:
+            whole = [f for part in factors for f in part]
+            found = iter(contraction.contract(name, whole, pulled.direction))
+            for number, part in enumerate(factors):
+                for _ in part:
+                    self._add(number, next(found))
 
-    def _add_history(self, plan: ParameterPlan, along_K: Tensor) -> None:
-        for row, displacement in enumerate(plan.history):
-            if isinstance(displacement, Tensor):  # a number displaces nothing: it is 0
-                flat_KP = along_K.reshape(self._K, -1)
-                product = flat_KP @ displacement.reshape(-1).to(flat_KP.dtype)
-                self._rows(product.device)[row] += product
-
-    def _add_sample_direction(
-        self, plan: ParameterPlan, gradient: Tensor, blocks: Sequence[Block], name: str
-    ) -> None:
-        """A direction that differs from sample to sample: over the whole step at once."""
-        assert isinstance(plan.direction, SampleDirection)
-        shares = [
+    def _shares(self, plan: ParameterPlan, factors: Sequence[Sequence[Factor]]) -> Tensor:
+        """Materialized, of all blocks' samples."""
+        p, dtype = plan.parameter, compute_dtype(plan.parameter)
+        return torch.cat([
             sum(
-                (factor.materialize(gradient.dtype) for factor in block.factors.get(name, [])),
-                start=gradient.new_zeros(block.samples, *gradient.shape[1:]),
+                (factor.materialize(dtype) for factor in part),
+                start=p.new_zeros(samples, *p.shape, dtype=dtype),
             )
-            for block in blocks
-        ]
-        values = plan.direction.values(plan.move, torch.cat(shares) * plan.share_scale, gradient)
-        for number, part in enumerate(torch.split(values, self._samples)):
-            self._add(number, part)
+            for samples, part in zip(self._samples, factors, strict=True)
+        ])  # fmt: skip
 
     def add_streamed(self, blocks: Sequence[Block], scale: float) -> None:
         """What was contracted inside the backward pass."""

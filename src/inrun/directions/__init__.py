@@ -5,7 +5,7 @@ that act like signs; `sgd`, `sgd_second`, `linearized` and `tangent` are the pub
 and the leave-one-out marginal.
 """
 
-from inrun.directions._direction import Direction, Game, Gradients, SampleDirection
+from inrun.directions._direction import Direction, Game, Gradients, Pulled, SampleDirection
 from inrun.directions.linearized import Linearized
 from inrun.directions.path import Path
 from inrun.directions.path_given import PathGiven
@@ -47,6 +47,7 @@ __all__ = [
     "Path",
     "PathGiven",
     "PathSmoothed",
+    "Pulled",
     "SGDSecond",
     "SampleDirection",
     "Tangent",

@@ -34,6 +34,18 @@ class Gradients(NamedTuple):
     curvature: Tensor | None = None
 
 
+class Pulled(NamedTuple):
+    """What one parameter's direction and history come to, for K targets.
+
+    `direction` (K, *shape), None where no share meets it; `momentum` and `decay` (K,), the
+    contributions to the books.
+    """
+
+    direction: Tensor | None
+    momentum: Tensor
+    decay: Tensor
+
+
 class Direction(ABC):
     """One method. Stateless."""
 
@@ -63,6 +75,21 @@ class Direction(ABC):
             gradient_K: what `gradient` made of them.
         """
         return gradient_K
+
+    def settles(self, move: Move[Any, Any]) -> bool:
+        """Whether `settled` is defined for this parameter, asked before the step."""
+        return False
+
+    def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:
+        """Direction and books of a step that was taken, from nothing that was kept before it.
+
+        Args:
+            after: the move with the weight and the state that the step left, and its gradient.
+            at: the validation gradients.
+            scale: what the direction is to be multiplied by.
+            held: whether there are shares for the direction to meet.
+        """
+        raise NotImplementedError(f"{self.name!r} needs the state before the step.")
 
     @property
     def streams(self) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inrun.directions._direction import Direction, Game, Gradients, closing_or_opening
-from inrun.optim import Move, Slope
+from inrun.directions._direction import Direction, Game, Gradients, Pulled, closing_or_opening
+from inrun.optim import Move, Slope, each_piece
 
 
 class Path(Direction):
@@ -30,4 +30,34 @@ class Path(Direction):
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
         """Mean of the opening and the closing gradient."""
-        return torch.lerp(at.opening, closing_or_opening(at), 0.5)
+        return at.opening if at.closing is None else torch.lerp(at.opening, at.closing, 0.5)
+
+    def settles(self, move: Move[Any, Any]) -> bool:
+        """See `Direction.settles`; never for a subclass, which may mean another gradient."""
+        rule, kind = move.rule, move.gradient.dtype
+        precise = kind == move.weight.dtype and kind in (torch.float32, torch.float64)
+        plain = type(self) is Path and rule.elementwise
+        return plain and precise and rule.settles(move.state, move.setting)
+
+    def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:
+        """See `Direction.settled`: one pass over all arrays, of which the direction alone stays."""
+        opening, closing = at.opening, closing_or_opening(at)
+        directions = torch.empty_like(opening) if held else opening[:0]
+        momentum, decay = opening.new_zeros(2, len(opening), dtype=torch.float64)
+        arrays = (after.weight, after.gradient,
+                  (after.state, tuple(opening), tuple(closing), tuple(directions)))  # fmt: skip
+        settled, half = after.rule.settled, scale / 2 if held else None
+        for weight, gradient, (state, openings, closings, rows) in each_piece(arrays):
+            told = settled(gradient, weight, state, after.setting, half)
+            for k, (first, last) in enumerate(zip(openings, closings, strict=True)):
+                twice = first + last
+                momentum[k] += _dot(twice, told.momentum) * (told.rate / 2)
+                if told.decayed is not None:
+                    decay[k] += _dot(twice, told.decayed) * (told.share / 2)
+                if told.slope is not None:
+                    torch.mul(twice, told.slope, out=rows[k])
+        return Pulled(directions if held else None, momentum, decay)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))

@@ -1,7 +1,7 @@
 """How directions meet factors: densely, or through a low rank that is kept honest.
 
-A contraction is asked once a parameter and step. It may remember something of a parameter from one
-step to the next, under its name.
+A contraction is asked for each parameter in turn, and told when a step is over. It may remember
+something of a parameter from one step to the next, under its name.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Contraction(ABC):
             directions_K: (K, *shape).
         """
 
+    def end_step(self) -> None:  # noqa: B027 - most have nothing to do
+        """All parameters of a step were contracted."""
+
     @abstractmethod
     def describe(self, name: str) -> str:
         """How a parameter is contracted now, in a few words."""
@@ -57,11 +60,11 @@ class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
     A parameter's error is the root mean square difference of its contributions from the dense ones,
-    in units of all parameters' contributions (the root of the sum of their mean squares): what it
-    does to a sample's value. A rank is on trial first: values are the dense ones, and the rank is
-    admitted where its error stays within an equal part of the tolerance, or else doubled. Once
-    admitted it is checked on one sample every 16 steps. Too large an error puts it on trial again,
-    one below an eighth of what is allowed puts half the rank on trial.
+    in units of all parameters' contributions to the same step (the root of the sum of their mean
+    squares): what it does to a sample's value. A rank is on trial first: values are the dense ones,
+    and the rank is admitted where its error stays within an equal part of the tolerance, or else
+    doubled. Once admitted it is checked on one sample every 16 steps. Too large an error puts it on
+    trial again, one below an eighth of what is allowed puts half the rank on trial.
 
     Args:
         tolerance: relative error of values that is accepted, errors of parameters adding up as
@@ -80,6 +83,7 @@ class LowRankContraction(Contraction):
             )
         self._tolerance, self._fixed_rank = tolerance, rank
         self._known: dict[str, dict[int, _Kept]] = {}  # by parameter, then by map of it
+        self._steps = 0
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
@@ -89,6 +93,7 @@ class LowRankContraction(Contraction):
             kept = self._known.setdefault(name, {}).setdefault(number, _Kept(self._fixed_rank))
             inner = [reduced[i][0] for i in members]
             values = self._contract_alike(kept, inner, reduced[members[0]][1])
+            kept.weigh(values)
             for i, value in zip(members, values, strict=True):
                 found[i] = value
         return [value for value in found if value is not None]
@@ -97,32 +102,38 @@ class LowRankContraction(Contraction):
         self, kept: _Kept, factors: Sequence[Factor], directions_K: Tensor
     ) -> list[Tensor]:
         """Factors that meet the same directions, which are factorized once."""
-        kept.calls += 1
-        if not kept.waits and not self._pays(kept.rank, factors, directions_K):
+        if not self._pays(kept.rank, factors, directions_K):
             kept.give_up()
         if kept.waits:
-            kept.waits -= 1
-            return kept.sized([factor.contract(directions_K) for factor in factors])
+            return [factor.contract(directions_K) for factor in factors]
         low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
         kept.right_KNr = low.right
         found = [factor.contract_low_rank(low, directions_K) for factor in factors]
         if not kept.admitted:
-            dense = kept.sized([factor.contract(directions_K) for factor in factors])
-            kept.trial(found, dense, self._tolerance * self._size)
+            dense = [factor.contract(directions_K) for factor in factors]
+            kept.compare(found, dense)
             return dense
-        if kept.calls % CHECK_EVERY == 0:
-            sample = kept.calls // CHECK_EVERY
-            kept.sized(found)
-            kept.check(found, [_one(f, sample, directions_K) for f in factors], sample)
-            if self._fixed_rank is None:
-                kept.adapt(self._tolerance * self._size)
+        if self._steps % CHECK_EVERY == CHECK_EVERY - 1:
+            sample = self._steps // CHECK_EVERY
+            one = [
+                values[sample % len(values) :][:1] if len(values) else values for values in found
+            ]
+            kept.compare(one, [_one(f, sample, directions_K) for f in factors])
         return found
 
-    @property
-    def _size(self) -> float:
-        """All contributions' size, divided among the parameters."""
+    def end_step(self) -> None:
+        """See `Contraction.end_step`: ranks that were compared in this step are judged."""
+        self._steps += 1
         kept = [k for maps in self._known.values() for k in maps.values()]
-        return float((sum(k.size for k in kept) / len(kept)) ** 0.5)
+        if any(k.difference is not None for k in kept):
+            whole = sum(float(k.size) for k in kept if k.size is not None)
+            allowed = self._tolerance**2 / len(kept)
+            for k in kept:
+                if k.difference is not None and whole:
+                    error = float(k.difference) / whole
+                    k.judge(error, allowed, adapts=self._fixed_rank is None)
+        for k in kept:
+            k.end_step()
 
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
@@ -139,24 +150,25 @@ class LowRankContraction(Contraction):
         used = [kept for kept in self._known.get(name, {}).values() if kept.used]
         if not used:
             return "dense"
-        rank, error = max(kept.rank for kept in used), sum(kept.error for kept in used) ** 0.5
-        size = self._size * sum(len(maps) for maps in self._known.values()) ** 0.5
-        return f"rank {rank}, error {error / size if size else 0.0:.2%}"
+        error = sum(kept.error for kept in used) ** 0.5
+        return f"rank {max(kept.rank for kept in used)}, error {error:.2%}"
 
 
 class _Kept:
     """What is remembered of one parameter, or of one map of it.
 
-    `waits`: how many more steps are dense without a trial. In the first one no parameter knows yet
-    what the others contribute.
+    `error`: mean square of what the low rank got wrong, in units of all contributions. `size` and
+    `difference`: mean squares of this step's contributions, and of what was wrong in them where
+    that was looked at. `waits`: how many more steps are dense without a trial.
     """
 
     def __init__(self, fixed_rank: int | None):
         self._first, self._trusted = fixed_rank or FIRST_RANK, fixed_rank is not None
-        self.rank, self.admitted = self._first, self._trusted
-        self.calls, self.waits = 0, 0 if fixed_rank else 1
+        self.rank, self.admitted, self.waits = self._first, self._trusted, 0
         self.right_KNr: Tensor | None = None
-        self.error = self.size = 0.0  # mean squares
+        self.error = 0.0
+        self.size: Tensor | None = None
+        self.difference: Tensor | None = None
         self._patience = 0
 
     @property
@@ -170,45 +182,50 @@ class _Kept:
 
     def give_up(self) -> None:
         """No rank that is worth its work suffices: dense for a while, then from the start."""
-        self.rank, self.admitted, self.waits = self._first, self._trusted, CHECK_EVERY
+        self.rank, self.admitted = self._first, self._trusted
+        self.waits = self.waits or CHECK_EVERY
 
-    def sized(self, found: list[Tensor]) -> list[Tensor]:
-        """Takes note of the contributions' mean square, and gives them back."""
-        if self.calls % CHECK_EVERY <= 1 and any(len(values) for values in found):
-            self.size = _mean_square(found)
-        return found
+    def weigh(self, values: Sequence[Tensor]) -> None:
+        """Adds contributions to this step's size."""
+        self.size = _plus(self.size, values)
 
-    def trial(self, found: Sequence[Tensor], dense: Sequence[Tensor], allowed: float) -> None:
-        """Admits the rank if all samples' error is small enough, or doubles it."""
-        if any(len(values) for values in found):
-            self.error = _mean_square([a - b for a, b in zip(found, dense, strict=True)])
-            self.admitted = self.error**0.5 <= allowed
-            if not self.admitted:
-                self._patience = PATIENCE
-                self._renew(2 * self.rank)
+    def compare(self, found: Sequence[Tensor], dense: Sequence[Tensor]) -> None:
+        """Adds differences to this step's."""
+        wrong = [a - b for a, b in zip(found, dense, strict=True)]
+        self.difference = _plus(self.difference, wrong)
 
-    def check(self, found: Sequence[Tensor], dense: Sequence[Tensor], sample: int) -> None:
-        """Running error of one sample's contributions."""
-        differences = [
-            values[[sample % len(values)]] - exact
-            for values, exact in zip(found, dense, strict=True)
-            if len(values)
-        ]
-        if differences:
-            self.error = MEMORY * self.error + (1 - MEMORY) * _mean_square(differences)
-
-    def adapt(self, allowed: float) -> None:
-        """Puts another rank on trial where this one's error is too large, or needlessly small."""
+    def judge(self, error: float, allowed: float, *, adapts: bool) -> None:
+        """Admits the rank on trial, keeps it, or puts another one on trial."""
+        on_trial = not self.admitted
+        self.error = error if on_trial else MEMORY * self.error + (1 - MEMORY) * error
+        self.admitted = True
         self._patience -= 1
-        error = self.error**0.5
-        if error > allowed:
+        if not adapts:
+            return
+        if self.error > allowed:
             self._patience = PATIENCE
             self._renew(2 * self.rank)
-        elif error < allowed / 8 and self.rank > LOWEST_RANK and self._patience <= 0:
+            return
+        settled = not on_trial and self._patience <= 0
+        if settled and self.error < allowed / 64 and self.rank > LOWEST_RANK:
             self._renew(self.rank // 2)
+
+    def end_step(self) -> None:
+        """Forgets this step's sizes."""
+        self.size = self.difference = None
+        self.waits = max(0, self.waits - 1)
 
     def _renew(self, rank: int) -> None:
         self.rank, self.right_KNr, self.admitted = rank, None, False
+
+
+def _plus(before: Tensor | None, values: Sequence[Tensor]) -> Tensor | None:
+    """Adds the mean square over samples and targets; of none, nothing."""
+    flat = torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
+    if not flat.numel():
+        return before
+    now = flat.square().mean()
+    return now if before is None else before + now
 
 
 def _one(factor: Factor, number: int, directions_K: Tensor) -> Tensor:
@@ -216,11 +233,6 @@ def _one(factor: Factor, number: int, directions_K: Tensor) -> Tensor:
     count = factor.samples
     sample = torch.arange(count)[number % count : number % count + 1] if count else torch.arange(0)
     return factor.select(sample.to(directions_K.device)).contract(directions_K)
-
-
-def _mean_square(values: Sequence[Tensor]) -> float:
-    """Over samples and targets."""
-    return float(torch.cat([v.reshape(-1) for v in values]).square().mean())
 
 
 def _alike(directions: Sequence[Tensor]) -> list[list[int]]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._rule import History, Rule
+from inrun.optim._rule import History, Rule, Settled
 from inrun.optim._slope import Diagonal
 
 
@@ -52,6 +52,16 @@ class AdamSetting(NamedTuple):
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Numerator / denominator, and 0 where the denominator is 0."""
     return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / denominator)
+
+
+def _tiny(t: Tensor) -> float:
+    """The smallest number with all its digits. Roots of smaller ones, and of 0, are slow."""
+    return float(torch.finfo(t.dtype).tiny)
+
+
+def _touched_root(second: Tensor) -> Tensor:
+    """The root, in place, and infinite where nothing ever touched the element: slopes are 0."""
+    return torch.threshold_(second.sqrt_(), 1.01 * _tiny(second) ** 0.5, float("inf"))
 
 
 class AdamRule(Rule[AdamState, AdamSetting]):
@@ -142,14 +152,47 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             r0, r = self._second(e, s, h) * over_c2, self._second(e + y, s, h) * over_c2
             carried = h.b1 * s.m + (1 - h.b1) * e
             bend, gain = carried.mul_(self._second_slope(y, e, s, h)), over_c2
-        r0, r = r0.sqrt_(), r.sqrt_()
-        both = r + r0
-        bend = bend.div_(both).div_(r0.add_(h.eps))
-        if h.eps == 0:
-            bend.nan_to_num_(nan=0.0)  # nothing before, so nothing carried: 0 / 0
+        r0, r = r0.clamp_(min=_tiny(r0)).sqrt_(), _touched_root(r.clamp_(min=_tiny(r)))
+        bend = bend.div_(r + r0).div_(r0.add_(h.eps))
         rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
         slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
-        return Diagonal(slope.masked_fill_(both == 0, 0.0))
+        return Diagonal(slope)
+
+    def settles(self, s: AdamState, h: AdamSetting) -> bool:
+        """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
+        precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
+        plain = s.v_max is None and h.eps > 0 and not (h.coupled and h.decay)
+        return precise and plain and s.steps > 0
+
+    def settled(
+        self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting, scale: float | None = 1.0
+    ) -> Settled:
+        """See `Rule.settled`.
+
+        With m' and v' after the step, b1 m = m' - (1 - b1) y and b2 v = v' - (1 - b2) y^2. Where y
+        is a thousand times larger than the root of v the second difference has lost its digits. It
+        is kept above its rounding, so that an element without a history has none here.
+        """
+        rounding = 4 * torch.finfo(s.v.dtype).eps
+        root = (1 - h.b2**s.steps) ** 0.5  # s.steps counts this step already
+        sign, rate = (-1.0 if h.maximize else 1.0), h.lr * root / (1 - h.b1**s.steps)
+        r = _touched_root(s.v.clamp(min=_tiny(s.v)))
+        r0 = (
+            torch.addcmul(s.v, g, g, value=(h.b2 - 1) * (1 - rounding))
+            .clamp_(min=_tiny(s.v))
+            .sqrt_()
+        )
+        bend = None if scale is None else g / (r + r0)
+        r, r0 = r.add_(h.eps * root), r0.add_(h.eps * root)
+        momentum = torch.sub(s.m, g, alpha=sign * (1 - h.b1)).div_(r0)
+        if bend is not None and scale is not None:
+            gain = bend.new_tensor(scale * sign * rate * (1 - h.b1))
+            bend = torch.addcmul(gain, bend, momentum, value=scale * rate * (h.b2 - 1), out=bend)
+            bend.div_(r)  # it is the slope now
+        if not h.decay:
+            return Settled(bend, momentum, rate, None, 0.0)
+        before = torch.addcdiv(w, s.m, r, value=rate)  # times 1 - lr decay
+        return Settled(bend, momentum, rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.tangent`."""

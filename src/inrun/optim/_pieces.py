@@ -7,8 +7,8 @@ launch a pass is the better way, parameters stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -28,19 +28,36 @@ def in_pieces(arrays: Arrays, compute: Callable[[Arrays], Parts]) -> Parts:
         arrays: the parameter's.
         compute: gives tensors of the arrays' shape, or numbers that are the same for all elements.
     """
-    weight = arrays[0]
     if not _divisible(arrays):
         return compute(arrays)
     whole: list[Tensor | float] = []
-    for begin in range(0, weight.numel(), PIECE):
-        piece = slice(begin, begin + PIECE)
-        parts = compute(changed(arrays, partial(_cut, shape=weight.shape, piece=piece)))
+    begin = 0
+    for cut in each_piece(arrays):
+        parts, end = compute(cut), begin + cut[0].numel()
         if not whole:
-            whole = [_room(part, weight) for part in parts]
+            whole = [_room(part, arrays[0]) for part in parts]
         for room, part in zip(whole, parts, strict=True):
             if isinstance(room, Tensor) and isinstance(part, Tensor):
-                room.view(-1)[piece] = part
+                room.view(-1)[begin:end] = part
+        begin = end
     return whole
+
+
+def each_piece(arrays: Arrays) -> Iterator[Arrays]:
+    """Views of a piece of all arrays at a time; of the whole, where that is the better way."""
+    if not _divisible(arrays):
+        yield arrays
+        return
+    shape, found = arrays[0].shape, []
+
+    def gather(t: Tensor) -> Tensor:
+        found.append(t.view(-1).split(PIECE) if t.shape == shape else repeat(t))
+        return t
+
+    changed(arrays, gather)
+    for cut in zip(*found, strict=False):
+        parts = iter(cut)
+        yield changed(arrays, lambda _, parts=parts: next(parts))  # type: ignore[misc]
 
 
 def _divisible(arrays: Arrays) -> bool:
@@ -52,10 +69,6 @@ def _divisible(arrays: Arrays) -> bool:
         t.device.type == "cpu" and (t.ndim == 0 or (t.shape == shape and t.is_contiguous()))
         for t in found
     )
-
-
-def _cut(t: Tensor, shape: torch.Size, piece: slice) -> Tensor:
-    return t.view(-1)[piece] if t.shape == shape else t
 
 
 def _room(part: Tensor | float, weight: Tensor) -> Tensor | float:

@@ -177,5 +177,6 @@ def move_of(
     for group in optimizer.param_groups:
         if any(q is p for q in group["params"]) and p.grad is not None:
             state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
-            return Move(rule, p.detach(), p.grad.detach() * times, state, setting)
+            gradient = p.grad.detach() if times == 1.0 else p.grad.detach() * times
+            return Move(rule, p.detach(), gradient, state, setting)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

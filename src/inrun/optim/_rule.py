@@ -8,11 +8,12 @@ does w' = w - d(g), and d is all that attribution needs to know about it:
     slope          J with J g = d(g) - d(0)    the mean Jacobian of d on the way from 0 to g
     tangent        d'(g)                       its Jacobian at g: the leave-one-out marginal
     linearization  the slope at the previous step's moments (arXiv 2602.00329)
+    settled        slope and history again, told from the state that the step left behind
 
-All of them contain the learning rate. The last three are `Slope`s: linear maps that know how to
-pull a validation gradient back. Where d is elementwise the slope is diagonal, (d(g) - d(0)) / g;
-where a formula is 0 / 0 because nothing has touched the element yet (no gradient now, none before),
-it is 0: no sample moved it.
+All of them contain the learning rate. Slope, tangent and linearization are `Slope`s: linear maps
+that know how to pull a validation gradient back. Where d is elementwise the slope is diagonal,
+(d(g) - d(0)) / g; where a formula is 0 / 0 because nothing has touched the element yet (no gradient
+now, none before), it is 0: no sample moved it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,20 @@ class History(NamedTuple):
 
     momentum: Tensor | float
     decay: Tensor | float
+
+
+class Settled(NamedTuple):
+    """Slope and history of a step that was taken, without the numbers that scale them.
+
+    `slope` is the coefficient times a scale, or None where it was not asked for. Momentum displaced
+    `momentum * rate`, weight decay `decayed * share`; where there is no decay `decayed` is None.
+    """
+
+    slope: Tensor | None
+    momentum: Tensor
+    rate: float
+    decayed: Tensor | None
+    share: float
 
 
 def steps_seen(state: Mapping[str, Any]) -> int:
@@ -117,6 +132,27 @@ class Rule(ABC, Generic[State, Setting]):
             f"The linearized estimator of arXiv 2602.00329 is defined for Adam's update; "
             f"{type(self).__name__} has none. Use estimator='path'."
         )
+
+    def settles(self, s: State, h: Setting) -> bool:
+        """Whether `settled` is defined; s is the state before the step."""
+        return False
+
+    def settled(
+        self, g: Tensor, w: Tensor, s: State, h: Setting, scale: float | None = 1.0
+    ) -> Settled:
+        """Slope and history of a step that was taken, elementwise.
+
+        Nothing needs to be kept from before the step then. It is exact but for the rounding of
+        the state.
+
+        Args:
+            g: the gradient that was consumed.
+            w: the weight after the step.
+            s: the state after the step.
+            h: the setting that the step had.
+            scale: what the slope is to be multiplied by; None where it is not asked for.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be told from its later state.")
 
     def effort(self, shape: torch.Size) -> float:
         """Cost of one displacement an element, in units of an elementwise rule's."""

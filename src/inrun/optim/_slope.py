@@ -49,7 +49,8 @@ class Diagonal(Slope):
 
     def transposed(self, gradient_K: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """See `Slope.transposed`: a product, its own transpose."""
-        return gradient_K * (self.coefficient * scale)
+        number = isinstance(scale, float) and scale == 1.0
+        return gradient_K * (self.coefficient if number else self.coefficient * scale)
 
     def along(self, gradient: Tensor) -> Tensor:
         """See `Slope.along`."""

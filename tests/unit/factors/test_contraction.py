@@ -37,6 +37,12 @@ def outer(seed=5):
     return Outer(normal(B, T, M, seed=seed), normal(B, T, N, seed=seed + 1))
 
 
+def step(contraction, factor, Q, name="w"):
+    (found,) = contraction.contract(name, [factor], Q)
+    contraction.end_step()
+    return found
+
+
 def cheap(monkeypatch):
     monkeypatch.setattr(cost, "THIN", 0)
 
@@ -79,7 +85,7 @@ def test_a_rank_that_does_not_suffice_doubles_until_it_does(monkeypatch):
     cheap(monkeypatch)
     low, factor, Q = LowRankContraction(tolerance=0.01), outer(), directions(20, noise=1e-4)
     for _ in range(8):
-        (found,) = low.contract("w", [factor], Q)
+        found = step(low, factor, Q)
     assert low.describe("w").startswith("rank 32")
     assert float((found - factor.contract(Q)).norm() / found.norm()) < 0.01
 
@@ -89,7 +95,7 @@ def test_directions_without_a_low_rank_end_up_dense():
     factor = Outer(normal(64, T, M), normal(64, T, N, seed=1))
     Q = normal(1, M, N)
     for _ in range(12):
-        (found,) = low.contract("w", [factor], Q)
+        found = step(low, factor, Q)
     assert low.describe("w") == "dense"
     torch.testing.assert_close(found, factor.contract(Q))
 
@@ -97,17 +103,18 @@ def test_directions_without_a_low_rank_end_up_dense():
 def test_a_rank_that_is_more_than_enough_is_halved(monkeypatch):
     cheap(monkeypatch)
     low, factor, Q = LowRankContraction(tolerance=0.01), outer(), directions(1)
-    for _ in range(40):
-        low.contract("w", [factor], Q)
+    for _ in range(60):
+        step(low, factor, Q)
     assert low.describe("w").startswith("rank 4")
 
 
 def test_a_parameter_that_hardly_matters_gets_a_low_rank(monkeypatch):
     cheap(monkeypatch)
     low, factor = LowRankContraction(tolerance=0.01), outer()
-    for _ in range(40):
+    for _ in range(400):
         low.contract("large", [factor], directions(8))
         low.contract("small", [factor], 1e-4 * directions(20, noise=0.5))
+        low.end_step()
     assert low.describe("small").startswith("rank 4, error 0.0")
 
 
@@ -115,9 +122,9 @@ def test_the_error_that_is_said_is_the_error(monkeypatch):
     cheap(monkeypatch)
     low, factor = LowRankContraction(rank=8), outer()
     errors = []
-    for step in range(1, 161):
-        Q = directions(6, noise=0.5, seed=10 * step)
-        (found,) = low.contract("w", [factor], Q)
+    for number in range(1, 161):
+        Q = directions(6, noise=0.5, seed=10 * number)
+        found = step(low, factor, Q)
         dense = factor.contract(Q)
         errors.append(float((found - dense).square().sum() / dense.square().sum()))
     said = float(low.describe("w").split("error ")[1].rstrip("%")) / 100
@@ -161,12 +168,25 @@ def test_a_rank_on_trial_gives_dense_values_and_a_rank_that_failed_is_on_trial_a
     low, factor = LowRankContraction(tolerance=0.01), outer()
     hard, easy = directions(20, noise=0.5), directions(3)
     for _ in range(3):
-        (found,) = low.contract("w", [factor], hard)
+        found = step(low, factor, hard)
         assert torch.equal(found, factor.contract(hard))
     for _ in range(40):
-        low.contract("w", [factor], easy)
+        step(low, factor, easy)
     assert low.describe("w").startswith("rank")
     for _ in range(40):
-        (found,) = low.contract("w", [factor], hard)
+        found = step(low, factor, hard)
     assert low.describe("w") == "dense"
     assert torch.equal(found, factor.contract(hard))
+
+
+def test_an_error_is_judged_in_units_of_the_same_step(monkeypatch):
+    cheap(monkeypatch)
+    low, factor = LowRankContraction(tolerance=0.01), outer()
+    for number in range(120):  # contributions shrink a thousandfold, as a loss's do
+        scale = 1e-3 ** (number / 120)
+        low.contract("a", [factor], scale * directions(8, noise=1e-3))
+        low.contract("b", [factor], scale * directions(8, noise=1e-3, seed=4))
+        low.end_step()
+    for name in "ab":
+        assert low.describe(name).startswith("rank")
+        assert float(low.describe(name).split("error ")[1].rstrip("%")) < 1
