@@ -17,10 +17,11 @@ from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
 
-FIRST_RANK, LOWEST_RANK = 16, 4
+FIRST_RANK, LOWEST_RANK = 16, 8
 CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
-PATIENCE = 10  # comparisons before a rank that was not enough is tried again
-MEMORY = 0.8  # of an earlier comparison in the running error
+PATIENCE = 5  # comparisons before a rank that was not enough is tried again
+MEMORY = 0.5  # of an earlier comparison in the running error
+WARM_UP = 4  # steps that are dense: an optimizer's first directions are not like its later ones
 
 
 class Contraction(ABC):
@@ -61,10 +62,10 @@ class LowRankContraction(Contraction):
 
     A parameter's error is the root mean square difference of its contributions from the dense ones,
     in units of all parameters' contributions to the same step (the root of the sum of their mean
-    squares): what it does to a sample's value. A rank is on trial first: values are the dense ones,
-    and the rank is admitted where its error stays within an equal part of the tolerance, or else
-    doubled. Once admitted it is checked on one sample every 16 steps. Too large an error puts it on
-    trial again, one below an eighth of what is allowed puts half the rank on trial.
+    squares): what it does to a sample's value. After four dense steps a rank is on trial: values
+    are the dense ones, and it is admitted if all errors together stay within the tolerance; or else
+    the largest of them put twice the rank on trial. Once admitted a rank is checked on one sample
+    every 16 steps, and one that is better by far than it needs to be puts half of it on trial.
 
     Args:
         tolerance: relative error of values that is accepted, errors of parameters adding up as
@@ -125,15 +126,25 @@ class LowRankContraction(Contraction):
         """See `Contraction.end_step`: ranks that were compared in this step are judged."""
         self._steps += 1
         kept = [k for maps in self._known.values() for k in maps.values()]
-        if any(k.difference is not None for k in kept):
+        compared = [k for k in kept if k.difference is not None]
+        if compared:
             whole = sum(float(k.size) for k in kept if k.size is not None)
-            allowed = self._tolerance**2 / len(kept)
-            for k in kept:
-                if k.difference is not None and whole:
-                    error = float(k.difference) / whole
-                    k.judge(error, allowed, adapts=self._fixed_rank is None)
+            for k in compared:
+                k.learn(float(k.difference) / whole if whole else 0.0)  # type: ignore[arg-type]
+            if self._fixed_rank is None:
+                self._adapt(compared, [k for k in kept if k.used])
         for k in kept:
             k.end_step()
+
+    def _adapt(self, compared: Sequence[_Kept], used: Sequence[_Kept]) -> None:
+        """Doubles the ranks that the tolerance is exceeded by; halves what is needlessly exact."""
+        excess = sum(k.error for k in used) - self._tolerance**2
+        for k in sorted(compared, key=lambda k: k.error, reverse=True):
+            if excess > 0:
+                excess -= k.error
+                k.double()
+            elif k.error < self._tolerance**2 / (16 * len(used)):
+                k.halve()
 
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
@@ -164,7 +175,8 @@ class _Kept:
 
     def __init__(self, fixed_rank: int | None):
         self._first, self._trusted = fixed_rank or FIRST_RANK, fixed_rank is not None
-        self.rank, self.admitted, self.waits = self._first, self._trusted, 0
+        self.rank, self.admitted = self._first, self._trusted
+        self.waits = 0 if self._trusted else WARM_UP
         self.right_KNr: Tensor | None = None
         self.error = 0.0
         self.size: Tensor | None = None
@@ -194,20 +206,20 @@ class _Kept:
         wrong = [a - b for a, b in zip(found, dense, strict=True)]
         self.difference = _plus(self.difference, wrong)
 
-    def judge(self, error: float, allowed: float, *, adapts: bool) -> None:
-        """Admits the rank on trial, keeps it, or puts another one on trial."""
-        on_trial = not self.admitted
-        self.error = error if on_trial else MEMORY * self.error + (1 - MEMORY) * error
-        self.admitted = True
+    def learn(self, error: float) -> None:
+        """Takes note of a comparison; a rank on trial is admitted."""
+        self.error = MEMORY * self.error + (1 - MEMORY) * error if self.admitted else error
         self._patience -= 1
-        if not adapts:
-            return
-        if self.error > allowed:
-            self._patience = PATIENCE
-            self._renew(2 * self.rank)
-            return
-        settled = not on_trial and self._patience <= 0
-        if settled and self.error < allowed / 64 and self.rank > LOWEST_RANK:
+        self.admitted = True
+
+    def double(self) -> None:
+        """Puts twice the rank on trial."""
+        self._patience = PATIENCE
+        self._renew(2 * self.rank)
+
+    def halve(self) -> None:
+        """Puts half the rank on trial, unless it was not enough a short while ago."""
+        if self._patience <= 0 and self.rank > LOWEST_RANK:
             self._renew(self.rank // 2)
 
     def end_step(self) -> None:
