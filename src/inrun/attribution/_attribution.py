@@ -12,8 +12,10 @@ import pyarrow as pa
 from torch import nn
 
 from inrun.attribution._audit import Audit
+from inrun.attribution._closures import Arguments, with_closure_run
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
+from inrun.attribution._open_block import OpenBlock
 from inrun.attribution._record import Record
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
@@ -40,7 +42,7 @@ class Attribution:
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
-        self._scorer, self._ids = scorer, IdReader()
+        self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
         self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
         self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
         if folder is not None:
@@ -62,6 +64,37 @@ class Attribution:
             InvariantError: the samples' shares do not sum to the gradient.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
+        with self._block(ids, at_backward=False):
+            yield
+
+    def open_batch(self, ids: Iterable[Any]) -> None:
+        """Begins a block that ends by itself with the first `loss.backward()` after it.
+
+        For callbacks of frameworks, which have no place for a `with` around the forward and the
+        backward pass. See `batch`.
+
+        Args:
+            ids: one id a row of the batch.
+        """
+        self.close_batch()
+        self._open.begin(self._block(ids, at_backward=True))
+
+    def close_batch(self, *, failed: bool = False) -> None:
+        """Takes an open block's eyes off the loop; the next block and the step do it too.
+
+        Args:
+            failed: the pass came to no end and is not to be scored.
+
+        Raises:
+            MisuseError: there was no backward pass in it.
+        """
+        if failed:
+            self._open.abandon()
+        else:
+            self._open.close()
+
+    @contextmanager
+    def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
         self._refuse_detached()
         if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
@@ -69,7 +102,7 @@ class Attribution:
             yield
             return
         self._steps.finish()
-        with self._steps.block(self._ids.read(ids)):
+        with self._steps.block(self._ids.read(ids), at_backward=at_backward):
             yield
 
     @contextmanager
@@ -190,6 +223,7 @@ class Attribution:
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
+        self._open.abandon()
         self._release()
         self._steps.finish()
         self._steps.drop(moved=True)
@@ -207,10 +241,18 @@ class Attribution:
         """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
         this = weakref.ref(self)
 
-        def before(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(
+            k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Arguments | None:
             attribution = this()
+            if attribution is None or attribution._steps.paused:
+                changed = None
+            else:
+                changed = with_closure_run(args, kwargs)
             if attribution is not None:
-                attribution._steps.before(k, args, kwargs)
+                attribution._open.close()
+                attribution._steps.before(k)
+            return changed
 
         def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
-from inrun.attribution._advice import Advice, refuse_step
+from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
 from inrun.attribution._captures import build_capture
 from inrun.attribution._live import LiveLine, Stopwatch
@@ -20,7 +19,7 @@ from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, Stream, self_test
 from inrun.ledger import Ids
-from inrun.optim import Together
+from inrun.optim import Together, skipped
 from inrun.utility import Utility
 
 
@@ -55,8 +54,13 @@ class Steps:
         return self._inside
 
     @contextmanager
-    def block(self, names: Ids) -> Iterator[None]:
+    def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
+
+        def ended(block: Block) -> None:
+            with self.watch:
+                self._end_block(names, block)
+
         with self.watch:
             self._refresh_capture()
             if isinstance(self.capture, Stream):
@@ -66,29 +70,29 @@ class Steps:
             )
         self._inside = True
         try:
-            with self.capture.block(len(names)) as block:
+            with self.capture.block(len(names), ended, at_backward=at_backward):
                 yield
         finally:
             self._inside = False
-        with self.watch:
-            if self.capture.end_block():
-                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
-                self.auditing.cancel()
-            self._pending.append((names, block))
-            self._advice.of_gaps(self.capture.coverage)
 
-    def before(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _end_block(self, names: Ids, block: Block) -> None:
+        if self.capture.end_block():
+            self._pending.clear()  # the loop zeroed the gradients: those samples are not in
+            self.auditing.cancel()
+        self._pending.append((names, block))
+        self._advice.of_gaps(self.capture.coverage)
+
+    def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
         if self.paused or k in self._stepped:
             self.finish()
         if self._stepped:
-            self._before_another(k, args, kwargs)
+            self._before_another(k)
             return
         self._stepping = False
         if self.paused:
             self.drop(moved=True)
             return
-        refuse_step(self._optimizers.members[k], args, kwargs)
         if not self._pending:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -96,6 +100,9 @@ class Steps:
                 "attribution.paused()."
             )
             self.drop(moved=True)
+            return
+        if skipped(self._optimizers.members[k]):
+            self.drop()
             return
         self._advice.of_strangers(self._optimizers, self.capture)
         with self.watch:
@@ -107,10 +114,9 @@ class Steps:
         self.auditing.before_step(self._scorer)
         self._stepping = True
 
-    def _before_another(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_another(self, k: int) -> None:
         """Before another optimizer of a step that was read already."""
         try:
-            refuse_step(self._optimizers.members[k], args, kwargs)
             self._scorer.demand_unchanged(k)
         except Exception:
             self.drop(moved=True)

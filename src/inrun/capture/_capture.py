@@ -29,6 +29,10 @@ Contraction = Callable[[str, Factor], Tensor]
 """(parameter's name, factor) -> values (B, K), called inside the backward pass by `stream`."""
 
 
+def _ignore(block: Block) -> None:
+    """Takes no note of a block's end."""
+
+
 class Block:
     """One `batch` block after its end: factors by parameter (`hold`) or values (`stream`)."""
 
@@ -85,8 +89,16 @@ class Capture(ABC):
         return self._roots, self._constants
 
     @contextmanager
-    def block(self, samples: int) -> Iterator[Block]:
-        """Records what runs inside; the block that it gives is filled on leaving.
+    def block(
+        self, samples: int, ended: Callable[[Block], None] = _ignore, *, at_backward: bool = False
+    ) -> Iterator[Block]:
+        """Records what runs inside; the block that it gives is filled when it ends.
+
+        Args:
+            samples: in the block.
+            ended: called with the filled block.
+            at_backward: the block ends with its first backward pass, not when it is left: whatever
+                runs between the two may change gradients already.
 
         Raises:
             MisuseError: no operation used a trained parameter, or no gradient came back.
@@ -94,8 +106,19 @@ class Capture(ABC):
         """
         block, mode = Block(samples), CaptureMode(*self.watched, samples, self.layouts)
         self.check.discard_block()
+
+        def end() -> None:
+            self._fill(block, mode)
+            ended(block)
+
+        if at_backward:
+            mode.after_backward = end
         with self._listening(block, mode), mode:
             yield block
+        if not mode.over:
+            end()
+
+    def _fill(self, block: Block, mode: CaptureMode) -> None:
         self._demand_uses(mode)
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode)
