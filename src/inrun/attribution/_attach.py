@@ -36,6 +36,7 @@ def attach(
     estimator: str | Direction = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     contraction: str | Contraction = "auto",
     smoothed_steps: int = 10,
     progress: bool = True,
@@ -58,6 +59,9 @@ def attach(
             exact; 'stream' contracts inside the backward pass and keeps nothing, see
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
+        resume: the store may hold a run that is to go on, from the state that is given to
+            `load_state_dict` before the first step, or from its start where none is. What the store
+            holds beyond that is moved to its folder `discarded`.
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
             of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
             `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
@@ -116,7 +120,11 @@ def attach(
     folder = None
     if store is not None:
         folder = RunFolder(
-            store, estimator=direction.name, targets=utility.targets, weights=utility.weights
+            store,
+            estimator=direction.name,
+            targets=utility.targets,
+            weights=utility.weights,
+            resume=resume,
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
 from inrun.attribution._open_block import OpenBlock
 from inrun.attribution._record import Record
+from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._steps import Steps
@@ -45,6 +46,13 @@ class Attribution:
         self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
         self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
         self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
+        kind = {
+            "estimator": scorer.estimator,
+            "targets": utility.targets,
+            "weights": utility.weights,
+            "capture": capture.__name__.lower(),
+        }
+        self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
             folder.create()
         self._release = weakref.finalize(self, _release, self._hooks(), line)
@@ -216,6 +224,32 @@ class Attribution:
     def seconds(self) -> float:
         """Time spent in attribution's own passes so far."""
         return self._steps.watch.inside
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training checkpoint must keep, so that a killed run can go on.
+
+        Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
+        read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
+        noted; the state holds totals a sample, and without a store the books.
+
+        Raises:
+            MisuseError: called between a backward pass and its optimizer step.
+        """
+        self._refuse_detached()
+        return self._resume.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint, after the model and the optimizer were loaded.
+
+        With a store, attach with `resume=True`; what was stored after the checkpoint is moved to
+        the store's folder `discarded`, since those steps will be trained again.
+
+        Raises:
+            MisuseError: the run was attached in another way.
+            StoreError: the state or the store was changed or cut off, or is another run's.
+        """
+        self._refuse_detached()
+        self._resume.restore(state)
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""

@@ -6,7 +6,7 @@ Letters: N samples of the step over all its blocks, K targets.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +57,14 @@ class Forecast:
         self.error = abs(self._scale / scale - 1) if scale else 0.0
         self._scale, self._blocks = scale, blocks
 
+    def numbers(self) -> list[float]:
+        """What must survive a restart."""
+        return [self._scale, self._blocks]
+
+    def take(self, numbers: Sequence[float]) -> None:
+        """Takes over what `numbers` gave."""
+        self._scale, self._blocks = numbers[0], int(numbers[1])
+
     def factor(self) -> float:
         """Consumed gradient over the gradient so far."""
         return self._scale * max(1.0, self._blocks / self.blocks_now)
@@ -106,6 +114,23 @@ class Scorer:
         Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
         (values,) = self.contraction.contract(name, [factor], Q)
         return values.double()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint keeps."""
+        contraction, tensors = self.contraction.state()
+        header = {"forecast": self._forecast.numbers(), "checked": self._rule_check.steps}
+        return {**header, "contraction": contraction}, tensors
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state` gave."""
+        self._forecast.take(header["forecast"])
+        self._rule_check.steps = header["checked"]
+        self.contraction.restore(header["contraction"], tensors)
+
+    @property
+    def estimator(self) -> str:
+        """The method's name."""
+        return self._direction.name
 
     @property
     def game(self) -> Game:

@@ -53,6 +53,11 @@ class Steps:
         """Whether a block is open."""
         return self._inside
 
+    @property
+    def pending(self) -> bool:
+        """Whether samples wait for their step."""
+        return bool(self._pending)
+
     @contextmanager
     def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""

@@ -7,7 +7,8 @@ step to the next, under its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ class Contraction(ABC):
     @abstractmethod
     def describe(self, name: str) -> str:
         """How a parameter is contracted now, in a few words."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What is remembered: whatever JSON holds, and tensors by name."""
+        return {}, {}
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Remembers what `state` gave."""
 
 
 class DenseContraction(Contraction):
@@ -118,6 +126,21 @@ class LowRankContraction(Contraction):
                 kept.adapt(self._tolerance * self._size)
         return found
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `Contraction.state`."""
+        kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
+        bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
+        return {key: k.numbers() for key, k in kept.items()}, bases
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """See `Contraction.restore`."""
+        self._known = {}
+        for key, numbers in header.items():
+            number, name = key.split("/", 1)
+            kept = _Kept(self._fixed_rank)
+            kept.take(numbers, tensors.get(key))
+            self._known.setdefault(name, {})[int(number)] = kept
+
     @property
     def _size(self) -> float:
         """All contributions' size, divided among the parameters."""
@@ -159,11 +182,22 @@ class _Kept:
         self.error = self.size = 0.0  # mean squares
         self._patience = 0
 
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the tensor."""
+        return {n: v for n, v in vars(self).items() if n != "right_KNr"}
+
+    def take(self, numbers: Mapping[str, Any], right_KNr: Tensor | None) -> None:
+        """Takes over what `numbers` gave, and the tensor."""
+        vars(self).update(numbers)
+        self.right_KNr = right_KNr
+
     @property
     def used(self) -> bool:
         return self.admitted and not self.waits
 
     def start(self, directions_K: Tensor) -> Tensor | None:
+        if self.right_KNr is not None:
+            self.right_KNr = self.right_KNr.to(directions_K.device)  # it may come from a checkpoint
         right = self.right_KNr
         fits = right is not None and right.shape[0] == len(directions_K)
         return right if fits and right is not None and right.shape[2] == self.rank else None
