@@ -207,6 +207,21 @@ class Attribution:
         return table.append_column("contraction", pa.array(how, pa.string()))
 
     @property
+    def latest(self) -> dict[str, Any]:
+        """The last scored step's row of the books, in total; empty before the first."""
+        return dict(self._record.latest)
+
+    @property
+    def residual_share(self) -> float:
+        """The books' residuals so far over the size of their entries so far."""
+        return self._record.residual_share
+
+    @property
+    def attached(self) -> bool:
+        """Whether steps are still scored."""
+        return self._release.alive
+
+    @property
     def covered(self) -> float:
         """Share of the last step's squared gradient norm that is captured, 0 to 1."""
         return self._steps.capture.coverage.share
