@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._distributed import processes_of, unwrapped_model
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Hold, Stream
 from inrun.directions import Direction, direction_of
@@ -41,6 +43,7 @@ def attach(
     smoothed_steps: int = 10,
     progress: bool = True,
     self_test: bool = True,
+    process_group: Any = "auto",
 ) -> Attribution:
     """Scores every sample at every step of an ordinary training loop, from now to `detach()`.
 
@@ -71,6 +74,10 @@ def attach(
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
+
+        process_group: of the processes whose gradients are averaged: 'auto' is that of a
+            DistributedDataParallel model, or else the default group where one is running; None is
+            this process alone.
 
     Raises:
         MisuseError: arguments that do not fit each other.
@@ -116,9 +123,11 @@ def attach(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
         )
+    model, group = unwrapped_model(model)
+    processes = processes_of(group, process_group, capture)
     _refuse_model(model)
     folder = None
-    if store is not None:
+    if store is not None and processes.rank == 0:
         folder = RunFolder(
             store,
             estimator=direction.name,
@@ -128,7 +137,8 @@ def attach(
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, _contraction(contraction))
+    met = _contraction(contraction)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
     return Attribution(model, optimizers, utility, scorer, kind, folder, progress, self_test)
 
 

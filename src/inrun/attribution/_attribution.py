@@ -22,7 +22,7 @@ from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._steps import Steps
 from inrun.capture import Hold, Stream
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, NotSupportedError
 from inrun.ledger import TOTAL, RunFolder
 from inrun.optim import Together
 from inrun.utility import Utility
@@ -44,7 +44,9 @@ class Attribution:
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
-        self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
+        first = scorer.processes.rank == 0
+        self._record = Record(utility.targets, utility.weights, folder, first=first)
+        line = LiveLine(progress and first)
         self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
         kind = {
             "estimator": scorer.estimator,
@@ -147,6 +149,11 @@ class Attribution:
             MisuseError: numbers out of range.
         """
         self._refuse_detached()
+        if self._scorer.processes.size > 1:
+            raise NotSupportedError(
+                "An audit plays steps out on one process's copies, and this training has "
+                f"{self._scorer.processes.size} processes. Audit a run on one process."
+            )
         schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
         return self._steps.auditing.begin(
             self._model, self._optimizers.members, self._utility, schedule, groups

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.capture import Block
+from inrun.capture import Block, Processes
 from inrun.directions import ESTIMATORS, Direction, SampleDirection, evaluations
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
@@ -35,11 +35,12 @@ class ParameterPlan:
     slope: Slope
     scale: Tensor | float | None
     history: History
+    processes: int = 1
 
     @property
     def share_scale(self) -> Tensor | float:
         """What to multiply shares by, so that they sum to the consumed gradient."""
-        return 1.0 if self.scale is None else self.scale
+        return 1.0 if self.scale is None else self.scale / self.processes
 
 
 def smoothing_work(moving: Iterable[Move[Any, Any]], samples: int) -> float:
@@ -71,6 +72,7 @@ def plan_parameter(
     scale: Tensor | float | None,
     *,
     held: bool,
+    processes: int = 1,
 ) -> ParameterPlan:
     """Slope and history of one parameter; `held`: its shares are still to be contracted."""
     kept = move.frozen() if isinstance(direction, SampleDirection) else move
@@ -82,10 +84,13 @@ def plan_parameter(
         slope=direction.slope(move).kept() if held else Diagonal(0.0),
         scale=scale,
         history=direction.history(move),
+        processes=processes,
     )
 
 
-def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> Tensor:
+def elementwise_scale(
+    name: str, gradient: Tensor, blocks: Sequence[Block], processes: Processes
+) -> Tensor:
     """What clipping by value left of each element, as a factor of the sum of shares.
 
     Raises:
@@ -100,7 +105,7 @@ def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> T
             "Attach with capture='hold', or clip by norm."
         )
     dtype = compute_dtype(gradient)
-    raw = torch.stack([factor.total(dtype) for factor in factors]).sum(0)
+    raw = processes.mean(torch.stack([factor.total(dtype) for factor in factors]).sum(0))
     changed = gradient.detach().to(dtype)
     if not _is_clip(raw, changed):
         raise MisuseError(

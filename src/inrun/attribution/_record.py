@@ -27,7 +27,15 @@ from inrun.ledger import (
 class Record:
     """Takes steps in, gives tables out."""
 
-    def __init__(self, targets: Sequence[str], weights: Sequence[float], folder: RunFolder | None):
+    def __init__(
+        self,
+        targets: Sequence[str],
+        weights: Sequence[float],
+        folder: RunFolder | None,
+        *,
+        first: bool = True,
+    ):
+        self._first = first  # of several processes the first has the store
         self._targets, self._weights, self._folder = targets, weights, folder
         self._tally = Tally(targets, weights)
         self._ledger: list[dict[str, object]] = []
@@ -103,7 +111,8 @@ class Record:
             MisuseError: there was a store and is none now, or the other way round.
             StoreError: it is another run's store, or not whole.
         """
-        if (header["store"] is None) != (self._folder is None):
+        stored_elsewhere = not self._first and self._folder is None
+        if (header["store"] is None) != (self._folder is None) and not stored_elsewhere:
             there = "without a store" if header["store"] is None else "with a store"
             raise MisuseError(
                 f"The state was taken {there}. Attach the same way, with store=... and "
@@ -111,7 +120,7 @@ class Record:
             )
         if self._folder is not None:
             self._folder.go_to(header["store"])
-        else:
+        elif "ledger" in tables:
             self._ledger = as_table(tables["ledger"]).to_pylist()
         self._tally.restore(as_table(tables["values"]))
         self._residual, self._size = header["residual"], header["size"]

@@ -23,7 +23,7 @@ from inrun.attribution._plan import (
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._sums import Sums
 from inrun.attribution._weights import weights_mark
-from inrun.capture import Block, Capture
+from inrun.capture import Alone, Block, Capture, Processes
 from inrun.directions import Direction, Game, Gradients
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
@@ -81,8 +81,10 @@ class Scorer:
         direction: Direction,
         smoothed_steps: int,
         contraction: Contraction,
+        processes: Processes | None = None,
     ):
         self._model, self._optimizers = model, optimizers
+        self.processes = processes or Alone()
         self._utility, self._direction = utility, direction
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
@@ -100,9 +102,17 @@ class Scorer:
             known = list(evaluation.gradients) == list(capture.trained)
             if known and mark == weights_mark(capture.trained.values()):
                 return evaluation
-        evaluation = evaluate(self._utility, self._model, capture.trained)
+        evaluation = self._evaluate(capture)
         self._last = (evaluation, weights_mark(capture.trained.values()))
         return evaluation
+
+    def _evaluate(self, capture: Capture) -> Evaluation:
+        """A validation pass; of several processes the mean, whose rows may be the same or not."""
+        found = evaluate(self._utility, self._model, capture.trained)
+        if self.processes.size == 1:
+            return found
+        gradients = {name: self.processes.mean(t) for name, t in found.gradients.items()}
+        return Evaluation(self.processes.mean(found.losses), gradients)
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
@@ -164,14 +174,17 @@ class Scorer:
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
             moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
-            scales = _scales({names[id(p)]: m.gradient for _, p, m in moving}, capture, blocks)
-            samples = sum(block.samples for block in blocks)
+            consumed = {names[id(p)]: m.gradient for _, p, m in moving}
+            scales = _scales(consumed, capture, blocks, self.processes)
+            samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work((move for _, _, move in moving), samples)
             for k, p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 held = any(block.factors.get(name) for block in blocks)
-                plans[name] = plan_parameter(k, p, move, direction, scales[name], held=held)
+                plans[name] = plan_parameter(
+                    k, p, move, direction, scales[name], held=held, processes=self.processes.size
+                )
             self._rule_check.before(self._optimizers, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
@@ -186,12 +199,13 @@ class Scorer:
                 for plan in self._plans.values()
             }
             with moved(null):
-                extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
+                extra["null"] = self._evaluate(capture).gradients
         if self._direction.needs_curvature:
             along = {
                 name: plan.slope.along(plan.move.gradient) for name, plan in self._plans.items()
             }
-            extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
+            found = curvature(self._utility, self._model, capture.trained, along)
+            extra["curvature"] = {n: self.processes.mean(t) for n, t in found.items()}
         return extra
 
     def demand_unchanged(self, optimizer: int) -> None:
@@ -224,8 +238,8 @@ class Scorer:
         self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
-        closing = evaluate(self._utility, self._model, capture.trained)
-        sums = Sums([block.samples for block in blocks], len(self._utility.targets))
+        closing = self._evaluate(capture)
+        sums = Sums([block.samples for block in blocks], len(self._utility.targets), self.processes)
         with torch.no_grad():
             for name, plan in self._plans.items():
                 at = Gradients(
@@ -301,7 +315,10 @@ def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
 
 
 def _scales(
-    gradients: Mapping[str, Tensor], capture: Capture, blocks: Sequence[Block]
+    gradients: Mapping[str, Tensor],
+    capture: Capture,
+    blocks: Sequence[Block],
+    processes: Processes,
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step."""
     norms, gaps = capture.check.norms, set(capture.check.gaps)
@@ -310,5 +327,7 @@ def _scales(
         if name in gaps or (k is not None and norms[name] == 0):
             scales[name] = None
         else:
-            scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
+            scales[name] = (
+                elementwise_scale(name, gradients[name], blocks, processes) if k is None else k
+            )
     return scales

@@ -17,7 +17,7 @@ from inrun.attribution._captures import build_capture
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, Stream, self_test
+from inrun.capture import Block, Capture, Hold, Stream, gathered_step, self_test
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
 from inrun.utility import Utility
@@ -142,7 +142,11 @@ class Steps:
             with self.watch:
                 blocks = [block for _, block in self._pending]
                 scored = self._scorer.after_step(self.capture, blocks, self._stepped)
-                self._book(_joined([ids for ids, _ in self._pending]), scored)
+                ids, values = gathered_step(
+                    self._scorer.processes, _joined([i for i, _ in self._pending]), scored.values
+                )
+                entries = scored.entries._replace(samples=values.sum(0))
+                self._book(ids, scored._replace(values=values, entries=entries))
             self._check(scored)
         finally:
             self.drop()
@@ -177,7 +181,13 @@ class Steps:
         self._scorer.forget(moved=moved)
 
     def _new_capture(self) -> Capture:
-        capture = build_capture(self._capture_kind, self._model, self._optimizers, self._scorer)
+        capture = build_capture(
+            self._capture_kind,
+            self._model,
+            self._optimizers,
+            self._scorer,
+            self._scorer.processes,
+        )
         if self._self_test:
             self_test(capture, self._model, self._utility)
         return capture

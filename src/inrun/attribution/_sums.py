@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._plan import ParameterPlan
-from inrun.capture import Block
+from inrun.capture import Block, Processes
 from inrun.directions import Gradients, SampleDirection
 from inrun.factors import Contraction, compute_dtype
 
@@ -24,10 +24,11 @@ class Sums:
     Args:
         samples: of each block.
         targets: K.
+        processes: those that the step's samples are spread over.
     """
 
-    def __init__(self, samples: Sequence[int], targets: int):
-        self._samples, self._K = list(samples), targets
+    def __init__(self, samples: Sequence[int], targets: int, processes: Processes):
+        self._samples, self._K, self._processes = list(samples), targets, processes
         self._by_device: dict[torch.device, Tensor] = {}
 
     def add(
@@ -42,10 +43,12 @@ class Sums:
         gradient = plan.direction.gradient(at, plan.move).to(compute_dtype(plan.parameter))
         self._add_history(plan, plan.direction.history_gradient(at, gradient))
         factors = [block.factors.get(name, []) for block in blocks]
-        if not any(factors):
-            return
-        if isinstance(plan.direction, SampleDirection):
+        if isinstance(plan.direction, SampleDirection) and (
+            any(factors) or self._processes.size > 1
+        ):
             self._add_sample_direction(plan, gradient, blocks, name)
+            return
+        if not any(factors):
             return
         Q = plan.slope.transposed(gradient, plan.share_scale)
         found = iter(contraction.contract(name, [f for part in factors for f in part], Q))
@@ -72,8 +75,10 @@ class Sums:
             )
             for block in blocks
         ]
-        values = plan.direction.values(plan.move, torch.cat(shares) * plan.share_scale, gradient)
-        for number, part in enumerate(torch.split(values, self._samples)):
+        everyones, begin = self._processes.rows(torch.cat(shares) * plan.share_scale)
+        values = plan.direction.values(plan.move, everyones, gradient)
+        own = values[begin : begin + sum(self._samples)]
+        for number, part in enumerate(torch.split(own, self._samples)):
             self._add(number, part)
 
     def add_streamed(self, blocks: Sequence[Block], scale: float) -> None:

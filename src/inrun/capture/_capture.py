@@ -21,6 +21,7 @@ from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
+from inrun.capture._processes import Processes
 from inrun.capture._sources import Root
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
@@ -65,10 +66,16 @@ class Block:
 class Capture(ABC):
     """Turns batch blocks into factors; one strategy a subclass."""
 
-    def __init__(self, model: nn.Module, trained: Mapping[str, Tensor], layouts: MeasuredLayouts):
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Mapping[str, Tensor],
+        layouts: MeasuredLayouts,
+        processes: Processes | None = None,
+    ):
         self.trained, self.layouts = dict(trained), layouts
         self.coverage = Coverage(model, trained)
-        self.check = GradientCheck(trained)
+        self.check = GradientCheck(trained, processes=processes)
         self.low_precision = False
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._skipped: dict[str, str] = {}
