@@ -28,7 +28,7 @@ def write_page() -> None:
 
 def _section(key: str, found: dict[str, Any]) -> str:
     capture, steps = key.split()
-    head = ("up to step", "a step, median", "memory", "tensors alive")
+    head = ("up to step", "a step, processor time", "memory", "tensors alive")
     rows = [
         (
             f"{s['step']:,}",

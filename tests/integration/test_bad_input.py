@@ -145,8 +145,6 @@ def test_attach_checks_what_it_is_given():
         inrun.attach(nn.Linear(4, 3), optimizer, utility)
     with pytest.raises(NotSupportedError, match="LBFGS cannot be scored"):
         inrun.attach(model, torch.optim.LBFGS(model.parameters()), utility)
-    with pytest.raises(NotSupportedError, match="compiled"):
-        inrun.attach(torch.compile(model), optimizer, utility)
     assert not optimizer._optimizer_step_pre_hooks
 
 

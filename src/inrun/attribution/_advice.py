@@ -31,6 +31,15 @@ class Advice:
                 "the books' residual. See attribution.coverage()."
             )
 
+    def of_compiled(self, compiled: bool) -> None:
+        """A model that is compiled, wholly or in part."""
+        if compiled:
+            self.once(
+                "The model is compiled. Within attribution.batch(ids) it runs uncompiled, since "
+                "fused operations cannot be seen: training takes as long as without torch.compile, "
+                "and its last digits are those of the plain model."
+            )
+
     def of_strangers(self, optimizers: Together, capture: Capture) -> None:
         """Parameters that the optimizer moves and no block has watched."""
         watched = {id(p) for p in capture.trained.values()}

@@ -81,7 +81,7 @@ def attach(
 
     Raises:
         MisuseError: arguments that do not fit each other.
-        NotSupportedError: an optimizer without a rule, complex parameters, compiled models.
+        NotSupportedError: an optimizer without a rule, complex parameters, sharded models.
         ReplaceLayerError: BatchNorm in training mode.
         NeverPossibleError: a model that mixes samples even in evaluation mode.
         InvariantError: the self-test failed.
@@ -154,11 +154,6 @@ def _contraction(given: str | Contraction) -> Contraction:
 
 
 def _refuse_model(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
-        raise NotSupportedError(
-            "The model is compiled: torch.compile fuses operations, so that their inputs and "
-            "output gradients cannot be seen. Attach to, and train, the plain model."
-        )
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ReplaceLayerError(

@@ -68,6 +68,7 @@ class Steps:
 
         with self.watch:
             self._refresh_capture()
+            self._advice.of_compiled(self.capture.compiled)
             if isinstance(self.capture, Stream):
                 self._scorer.block_begins(self.capture, len(self._pending))
             self.auditing.block_begins(

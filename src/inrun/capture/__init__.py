@@ -8,6 +8,7 @@ from inrun.capture._mode import CaptureMode
 from inrun.capture._processes import Alone, Processes, Several, gathered_step
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
+from inrun.capture._uncompiled import compiled_parts
 
 __all__ = [
     "Alone",
@@ -22,6 +23,7 @@ __all__ = [
     "Root",
     "Several",
     "Stream",
+    "compiled_parts",
     "gathered_step",
     "self_test",
 ]

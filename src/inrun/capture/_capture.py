@@ -23,6 +23,7 @@ from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._processes import Processes
 from inrun.capture._sources import Root
+from inrun.capture._uncompiled import compiled_parts, uncompiled
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
 
@@ -77,6 +78,7 @@ class Capture(ABC):
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained, processes=processes)
         self.low_precision = False
+        self.compiled = bool(compiled_parts(model))
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._skipped: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
@@ -120,7 +122,7 @@ class Capture(ABC):
 
         if at_backward:
             mode.after_backward = end
-        with self._listening(block, mode), mode:
+        with uncompiled(self.compiled), self._listening(block, mode), mode:
             yield block
         if not mode.over:
             end()

@@ -259,6 +259,11 @@ def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
             "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
             "read. Use DDP or FSDP2 (fully_shard)."
         )
+    if args.torch_compile:
+        raise NotSupportedError(
+            "With torch_compile=True the trainer compiles around the model's own forward hooks, "
+            "where ids are taken out of the batch. Set torch_compile=False."
+        )
     if args.n_gpu > 1:
         raise NotSupportedError(
             "The trainer spreads each batch over several GPUs in one process (DataParallel). "
