@@ -57,7 +57,8 @@ class Attribution:
         self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
             folder.create()
-        self._release = weakref.finalize(self, _release, self._hooks(), line)
+        self._handles = self._hooks()
+        self._release = weakref.finalize(self, _release, self._handles, line)
 
     # ---- in the loop
 
@@ -106,6 +107,11 @@ class Attribution:
     @contextmanager
     def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
         self._refuse_detached()
+        if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in self._handles):
+            raise MisuseError(
+                "The attribution's hooks were taken off the optimizer by somebody else, so its "
+                "steps are not seen any more. What was scored stays; detach() and attach again."
+            )
         if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
         if self._steps.paused:
