@@ -2,6 +2,7 @@
 
 from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_shares, totals
 from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Ids, Tally, normalised
 
@@ -13,10 +14,16 @@ __all__ = [
     "Run",
     "RunFolder",
     "Tally",
+    "as_table",
+    "as_tensor",
     "books_of",
     "ledger_rows",
     "load",
     "normalised",
+    "read_state",
     "residual_shares",
+    "seal",
     "totals",
+    "unseal",
+    "write_state",
 ]
