@@ -5,6 +5,7 @@
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
     audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
+    samples.parquet          what the samples are, where `Run.describe` was told: `_samples.py`
 
 A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
 a killed process loses is the block that was not flushed yet: 16,384 visits or half a minute. Any
@@ -124,19 +125,20 @@ class RunFolder:
             self._write_part("ledger", pa.Table.from_pylist(self._ledger, schema=LEDGER))
             self._ledger = []
         if coverage is not None:
-            _write_table(self.path / "coverage.parquet", coverage)
+            write_table(self.path / "coverage.parquet", coverage)
 
     def write_audit(self, checks: pa.Table) -> None:
         """Writes an audit's checks so far, in place of the earlier ones."""
-        _write_table(self.path / "audit.parquet", checks)
+        write_table(self.path / "audit.parquet", checks)
 
     def _write_part(self, kind: str, table: pa.Table) -> None:
         number = self._parts[kind]
-        _write_table(self.path / kind / f"{number:06d}.parquet", table)
+        write_table(self.path / kind / f"{number:06d}.parquet", table)
         self._parts[kind] = number + 1
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a table in one piece, see `_replace_file`."""
     _replace_file(path, lambda f: pq.write_table(table, f, compression="zstd"))
 
 

@@ -1,0 +1,23 @@
+"""Samples joined to values: the description of each sample that has a value, in the values' order."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def described(values: pa.Table, samples: pa.Table | None) -> pa.Table:
+    """The samples' rows in the order of the values; nulls where a sample was not described.
+
+    Args:
+        values: a table with `sample_id`.
+        samples: see `Run.describe`; None gives a table of ids alone.
+    """
+    ids = values["sample_id"]
+    if samples is None:
+        return pa.table({"sample_id": ids})
+    place = pc.index_in(ids, value_set=samples["sample_id"].combine_chunks())
+    return pa.table(
+        {"sample_id": ids}
+        | {name: samples[name].take(place) for name in samples.column_names if name != "sample_id"}
+    )
