@@ -88,7 +88,8 @@ class Run:
     @property
     def id_type(self) -> str | None:
         """'int64' or 'string'; None before the first visit."""
-        return self.manifest["id_type"]
+        found: str | None = self.manifest["id_type"]
+        return found
 
     def describe(self, samples: Any, validation: Any = None) -> None:
         """Says what the samples are, for reports and decisions: kept beside the values.

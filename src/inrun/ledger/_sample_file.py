@@ -1,4 +1,4 @@
-"""Samples read from a user's file: Parquet, CSV, JSON Lines. A bad row is named by file and line."""
+"""Samples read from a user's file: Parquet, CSV, JSON Lines. A bad row is named by its line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ def read_samples(
     place = Path(path)
     if not place.is_file():
         raise MisuseError(f"There is no file {place} to read samples from.")
-    readers = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv, ".jsonl": _lines, ".ndjson": _lines}
+    readers = {
+        ".parquet": _parquet,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".jsonl": _lines,
+        ".ndjson": _lines,
+    }
     if place.suffix.lower() not in readers:
         raise MisuseError(
             f"{place} is of no form that is read here: {', '.join(readers)}. Its name must end so."

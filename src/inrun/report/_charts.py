@@ -20,6 +20,7 @@ ENTRY_COLORS = {
 }
 GOOD, BAD, NEUTRAL = "#2a9d8f", "#d1495b", "#7f8c99"
 HEIGHT = 280
+MOST_STEPS = 1500
 
 
 def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
@@ -45,12 +46,20 @@ def _steps() -> alt.X:
     )
 
 
+def _thinned(rows: int) -> np.ndarray:
+    """Which of many steps to draw: evenly spread, the last among them."""
+    return np.unique(np.linspace(0, max(0, rows - 1), min(rows, MOST_STEPS)).round().astype(int))
+
+
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
     """Running totals of the entries, stacked, with the loss's fall as a line over them."""
-    columns = {name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy()) for name in ENTRY_COLORS}
-    steps = ledger["step"].to_numpy()
+    some = _thinned(ledger.num_rows)
+    columns = {
+        name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy())[some] for name in ENTRY_COLORS
+    }
+    steps = ledger["step"].to_numpy()[some]
     opening = ledger["opening_loss"].to_numpy()
-    fall = opening[0] - ledger["closing_loss"].to_numpy() if len(opening) else opening
+    fall = (opening[:1] - ledger["closing_loss"].to_numpy())[some]
     stacked = [
         {"step": int(step), "entry": name, "sum": float(total)}
         for name, sums in columns.items()
@@ -78,12 +87,13 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
 
 def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
     """The residual of each step as a share of its entries."""
+    some = _thinned(ledger.num_rows)
     rows = [
         {"step": int(step), "share": float(share), "estimator": estimator}
         for step, share, estimator in zip(
-            ledger["step"].to_pylist(),
-            residual_shares(ledger),
-            ledger["estimator"].to_pylist(),
+            ledger["step"].to_numpy()[some],
+            residual_shares(ledger)[some],
+            ledger["estimator"].take(some).to_pylist(),
             strict=True,
         )
     ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import pyarrow as pa
 
-from inrun.report._charts import BAD, GOOD, NEUTRAL
+from inrun.report._charts import BAD, GOOD, HEIGHT, NEUTRAL, books
 
+CHOSEN = "#5b7fd1"
 HELPED = {"helped": GOOD, "harmed": BAD}
 
 
@@ -24,12 +26,29 @@ def _sign() -> alt.Color:
     return alt.Color("sign:N", scale=scale, legend=None)
 
 
-def live_charts(targets: int) -> dict[str, dict[str, Any]]:
+def live_charts(ledger: pa.Table, targets: int) -> dict[str, dict[str, Any]]:
     """Specifications by the names that the script knows; the harm profile where it exists."""
-    charts = {"distribution": _distribution(), "steps": _steps(), "groups": _groups()}
+    charts = {
+        "books": _books(ledger),
+        "distribution": _distribution(),
+        "steps": _steps(),
+        "groups": _groups(),
+    }
     if targets:
         charts["harm"] = _harm()
     return {name: chart.to_dict() for name, chart in charts.items()}
+
+
+def _books(ledger: pa.Table) -> alt.TopLevelMixin:
+    """The books, with a line over them: columns step, fall."""
+    line = (
+        alt.Chart(_rows())
+        .mark_line(color=CHOSEN, strokeWidth=2.5)
+        .encode(x="step:Q", y="fall:Q", tooltip=["step:Q", alt.Tooltip("fall:Q", format=".4f")])
+    )
+    drawn: Any = books(ledger)
+    layered: alt.TopLevelMixin = alt.layer(drawn, line).properties(width="container", height=HEIGHT)
+    return layered
 
 
 def _distribution() -> alt.TopLevelMixin:
@@ -91,12 +110,12 @@ def _groups() -> alt.TopLevelMixin:
         alt.Tooltip("low:Q", format=".4g"), alt.Tooltip("high:Q", format=".4g"),
     ]  # fmt: skip
     bars = (
-        alt.Chart(_rows())
-        .mark_bar(opacity=0.85)
-        .encode(y=y, x=x, color=_sign(), tooltip=tooltip)
+        alt.Chart(_rows()).mark_bar(opacity=0.85).encode(y=y, x=x, color=_sign(), tooltip=tooltip)
     )
     rules = (
-        alt.Chart(_rows()).mark_rule(color=NEUTRAL, strokeWidth=2).encode(y=y, x="low:Q", x2="high:Q")
+        alt.Chart(_rows())
+        .mark_rule(color=NEUTRAL, strokeWidth=2)
+        .encode(y=y, x="low:Q", x2="high:Q")
     )
     layered: alt.TopLevelMixin = alt.layer(bars, rules).properties(
         width="container", height=alt.Step(22)
@@ -110,7 +129,7 @@ def _harm() -> alt.TopLevelMixin:
         alt.Chart(_rows())
         .mark_rect()
         .encode(
-            x=alt.X("target:N", sort=None, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=120)),
+            x=alt.X("target:N", sort=None, title=None, axis=alt.Axis(labelAngle=-40)),
             y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140)),
             color=alt.Color(
                 "value:Q", title=None,

@@ -95,7 +95,9 @@ def grouping_columns(table: pa.Table) -> list[tuple[str, list[str]]]:
     names = sorted(table.column_names, key=lambda name: (name not in ("label", "source"), name))
     for name in names:
         kind = table[name].type
-        discrete = pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        discrete = (
+            pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        )
         if name in PLAIN or not discrete:
             continue
         cells = ["(none)" if v is None else str(v) for v in table[name].to_pylist()]

@@ -1,26 +1,19 @@
-"""A run in sentences: what helped, what hurt, how far to trust it. Each is computed, none is stock."""
+"""A run in sentences: what helped, what hurt, how far to trust it. Every number is computed."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
+from scipy.stats import norm
 
 from inrun.errors import StoreError
 from inrun.ledger import residual_shares, totals
+from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
 from inrun.uses import TIMES
 
 SURE = 0.95
 FEW = 5
-
-
-class Paragraph(NamedTuple):
-    """A heading and its sentences."""
-
-    title: str
-    sentences: list[str]
 
 
 def summary(of: Contents) -> list[Paragraph]:
@@ -37,9 +30,9 @@ def lead(of: Contents) -> str:
     ledger = of.run.ledger()
     n, sums = of.values.num_rows, totals(ledger)
     return (
-        f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps. "
-        f"The validation loss went from {sums['opening_loss']:.4g} to {sums['closing_loss']:.4g}. A "
-        "value is what a sample took off that loss when it was trained on: positive helped, "
+        f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps; "
+        f"the validation loss went from {sums['opening_loss']:.4g} to {sums['closing_loss']:.4g}. "
+        "A value is what a sample took off that loss when it was trained on: positive helped, "
         "negative harmed."
     )
 
@@ -59,11 +52,7 @@ def _helped(of: Contents) -> list[str]:
         said.append(
             f"Half of the size of all values belongs to {half:,} samples ({half / len(value):.1%})."
         )
-    said += [
-        f"By {name}, the most helpful on average is {best[0]}: {best[1]:+.3g} a sample, where all "
-        f"samples' mean is {value.mean():+.3g}."
-        for name, best, _ in _extreme_groups(of, value)
-    ]
+    said += _groups(of, value, best=True)
     return said
 
 
@@ -73,16 +62,12 @@ def _hurt(of: Contents) -> list[str]:
         f"{_share(value < 0)} of the samples raised the validation loss, by "
         f"{-value[value < 0].sum():.4g} together."
     ]
-    said += [
-        f"By {name}, the least helpful on average is {worst[0]}: {worst[1]:+.3g} a sample."
-        for name, _, worst in _extreme_groups(of, value)
-    ]
+    said += _groups(of, value, best=False)
     sure = of.ranked.confidence
     if np.isfinite(sure).any():
         certain = int((sure >= SURE).sum())
-        what = "some target" if of.ranked.worst is not None else "the validation loss"
         said.append(
-            f"{certain:,} samples harm {what} with a confidence of {SURE:.0%} or more over their "
+            f"{certain:,} samples are harmful with a confidence of {SURE:.0%} or more over their "
             f"visits; by chance alone it would be {(1 - SURE) * len(sure):,.0f} at most."
         )
     contradicting = _contradicting(of)
@@ -141,27 +126,34 @@ def _share(chosen: np.ndarray) -> str:
     return f"{chosen.mean():.1%}"
 
 
-def _extreme_groups(
-    of: Contents, value: np.ndarray
-) -> list[tuple[str, tuple[str, float], tuple[str, float]]]:
-    """For label and source: its name, the best and the worst level by mean, of `FEW` or more."""
-    found = []
+def _groups(of: Contents, value: np.ndarray, best: bool) -> list[str]:
+    """A sentence each for label and source: the level whose mean is furthest out, if by no chance.
+
+    Of L levels with `FEW` samples or more, one is named only where its mean differs from that of
+    all samples beyond a two-sided 95 % limit for L comparisons.
+    """
+    said = []
     for name, cells in grouping_columns(of.table):
         if name not in ("label", "source"):
             continue
         levels, row, count = np.unique(cells, return_inverse=True, return_counts=True)
         mean = np.bincount(row, value, len(levels)) / count
-        large = np.flatnonzero(count >= FEW)
-        if len(large) > 1:
-            best, worst = large[mean[large].argmax()], large[mean[large].argmin()]
-            found.append(
-                (
-                    name,
-                    (str(levels[best]), float(mean[best])),
-                    (str(levels[worst]), float(mean[worst])),
-                )
+        spread = np.sqrt(np.bincount(row, (value - mean[row]) ** 2) / np.maximum(count - 1, 1))
+        large = count >= FEW
+        away = (mean - value.mean()) / np.maximum(spread / np.sqrt(count), 1e-300)
+        limit = norm.ppf(1 - 0.025 / max(1, large.sum()))
+        out = np.flatnonzero(large & ((away > limit) if best else (away < -limit)))
+        if len(out):
+            at = out[mean[out].argmax() if best else mean[out].argmin()]
+            said.append(
+                f"By {name}, the {'most' if best else 'least'} helpful on average is {levels[at]}: "
+                f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."
             )
-    return found
+        elif best:
+            said.append(
+                f"By {name}, no group is more helpful on average than chance would make it."
+            )
+    return said
 
 
 def _contradicting(of: Contents) -> int:

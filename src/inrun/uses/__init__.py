@@ -1,6 +1,6 @@
 """From values to decisions."""
 
-from inrun.uses._check import ARMS, Check, Mean, check_pruning
+from inrun.uses._check import ARMS, Check, Mean, Train, check_pruning
 from inrun.uses._contents import duplicate_groups
 from inrun.uses._harm import harm_profile, harm_sums
 from inrun.uses._join import described
@@ -8,6 +8,7 @@ from inrun.uses._outliers import TIMES, outliers
 from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
+from inrun.uses._rows import check_place, write_kept
 
 __all__ = [
     "ARMS",
@@ -17,6 +18,8 @@ __all__ = [
     "Pruning",
     "Ranked",
     "Rollup",
+    "Train",
+    "check_place",
     "check_pruning",
     "described",
     "duplicate_groups",
@@ -26,4 +29,5 @@ __all__ = [
     "prune",
     "rank",
     "rollup",
+    "write_kept",
 ]

@@ -61,4 +61,5 @@ def _pixels(image: bytes) -> bytes:
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as opened:
-        return f"{opened.mode}{opened.size}".encode() + opened.tobytes()
+        pixels: bytes = opened.tobytes()
+        return f"{opened.mode}{opened.size}".encode() + pixels

@@ -47,28 +47,18 @@ def harm_sums(visits: pa.Table, targets: Sequence[str]) -> tuple[np.ndarray, np.
     Raises:
         MisuseError: fewer than two targets.
     """
-    ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
-    sums = np.zeros((len(ids), len(targets)))
-    np.add.at(sums, row, harm_visits(visits, targets))
-    return ids, sums
-
-
-def harm_visits(visits: pa.Table, targets: Sequence[str]) -> np.ndarray:
-    """Each visit's values by target, (visits, K), over their step's mean size.
-
-    Raises:
-        MisuseError: fewer than two targets.
-    """
     if len(targets) < 2:
         raise MisuseError(
             "A harm profile compares targets and needs at least two: give the utility one named "
             "batch a class, domain or query."
         )
+    ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
     step = visits["step"].to_numpy()
     values_BK = np.stack([visits[target].to_numpy() for target in targets], 1)
     size, count = np.zeros(step.max() + 1), np.zeros(step.max() + 1)
     np.add.at(size, step, np.abs(values_BK).mean(1))
     np.add.at(count, step, 1)
     mean_size = np.divide(size, count, out=np.ones_like(size), where=size > 0)
-    normalised: np.ndarray = values_BK / mean_size[step][:, None]
-    return normalised
+    sums = np.zeros((len(ids), len(targets)))
+    np.add.at(sums, row, values_BK / mean_size[step][:, None])
+    return ids, sums

@@ -1,4 +1,4 @@
-"""Samples joined to values: the description of each sample that has a value, in the values' order."""
+"""Samples joined to values: the description of each sample that has a value, in their order."""
 
 from __future__ import annotations
 

@@ -100,9 +100,7 @@ def _count(drop: float | int, n: int) -> int:
     return count
 
 
-def _levels(
-    run: Run, ranked: Ranked, balanced: str | None, samples: pa.Table | None
-) -> np.ndarray:
+def _levels(run: Run, ranked: Ranked, balanced: str | None, samples: pa.Table | None) -> np.ndarray:
     if balanced is None:
         return np.zeros(len(ranked.ids), dtype=object)
     samples = run.samples() if samples is None else samples

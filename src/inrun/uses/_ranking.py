@@ -6,11 +6,12 @@ A ranking gives every visit a number whose sum over a sample's visits is its sco
     normalised   each step's values over their mean size
     harm         the normalised values for the one target that the sample harmed most
 
-The confidence that a sample is harmful asks whether its visits' numbers x_1..x_n could have a mean
-of 0: a one-sided t test, whose variance is drawn towards that of all samples as if by `PRIOR` more
-visits (moderated t, Smyth 2004), because a sample is visited a few times only. For `harm`, the most
-harmed of K targets was picked after the fact, so its p value is multiplied by K. Visits of one
-training are not independent draws: it is a guide, and retraining is the check.
+The confidence that a sample is harmful asks, for every ranking alike, whether the normalised values
+x_1..x_n of its visits could have a mean of 0: a one-sided t test, whose variance is drawn towards
+that of all samples as if by `PRIOR` more visits (moderated t, Smyth 2004), because a sample is
+visited a few times only. Nearly every sample harms some one target a little, so harm to one target
+alone makes no sample harmful. Visits of one training are not independent draws: the confidence is a
+guide, and retraining is the check.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow as pa
 from scipy.stats import t as student
 
 from inrun.errors import MisuseError
-from inrun.uses._harm import harm_visits
+from inrun.uses._harm import harm_sums
 
 PRIOR = 4.0
 
@@ -44,21 +45,16 @@ class Ranked:
 def _by_column(column: str) -> Callable[[pa.Table, Sequence[str]], Ranked]:
     def ranked(visits: pa.Table, targets: Sequence[str]) -> Ranked:
         ids, row = _rows(visits)
-        x = visits[column].to_numpy()
-        return Ranked(ids, np.bincount(row, x, len(ids)), confidence(x, row, len(ids), 1))
+        return Ranked(ids, np.bincount(row, visits[column], len(ids)), _confidence(visits, row))
 
     return ranked
 
 
 def _by_harm(visits: pa.Table, targets: Sequence[str]) -> Ranked:
-    ids, row = _rows(visits)
-    x_BK = harm_visits(visits, targets)
-    sums = np.zeros((len(ids), len(targets)))
-    np.add.at(sums, row, x_BK)
+    ids, sums = harm_sums(visits, targets)
     worst = sums.argmin(1)
-    x = x_BK[np.arange(len(row)), worst[row]]
-    sure = confidence(x, row, len(ids), len(targets))
-    return Ranked(ids, sums[np.arange(len(ids)), worst], sure, worst)
+    row = _rows(visits)[1]
+    return Ranked(ids, sums[np.arange(len(ids)), worst], _confidence(visits, row), worst)
 
 
 RANKINGS: dict[str, Callable[[pa.Table, Sequence[str]], Ranked]] = {
@@ -81,14 +77,13 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
     return name
 
 
-def confidence(x: np.ndarray, row: np.ndarray, samples: int, tests: int) -> np.ndarray:
+def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
     """Confidence that each sample's mean over its visits is below 0, (samples,).
 
     Args:
         x: a number a visit.
         row: each visit's sample, 0 to samples - 1; every sample has a visit.
         samples: how many.
-        tests: how many means the sample's was picked from, as the lowest.
     """
     n = np.bincount(row, minlength=samples)
     mean = np.bincount(row, x, samples) / n
@@ -99,9 +94,12 @@ def confidence(x: np.ndarray, row: np.ndarray, samples: int, tests: int) -> np.n
     pooled = squares.sum() / freedom.sum()
     variance = (PRIOR * pooled + squares) / (PRIOR + freedom)
     error = np.sqrt(np.maximum(variance, np.finfo(float).tiny) / n)
-    p = student.cdf(mean / error, PRIOR + freedom)
-    sure: np.ndarray = 1 - np.minimum(1.0, tests * p)
+    sure: np.ndarray = student.sf(mean / error, PRIOR + freedom)
     return sure
+
+
+def _confidence(visits: pa.Table, row: np.ndarray) -> np.ndarray:
+    return confidence(visits["value_normalised"].to_numpy(), row, int(row.max()) + 1)
 
 
 def _rows(visits: pa.Table) -> tuple[np.ndarray, np.ndarray]:

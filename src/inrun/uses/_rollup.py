@@ -1,4 +1,4 @@
-"""What each provider's, domain's or class's data was worth: sums of values that add up to the books.
+"""What each provider's, domain's or class's data was worth: sums that add up to the books.
 
 Over the scored steps,
 
@@ -144,7 +144,7 @@ def _split(
     booked: np.ndarray, group: np.ndarray, content: np.ndarray, shared: np.ndarray
 ) -> np.ndarray:
     """Values in which a content's joint value goes in equal parts to the groups that have it."""
-    value = booked.copy()
+    value: np.ndarray = booked.copy()
     rows = np.flatnonzero(shared)
     rows = rows[np.argsort(content[rows], kind="stable")]
     for copies in np.split(rows, np.flatnonzero(np.diff(content[rows])) + 1 if len(rows) else []):
