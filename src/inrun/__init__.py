@@ -14,7 +14,17 @@ from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
 from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
-from inrun.uses import Pruning, Rollup, check_pruning, harm_profile, prune, rollup
+from inrun.uses import (
+    Pruning,
+    Replayable,
+    Rollup,
+    Trace,
+    check_pruning,
+    harm_profile,
+    prune,
+    rollup,
+    trace,
+)
 from inrun.utility import Utility
 
 __version__ = "0.1.0"
@@ -24,8 +34,10 @@ __all__ = [
     "Lookahead",
     "Pruning",
     "Recorder",
+    "Replayable",
     "Rollup",
     "Run",
+    "Trace",
     "Trajectory",
     "Utility",
     "__version__",
@@ -40,5 +52,6 @@ __all__ = [
     "prune",
     "record",
     "rollup",
+    "trace",
     "truth",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +12,7 @@ from rich.table import Table
 
 import inrun
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
+from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
 
@@ -110,7 +110,7 @@ def rollup(
     console = Console()
     _print_rollup(console, found)
     if out is not None:
-        _write_table(out, found.table)
+        write_table(out, found.table)
         console.print(f"Table: {escape(str(out))}", soft_wrap=True)
     if page is not None:
         write_rollup(found, page, only=only)
@@ -136,15 +136,3 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
     console.print(table)
     for note in found.notes():
         console.print(note, highlight=False, soft_wrap=True)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, path)
-    elif path.suffix == ".csv":
-        pyarrow.csv.write_csv(table, path)
-    else:
-        raise MisuseError(f"{path} must end in .csv or .parquet, which says its form.")

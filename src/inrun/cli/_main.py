@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import inrun
-from inrun.cli import _decisions
+from inrun.cli import _decisions, _trace
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def audit(
     console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
 
 
-for verb in (_decisions.report, _decisions.prune, _decisions.rollup):
+for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trace):
     app.command()(verb)
 
 

@@ -4,6 +4,7 @@ from inrun.report import _charts as charts
 from inrun.report._page import Figure, Page, Paragraph, Picture, Section, Table
 from inrun.report._report import Told, write_report
 from inrun.report._rollup_page import write_rollup
+from inrun.report._trace_page import write_trace
 
 __all__ = [
     "Figure",
@@ -16,4 +17,5 @@ __all__ = [
     "charts",
     "write_report",
     "write_rollup",
+    "write_trace",
 ]

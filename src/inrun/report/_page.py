@@ -67,6 +67,25 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A text, shaded by a value a token."""
+
+    head: str
+    facts: Sequence[str]
+    tokens: Sequence[str]
+    values: Sequence[float]
+
+    @property
+    def shaded(self) -> list[tuple[str, str]]:
+        """Tokens with their background, a CSS colour."""
+        most = max((abs(v) for v in self.values), default=0.0) or 1.0
+        return [
+            (token, f"rgb({'209 73 91' if v < 0 else '42 157 143'} / {0.75 * abs(v) / most:.3f})")
+            for token, v in zip(self.tokens, self.values, strict=False)
+        ]
+
+
 @dataclass
 class Section:
     """A heading, what to see in it, and what is shown."""
@@ -76,6 +95,7 @@ class Section:
     charts: list[alt.TopLevelMixin] = field(default_factory=list)
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    passages: Sequence[Passage] = ()
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,19 @@ from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._rows import check_place, write_kept
+from inrun.uses._trace import METHODS, Replayable, Trace, trace
 
 __all__ = [
     "ARMS",
+    "METHODS",
     "TIMES",
     "Check",
     "Mean",
     "Pruning",
     "Ranked",
+    "Replayable",
     "Rollup",
+    "Trace",
     "Train",
     "check_place",
     "check_pruning",
@@ -29,5 +33,6 @@ __all__ = [
     "prune",
     "rank",
     "rollup",
+    "trace",
     "write_kept",
 ]
