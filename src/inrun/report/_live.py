@@ -115,11 +115,9 @@ def _groups() -> alt.TopLevelMixin:
     rules = (
         alt.Chart(_rows())
         .mark_rule(color=NEUTRAL, strokeWidth=2)
-        .encode(y=y, x="low:Q", x2="high:Q")
+        .encode(y=y, x="low:Q", x2="high:Q", tooltip=tooltip)
     )
-    layered: alt.TopLevelMixin = alt.layer(bars, rules).properties(
-        width="container", height=alt.Step(22)
-    )
+    layered: alt.TopLevelMixin = alt.layer(bars, rules).properties(width="container", height=200)
     return layered
 
 
@@ -141,6 +139,6 @@ def _harm() -> alt.TopLevelMixin:
                 "samples:Q",
             ],
         )
-        .properties(width="container", height=alt.Step(24))
+        .properties(width="container", height=200)
     )  # fmt: skip
     return chart

@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,11 +176,16 @@ class Page:
             raise StoreError(f"The page {path} could not be written: {error}") from error
 
     def _scripts(self) -> list[str]:
-        renderer = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
         own = ["page.js"]
         if self.samples:
             own += ["data.js", "charts.js", "show.js", "table.js"]
-        return [_inside_script(code) for code in [renderer, *map(_asset, own)]]
+        return [_inside_script(code) for code in [_renderer(), *map(_asset, own)]]
+
+
+@cache
+def _renderer() -> str:
+    """The charts' renderer; putting it together takes seconds."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;"))
 
 
 def _asset(name: str) -> str:

@@ -2,6 +2,7 @@
 (function () {
   "use strict";
   const BINS = 48, DOTS = 4000, LEVELS = 24;
+  const LINES = { groups: 22, harm: 24 }; // pixels a group: these charts' heights follow their rows
   const views = {};
 
   function sign(x) { return x < 0 ? "harmed" : "helped"; }
@@ -141,6 +142,7 @@
     const chosen = marks(rows);
     return Promise.all(Object.keys(views).map(function (name) {
       const made = makers[name](rows, chosen);
+      if (LINES[name]) return draw(name, made);
       return views[name].then(function (view) { return view.data("rows", made).resize().runAsync(); });
     }));
   };
@@ -148,6 +150,7 @@
   function ready(name, made) {
     const spec = JSON.parse(JSON.stringify(report.live[name]));
     spec.datasets = { rows: made };
+    if (LINES[name]) spec.height = LINES[name] * Math.max(2, new Set(made.map(function (row) { return row.group; })).size);
     if (name === "steps") spec.params[0].value = report.constant;
     if (name === "harm" && report.dark()) spec.encoding.color.scale.range[1] = "#2a3138";
     return spec;
@@ -157,10 +160,19 @@
     const chosen = marks(rows);
     return Promise.all(Object.keys(makers).map(function (name) {
       if (!report.live[name]) { document.querySelector("." + name).hidden = true; return null; }
-      const place = document.querySelector('[data-live="' + name + '"]');
-      views[name] = report.embed(place, ready(name, makers[name](rows, chosen)), name === "steps" ? "canvas" : "svg");
-      return views[name];
+      return draw(name, makers[name](rows, chosen));
     }));
+  };
+
+  function draw(name, made) {
+    const place = document.querySelector('[data-live="' + name + '"]');
+    views[name] = report.embed(place, ready(name, made), name === "steps" ? "canvas" : "svg");
+    return views[name];
+  }
+
+  // What a chart was given to draw, for whoever looks at the page from its console.
+  report.rowsOf = function (name) {
+    return views[name].then(function (view) { return view.data("rows").map(function (row) { return Object.assign({}, row); }); });
   };
 
   // A sample's own visits, for the sample that is opened.

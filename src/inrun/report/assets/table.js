@@ -148,12 +148,12 @@
   }
 
   function exportTable() {
-    const d = report.data, names = Object.keys(d.columns);
+    const d = report.data, columns = Object.assign(d.text ? { text: d.text } : {}, d.columns), names = Object.keys(columns);
     const head = ["sample_id", "value", "value_normalised", "visits", "first_step", "last_step"].concat(d.worst ? ["worst_target", "worst_value"] : [], ["confidence"], names);
     const lines = [head].concat(chosenRows().map(function (i) {
       return [d.ids[i], d.value[i], d.normalised[i], d.visits[i], d.first[i], d.last[i]].concat(
         d.worst ? [d.targets[d.worst[i]], d.harm[i]] : [], [d.confidence[i]],
-        names.map(function (name) { return d.columns[name][i]; }));
+        names.map(function (name) { return columns[name][i]; }));
     }));
     download("samples.csv", lines.map(function (line) { return line.map(csvCell).join(",") + "\n"; }).join(""), "text/csv");
   }
