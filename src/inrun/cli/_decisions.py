@@ -40,10 +40,12 @@ def report(
     console.print(f"Report: [bold]{escape(str(path.resolve()))}[/bold]", soft_wrap=True)
 
 
-def share_or_count(text: str) -> float:
+def share_or_count(text: str) -> float | int:
     """'10%' or '0.1' is a share, '200' a number of samples."""
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.isdigit() else float(text)
     except ValueError:
         raise MisuseError(f"--drop {text!r} is neither a share (10%, 0.1) nor a number.") from None
 

@@ -48,6 +48,8 @@ def read_samples(
             f"{place} is of no form that is read here: {', '.join(readers)}. Its name must end so."
         )
     table = readers[place.suffix.lower()](place, id_column if id_type == "string" else None)
+    if text_column is not None:
+        table = _renamed(table, text_column, "text", place)
     if id_column == ROW:
         numbers = pa.array(range(table.num_rows), type=pa.int64())
         table = _without(table, ID).append_column(ID, numbers)
@@ -59,8 +61,6 @@ def read_samples(
             f"holds the run's ids with --id-column, or --id-column {ROW} if ids are row numbers "
             "from 0."
         )
-    if text_column is not None:
-        table = _renamed(table, text_column, "text", place)
     return samples_table(table, id_type)
 
 

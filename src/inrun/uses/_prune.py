@@ -68,7 +68,7 @@ def prune(
 
     Args:
         run: a stored run.
-        drop: a share of the visited samples below 1, or a number of them.
+        drop: a share of the visited samples as a float below 1, or a number of them as an int.
         by: 'harm' (the worst-harmed target; default where there are several), 'normalised' (else)
             or 'total'. Raw totals favour what came early and do badly at high shares.
         balanced: a column of the samples, such as label: every level of it loses the same share.
@@ -91,7 +91,7 @@ def prune(
 
 
 def _count(drop: float | int, n: int) -> int:
-    count = round(drop * n) if 0 < drop < 1 else int(drop)
+    count = round(drop * n) if isinstance(drop, float) else drop
     if not 0 < count < n:
         raise MisuseError(
             f"drop={drop} would leave out {count} of {n} samples. Pass a share between 0 and 1, or "
