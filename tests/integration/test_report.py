@@ -1,4 +1,4 @@
-"""`inrun report`'s page in a real browser: what it shows, how it filters, and what it never runs."""
+"""`inrun report`'s page in a real browser: what it shows, how it filters, what it never runs."""
 
 import csv
 import io
@@ -227,7 +227,8 @@ def test_text_from_the_data_stays_text(browser, tmp_path):
     opened.page.evaluate(  # were markup to slip in after all, the policy would still not run it
         "() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 3';"
         " document.body.append(s); const d = document.createElement('div');"
-        ' d.innerHTML = \'<img src="data:," onerror="window.pwned = 4">\'; document.body.append(d); }'
+        ' d.innerHTML = \'<img src="data:," onerror="window.pwned = 4">\';'
+        " document.body.append(d); }"
     )
     opened.page.wait_for_timeout(200)
     assert opened.page.evaluate("window.pwned") is None

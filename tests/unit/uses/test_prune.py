@@ -87,9 +87,7 @@ def test_at_least_drops_only_the_surely_harmful(run):
 def test_string_ids_keep_their_rows(tmp_path):
     ids = ["ü", "a", "Z", "€", "10", "9"]
     run = random_run(tmp_path / "run", 6, ids=ids, targets=("a", "b"))
-    value = dict(
-        zip(*(run.values()[c].to_pylist() for c in ("sample_id", "value")), strict=True)
-    )
+    value = dict(zip(*(run.values()[c].to_pylist() for c in ("sample_id", "value")), strict=True))
     table = inrun.prune(run, 2, by="total").table.to_pylist()
     assert {row["sample_id"]: row["score"] for row in table} == pytest.approx(value)
 

@@ -46,7 +46,9 @@ def test_split_sums_are_the_oracles(run):
 
 def test_copies_from_one_provider_earn_it_no_more(tmp_path):
     one = stored_run(tmp_path / "one", np.ones((2, 1)), np.arange(2), np.ones(2, int), [0, 1])
-    many = stored_run(tmp_path / "many", np.ones((4, 1)) / 2, np.arange(4), np.ones(4, int), range(4))
+    many = stored_run(
+        tmp_path / "many", np.ones((4, 1)) / 2, np.arange(4), np.ones(4, int), range(4)
+    )
     one.describe({"sample_id": [0, 1], "text": ["t", "t"], "source": ["a", "b"]})
     many.describe({"sample_id": range(4), "text": ["t"] * 4, "source": ["a", "a", "a", "b"]})
     for run in (one, many):
