@@ -1,7 +1,7 @@
 """Reports: one self-contained HTML file, from tables to charts, pictures and words."""
 
 from inrun.report import _charts as charts
-from inrun.report._page import Figure, Page, Paragraph, Picture, Section, Table
+from inrun.report._page import Figure, Page, Paragraph, Section, Table
 from inrun.report._report import Told, write_report
 from inrun.report._rollup_page import write_rollup
 from inrun.report._trace_page import write_trace
@@ -10,7 +10,6 @@ __all__ = [
     "Figure",
     "Page",
     "Paragraph",
-    "Picture",
     "Section",
     "Table",
     "Told",

@@ -114,65 +114,6 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
     )
 
 
-def values_by_step(
-    visits: pa.Table, group_of: Mapping[int | str, str], colors: Mapping[str, str], most: int = 6000
-) -> alt.TopLevelMixin:
-    """Each visit's value against its step, coloured by group; a random part of very many."""
-    keep = np.random.default_rng(0).permutation(visits.num_rows)[:most]
-    part = visits.take(np.sort(keep))
-    constant = float(np.median(np.abs(part["value"].to_numpy()))) or 1e-9
-    rows = [
-        {"step": step, "value": value, "group": group_of[sample]}
-        for step, value, sample in zip(
-            part["step"].to_pylist(),
-            part["value"].to_pylist(),
-            part["sample_id"].to_pylist(),
-            strict=True,
-        )
-    ]
-    return _wide(
-        alt.Chart(_data(rows))
-        .mark_circle(size=14, opacity=0.45)
-        .encode(
-            x=_steps(),
-            y=alt.Y(
-                "value:Q",
-                title="value in the step (loss taken off), symmetric log scale",
-                scale=alt.Scale(type="symlog", constant=constant),
-                axis=alt.Axis(format=".0e", tickCount=7),
-            ),
-            color=alt.Color("group:N", scale=_colors(colors), title=None),
-            tooltip=["step:Q", alt.Tooltip("value:Q", format=".5f"), "group:N"],
-        )
-    )
-
-
-def value_distribution(
-    values: Sequence[float], groups: Sequence[str], colors: Mapping[str, str], title: str
-) -> alt.TopLevelMixin:
-    """How many samples of each group have which value."""
-    edges = np.histogram_bin_edges(np.asarray(values), bins=40)
-    rows = []
-    for group in colors:
-        chosen = [v for v, g in zip(values, groups, strict=True) if g == group]
-        counts, _ = np.histogram(chosen, bins=edges)
-        rows += [
-            {"from": float(a), "to": float(b), "samples": int(n), "group": group}
-            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
-        ]
-    return _wide(
-        alt.Chart(_data(rows))
-        .mark_bar(opacity=0.7)
-        .encode(
-            x=alt.X("from:Q", bin="binned", title=title),
-            x2="to:Q",
-            y=alt.Y("samples:Q", stack=None),
-            color=alt.Color("group:N", scale=_colors(colors), title=None),
-            tooltip=["group:N", "samples:Q"],
-        )
-    )
-
-
 def bars(
     rows: Sequence[tuple[str, float]], title: str, domain: tuple[float, float]
 ) -> alt.TopLevelMixin:

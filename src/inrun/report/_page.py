@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import altair as alt
-import numpy as np
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from inrun.errors import StoreError
 
@@ -37,27 +34,6 @@ TITLES = (
     "Duplicates and outliers",
     "All samples",
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image with a line or two below it."""
-
-    pixels: np.ndarray  # (H, W) or (H, W, 3), 0 to 1
-    lines: Sequence[str]
-    alt: str
-    enlarge: int = 8
-
-    @property
-    def data_uri(self) -> str:
-        """The image as PNG inside the page."""
-        image = Image.fromarray((np.clip(self.pixels, 0, 1) * 255).astype(np.uint8))
-        large = image.resize(
-            (image.width * self.enlarge, image.height * self.enlarge), Image.Resampling.NEAREST
-        )
-        buffer = io.BytesIO()
-        large.save(buffer, format="PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,6 @@ class Section:
     title: str
     words: Sequence[str] = ()
     charts: list[alt.TopLevelMixin] = field(default_factory=list)
-    pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     passages: Sequence[Passage] = ()
 

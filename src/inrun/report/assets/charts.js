@@ -1,7 +1,7 @@
 // The live charts: rows summed up from the samples that the filters leave.
 (function () {
   "use strict";
-  const BINS = 48, DOTS = 4000, LEVELS = 24;
+  const MOST_BINS = 48, DOTS = 4000, LEVELS = 24;
   const LINES = { groups: 22, harm: 24 }; // pixels a group: these charts' heights follow their rows
   const views = {};
 
@@ -12,6 +12,7 @@
   // Bins over the middle 99 % of all samples; the outermost take what is beyond.
   function distribution(rows) {
     const score = report.score(), all = sorted(score), n = all.length;
+    const BINS = Math.max(10, Math.min(MOST_BINS, Math.ceil(2 * Math.sqrt(n))));
     let low = all[Math.floor(0.005 * (n - 1))], high = all[Math.ceil(0.995 * (n - 1))];
     if (low === high) { low -= 0.5; high += 0.5; }
     const bins = Array.from({ length: BINS }, function (_, k) {
