@@ -179,6 +179,51 @@ def test_duplicates_are_shown_together_with_their_joint_value(page, run):
     assert "1 / 0 (contradicting)" in line.inner_text()
 
 
+def doubted(page):
+    rows = page.page.locator("#labels button").evaluate_all(
+        "buttons => buttons.map(b => [Number(b.dataset.row), b.innerText])"
+    )
+    return [(row, text) for row, text in rows]
+
+
+def test_labels_to_check_are_those_that_harm_another_class_most(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20, targets=("class 0", "class 1", "class 2"))
+    labels = [i % 3 for i in range(20)]
+    stored.describe({"sample_id": range(20), "label": labels})
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    profile = inrun.harm_profile(stored.visits(), stored.targets).sort_by("worst_value").to_pylist()
+    wanted = [
+        (row["sample_id"], row["worst_target"])
+        for row in profile
+        if row["worst_value"] < 0 and row["worst_target"] != f"class {labels[row['sample_id']]}"
+    ]
+    found = doubted(opened)
+    assert [row for row, _ in found] == [row for row, _ in wanted[:12]]
+    for (row, text), (_, target) in zip(found, wanted[:12], strict=True):
+        assert f"labelled {labels[row]}, perhaps {target}" in text
+    opened.context.close()
+
+
+def test_a_stated_label_doubt_goes_before_the_harm_profile(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20, targets=("0", "1"))
+    doubt = np.random.default_rng(0).random(20)
+    stored.describe(
+        {
+            "sample_id": range(20),
+            "label": ["0"] * 20,
+            "label_doubt": doubt.tolist(),
+            "suggested_label": ["1"] * 20,
+        }
+    )
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    found = doubted(opened)
+    assert [row for row, _ in found] == np.argsort(-doubt)[:12].tolist()
+    assert "labelled 0, perhaps 1" in found[0][1]
+    opened.context.close()
+
+
 def test_light_and_dark_differ_and_follow_the_reader(browser, page_file):
     dark = Opened(browser, page_file, color_scheme="dark").ready()
     background = "getComputedStyle(document.body).backgroundColor"

@@ -29,6 +29,7 @@ TITLES = (
     "Value against step",
     "How values are spread",
     "By group",
+    "Labels to check",
     "The most harmful samples",
     "The most helpful samples",
     "Duplicates and outliers",

@@ -3,7 +3,7 @@
 (function () {
   "use strict";
   const FIRST = 12;
-  const shown = { harmful: FIRST, helpful: FIRST };
+  const shown = { labels: FIRST, harmful: FIRST, helpful: FIRST };
 
   function element(name, className, text) {
     const made = document.createElement(name);
@@ -70,7 +70,7 @@
     return report.data.groups.slice(0, 3).map(function (group) { return group.name + ": " + group.levels[group.codes[row]]; });
   }
 
-  function card(row, score) {
+  function card(row, score, said) {
     const item = element("li"), button = element("button");
     button.type = "button";
     button.dataset.row = row;
@@ -78,7 +78,7 @@
       element("span", "score " + (score < 0 ? "bad" : "good"), report.format(score)),
       report.content(row, false)
     );
-    ["id " + report.data.ids[row]].concat(groupsOf(row), facts(row)).forEach(function (fact) {
+    said.concat("id " + report.data.ids[row]).concat(groupsOf(row), facts(row)).forEach(function (fact) {
       button.append(element("span", "facts", fact));
     });
     button.addEventListener("click", function () { report.openSample(row); });
@@ -86,9 +86,9 @@
     return item;
   }
 
-  function fill(name, rows, most, score) {
+  function fill(name, rows, most, score, says) {
     const list = document.getElementById(name);
-    list.replaceChildren.apply(list, rows.slice(0, most).map(function (row) { return card(row, score[row]); }));
+    list.replaceChildren.apply(list, rows.slice(0, most).map(function (row) { return card(row, score[row], says ? [says(row)] : []); }));
     list.classList.toggle("pictured", Boolean(report.data.image) && !report.data.text);
     const button = document.querySelector('.further[data-list="' + name + '"]');
     if (button) button.hidden = rows.length <= most;
@@ -109,6 +109,31 @@
     fill("harmful", harmful, shown.harmful, score);
     fill("helpful", helpful, shown.helpful, good);
   }
+
+  // Labels that look wrong: by what the run's samples say of their labels, or by the harm profile.
+  function labels(rows) {
+    const d = report.data, given = d.columns.label, doubt = d.columns.label_doubt, suggested = d.columns.suggested_label;
+    const words = document.getElementById("labels-words");
+    let doubtful = [], score = null, instead = null;
+    if (given && doubt) {
+      score = doubt;
+      instead = function (i) { return suggested ? suggested[i] : ""; };
+      doubtful = rows.filter(function (i) { return doubt[i] !== null; }).sort(function (a, b) { return doubt[b] - doubt[a]; });
+      words.textContent = "By label doubt, from 0 to 1, the most doubtful first.";
+    } else if (given && d.harm) {
+      score = d.harm;
+      instead = function (i) { return d.targets[d.worst[i]]; };
+      doubtful = rows.filter(function (i) { return d.harm[i] < 0 && !own(instead(i), given[i]); });
+      doubtful.sort(function (a, b) { return d.harm[a] - d.harm[b]; });
+      words.textContent = "By the harm to one target, where that is not the label's own: with one target a class, it is the label that the sample may deserve.";
+    } else {
+      words.textContent = "This needs labels, and one target of the utility a class.";
+    }
+    fill("labels", doubtful, shown.labels, score, function (i) { return "labelled " + given[i] + ", perhaps " + instead(i); });
+  }
+
+  // Whether a target is that of a label: 'digit 3' is that of 3.
+  function own(target, label) { return target === String(label) || target.endsWith(" " + label); }
 
   function copies(rows) {
     const d = report.data, groups = new Map(), body = document.querySelector("#copies tbody");
@@ -154,7 +179,7 @@
     fill("outliers", found, 8, d.value);
   }
 
-  report.updateLists = function (rows) { lists(rows); copies(rows); outliers(rows); };
+  report.updateLists = function (rows) { labels(rows); lists(rows); copies(rows); outliers(rows); };
 
   report.prepareLists = function () {
     document.querySelectorAll(".further").forEach(function (button) {
