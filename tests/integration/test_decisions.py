@@ -194,3 +194,14 @@ def test_trace_takes_several_queries_and_named_targets(folder, said, refused):
     assert "not an inrun.Replayable" in refused(
         "trace", "run", "--query", "queries.jsonl", "--entry", "mine:sentences"
     )
+
+
+def test_text_from_the_data_sends_nothing_to_the_terminal(folder, said):
+    hostile = "\x1b]0;owned\x07 [bold]x[/bold] \x1b[31m"
+    rows = [{"sample_id": i, "text": hostile, "source": hostile} for i in own_loop.TRAINING]
+    (folder / "hostile.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for arguments in (("rollup", "run"), ("trace", "run", "--target", "wine")):
+        text = said(*arguments, "--samples", "hostile.jsonl")
+        assert "\x1b]0" not in text
+        assert "\x07" not in text
+        assert "[bold]x[/bold]" in re.sub(r"\s+", " ", text) or "rollup" in arguments

@@ -11,7 +11,7 @@ import pytest
 
 import inrun
 from inrun.report import write_report
-from inrun.uses import rank
+from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
 from tests.integration.stored import random_run
 
@@ -180,10 +180,9 @@ def test_duplicates_are_shown_together_with_their_joint_value(page, run):
 
 
 def doubted(page):
-    rows = page.page.locator("#labels button").evaluate_all(
+    return page.page.locator("#labels button").evaluate_all(
         "buttons => buttons.map(b => [Number(b.dataset.row), b.innerText])"
     )
-    return [(row, text) for row, text in rows]
 
 
 def test_labels_to_check_are_those_that_harm_another_class_most(browser, tmp_path):
@@ -345,4 +344,30 @@ def test_a_hundred_thousand_samples_are_filtered_and_sorted(browser, tmp_path):
     opened.page.click('#table [data-sort="value"]')
     lowest = stored.values().sort_by("value")["sample_id"].slice(0, 25).to_pylist()
     assert opened.ids() == [str(i) for i in lowest]
+    opened.context.close()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_tiny_runs_have_a_page(browser, tmp_path, samples):
+    write_report(random_run(tmp_path / "run", samples, epochs=1), tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    assert len(opened.ids()) == samples
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_many_groups_are_filtered_by_and_the_most_harmful_are_drawn(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 400)
+    stored.describe({"sample_id": range(400), "label": [f"class {i % 150}" for i in range(400)]})
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    opened.filtered(lambda p: p.select_option('[data-group="0"]', label="class 149"))
+    assert {int(i) for i in opened.ids()} == {149, 299}
+    opened.filtered(lambda p: p.click("#filters button[type=reset]"))
+    cells = opened.chart("harm")
+    ids, sums = harm_sums(stored.visits(), stored.targets)
+    means = {g: sums[ids % 150 == g].mean(0).min() for g in range(150)}
+    worst = sorted(means, key=means.get)[:24]
+    assert {cell["group"] for cell in cells} == {f"class {g}" for g in worst}
+    assert "of 150" in opened.page.inner_text("#harm-words")
     opened.context.close()

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import inrun
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
+from inrun.cli._terminal import plain
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
@@ -37,7 +37,7 @@ def report(
         console.print(
             "The run was not told what its samples are, so the page shows ids. Pass --samples FILE."
         )
-    console.print(f"Report: [bold]{escape(str(path.resolve()))}[/bold]", soft_wrap=True)
+    console.print(f"Report: [bold]{plain(str(path.resolve()))}[/bold]", soft_wrap=True)
 
 
 def share_or_count(text: str) -> float | int:
@@ -113,17 +113,19 @@ def rollup(
     _print_rollup(console, found)
     if out is not None:
         write_table(out, found.table)
-        console.print(f"Table: {escape(str(out))}", soft_wrap=True)
+        console.print(f"Table: {plain(str(out))}", soft_wrap=True)
     if page is not None:
         write_rollup(found, page, only=only)
-        console.print(f"Page: {escape(str(page.resolve()))}", soft_wrap=True)
+        console.print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
 
 
 def _print_rollup(console: Console, found: inrun.Rollup) -> None:
-    table = Table(found.by, "samples", "value", "95 % interval", "share", "harmful", "duplicated")
+    table = Table(
+        plain(found.by), "samples", "value", "95 % interval", "share", "harmful", "duplicated"
+    )
     for row in found.table.to_pylist():
         table.add_row(
-            escape(row["group"]),
+            plain(row["group"]),
             f"{row['samples']:,}",
             f"{row['value']:+.4g}",
             f"{row['low']:+.3g} to {row['high']:+.3g}",

@@ -8,6 +8,7 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from inrun.errors import MisuseError
 from inrun.ledger import Run, read_samples
 
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, written by attach(store=...).")]
@@ -30,5 +31,7 @@ def samples_of(
 ) -> pa.Table | None:
     """The samples that the command line named, or those that the run was told of."""
     if file is None:
+        if text_column is not None or id_column != "sample_id":
+            raise MisuseError("--id-column and --text-column say how --samples FILE is read.")
         return run.samples()
     return read_samples(file, id_column=id_column, id_type=run.id_type, text_column=text_column)

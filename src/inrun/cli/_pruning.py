@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from inrun.cli._entry import entry as load_entry
+from inrun.cli._terminal import plain
 from inrun.errors import MisuseError
 from inrun.ledger import Run
 from inrun.uses import ARMS, Check, Pruning, Train, check_place, check_pruning, write_kept
@@ -53,7 +53,7 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
         _print_check(console, found)
         if not found.supported:
             if place.out is not None:
-                console.print(f"{escape(str(place.out))} was not written.", soft_wrap=True)
+                console.print(f"{plain(str(place.out))} was not written.", soft_wrap=True)
             sys.exit(NOT_SUPPORTED)
     else:
         console.print(
@@ -64,7 +64,7 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
     if place.out is not None:
         visited = pruning.table["sample_id"].to_pylist()
         count = write_kept(place.out, pruning.dropped, visited, place.samples, place.lines)
-        console.print(f"{count:,} samples kept: {escape(str(place.out))}", soft_wrap=True)
+        console.print(f"{count:,} samples kept: {plain(str(place.out))}", soft_wrap=True)
 
 
 def _print_list(console: Console, pruning: Pruning) -> None:
@@ -85,12 +85,12 @@ def _print_list(console: Console, pruning: Pruning) -> None:
     for row in dropped.slice(0, SHOWN).to_pylist():
         sure = row["confidence"]
         table.add_row(
-            escape(str(row["sample_id"])),
+            plain(str(row["sample_id"])),
             f"{row['score']:+.3g}",
             "" if sure is None else f"{int(100 * sure)} %",
             f"{row['value']:+.3g}",
             str(row["visits"]),
-            escape(row.get("worst_target", "")),
+            plain(row.get("worst_target", "")),
         )
     console.print(table)
 
@@ -106,7 +106,7 @@ def _checked(
 ) -> Check:
     if store.exists():
         console.print(
-            f"Going on from the results in {escape(str(store))}; remove it to train all again.",
+            f"Going on from the results in {plain(str(store))}; remove it to train all again.",
             soft_wrap=True,
         )
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())

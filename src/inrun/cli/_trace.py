@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 import inrun
 from inrun.cli._entry import entry as load_entry
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn
+from inrun.cli._terminal import plain, printable
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
@@ -75,7 +75,7 @@ def trace(
         from inrun.report import write_trace
 
         write_trace(found, queries, shown, page)
-        Console().print(f"Page: {escape(str(page.resolve()))}", soft_wrap=True)
+        Console().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
 
 
 def _replayable(run: Path, entry: str | None) -> Replayable:
@@ -155,12 +155,12 @@ def _print(
     shown: dict[str, list[dict[str, Any]]],
 ) -> None:
     for query, rows in shown.items():
-        console.print(f"\n[bold]{escape(query)}[/bold] {escape(queries.get(query, ''))[:300]}")
+        console.print(f"\n[bold]{plain(query)}[/bold] {plain(queries.get(query, '')[:300])}")
         for row in rows:
             facts = " ".join(str(row[k]) for k in ("label", "source") if row.get(k) is not None)
             console.print(
-                f"{row['rank']:>3}. [bold]{escape(str(row['sample_id']))}[/bold] "
-                f"{row['value']:+.3g} ({row['share']:.1%}) {escape(facts)}",
+                f"{row['rank']:>3}. [bold]{plain(str(row['sample_id']))}[/bold] "
+                f"{row['value']:+.3g} ({row['share']:.1%}) {plain(facts)}",
                 highlight=False,
             )
             console.print(_text(row))
@@ -174,11 +174,13 @@ def _print(
 
 def _text(row: dict[str, Any]) -> Text:
     if "tokens" not in row:
-        return Text(str(row.get("text") or "")[:300])
+        return Text(printable(row.get("text") or "")[:300])
     most = max((abs(v) for v in row["token_values"]), default=0.0) or 1.0
     text = Text()
     for token, value in zip(row["tokens"], row["token_values"], strict=False):
         strength = abs(value) / most
         color = [round(strength * c) for c in (HARMED if value < 0 else HELPED)]
-        text.append(token, style=f"on rgb({','.join(map(str, color))})" if strength > 0.1 else "")
+        text.append(
+            printable(token), style=f"on rgb({','.join(map(str, color))})" if strength > 0.1 else ""
+        )
     return text

@@ -103,7 +103,7 @@ def _csv(place: Path, as_text: str | None) -> pa.Table:
 def _lines(place: Path, _: str | None) -> pa.Table:
     rows: list[dict[str, Any]] = []
     try:
-        with open(place, encoding="utf-8") as file:
+        with open(place, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     rows.append(_row(place, number, line))

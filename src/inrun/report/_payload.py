@@ -19,7 +19,7 @@ from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers,
 
 MOST_VISITS = 500_000
 MOST_HARMS = 3_000_000
-MOST_LEVELS = 60
+MOST_LEVELS = 1000
 PLAIN = ("sample_id", "text", "image")
 
 

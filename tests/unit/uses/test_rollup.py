@@ -1,6 +1,7 @@
 """Roll-ups: sums that add up to the books, duplicates across providers, intervals."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import inrun
@@ -92,11 +93,15 @@ def test_missing_samples_and_columns_are_said(tmp_path, run):
 
 
 def test_labels_are_no_part_of_a_samples_content(run):
-    import pyarrow as pa
-
     text = pa.table({"sample_id": [0, 1, 2], "text": ["a", "A ", "b"], "label": [1, 2, 3]})
     assert duplicate_groups(text).tolist() == [0, 0, -1]
     rows = pa.table({"sample_id": [0, 1, 2], "x": [1.5, 1.5, 2.0], "label": [1, 2, 1]})
     assert duplicate_groups(rows).tolist() == [0, 0, -1]
     bare = pa.table({"sample_id": [0, 1], "label": [1, 1]})
     assert duplicate_groups(bare).tolist() == [-1, -1]
+
+
+def test_samples_whose_ids_are_of_another_kind_are_refused(run):
+    samples = pa.table({"sample_id": ["x", "y"], "source": ["a", "b"]})
+    with pytest.raises(MisuseError, match="cannot be joined"):
+        inrun.rollup(run, samples=samples)

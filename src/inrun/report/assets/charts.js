@@ -98,8 +98,14 @@
       rows.forEach(function (i) { of[group.codes ? group.codes[i] : 0] += d.harms[k][i]; });
       return of;
     });
-    group.levels.slice(0, LEVELS).forEach(function (level, g) {
-      if (!counts[g]) return;
+    const there = group.levels.map(function (_, g) { return g; }).filter(function (g) { return counts[g]; });
+    const worst = group.levels.map(function (_, g) {
+      return Math.min.apply(null, sums.map(function (of) { return of[g] / counts[g]; }));
+    });
+    const shown = there.length > LEVELS ? there.slice().sort(function (a, b) { return worst[a] - worst[b]; }).slice(0, LEVELS) : there;
+    document.getElementById("harm-words").textContent = shown.length < there.length ? "The " + LEVELS + " groups that harm one target most, of " + there.length + "." : "";
+    shown.forEach(function (g) {
+      const level = group.levels[g];
       d.targets.forEach(function (target, k) {
         cells.push({ group: level, target: target, value: sums[k][g] / counts[g], samples: counts[g] });
       });
