@@ -57,11 +57,14 @@ def prune(
         Path | None, typer.Option(help="Where what is kept goes: .txt ids; .jsonl, .csv, .parquet.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="harm, normalised or total; harm with several targets.")
-    ] = None,
+        str, typer.Option(help="total, normalised, or harm: the worst-harmed target.")
+    ] = "total",
     balanced: Annotated[
-        str | None, typer.Option(help="A column (label): each of its values loses the same share.")
-    ] = None,
+        str,
+        typer.Option(
+            help="A column each value of which loses the same share; auto: the label, if any; none."
+        ),
+    ] = "auto",
     confidence: Annotated[
         float | None, typer.Option(help="Drop no sample less surely harmful than this (0.95).")
     ] = None,
@@ -82,7 +85,12 @@ def prune(
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
     pruning = inrun.prune(
-        stored, share_or_count(drop), by=by, balanced=balanced, at_least=confidence, samples=told
+        stored,
+        share_or_count(drop),
+        by=by,
+        balanced=None if balanced == "none" else balanced,
+        at_least=confidence,
+        samples=told,
     )
     lines = samples if samples is not None and samples.suffix == ".jsonl" else None
     place = _pruning.Place(out, told, lines)

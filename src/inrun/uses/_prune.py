@@ -14,6 +14,8 @@ from inrun.ledger import Run
 from inrun.uses._join import described
 from inrun.uses._ranking import RANKINGS, Ranked, ranking_named
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -57,7 +59,7 @@ def prune(
     drop: float | int = 0.1,
     *,
     by: str | None = None,
-    balanced: str | None = None,
+    balanced: str | None = AUTO,
     at_least: float | None = None,
     samples: pa.Table | None = None,
 ) -> Pruning:
@@ -69,9 +71,10 @@ def prune(
     Args:
         run: a stored run.
         drop: a share of the visited samples as a float below 1, or a number of them as an int.
-        by: 'harm' (the worst-harmed target; default where there are several), 'normalised' (else)
-            or 'total'. Raw totals favour what came early and do badly at high shares.
-        balanced: a column of the samples, such as label: every level of it loses the same share.
+        by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals do badly
+            at high shares where they are not balanced.
+        balanced: a column of the samples every level of which loses the same share; 'auto' is the
+            label, where samples have one that sorts them into groups; None balances over nothing.
         at_least: leave out no sample whose confidence is lower.
         samples: what the samples are, if the run was not told (`Run.describe`).
 
@@ -79,15 +82,17 @@ def prune(
         MisuseError: nothing or everything would be left out, or a name that is not one.
         StoreError: the run holds no visits.
     """
-    name = ranking_named(by, run.targets)
+    name = ranking_named(by or "total", run.targets)
     ranked = RANKINGS[name](run.visits(), run.targets)
     n = len(ranked.ids)
     count = _count(drop, n)
-    level = _levels(run, ranked, balanced, samples)
+    table = _described(run, ranked, samples)
+    column = _labels_if_grouping(table) if balanced == AUTO else balanced
+    level = _levels(table, column)
     dropped = _lowest(ranked.scores, level, count / n)
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
-    return Pruning(name, balanced, _table(run, ranked, dropped, level, balanced))
+    return Pruning(name, column, _table(run, ranked, dropped, level, column))
 
 
 def _count(drop: float | int, n: int) -> int:
@@ -100,19 +105,30 @@ def _count(drop: float | int, n: int) -> int:
     return count
 
 
-def _levels(run: Run, ranked: Ranked, balanced: str | None, samples: pa.Table | None) -> np.ndarray:
-    if balanced is None:
-        return np.zeros(len(ranked.ids), dtype=object)
-    samples = run.samples() if samples is None else samples
-    if samples is None or balanced not in samples.column_names:
-        have = "nothing" if samples is None else ", ".join(samples.column_names)
+def _described(run: Run, ranked: Ranked, samples: pa.Table | None) -> pa.Table:
+    ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
+    return described(ids, run.samples() if samples is None else samples)
+
+
+def _labels_if_grouping(table: pa.Table) -> str | None:
+    """The label's column, where it has fewer levels than there are pairs of samples."""
+    if "label" not in table.column_names:
+        return None
+    levels = len(pc.unique(table["label"]))
+    return "label" if 1 < levels <= table.num_rows // 2 else None
+
+
+def _levels(table: pa.Table, column: str | None) -> np.ndarray:
+    """(n,) each sample's level of the column; all the same without one."""
+    if column is None:
+        return np.zeros(table.num_rows, dtype=object)
+    if column not in table.column_names[1:]:
+        have = ", ".join(table.column_names[1:]) or "nothing"
         raise MisuseError(
-            f"The samples have no column {balanced!r} to balance over: there is {have}. Pass "
+            f"The samples have no column {column!r} to balance over: there is {have}. Pass "
             "--samples FILE with that column, or tell the run with Run.describe."
         )
-    ids = pa.array(ranked.ids.tolist())
-    column = described(pa.table({"sample_id": ids}), samples)[balanced].to_pylist()
-    return np.array([str(value) for value in column], dtype=object)
+    return np.array([str(value) for value in table[column].to_pylist()], dtype=object)
 
 
 def _lowest(scores: np.ndarray, level: np.ndarray, share: float) -> np.ndarray:

@@ -63,8 +63,8 @@ def test_one_visit_gives_no_confidence(tmp_path):
 
 
 def test_what_is_dropped_has_the_lowest_scores_and_nothing_is_lost(run):
-    pruning = inrun.prune(run, 0.25)
-    assert pruning.by == "harm"
+    pruning = inrun.prune(run, 0.25, by="harm", balanced=None)
+    assert pruning.table["worst_target"][0].as_py() in run.targets
     assert len(pruning.dropped) == 10
     assert sorted(pruning.dropped + pruning.kept) == list(range(40))
     scores = dict(zip(*(pruning.table[c].to_pylist() for c in ("sample_id", "score")), strict=True))
@@ -72,9 +72,18 @@ def test_what_is_dropped_has_the_lowest_scores_and_nothing_is_lost(run):
 
 
 def test_balanced_drops_the_same_share_of_each_level(run):
-    pruning = inrun.prune(run, 0.2, balanced="label")
-    counts = np.bincount([i % 4 for i in pruning.dropped], minlength=4)
-    assert counts.tolist() == [2, 2, 2, 2]
+    for balanced in ({}, {"balanced": "label"}):
+        pruning = inrun.prune(run, 0.2, **balanced)
+        assert pruning.balanced == "label"
+        counts = np.bincount([i % 4 for i in pruning.dropped], minlength=4)
+        assert counts.tolist() == [2, 2, 2, 2]
+
+
+def test_labels_that_sort_nothing_are_not_balanced_over(tmp_path):
+    run = random_run(tmp_path / "run", 10)
+    assert inrun.prune(run, 2).balanced is None
+    run.describe({"sample_id": range(10), "label": [f"own {i}" for i in range(10)]})
+    assert inrun.prune(run, 2).balanced is None
 
 
 def test_at_least_drops_only_the_surely_harmful(run):
