@@ -130,6 +130,8 @@ def test_search_finds_text_labels_and_ids(page):
 
 def test_score_limits_and_rankings(page, run):
     ranked = rank(run.visits(), run.targets)
+    page.page.select_option("#rank", "harm")
+    page.page.wait_for_function("report.state.rank === 'harm'")
     limit = float(np.median(ranked.scores))
     page.filtered(lambda p: p.fill("#high", str(limit)))
     assert {int(i) for i in page.ids()} <= set(np.flatnonzero(ranked.scores <= limit).tolist())

@@ -10,9 +10,9 @@
   }
 
   const ranks = {
-    harm: { name: "worst-harmed target", of: function (d) { return d.harm; } },
     normalised: { name: "normalised value", of: function (d) { return d.normalised; } },
     value: { name: "total value", of: function (d) { return d.value; } },
+    harm: { name: "worst-harmed target", of: function (d) { return d.harm; } },
   };
 
   const shows = {
@@ -25,7 +25,7 @@
   };
 
   function fresh() {
-    return { rank: report.data.harm ? "harm" : "normalised", show: "all", search: "", low: null, high: null, groups: {} };
+    return { rank: "normalised", show: "all", search: "", low: null, high: null, groups: {} };
   }
 
   // What a sample's search runs over: its id, text and every other column, in lower case.

@@ -78,7 +78,10 @@
       element("span", "score " + (score < 0 ? "bad" : "good"), report.format(score)),
       report.content(row, false)
     );
-    said.concat("id " + report.data.ids[row]).concat(groupsOf(row), facts(row)).forEach(function (fact) {
+    const rest = groupsOf(row).concat(facts(row)).filter(function (fact) {
+      return !said.length || !/^(label|harms most): /.test(fact); // what was said already
+    });
+    said.concat("id " + report.data.ids[row], rest).forEach(function (fact) {
       button.append(element("span", "facts", fact));
     });
     button.addEventListener("click", function () { report.openSample(row); });
@@ -104,7 +107,7 @@
       ? "By " + report.ranks[byHarm ? "normalised" : report.state.rank].name + "."
       : "None of these samples is above 0.";
     document.getElementById("harmful-words").textContent = harmful.length
-      ? "By " + report.ranks[report.state.rank].name + ". With one target a class, the target that a sample harms most is the label that it may deserve."
+      ? "By " + report.ranks[report.state.rank].name + "."
       : "None of these samples is below 0.";
     fill("harmful", harmful, shown.harmful, score);
     fill("helpful", helpful, shown.helpful, good);
