@@ -9,7 +9,7 @@ from torch import nn
 import inrun
 from inrun.errors import MisuseError
 from inrun.replay import lookahead_parts
-from tests.integration.stored import random_run
+from tests.integration.stored import random_run, stored_run
 
 SAMPLES, WORDS, CLASSES, STEPS = 8, 3, 5, 6
 
@@ -115,11 +115,38 @@ def test_states_alone_give_a_ranking_too(by_sample):
 def test_a_target_named_before_training_needs_no_recording(tmp_path):
     run = random_run(tmp_path / "run", 12, targets=("a", "b"))
     values = run.values()
-    best = inrun.trace(run, "b").table["sample_id"][0].as_py()
+    best = inrun.trace(run, "b", standardised=False).table["sample_id"][0].as_py()
     assert best == int(np.argmax(values["b"].to_numpy()))
     assert inrun.trace(run).table.num_rows == 24
     with pytest.raises(MisuseError, match="no target 'c'; it has a, b"):
         inrun.trace(run, "c")
+
+
+def standardised(visits, column):
+    """By sample, visit for visit, by the definition."""
+    found = {}
+    for visit in visits:
+        step = np.array([v[column] for v in visits if v["step"] == visit["step"]])
+        score = (visit[column] - step.mean()) / step.std() if step.std() else 0.0
+        found[visit["sample_id"]] = found.get(visit["sample_id"], 0.0) + score
+    return found
+
+
+def test_named_targets_are_ranked_by_how_far_visits_stand_out_in_their_steps(tmp_path):
+    run = random_run(tmp_path / "run", 12, batch=5, targets=("a", "b"))
+    wanted = standardised(run.visits().to_pylist(), "b")
+    rows = inrun.trace(run, "b").table.to_pylist()
+    assert {row["sample_id"]: row["score"] for row in rows} == pytest.approx(wanted)
+    assert [row["sample_id"] for row in rows] == sorted(wanted, key=wanted.get, reverse=True)
+
+
+def test_an_early_visit_alone_makes_no_source(tmp_path):
+    """All first-step values are large; the source stands out in its own, late step."""
+    step = np.repeat([1, 2], 5)
+    values = np.r_[np.full(5, 10.0) + np.arange(5) * 0.01, 0.1, 0.1, 0.1, 0.1, 0.9][:, None]
+    run = stored_run(tmp_path / "run", values, np.arange(10), step, range(10))
+    assert inrun.trace(run).table["sample_id"][0].as_py() == 9
+    assert inrun.trace(run, standardised=False).table["sample_id"][0].as_py() == 4
 
 
 def test_what_does_not_fit_is_said(by_sample, tmp_path):

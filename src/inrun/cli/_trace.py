@@ -38,6 +38,10 @@ def trace(
         str | None,
         typer.Option(help="module:function() -> inrun.Replayable: model, optimizer, losses, ..."),
     ] = None,
+    standardised: Annotated[
+        bool | None,
+        typer.Option(help="Rank by how far a visit stands out in its step; so for --target."),
+    ] = None,
     trajectory: Annotated[
         Path | None, typer.Option(help="The recording; RUN/trajectory or RUN where not said.")
     ] = None,
@@ -56,13 +60,18 @@ def trace(
         )
     if query is None:
         stored = inrun.load(run)
-        found, tokens = inrun.trace(stored, target), None
+        found, tokens = inrun.trace(stored, target, standardised=standardised), None
         queries = {str(target): ""}
         id_type: str | None = stored.id_type
     else:
         again = _replayable(run, entry)
         queries = _queries(query)
-        found = _asked(run, trajectory, again, query, method, top)
+        recorded = _opened(run, trajectory, again)
+        utility = inrun.Utility(again.query_loss, targets=_rows(query))
+        found = inrun.trace(
+            recorded, utility, method=method, standardised=standardised,
+            token_losses=again.token_losses, top=top,
+        )  # fmt: skip
         tokens = again.tokens
         first = found.table["sample_id"][0].as_py()
         id_type = "string" if isinstance(first, str) else "int64"
@@ -111,16 +120,12 @@ def _queries(file: Path) -> dict[str, str]:
     return {name: str(row.get("text", "")) for name, row in _rows(file).items()}
 
 
-def _asked(
-    run: Path, trajectory: Path | None, again: Replayable, query: Path, method: str, top: int
-) -> inrun.Trace:
+def _opened(run: Path, trajectory: Path | None, again: Replayable) -> inrun.Trajectory:
     inside = run / STATES
     folder = trajectory or (inside if inside.exists() else run)
-    recorded = inrun.open_trajectory(
+    return inrun.open_trajectory(
         folder, again.model, again.optimizer, again.losses, again.fetch, weights=again.weights
     )
-    utility = inrun.Utility(again.query_loss, targets=_rows(query))
-    return inrun.trace(recorded, utility, method=method, token_losses=again.token_losses, top=top)
 
 
 def _samples(
@@ -165,8 +170,8 @@ def _print(
             )
             console.print(_text(row))
     console.print(
-        f"\nBy {found.method}; positive: took that much off the query's loss. Shares are of all "
-        "that lowered it.",
+        f"\nBy {found.method}{', standardised within steps' if found.standardised else ''}; "
+        "positive: took that much off the query's loss. Shares are of all that lowered it.",
         highlight=False,
         soft_wrap=True,
     )

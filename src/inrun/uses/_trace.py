@@ -8,6 +8,10 @@ the behaviour came from. Three ways to such values, in the order of their cost:
     tracin       gradients at stored states, as if training had been plain SGD (Pruthi et al., 2020)
     look-ahead   one sweep back through the recorded run: the effect at its end
 
+In-step values of different steps are not of one size: what is visited early lowers every query's
+loss, whatever it says. Named targets are therefore ranked by standardised values: each visit's
+value less the mean over its step's visits, over their standard deviation, summed over a sample's.
+
 Values are what leaving a sample out would do to the query's loss, the others keeping their weight,
 so that a text's value is the sum of its tokens'.
 """
@@ -57,14 +61,17 @@ class Trace:
     Attributes:
         method: how it was scored.
         table: a row a query and sample, each query's best source first: `query`, `rank` from 1,
-            `sample_id`, `value` (positive: the sample took that much off the query's loss),
-            `share` of all that lowered it, `visits`.
+            `sample_id`, `score` (what is ranked by: the value, or its standardised sum), `value`
+            (positive: the sample took that much off the query's loss), `share` of all that lowered
+            it, `visits`.
         tokens: by (query, sample id), the tokens' values of the highest-ranked samples.
+        standardised: whether it is ranked by standardised values.
     """
 
     method: str
     table: pa.Table
     tokens: dict[tuple[str, Any], list[float]] = field(default_factory=dict)
+    standardised: bool = False
 
     def of(self, query: str) -> pa.Table:
         """One query's rows.
@@ -84,6 +91,7 @@ def trace(
     query: Utility | str | None = None,
     *,
     method: str | None = None,
+    standardised: bool | None = None,
     token_losses: Callable[[nn.Module, Any], Tensor] | None = None,
     top: int = 10,
     states: int = 5,
@@ -95,6 +103,8 @@ def trace(
         query: for a recorded run a `Utility` with a target a query; for a stored one a target's
             name, None for all.
         method: 'look-ahead' (default for a recorded run), 'tracin' or 'named' (for a stored one).
+        standardised: rank by standardised values; None does so for named targets, where totals
+            name what was visited early.
         token_losses: for look-ahead, `token_losses(model, batch)` gives (B, T) terms that add up
             over T to the recorded `losses`: the sources' values are then split by token.
         top: of each query, how many sources are split by token.
@@ -111,21 +121,22 @@ def trace(
             f"method {method!r} does not fit a {type(run).__name__}: 'named' reads a stored run's "
             "targets, 'look-ahead' and 'tracin' play a recorded run (inrun.record) again."
         )
+    by_step = isinstance(run, Run) if standardised is None else standardised
     if isinstance(run, Run):
-        return Trace(method, _ranked(run.values(), _named(run, query)))
+        ranked = _ranked(run.values(), run.visits(), _named(run, query), by_step)
+        return Trace(method, ranked, standardised=by_step)
     if not isinstance(query, Utility):
         raise MisuseError("A recorded run is asked by an inrun.Utility, one target a query.")
     if method == "tracin":
         found = tracin(run, query, states, removal="drop")
     else:
         found = lookahead(run, query, removal="drop")
-    values = found.values()
-    if len(query.targets) == 1:
-        values = values.append_column(query.targets[0], values["value"])
-    ranked = _ranked(values, {name: name for name in query.targets})
+    single = len(query.targets) == 1
+    columns = {name: "value" if single else name for name in query.targets}
+    ranked = _ranked(found.values(), found.visits(), columns, by_step)
     if token_losses is None or method == "tracin":
-        return Trace(method, ranked)
-    return Trace(method, ranked, _split(run, query, ranked, token_losses, top))
+        return Trace(method, ranked, standardised=by_step)
+    return Trace(method, ranked, _split(run, query, ranked, token_losses, top), by_step)
 
 
 def _named(run: Run, query: object) -> dict[str, str]:
@@ -140,12 +151,15 @@ def _named(run: Run, query: object) -> dict[str, str]:
     return {name: "value" if single else name for name in names}
 
 
-def _ranked(values: pa.Table, columns: dict[str, str]) -> pa.Table:
-    ids, visits = values["sample_id"], values["visits"]
-    tables = []
+def _ranked(
+    values: pa.Table, visits: pa.Table, columns: dict[str, str], standardised: bool
+) -> pa.Table:
+    """Rows of `Trace.table`; values and visits of the same samples, values in the order of ids."""
+    ids, tables = values["sample_id"], []
     for query, column in columns.items():
         value = values[column].to_numpy()
-        order = np.argsort(-value, kind="stable")
+        score = _standardised(visits, column) if standardised else value
+        order = np.argsort(-score, kind="stable")
         lowered = value[value > 0].sum()
         tables.append(
             pa.table(
@@ -153,13 +167,26 @@ def _ranked(values: pa.Table, columns: dict[str, str]) -> pa.Table:
                     "query": pa.array([query] * len(value), type=pa.string()),
                     "rank": pa.array(np.arange(1, len(value) + 1)),
                     "sample_id": ids.take(order),
+                    "score": score[order],
                     "value": value[order],
                     "share": np.maximum(value[order], 0) / lowered if lowered else value[order] * 0,
-                    "visits": visits.take(order),
+                    "visits": values["visits"].take(order),
                 }
             )
         )
     return pa.concat_tables(tables)
+
+
+def _standardised(visits: pa.Table, column: str) -> np.ndarray:
+    """(n,) in the order of ids: how far a sample's visits stood out in their steps, summed."""
+    value, ids = visits[column].to_numpy(), visits["sample_id"].to_numpy(zero_copy_only=False)
+    _, step = np.unique(visits["step"].to_numpy(), return_inverse=True)
+    count = np.bincount(step)
+    away = value - (np.bincount(step, value) / count)[step]
+    spread = np.sqrt(np.bincount(step, away**2) / count)[step]
+    out = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
+    _, row = np.unique(ids, return_inverse=True)
+    return np.bincount(row, out)
 
 
 def _split(
