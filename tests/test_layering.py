@@ -9,7 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "inrun"
 ROWS = [
     {"cli"},
     {"demo", "integrations"},
-    {"report", "uses"},
+    {"report"},
+    {"uses"},
     {"attribution"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},

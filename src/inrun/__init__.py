@@ -14,7 +14,17 @@ from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
 from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
-from inrun.uses import harm_profile
+from inrun.uses import (
+    Pruning,
+    Replayable,
+    Rollup,
+    Trace,
+    check_pruning,
+    harm_profile,
+    prune,
+    rollup,
+    trace,
+)
 from inrun.utility import Utility
 
 __version__ = "0.1.0"
@@ -22,18 +32,26 @@ __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Lookahead",
+    "Pruning",
     "Recorder",
+    "Replayable",
+    "Rollup",
     "Run",
+    "Trace",
     "Trajectory",
     "Utility",
     "__version__",
     "attach",
+    "check_pruning",
     "errors",
     "harm_profile",
     "load",
     "lookahead",
     "open_trajectory",
     "optim",
+    "prune",
     "record",
+    "rollup",
+    "trace",
     "truth",
 ]

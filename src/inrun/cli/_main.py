@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import inrun
+from inrun.cli import _decisions, _trace
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -61,6 +62,10 @@ def audit(
         )
     console.print(table)
     console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
+
+
+for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trace):
+    app.command()(verb)
 
 
 def main() -> None:

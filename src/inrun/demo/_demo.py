@@ -14,9 +14,9 @@ from rich.table import Table
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import CHECKED, Tick, Trained, train
 from inrun.demo._findings import DROPPED_SHARE, Findings, findings, retrained
-from inrun.demo._page import write_page
+from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
-from inrun.ledger import residual_shares
+from inrun.ledger import load, residual_shares
 from inrun.report import charts
 from inrun.truth import agreement
 
@@ -54,7 +54,9 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
         retraining = retrained(data, found, range(seeds), tick)
     _print_summary(console, data, trained, found, retraining)
     report = out / "report.html"
-    write_page(report, data, trained, found, retraining)
+    run = load(out / "run")
+    describe(run, data)
+    write_page(report, run, data, trained, found, retraining)
     console.print(
         f"\nReport: [bold]{report.resolve()}[/bold] (open it in a browser)", soft_wrap=True
     )

@@ -2,9 +2,11 @@
 
 from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_shares, totals
 from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._sample_file import read_samples
+from inrun.ledger._samples import samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
-from inrun.ledger._tally import Ids, Tally, normalised
+from inrun.ledger._tally import Ids, Tally, normalised, target_columns
 
 __all__ = [
     "LEDGER",
@@ -20,9 +22,12 @@ __all__ = [
     "ledger_rows",
     "load",
     "normalised",
+    "read_samples",
     "read_state",
     "residual_shares",
+    "samples_table",
     "seal",
+    "target_columns",
     "totals",
     "unseal",
     "write_state",

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger._books import LEDGER, TOTAL
+from inrun.ledger._files import write_table
 from inrun.ledger._manifest import read_manifest
+from inrun.ledger._samples import FILES, samples_table
 from inrun.ledger._tally import target_columns, values_schema
 
 
@@ -82,6 +84,39 @@ class Run:
         if not path.exists():
             raise StoreError(f"{path} is missing: the run was not flushed to its end.")
         return _read(path)
+
+    @property
+    def id_type(self) -> str | None:
+        """'int64' or 'string'; None before the first visit."""
+        found: str | None = self.manifest["id_type"]
+        return found
+
+    def describe(self, samples: Any, validation: Any = None) -> None:
+        """Says what the samples are, for reports and decisions: kept beside the values.
+
+        Args:
+            samples: one row a sample: a pyarrow table, a data frame, a mapping of columns or a list
+                of mappings, with `sample_id` and any of `text`, `image` (PIL, arrays or files),
+                `label`, `source`, and other columns of plain values.
+            validation: the same of the validation rows, if they are to be shown.
+
+        Raises:
+            MisuseError: no ids, ids twice or of another kind, or an image that is not one.
+            StoreError: it cannot be written.
+
+        Example:
+            `inrun.load("run").describe({"sample_id": [0, 1], "text": ["good", "bad"]})`
+        """
+        tables = {"training": samples_table(samples, self.id_type)}
+        if validation is not None:
+            tables["validation"] = samples_table(validation, None)
+        for split, table in tables.items():
+            write_table(self.path / FILES[split], table)
+
+    def samples(self, split: str = "training") -> pa.Table | None:
+        """What `describe` was told, or None; split 'training' or 'validation'."""
+        path = self.path / FILES[split]
+        return _read(path) if path.exists() else None
 
     def audit(self) -> pa.Table:
         """A row a checked step: see `inrun.truth.AUDIT`.

@@ -6,6 +6,7 @@
     coverage.parquet         how each parameter was captured, at the run's last flush
     discarded/               parts after the checkpoint that a run was resumed from, if it was
     audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
+    samples.parquet          what the samples are, where `Run.describe` was told: `_samples.py`
 
 A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
 a killed process loses is the block that was not flushed yet: 16,384 visits or half a minute. Any

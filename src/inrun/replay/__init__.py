@@ -2,6 +2,7 @@
 
 from inrun.replay._kinks import KINK_WIDTH
 from inrun.replay._lookahead import Lookahead, lookahead
+from inrun.replay._parts import lookahead_parts
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import Recorder, record
 from inrun.replay._tracin import tracin
@@ -14,6 +15,7 @@ __all__ = [
     "Recorder",
     "Trajectory",
     "lookahead",
+    "lookahead_parts",
     "open_trajectory",
     "record",
     "tracin",

@@ -23,7 +23,7 @@ from inrun.optim import Move, moves
 from inrun.replay._folder import Step
 from inrun.replay._kinks import SmoothKinks
 from inrun.replay._random import undisturbed_random
-from inrun.replay._replica import Replica
+from inrun.replay._replica import Losses, Replica
 
 
 class Graph(NamedTuple):
@@ -146,6 +146,35 @@ class StepGradient:
             assert rows is not None
             contractions.append(rows.T.double().cpu())
         return curved, contractions
+
+    def contract_parts(
+        self, number: int, parts: Losses, directions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """<p, c_it> with c_it the share of part t of row i's loss, (B, T, K) float64 on the CPU.
+
+        Args:
+            number: of the step's block.
+            parts: `parts(model, batch)` gives (B, T) terms that add up over T to the rows' terms.
+            directions: p by parameter, as for `contract`.
+        """
+        replica, step = self._replica, self._step
+        block = step.blocks[number]
+        with undisturbed_random(replica.model), differentiable_twice(self._kink_width):
+            replica.begin_block(step, block, number)
+            terms = parts(replica.model, replica.task.fetch(block.ids))
+            omega = torch.ones_like(terms, requires_grad=True)
+            gradients = torch.autograd.grad(
+                (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
+                create_graph=True,
+            )  # fmt: skip
+        used = [
+            (gradient, directions[name])
+            for name, gradient in zip(self._names, gradients, strict=True)
+            if gradient is not None and gradient.requires_grad and name in directions
+        ]
+        (found,) = pulled_back([g for g, _ in used], [p for _, p in used], [omega])
+        assert found is not None
+        return found.permute(1, 2, 0).double().cpu()
 
 
 def pulled_back(

@@ -15,7 +15,7 @@ number of rows. Letters: B rows of a block, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,13 @@ class StepValues(NamedTuple):
     ends_at: int
 
 
-def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Iterator[StepValues]:
+Watch = Callable[[Step, StepGradient, dict[str, Tensor]], None]
+"""Called at each step with its gradient and p, the loss's derivative in it: (K, *shape) each."""
+
+
+def sweep(
+    run: Trajectory, utility: Utility, method: Method, copies: int, watch: Watch | None = None
+) -> Iterator[StepValues]:
     """Values of every step, from the last to the first."""
     replica, K = run.replica, len(utility.targets)
     carried, end = Carried(replica.parameters, K), len(run.steps)
@@ -61,7 +67,7 @@ def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Ite
         if state < len(run.steps):
             step = run.steps[state]
             replica.set_groups(step)
-            yield StepValues(step, _through(run, step, carried, method, end), end)
+            yield StepValues(step, _through(run, step, carried, method, end, watch), end)
         if method.horizon.begins_anew(state):
             carried, end = Carried(replica.parameters, K), state
         weight = method.horizon.weight(state)
@@ -72,7 +78,12 @@ def sweep(run: Trajectory, utility: Utility, method: Method, copies: int) -> Ite
 
 
 def _through(
-    run: Trajectory, step: Step, carried: Carried, method: Method, end: int
+    run: Trajectory,
+    step: Step,
+    carried: Carried,
+    method: Method,
+    end: int,
+    watch: Watch | None,
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     replica = run.replica
@@ -89,6 +100,8 @@ def _through(
             carried.put(names, before)
             directions |= carried.split(names, q)
         directions = gradient.consumed_to_raw(directions)
+    if watch is not None:
+        watch(step, gradient, directions)
     curved, contractions = gradient.contract(directions)
     with torch.no_grad():
         if method.curvature:

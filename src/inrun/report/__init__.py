@@ -1,6 +1,20 @@
 """Reports: one self-contained HTML file, from tables to charts, pictures and words."""
 
 from inrun.report import _charts as charts
-from inrun.report._page import Figure, Page, Picture, Section, Table
+from inrun.report._page import Figure, Page, Paragraph, Section, Table
+from inrun.report._report import Told, write_report
+from inrun.report._rollup_page import write_rollup
+from inrun.report._trace_page import write_trace
 
-__all__ = ["Figure", "Page", "Picture", "Section", "Table", "charts"]
+__all__ = [
+    "Figure",
+    "Page",
+    "Paragraph",
+    "Section",
+    "Table",
+    "Told",
+    "charts",
+    "write_report",
+    "write_rollup",
+    "write_trace",
+]

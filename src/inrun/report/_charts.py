@@ -20,6 +20,7 @@ ENTRY_COLORS = {
 }
 GOOD, BAD, NEUTRAL = "#2a9d8f", "#d1495b", "#7f8c99"
 HEIGHT = 280
+MOST_STEPS = 1500
 
 
 def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
@@ -45,12 +46,20 @@ def _steps() -> alt.X:
     )
 
 
+def _thinned(rows: int) -> np.ndarray:
+    """Which of many steps to draw: evenly spread, the last among them."""
+    return np.unique(np.linspace(0, max(0, rows - 1), min(rows, MOST_STEPS)).round().astype(int))
+
+
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
     """Running totals of the entries, stacked, with the loss's fall as a line over them."""
-    columns = {name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy()) for name in ENTRY_COLORS}
-    steps = ledger["step"].to_numpy()
+    some = _thinned(ledger.num_rows)
+    columns = {
+        name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy())[some] for name in ENTRY_COLORS
+    }
+    steps = ledger["step"].to_numpy()[some]
     opening = ledger["opening_loss"].to_numpy()
-    fall = opening[0] - ledger["closing_loss"].to_numpy() if len(opening) else opening
+    fall = (opening[:1] - ledger["closing_loss"].to_numpy())[some]
     stacked = [
         {"step": int(step), "entry": name, "sum": float(total)}
         for name, sums in columns.items()
@@ -78,12 +87,13 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
 
 def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
     """The residual of each step as a share of its entries."""
+    some = _thinned(ledger.num_rows)
     rows = [
         {"step": int(step), "share": float(share), "estimator": estimator}
         for step, share, estimator in zip(
-            ledger["step"].to_pylist(),
-            residual_shares(ledger),
-            ledger["estimator"].to_pylist(),
+            ledger["step"].to_numpy()[some],
+            residual_shares(ledger)[some],
+            ledger["estimator"].take(some).to_pylist(),
             strict=True,
         )
     ]
@@ -100,65 +110,6 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
             ),
             color=alt.Color("estimator:N", title=None),
             tooltip=["step:Q", alt.Tooltip("share:Q", format=".3%"), "estimator:N"],
-        )
-    )
-
-
-def values_by_step(
-    visits: pa.Table, group_of: Mapping[int | str, str], colors: Mapping[str, str], most: int = 6000
-) -> alt.TopLevelMixin:
-    """Each visit's value against its step, coloured by group; a random part of very many."""
-    keep = np.random.default_rng(0).permutation(visits.num_rows)[:most]
-    part = visits.take(np.sort(keep))
-    constant = float(np.median(np.abs(part["value"].to_numpy()))) or 1e-9
-    rows = [
-        {"step": step, "value": value, "group": group_of[sample]}
-        for step, value, sample in zip(
-            part["step"].to_pylist(),
-            part["value"].to_pylist(),
-            part["sample_id"].to_pylist(),
-            strict=True,
-        )
-    ]
-    return _wide(
-        alt.Chart(_data(rows))
-        .mark_circle(size=14, opacity=0.45)
-        .encode(
-            x=_steps(),
-            y=alt.Y(
-                "value:Q",
-                title="value in the step (loss taken off), symmetric log scale",
-                scale=alt.Scale(type="symlog", constant=constant),
-                axis=alt.Axis(format=".0e", tickCount=7),
-            ),
-            color=alt.Color("group:N", scale=_colors(colors), title=None),
-            tooltip=["step:Q", alt.Tooltip("value:Q", format=".5f"), "group:N"],
-        )
-    )
-
-
-def value_distribution(
-    values: Sequence[float], groups: Sequence[str], colors: Mapping[str, str], title: str
-) -> alt.TopLevelMixin:
-    """How many samples of each group have which value."""
-    edges = np.histogram_bin_edges(np.asarray(values), bins=40)
-    rows = []
-    for group in colors:
-        chosen = [v for v, g in zip(values, groups, strict=True) if g == group]
-        counts, _ = np.histogram(chosen, bins=edges)
-        rows += [
-            {"from": float(a), "to": float(b), "samples": int(n), "group": group}
-            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
-        ]
-    return _wide(
-        alt.Chart(_data(rows))
-        .mark_bar(opacity=0.7)
-        .encode(
-            x=alt.X("from:Q", bin="binned", title=title),
-            x2="to:Q",
-            y=alt.Y("samples:Q", stack=None),
-            color=alt.Color("group:N", scale=_colors(colors), title=None),
-            tooltip=["group:N", "samples:Q"],
         )
     )
 

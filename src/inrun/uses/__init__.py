@@ -1,5 +1,38 @@
 """From values to decisions."""
 
-from inrun.uses._harm import harm_profile
+from inrun.uses._check import ARMS, Check, Mean, Train, check_pruning
+from inrun.uses._contents import duplicate_groups
+from inrun.uses._harm import harm_profile, harm_sums
+from inrun.uses._join import described
+from inrun.uses._outliers import TIMES, outliers
+from inrun.uses._prune import Pruning, prune
+from inrun.uses._ranking import Ranked, rank
+from inrun.uses._rollup import Rollup, rollup
+from inrun.uses._rows import check_place, write_kept
+from inrun.uses._trace import METHODS, Replayable, Trace, trace
 
-__all__ = ["harm_profile"]
+__all__ = [
+    "ARMS",
+    "METHODS",
+    "TIMES",
+    "Check",
+    "Mean",
+    "Pruning",
+    "Ranked",
+    "Replayable",
+    "Rollup",
+    "Trace",
+    "Train",
+    "check_place",
+    "check_pruning",
+    "described",
+    "duplicate_groups",
+    "harm_profile",
+    "harm_sums",
+    "outliers",
+    "prune",
+    "rank",
+    "rollup",
+    "trace",
+    "write_kept",
+]

@@ -1,12 +1,19 @@
-// Draws the page's charts in the colours of the reader's light or dark setting, again on a change.
+// The page's charts in the colours of its light or dark setting, and the switch between the two.
+// `report` is what the page's scripts share; nothing else is global.
+const report = { redraw: [] };
 (function () {
   "use strict";
   const specs = JSON.parse(document.getElementById("charts").textContent);
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const preferred = window.matchMedia("(prefers-color-scheme: dark)");
 
-  function config() {
-    const ink = dark.matches ? "#e6e9ec" : "#1d2329";
-    const line = dark.matches ? "#2d353c" : "#dfe2e4";
+  report.dark = function () {
+    const set = document.documentElement.dataset.theme;
+    return set ? set === "dark" : preferred.matches;
+  };
+
+  report.config = function () {
+    const ink = report.dark() ? "#e6e9ec" : "#1d2329";
+    const line = report.dark() ? "#2d353c" : "#dfe2e4";
     return {
       background: "transparent",
       font: "system-ui, sans-serif",
@@ -17,16 +24,30 @@
       text: { color: ink },
       view: { stroke: "transparent" },
     };
-  }
+  };
 
-  function draw() {
+  // Draws a specification into a place; a promise of its view.
+  report.embed = function (place, spec, renderer) {
+    const copy = JSON.parse(JSON.stringify(spec));
+    delete copy.config;
+    const options = { actions: false, logLevel: 1, renderer: renderer || "svg", config: report.config() };
+    return window.vegaEmbed(place, copy, options).then(function (result) { return result.view; });
+  };
+
+  report.live = specs.live;
+
+  function drawAll() {
     document.querySelectorAll("[data-chart]").forEach(function (place) {
-      const spec = JSON.parse(JSON.stringify(specs[Number(place.dataset.chart)]));
-      delete spec.config;
-      window.vegaEmbed(place, spec, { actions: false, renderer: "svg", config: config() });
+      report.embed(place, specs.fixed[Number(place.dataset.chart)]);
     });
+    report.redraw.forEach(function (draw) { draw(); });
   }
 
-  draw();
-  dark.addEventListener("change", draw);
+  document.getElementById("theme").addEventListener("click", function () {
+    document.documentElement.dataset.theme = report.dark() ? "light" : "dark";
+    drawAll();
+  });
+  preferred.addEventListener("change", drawAll);
+  report.drawAll = drawAll;
+  if (!document.getElementById("data")) drawAll();
 })();

@@ -1,0 +1,150 @@
+"""The verbs that turn a stored run into decisions: report, prune, rollup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import inrun
+from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
+from inrun.cli._terminal import plain
+from inrun.cli._written import write_table
+from inrun.errors import MisuseError
+
+
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; RUN/report.html where not said.")
+    ] = None,
+    samples: SamplesFile = None,
+    id_column: IdColumn = "sample_id",
+    text_column: TextColumn = None,
+) -> None:
+    """Write a run's report: one HTML file, opened offline, with words, charts and the samples."""
+    from inrun.report import write_report
+
+    stored = inrun.load(run)
+    told = samples_of(stored, samples, id_column, text_column)
+    path = out or run / "report.html"
+    write_report(stored, path, samples=told)
+    console = Console()
+    if told is None:
+        console.print(
+            "The run was not told what its samples are, so the page shows ids. Pass --samples FILE."
+        )
+    console.print(f"Report: [bold]{plain(str(path.resolve()))}[/bold]", soft_wrap=True)
+
+
+def share_or_count(text: str) -> float | int:
+    """'10%' or '0.1' is a share, '200' a number of samples."""
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise MisuseError(f"--drop {text!r} is neither a share (10%, 0.1) nor a number.") from None
+
+
+def prune(
+    run: RunFolder,
+    drop: Annotated[str, typer.Option(help="A share (10%, 0.1) or a number of samples.")] = "10%",
+    out: Annotated[
+        Path | None, typer.Option(help="Where what is kept goes: .txt ids; .jsonl, .csv, .parquet.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="total, normalised, or harm: the worst-harmed target.")
+    ] = "total",
+    balanced: Annotated[
+        str,
+        typer.Option(
+            help="A column each value of which loses the same share; auto: the label, if any; none."
+        ),
+    ] = "auto",
+    confidence: Annotated[
+        float | None, typer.Option(help="Drop no sample less surely harmful than this (0.95).")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Train again: pruned, as many random ones dropped, all.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each, for --check.")] = 5,
+    entry: Annotated[
+        str | None,
+        typer.Option(help="module:function(ids, seed) -> score, higher is better; for --check."),
+    ] = None,
+    samples: SamplesFile = None,
+    id_column: IdColumn = "sample_id",
+) -> None:
+    """Choose harmful samples to leave out, say how sure each is, and check it by training again."""
+    from inrun.cli import _pruning
+
+    stored = inrun.load(run)
+    told = samples_of(stored, samples, id_column)
+    pruning = inrun.prune(
+        stored,
+        share_or_count(drop),
+        by=by,
+        balanced=None if balanced == "none" else balanced,
+        at_least=confidence,
+        samples=told,
+    )
+    lines = samples if samples is not None and samples.suffix == ".jsonl" else None
+    place = _pruning.Place(out, told, lines)
+    _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry))
+
+
+def rollup(
+    run: RunFolder,
+    by: Annotated[str, typer.Option(help="The samples' column to sum over.")] = "source",
+    out: Annotated[Path | None, typer.Option(help="The table as .csv or .parquet.")] = None,
+    page: Annotated[Path | None, typer.Option(help="The same as an HTML page to show.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="On the page, one group by name; the others unnamed.")
+    ] = None,
+    duplicates: Annotated[
+        str, typer.Option(help="split: equal contents share their value among groups; booked.")
+    ] = "split",
+    samples: SamplesFile = None,
+    id_column: IdColumn = "sample_id",
+) -> None:
+    """What each provider's, domain's or class's data was worth, adding up to the books."""
+    from inrun.report import write_rollup
+
+    stored = inrun.load(run)
+    told = samples_of(stored, samples, id_column)
+    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates)
+    console = Console()
+    _print_rollup(console, found)
+    if out is not None:
+        write_table(out, found.table)
+        console.print(f"Table: {plain(str(out))}", soft_wrap=True)
+    if page is not None:
+        write_rollup(found, page, only=only)
+        console.print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
+
+
+def _print_rollup(console: Console, found: inrun.Rollup) -> None:
+    table = Table(
+        plain(found.by), "samples", "value", "95 % interval", "share", "harmful", "duplicated"
+    )
+    for row in found.table.to_pylist():
+        table.add_row(
+            plain(row["group"]),
+            f"{row['samples']:,}",
+            f"{row['value']:+.4g}",
+            f"{row['low']:+.3g} to {row['high']:+.3g}",
+            f"{row['share']:.1%}",
+            f"{row['harmful']:.0%}",
+            f"{row['duplicated']:,}",
+        )
+    for name, value in found.books.items():
+        if name not in ("samples", "fall"):
+            table.add_row(name.replace("_", " "), "", f"{value:+.4g}", "", "", "", "")
+    table.add_row("fall of the loss", "", f"{found.books['fall']:+.4g}", "", "", "", "")
+    console.print(table)
+    for note in found.notes():
+        console.print(note, highlight=False, soft_wrap=True)

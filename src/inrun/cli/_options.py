@@ -1,0 +1,37 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from inrun.errors import MisuseError
+from inrun.ledger import Run, read_samples
+
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, written by attach(store=...).")]
+SamplesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples", help="What the samples are: .parquet, .csv or .jsonl; else what the run says."
+    ),
+]
+IdColumn = Annotated[
+    str, typer.Option(help="The file's column with the run's ids; ':row' for row numbers from 0.")
+]
+TextColumn = Annotated[
+    str | None, typer.Option(help="The file's column to show as text, if not 'text'.")
+]
+
+
+def samples_of(
+    run: Run, file: Path | None, id_column: str, text_column: str | None = None
+) -> pa.Table | None:
+    """The samples that the command line named, or those that the run was told of."""
+    if file is None:
+        if text_column is not None or id_column != "sample_id":
+            raise MisuseError("--id-column and --text-column say how --samples FILE is read.")
+        return run.samples()
+    return read_samples(file, id_column=id_column, id_type=run.id_type, text_column=text_column)

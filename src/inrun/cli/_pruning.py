@@ -1,0 +1,138 @@
+"""`inrun prune`, once it is parsed: the list, the check, and what is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from inrun.cli._entry import entry as load_entry
+from inrun.cli._terminal import plain
+from inrun.errors import MisuseError
+from inrun.ledger import Run
+from inrun.uses import ARMS, Check, Pruning, Train, check_place, check_pruning, write_kept
+
+SHOWN = 12
+NOT_SUPPORTED = 3  # exit code
+
+
+class Place(NamedTuple):
+    """Where what is kept goes, and the rows it is made of."""
+
+    out: Path | None
+    samples: pa.Table | None
+    lines: Path | None
+
+
+class Trainings(NamedTuple):
+    """What `--check` was told."""
+
+    check: bool
+    seeds: int
+    entry: str | None
+
+
+def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> None:
+    """Prints the list, checks it where asked, and writes what is kept unless the check says no."""
+    console = Console()
+    if place.out is not None:
+        check_place(place.out)
+    train = _training(stored, trainings.entry) if trainings.check else None
+    _print_list(console, pruning)
+    if train is not None:
+        found = _checked(
+            console, _results_file(stored, pruning, trainings), pruning, train, trainings
+        )
+        _print_check(console, found)
+        if not found.supported:
+            if place.out is not None:
+                console.print(f"{plain(str(place.out))} was not written.", soft_wrap=True)
+            sys.exit(NOT_SUPPORTED)
+    else:
+        console.print(
+            "Not checked: this is a list, not a suggestion. --check trains again without these, "
+            "without as many random ones, and on all.",
+            soft_wrap=True,
+        )
+    if place.out is not None:
+        visited = pruning.table["sample_id"].to_pylist()
+        count = write_kept(place.out, pruning.dropped, visited, place.samples, place.lines)
+        console.print(f"{count:,} samples kept: {plain(str(place.out))}", soft_wrap=True)
+
+
+def _print_list(console: Console, pruning: Pruning) -> None:
+    every, dropped = pruning.table.num_rows, pruning.table.filter(pruning.table["dropped"])
+    balance = f", balanced over {pruning.balanced}" if pruning.balanced else ""
+    console.print(
+        f"{dropped.num_rows:,} of {every:,} samples to leave out, by {pruning.by}{balance}.",
+        soft_wrap=True,
+    )
+    if pruning.perhaps_harmless is None:
+        console.print("No sample was visited twice, so there is no confidence in a single one.")
+    elif dropped.num_rows:
+        console.print(
+            f"By their visits, about {pruning.perhaps_harmless:.0f} of them are perhaps harmless.",
+            soft_wrap=True,
+        )
+    table = Table("sample", "score", "surely harmful", "value", "visits", "harms most")
+    for row in dropped.slice(0, SHOWN).to_pylist():
+        sure = row["confidence"]
+        table.add_row(
+            plain(str(row["sample_id"])),
+            f"{row['score']:+.3g}",
+            "" if sure is None else f"{int(100 * sure)} %",
+            f"{row['value']:+.3g}",
+            str(row["visits"]),
+            plain(row.get("worst_target", "")),
+        )
+    console.print(table)
+
+
+def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:
+    """A file for each question: which samples are left out, and what trains without them."""
+    question = json.dumps([pruning.dropped, pruning.balanced, trainings.entry])
+    return stored.path / f"check-{hashlib.sha256(question.encode()).hexdigest()[:12]}.jsonl"
+
+
+def _checked(
+    console: Console, store: Path, pruning: Pruning, train: Train, trainings: Trainings
+) -> Check:
+    if store.exists():
+        console.print(
+            f"Going on from the results in {plain(str(store))}; remove it to train all again.",
+            soft_wrap=True,
+        )
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("training again", total=len(ARMS) * trainings.seeds)
+        return check_pruning(
+            pruning, train, seeds=trainings.seeds, store=store, tick=lambda _: bar.advance(task)
+        )
+
+
+def _training(stored: Run, entry: str | None) -> Train:
+    if entry is not None:
+        return load_entry(entry)
+    raise MisuseError(
+        f"--check trains again, and {stored.path} does not say how. Pass --entry module:function, "
+        "a function of yours that takes (ids, seed), trains on these samples from this seed, and "
+        "returns a score on unseen data, higher for better."
+    )
+
+
+def _print_check(console: Console, found: Check) -> None:
+    seeds = len(found.scores["pruned"])
+    table = Table("trained on", f"score (mean of {seeds}, 95 % interval)", "seconds each")
+    for arm in ARMS:
+        table.add_row(arm, f"{found.mean(arm):.4f}", f"{found.seconds[arm]:.1f}")
+    console.print(table)
+    for arm in ARMS[::2]:
+        console.print(f"pruned - {arm}: {found.gain(arm):+.4f}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{found.verdict}[/bold]", soft_wrap=True)

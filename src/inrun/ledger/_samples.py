@@ -1,0 +1,160 @@
+"""What the samples are: a table beside the values, so that people see rows and not only ids.
+
+    sample_id    the run's own ids, each once
+    text         string, optional
+    image        PNG bytes, optional
+    label        string or int, optional
+    source       string, optional: who provided the sample
+    ...          any other columns of plain values, shown as a table's row
+
+A run's folder holds it as `samples.parquet`, and that of the validation rows, where somebody wants
+to show them, as `validation.parquet`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inrun.errors import MisuseError
+
+ID, ROW = "sample_id", ":row"
+FILES = {"training": "samples.parquet", "validation": "validation.parquet"}
+
+
+def samples_table(samples: Any, id_type: str | None) -> pa.Table:
+    """Samples in the form that a run keeps.
+
+    Args:
+        samples: a pyarrow table, a data frame, a mapping from column names to values, or a sequence
+            of mappings, one a row; with a column `sample_id`.
+        id_type: 'int64' or 'string', the run's; None where it has no visits yet.
+
+    Raises:
+        MisuseError: no ids, ids twice or of another kind, or an image that is not one.
+    """
+    table = _as_table(samples)
+    if ID not in table.column_names:
+        raise MisuseError(
+            f"The samples have no column {ID!r}, so no value can be joined to them. They have "
+            f"{', '.join(table.column_names) or 'no columns'}; rename the one that holds the ids "
+            "given to attribution.batch(ids)."
+        )
+    table = _with_ids(table, id_type)
+    columns = {name: _plain(name, table[name]) for name in table.column_names}
+    return pa.table({ID: columns.pop(ID), **columns})
+
+
+def _as_table(samples: Any) -> pa.Table:
+    if isinstance(samples, pa.Table):
+        return samples
+    if isinstance(samples, Mapping):
+        columns = {str(name): _column(str(name), list(v)) for name, v in samples.items()}
+        lengths = {len(column) for column in columns.values()}
+        if len(lengths) > 1:
+            raise MisuseError(f"The samples' columns have different lengths: {sorted(lengths)}.")
+        return pa.table(columns)
+    if isinstance(samples, Sequence) and all(isinstance(row, Mapping) for row in samples):
+        names = list(dict.fromkeys(str(name) for row in samples for name in row))
+        return _as_table({name: [row.get(name) for row in samples] for name in names})
+    if hasattr(samples, "columns") and hasattr(samples, "to_dict"):
+        return pa.Table.from_pandas(samples, preserve_index=False)
+    raise MisuseError(
+        f"Samples came as {type(samples).__name__}; pass a pyarrow table, a data frame, a mapping "
+        "{'sample_id': [...], 'text': [...]}, or a list of mappings."
+    )
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    if name == "image":
+        return pa.array([None if v is None else png(v) for v in values], type=pa.binary())
+    plain = [v.item() if hasattr(v, "item") else v for v in values]
+    try:
+        return pa.array(plain)
+    except pa.ArrowException:  # values of several kinds in one column
+        return pa.array([None if v is None else _text(v) for v in plain])
+
+
+def _with_ids(table: pa.Table, id_type: str | None) -> pa.Table:
+    column = table[ID]
+    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        column = column.cast(pa.string())
+    try:
+        if id_type is not None:
+            column = column.cast(pa.string() if id_type == "string" else pa.int64())
+    except pa.ArrowException as error:
+        raise MisuseError(
+            f"The run's ids are integers and the samples' are not ({error}): they cannot be joined."
+        ) from None
+    if column.null_count:
+        raise MisuseError(f"{column.null_count} of the samples have no id.")
+    counts = pc.value_counts(column.combine_chunks())
+    twice = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1][:3]
+    if twice:
+        raise MisuseError(
+            f"Samples must be there once each; {', '.join(map(repr, twice))} came more often. "
+            "Rows that are equal may have different ids, but one id is one sample."
+        )
+    return table.set_column(table.column_names.index(ID), ID, column)
+
+
+def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Plain values as they are, images as PNG, anything nested as JSON."""
+    kind = column.type
+    if name == "image":
+        return pa.chunked_array([_column(name, column.to_pylist())])
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        cells = [None if v is None else _text(v) for v in column.to_pylist()]
+        return pa.chunked_array([pa.array(cells, type=pa.string())])
+    return column
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def png(image: Any) -> bytes:
+    """An image as PNG: a PIL image, a file's path or bytes, or an array.
+
+    Arrays are (H, W), (H, W, 3) or (3, H, W), bytes or 0 to 1.
+
+    Raises:
+        MisuseError: it is not an image.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if isinstance(image, dict):  # as Hugging Face's data sets store them
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, bytes) and image.startswith(b"\x89PNG"):
+            return image
+        if isinstance(image, (bytes, str, Path)):
+            image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        elif not isinstance(image, Image.Image):
+            image = Image.fromarray(_pixels(np.asarray(image)))
+    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+        raise MisuseError(f"A cell of the column 'image' is not an image: {error}") from error
+    buffer = io.BytesIO()
+    image.convert("RGB" if image.mode not in ("L", "RGBA") else image.mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _pixels(array: Any) -> Any:
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype.kind == "f":
+        array = array.clip(0, 1) * 255
+    return array.astype("uint8")

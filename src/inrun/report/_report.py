@@ -1,0 +1,125 @@
+"""A stored run's report: its tables as words, charts and samples, written as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from inrun.errors import StoreError
+from inrun.ledger import Run, residual_shares, totals
+from inrun.report import _charts as charts
+from inrun.report._live import live_charts
+from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
+from inrun.report._payload import contents, payload
+from inrun.report._words import lead, summary
+
+
+@dataclass(frozen=True)
+class Told:
+    """What somebody who knows more than the run's folder adds to its report."""
+
+    title: str | None = None
+    lead: str | None = None
+    figures: Sequence[Figure] = ()
+    summary: Sequence[Paragraph] = ()
+    sections: Sequence[Section] = ()
+    footer: str | None = None
+
+
+def write_report(
+    run: Run, path: Path, *, samples: pa.Table | None = None, told: Told | None = None
+) -> None:
+    """Writes a run's report as one HTML file that opens without a network.
+
+    Args:
+        run: a stored run.
+        path: the file; it is replaced.
+        samples: what the samples are, if the run was not told (`Run.describe`).
+        told: a title, words and sections beside the run's own.
+
+    Raises:
+        StoreError: the run holds no visits, or the page cannot be written.
+    """
+    told = told or Told()
+    of = contents(run, samples)
+    ledger = run.ledger()
+    page = Page(
+        title=told.title or f"What each sample did: {run.path.resolve().name}",
+        lead=told.lead or lead(of),
+        figures=[*told.figures] or _figures(ledger, of.values),
+        sections=[*told.sections, _residual(ledger), *_coverage(run), READING],
+        footer=told.footer or f"{run.path.resolve().name}: estimator {run.estimator}.",
+        summary=[*told.summary, *summary(of)],
+    )
+    samples_of = Samples(payload(of), live_charts(ledger, len(of.targets)))
+    replace(page, samples=samples_of).write(path)
+
+
+def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
+    sums, value = totals(ledger), values["value"].to_numpy()
+    return [
+        Figure(f"{values.num_rows:,}", "samples"),
+        Figure(f"{(value < 0).mean():.0%}", "of them raised the validation loss"),
+        Figure(
+            f"{sums['opening_loss'] - sums['closing_loss']:+.4g}", "taken off the validation loss"
+        ),
+        Figure(
+            f"{float(np.median(residual_shares(ledger))):.2%}",
+            "of a step's entries in the books unexplained (median)",
+        ),
+    ]
+
+
+def _residual(ledger: pa.Table) -> Section:
+    sums = totals(ledger)
+    names = ("samples", "momentum", "weight_decay", "residual")
+    return Section(
+        "Do the books close?",
+        [
+            "At every step, opening loss - closing loss = samples + momentum + weight decay + "
+            "residual. The residual is what the method does not explain, here as a share of the "
+            "step's entries."
+        ],
+        charts=[charts.residuals(ledger)],
+        tables=[
+            Table(
+                ["entry", "validation loss taken off over the run"],
+                [[name.replace("_", " "), f"{sums[name]:+.4g}"] for name in names],
+            )
+        ],
+    )
+
+
+def _coverage(run: Run) -> list[Section]:
+    try:
+        coverage = run.coverage()
+    except StoreError:  # the run was cut off; the words at the top say so
+        return []
+    rows = [
+        [r["parameter"], r["shape"], r["status"], r["captured_as"], f"{r['gradient_share']:.1%}"]
+        for r in coverage.to_pylist()
+    ]
+    head = ["parameter", "shape", "status", "captured as", "share of squared gradient norm"]
+    return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
+
+
+READING = Section(
+    "How to read a value",
+    [
+        "A value is a contribution to the reduction of the validation loss, in units of that loss: "
+        "positive helped, negative harmed. It is the sample's Shapley value in the game of its own "
+        "optimizer step, with the optimizer's state as it was.",
+        "Total values add up to the books and favour early steps, where the loss falls fastest. "
+        "Normalised values divide each step's by their mean size, which often ranks better. The "
+        "worst-harmed target is the one for which a sample's normalised values sum lowest.",
+        "It is the immediate effect. Under Adam a gradient also acts later, through momentum: that "
+        "part stands in the books under momentum, not with the samples.",
+        "Surely harmful: the confidence that the mean over a sample's visits is below 0, by a t "
+        "test whose variance is drawn towards that of all samples. Visits of one training are not "
+        "independent: it is a guide, and training again is the check (inrun prune --check).",
+    ],
+)

@@ -1,0 +1,113 @@
+"""What a report shows of samples, within a budget of bytes: texts, images, rows, tokens.
+
+A page with everything of a large data set in it would not open. Where it does not all fit, every
+sample keeps a beginning of its text, the most extreme ones keep more of it and their images, and
+the page says what was left out. Order of preference: `Priority`, a permutation of the samples.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from inrun.ledger import Run
+
+TEXT_CHARACTERS = 12_000_000
+IMAGE_BYTES = 16_000_000
+TOKENS = 400_000
+LONGEST, SHORTEST = 4000, 80
+LARGEST_SIDE = 256
+EXTREMES = 400
+
+
+def priority(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """All samples, those at both ends of any score first, the others in random order."""
+    n = len(scores[0])
+    order = np.random.default_rng(0).permutation(n)
+    ends = [np.argsort(score, kind="stable") for score in scores]
+    first = np.concatenate([np.concatenate([e[:EXTREMES], e[::-1][:EXTREMES]]) for e in ends])
+    both = np.concatenate([first, order])
+    _, at = np.unique(both, return_index=True)
+    chosen: np.ndarray = both[np.sort(at)]
+    return chosen
+
+
+def texts(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None], int]:
+    """A text a sample, and after how many characters most are cut; 0 where none was."""
+    every = [None if t is None else str(t) for t in column.to_pylist()]
+    most = max(SHORTEST, min(LONGEST, TEXT_CHARACTERS // max(1, len(every))))
+    whole = set(order[: 4 * EXTREMES].tolist())
+    shown = [t if t is None else t[: LONGEST if i in whole else most] for i, t in enumerate(every)]
+    return shown, most if shown != every else 0
+
+
+def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None], bool]:
+    """A PNG in base64 a sample, None where it did not fit, and whether any was left out."""
+    every = column.to_pylist()
+    shown: list[str | None] = [None] * len(every)
+    left = IMAGE_BYTES
+    for row in order.tolist():
+        if every[row] is None:
+            continue
+        encoded = base64.b64encode(_small(every[row])).decode()
+        left -= len(encoded)
+        if left < 0:
+            return shown, True
+        shown[row] = encoded
+    return shown, False
+
+
+def _small(image: bytes) -> bytes:
+    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
+    if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:
+        return image
+    with Image.open(io.BytesIO(image)) as opened:
+        opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        buffer = io.BytesIO()
+        opened.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def cells(column: pa.ChunkedArray) -> list[Any]:
+    """A column of plain values as JSON holds them; long ones are cut."""
+    return [_cell(v) for v in column.to_pylist()]
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53:
+            return str(value)  # a browser's numbers end there
+        return value[:LONGEST] if isinstance(value, str) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else str(value)
+    return str(value)
+
+
+def tokens(run: Run, ids: pa.ChunkedArray, order: np.ndarray) -> dict[int, list[list[Any]]]:
+    """By row, [tokens, values summed over the sample's visits], where the run holds them."""
+    parts = sorted((run.path / "tokens").glob("*.parquet"))
+    if not parts:
+        return {}
+    wanted = pa.array(ids.combine_chunks().take(order[: 4 * EXTREMES]))
+    row_of = {i: row for row, i in zip(order.tolist(), ids.take(order).to_pylist(), strict=True)}
+    found: dict[int, list[list[Any]]] = {}
+    count = 0
+    for part in parts:
+        table = pq.read_table(part, columns=["sample_id", "tokens", "values"])
+        table = table.filter(pc.is_in(table["sample_id"], value_set=wanted))
+        for visit in table.to_pylist():
+            row = row_of[visit["sample_id"]]
+            if row in found and found[row][0] == visit["tokens"]:
+                found[row][1] = [a + b for a, b in zip(found[row][1], visit["values"], strict=True)]
+            elif row not in found and count + len(visit["tokens"]) <= TOKENS:
+                found[row] = [visit["tokens"], visit["values"]]
+                count += len(visit["tokens"])
+    return {row: [t, [float(f"{v:.4g}") for v in values]] for row, (t, values) in found.items()}

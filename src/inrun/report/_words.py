@@ -1,0 +1,167 @@
+"""A run in sentences: what helped, what hurt, how far to trust it. Every number is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import norm
+
+from inrun.errors import StoreError
+from inrun.ledger import residual_shares, totals
+from inrun.report._page import Paragraph
+from inrun.report._payload import Contents, grouping_columns
+from inrun.truth import report as audit_report
+from inrun.uses import TIMES
+
+SURE = 0.95
+FEW = 5
+
+
+def summary(of: Contents) -> list[Paragraph]:
+    """The report's first words."""
+    return [
+        Paragraph("What helped", _helped(of)),
+        Paragraph("What hurt", _hurt(of)),
+        Paragraph("How far to trust it", _trust(of)),
+    ]
+
+
+def lead(of: Contents) -> str:
+    """One sentence on the run."""
+    ledger = of.run.ledger()
+    n, sums = of.values.num_rows, totals(ledger)
+    return (
+        f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps; "
+        f"the validation loss went from {sums['opening_loss']:.4g} to {sums['closing_loss']:.4g}. "
+        "A value is what a sample took off that loss when it was trained on: positive helped, "
+        "negative harmed."
+    )
+
+
+def _helped(of: Contents) -> list[str]:
+    value = of.values["value"].to_numpy()
+    sums = totals(of.run.ledger())
+    said = [
+        f"{_share(value > 0)} of the samples lowered the validation loss, by "
+        f"{value[value > 0].sum():.4g} together. All samples together lowered it by "
+        f"{value.sum():.4g} in their own steps; momentum, which is no sample's, took off "
+        f"{sums['momentum']:.4g}."
+    ]
+    by_size = np.sort(np.abs(value))[::-1]
+    if by_size.sum() > 0:
+        half = int(np.searchsorted(np.cumsum(by_size), by_size.sum() / 2)) + 1
+        said.append(
+            f"Half of the size of all values belongs to {half:,} samples ({half / len(value):.1%})."
+        )
+    said += _groups(of, value, best=True)
+    return said
+
+
+def _hurt(of: Contents) -> list[str]:
+    value = of.values["value"].to_numpy()
+    said = [
+        f"{_share(value < 0)} of the samples raised the validation loss, by "
+        f"{-value[value < 0].sum():.4g} together."
+    ]
+    said += _groups(of, value, best=False)
+    sure = of.ranked.confidence
+    if np.isfinite(sure).any():
+        certain = int((sure >= SURE).sum())
+        said.append(
+            f"{certain:,} samples are harmful with a confidence of {SURE:.0%} or more over their "
+            f"visits; by chance alone it would be {(1 - SURE) * len(sure):,.0f} at most."
+        )
+    contradicting = _contradicting(of)
+    if contradicting:
+        said.append(f"{contradicting:,} contents come under more than one label.")
+    return said
+
+
+def _trust(of: Contents) -> list[str]:
+    ledger = of.run.ledger()
+    shares = residual_shares(ledger)
+    said = [
+        f"The books: what the values leave unexplained of a step is {np.median(shares):.2%} of its "
+        f"entries in the median and {shares.max():.1%} at most."
+    ]
+    said.append(_audited(of))
+    try:
+        coverage = of.run.coverage()
+    except StoreError:
+        said.append("The run was not flushed to its end, so its coverage is not known.")
+    else:
+        covered = [r["gradient_share"] for r in coverage.to_pylist() if r["status"] == "captured"]
+        said.append(f"The values cover {sum(covered):.1%} of the gradient.")
+    names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
+    steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
+    said.append(
+        f"Estimator, by steps: {steps}. A value is the effect within the sample's own steps; what "
+        "its gradient does later, through momentum, is booked apart."
+    )
+    if of.outlier.any():
+        size = np.abs(of.values["value"].to_numpy())
+        said.append(
+            f"{int(of.outlier.sum()):,} samples are outliers, of more than {TIMES:.0f} times the "
+            f"median size; they make {size[of.outlier].sum() / size.sum():.1%} of the size of all "
+            "values."
+        )
+    return said
+
+
+def _audited(of: Contents) -> str:
+    try:
+        found = audit_report(of.run.audit())
+    except StoreError:
+        return (
+            "This run was not audited: how near its values come to exact Shapley values was not "
+            "measured. attribution.audit(seconds=60, steps=...) before the loop does it."
+        )
+    said = (
+        f"Audit: at {found.checks} random steps, values and exact Shapley values correlate with "
+        f"R {found.pearson:.3f} (median, 95 % interval)."
+    )
+    return " ".join([said, *(f"{cause.name}: {cause.evidence}." for cause in found.causes)])
+
+
+def _share(chosen: np.ndarray) -> str:
+    return f"{chosen.mean():.1%}"
+
+
+def _groups(of: Contents, value: np.ndarray, best: bool) -> list[str]:
+    """A sentence each for label and source: the level whose mean is furthest out, if by no chance.
+
+    Of L levels with `FEW` samples or more, one is named only where its mean differs from that of
+    all samples beyond a two-sided 95 % limit for L comparisons.
+    """
+    said = []
+    for name, cells in grouping_columns(of.table):
+        if name not in ("label", "source"):
+            continue
+        levels, row, count = np.unique(cells, return_inverse=True, return_counts=True)
+        mean = np.bincount(row, value, len(levels)) / count
+        spread = np.sqrt(np.bincount(row, (value - mean[row]) ** 2) / np.maximum(count - 1, 1))
+        large = count >= FEW
+        away = (mean - value.mean()) / np.maximum(spread / np.sqrt(count), 1e-300)
+        limit = norm.ppf(1 - 0.025 / max(1, large.sum()))
+        out = np.flatnonzero(large & ((away > limit) if best else (away < -limit)))
+        if len(out):
+            at = out[mean[out].argmax() if best else mean[out].argmin()]
+            said.append(
+                f"By {name}, the {'most' if best else 'least'} helpful on average is {levels[at]}: "
+                f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."
+            )
+        elif best:
+            said.append(
+                f"By {name}, no group is more helpful on average than chance would make it."
+            )
+    return said
+
+
+def _contradicting(of: Contents) -> int:
+    if "label" not in of.table.column_names:
+        return 0
+    labels: dict[int, set[object]] = {}
+    pairs = zip(of.copies.tolist(), of.table["label"].to_pylist(), strict=True)
+    for number, label in pairs:
+        if number >= 0:
+            labels.setdefault(number, set()).add(label)
+    return sum(len(found) > 1 for found in labels.values())

@@ -1,0 +1,202 @@
+"""What each provider's, domain's or class's data was worth: sums that add up to the books.
+
+Over the scored steps,
+
+    fall of the validation loss = sum over groups + momentum + weight decay + residual
+
+so a group's share of the samples' entry is exact, and momentum, which belongs to no group, stands
+apart. Equal contents delivered by several groups are one thing that was bought twice: with
+`duplicates="split"` their joint value is divided equally among the groups that delivered them,
+however often each did; with "booked" every copy keeps what its own visits earned, which depends on
+which copy came first.
+
+Letters: a group's sum over n contents of value x is n * mean(x), and its interval is n times
+Student's interval of that mean: how far the sum would move had the group delivered other rows like
+its own. It says nothing of how far another training would have moved it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from scipy.stats import t as student
+
+from inrun.errors import InvariantError, MisuseError
+from inrun.ledger import Run, totals
+from inrun.uses._contents import duplicate_groups
+from inrun.uses._join import described
+
+UNNAMED = "(not described)"
+ENTRIES = ("samples", "momentum", "weight_decay", "residual")
+
+
+@dataclass(frozen=True)
+class Rollup:
+    """What `inrun.rollup` returns.
+
+    Attributes:
+        by: the column that was summed over.
+        table: a row a group, the most valuable first: `group`, `samples`, `visits`, `value`, `low`
+            and `high` (95 % interval), `share` of the samples' entry, `share_of_fall` of the loss's
+            whole fall, `booked` (the sum before duplicates were split), `harmful` (share of its
+            samples with a negative value), `duplicated` (samples whose content another group
+            delivered too).
+        books: the entries over the run, in units of the validation loss: `fall`, `samples`,
+            `momentum`, `weight_decay`, `residual`.
+        duplicates: 'split' or 'booked'.
+    """
+
+    by: str
+    table: pa.Table
+    books: dict[str, float]
+    duplicates: str
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers, in sentences."""
+        copies = sum(self.table["duplicated"].to_pylist())
+        said = [
+            "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
+            f"entry in the books, {self.books['samples']:+.4g}; the loss fell by "
+            f"{self.books['fall']:+.4g} over the scored steps.",
+            "Momentum, weight decay and the residual belong to no group: momentum is what earlier "
+            "gradients of all groups still did.",
+            "An interval says how far a sum would move had the group delivered other rows like "
+            "its own, not how far another training would move it.",
+        ]
+        if copies:
+            how = (
+                "their value is divided equally among the groups that delivered them"
+                if self.duplicates == "split"
+                else "each copy keeps what its own visits earned, which favours whoever came first"
+            )
+            said.append(f"{copies} samples were delivered by more than one group: {how}.")
+        return said
+
+
+def rollup(
+    run: Run, by: str = "source", *, samples: pa.Table | None = None, duplicates: str = "split"
+) -> Rollup:
+    """Sums values by a column of the samples.
+
+    Args:
+        run: a stored run.
+        by: a column of the samples: source, label, domain.
+        samples: what the samples are, if the run was not told (`Run.describe`).
+        duplicates: 'split' or 'booked', for equal contents from several groups.
+
+    Raises:
+        MisuseError: no samples, no such column, or `duplicates` is neither.
+        InvariantError: the values do not add up to the books.
+    """
+    if duplicates not in ("split", "booked"):
+        raise MisuseError(f"duplicates {duplicates!r} is not one of split, booked.")
+    samples = run.samples() if samples is None else samples
+    if samples is None:
+        raise MisuseError(
+            f"{run.path} was not told what its samples are, so they have no {by!r}. Pass --samples "
+            "FILE, or call inrun.load(run).describe(table) once."
+        )
+    if by not in samples.column_names:
+        raise MisuseError(
+            f"The samples have no column {by!r}; they have {', '.join(samples.column_names)}."
+        )
+    values = run.values()
+    table = described(values, samples)
+    group = np.array([UNNAMED if g is None else str(g) for g in table[by].to_pylist()])
+    content = duplicate_groups(table)
+    booked = values["value"].to_numpy()
+    books = _books(run, booked)
+    shared = _contents_in_several(group, content)
+    value = _split(booked, group, content, shared) if duplicates == "split" else booked
+    visits = values["visits"].to_numpy()
+    every = _Columns(group, value, booked, visits, content, shared)
+    rows = [_row(name, every, books) for name in np.unique(group).tolist()]
+    rows.sort(key=lambda row: -row["value"])
+    return Rollup(by, pa.Table.from_pylist(rows), books, duplicates)
+
+
+def _books(run: Run, values: np.ndarray) -> dict[str, float]:
+    sums = totals(run.ledger())
+    entries = {name: sums[name] for name in ENTRIES}
+    size = float(np.abs(values).sum())
+    if abs(values.sum() - entries["samples"]) > 1e-6 * max(size, 1e-12):
+        raise InvariantError(
+            f"{run.path}: values add up to {values.sum():.6g} and the books say "
+            f"{entries['samples']:.6g}. A part of the visits or of the ledger is missing or there "
+            "twice, so no shares can be given."
+        )
+    return {"fall": sum(entries.values()), **entries}
+
+
+def _contents_in_several(group: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """(n,) bool: samples whose content samples of another group have too."""
+    pairs = {(c, g) for c, g in zip(content.tolist(), group.tolist(), strict=True) if c >= 0}
+    count: dict[int, int] = {}
+    for c, _ in pairs:
+        count[c] = count.get(c, 0) + 1
+    return np.array([count.get(c, 0) > 1 for c in content.tolist()], dtype=bool)
+
+
+def _split(
+    booked: np.ndarray, group: np.ndarray, content: np.ndarray, shared: np.ndarray
+) -> np.ndarray:
+    """Values in which a content's joint value goes in equal parts to the groups that have it."""
+    value: np.ndarray = booked.copy()
+    rows = np.flatnonzero(shared)
+    rows = rows[np.argsort(content[rows], kind="stable")]
+    for copies in np.split(rows, np.flatnonzero(np.diff(content[rows])) + 1 if len(rows) else []):
+        names = group[copies].tolist()
+        joint = booked[copies].sum() / max(1, len(set(names)))
+        for row, name in zip(copies.tolist(), names, strict=True):
+            value[row] = joint / names.count(name)
+    return value
+
+
+class _Columns(NamedTuple):
+    """A number a sample in each, in the order of ids."""
+
+    group: np.ndarray
+    value: np.ndarray
+    booked: np.ndarray
+    visits: np.ndarray
+    content: np.ndarray
+    shared: np.ndarray
+
+
+def _row(name: str, every: _Columns, books: dict[str, float]) -> dict[str, Any]:
+    own = _Columns(*(column[every.group == name] for column in every))
+    total = float(own.value.sum())
+    half = _half_interval(_by_content(own.value, own.content))
+    return {
+        "group": name,
+        "samples": len(own.value),
+        "visits": int(own.visits.sum()),
+        "value": total,
+        "low": total - half,
+        "high": total + half,
+        "share": total / books["samples"] if books["samples"] else float("nan"),
+        "share_of_fall": total / books["fall"] if books["fall"] else float("nan"),
+        "booked": float(own.booked.sum()),
+        "harmful": float((own.booked < 0).mean()),
+        "duplicated": int(own.shared.sum()),
+    }
+
+
+def _by_content(value: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """Copies of one content are not independent draws: their values are added first."""
+    single = value[content < 0]
+    numbers, place = np.unique(content[content >= 0], return_inverse=True)
+    sums = np.zeros(len(numbers))
+    np.add.at(sums, place, value[content >= 0])
+    return np.concatenate([single, sums])
+
+
+def _half_interval(x: np.ndarray) -> float:
+    """Half of n times Student's 95 % interval of the mean of n numbers; NaN for one."""
+    n = len(x)
+    if n < 2:
+        return float("nan")
+    return float(student.ppf(0.975, n - 1) * x.std(ddof=1) * np.sqrt(n))
