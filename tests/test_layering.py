@@ -10,6 +10,7 @@ ROWS = [
     {"cli"},
     {"demo"},
     {"report", "uses"},
+    {"training"},
     {"attribution"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},
