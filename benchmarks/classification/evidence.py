@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ import inrun
 from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split
 
-IN_STEP = ("path", "sgd", "linearized")
 LOOK_AHEAD = "look-ahead"
 
 
@@ -61,23 +60,31 @@ def trained(split: Split, rows: Tensor, seed: int, labels: Tensor | None = None)
     return model
 
 
-def gather(split: Split, seed: int, methods: tuple[str, ...]) -> Evidence:
-    """Trains once a method, and keeps what training itself shows."""
+def gather(split: Split, seed: int, methods: Mapping[str, bool]) -> Evidence:
+    """Trains once a method, and keeps what training itself shows.
+
+    Args:
+        split: the data.
+        seed: of start and order.
+        methods: by name, whether with one target a class; else with their mean as the only one.
+    """
     visits, seconds = {}, {}
-    for method in methods:
+    for method, by_class in methods.items():
         began = time.perf_counter()
+        utility = inrun.Utility(tasks.weighted_loss, split.whole)
+        if by_class:
+            utility = inrun.Utility(tasks.loss_fn, targets=split.targets)
         with tempfile.TemporaryDirectory() as folder:
-            seen = _run(split, seed, method, Path(folder))
+            seen = _run(split, seed, method, utility, Path(folder))
         seconds[method] = time.perf_counter() - began
         visits[method], losses, margins = seen
     return Evidence(losses, margins, visits, seconds)
 
 
 def _run(
-    split: Split, seed: int, method: str, folder: Path
+    split: Split, seed: int, method: str, utility: inrun.Utility, folder: Path
 ) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     model, optimizer = start(split, seed)
-    utility = inrun.Utility(tasks.loss_fn, targets=split.targets)
     if method == LOOK_AHEAD:
         watch = inrun.record(model, optimizer, tasks.losses, split.fetch)
     else:

@@ -66,11 +66,20 @@ class Split:
         return self.labels != self.truth
 
     @property
+    def whole(self) -> tuple[Inputs, Tensor, Tensor]:
+        """The validation set as one batch, weighted so that its loss is the mean over classes."""
+        inputs, y = self.validation
+        counts = torch.bincount(y, minlength=len(self.names)).float()
+        return inputs, y, 1 / (counts[y] * (counts > 0).sum())
+
+    @property
     def targets(self) -> dict[str, tuple[Inputs, Tensor]]:
         """The validation set, one batch a class."""
         inputs, y = self.validation
         return {
-            name: (tuple(t[y == k] for t in inputs), y[y == k]) for k, name in enumerate(self.names)
+            name: (tuple(t[y == k] for t in inputs), y[y == k])
+            for k, name in enumerate(self.names)
+            if (y == k).any()
         }
 
     def fetch(self, rows: Any) -> tuple[Inputs, Tensor]:
@@ -87,6 +96,11 @@ def terms(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:
 def loss_fn(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:
     """Mean loss."""
     return terms(model, batch).mean()
+
+
+def weighted_loss(model: nn.Module, batch: tuple[Inputs, Tensor, Tensor]) -> Tensor:
+    """The loss of `Split.whole`."""
+    return (terms(model, batch[:2]) * batch[2]).sum()
 
 
 def losses(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:

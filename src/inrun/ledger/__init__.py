@@ -4,6 +4,7 @@ from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_sh
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Ids, Tally, normalised
+from inrun.ledger._tokens import TokenFolder, read_tokens
 
 __all__ = [
     "LEDGER",
@@ -13,10 +14,12 @@ __all__ = [
     "Run",
     "RunFolder",
     "Tally",
+    "TokenFolder",
     "books_of",
     "ledger_rows",
     "load",
     "normalised",
+    "read_tokens",
     "residual_shares",
     "totals",
 ]

@@ -42,8 +42,16 @@ class Task(ABC):
         """Samples as one batch, in their order."""
 
     @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Terms (B,) that add up to the batch's loss, and each row's margin where it has a label.
+
+        The margin is the label's logit less the largest other one, which Area Under the Margin
+        (Pleiss et al., 2020) averages over training.
+        """
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Terms (B,) that add up to the batch's loss."""
+        return self.forward(model, batch)[0]
 
     def weights(self, batch: Batch) -> Tensor:
         """What each row weighs in the batch's mean, (B,)."""
@@ -77,11 +85,13 @@ class Classification(Task):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, C)."""
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See `Task.losses`: each row's cross-entropy over the number of rows."""
-        logits = self.logits(model, batch).float()
-        found = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
-        return found / len(found)
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """See `Task.forward`: each row's cross-entropy over the number of rows."""
+        logits_BC, labels = self.logits(model, batch).float(), batch["labels"].unsqueeze(1)
+        found = nn.functional.cross_entropy(logits_BC, batch["labels"], reduction="none")
+        known_BC = logits_BC.detach()
+        rival = known_BC.scatter(1, labels, -torch.inf).amax(1)
+        return found / len(found), known_BC.gather(1, labels)[:, 0] - rival
 
     def score(self, model: nn.Module, batch: Batch) -> Tensor:
         """See `Task.score`."""
@@ -112,6 +122,21 @@ class Text:
                 "its configuration."
             )
         self.tokenizer, self._length = tokenizer, config.max_length
+
+    def pieces(self, text: str) -> list[str]:
+        """What each token stands for, so that they put together are the text, as far as it goes."""
+        if not self.tokenizer.is_fast:
+            ids = self.tokenizer(text, truncation=True, max_length=self._length)["input_ids"]
+            return list(self.tokenizer.convert_ids_to_tokens(ids))
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self._length, return_offsets_mapping=True
+        )
+        found, end = [], 0
+        for (begin, stop), i in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True):
+            special = begin == stop and i in self.tokenizer.all_special_ids
+            found.append(self.tokenizer.convert_ids_to_tokens(i) if special else text[end:stop])
+            end = max(end, stop)
+        return found
 
     def encode(self, texts: Sequence[str]) -> Batch:
         """`input_ids` and `attention_mask`, (B, T), padded on the right to the longest."""
@@ -194,23 +219,27 @@ class LanguageModel(TextModel):
         return batch | {"labels": labels}
 
     def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of predicting token t + 1, (B, T - 1); 0 at padding."""
+        """Loss of predicting each token, (B, T); 0 for the first one and at padding."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
             :, :-1
         ]
-        return nn.functional.cross_entropy(
+        found = nn.functional.cross_entropy(
             logits.float().transpose(1, 2), batch["labels"][:, 1:], reduction="none",
             ignore_index=-100,
         )  # fmt: skip
+        return nn.functional.pad(found, (1, 0))
+
+    def token_terms(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Terms (B, T) that add up to the batch's loss."""
+        return self.token_losses(model, batch) / self.weights(batch).sum().clamp_min(1)
 
     def weights(self, batch: Batch) -> Tensor:
         """See `Task.weights`: how many tokens are predicted."""
         return (batch["labels"][:, 1:] != -100).sum(1).float()
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See `Task.losses`: each row's sum over its tokens, over the batch's number of tokens."""
-        tokens = self.weights(batch).sum().clamp_min(1)
-        return self.token_losses(model, batch).sum(1) / tokens
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """See `Task.forward`: each row's sum over its tokens, over the batch's tokens."""
+        return self.token_terms(model, batch).sum(1), None
 
     def score(self, model: nn.Module, batch: Batch) -> Tensor:
         """See `Task.score`: minus the mean loss of the row's tokens."""
