@@ -26,10 +26,14 @@ LOOK_AHEAD = "look-ahead"
 
 @dataclass(frozen=True)
 class Evidence:
-    """`losses` and `margins` (N, E) as training met them; `visits` by method, a column a class."""
+    """What training met: `losses` and `margins` (N, E), mean class `probabilities` (N, K).
+
+    `visits` by method, a column a class where that was asked for.
+    """
 
     losses: np.ndarray
     margins: np.ndarray
+    probabilities: np.ndarray
     visits: dict[str, pa.Table]
     seconds: dict[str, float]
 
@@ -77,13 +81,13 @@ def gather(split: Split, seed: int, methods: Mapping[str, bool]) -> Evidence:
         with tempfile.TemporaryDirectory() as folder:
             seen = _run(split, seed, method, utility, Path(folder))
         seconds[method] = time.perf_counter() - began
-        visits[method], losses, margins = seen
-    return Evidence(losses, margins, visits, seconds)
+        visits[method], losses, margins, probabilities = seen
+    return Evidence(losses, margins, probabilities, visits, seconds)
 
 
 def _run(
     split: Split, seed: int, method: str, utility: inrun.Utility, folder: Path
-) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
     model, optimizer = start(split, seed)
     if method == LOOK_AHEAD:
         watch = inrun.record(model, optimizer, tasks.losses, split.fetch)
@@ -93,6 +97,7 @@ def _run(
         )
     n, epochs = split.recipe.training, split.recipe.epochs
     losses, margins = np.zeros((n, epochs)), np.zeros((n, epochs))
+    probabilities = np.zeros((n, len(split.names)))
     seen = np.zeros(n, int)
     for ids in batches(split, torch.arange(n), seed):
         with ExitStack() as blocks:
@@ -104,13 +109,15 @@ def _run(
         rows = ids.numpy()
         losses[rows, seen[rows]] = found.detach().numpy()
         margins[rows, seen[rows]] = _margins(logits.detach(), y).numpy()
+        probabilities[rows] += logits.detach().softmax(1).numpy() / epochs
         seen[rows] += 1
         optimizer.step()
         optimizer.zero_grad()
     if isinstance(watch, inrun.Attribution):
         watch.detach()
-        return watch.visits(), losses, margins
-    return inrun.lookahead(watch.finish(), utility).visits(), losses, margins
+        return watch.visits(), losses, margins, probabilities
+    values = inrun.lookahead(watch.finish(), utility).visits()
+    return values, losses, margins, probabilities
 
 
 def _margins(logits_BK: Tensor, y_B: Tensor) -> Tensor:

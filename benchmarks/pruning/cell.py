@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.classification.evidence import gather, trained
 from benchmarks.classification.tasks import accuracy, split
-from benchmarks.pruning.rankings import BALANCED, METHODS, kept, rankings
+from benchmarks.pruning.rankings import BALANCED, METHODS, PLAIN_ONLY, kept, rankings
 
 DROPS = (0.05, 0.1, 0.2, 0.3, 0.5)
 FULL, CLEAN = "all samples", "without exactly the wrong labels"
@@ -50,9 +50,10 @@ def measure(key: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, score in rankings(data, evidence, setting.seed).items():
         for suffix, groups in (("", None), (BALANCED, labels)):
-            found[name + suffix] = {
-                str(share): scored(kept(score, share, groups)) for share in DROPS
-            }
+            if groups is None or name not in PLAIN_ONLY:
+                found[name + suffix] = {
+                    str(share): scored(kept(score, share, groups)) for share in DROPS
+                }
     everything = np.arange(len(labels))
     return {
         "accuracy": found,

@@ -10,6 +10,7 @@ from benchmarks.classification.evidence import LOOK_AHEAD, Evidence
 from benchmarks.classification.tasks import Split
 
 BALANCED = ", balanced"
+PLAIN_ONLY = ("linearized, total", "path, harm, then random")
 METHODS = {"path": True, "sgd": False, "linearized": False, LOOK_AHEAD: False}
 
 
