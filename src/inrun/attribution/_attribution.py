@@ -198,6 +198,11 @@ class Attribution:
         return table.append_column("contraction", pa.array(how, pa.string()))
 
     @property
+    def latest(self) -> dict[str, Any]:
+        """The last step's row of the books, for the weighted total; empty before the first."""
+        return dict(self._record.latest)
+
+    @property
     def covered(self) -> float:
         """Share of the last step's squared gradient norm that is captured, 0 to 1."""
         return self._steps.capture.coverage.share

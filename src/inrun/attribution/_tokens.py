@@ -84,6 +84,21 @@ class Tokens:
         yield
         self._passes.append(_Pass(names, batch, tokens, share, modes, random, cuda))
 
+    def flush(self) -> None:
+        """Writes to the store what is still waiting."""
+        if self._folder is not None:
+            self._folder.flush()
+
+    def state_dict(self) -> dict[str, int]:
+        """For a training checkpoint: how much is stored."""
+        self.flush()
+        return {} if self._folder is None else self._folder.state()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on from a checkpoint; what was stored after it is removed."""
+        if self._folder is not None:
+            self._folder.restore(state)
+
     def direction(self, name: str, directions_K: Tensor) -> None:
         """See `DirectionWatcher.direction`: the weighted total alone is kept."""
         weights = torch.as_tensor(

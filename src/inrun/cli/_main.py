@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import inrun
+from inrun.cli import _train
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -61,6 +62,10 @@ def audit(
         )
     console.print(table)
     console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
+
+
+app.command("train", no_args_is_help=True)(_train.train)
+app.command("plan", no_args_is_help=True)(_train.plan)
 
 
 def main() -> None:

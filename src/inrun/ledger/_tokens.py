@@ -6,7 +6,7 @@ they add up to the visit's value).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ class TokenFolder:
         pq.write_table(pa.Table.from_pylist(self._rows), beside, compression="zstd")
         beside.replace(place)
         self._rows, self.parts = [], self.parts + 1
+
+    def state(self) -> dict[str, int]:
+        """What is stored, for a checkpoint."""
+        return {"parts": self.parts, "step": self.step}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Removes parts that came after a checkpoint: those steps will be trained again."""
+        self.parts, self.step, self._rows = state["parts"], state["step"], []
+        for part in self.path.glob("*.parquet"):
+            if int(part.stem) >= self.parts:
+                part.unlink()
 
 
 def read_tokens(run: Path) -> pa.Table | None:

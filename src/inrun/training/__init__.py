@@ -4,6 +4,26 @@
 """
 
 from inrun.training._config import CONFIG, TASKS, TrainConfig, read_config
+from inrun.training._loop import PROBABILITIES, SAMPLES, Outcome, TrainingInterrupt
+from inrun.training._loop import train as run_training
+from inrun.training._plan import Plan, plan_training, read_comparison
+from inrun.training._rows import task_seen
 from inrun.training._training import Training, open_training
 
-__all__ = ["CONFIG", "TASKS", "TrainConfig", "Training", "open_training", "read_config"]
+__all__ = [
+    "CONFIG",
+    "PROBABILITIES",
+    "SAMPLES",
+    "TASKS",
+    "Outcome",
+    "Plan",
+    "TrainConfig",
+    "Training",
+    "TrainingInterrupt",
+    "open_training",
+    "plan_training",
+    "read_comparison",
+    "read_config",
+    "run_training",
+    "task_seen",
+]

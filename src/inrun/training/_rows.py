@@ -84,6 +84,18 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
     return rows
 
 
+def task_seen(source: str, label: str) -> str:
+    """The task that the data looks like: images, texts with labels, or texts alone.
+
+    Raises:
+        MisuseError: nothing is there.
+    """
+    rows = read_rows(source, "train", BadRows(skip=True))
+    if rows and "image" in rows[0].cells:
+        return "image-classification"
+    return "text-classification" if any(label in r.cells for r in rows[:100]) else "causal-lm"
+
+
 def _csv(path: Path, bad: BadRows, delimiter: str = ",") -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)

@@ -43,11 +43,7 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Terms (B,) that add up to the batch's loss, and each row's margin where it has a label.
-
-        The margin is the label's logit less the largest other one, which Area Under the Margin
-        (Pleiss et al., 2020) averages over training.
-        """
+        """Terms (B,) that add up to the batch's loss, and logits (B, C) where there are classes."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Terms (B,) that add up to the batch's loss."""
@@ -87,11 +83,9 @@ class Classification(Task):
 
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """See `Task.forward`: each row's cross-entropy over the number of rows."""
-        logits_BC, labels = self.logits(model, batch).float(), batch["labels"].unsqueeze(1)
-        found = nn.functional.cross_entropy(logits_BC, batch["labels"], reduction="none")
-        known_BC = logits_BC.detach()
-        rival = known_BC.scatter(1, labels, -torch.inf).amax(1)
-        return found / len(found), known_BC.gather(1, labels)[:, 0] - rival
+        logits = self.logits(model, batch).float()
+        found = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        return found / len(found), logits.detach()
 
     def score(self, model: nn.Module, batch: Batch) -> Tensor:
         """See `Task.score`."""

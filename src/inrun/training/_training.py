@@ -61,6 +61,10 @@ class Training:
         except KeyError as error:
             raise MisuseError(f"No training row has the id {error.args[0]!r}.") from None
 
+    def contents(self, ids: Collection[Any]) -> list[Any]:
+        """Training samples' texts or images by id."""
+        return [self._by_id[i].content for i in ids]
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples as one batch on the device."""
         return {name: t.to(self.device) for name, t in self.task.collate(samples).items()}

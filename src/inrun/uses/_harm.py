@@ -30,6 +30,23 @@ def harm_profile(visits: pa.Table, targets: Sequence[str]) -> pa.Table:
     Raises:
         MisuseError: fewer than two targets.
     """
+    ids, sums = harm_sums(visits, targets)
+    worst = sums.argmin(1)
+    return pa.table(
+        {
+            "sample_id": ids,
+            "worst_target": [targets[k] for k in worst],
+            "worst_value": sums[np.arange(len(ids)), worst],
+        }
+    )
+
+
+def harm_sums(visits: pa.Table, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids in their order, (n,), and their normalised values by target, (n, K).
+
+    Raises:
+        MisuseError: fewer than two targets.
+    """
     if len(targets) < 2:
         raise MisuseError(
             "A harm profile compares targets and needs at least two: give the utility one named "
@@ -44,11 +61,4 @@ def harm_profile(visits: pa.Table, targets: Sequence[str]) -> pa.Table:
     mean_size = np.divide(size, count, out=np.ones_like(size), where=size > 0)
     sums = np.zeros((len(ids), len(targets)))
     np.add.at(sums, row, values_BK / mean_size[step][:, None])
-    worst = sums.argmin(1)
-    return pa.table(
-        {
-            "sample_id": ids,
-            "worst_target": [targets[k] for k in worst],
-            "worst_value": sums[np.arange(len(ids)), worst],
-        }
-    )
+    return ids, sums
