@@ -32,11 +32,10 @@ from inrun.training._progress import TrainingProgress
 from inrun.training._samples import Id, samples_of
 from inrun.training._seen import Seen
 from inrun.training._task import Batch, LanguageModel
-from inrun.training._training import MODEL, Training
+from inrun.training._training import MODEL, TRAJECTORY, Training
 
-SAMPLES, VALIDATION, MEASURED, TRAJECTORY, PROBABILITIES = (
-    "samples.parquet", "validation.parquet", "measured.json", "trajectory", "probabilities.parquet",
-)  # fmt: skip
+SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
+MEASURED, PROBABILITIES = "measured.json", "probabilities.parquet"
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from inrun.errors import MisuseError, StoreError
+from inrun.replay import Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._samples import Id, Sample, Splits, read_splits
 from inrun.training._task import Batch, Task, task_of
 from inrun.utility import Utility
 
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
-MODEL = "model"  # the trained model's folder in a run's
+MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
 
 
@@ -140,6 +141,22 @@ class Training:
                 "`inrun train --resume` goes on with it."
             )
         return self.task.load(folder).to(self.device).eval()
+
+    def trajectory(self) -> Trajectory:
+        """The recorded run, for `inrun.lookahead`.
+
+        Raises:
+            StoreError: it was not recorded (`--record`), or not to its end.
+        """
+        if self.folder is None or not (self.folder / TRAJECTORY).exists():
+            raise StoreError(
+                f"{self.folder} holds no recorded trajectory. Train with --record to look ahead."
+            )
+        model, optimizer = self.start()
+        return open_trajectory(
+            self.folder / TRAJECTORY, model, optimizer, self.losses, self.fetch,
+            weights=self.weights,
+        )  # fmt: skip
 
     # ---- order
 
