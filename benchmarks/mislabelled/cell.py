@@ -46,7 +46,7 @@ def measure(key: str) -> dict[str, Any]:
     """AUC, precision and average precision by detector; accuracy of suggested labels."""
     setting = Setting.of(key)
     data = split(setting.task, setting.noise, setting.seed)
-    evidence = gather(data, setting.seed, {"path": True, "sgd": True})
+    evidence = gather(data, setting.seed, {"path": True})
     began = time.perf_counter()
     held_out = cross_validated(data, setting.seed)
     seconds = evidence.seconds | {"cross-validation": time.perf_counter() - began}
@@ -69,12 +69,9 @@ def judged(
     """Scores (N,), high for a wrong label, and suggested classes (N,), by name."""
     labels, p = data.labels.numpy(), evidence.probabilities
     rows, targets = np.arange(len(labels)), tuple(data.targets)
-    harm = {
-        method: class_harm(harm_sums(visits, targets)[1], targets, data.names)
-        for method, visits in evidence.visits.items()
-    }
+    harm = class_harm(harm_sums(evidence.visits["path"], targets)[1], targets, data.names)
     loss, margin = evidence.losses.mean(1), -evidence.margins.mean(1)
-    ours = label_doubts(harm["path"], labels, loss, p)
+    ours = label_doubts(harm, labels, loss, p)
     scores = {
         OURS: ours.doubt,
         "mean loss": loss,
@@ -84,16 +81,14 @@ def judged(
             labels, held_out, method="normalized_margin"
         ),
         "mean loss + margin": rankdata(loss) + rankdata(margin),
-        "path, harm": -harm["path"].min(1),
-        "path, harm over all classes": -np.minimum(harm["path"], 0).sum(1),
-        "sgd, harm over all classes": -np.minimum(harm["sgd"], 0).sum(1),
+        "path, harm": -harm.min(1),
+        "path, harm over all classes": -np.minimum(harm, 0).sum(1),
         "path, total": -summed(evidence.visits["path"], "value"),
         "path, normalised": -summed(evidence.visits["path"], "value_normalised"),
     }
     suggestions = {
         OURS: ours.suggested,
-        "path, harm": harm["path"].argmin(1),
-        "sgd, harm": harm["sgd"].argmin(1),
+        "path, harm": harm.argmin(1),
         "cleanlab (held-out probability)": held_out.argmax(1),
         "training-time probability": p.argmax(1),
         "training-time probability, but not the label": _without(p, rows, labels).argmax(1),
