@@ -14,7 +14,7 @@ def grid(quick: bool) -> list[str]:
     tasks = ("digits",) if quick else ("digits", "mnist", "r8")
     return [
         Setting(task, noise, seed).key
-        for seed in range(1 if quick else 5)
+        for seed in range(1 if quick else 3)
         for noise in (0.05, 0.2, 0.4)
         for task in tasks
     ]
