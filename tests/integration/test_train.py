@@ -1,5 +1,6 @@
 """`inrun train` and `inrun plan` from a shell, in a fresh folder, on small data."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 import inrun
 from inrun.errors import MisuseError, StoreError
-from inrun.training import TrainConfig, Training, open_training, read_config, task_seen
+from inrun.training import (
+    TrainConfig,
+    Training,
+    TrainingInterrupt,
+    _loop,
+    open_training,
+    read_config,
+    run_training,
+    task_seen,
+)
 from tests.integration.train_data import images, jsonl, model_folder, table, texts
 
 COMMAND = str(Path(sys.executable).with_name("inrun"))
@@ -117,6 +128,74 @@ def test_the_config_runs_again_to_the_same_values(shop, classified):
     inrun_command(shop, "train", "--config", "texts/config.json", "--out", "again")
     first, second = (inrun.load(f).values() for f in (folder, shop / "again"))
     assert first["value"].to_pylist() == second["value"].to_pylist()
+
+
+class Cut(Exception):
+    """What ends a training in the middle."""
+
+
+def cut_after(monkeypatch, steps):
+    """Ends a training after so many steps, without a farewell."""
+    plain = _loop._Loop._step
+
+    def step(self, parts):
+        if self.done == steps:
+            raise Cut
+        return plain(self, parts)
+
+    monkeypatch.setattr(_loop._Loop, "_step", step)
+
+
+@pytest.mark.parametrize("kind", ["texts", "tokens"])
+def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch, kind):
+    settings = {
+        "texts": {"task": "text-classification", "model": str(shop / "bert")},
+        "tokens": {"task": "causal-lm", "model": str(shop / "gpt"), "keep_tokens": True},
+    }[kind]
+    config = TrainConfig(
+        data=str(shop / "train.jsonl"), from_scratch=True, batch=8, epochs=2, save_every=0,
+        **settings,
+    )  # fmt: skip
+    quiet = Console(file=io.StringIO())
+    run_training(Training(config), tmp_path / "whole", quiet)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_after(patch, 4)
+        run_training(Training(config), tmp_path / "cut", quiet)
+    said = inrun_command(tmp_path, "train", "--resume", "cut")
+    assert "Trained 10 steps" in said
+    whole, cut = (inrun.load(tmp_path / name) for name in ("whole", "cut"))
+    assert whole.values().to_pylist() == cut.values().to_pylist()
+    assert whole.ledger().to_pylist() == cut.ledger().to_pylist()
+    samples = [pq.read_table(tmp_path / name / "samples.parquet") for name in ("whole", "cut")]
+    assert samples[0]["mean_loss"].to_pylist() == samples[1]["mean_loss"].to_pylist()
+    if kind == "tokens":
+        tokens = [pq.read_table(tmp_path / name / "tokens") for name in ("whole", "cut")]
+        assert tokens[0].to_pylist() == tokens[1].to_pylist()
+
+
+def test_the_keyboard_stops_with_a_checkpoint(shop, tmp_path, monkeypatch):
+    config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), batch=8)
+    plain = _loop._Loop._step
+
+    def step(self, parts):
+        if self.done == 3:
+            raise KeyboardInterrupt
+        return plain(self, parts)
+
+    monkeypatch.setattr(_loop._Loop, "_step", step)
+    with pytest.raises(TrainingInterrupt, match="after step 3 of 18"):
+        run_training(Training(config), tmp_path / "run", Console(file=io.StringIO()))
+    monkeypatch.setattr(_loop._Loop, "_step", plain)
+    said = inrun_command(tmp_path, "train", "--resume", "run")
+    assert "Trained 18 steps" in said
+    assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))
+
+
+def test_what_cannot_be_resumed_says_so(shop, classified, tmp_path):
+    said = inrun_command(shop, "train", "--resume", "texts", code=2)
+    assert "nothing left to train" in said
+    said = inrun_command(tmp_path, "train", "--resume", "nothing", code=2)
+    assert "has no config.json" in said
 
 
 def test_a_run_is_not_written_over(shop, classified):
