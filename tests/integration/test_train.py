@@ -130,7 +130,7 @@ def test_the_config_runs_again_to_the_same_values(shop, classified):
     assert first["value"].to_pylist() == second["value"].to_pylist()
 
 
-class Cut(Exception):
+class Cut(Exception):  # noqa: N818
     """What ends a training in the middle."""
 
 
