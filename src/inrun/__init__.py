@@ -14,7 +14,7 @@ from inrun import errors, optim, truth
 from inrun.attribution import Attribution, attach
 from inrun.ledger import Run, load
 from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
-from inrun.uses import harm_profile
+from inrun.uses import harm_profile, label_doubts
 from inrun.utility import Utility
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "attach",
     "errors",
     "harm_profile",
+    "label_doubts",
     "load",
     "lookahead",
     "open_trajectory",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from inrun.errors import MisuseError
 from inrun.training._config import TrainConfig
+from inrun.training._loading import Batch, pretrained
 from inrun.training._samples import Sample, open_image
-from inrun.training._task import Batch, Classification, pretrained
+from inrun.training._task import Classification
 
 WEIGHTS = "weights.safetensors"
 LARGEST = 64  # pixels a side that the small network is given at most

@@ -27,11 +27,12 @@ from inrun.attribution import Attribution, Tokens, attach
 from inrun.errors import MisuseError, NotSupportedError, StoreError
 from inrun.replay import Recorder, record
 from inrun.training import _checkpoint as checkpoint
+from inrun.training._loading import Batch
 from inrun.training._measured import Measured, Meter
 from inrun.training._progress import TrainingProgress
 from inrun.training._samples import Id, samples_of
 from inrun.training._seen import Seen
-from inrun.training._task import Batch, LanguageModel
+from inrun.training._task import LanguageModel
 from inrun.training._training import MODEL, TRAJECTORY, Training
 
 SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"

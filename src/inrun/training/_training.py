@@ -13,8 +13,9 @@ from torch import nn
 from inrun.errors import MisuseError, StoreError
 from inrun.replay import Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
+from inrun.training._loading import Batch
 from inrun.training._samples import Id, Sample, Splits, read_splits
-from inrun.training._task import Batch, Task, task_of
+from inrun.training._task import Task, task_of
 from inrun.utility import Utility
 
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
