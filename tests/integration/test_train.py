@@ -24,6 +24,7 @@ from inrun.training import (
     run_training,
     task_seen,
 )
+from inrun.training._checkpoint import RESUMES
 from tests.integration.train_data import images, jsonl, model_folder, table, texts
 
 COMMAND = str(Path(sys.executable).with_name("inrun"))
@@ -146,6 +147,10 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(_loop._Loop, "_step", step)
 
 
+resumes = pytest.mark.skipif(not RESUMES, reason="Attribution has no state_dict yet")
+
+
+@resumes
 @pytest.mark.parametrize("kind", ["texts", "tokens"])
 def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch, kind):
     settings = {
@@ -173,6 +178,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch,
         assert tokens[0].to_pylist() == tokens[1].to_pylist()
 
 
+@resumes
 def test_the_keyboard_stops_with_a_checkpoint(shop, tmp_path, monkeypatch):
     config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), batch=8)
     plain = _loop._Loop._step
@@ -191,6 +197,7 @@ def test_the_keyboard_stops_with_a_checkpoint(shop, tmp_path, monkeypatch):
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))
 
 
+@resumes
 def test_what_cannot_be_resumed_says_so(shop, classified, tmp_path):
     said = inrun_command(shop, "train", "--resume", "texts", code=2)
     assert "nothing left to train" in said

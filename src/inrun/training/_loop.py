@@ -67,6 +67,7 @@ class _Loop:
         self.training, self.run, self.console = training, run, console
         self.config = training.config
         state = _opened(training, run, resume)
+        self.meter = Meter(training.device, 0.0 if state is None else float(state["seconds"]))
         self.model, self.optimizer = training.start()
         self.steps, self.done = training.steps(), 0
         self.schedule = training.scheduler(self.optimizer, self.steps)
@@ -78,9 +79,8 @@ class _Loop:
         self.recorder = self._recorder()
         classes = len(training.splits.classes)
         self.seen = Seen(training.ids, classes, None if state is None else state["seen"])
-        self.meter = Meter(training.device, 0.0 if state is None else float(state["seconds"]))
         if state is not None:
-            self.attribution.load_state_dict(state["attribution"])
+            checkpoint.restore_attribution(self.attribution, state["attribution"])
 
     def _attach(self, resume: bool) -> Attribution:
         config = self.config
@@ -120,12 +120,11 @@ class _Loop:
                 for parts in self._left():
                     loss = self._step(parts)
                     progress.step(self.done, self._facts(loss))
-                    if time.monotonic() - saved > self.config.save_every and not self.recorder:
+                    if time.monotonic() - saved > self.config.save_every:
                         self._save()
                         saved = time.monotonic()
         except KeyboardInterrupt:
-            if self.recorder is None:
-                self._save()
+            self._save()
             self.attribution.detach()
             raise TrainingInterrupt(f"after step {self.done} of {self.steps}") from None
         return self._finish()
@@ -172,7 +171,9 @@ class _Loop:
         )
 
     def _save(self) -> None:
-        rest: dict[str, Any] = {"attribution": self.attribution.state_dict()}
+        if self.recorder is not None or not checkpoint.RESUMES:
+            return
+        rest: dict[str, Any] = {"attribution": checkpoint.attribution_state(self.attribution)}
         if self.tokens is not None:
             rest["tokens"] = self.tokens.state_dict()
         checkpoint.save(
@@ -229,10 +230,12 @@ def _opened(training: Training, run: Path, resume: bool) -> dict[str, Any] | Non
         pq.write_table(samples_of(training.splits.training, config), run / SAMPLES)
         pq.write_table(samples_of(training.judges(), config), run / VALIDATION)
         return None
-    if config.record:
+    if config.record or not checkpoint.RESUMES:
         raise NotSupportedError(
             "A run that is recorded for look-ahead cannot be resumed yet. Start it again, or "
             "train without --record."
+            if config.record
+            else "Runs cannot be resumed in this version. Remove the folder and start again."
         )
     if (run / MODEL).exists():
         raise StoreError(f"{run} is finished: there is nothing left to train.")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.table import Table
+from torch import nn
 
 from inrun.attribution import attach
 from inrun.errors import StoreError
@@ -108,9 +109,10 @@ class Plan:
 
 def plan_training(training: Training) -> Plan:
     """Trains a few steps and throws them away."""
-    steps, utility = training.steps(), training.utility()
-    plain, memory_plain, _ = _timed(training, None, WARM + PLAIN)
-    seconds, memory, passes = _timed(training, utility, SMOOTHED + STEADY)
+    steps, meter = training.steps(), Meter(training.device)
+    plain, _ = _timed(training, meter, None, WARM + PLAIN)
+    memory_plain, utility = meter.memory, training.utility()
+    seconds, passes = _timed(training, meter, utility, SMOOTHED + STEADY)
     model, _ = training.start()
     weights = [p for p in model.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in weights)
@@ -124,7 +126,7 @@ def plan_training(training: Training) -> Plan:
         seconds=total,
         seconds_plain=steps * float(np.median(plain[WARM:])),
         share_of_validation=min(1.0, passes / max(1e-9, steady - float(np.median(plain[WARM:])))),
-        memory=memory,
+        memory=meter.memory,
         memory_plain=memory_plain,
         memory_of_validation=2 * targets * size,
         disk_values=disk_of_values(
@@ -133,7 +135,7 @@ def plan_training(training: Training) -> Plan:
         ),
         disk_tokens=_disk_of_tokens(training),
         disk_trajectory=_disk_of_trajectory(training, steps, 3 * size),
-        disk_model=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        disk_model=size if training.config.lora else _bytes_of(model),
         disk_checkpoint=3 * size,
         capture=training.config.capture,
         batch=training.config.batch * training.config.accumulate,
@@ -141,15 +143,19 @@ def plan_training(training: Training) -> Plan:
     )  # fmt: skip
 
 
+def _bytes_of(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
 def _steady(seconds: list[float]) -> float:
     return float(np.median(seconds[SMOOTHED:] or seconds))
 
 
 def _timed(
-    training: Training, utility: Utility | None, count: int
-) -> tuple[list[float], int, float]:
-    """Seconds of each step, the highest memory, seconds of one validation pass over all targets."""
-    meter, config = Meter(training.device), training.config
+    training: Training, meter: Meter, utility: Utility | None, count: int
+) -> tuple[list[float], float]:
+    """Seconds of each step, and of one validation pass over all targets."""
+    config = training.config
     model, optimizer = training.start()
     attribution, passes = None, 0.0
     if utility is not None:
@@ -158,10 +164,11 @@ def _timed(
             contraction=config.contraction, progress=False,
         )  # fmt: skip
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        began = time.perf_counter()
-        evaluate(utility, model, named)
-        _wait(training.device)
-        passes = time.perf_counter() - began
+        for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            evaluate(utility, model, named)
+            _wait(training.device)
+            passes = time.perf_counter() - began
     seconds = []
     for parts in _steps(training, count):
         began = time.perf_counter()
@@ -179,7 +186,7 @@ def _timed(
         meter.look()
     if attribution is not None:
         attribution.detach()
-    return seconds, meter.memory, passes
+    return seconds, passes
 
 
 def _steps(training: Training, count: int) -> Iterator[list[list[Id]]]:

@@ -114,7 +114,8 @@ class TextModel(Task):
             task_type=self.lora_kind, r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
             target_modules="all-linear",
         )  # fmt: skip
-        return lora.get_peft_model(model, setting)  # type: ignore[no-any-return]
+        with quiet():
+            return lora.get_peft_model(model, setting)  # type: ignore[no-any-return]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """See `Task.save`: `save_pretrained`, with the tokenizer; of LoRA the adapter alone."""
@@ -128,7 +129,8 @@ class TextModel(Task):
             return self._plain(replace(self.config, model=str(folder), from_scratch=False))
         torch.manual_seed(self.config.seed)  # a head that is drawn is the run's own
         model = self._plain(self.config)
-        return peft().PeftModel.from_pretrained(model, folder)  # type: ignore[no-any-return]
+        with quiet():
+            return peft().PeftModel.from_pretrained(model, folder)  # type: ignore[no-any-return]
 
 
 class TextClassification(TextModel, Classification):
