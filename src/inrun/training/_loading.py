@@ -114,7 +114,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", FutureWarning
-            )  # one package of the other's next version
+            )  # of each other
             yield
     finally:
         logging.set_verbosity(level)
