@@ -38,13 +38,14 @@ def write_page() -> None:
         "AHEAD": str(ASKED_AHEAD),
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "TABLE": _table(all_asked),
-        "FEWER": _table(fewer),
+        "FEWER": _table(fewer) if len(fewer) > len(all_asked) else "Not measured yet.",
         "RUN": environments(stored),
         "SECONDS": ", ".join(
             f"{key.removesuffix(' seed=0')} {cell['result']['seconds']:.0f}"
             for key, cell in stored.items()
         ),
     }
+    template = template.replace("{{FINDINGS}}", parts.pop("FINDINGS"))
     for name, text in parts.items():
         template = template.replace("{{" + name + "}}", text)
     (DOCS / "tracing.md").write_text(template)
