@@ -264,6 +264,18 @@ def test_misuse_is_said(shop, settings, says):
         Training(TrainConfig(**known | settings)).start()
 
 
+def test_only_training_rows_need_ids(shop, tmp_path):
+    rows = [row | {"key": f"k{number}"} for number, row in enumerate(texts(40))]
+    jsonl(tmp_path / "train.jsonl", rows)
+    config = TrainConfig(
+        "text-classification", str(shop / "bert"), str(tmp_path / "train.jsonl"),
+        validation=str(shop / "train.csv"), id_column="key",
+    )  # fmt: skip
+    training = Training(config)
+    assert set(training.ids) < {f"k{number}" for number in range(40)}
+    assert [sample.id for sample in training.judges()] == list(range(48))
+
+
 def test_the_task_is_seen_from_the_data(shop):
     assert task_seen(str(shop / "pictures"), "label") == "image-classification"
     assert task_seen(str(shop / "train.csv"), "label") == "text-classification"

@@ -112,9 +112,7 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of each other
+            warnings.simplefilter("ignore", FutureWarning)  # of each other
             yield
     finally:
         logging.set_verbosity(level)

@@ -98,6 +98,8 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
             bad.add(row.where, problem)
             continue
         sample_id = number if config.id_column is None else row.cells.get(config.id_column)
+        if split != "train" and sample_id is None:  # only training samples are known by their ids
+            sample_id = number
         if split == "train" and not isinstance(sample_id, (int, str)):
             bad.add(row.where, f"its id is {sample_id!r}, and ids are whole numbers or strings")
             continue
