@@ -143,6 +143,27 @@ def test_tokens_are_stored_beside_the_values(run, tmp_path):
         assert found[row["step"], row["sample_id"]] == pytest.approx(row["value"], rel=1e-9)
 
 
+@pytest.mark.parametrize("how", ["zeroed", "paused"])
+def test_passes_that_came_to_nothing_leave_no_trace(run, how):
+    model, optimizer, data, attribution, tokens = run()
+    if how == "zeroed":
+        step(model, optimizer, data, attribution, tokens, range(3))
+        optimizer.zero_grad()
+    else:
+        with attribution.paused():
+            step(model, optimizer, data, attribution, tokens, range(3))
+            optimizer.step()
+        optimizer.zero_grad()
+    step(model, optimizer, data, attribution, tokens)
+    optimizer.step()
+    attribution.detach()
+    values = dict(zip(*attribution.values().select(["sample_id", "value"]).to_pydict().values(),
+                      strict=True))  # fmt: skip
+    for row in tokens.latest:
+        assert sum(row["values"]) == pytest.approx(values[row["sample_id"]], rel=1e-9)
+    assert len(tokens.latest) == ROWS
+
+
 def test_terms_of_another_loss_are_refused(run):
     model, optimizer, data, attribution, tokens = run(losses=lambda m, ids: 2 * terms(m, ids))
     step(model, optimizer, data, attribution, tokens)

@@ -140,7 +140,7 @@ class Attribution:
         folder = None if store is None else TokenFolder(Path(store), step=self._steps.taken)
         return Tokens(
             self._scorer, self._model, self._utility.weights,
-            lambda: self._steps.capture.trained, token_losses, folder,
+            lambda: self._steps.capture.trained, lambda: self._steps.blocks, token_losses, folder,
         )  # fmt: skip
 
     # ---- what came of it

@@ -56,6 +56,11 @@ class Steps:
         """Whether a block is open."""
         return self._inside
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks the step under way has so far."""
+        return len(self._pending)
+
     @contextmanager
     def block(self, names: Ids) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""

@@ -52,10 +52,12 @@ class Tokens:
         model: nn.Module,
         weights: Sequence[float],
         trained: Callable[[], Mapping[str, Tensor]],
+        pending: Callable[[], int],
         token_losses: TokenLosses,
         folder: TokenFolder | None,
     ):
         self._scorer, self._model, self._trained = scorer, model, trained
+        self._pending = pending
         self._weights, self._losses, self._folder = np.asarray(weights), token_losses, folder
         self._passes: list[_Pass] = []
         self._before: dict[str, Tensor] = {}
@@ -75,6 +77,7 @@ class Tokens:
             tokens: each row's tokens as text, in the order of its terms.
             share: what the loop multiplies the pass's loss with, as accumulation does.
         """
+        self._keep_pending()
         if not self._passes:
             self._before = {name: p.detach().clone() for name, p in self._trained().items()}
         modes = {module: module.training for module in self._model.modules()}
@@ -83,6 +86,11 @@ class Tokens:
         names = [i.item() if hasattr(i, "item") else i for i in ids]
         yield
         self._passes.append(_Pass(names, batch, tokens, share, modes, random, cuda))
+
+    def _keep_pending(self) -> None:
+        """Forgets passes whose gradients were zeroed, or whose step was skipped or not scored."""
+        count = self._pending()
+        self._passes = self._passes[-count:] if count else []
 
     def flush(self) -> None:
         """Writes to the store what is still waiting."""
@@ -113,6 +121,7 @@ class Tokens:
             InvariantError: tokens do not add up to the samples' values.
             MisuseError: a pass of the step was not wrapped.
         """
+        self._keep_pending()
         passes, self._passes = self._passes, []
         directions, self._directions = self._directions, {}
         values = values_NK @ self._weights
