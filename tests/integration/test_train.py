@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,20 +180,22 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch,
         assert tokens[0].to_pylist() == tokens[1].to_pylist()
 
 
-@resumes
-def test_the_keyboard_stops_with_a_checkpoint(shop, tmp_path, monkeypatch):
+def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
     config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), batch=8)
     plain = _loop._Loop._step
 
     def step(self, parts):
         if self.done == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)  # in the middle of the fourth step
         return plain(self, parts)
 
     monkeypatch.setattr(_loop._Loop, "_step", step)
-    with pytest.raises(TrainingInterrupt, match="after step 3 of 18"):
+    with pytest.raises(TrainingInterrupt, match="after step 4 of 18"):
         run_training(Training(config), tmp_path / "run", Console(file=io.StringIO()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.setattr(_loop._Loop, "_step", plain)
+    if not RESUMES:
+        return
     said = inrun_command(tmp_path, "train", "--resume", "run")
     assert "Trained 18 steps" in said
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))

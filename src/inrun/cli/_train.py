@@ -100,7 +100,13 @@ def train(
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
     options = dict(locals())
-    from inrun.training import Training, TrainingInterrupt, read_config, run_training
+    from inrun.training import (
+        CHECKPOINT,
+        Training,
+        TrainingInterrupt,
+        read_config,
+        run_training,
+    )
 
     console = Console()
     folder = options.pop("out")
@@ -114,7 +120,9 @@ def train(
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
-        console.print(f"\nStopped {cut}. Go on with: inrun train --resume {folder}")
+        console.print(f"\nStopped {cut}.")
+        if (folder / CHECKPOINT).exists():
+            console.print(f"Go on with: inrun train --resume {folder}")
         sys.exit(130)
     _conclude(console, training, folder, outcome)
 

@@ -3,6 +3,7 @@
 `open_training("RUN")` builds the model, the data and the losses of a run once more.
 """
 
+from inrun.training._checkpoint import CHECKPOINT
 from inrun.training._config import CONFIG, TASKS, TrainConfig, read_config
 from inrun.training._loop import PROBABILITIES, SAMPLES, Outcome, TrainingInterrupt
 from inrun.training._loop import train as run_training
@@ -11,6 +12,7 @@ from inrun.training._rows import task_seen
 from inrun.training._training import Training, open_training
 
 __all__ = [
+    "CHECKPOINT",
     "CONFIG",
     "PROBABILITIES",
     "SAMPLES",

@@ -27,6 +27,7 @@ from inrun.attribution import Attribution, Tokens, attach
 from inrun.errors import MisuseError, NotSupportedError, StoreError
 from inrun.replay import Recorder, record
 from inrun.training import _checkpoint as checkpoint
+from inrun.training._interrupt import Interrupt
 from inrun.training._loading import Batch
 from inrun.training._measured import Measured, Meter
 from inrun.training._progress import TrainingProgress
@@ -114,19 +115,17 @@ class _Loop:
 
     def run_through(self) -> Outcome:
         """All steps that are left, then the result."""
-        saved = time.monotonic()
-        try:
-            with TrainingProgress(self.console, self.steps, self.done) as progress:
-                for parts in self._left():
-                    loss = self._step(parts)
-                    progress.step(self.done, self._facts(loss))
-                    if time.monotonic() - saved > self.config.save_every:
-                        self._save()
-                        saved = time.monotonic()
-        except KeyboardInterrupt:
-            self._save()
-            self.attribution.detach()
-            raise TrainingInterrupt(f"after step {self.done} of {self.steps}") from None
+        saved, progress = time.monotonic(), TrainingProgress(self.console, self.steps, self.done)
+        with Interrupt() as interrupt, progress:
+            for parts in self._left():
+                loss = self._step(parts)
+                progress.step(self.done, self._facts(loss))
+                if interrupt.asked or time.monotonic() - saved > self.config.save_every:
+                    self._save()
+                    saved = time.monotonic()
+                if interrupt.asked:
+                    self.attribution.detach()
+                    raise TrainingInterrupt(f"after step {self.done} of {self.steps}")
         return self._finish()
 
     def _left(self) -> Iterator[list[list[Id]]]:
