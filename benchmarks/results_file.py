@@ -35,6 +35,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def environments(stored: dict[str, Any]) -> str:
+    """What the stored cells were measured with, in a line for a page."""
+    found = [cell["environment"] for cell in stored.values()]
+    commits = ", ".join(dict.fromkeys(e["commit"] for e in found))
+    last = found[-1]
+    return (
+        f"{len(stored)} cells, commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
+        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+    )
+
+
 def _commit() -> str:
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,

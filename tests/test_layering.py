@@ -11,6 +11,7 @@ ROWS = [
     {"demo", "integrations"},
     {"report"},
     {"uses"},
+    {"training"},
     {"attribution"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},

@@ -2,5 +2,6 @@
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._tokens import Tokens
 
-__all__ = ["Attribution", "attach"]
+__all__ = ["Attribution", "Tokens", "attach"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,9 +23,10 @@ from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._steps import Steps
+from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.ledger import TOTAL, RunFolder
+from inrun.ledger import TOTAL, RunFolder, TokenFolder
 from inrun.optim import Together
 from inrun.utility import Utility
 
@@ -164,6 +167,35 @@ class Attribution:
         return self._steps.auditing.begin(
             self._model, self._optimizers.members, self._utility, schedule, groups
         )
+
+    def per_token(
+        self, token_losses: TokenLosses, store: str | os.PathLike[str] | None = None
+    ) -> Tokens:
+        """Splits every value among the terms of the sample's loss, such as a text's tokens.
+
+            tokens = attribution.per_token(token_losses, "run")
+            with attribution.batch(ids), tokens.batch(ids, batch, words):
+                token_losses(model, batch).sum().backward()
+
+        It costs a forward and a double backward pass a step, and a copy of the trained weights.
+        Attach with `contraction="dense", smoothed_steps=0`: a smoothed value is no sum over terms.
+
+        Args:
+            token_losses: `token_losses(model, batch)` gives terms (B, T) that add up to the loss on
+                which the loop calls `backward()`; 0 at padding.
+            store: the run's folder, to keep them as `tokens/*.parquet`; None keeps the last step's
+                in `latest`.
+
+        Raises:
+            MisuseError: smoothing, a low rank, or capture 'stream', which has no whole directions.
+        """
+        self._refuse_detached()
+        self._steps.demand_whole_directions()
+        folder = None if store is None else TokenFolder(Path(store), step=self._steps.taken)
+        return Tokens(
+            self._scorer, self._model, self._utility.weights,
+            lambda: self._steps.capture.trained, lambda: self._steps.blocks, token_losses, folder,
+        )  # fmt: skip
 
     # ---- what came of it
 

@@ -137,12 +137,12 @@ class Smoothing:
     """Which parameters of a step are smoothed: where the rule acts like a sign and it is cheap."""
 
     def __init__(self, direction: Direction, steps: int):
-        self._direction, self._steps = direction, steps
+        self._direction, self.steps = direction, steps
 
     def direction_for(self, move: Move[Any, Any], work: float) -> Direction:
         """The direction of one parameter; `work` is what smoothing the whole step costs."""
         taken = move.steps_taken()
-        young = taken is not None and taken < self._steps
+        young = taken is not None and taken < self.steps
         if young and work <= SMOOTHED_WORK and self._direction.name == "path":
             return ESTIMATORS["path-smoothed"]
         return self._direction

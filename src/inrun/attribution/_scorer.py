@@ -22,10 +22,10 @@ from inrun.attribution._plan import (
     smoothing_work,
 )
 from inrun.attribution._rule_check import RuleCheck
-from inrun.attribution._sums import Sums
+from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._weights import weights_mark
 from inrun.capture import Alone, Block, Capture, Processes
-from inrun.directions import Direction, Game, Gradients
+from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
@@ -95,6 +95,7 @@ class Scorer:
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
+        self.watcher: DirectionWatcher | None = None
 
     def opening(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights: the last closing ones if nothing moved."""
@@ -153,6 +154,11 @@ class Scorer:
         """How many steps the youngest moments have seen; None where that does not matter."""
         seen = [plan.move.steps_taken() for plan in self._plans.values()]
         return min((steps for steps in seen if steps is not None), default=None)
+
+    @property
+    def one_direction(self) -> bool:
+        """Whether all samples of a step meet the same direction."""
+        return not isinstance(self._direction, SampleDirection) and not self._smoothing.steps
 
     @property
     def forecast_error(self) -> float:
@@ -244,6 +250,7 @@ class Scorer:
             block.check_untouched()
         closing = self._evaluate(capture)
         sums = Sums([block.samples for block in blocks], len(self._utility.targets), self.processes)
+        sums.watcher = self.watcher
         with torch.no_grad():
             after = {id(p): move for _, p, move in self._optimizers.moves()}
             for name, plan in self._plans.items():
@@ -264,6 +271,8 @@ class Scorer:
             self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
         self._last = (closing, weights_mark(capture.trained.values()))
+        if self.watcher is not None:
+            self.watcher.scored(all_values)
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None

@@ -18,6 +18,8 @@ from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, Stream, gathered_step, self_test
+from inrun.errors import MisuseError
+from inrun.factors import DenseContraction
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
 from inrun.utility import Utility
@@ -57,6 +59,11 @@ class Steps:
     def pending(self) -> bool:
         """Whether samples wait for their step."""
         return bool(self._pending)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the step under way has so far."""
+        return len(self._pending)
 
     @contextmanager
     def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
@@ -180,6 +187,20 @@ class Steps:
         self.auditing.cancel()
         self.capture.check.next_step()
         self._scorer.forget(moved=moved)
+
+    def demand_whole_directions(self) -> None:
+        """Refuses settings under which a value is not one direction's product with a share.
+
+        Raises:
+            MisuseError: names the setting.
+        """
+        exact = isinstance(self._scorer.contraction, DenseContraction)
+        if isinstance(self.capture, Stream) or not exact or not self._scorer.one_direction:
+            raise MisuseError(
+                "Values a token need each sample's value to be one direction's product with its "
+                "share, exactly. Attach with capture='hold', contraction='dense' and "
+                "smoothed_steps=0, and not with estimator='path-smoothed'."
+            )
 
     def _new_capture(self) -> Capture:
         capture = build_capture(

@@ -7,7 +7,7 @@ Letters: B samples of a block, K targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ from inrun.capture import Block, Processes
 from inrun.directions import Gradients
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move
+
+
+class DirectionWatcher(Protocol):
+    """Sees what a step's shares are contracted with, and the values that came of it."""
+
+    def direction(self, name: str, directions_K: Tensor) -> None:
+        """The directions (K, *shape) of one parameter, before the step's values are known."""
+
+    def scored(self, values_NK: np.ndarray) -> None:
+        """The values of all samples of the step; weights are those after it."""
 
 
 class Sums:
@@ -31,6 +41,7 @@ class Sums:
 
     def __init__(self, samples: Sequence[int], targets: int, processes: Processes):
         self._samples, self._K, self._processes = list(samples), targets, processes
+        self.watcher: DirectionWatcher | None = None
         self._by_device: dict[torch.device, Tensor] = {}
 
     def add(
@@ -62,6 +73,8 @@ class Sums:
             for number, values_BK in enumerate(torch.split(own, self._samples)):
                 self._add(number, values_BK)
         if pulled.direction is not None:
+            if self.watcher is not None:
+                self.watcher.direction(name, pulled.direction)
             whole = [f for part in factors for f in part]
             found = iter(contraction.contract(name, whole, pulled.direction))
             for number, part in enumerate(factors):

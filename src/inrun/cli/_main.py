@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import inrun
-from inrun.cli import _decisions, _trace
+from inrun.cli import _decisions, _trace, _train
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -64,6 +64,8 @@ def audit(
     console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
 
 
+app.command("train", no_args_is_help=True)(_train.train)
+app.command("plan", no_args_is_help=True)(_train.plan)
 for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trace):
     app.command()(verb)
 

@@ -7,6 +7,7 @@ from inrun.ledger._samples import samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Ids, Tally, normalised, target_columns
+from inrun.ledger._tokens import TokenFolder, read_tokens
 
 __all__ = [
     "LEDGER",
@@ -16,6 +17,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "Tally",
+    "TokenFolder",
     "as_table",
     "as_tensor",
     "books_of",
@@ -24,6 +26,7 @@ __all__ = [
     "normalised",
     "read_samples",
     "read_state",
+    "read_tokens",
     "residual_shares",
     "samples_table",
     "seal",

@@ -32,6 +32,16 @@ def interval_for(steps: int, capacity: int) -> int:
     return ceil(steps / max(1, capacity - 1))
 
 
+def kept_states(steps: int, capacity: int) -> int:
+    """How many states a run of a known length keeps, the last one among them.
+
+    Example:
+        >>> [kept_states(100, capacity) for capacity in (200, 50, 5)]
+        [101, 11, 5]
+    """
+    return ceil(steps / interval_for(steps, max(2, capacity))) + 1
+
+
 class Schedule:
     """Says which state to keep next, and which kept ones to give up, as training goes.
 

@@ -4,6 +4,7 @@ from inrun.uses._check import ARMS, Check, Mean, Train, check_pruning
 from inrun.uses._contents import duplicate_groups
 from inrun.uses._harm import harm_profile, harm_sums
 from inrun.uses._join import described
+from inrun.uses._labels import LabelDoubts, class_harm, doubt_labels, label_doubts
 from inrun.uses._outliers import TIMES, outliers
 from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import Ranked, rank
@@ -16,6 +17,7 @@ __all__ = [
     "METHODS",
     "TIMES",
     "Check",
+    "LabelDoubts",
     "Mean",
     "Pruning",
     "Ranked",
@@ -25,10 +27,13 @@ __all__ = [
     "Train",
     "check_place",
     "check_pruning",
+    "class_harm",
     "described",
+    "doubt_labels",
     "duplicate_groups",
     "harm_profile",
     "harm_sums",
+    "label_doubts",
     "outliers",
     "prune",
     "rank",

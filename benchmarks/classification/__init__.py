@@ -1,0 +1,1 @@
+"""Classification on real data with wrong labels put in: shared by pruning and mislabelled."""

@@ -1,0 +1,1 @@
+"""How well wrong labels are found and mended: `python -m benchmarks.mislabelled`."""

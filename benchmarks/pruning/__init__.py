@@ -1,0 +1,1 @@
+"""Accuracy after dropping what a ranking puts first: `python -m benchmarks.pruning`."""

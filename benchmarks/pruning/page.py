@@ -1,0 +1,145 @@
+"""Writes docs/pruning.md and its plot from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import vl_convert
+from scipy.stats import t as student
+
+from benchmarks.classification.tasks import CAPPED, RECIPES, TOKENS
+from benchmarks.markdown import markdown
+from benchmarks.pruning.cell import CLEAN, DROPS, FULL, Setting
+from benchmarks.results_file import RESULTS, environments
+
+DOCS = Path(__file__).parents[2] / "docs"
+CONTROL = "random, balanced"
+DEFAULT = "path, total, balanced"
+PLOTTED = (DEFAULT, "path, harm, balanced", "mean loss, balanced", "sgd, total", CONTROL)
+COLORS = ("#0b6e8a", "#2a9d8f", "#e9a23b", "#6a4c93", "#8d99ae")
+
+Cells = dict[Setting, dict[str, Any]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "pruning.json").read_text())["cells"]
+    cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    here = Path(__file__).parent
+    template = (here / "page.md").read_text()
+    model = RECIPES["digits"].build()
+    parts = {
+        "PARAMETERS": f"{sum(p.numel() for p in model.parameters()):,}",
+        "CAPPED": str(CAPPED),
+        "TOKENS": str(TOKENS),
+        "FINDINGS": (here / "findings.md").read_text().strip(),
+        "PAIRS": str(len(cells)),
+        "SUMMARY": _summary(cells),
+        "PLOT": "![Accuracy against the share that is dropped](img/pruning.svg)",
+        "TABLES": _tables(cells),
+        "RUN": environments(stored),
+    }
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "pruning.md").write_text(template)
+    _plot(cells, DOCS / "img" / "pruning.svg")
+
+
+def _settings(cells: Cells) -> list[tuple[str, float]]:
+    return list(dict.fromkeys((s.task, s.noise) for s in cells))
+
+
+def _title(task: str, noise: float) -> str:
+    return f"{task}, {noise:.0%} wrong" if noise else f"{task}, no wrong labels"
+
+
+def _of(cells: Cells, task: str, noise: float) -> list[dict[str, Any]]:
+    return [r for s, r in cells.items() if (s.task, s.noise) == (task, noise)]
+
+
+def _mean(result: dict[str, Any], ranking: str) -> float:
+    return float(np.mean(list(result["accuracy"][ranking].values())))
+
+
+def half_interval(numbers: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean; NaN for one number."""
+    n = len(numbers)
+    if n < 2:
+        return float("nan")
+    return float(student.ppf(0.975, n - 1) * np.std(numbers, ddof=1) / np.sqrt(n))
+
+
+def _summary(cells: Cells) -> str:
+    rows = []
+    for name in next(iter(cells.values()))["accuracy"]:
+        gains = [_mean(r, name) - _mean(r, CONTROL) for r in cells.values()]
+        each = [
+            np.mean([_mean(r, name) - _mean(r, CONTROL) for r in _of(cells, *setting)])
+            for setting in _settings(cells)
+        ]
+        rows.append((float(np.mean(gains)), half_interval(gains), name, each))
+    rows.sort(key=lambda row: -row[0])
+    head = ["ranking", "gain, points", *(_title(*s) for s in _settings(cells))]
+    return markdown(
+        head,
+        [
+            [f"**{name}**" if name == DEFAULT else name, f"{100 * gain:+.2f} ± {100 * half:.2f}",
+             *(f"{100 * e:+.2f}" for e in each)]
+            for gain, half, name, each in rows
+        ],
+    )  # fmt: skip
+
+
+def _tables(cells: Cells) -> str:
+    parts = []
+    for setting in _settings(cells):
+        found = _of(cells, *setting)
+        known = {key: [r[key] for r in found] for key in (FULL, CLEAN)}
+        said = f"all: {_number(known[FULL])}" + (
+            f", clean: {_number(known[CLEAN])}" if setting[1] else ""
+        )
+        names = sorted(found[0]["accuracy"], key=lambda n: -np.mean([_mean(r, n) for r in found]))
+        rows = [
+            [name, *(_number([r["accuracy"][name][str(d)] for r in found]) for d in DROPS)]
+            for name in names
+        ]
+        head = [f"dropped ({len(found)} seeds)", *(f"{d:.0%}" for d in DROPS)]
+        parts.append(f"### {_title(*setting)}\n\n{said}.\n\n{markdown(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _number(numbers: Sequence[float]) -> str:
+    return f"{100 * np.mean(numbers):.1f} ± {100 * half_interval(numbers):.1f}"
+
+
+def _plot(cells: Cells, path: Path) -> None:
+    charts = []
+    for setting in _settings(cells):
+        rows = [
+            {"ranking": name, "dropped": d, "accuracy": r["accuracy"][name][str(d)]}
+            for r in _of(cells, *setting)
+            for name in PLOTTED
+            for d in DROPS
+        ]
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("dropped:Q", title="share dropped", axis=alt.Axis(format="%")),
+            color=alt.Color(
+                "ranking:N", title=None, sort=list(PLOTTED),
+                scale=alt.Scale(domain=list(PLOTTED), range=list(COLORS)),
+            ),
+        )  # fmt: skip
+        y = alt.Y(
+            "mean(accuracy):Q", title="test accuracy", scale=alt.Scale(zero=False),
+            axis=alt.Axis(format="%"),
+        )  # fmt: skip
+        line = base.mark_line(point=True).encode(y=y)
+        bars = base.mark_errorbar(extent="stderr").encode(y=alt.Y("accuracy:Q", title=""))
+        charts.append((line + bars).properties(width=260, height=180, title=_title(*setting)))
+    chart = alt.concat(*charts, columns=2).configure_view(stroke=None)
+    chart = chart.configure(background="white")
+    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))

@@ -1,0 +1,1 @@
+"""Which training passage a text came from: `python -m benchmarks.tracing`."""

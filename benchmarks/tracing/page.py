@@ -1,0 +1,64 @@
+"""Writes docs/tracing.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.markdown import markdown
+from benchmarks.results_file import RESULTS, environments
+from benchmarks.tracing.cell import ASKED_AHEAD, EPOCHS
+from benchmarks.tracing.corpus import DISTANCES, PASSAGES, encoded
+from benchmarks.tracing.model import VOCABULARY, WIDTH, build
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+Ranks = dict[str, dict[str, list[int]]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "tracing.json").read_text())["cells"]
+    ranks: Ranks = {
+        name: found for cell in stored.values() for name, found in cell["result"]["ranks"].items()
+    }
+    here = Path(__file__).parent
+    template = (here / "page.md").read_text()
+    model = build(encoded(VOCABULARY, WIDTH).vectors)
+    fewer = {name: {d: found[d][:ASKED_AHEAD] for d in DISTANCES} for name, found in ranks.items()}
+    all_asked = {n: f for n, f in ranks.items() if len(f["exact"]) > ASKED_AHEAD}
+    parts = {
+        "SOURCES": str(len(next(iter(all_asked.values()))["exact"])),
+        "PASSAGES": f"{PASSAGES:,}",
+        "PARAMETERS": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        "EPOCHS": str(EPOCHS),
+        "WIDTH": str(WIDTH),
+        "AHEAD": str(ASKED_AHEAD),
+        "FINDINGS": (here / "findings.md").read_text().strip(),
+        "TABLE": _table(all_asked),
+        "FEWER": _table(fewer) if len(fewer) > len(all_asked) else "Not measured yet.",
+        "RUN": environments(stored),
+        "SECONDS": ", ".join(
+            f"{key.removesuffix(' seed=0')} {cell['result']['seconds']:.0f}"
+            for key, cell in stored.items()
+        ),
+    }
+    template = template.replace("{{FINDINGS}}", parts.pop("FINDINGS"))
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "tracing.md").write_text(template)
+
+
+def _table(ranks: Ranks) -> str:
+    """The best at paraphrases first."""
+    order = sorted(ranks, key=lambda name: float(np.median(ranks[name]["paraphrase"])))
+    rows = [[name, *(_cell(ranks[name][d]) for d in DISTANCES)] for name in order]
+    queries = len(ranks[order[0]]["exact"])
+    return markdown([f"method, {queries} queries each", *DISTANCES], rows)
+
+
+def _cell(ranks: list[int]) -> str:
+    found = np.asarray(ranks)
+    return f"{np.median(found):g} ({np.mean(found == 1):.0%}, {np.mean(found <= 10):.0%})"

@@ -1,0 +1,249 @@
+"""`inrun train` and `inrun plan`: the same options, one trains and one says what it will take."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+DATA = (
+    "Training rows: a CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of images, "
+    "or a hub name."
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A folder or hub name that transformers loads; for images also 'cnn'."),
+]
+Data = Annotated[str | None, typer.Option(help=DATA)]
+Part = Annotated[str | None, typer.Option(help="The same; else a tenth of the rows is split off.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="text-classification, causal-lm or image-classification; else seen from the data.",
+    ),
+]
+Scratch = Annotated[
+    bool | None, typer.Option("--from-scratch", help="Draw the weights; needs config.json only.")
+]
+Name = Annotated[str | None, typer.Option(help="Where it is not the model's own.")]
+TextColumn = Annotated[str | None, typer.Option(help="Default: text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Default: label.")]
+IdColumn = Annotated[str | None, typer.Option(help="Default: row numbers.")]
+SourceColumn = Annotated[str | None, typer.Option(help="Who provided a row, for `inrun rollup`.")]
+TargetColumn = Annotated[
+    str | None, typer.Option(help="Of the validation rows: a target each. Default: the classes.")
+]
+Rows = Annotated[int | None, typer.Option(help="Most that are passed in each step. Default: 200.")]
+Length = Annotated[int | None, typer.Option(help="Tokens of a text. Default: 128.")]
+Lora = Annotated[int | None, typer.Option(help="Rank of LoRA; 0 trains all weights (default).")]
+Epochs = Annotated[int | None, typer.Option(help="Default: 3.")]
+Batch = Annotated[int | None, typer.Option(help="Rows of a forward pass. Default: 16.")]
+Accumulate = Annotated[int | None, typer.Option(help="Passes of a step. Default: 1.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Default: 5e-5 for pretrained weights, 2e-4 for LoRA, 1e-3 from scratch."),
+]
+Decay = Annotated[float | None, typer.Option(help="Default: 0.01.")]
+Warmup = Annotated[float | None, typer.Option(help="Share of the steps. Default: 0.05.")]
+Clip = Annotated[float | None, typer.Option(help="Gradient norm; 0 does not. Default: 1.")]
+Seed = Annotated[int | None, typer.Option(help="Of start, order and split. Default: 0.")]
+Device = Annotated[str | None, typer.Option(help="Default: cuda where there is one, else cpu.")]
+Estimator = Annotated[str | None, typer.Option(help="See docs/methods.md. Default: path.")]
+Capture = Annotated[str | None, typer.Option(help="hold (default) or stream.")]
+Contraction = Annotated[str | None, typer.Option(help="auto (default) or dense.")]
+Tokens = Annotated[bool | None, typer.Option("--keep-tokens", help="Values a token (causal-lm).")]
+Record = Annotated[bool | None, typer.Option("--record", help="Keep the run for look-ahead.")]
+Every = Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 60.")]
+Skip = Annotated[
+    bool | None, typer.Option("--skip-bad-rows", help="Leave them out instead of stopping.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Do as this config.json says; other options go before it."),
+]
+Out = Annotated[Path, typer.Option(help="A new folder for everything that the run leaves.")]
+
+
+def train(
+    model: Model = None, data: Data = None, validation: Part = None, test: Part = None,
+    out: Out = Path("inrun-run"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder; takes nothing else.")
+    ] = None,
+    config: ConfigFile = None, task: TaskName = None, text_column: TextColumn = None,
+    label_column: LabelColumn = None, id_column: IdColumn = None,
+    source_column: SourceColumn = None, target_column: TargetColumn = None,
+    validation_rows: Rows = None, from_scratch: Scratch = None, tokenizer: Name = None,
+    max_length: Length = None, lora: Lora = None, epochs: Epochs = None, batch: Batch = None,
+    accumulate: Accumulate = None, learning_rate: Rate = None, weight_decay: Decay = None,
+    warmup: Warmup = None, clip: Clip = None, seed: Seed = None, device: Device = None,
+    estimator: Estimator = None, capture: Capture = None, contraction: Contraction = None,
+    keep_tokens: Tokens = None, record: Record = None, save_every: Every = None,
+    skip_bad_rows: Skip = None,
+) -> None:  # fmt: skip
+    """Train a model on your own rows and learn what each row did to it.
+
+    \b
+    Texts with labels:
+      inrun train --model PATH --data train.csv --text-column review --label-column stars
+    A language model, with LoRA, a value for every token:
+      inrun train --model PATH --data train.jsonl --task causal-lm --lora 8 --keep-tokens
+    A folder of images, one folder a class:
+      inrun train --model cnn --data pictures --epochs 10
+    Go on after a cut:
+      inrun train --resume inrun-run
+    """  # noqa: D301 (typer keeps the lines that follow \b)
+    options = dict(locals())
+    from inrun.training import (
+        CHECKPOINT,
+        Training,
+        TrainingInterrupt,
+        read_config,
+        run_training,
+    )
+
+    console = Console()
+    folder = options.pop("out")
+    if options.pop("resume") is not None:
+        assert resume is not None
+        folder, setting = resume, read_config(resume)
+    else:
+        setting = _setting(options)
+    training = Training(setting, folder)
+    _introduce(console, training)
+    try:
+        outcome = run_training(training, folder, console, resume=resume is not None)
+    except TrainingInterrupt as cut:
+        console.print(f"\nStopped {cut}.")
+        if (folder / CHECKPOINT).exists():
+            console.print(f"Go on with: inrun train --resume {folder}")
+        sys.exit(130)
+    _conclude(console, training, folder, outcome)
+
+
+def plan(
+    model: Model = None, data: Data = None, validation: Part = None, test: Part = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder that `inrun train` will be given: compares.")
+    ] = None,
+    config: ConfigFile = None, task: TaskName = None, text_column: TextColumn = None,
+    label_column: LabelColumn = None, id_column: IdColumn = None,
+    source_column: SourceColumn = None, target_column: TargetColumn = None,
+    validation_rows: Rows = None, from_scratch: Scratch = None, tokenizer: Name = None,
+    max_length: Length = None, lora: Lora = None, epochs: Epochs = None, batch: Batch = None,
+    accumulate: Accumulate = None, learning_rate: Rate = None, weight_decay: Decay = None,
+    warmup: Warmup = None, clip: Clip = None, seed: Seed = None, device: Device = None,
+    estimator: Estimator = None, capture: Capture = None, contraction: Contraction = None,
+    keep_tokens: Tokens = None, record: Record = None, save_every: Every = None,
+    skip_bad_rows: Skip = None,
+) -> None:  # fmt: skip
+    """Say what `inrun train` with the same options will take: time, memory and disk.
+
+    A few steps are trained on this machine, with attribution and without, and thrown away. With
+    --out RUN the plan is kept there, and compared with what was measured once RUN is trained.
+    """
+    options = dict(locals())
+    from inrun.training import Training, plan_training, read_comparison
+
+    console, folder = Console(), options.pop("out")
+    options["resume"] = None
+    if folder is not None and (folder / "measured.json").exists():
+        console.print(read_comparison(folder))
+        return
+    options.pop("resume")
+    made = plan_training(Training(_setting(options)))
+    console.print(made.table(), made.advice(), sep="\n")
+    if folder is not None:
+        made.write(folder)
+        console.print(f"Kept in {folder}. After training: inrun plan --out {folder}")
+
+
+def _setting(options: dict[str, Any]) -> Any:
+    """The configuration that options, or a file and options before it, stand for."""
+    from inrun.errors import MisuseError
+    from inrun.training import TrainConfig, read_config, task_seen
+
+    file = options.pop("config")
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in ("model", "data", "validation", "test", "tokenizer"):
+        if name in given and Path(given[name]).exists():  # found again from any folder
+            given[name] = str(Path(given[name]).resolve())
+    if file is not None:
+        return dataclasses.replace(read_config(file), **given)
+    missing = [f"--{name}" for name in ("model", "data") if name not in given]
+    if missing:
+        raise MisuseError(
+            f"{' and '.join(missing)} must be given: which model to train, on which rows. "
+            "`inrun train --help` shows examples."
+        )
+    if "task" not in given:
+        given["task"] = task_seen(given["data"], given.get("label_column", "label"))
+    return TrainConfig(**given)
+
+
+def _introduce(console: Console, training: Any) -> None:
+    config, splits = training.config, training.splits
+    console.print(
+        f"{config.task}: {config.model}, {len(splits.training)} training, "
+        f"{len(training.judges())} validation and {len(splits.test)} test rows"
+        + (f", {len(splits.classes)} classes" if splits.classes else "")
+        + f"; {training.steps()} steps on {training.device}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    for line in splits.skipped[:5]:
+        console.print(f"left out: {line}", style="yellow", highlight=False, markup=False)
+    if len(splits.skipped) > 5:
+        console.print(f"left out: {len(splits.skipped) - 5} more", style="yellow")
+
+
+def _conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
+    import numpy as np
+
+    from inrun.ledger import load, residual_shares
+    from inrun.training import read_comparison
+    from inrun.uses import doubt_labels
+
+    run = load(folder)
+    doubted = doubt_labels(run)
+    shares = residual_shares(run.ledger())
+    name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
+    console.print(
+        f"Trained {outcome.steps} steps in {outcome.measured.seconds:.0f} s, of which attribution "
+        f"+{outcome.measured.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"Books: a step's residual is {np.median(shares):.2%} of its entries in the median."
+    )
+    if doubted:
+        console.print(_doubtful(folder))
+    if (folder / "plan.json").exists():
+        console.print(read_comparison(folder))
+    console.print(
+        f"Values are in {folder}. Next: inrun report {folder}, or inrun prune {folder}",
+        soft_wrap=True,
+    )
+
+
+def _doubtful(folder: Path, rows: int = 5) -> Any:
+    """The labels that look most wrong."""
+    import pyarrow.parquet as pq
+    from rich.table import Table
+
+    samples = pq.read_table(folder / "samples.parquet").sort_by([("label_doubt", "descending")])
+    table = Table(title="Labels to look at first", title_justify="left")
+    for name in ("sample", "labelled", "rather", "doubt", "content"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))
+    for row in samples.slice(0, rows).to_pylist():
+        content = row.get("text") or row.get("file") or ""
+        table.add_row(
+            str(row["sample_id"]), row["label"], row["suggested_label"],
+            f"{row['label_doubt']:.3f}", str(content)[:60].replace("[", r"\["),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,143 @@
+"""What a run of `inrun train` was asked for: kept as `config.json` beside its results.
+
+The file is all that it takes to do the same again (`inrun train --config RUN/config.json`), and to
+build model, data and losses once more for whatever is asked of the run later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inrun.errors import MisuseError, StoreError
+
+CONFIG = "config.json"
+FORMAT = 1
+TASKS = ("text-classification", "causal-lm", "image-classification")
+SPLIT_OFF = 0.1  # of the training rows, for each of validation and test that was not given
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run does.
+
+    Attributes:
+        task: 'text-classification', 'causal-lm' or 'image-classification'.
+        model: a folder or hub name that `transformers` loads, or 'cnn' for images.
+        data: training rows: CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of
+            images (one folder a class), or a hub name.
+        validation, test: the same; where None, a tenth of the training rows each is split off.
+        from_scratch: take the model's configuration and draw its weights.
+        tokenizer: a folder or name, where it is not the model's.
+        text_column, label_column, id_column, source_column: names in the data; ids are row numbers
+            where `id_column` is None.
+        target_column: a column of the validation rows that names targets; None is one target a
+            class where there are at most 20, and the whole validation set otherwise.
+        validation_rows: at most so many are passed in every step.
+        max_length: tokens; longer texts are cut.
+        lora: rank of LoRA's matrices; 0 trains all weights.
+        learning_rate: None takes 5e-5 for pretrained weights, 2e-4 for LoRA, 1e-3 from scratch.
+        batch: rows of a forward pass; `accumulate` of them make a step.
+        warmup: share of the steps over which the learning rate rises; then it falls to 0, linearly.
+        clip: the gradient's largest norm; 0 does not clip.
+        keep_tokens: keep values a token.
+        record: keep the trajectory, for look-ahead.
+        save_every: seconds between checkpoints.
+        skip_bad_rows: leave them out instead of stopping.
+    """
+
+    task: str
+    model: str
+    data: str
+    validation: str | None = None
+    test: str | None = None
+    from_scratch: bool = False
+    tokenizer: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    id_column: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
+    validation_rows: int = 200
+    max_length: int = 128
+    lora: int = 0
+    epochs: int = 3
+    batch: int = 16
+    accumulate: int = 1
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    estimator: str = "path"
+    capture: str = "hold"
+    contraction: str = "auto"
+    keep_tokens: bool = False
+    record: bool = False
+    save_every: float = 60.0
+    skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            MisuseError: one that makes no sense, named.
+        """
+        if self.task not in TASKS:
+            raise MisuseError(f"task {self.task!r} is not one of {', '.join(TASKS)}.")
+        for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
+            if getattr(self, name) < 1:
+                raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("lora", "weight_decay", "clip", "save_every"):
+            if getattr(self, name) < 0:
+                raise MisuseError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        if not 0 <= self.warmup < 1:
+            raise MisuseError(f"warmup is {self.warmup}; it is a share of the steps, below 1.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise MisuseError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        if self.lora and self.task == "image-classification":
+            raise MisuseError("lora is for text models here; train all weights of an image model.")
+        if self.keep_tokens and self.task != "causal-lm":
+            raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate really used."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        fresh = self.from_scratch or self.model == "cnn"
+        return 1e-3 if fresh else 2e-4 if self.lora else 5e-5
+
+    def write(self, folder: Path, **facts: Any) -> None:
+        """Writes `config.json`; `facts` are noted beside it and not read back."""
+        content = {"format": FORMAT, "train": dataclasses.asdict(self), **facts}
+        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Reads a `config.json`, or that of a run's folder.
+
+    Raises:
+        StoreError: there is none, or it is not one.
+    """
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path} has no {CONFIG}: it was not written by `inrun train`, so its model and data "
+            "cannot be built again from it."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "train" not in content:
+        raise StoreError(f"{file} is not a configuration of format {FORMAT}.")
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    strange = sorted(set(content["train"]) - known)
+    if strange:
+        raise StoreError(f"{file} holds settings that this version does not know: {strange}.")
+    return TrainConfig(**content["train"])

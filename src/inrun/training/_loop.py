@@ -1,0 +1,252 @@
+"""The loop behind `inrun train`: a plain one, with `inrun.attach` and what must survive a cut.
+
+RUN/config.json         what was asked for            RUN/run.json, visits/, ledger/  the values
+RUN/samples.parquet     the training samples          RUN/tokens/                     values a token
+RUN/validation.parquet  those that judged             RUN/trajectory/                 a recording
+RUN/checkpoint.pt       while it goes on              RUN/model/                      the result
+RUN/measured.json       time, memory and disk         RUN/probabilities.parquet  of classes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from torch import nn
+
+from inrun.attribution import Attribution, Tokens, attach
+from inrun.errors import MisuseError, NotSupportedError, StoreError
+from inrun.replay import Recorder, record
+from inrun.training import _checkpoint as checkpoint
+from inrun.training._interrupt import Interrupt
+from inrun.training._loading import Batch
+from inrun.training._measured import Measured, Meter
+from inrun.training._progress import TrainingProgress
+from inrun.training._samples import Id, samples_of
+from inrun.training._seen import Seen
+from inrun.training._task import LanguageModel
+from inrun.training._training import MODEL, TRAJECTORY, Training
+
+SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
+MEASURED, PROBABILITIES = "measured.json", "probabilities.parquet"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended. `score` is on the test samples: accuracy, or minus a text's loss."""
+
+    steps: int
+    score: float
+    measured: Measured
+
+
+class TrainingInterrupt(Exception):  # noqa: N818 (a signal, no error)
+    """The user stopped the training; it can go on from its checkpoint."""
+
+
+def train(training: Training, run: Path, console: Console, *, resume: bool = False) -> Outcome:
+    """Trains with attribution, and writes everything into the run's folder.
+
+    Raises:
+        StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
+        TrainingInterrupt: by the keyboard; a checkpoint was written.
+    """
+    return _Loop(training, run, console, resume).run_through()
+
+
+class _Loop:
+    def __init__(self, training: Training, run: Path, console: Console, resume: bool):
+        self.training, self.run, self.console = training, run, console
+        self.config = training.config
+        state = _opened(training, run, resume)
+        self.meter = Meter(training.device, 0.0 if state is None else float(state["seconds"]))
+        self.model, self.optimizer = training.start()
+        self.steps, self.done = training.steps(), 0
+        self.schedule = training.scheduler(self.optimizer, self.steps)
+        if state is not None:
+            self.done = int(state["done"])
+            checkpoint.restore(state, self.model, self.optimizer, self.schedule)
+        self.attribution = self._attach(resume)
+        self.tokens = self._tokens(state)
+        self.recorder = self._recorder()
+        classes = len(training.splits.classes)
+        self.seen = Seen(training.ids, classes, None if state is None else state["seen"])
+        if state is not None:
+            checkpoint.restore_attribution(self.attribution, state["attribution"])
+
+    def _attach(self, resume: bool) -> Attribution:
+        config = self.config
+        whole = config.keep_tokens  # values a token need directions neither cut nor smoothed
+        go_on: Any = {"resume": True} if resume else {}
+        return attach(
+            self.model, self.optimizer, self.training.utility(), estimator=config.estimator,
+            capture=config.capture, store=self.run, progress=False,
+            contraction="dense" if whole else config.contraction,
+            smoothed_steps=0 if whole else 10, **go_on,
+        )  # fmt: skip
+
+    def _tokens(self, state: dict[str, Any] | None) -> Tokens | None:
+        if not self.config.keep_tokens:
+            return None
+        task = self.training.task
+        assert isinstance(task, LanguageModel)
+        tokens = self.attribution.per_token(task.token_terms, self.run)
+        if state is not None:
+            tokens.load_state_dict(state["tokens"])
+        return tokens
+
+    def _recorder(self) -> Recorder | None:
+        if not self.config.record:
+            return None
+        training = self.training
+        return record(
+            self.model, self.optimizer, training.losses, training.fetch, self.run / TRAJECTORY,
+            clip_norm=self.config.clip or None, weights=training.weights, steps=self.steps,
+        )  # fmt: skip
+
+    def run_through(self) -> Outcome:
+        """All steps that are left, then the result."""
+        saved, progress = time.monotonic(), TrainingProgress(self.console, self.steps, self.done)
+        with Interrupt() as interrupt, progress:
+            for parts in self._left():
+                loss = self._step(parts)
+                progress.step(self.done, self._facts(loss))
+                if interrupt.asked or time.monotonic() - saved > self.config.save_every:
+                    self._save()
+                    saved = time.monotonic()
+                if interrupt.asked:
+                    self.attribution.detach()
+                    raise TrainingInterrupt(f"after step {self.done} of {self.steps}")
+        return self._finish()
+
+    def _left(self) -> Iterator[list[list[Id]]]:
+        for number, parts in enumerate(self.training.batches()):
+            if number >= self.done:
+                yield parts
+
+    def _step(self, parts: Sequence[Sequence[Id]]) -> float:
+        loss = 0.0
+        for ids, (batch, share) in zip(parts, self.training.weighted(parts), strict=True):
+            with self._watched(ids, batch, share):
+                losses, logits = self.training.task.forward(self.model, batch)
+                (losses.sum() * share).backward()
+            loss += float(losses.detach().sum()) * share
+            self.seen.add(ids, losses, logits, batch, self.training.weights(batch))
+        self.training.clip(self.model)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.done += 1
+        self.meter.look()
+        return loss
+
+    @contextmanager
+    def _watched(self, ids: Sequence[Id], batch: Batch, share: float) -> Iterator[None]:
+        with ExitStack() as blocks:
+            if self.recorder is not None:
+                blocks.enter_context(self.recorder.batch(ids))
+            blocks.enter_context(self.attribution.batch(ids))
+            if self.tokens is not None:
+                task = self.training.task
+                assert isinstance(task, LanguageModel)
+                words = [task.text.pieces(text) for text in self.training.contents(ids)]
+                blocks.enter_context(self.tokens.batch(ids, batch, words, share))
+            yield
+
+    def _facts(self, loss: float) -> str:
+        latest = self.attribution.latest
+        return (
+            f"loss {loss:.4f}, validation loss {latest['closing_loss']:.4f}, "
+            f"attribution +{self.attribution.overhead:.0%} time"
+        )
+
+    def _save(self) -> None:
+        if self.recorder is not None or not checkpoint.RESUMES:
+            return
+        rest: dict[str, Any] = {"attribution": checkpoint.attribution_state(self.attribution)}
+        if self.tokens is not None:
+            rest["tokens"] = self.tokens.state_dict()
+        checkpoint.save(
+            self.run, self.model, self.optimizer, self.schedule, done=self.done,
+            seen=self.seen.state(), seconds=self.meter.seconds, **rest,
+        )  # fmt: skip
+
+    def _finish(self) -> Outcome:
+        overhead = self.attribution.overhead
+        self.attribution.detach()
+        if self.tokens is not None:
+            self.tokens.flush()
+        if self.recorder is not None:
+            self.recorder.finish()
+        seconds = self.meter.seconds
+        table = pq.read_table(self.run / SAMPLES)
+        for name, column in self.seen.columns().items():
+            table = table.append_column(name, column)
+        pq.write_table(table, self.run / SAMPLES)
+        classes = self.training.splits.classes
+        if classes:
+            mean = dict(zip(classes, self.seen.probabilities.T, strict=True))
+            pq.write_table(pa.table({":id": table["sample_id"]} | mean), self.run / PROBABILITIES)
+        self.training.task.save(self.model, self.run / MODEL)
+        score = self.training.score(self.model)
+        (self.run / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+        measured = self.meter.result(self.run, seconds, overhead, self.steps)
+        content = asdict(measured) | {"score": score}
+        (self.run / MEASURED).write_text(json.dumps(content, indent=2) + "\n")
+        return Outcome(self.steps, score, measured)
+
+
+def _opened(training: Training, run: Path, resume: bool) -> dict[str, Any] | None:
+    """Makes the folder, or finds the checkpoint in it.
+
+    Raises:
+        StoreError: it holds a run that is not to be resumed, or nothing to resume.
+        NotSupportedError: a recorded run is resumed.
+        MisuseError: recording and accumulation together.
+    """
+    config = training.config
+    if config.record and config.accumulate > 1:
+        raise MisuseError(
+            "record and accumulate exclude each other: a recording must know each row's term in "
+            "the step's loss from its own pass. Use a larger batch, or no recording."
+        )
+    if not resume:
+        if (run / "run.json").exists():
+            raise StoreError(
+                f"{run} holds a run already. Go on with it by --resume, or name a new folder."
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        config.write(run, versions={"torch": torch.__version__})
+        pq.write_table(samples_of(training.splits.training, config), run / SAMPLES)
+        pq.write_table(samples_of(training.judges(), config), run / VALIDATION)
+        return None
+    if config.record or not checkpoint.RESUMES:
+        raise NotSupportedError(
+            "A run that is recorded for look-ahead cannot be resumed yet. Start it again, or "
+            "train without --record."
+            if config.record
+            else "Runs cannot be resumed in this version. Remove the folder and start again."
+        )
+    if (run / MODEL).exists():
+        raise StoreError(f"{run} is finished: there is nothing left to train.")
+    state = checkpoint.read(run)
+    if state is None:
+        raise StoreError(
+            f"{run} has no checkpoint: it was cut off before the first one was written. Remove the "
+            "folder and start again."
+        )
+    return state
+
+
+def count_trained(model: nn.Module) -> int:
+    """Elements that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,200 @@
+"""Rows of data from a file or a folder, each with the place that it came from.
+
+A bad row is named by its file and line, so that it can be found and mended.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inrun.errors import MisuseError, NotSupportedError
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+SHOWN = 5  # bad rows that a message names
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its cells by column, and where it stands, as 'train.csv, line 7'."""
+
+    cells: dict[str, Any]
+    where: str
+
+
+class BadRows:
+    """Collects rows that cannot be used, to name them all at once."""
+
+    def __init__(self, skip: bool):
+        self._skip, self.found = skip, list[str]()
+
+    def add(self, where: str, what: str) -> None:
+        """Notes one."""
+        self.found.append(f"{where}: {what}")
+
+    def settle(self) -> None:
+        """Raises if there were any that may not be skipped.
+
+        Raises:
+            MisuseError: names the first of them.
+        """
+        if self.found and not self._skip:
+            more = len(self.found) - SHOWN
+            raise MisuseError(
+                f"{len(self.found)} of the rows cannot be used:\n  "
+                + "\n  ".join(self.found[:SHOWN])
+                + (f"\n  and {more} more" if more > 0 else "")
+                + "\nMend them, or leave them out with --skip-bad-rows."
+            )
+
+
+def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
+    """Reads all rows of a file, a folder or a hub data set.
+
+    Args:
+        source: see `TrainConfig.data`.
+        split: 'train', 'validation' or 'test': which part of a data set with several.
+        bad: where unreadable rows are noted.
+
+    Raises:
+        MisuseError: nothing is there, or of no known kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        rows = list(_folder(path, split))
+    elif path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise MisuseError(
+                f"{source} ends in {path.suffix or 'nothing'}, and rows are read from "
+                f"{', '.join(sorted(_READERS))}, a saved `datasets` folder or a folder of images."
+            )
+        rows = list(reader(path, bad))
+    else:
+        rows = list(_hub(source, split))
+    if not rows and not bad.found:
+        raise MisuseError(f"{source} holds no rows.")
+    return rows
+
+
+def task_seen(source: str, label: str) -> str:
+    """The task that the data looks like: images, texts with labels, or texts alone.
+
+    Raises:
+        MisuseError: nothing is there.
+    """
+    rows = read_rows(source, "train", BadRows(skip=True))
+    if rows and "image" in rows[0].cells:
+        return "image-classification"
+    return "text-classification" if any(label in r.cells for r in rows[:100]) else "causal-lm"
+
+
+def _csv(path: Path, bad: BadRows, delimiter: str = ",") -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        head, begins = next(reader, None), reader.line_num + 1
+        for cells in reader:
+            where = f"{path}, line {begins}"
+            begins = reader.line_num + 1
+            if not cells:
+                continue
+            if head is None or len(cells) != len(head):
+                bad.add(where, f"{len(cells)} fields, and the head names {len(head or [])}")
+            else:
+                yield Row(dict(zip(head, cells, strict=True)), where)
+
+
+def _tsv(path: Path, bad: BadRows) -> Iterator[Row]:
+    yield from _csv(path, bad, "\t")
+
+
+def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                bad.add(where, f"not JSON ({error})")
+                continue
+            if isinstance(cells, dict):
+                yield Row(cells, where)
+            else:
+                bad.add(where, f"a {type(cells).__name__}, and a row is an object {{...}}")
+
+
+def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise MisuseError(f"{path} is torn or not a Parquet file ({error}).") from error
+    for number, cells in enumerate(table.to_pylist()):
+        yield Row(cells, f"{path}, row {number}")
+
+
+_READERS: dict[str, Callable[[Path, BadRows], Iterator[Row]]] = {
+    ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet,
+}  # fmt: skip
+
+
+def _folder(path: Path, split: str) -> Iterator[Row]:
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        yield from _data_set(_datasets().load_from_disk(str(path)), str(path), split)
+    else:
+        yield from _image_folder(path)
+
+
+def _image_folder(path: Path) -> Iterator[Row]:
+    """One folder a class; a row's id is its path below the folder."""
+    for file in sorted(path.glob("*/**/*")):
+        if file.suffix.lower() in IMAGES:
+            inside = file.relative_to(path)
+            cells = {"image": str(file), "label": inside.parts[0], "file": inside.as_posix()}
+            yield Row(cells, str(file))
+
+
+def _hub(source: str, split: str) -> Iterator[Row]:
+    if source.startswith((".", "/", "~")) or Path(source).suffix.lower() in _READERS:
+        raise MisuseError(f"{source} does not exist.")
+    datasets = _datasets()
+    try:
+        found = datasets.load_dataset(source)
+    except Exception as error:  # whatever stands between here and the hub
+        raise MisuseError(
+            f"{source} is neither a file nor a folder here, and it could not be loaded as a data "
+            f"set from the hub: {error}"
+        ) from error
+    yield from _data_set(found, source, split)
+
+
+def _data_set(found: Any, name: str, split: str) -> Iterator[Row]:
+    if hasattr(found, "keys"):
+        if split not in found:
+            raise MisuseError(f"{name} has no part {split!r}; it has {', '.join(found.keys())}.")
+        found = found[split]
+    names = {k: f.names for k, f in found.features.items() if hasattr(f, "names")}
+    for number, cells in enumerate(found):
+        for column, known in names.items():  # class labels are stored as numbers
+            if isinstance(cells[column], int) and 0 <= cells[column] < len(known):
+                cells[column] = known[cells[column]]
+        yield Row(cells, f"{name}, row {number}")
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise NotSupportedError(
+            "A saved or hub data set is read by the package `datasets`, which is not installed: "
+            "pip install 'inrun[train]'. Files (CSV, JSONL, Parquet) need nothing extra."
+        ) from None
+    return datasets
