@@ -81,6 +81,27 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
     return attribution
 
 
+def resume(folder):
+    """Every process goes on from the state that the first one saved."""
+    run(folder, "to resume", smoothed_steps=0)
+    dist.barrier()
+    x, y = data()
+    model = nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Tanh(), nn.Linear(10, 4)).double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1)
+    utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[60:].double(), y[60:]))
+    attribution = inrun.attach(
+        wrapped, optimizer, utility, store=folder / "to resume", resume=True, progress=False
+    )
+    attribution.load_state_dict(read_state(folder / "to resume.safetensors"))
+    mine = torch.arange(30, 36).tensor_split(dist.get_world_size())[dist.get_rank()]
+    with attribution.batch(mine):
+        terms(wrapped, (x[mine].double(), y[mine])).sum().backward()
+    optimizer.step()
+    pq.write_table(attribution.values(), folder / f"resumed-{dist.get_rank()}.parquet")
+    attribution.detach()
+
+
 def refusals(folder):
     """What several processes cannot do is said by all of them alike."""
     model = DistributedDataParallel(nn.Linear(6, 4))
@@ -104,7 +125,6 @@ def refusals(folder):
     except inrun.errors.InvariantError as error:
         said.append(str(error))
     (folder / f"said-{dist.get_rank()}").write_text("\n".join(said))
-    assert read_state(folder / "plain.safetensors") or dist.get_rank()
 
 
 def main():
@@ -115,6 +135,7 @@ def main():
         run(folder, name, **options)
     dist.barrier()
     refusals(folder)
+    resume(folder)
     dist.destroy_process_group()
 
 

@@ -60,6 +60,14 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         )
 
 
+def test_every_process_resumes_from_the_first_ones_state(several):
+    folder, processes = several
+    tables = [pq.read_table(folder / f"resumed-{rank}.parquet") for rank in range(processes)]
+    assert all(table.equals(tables[0]) for table in tables)
+    assert tables[0]["visits"].to_pylist() == [1] * 36
+    assert inrun.load(folder / "to resume").ledger().num_rows == script.STEPS + 1
+
+
 def test_what_cannot_be_done_is_said_in_every_process_alike(several):
     folder, processes = several
     said = [(folder / f"said-{rank}").read_text().splitlines() for rank in range(processes)]

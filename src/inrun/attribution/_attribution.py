@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from inrun.attribution._record import Record
 from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._step_hooks import StepHooks, release
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
@@ -60,8 +60,8 @@ class Attribution:
         self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
             folder.create()
-        self._handles = self._hooks()
-        self._release = weakref.finalize(self, _release, self._handles, line)
+        self._hooks = StepHooks(self, optimizers.members)
+        self._release = weakref.finalize(self, release, self._hooks, line)
 
     # ---- in the loop
 
@@ -110,11 +110,7 @@ class Attribution:
     @contextmanager
     def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
         self._refuse_detached()
-        if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in self._handles):
-            raise MisuseError(
-                "The attribution's hooks were taken off the optimizer by somebody else, so its "
-                "steps are not seen any more. What was scored stays; detach() and attach again."
-            )
+        self._hooks.demand_in_place()
         if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
         if self._steps.paused:
@@ -331,43 +327,17 @@ class Attribution:
 
     # ---- its own affairs
 
-    def _hooks(self) -> list[Any]:
-        """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
-        this = weakref.ref(self)
+    def _before_step(self, k: int, args: Any, kwargs: Any) -> Arguments | None:
+        """The k-th optimizer is about to step; what its step is to be called with, if changed."""
+        changed = None if self._steps.paused else with_closure_run(args, kwargs)
+        self._open.close()
+        self._steps.before(k)
+        return changed
 
-        def before(
-            k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Arguments | None:
-            attribution = this()
-            if attribution is None or attribution._steps.paused:
-                changed = None
-            else:
-                changed = with_closure_run(args, kwargs)
-            if attribution is not None:
-                attribution._open.close()
-                attribution._steps.before(k)
-            return changed
-
-        def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            attribution = this()
-            if attribution is not None:
-                attribution._steps.after(k)
-
-        return [
-            handle
-            for k, optimizer in enumerate(self._optimizers.members)
-            for handle in (
-                optimizer.register_step_pre_hook(partial(before, k)),
-                optimizer.register_step_post_hook(partial(after, k)),
-            )
-        ]
+    def _after_step(self, k: int) -> None:
+        """The k-th optimizer has stepped."""
+        self._steps.after(k)
 
     def _refuse_detached(self) -> None:
         if not self._release.alive:
             raise MisuseError("This attribution was detached. Attach again to go on.")
-
-
-def _release(handles: list[Any], line: LiveLine) -> None:
-    for handle in handles:
-        handle.remove()
-    line.close()

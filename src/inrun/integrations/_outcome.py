@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from inrun.attribution import Attribution
+from inrun.errors import StoreError
 from inrun.integrations._trackers import Tracker, worst
 from inrun.ledger import read_state, write_state
 
@@ -49,6 +50,13 @@ def load_checkpoint(attribution: Attribution, folder: Path) -> None:
     Raises:
         StoreError: it is not there, or was changed or cut off.
     """
+    if not (folder / STATE).exists():
+        raise StoreError(
+            f"{folder / STATE} is missing: the checkpoint was written without InRun, or the "
+            "process was killed before it was, or it lies elsewhere (say where in the trainer's "
+            "arguments, resume_from_checkpoint=...). Resume from a checkpoint that has it, or take "
+            "the callback away."
+        )
     attribution.load_state_dict(read_state(folder / STATE))
 
 

@@ -1,0 +1,70 @@
+"""The attribution's hooks on the optimizers' steps, and taking them off again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from inrun.attribution._closures import Arguments
+from inrun.attribution._live import LiveLine
+from inrun.errors import MisuseError
+
+
+class Stepped(Protocol):
+    """Whoever is told of steps."""
+
+    def _before_step(self, k: int, args: Any, kwargs: Any) -> Arguments | None: ...
+
+    def _after_step(self, k: int) -> None: ...
+
+
+class StepHooks:
+    """Hooks that hold the attribution weakly: dropping it detaches it."""
+
+    def __init__(self, told: Stepped, optimizers: Sequence[torch.optim.Optimizer]):
+        this = weakref.ref(told)
+
+        def before(k: int, _: object, args: Any, kwargs: Any) -> Arguments | None:
+            attribution = this()
+            return None if attribution is None else attribution._before_step(k, args, kwargs)
+
+        def after(k: int, _: object, args: Any, kwargs: Any) -> None:
+            attribution = this()
+            if attribution is not None:
+                attribution._after_step(k)
+
+        self._handles = [
+            handle
+            for k, optimizer in enumerate(optimizers)
+            for handle in (
+                optimizer.register_step_pre_hook(partial(before, k)),
+                optimizer.register_step_post_hook(partial(after, k)),
+            )
+        ]
+
+    def demand_in_place(self) -> None:
+        """Raises where hooks are gone.
+
+        Raises:
+            MisuseError: somebody else took them off.
+        """
+        if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in self._handles):
+            raise MisuseError(
+                "The attribution's hooks were taken off the optimizer by somebody else, so its "
+                "steps are not seen any more. What was scored stays; detach() and attach again."
+            )
+
+    def remove(self) -> None:
+        """Takes them off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def release(hooks: StepHooks, line: LiveLine) -> None:
+    """Takes hooks off the optimizers and the line off the screen."""
+    hooks.remove()
+    line.close()
