@@ -15,9 +15,19 @@ from rich.table import Table
 
 from inrun.cli._entry import entry as load_entry
 from inrun.cli._terminal import plain
-from inrun.errors import MisuseError
 from inrun.ledger import Run
-from inrun.uses import ARMS, Check, Pruning, Train, check_place, check_pruning, write_kept
+from inrun.uses import (
+    ARMS,
+    Check,
+    Pruning,
+    Train,
+    check_place,
+    check_pruning,
+    refuse_unless_told,
+    training_again,
+    trains_itself,
+    write_kept,
+)
 
 SHOWN = 12
 NOT_SUPPORTED = 3  # exit code
@@ -120,11 +130,9 @@ def _checked(
 def _training(stored: Run, entry: str | None) -> Train:
     if entry is not None:
         return load_entry(entry)
-    raise MisuseError(
-        f"--check trains again, and {stored.path} does not say how. Pass --entry module:function, "
-        "a function of yours that takes (ids, seed), trains on these samples from this seed, and "
-        "returns a score on unseen data, higher for better."
-    )
+    if trains_itself(stored.path):
+        return training_again(stored.path)
+    raise refuse_unless_told(stored.path, "how to train again")
 
 
 def _print_check(console: Console, found: Check) -> None:

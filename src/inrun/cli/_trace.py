@@ -18,7 +18,13 @@ from inrun.cli._terminal import plain, printable
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
-from inrun.uses import Replayable, described
+from inrun.uses import (
+    Replayable,
+    described,
+    refuse_unless_told,
+    replayable_again,
+    trains_itself,
+)
 
 STATES = "trajectory"
 HELPED, HARMED = (42, 157, 143), (209, 73, 91)
@@ -89,11 +95,9 @@ def trace(
 
 def _replayable(run: Path, entry: str | None) -> Replayable:
     if entry is None:
-        raise MisuseError(
-            f"{run} does not say how its model and losses are built. Pass --entry module:function, "
-            "a function of yours that returns inrun.Replayable(model, optimizer, losses, fetch, "
-            "query_loss)."
-        )
+        if trains_itself(run):
+            return replayable_again(run)
+        raise refuse_unless_told(run, "how its model and losses are built")
     found = load_entry(entry)()
     if not isinstance(found, Replayable):
         raise MisuseError(f"{entry} returned {type(found).__name__}, not an inrun.Replayable.")

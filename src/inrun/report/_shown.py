@@ -57,7 +57,10 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
     for row in order.tolist():
         if every[row] is None:
             continue
-        encoded = base64.b64encode(_small(every[row])).decode()
+        small = _small(every[row])
+        if small is None:
+            continue
+        encoded = base64.b64encode(small).decode()
         left -= len(encoded)
         if left < 0:
             return shown, True
@@ -65,14 +68,18 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
     return shown, False
 
 
-def _small(image: bytes) -> bytes:
+def _small(image: bytes) -> bytes | None:
+    """At most `LARGEST_SIDE` pixels a side, as PNG; None where it cannot be read."""
     width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
     if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:
         return image
-    with Image.open(io.BytesIO(image)) as opened:
-        opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-        buffer = io.BytesIO()
-        opened.save(buffer, "PNG", optimize=True)
+    buffer = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+            opened.save(buffer, "PNG", optimize=True)
+    except (OSError, ValueError):
+        return None
     return buffer.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from inrun.errors import MisuseError, StoreError
 from inrun.replay import Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._loading import Batch
+from inrun.training._rows import Row
 from inrun.training._samples import Id, Sample, Splits, read_splits
 from inrun.training._task import Task, task_of
 from inrun.utility import Utility
@@ -85,6 +86,31 @@ class Training:
         samples = [Sample(i, text, None, self.splits.training[0].row) for i, text in
                    enumerate(texts)]  # fmt: skip
         return self.collate(samples)
+
+    def query(self, row: Mapping[str, Any]) -> Batch:
+        """One new row, as a batch: its text or image, and its label where the task has labels.
+
+        Raises:
+            MisuseError: the row lacks a column that the run's own rows have.
+        """
+        config = self.config
+        image, labelled = config.task == "image-classification", bool(self.splits.classes)
+        content = "image" if image else config.text_column
+        cells = {content: row.get("text")} | dict(row)
+        wanted = [content, *([config.label_column] if labelled else [])]
+        missing = [name for name in wanted if cells.get(name) is None]
+        if missing:
+            raise MisuseError(
+                f"The query has no {missing[0]!r}, and the loss of {config.task} needs it. Pass a "
+                f"file with the columns {', '.join(wanted)}, a row a query."
+            )
+        label = str(cells[config.label_column]).strip() if labelled else None
+        if labelled and label not in self.splits.classes:
+            raise MisuseError(
+                f"The query's label {label!r} is not one of {', '.join(self.splits.classes)}."
+            )
+        origin = Row(dict(row), "the query")
+        return self.collate([Sample(0, cells[content], label, origin)])
 
     def judges(self) -> list[Sample]:
         """The validation samples that every step is judged by, as evenly from classes as can be."""

@@ -11,6 +11,12 @@ from inrun.uses._ranking import Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._rows import check_place, write_kept
 from inrun.uses._trace import METHODS, Replayable, Trace, trace
+from inrun.uses._trained import (
+    refuse_unless_told,
+    replayable_again,
+    training_again,
+    trains_itself,
+)
 
 __all__ = [
     "ARMS",
@@ -37,7 +43,11 @@ __all__ = [
     "outliers",
     "prune",
     "rank",
+    "refuse_unless_told",
+    "replayable_again",
     "rollup",
     "trace",
+    "training_again",
+    "trains_itself",
     "write_kept",
 ]
