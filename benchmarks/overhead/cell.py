@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.overhead.methods import EXACT, METHODS, REFERENCE, Method, Size
+from benchmarks.overhead.methods import EXACT, METHODS, PROFILED, REFERENCE, Method, Size
+from benchmarks.overhead.parts import on_the_clock
 
 ROUNDS, WARM_UP = 12, 8  # the contraction's first steps are dense, then ranks are on trial
+STEPS, FIRST_ID = 6, 1_000_000  # steps that are taken apart, and ids of their own for them
 
 
 def measure(key: str) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def measure(key: str) -> dict[str, Any]:
     methods = {name: kind(size, device) for name, kind in METHODS.items()}
     seconds = _times(size, device, methods)
     exact = methods[EXACT].values()
-    found = {
+    parts = {name: _parts(size, device, methods[name]) for name in PROFILED}
+    found: dict[str, Any] = {
         name: {
             "seconds": times,
             "ratio": [t / r for t, r in zip(times, seconds[REFERENCE], strict=True)],
@@ -36,6 +39,8 @@ def measure(key: str) -> dict[str, Any]:
         }
         for name, times in seconds.items()
     }
+    for name, seconds_by_part in parts.items():
+        found[name]["parts"] = seconds_by_part
     for method in methods.values():
         method.detach()
     del methods
@@ -64,6 +69,18 @@ def _times(size: Size, device: torch.device, methods: dict[str, Method]) -> dict
             if turn >= WARM_UP:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def _parts(size: Size, device: torch.device, method: Method) -> dict[str, float]:
+    """Seconds a step in each part of the attribution, over a few more steps."""
+    sequences, _ = size.text()
+    with on_the_clock() as seconds:
+        for turn in range(STEPS):
+            rows = slice(turn * size.batch, (turn + 1) * size.batch)
+            ids = range(FIRST_ID + rows.start, FIRST_ID + rows.stop)
+            method.step(ids, sequences[rows].to(device))
+        _wait(device)
+    return {part: total / STEPS for part, total in seconds.items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -197,3 +197,4 @@ METHODS: dict[str, type[Method]] = {
 }
 REFERENCE = "plain + validation pass"
 EXACT = "hold, dense"
+PROFILED = ("hold", "stream")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markdown import markdown
-from benchmarks.overhead.methods import METHODS, REFERENCE, Size
+from benchmarks.overhead.methods import METHODS, PROFILED, REFERENCE, Size
 from benchmarks.results_file import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "cost.md"
@@ -60,7 +60,19 @@ def _section(size: Size, found: Mapping[str, Any]) -> str:
         "method", "samples/s", "of plain throughput", "time over plain + validation (quartiles)",
         "peak MB", "of plain's", "lowest R with the dense contraction",
     ]  # fmt: skip
-    return title + "\n\n" + markdown(head, rows)
+    return "\n\n".join([title, markdown(head, rows), _parts(found)])
+
+
+def _parts(found: Mapping[str, Any]) -> str:
+    """Milliseconds a step of each part, beside what training and its validation pass take."""
+    whole = np.median(found[REFERENCE]["seconds"])
+    names = dict.fromkeys(part for name in PROFILED for part in found[name]["parts"])
+    rows = []
+    for part in names:
+        seconds = [found[name]["parts"].get(part, 0.0) for name in PROFILED]
+        rows.append([part, *(f"{1e3 * s:.1f} ({s / whole:.1%})" if s else "" for s in seconds)])
+    head = ["of a step", *(f"{name}, ms (of plain + validation pass)" for name in PROFILED)]
+    return markdown(head, rows)
 
 
 def _range(ratio: np.ndarray) -> str:

@@ -1,0 +1,73 @@
+"""Where a step with attribution spends its own time: seconds in its parts, each without the others.
+
+The parts are functions of the library, timed from outside while a few steps run.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from inrun.attribution import _scorer
+from inrun.capture import _capture, _gradient_check, _mode
+from inrun.directions.path import Path
+from inrun.factors import Outer, _contraction
+
+PARTS: tuple[tuple[Any, str, str], ...] = (
+    (_scorer, "evaluate", "validation pass"),
+    (Path, "settled", "direction and books, after the step"),
+    (Path, "slope", "slope, inside the backward pass"),
+    (_contraction, "factorize", "factorizing directions"),
+    (Outer, "contract_low_rank", "low-rank contraction"),
+    (Outer, "contract", "dense contraction"),
+    (_gradient_check.GradientCheck, "add", "invariant: shares"),
+    (_gradient_check.GradientCheck, "_measure", "invariant: gradients"),
+    (_capture.Hold, "_collect", "building factors"),
+    (_mode.CaptureMode, "_note", "seeing operations"),
+    (_scorer, "weights_mark", "whether weights moved"),
+    (_scorer.Scorer, "before_step", "before the step, the rest"),
+    (_scorer.Scorer, "after_step", "after the step, the rest"),
+    (_scorer.Scorer, "stream_contraction", "stream, the rest"),
+)
+
+
+class Clock:
+    """Seconds by part, nested parts taken out of what they are in."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._inner: list[float] = []
+
+    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The same function, on the clock."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                passed, inner = time.perf_counter() - began, self._inner.pop()
+                self.seconds[part] += passed - inner
+                if self._inner:
+                    self._inner[-1] += passed
+
+        return call
+
+
+@contextmanager
+def on_the_clock() -> Iterator[Counter[str]]:
+    """Seconds by part of what runs inside."""
+    clock, before = Clock(), [(owner, name, getattr(owner, name)) for owner, name, _ in PARTS]
+    try:
+        for (owner, name, part), (_, _, function) in zip(PARTS, before, strict=True):
+            setattr(owner, name, clock.timed(function, part))
+        yield clock.seconds
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
