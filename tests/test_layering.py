@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "inrun"
 # Each room may import from the rows below its own, never from its own row's other rooms or above.
 ROWS = [
     {"cli"},
-    {"demo"},
+    {"demo", "integrations"},
     {"report", "uses"},
     {"training"},
     {"attribution"},

@@ -74,8 +74,7 @@ def test_blocks_that_are_misused():
             loss_fn(model, data)
     with attribution.batch(range(12)):
         loss_fn(model, data).backward()
-    with pytest.raises(MisuseError, match="closure"):
-        optimizer.step(lambda: 0.0)
+    assert optimizer.step(lambda: 0.5) == 0.5
     with pytest.raises(RuntimeError, match="user's own"), attribution.batch(range(12)):
         raise RuntimeError("user's own")
 
@@ -146,8 +145,6 @@ def test_attach_checks_what_it_is_given():
         inrun.attach(nn.Linear(4, 3), optimizer, utility)
     with pytest.raises(NotSupportedError, match="LBFGS cannot be scored"):
         inrun.attach(model, torch.optim.LBFGS(model.parameters()), utility)
-    with pytest.raises(NotSupportedError, match="compiled"):
-        inrun.attach(torch.compile(model), optimizer, utility)
     assert not optimizer._optimizer_step_pre_hooks
 
 
@@ -225,3 +222,43 @@ def test_a_validation_batch_that_cannot_be_cut_is_said():
         loss_fn(model, data).backward()
     optimizer.step()
     assert set(attribution.coverage()["sample_axis"].to_pylist()) == {"assumed"}
+
+
+def test_a_validation_batch_on_another_device_is_said_at_attach():
+    model, optimizer, data, _ = setting(nn.Linear(4, 3).to("meta"))
+    with pytest.raises(MisuseError, match=r"batch is on cpu while the model is on meta"):
+        inrun.attach(model, optimizer, inrun.Utility(loss_fn, data), progress=False)
+
+
+def test_hooks_that_somebody_else_removed_are_missed_before_the_next_batch():
+    model, optimizer, data, attribution = attached()
+    with attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+    optimizer.step()
+    optimizer._optimizer_step_post_hooks.clear()
+    with pytest.raises(MisuseError, match="hooks were taken off"), attribution.batch(range(12)):
+        loss_fn(model, data).backward()
+    assert attribution.ledger().num_rows == 1
+    attribution.detach()
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
+    """The very error of a full disk: what is written goes to /dev/full."""
+    model, optimizer, data, attribution = attached(store=tmp_path / "run")
+
+    def step():
+        optimizer.zero_grad()
+        with attribution.batch(range(12)):
+            loss_fn(model, data).backward()
+        optimizer.step()
+
+    step()
+    attribution.flush()
+    step()
+    (tmp_path / "run" / "visits" / "000001.parquet.partial").symlink_to("/dev/full")
+    with pytest.raises(inrun.errors.StoreError, match="No space left"):
+        attribution.flush()
+    assert inrun.load(tmp_path / "run").visits().num_rows == 12  # what was stored is readable
+    step()  # training and scoring go on, and what waits is written when there is room
+    attribution.detach()
+    assert inrun.load(tmp_path / "run").values()["visits"].to_pylist() == [3] * 12

@@ -1,15 +1,11 @@
-"""What a run is warned of, each once, and the steps that it refuses."""
+"""What a run is warned of, each once."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
 
 from inrun.capture import Capture, Coverage
-from inrun.errors import InRunWarning, MisuseError, NotSupportedError
+from inrun.errors import InRunWarning
 from inrun.optim import Together
 
 
@@ -35,6 +31,15 @@ class Advice:
                 "the books' residual. See attribution.coverage()."
             )
 
+    def of_compiled(self, compiled: bool) -> None:
+        """A model that is compiled, wholly or in part."""
+        if compiled:
+            self.once(
+                "The model is compiled. Within attribution.batch(ids) it runs uncompiled, since "
+                "fused operations cannot be seen: training takes as long as without torch.compile, "
+                "and its last digits are those of the plain model."
+            )
+
     def of_strangers(self, optimizers: Together, capture: Capture) -> None:
         """Parameters that the optimizer moves and no block has watched."""
         watched = {id(p) for p in capture.trained.values()}
@@ -46,26 +51,3 @@ class Advice:
                 "last block. What they do shows in the books' residual. After freezing, call "
                 "zero_grad(set_to_none=True); add parameters between step() and the next block."
             )
-
-
-def refuse_step(
-    optimizer: torch.optim.Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    """Raises for steps whose gradient nobody can tell.
-
-    Raises:
-        NotSupportedError: a fused optimizer under a gradient scaler.
-        MisuseError: a step with a closure.
-    """
-    if getattr(optimizer, "grad_scale", None) is not None:
-        raise NotSupportedError(
-            "A gradient scaler unscales inside this fused optimizer's own kernel, so the "
-            "gradient that it consumes cannot be read. Use fused=False, or bfloat16, which "
-            "needs no scaler."
-        )
-    if any(callable(argument) for argument in [*args, *kwargs.values()]):
-        raise MisuseError(
-            "optimizer.step(closure) computes gradients inside the step, where no block can "
-            "say whose they are. Run forward and backward in attribution.batch(ids), then "
-            "optimizer.step()."
-        )

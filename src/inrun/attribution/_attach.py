@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._distributed import processes_of, unwrapped_model
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Hold, Stream
 from inrun.directions import Direction, direction_of
@@ -36,10 +38,12 @@ def attach(
     estimator: str | Direction = "path",
     capture: str = "hold",
     store: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     contraction: str | Contraction = "auto",
     smoothed_steps: int = 10,
     progress: bool = True,
     self_test: bool = True,
+    process_group: Any = "auto",
 ) -> Attribution:
     """Scores every sample at every step of an ordinary training loop, from now to `detach()`.
 
@@ -58,6 +62,9 @@ def attach(
             exact; 'stream' contracts inside the backward pass and keeps nothing, see
             `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
+        resume: the store may hold a run that is to go on, from the state that is given to
+            `load_state_dict` before the first step, or from its start where none is. What the store
+            holds beyond that is moved to its folder `discarded`.
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
             of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
             `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
@@ -68,9 +75,13 @@ def attach(
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
 
+        process_group: of the processes whose gradients are averaged: 'auto' is that of a
+            DistributedDataParallel model, or else the default group where one is running; None is
+            this process alone.
+
     Raises:
         MisuseError: arguments that do not fit each other.
-        NotSupportedError: an optimizer without a rule, complex parameters, compiled models.
+        NotSupportedError: an optimizer without a rule, complex parameters, sharded models.
         ReplaceLayerError: BatchNorm in training mode.
         NeverPossibleError: a model that mixes samples even in evaluation mode.
         InvariantError: the self-test failed.
@@ -112,15 +123,22 @@ def attach(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
         )
+    model, group = unwrapped_model(model)
+    processes = processes_of(group, process_group, capture)
     _refuse_model(model)
     folder = None
-    if store is not None:
+    if store is not None and processes.rank == 0:
         folder = RunFolder(
-            store, estimator=direction.name, targets=utility.targets, weights=utility.weights
+            store,
+            estimator=direction.name,
+            targets=utility.targets,
+            weights=utility.weights,
+            resume=resume,
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, _contraction(contraction))
+    met = _contraction(contraction)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
     return Attribution(model, optimizers, utility, scorer, kind, folder, progress, self_test)
 
 
@@ -136,11 +154,6 @@ def _contraction(given: str | Contraction) -> Contraction:
 
 
 def _refuse_model(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
-        raise NotSupportedError(
-            "The model is compiled: torch.compile fuses operations, so that their inputs and "
-            "output gradients cannot be seen. Attach to, and train, the plain model."
-        )
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ReplaceLayerError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,18 @@ import pyarrow as pa
 from torch import nn
 
 from inrun.attribution._audit import Audit
+from inrun.attribution._closures import Arguments, with_closure_run
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
+from inrun.attribution._open_block import OpenBlock
 from inrun.attribution._record import Record
+from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, NotSupportedError
 from inrun.ledger import TOTAL, RunFolder, TokenFolder
 from inrun.optim import Together
 from inrun.utility import Utility
@@ -43,12 +46,22 @@ class Attribution:
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
-        self._scorer, self._ids = scorer, IdReader()
-        self._record, line = Record(utility.targets, utility.weights, folder), LiveLine(progress)
+        self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
+        first = scorer.processes.rank == 0
+        self._record = Record(utility.targets, utility.weights, folder, first=first)
+        line = LiveLine(progress and first)
         self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
+        kind = {
+            "estimator": scorer.estimator,
+            "targets": utility.targets,
+            "weights": utility.weights,
+            "capture": capture.__name__.lower(),
+        }
+        self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
             folder.create()
-        self._release = weakref.finalize(self, _release, self._hooks(), line)
+        self._handles = self._hooks()
+        self._release = weakref.finalize(self, _release, self._handles, line)
 
     # ---- in the loop
 
@@ -65,14 +78,50 @@ class Attribution:
             InvariantError: the samples' shares do not sum to the gradient.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
+        with self._block(ids, at_backward=False):
+            yield
+
+    def open_batch(self, ids: Iterable[Any]) -> None:
+        """Begins a block that ends by itself with the first `loss.backward()` after it.
+
+        For callbacks of frameworks, which have no place for a `with` around the forward and the
+        backward pass. See `batch`.
+
+        Args:
+            ids: one id a row of the batch.
+        """
+        self.close_batch()
+        self._open.begin(self._block(ids, at_backward=True))
+
+    def close_batch(self, *, failed: bool = False) -> None:
+        """Takes an open block's eyes off the loop; the next block and the step do it too.
+
+        Args:
+            failed: the pass came to no end and is not to be scored.
+
+        Raises:
+            MisuseError: there was no backward pass in it.
+        """
+        if failed:
+            self._open.abandon()
+        else:
+            self._open.close()
+
+    @contextmanager
+    def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
         self._refuse_detached()
+        if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in self._handles):
+            raise MisuseError(
+                "The attribution's hooks were taken off the optimizer by somebody else, so its "
+                "steps are not seen any more. What was scored stays; detach() and attach again."
+            )
         if self._steps.inside:
             raise MisuseError("attribution.batch blocks cannot be nested.")
         if self._steps.paused:
             yield
             return
         self._steps.finish()
-        with self._steps.block(self._ids.read(ids)):
+        with self._steps.block(self._ids.read(ids), at_backward=at_backward):
             yield
 
     @contextmanager
@@ -109,6 +158,11 @@ class Attribution:
             MisuseError: numbers out of range.
         """
         self._refuse_detached()
+        if self._scorer.processes.size > 1:
+            raise NotSupportedError(
+                "An audit plays steps out on one process's copies, and this training has "
+                f"{self._scorer.processes.size} processes. Audit a run on one process."
+            )
         schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
         return self._steps.auditing.begin(
             self._model, self._optimizers.members, self._utility, schedule, groups
@@ -199,8 +253,18 @@ class Attribution:
 
     @property
     def latest(self) -> dict[str, Any]:
-        """The last step's row of the books, for the weighted total; empty before the first."""
+        """The last scored step's row of the books, in total; empty before the first."""
         return dict(self._record.latest)
+
+    @property
+    def residual_share(self) -> float:
+        """The books' residuals so far over the size of their entries so far."""
+        return self._record.residual_share
+
+    @property
+    def attached(self) -> bool:
+        """Whether steps are still scored."""
+        return self._release.alive
 
     @property
     def covered(self) -> float:
@@ -221,12 +285,39 @@ class Attribution:
         """Time spent in attribution's own passes so far."""
         return self._steps.watch.inside
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training checkpoint must keep, so that a killed run can go on.
+
+        Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
+        read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
+        noted; the state holds totals a sample, and without a store the books.
+
+        Raises:
+            MisuseError: called between a backward pass and its optimizer step.
+        """
+        self._refuse_detached()
+        return self._resume.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint, after the model and the optimizer were loaded.
+
+        With a store, attach with `resume=True`; what was stored after the checkpoint is moved to
+        the store's folder `discarded`, since those steps will be trained again.
+
+        Raises:
+            MisuseError: the run was attached in another way.
+            StoreError: the state or the store was changed or cut off, or is another run's.
+        """
+        self._refuse_detached()
+        self._resume.restore(state)
+
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
         self._record.flush(self.coverage())
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
+        self._open.abandon()
         self._release()
         self._steps.finish()
         self._steps.drop(moved=True)
@@ -244,10 +335,18 @@ class Attribution:
         """Optimizer hooks that hold the attribution weakly: dropping it detaches it."""
         this = weakref.ref(self)
 
-        def before(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(
+            k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Arguments | None:
             attribution = this()
+            if attribution is None or attribution._steps.paused:
+                changed = None
+            else:
+                changed = with_closure_run(args, kwargs)
             if attribution is not None:
-                attribution._steps.before(k, args, kwargs)
+                attribution._open.close()
+                attribution._steps.before(k)
+            return changed
 
         def after(k: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             attribution = this()

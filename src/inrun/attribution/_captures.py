@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Capture, Hold, MeasuredLayouts, Stream
+from inrun.capture import Capture, Hold, MeasuredLayouts, Processes, Stream
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.optim import Together
@@ -16,13 +16,14 @@ def build_capture(
     model: nn.Module,
     optimizers: Together,
     scorer: Scorer,
+    processes: Processes | None = None,
 ) -> Capture:
     """A capture of the parameters that the optimizers train now.
 
     Raises:
         MisuseError: the optimizer holds none of the model's parameters.
     """
-    capture = kind(model, _named(model, optimizers), MeasuredLayouts())
+    capture = kind(model, _named(model, optimizers), MeasuredLayouts(), processes)
     if isinstance(capture, Stream):
 
         def contract(name: str, factor: Factor) -> Tensor:

@@ -18,6 +18,15 @@ class IdReader:
     def __init__(self) -> None:
         self._kind: type | None = None
 
+    @property
+    def kind(self) -> str | None:
+        """What ids are: 'int', 'str', or None before the first."""
+        return None if self._kind is None else self._kind.__name__
+
+    @kind.setter
+    def kind(self, name: str | None) -> None:
+        self._kind = None if name is None else {"int": int, "str": str}[name]
+
     def read(self, ids: Iterable[Any]) -> Ids:
         """The ids as plain ints or plain strings.
 

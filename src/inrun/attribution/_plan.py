@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.capture import Block
+from inrun.capture import Block, Processes
 from inrun.directions import (
     ESTIMATORS,
     Direction,
@@ -48,11 +48,12 @@ class ParameterPlan(ABC):
     move: Move[Any, Any]
     scale: Tensor | float | None
     held: bool
+    processes: int
 
     @property
     def share_scale(self) -> Tensor | float:
         """What to multiply shares by, so that they sum to the consumed gradient."""
-        return 1.0 if self.scale is None else self.scale
+        return 1.0 if self.scale is None else self.scale / self.processes
 
     @abstractmethod
     def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
@@ -116,6 +117,8 @@ class SettledAfter(ParameterPlan):
     def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
         """See `ParameterPlan.pull`."""
         assert after is not None
+        # a fused step under a gradient scaler unscales .grad itself: the gradient is the one read
+        after = Move(after.rule, after.weight, self.move.gradient, after.state, self.move.setting)
         elementwise = isinstance(self.share_scale, Tensor)
         scale = 1.0 if elementwise else float(self.share_scale)
         pulled = self.direction.settled(after, at, scale, held=self.held)
@@ -153,19 +156,32 @@ def plan_parameter(
     scale: Tensor | float | None,
     *,
     held: bool,
+    processes: int = 1,
 ) -> ParameterPlan:
-    """The plan of one parameter; `held`: its shares are still to be contracted."""
+    """The plan of one parameter.
+
+    Args:
+        optimizer: the number of the one that holds it.
+        p: the parameter.
+        move: read before the step.
+        direction: the method.
+        scale: see `ParameterPlan`.
+        held: whether its shares are still to be contracted.
+        processes: how many share the batch.
+    """
     if direction.settles(move):
-        return SettledAfter(optimizer, p, direction, move, scale, held)
+        return SettledAfter(optimizer, p, direction, move, scale, held, processes)
     each = isinstance(direction, SampleDirection)
     slope = direction.slope(move).kept() if held and not each else Diagonal(0.0)
-    history = direction.history(move)
-    if each:
-        return SampleBySample(optimizer, p, direction, move.frozen(), scale, held, slope, history)
-    return ReadBefore(optimizer, p, direction, move, scale, held, slope, history)
+    kind, kept = (SampleBySample, move.frozen()) if each else (ReadBefore, move)
+    return kind(
+        optimizer, p, direction, kept, scale, held, processes, slope, direction.history(move)
+    )
 
 
-def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> Tensor:
+def elementwise_scale(
+    name: str, gradient: Tensor, blocks: Sequence[Block], processes: Processes
+) -> Tensor:
     """What clipping by value left of each element, as a factor of the sum of shares.
 
     Raises:
@@ -180,7 +196,7 @@ def elementwise_scale(name: str, gradient: Tensor, blocks: Sequence[Block]) -> T
             "Attach with capture='hold', or clip by norm."
         )
     dtype = compute_dtype(gradient)
-    raw = torch.stack([factor.total(dtype) for factor in factors]).sum(0)
+    raw = processes.mean(torch.stack([factor.total(dtype) for factor in factors]).sum(0))
     changed = gradient.detach().to(dtype)
     if not _is_clip(raw, changed):
         raise MisuseError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from inrun.attribution._scorer import Scored
 from inrun.errors import MisuseError
@@ -15,6 +16,8 @@ from inrun.ledger import (
     Run,
     RunFolder,
     Tally,
+    as_table,
+    as_tensor,
     books_of,
     ledger_rows,
     residual_shares,
@@ -24,7 +27,15 @@ from inrun.ledger import (
 class Record:
     """Takes steps in, gives tables out."""
 
-    def __init__(self, targets: Sequence[str], weights: Sequence[float], folder: RunFolder | None):
+    def __init__(
+        self,
+        targets: Sequence[str],
+        weights: Sequence[float],
+        folder: RunFolder | None,
+        *,
+        first: bool = True,
+    ):
+        self._first = first  # of several processes the first has the store
         self._targets, self._weights, self._folder = targets, weights, folder
         self._tally = Tally(targets, weights)
         self._ledger: list[dict[str, object]] = []
@@ -80,6 +91,40 @@ class Record:
         """Writes an audit's checks to the store, where there is one."""
         if self._folder is not None:
             self._folder.write_audit(checks)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint keeps: with a store its position, without one the books."""
+        tables = {"values": as_tensor(self._tally.table())}
+        if self._folder is None:
+            tables["ledger"] = as_tensor(pa.Table.from_pylist(self._ledger, schema=LEDGER))
+        return {
+            "store": None if self._folder is None else self._folder.position(),
+            "residual": self._residual,
+            "size": self._size,
+            "latest": self.latest,
+        }, tables
+
+    def restore(self, header: Mapping[str, Any], tables: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state` gave.
+
+        Raises:
+            MisuseError: there was a store and is none now, or the other way round.
+            StoreError: it is another run's store, or not whole.
+        """
+        stored_elsewhere = not self._first and self._folder is None
+        if (header["store"] is None) != (self._folder is None) and not stored_elsewhere:
+            there = "without a store" if header["store"] is None else "with a store"
+            raise MisuseError(
+                f"The state was taken {there}. Attach the same way, with store=... and "
+                "resume=True where there was one."
+            )
+        if self._folder is not None:
+            self._folder.go_to(header["store"])
+        elif "ledger" in tables:
+            self._ledger = as_table(tables["ledger"]).to_pylist()
+        self._tally.restore(as_table(tables["values"]))
+        self._residual, self._size = header["residual"], header["size"]
+        self.latest = dict(header["latest"])
 
     def _stored(self, coverage: pa.Table) -> Run:
         assert self._folder is not None

@@ -23,14 +23,14 @@ class RuleCheck:
     """Predicts weights before a step and compares them after it."""
 
     def __init__(self) -> None:
-        self._steps = 0
+        self.steps = 0
         self._expected: dict[str, tuple[str, Tensor, float]] = {}
 
     def before(self, optimizers: Together, plans: Mapping[str, ParameterPlan]) -> None:
         """Takes note of where the rules say that the weights will be, if this step is checked."""
         self._expected = {}
-        self._steps += 1
-        if self._steps & (self._steps - 1):  # not a power of two
+        self.steps += 1
+        if self.steps & (self.steps - 1):  # not a power of two
             return
         for name, plan in plans.items():
             optimizer = optimizers.members[plan.optimizer]

@@ -6,7 +6,7 @@ Letters: N samples of the step over all its blocks, K targets.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from inrun.attribution._plan import (
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._weights import weights_mark
-from inrun.capture import Block, Capture
+from inrun.capture import Alone, Block, Capture, Processes
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
@@ -58,6 +58,14 @@ class Forecast:
         self.error = abs(self._scale / scale - 1) if scale else 0.0
         self._scale, self._blocks = scale, blocks
 
+    def numbers(self) -> list[float]:
+        """What must survive a restart."""
+        return [self._scale, self._blocks]
+
+    def take(self, numbers: Sequence[float]) -> None:
+        """Takes over what `numbers` gave."""
+        self._scale, self._blocks = numbers[0], int(numbers[1])
+
     def factor(self) -> float:
         """Consumed gradient over the gradient so far."""
         return self._scale * max(1.0, self._blocks / self.blocks_now)
@@ -74,8 +82,10 @@ class Scorer:
         direction: Direction,
         smoothed_steps: int,
         contraction: Contraction,
+        processes: Processes | None = None,
     ):
         self._model, self._optimizers = model, optimizers
+        self.processes = processes or Alone()
         self._utility, self._direction = utility, direction
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
@@ -94,9 +104,17 @@ class Scorer:
             known = list(evaluation.gradients) == list(capture.trained)
             if known and mark == weights_mark(capture.trained.values()):
                 return evaluation
-        evaluation = evaluate(self._utility, self._model, capture.trained)
+        evaluation = self._evaluate(capture)
         self._last = (evaluation, weights_mark(capture.trained.values()))
         return evaluation
+
+    def _evaluate(self, capture: Capture) -> Evaluation:
+        """A validation pass; of several processes the mean, whose rows may be the same or not."""
+        found = evaluate(self._utility, self._model, capture.trained)
+        if self.processes.size == 1:
+            return found
+        gradients = {name: self.processes.mean(t) for name, t in found.gradients.items()}
+        return Evaluation(self.processes.mean(found.losses), gradients)
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
@@ -108,6 +126,23 @@ class Scorer:
         Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
         (values,) = self.contraction.contract(name, [factor], Q)
         return values.double()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint keeps."""
+        contraction, tensors = self.contraction.state()
+        header = {"forecast": self._forecast.numbers(), "checked": self._rule_check.steps}
+        return {**header, "contraction": contraction}, tensors
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state` gave."""
+        self._forecast.take(header["forecast"])
+        self._rule_check.steps = header["checked"]
+        self.contraction.restore(header["contraction"], tensors)
+
+    @property
+    def estimator(self) -> str:
+        """The method's name."""
+        return self._direction.name
 
     @property
     def game(self) -> Game:
@@ -146,14 +181,17 @@ class Scorer:
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
             moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
-            scales = _scales({names[id(p)]: m.gradient for _, p, m in moving}, capture, blocks)
-            samples = sum(block.samples for block in blocks)
+            consumed = {names[id(p)]: m.gradient for _, p, m in moving}
+            scales = _scales(consumed, capture, blocks, self.processes)
+            samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work((move for _, _, move in moving), samples)
             for k, p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 held = any(block.factors.get(name) for block in blocks)
-                plans[name] = plan_parameter(k, p, move, direction, scales[name], held=held)
+                plans[name] = plan_parameter(
+                    k, p, move, direction, scales[name], held=held, processes=self.processes.size
+                )
             self._rule_check.before(self._optimizers, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
@@ -169,14 +207,15 @@ class Scorer:
                 if isinstance(plan, ReadBefore)
             }
             with moved(null):
-                extra["null"] = evaluate(self._utility, self._model, capture.trained).gradients
+                extra["null"] = self._evaluate(capture).gradients
         if self._direction.needs_curvature:
             along = {
                 name: plan.slope.along(plan.move.gradient)
                 for name, plan in self._plans.items()
                 if isinstance(plan, ReadBefore)
             }
-            extra["curvature"] = curvature(self._utility, self._model, capture.trained, along)
+            found = curvature(self._utility, self._model, capture.trained, along)
+            extra["curvature"] = {n: self.processes.mean(t) for n, t in found.items()}
         return extra
 
     def demand_unchanged(self, optimizer: int) -> None:
@@ -209,8 +248,8 @@ class Scorer:
         self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
-        closing = evaluate(self._utility, self._model, capture.trained)
-        sums = Sums([block.samples for block in blocks], len(self._utility.targets))
+        closing = self._evaluate(capture)
+        sums = Sums([block.samples for block in blocks], len(self._utility.targets), self.processes)
         sums.watcher = self.watcher
         with torch.no_grad():
             after = {id(p): move for _, p, move in self._optimizers.moves()}
@@ -292,7 +331,10 @@ def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
 
 
 def _scales(
-    gradients: Mapping[str, Tensor], capture: Capture, blocks: Sequence[Block]
+    gradients: Mapping[str, Tensor],
+    capture: Capture,
+    blocks: Sequence[Block],
+    processes: Processes,
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step."""
     norms, gaps = capture.check.norms, set(capture.check.gaps)
@@ -301,5 +343,7 @@ def _scales(
         if name in gaps or (k is not None and norms[name] == 0):
             scales[name] = None
         else:
-            scales[name] = elementwise_scale(name, gradients[name], blocks) if k is None else k
+            scales[name] = (
+                elementwise_scale(name, gradients[name], blocks, processes) if k is None else k
+            )
     return scales

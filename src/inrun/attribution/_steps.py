@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
-from inrun.attribution._advice import Advice, refuse_step
+from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
 from inrun.attribution._captures import build_capture
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, Stream, self_test
+from inrun.capture import Block, Capture, Hold, Stream, gathered_step, self_test
 from inrun.errors import MisuseError
 from inrun.factors import DenseContraction
 from inrun.ledger import Ids
-from inrun.optim import Together
+from inrun.optim import Together, skipped
 from inrun.utility import Utility
 
 
@@ -61,11 +60,22 @@ class Steps:
         """How many blocks the step under way has so far."""
         return len(self._pending)
 
+    @property
+    def pending(self) -> bool:
+        """Whether samples wait for their step."""
+        return bool(self._pending)
+
     @contextmanager
-    def block(self, names: Ids) -> Iterator[None]:
+    def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
+
+        def ended(block: Block) -> None:
+            with self.watch:
+                self._end_block(names, block)
+
         with self.watch:
             self._refresh_capture()
+            self._advice.of_compiled(self.capture.compiled)
             if isinstance(self.capture, Stream):
                 self._scorer.block_begins(self.capture, len(self._pending))
             self.auditing.block_begins(
@@ -73,29 +83,29 @@ class Steps:
             )
         self._inside = True
         try:
-            with self.capture.block(len(names)) as block:
+            with self.capture.block(len(names), ended, at_backward=at_backward):
                 yield
         finally:
             self._inside = False
-        with self.watch:
-            if self.capture.end_block():
-                self._pending.clear()  # the loop zeroed the gradients: those samples are not in
-                self.auditing.cancel()
-            self._pending.append((names, block))
-            self._advice.of_gaps(self.capture.coverage)
 
-    def before(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _end_block(self, names: Ids, block: Block) -> None:
+        if self.capture.end_block():
+            self._pending.clear()  # the loop zeroed the gradients: those samples are not in
+            self.auditing.cancel()
+        self._pending.append((names, block))
+        self._advice.of_gaps(self.capture.coverage)
+
+    def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
         if self.paused or k in self._stepped:
             self.finish()
         if self._stepped:
-            self._before_another(k, args, kwargs)
+            self._before_another(k)
             return
         self._stepping = False
         if self.paused:
             self.drop(moved=True)
             return
-        refuse_step(self._optimizers.members[k], args, kwargs)
         if not self._pending:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -103,6 +113,9 @@ class Steps:
                 "attribution.paused()."
             )
             self.drop(moved=True)
+            return
+        if skipped(self._optimizers.members[k]):
+            self.drop()
             return
         self._advice.of_strangers(self._optimizers, self.capture)
         with self.watch:
@@ -114,10 +127,9 @@ class Steps:
         self.auditing.before_step(self._scorer)
         self._stepping = True
 
-    def _before_another(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_another(self, k: int) -> None:
         """Before another optimizer of a step that was read already."""
         try:
-            refuse_step(self._optimizers.members[k], args, kwargs)
             self._scorer.demand_unchanged(k)
         except Exception:
             self.drop(moved=True)
@@ -138,7 +150,11 @@ class Steps:
             with self.watch:
                 blocks = [block for _, block in self._pending]
                 scored = self._scorer.after_step(self.capture, blocks, self._stepped)
-                self._book(_joined([ids for ids, _ in self._pending]), scored)
+                ids, values = gathered_step(
+                    self._scorer.processes, _joined([i for i, _ in self._pending]), scored.values
+                )
+                entries = scored.entries._replace(samples=values.sum(0))
+                self._book(ids, scored._replace(values=values, entries=entries))
             self._check(scored)
         finally:
             self.drop()
@@ -187,7 +203,13 @@ class Steps:
             )
 
     def _new_capture(self) -> Capture:
-        capture = build_capture(self._capture_kind, self._model, self._optimizers, self._scorer)
+        capture = build_capture(
+            self._capture_kind,
+            self._model,
+            self._optimizers,
+            self._scorer,
+            self._scorer.processes,
+        )
         if self._self_test:
             self_test(capture, self._model, self._utility)
         return capture

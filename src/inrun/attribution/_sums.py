@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._plan import ParameterPlan, SampleBySample
-from inrun.capture import Block
+from inrun.capture import Block, Processes
 from inrun.directions import Gradients
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move
@@ -36,10 +36,11 @@ class Sums:
     Args:
         samples: of each block.
         targets: K.
+        processes: those that the step's samples are spread over.
     """
 
-    def __init__(self, samples: Sequence[int], targets: int):
-        self._samples, self._K = list(samples), targets
+    def __init__(self, samples: Sequence[int], targets: int, processes: Processes):
+        self._samples, self._K, self._processes = list(samples), targets, processes
         self.watcher: DirectionWatcher | None = None
         self._by_device: dict[torch.device, Tensor] = {}
 
@@ -66,9 +67,10 @@ class Sums:
         for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
             self._rows(entries_K.device)[row] += entries_K
         factors = [block.factors.get(name, []) for block in blocks]
-        if isinstance(plan, SampleBySample) and plan.held:
-            values = plan.values(at, self._shares(plan, factors))
-            for number, values_BK in enumerate(torch.split(values, self._samples)):
+        if isinstance(plan, SampleBySample) and (plan.held or self._processes.size > 1):
+            everyones, begin = self._processes.rows(self._shares(plan, factors))
+            own = plan.values(at, everyones)[begin : begin + sum(self._samples)]
+            for number, values_BK in enumerate(torch.split(own, self._samples)):
                 self._add(number, values_BK)
         if pulled.direction is not None:
             if self.watcher is not None:

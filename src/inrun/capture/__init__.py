@@ -5,10 +5,13 @@ from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
+from inrun.capture._processes import Alone, Processes, Several, gathered_step
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
+from inrun.capture._uncompiled import compiled_parts
 
 __all__ = [
+    "Alone",
     "Block",
     "Capture",
     "CaptureMode",
@@ -16,7 +19,11 @@ __all__ = [
     "GradientCheck",
     "Hold",
     "MeasuredLayouts",
+    "Processes",
     "Root",
+    "Several",
     "Stream",
+    "compiled_parts",
+    "gathered_step",
     "self_test",
 ]

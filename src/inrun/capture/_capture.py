@@ -21,12 +21,18 @@ from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
+from inrun.capture._processes import Processes
 from inrun.capture._sources import Root
+from inrun.capture._uncompiled import compiled_parts, uncompiled
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
 
 Contraction = Callable[[str, Factor], Tensor]
 """(parameter's name, factor) -> values (B, K), called inside the backward pass by `stream`."""
+
+
+def _ignore(block: Block) -> None:
+    """Takes no note of a block's end."""
 
 
 class Block:
@@ -61,11 +67,18 @@ class Block:
 class Capture(ABC):
     """Turns batch blocks into factors; one strategy a subclass."""
 
-    def __init__(self, model: nn.Module, trained: Mapping[str, Tensor], layouts: MeasuredLayouts):
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Mapping[str, Tensor],
+        layouts: MeasuredLayouts,
+        processes: Processes | None = None,
+    ):
         self.trained, self.layouts = dict(trained), layouts
         self.coverage = Coverage(model, trained)
-        self.check = GradientCheck(trained)
+        self.check = GradientCheck(trained, processes=processes)
         self.low_precision = False
+        self.compiled = bool(compiled_parts(model))
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._skipped: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
@@ -85,8 +98,16 @@ class Capture(ABC):
         return self._roots, self._constants
 
     @contextmanager
-    def block(self, samples: int) -> Iterator[Block]:
-        """Records what runs inside; the block that it gives is filled on leaving.
+    def block(
+        self, samples: int, ended: Callable[[Block], None] = _ignore, *, at_backward: bool = False
+    ) -> Iterator[Block]:
+        """Records what runs inside; the block that it gives is filled when it ends.
+
+        Args:
+            samples: in the block.
+            ended: called with the filled block.
+            at_backward: the block ends with its first backward pass, not when it is left: whatever
+                runs between the two may change gradients already.
 
         Raises:
             MisuseError: no operation used a trained parameter, or no gradient came back.
@@ -94,8 +115,19 @@ class Capture(ABC):
         """
         block, mode = Block(samples), CaptureMode(*self.watched, samples, self.layouts)
         self.check.discard_block()
-        with self._listening(block, mode), mode:
+
+        def end() -> None:
+            self._fill(block, mode)
+            ended(block)
+
+        if at_backward:
+            mode.after_backward = end
+        with uncompiled(self.compiled), self._listening(block, mode), mode:
             yield block
+        if not mode.over:
+            end()
+
+    def _fill(self, block: Block, mode: CaptureMode) -> None:
         self._demand_uses(mode)
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode)

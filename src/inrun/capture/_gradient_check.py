@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probe, tolerance
+from inrun.capture._processes import Alone, Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 
@@ -45,13 +46,19 @@ NOTHING = Summed(0.0, 0.0)
 class GradientCheck:
     """The invariant over the blocks of one step."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], seed: int = 0):
-        self._parameters = dict(parameters)
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        seed: int = 0,
+        processes: Processes | None = None,
+    ):
+        self._parameters, self._processes = dict(parameters), processes or Alone()
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
+        self._seen: set[str] = set()
 
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
@@ -91,13 +98,44 @@ class GradientCheck:
             )
             for name in {**self._before, **sums}
         }  # fmt: skip
-        wrong = self._disagreements(together, found, low_precision)
-        alone = bool(wrong) and not self._disagreements(sums, found, low_precision)
-        if wrong and not alone:
+        wrong, alone = self._readings(together, sums, found, low_precision)
+        if wrong:
             self._raise(wrong, together, found, skipped or {})
         self._before, self._block = sums if alone else together, {}
         self._marks = found
         return alone
+
+    def _readings(
+        self,
+        together: dict[str, Summed],
+        sums: dict[str, Summed],
+        found: Mapping[str, Measured],
+        low_precision: bool,
+    ) -> tuple[list[str], bool]:
+        """What disagrees however the gradient is read, and whether it holds this block alone.
+
+        Of several processes' gradients it may be the mean already, or still this process's own
+        (`no_sync`); all of them must read it in the same way.
+        """
+        readings = [together, sums]
+        if self._processes.size > 1:
+            readings = [*(self._mean(reading) for reading in readings), *readings]
+        wrong = [self._disagreements(reading, found, low_precision) for reading in readings]
+        self._seen = set(readings[0])
+        for number, right in enumerate(self._processes.all([not names for names in wrong])):
+            if right:
+                return [], number % 2 == 1
+        return wrong[0] or ["of another process"], False
+
+    def _mean(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
+        """Sums over all processes' samples, as a mean over processes."""
+        rows = [(*sums.get(n, NOTHING), float(n in sums)) for n in self._parameters]
+        mean = self._processes.mean(torch.tensor(rows, dtype=torch.float64)).tolist()
+        return {
+            name: Summed(total, size)
+            for name, (total, size, seen) in zip(self._parameters, mean, strict=True)
+            if seen
+        }
 
     def scales(self, gradients: Mapping[str, Tensor]) -> dict[str, float | None]:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
@@ -141,7 +179,7 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._block, self._before, self._marks = {}, {}, {}
+        self._block, self._before, self._marks, self._seen = {}, {}, {}, set()
 
     @property
     def norms(self) -> dict[str, float]:
@@ -154,7 +192,7 @@ class GradientCheck:
         noise = self._noise(self._marks)
         return [
             name for name, mark in self._marks.items()
-            if name not in self._before and mark.norm > noise(name)
+            if name not in self._seen and mark.norm > noise(name)
         ]  # fmt: skip
 
     def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
@@ -216,11 +254,12 @@ class GradientCheck:
     ) -> None:
         name = wrong[0]
         now = found.get(name, Measured(0.0, 0.0))
+        total = sums.get(name, NOTHING).total
         reasons = [f"{skipped[n]} ({n})" for n in wrong if n in skipped]
         known = f"What was seen: {reasons[0]}. " if reasons else ""
         raise InvariantError(
             f"The gradient shares of {name} do not sum to its gradient: along a random direction "
-            f"the samples' shares give {sums[name].total:.6g}, the gradient {now.probe:.6g} (norm "
+            f"the samples' shares give {total:.6g}, the gradient {now.probe:.6g} (norm "
             f"{now.norm:.3g}; {len(wrong)} parameters disagree). {known}Likely reasons: a backward "
             "pass outside attribution.batch(ids) left its gradient there (call zero_grad before "
             "the block); the loss has a term of parameters alone, such as a penalty on their norm "

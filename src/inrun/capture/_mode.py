@@ -22,6 +22,7 @@ from inrun.capture._uses import Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
 
 _RESHAPES = {"flatten", "reshape", "view"}
+_BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
 
 
@@ -49,7 +50,9 @@ class CaptureMode(TorchFunctionMode):
         self._constants, self._samples, self._layouts = constants, samples, layouts
         self._flattened: frozenset[int] = frozenset()
         self._alive: list[Tensor] = []  # derived tensors: an id is theirs while they live
-        self.muted = False
+        self.muted = self.over = False
+        self.after_backward: Callable[[], None] | None = None
+        self._depth = 0  # of backward passes within each other
 
     def __torch_function__(
         self,
@@ -59,7 +62,9 @@ class CaptureMode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
+        if function in _BACKWARD:
+            return self._backward(function, args, kwargs)
+        if self.over or not torch.is_grad_enabled() or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         operation = find(name)
@@ -93,6 +98,24 @@ class CaptureMode(TorchFunctionMode):
         returned = _own_node(function(*args, **kwargs), [*args, *kwargs.values()])
         self._note(function, seen_args, seen_kwargs, consumed, returned, random)
         return returned
+
+    def _backward(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
+        """The backward pass with the mode on, so that what is computed only there is seen too.
+
+        A checkpoint with use_reentrant=True runs its layers without gradients first, and for the
+        gradients here.
+        """
+        self._depth += 1
+        try:
+            with self:
+                stepped = inside(function)
+                assert stepped is not None
+                stepped(*args, **kwargs)
+        finally:
+            self._depth -= 1
+        if self.after_backward is not None and not self._depth and not self.over:
+            self.over = True
+            self.after_backward()
 
     def _pass(
         self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Any
@@ -179,6 +202,15 @@ class CaptureMode(TorchFunctionMode):
                 use.receive(position, gradient)
 
         node.register_prehook(receive)
+
+
+def _recomputing() -> bool:
+    """Whether a checkpoint without re-entry fills in what its forward pass did not save.
+
+    Those operations have been seen already; no gradient comes to them a second time.
+    """
+    within_backward: bool = torch._C._current_graph_task_id() != -1
+    return within_backward and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def set_item(target: Tensor, index: Any, value: Any) -> Tensor:

@@ -22,6 +22,7 @@ from inrun.capture._layouts import (
     judge,
 )
 from inrun.capture._mode import CaptureMode
+from inrun.capture._uncompiled import uncompiled
 from inrun.errors import InRunError, InRunWarning
 from inrun.utility import Utility, differing_row, loss_of, row_count, take_rows, undisturbed
 
@@ -41,6 +42,11 @@ def self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
         NeverPossibleError: the model mixes samples.
         ReplaceLayerError: a layer that mixes samples is in use.
     """
+    with uncompiled(capture.compiled):
+        _self_test(capture, model, utility)
+
+
+def _self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
     axis = utility.rows_axis
     target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1], axis) or 0)
     rows = row_count(batch, axis)

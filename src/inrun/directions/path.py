@@ -36,7 +36,7 @@ class Path(Direction):
         """See `Direction.settles`; never for a subclass, which may mean another gradient."""
         rule, kind = move.rule, move.gradient.dtype
         precise = kind == move.weight.dtype and kind in (torch.float32, torch.float64)
-        plain = type(self) is Path and rule.elementwise
+        plain = type(self) is Path and type(move.gradient) is Tensor and rule.elementwise
         return plain and precise and rule.settles(move.state, move.setting)
 
     def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:

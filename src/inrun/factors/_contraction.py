@@ -7,7 +7,8 @@ something of a parameter from one step to the next, under its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,13 @@ class Contraction(ABC):
     @abstractmethod
     def describe(self, name: str) -> str:
         """How a parameter is contracted now, in a few words."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What is remembered: whatever JSON holds, and tensors by name."""
+        return {}, {}
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Remembers what `state` gave."""
 
 
 class DenseContraction(Contraction):
@@ -122,6 +130,22 @@ class LowRankContraction(Contraction):
             kept.compare(one, [_one(f, sample, directions_K) for f in factors])
         return found
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `Contraction.state`."""
+        kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
+        bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
+        maps = {key: k.numbers() for key, k in kept.items()}
+        return {"steps": self._steps, "maps": maps}, bases
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """See `Contraction.restore`."""
+        self._known, self._steps = {}, header["steps"]
+        for key, numbers in header["maps"].items():
+            number, name = key.split("/", 1)
+            kept = _Kept(self._fixed_rank)
+            kept.take(numbers, tensors.get(key))
+            self._known.setdefault(name, {})[int(number)] = kept
+
     def end_step(self) -> None:
         """See `Contraction.end_step`: ranks that were compared in this step are judged."""
         self._steps += 1
@@ -183,11 +207,22 @@ class _Kept:
         self.difference: Tensor | None = None
         self._patience = 0
 
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the tensors; between two steps there is only one."""
+        return {n: v for n, v in vars(self).items() if not isinstance(v, Tensor)}
+
+    def take(self, numbers: Mapping[str, Any], right_KNr: Tensor | None) -> None:
+        """Takes over what `numbers` gave, and the tensor."""
+        vars(self).update(numbers)
+        self.right_KNr = right_KNr
+
     @property
     def used(self) -> bool:
         return self.admitted and not self.waits
 
     def start(self, directions_K: Tensor) -> Tensor | None:
+        if self.right_KNr is not None:
+            self.right_KNr = self.right_KNr.to(directions_K.device)  # it may come from a checkpoint
         right = self.right_KNr
         fits = right is not None and right.shape[0] == len(directions_K)
         return right if fits and right is not None and right.shape[2] == self.rank else None

@@ -2,6 +2,7 @@
 
 from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_shares, totals
 from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Ids, Tally, normalised
 from inrun.ledger._tokens import TokenFolder, read_tokens
@@ -15,11 +16,17 @@ __all__ = [
     "RunFolder",
     "Tally",
     "TokenFolder",
+    "as_table",
+    "as_tensor",
     "books_of",
     "ledger_rows",
     "load",
     "normalised",
+    "read_state",
     "read_tokens",
     "residual_shares",
+    "seal",
     "totals",
+    "unseal",
+    "write_state",
 ]

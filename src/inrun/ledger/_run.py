@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger._books import LEDGER, TOTAL
-from inrun.ledger._store import FORMAT, MANIFEST
+from inrun.ledger._manifest import read_manifest
 from inrun.ledger._tally import target_columns, values_schema
 
 
@@ -32,7 +31,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self.manifest = _read_manifest(path)
+        self.manifest = read_manifest(path)
         self._parts = {kind: _checked_parts(path / kind) for kind in ("visits", "ledger")}
 
     def __repr__(self) -> str:
@@ -110,18 +109,6 @@ def books_of(ledger: pa.Table, target: str) -> pa.Table:
         known = sorted(set(ledger["target"].to_pylist()))
         raise MisuseError(f"No books are kept for target {target!r}; there are {known}.")
     return rows.drop_columns(["target"])
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise StoreError(f"{path} is not a run: it has no {MANIFEST}.") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError(f"{path / MANIFEST} is not of format {FORMAT}, which this version reads.")
-    return manifest
 
 
 def _checked_parts(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@
     visits/000000.parquet    step, sample_id, value, value_normalised, one column a target
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
+    discarded/               parts after the checkpoint that a run was resumed from, if it was
     audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
 
 A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
@@ -17,28 +18,39 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from inrun.errors import StoreError
 from inrun.ledger._books import LEDGER
+from inrun.ledger._files import replace_file, write_table
+from inrun.ledger._manifest import FORMAT, MANIFEST, read_manifest
+from inrun.ledger._position import KINDS, chained, demand, part_name, position, set_aside
 from inrun.ledger._tally import Ids, normalised, target_columns
 
-FORMAT = 1
 FLUSH_SECONDS = 30.0
-MANIFEST = "run.json"
 
 
 class RunFolder:
     """Writes one run.
 
+    Args:
+        path: the folder.
+        estimator: the method's name.
+        targets: the utility's.
+        weights: of the targets.
+        block_visits: how many visits a part holds at least, unless time passes.
+        resume: the folder may hold a run that is to be continued: from a position that is loaded,
+            or else from the start.
+
     Raises:
-        StoreError: the folder holds a run already.
+        StoreError: the folder holds a run already and is not resumed, or that run is another kind
+            of run.
     """
 
     def __init__(
@@ -49,10 +61,12 @@ class RunFolder:
         targets: Sequence[str],
         weights: Sequence[float],
         block_visits: int = 16384,
+        resume: bool = False,
     ):
         self.path = Path(path)
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
+            "run": uuid.uuid4().hex,
             "estimator": estimator,
             "targets": list(targets),
             "weights": list(weights),
@@ -66,13 +80,17 @@ class RunFolder:
         self._visits: list[pa.RecordBatch] = []
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
-        self._parts = {"visits": 0, "ledger": 0}
+        self._parts, self._digests = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, "")
+        self._resumes = False
         self._flushed = time.monotonic()
         if (self.path / MANIFEST).exists() or any((self.path / "visits").glob("*.parquet")):
-            raise StoreError(
-                f"{self.path} holds a run already. Writing into it would count its visits twice. "
-                "Name a new folder, or remove the old one first."
-            )
+            if not resume:
+                raise StoreError(
+                    f"{self.path} holds a run already. Writing into it would count its visits "
+                    "twice. Name a new folder or remove the old one first; to go on with it from a "
+                    "checkpoint, attach with resume=True and load_state_dict."
+                )
+            self._take_over(read_manifest(self.path))
 
     def create(self) -> None:
         """Makes the folder and says in it what the run is.
@@ -87,14 +105,50 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
 
+    def _take_over(self, manifest: dict[str, Any]) -> None:
+        for name in ("estimator", "targets", "weights"):
+            if manifest[name] != self._manifest[name]:
+                raise StoreError(
+                    f"{self.path} holds a run with {name} {manifest[name]!r}, and this one has "
+                    f"{self._manifest[name]!r}: it cannot be continued so. Attach as before."
+                )
+        self._manifest |= {"run": manifest["run"], "id_type": manifest["id_type"]}
+        self._resumes = True
+
+    def position(self) -> dict[str, Any]:
+        """How far the run has come, everything written: see `inrun.ledger._position`."""
+        self._begin()
+        self.flush()
+        return position(self._manifest["run"], self._parts, self._digests)
+
+    def go_to(self, where: Mapping[str, Any]) -> None:
+        """Takes the run back to a position.
+
+        Raises:
+            StoreError: this is not that run, or a part of it is missing or was changed.
+        """
+        demand(self.path, self._manifest["run"], where)
+        self._visits, self._waiting, self._ledger = [], 0, []
+        self._parts, self._digests = dict(where["parts"]), dict(where["digests"])
+        self._begin()
+
+    def _begin(self) -> None:
+        """Before the first writing: what a resumed run holds after its position is set aside."""
+        if self._resumes:
+            self._resumes = False
+            if not any(self._parts.values()):
+                self._manifest["id_type"] = None
+            set_aside(self.path, self._parts)
+
     def _write_manifest(self) -> None:
         text = json.dumps(self._manifest, indent=2) + "\n"
-        _replace_file(self.path / MANIFEST, lambda f: f.write(text.encode()))
+        replace_file(self.path / MANIFEST, lambda f: f.write(text.encode()))
 
     def add(
         self, step: int, ids: Ids, values_BK: np.ndarray, rows: list[dict[str, object]]
     ) -> None:
         """Adds one step: its visits and its rows of the books."""
+        self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"
             self._write_manifest()
@@ -124,37 +178,15 @@ class RunFolder:
             self._write_part("ledger", pa.Table.from_pylist(self._ledger, schema=LEDGER))
             self._ledger = []
         if coverage is not None:
-            _write_table(self.path / "coverage.parquet", coverage)
+            write_table(self.path / "coverage.parquet", coverage)
 
     def write_audit(self, checks: pa.Table) -> None:
         """Writes an audit's checks so far, in place of the earlier ones."""
-        _write_table(self.path / "audit.parquet", checks)
+        write_table(self.path / "audit.parquet", checks)
 
     def _write_part(self, kind: str, table: pa.Table) -> None:
         number = self._parts[kind]
-        _write_table(self.path / kind / f"{number:06d}.parquet", table)
+        part = self.path / kind / part_name(number)
+        write_table(part, table)
+        self._digests[kind] = chained(self._digests[kind], part)
         self._parts[kind] = number + 1
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    _replace_file(path, lambda f: pq.write_table(table, f, compression="zstd"))
-
-
-def _replace_file(path: Path, write: Any) -> None:
-    """Writes beside, synchronizes, renames: never a half file under the final name.
-
-    Raises:
-        StoreError: the disk refused; what was written before stays readable.
-    """
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} could not be written ({error}). Parts written before are whole and readable."
-        ) from error

@@ -57,6 +57,16 @@ class Tally:
         self._steps[new, 1] = step
         self._steps[rows, 2] = step
 
+    def restore(self, table: pa.Table) -> None:
+        """Takes over the totals of a table that `table` gave."""
+        names = ["value", "value_normalised", *self._targets]
+        if len(self._targets) == 1:
+            names[2] = "value"  # the only target is the total
+        self._row = {i: row for row, i in enumerate(table["sample_id"].to_pylist())}
+        self._sums = np.column_stack([table[name].to_numpy() for name in names])
+        steps = [table[name].to_numpy() for name in ("visits", "first_step", "last_step")]
+        self._steps = np.column_stack(steps).astype(np.int64)
+
     def _row_of(self, sample_id: int | str) -> int:
         return self._row.setdefault(sample_id, len(self._row))
 

@@ -65,5 +65,5 @@ class Call:
         return (
             split.flatten(1, -2)
             if split.ndim > 3
-            else split.reshape(split.shape[0], -1, split.shape[-1])
+            else split.reshape(split.shape[0], split.shape[1:-1].numel(), split.shape[-1])
         )

@@ -3,7 +3,8 @@
 `nn.MultiheadAttention` hands its weights to one large function. Seen from inside it is linear
 maps of slices of those weights, and they have rules. A torch function mode cannot see inside: such
 a function first asks whether anybody overrides it, and any active mode answers yes. So the same
-code is run with that one question answered no.
+code is run with that one question answered no. A backward pass is such a function too: checkpoints
+compute inside it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 _COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
+_ASKING = ("has_torch_function", "has_torch_function_unary")
+
+
 def _stepped_inside(function: types.FunctionType) -> Callable[..., Any]:
     """The same function, in whose namespace `has_torch_function` says no."""
-    namespace = {**function.__globals__, "has_torch_function": lambda *_: False}
+    namespace = {**function.__globals__, **dict.fromkeys(_ASKING, lambda *_: False)}
     inside = types.FunctionType(
         function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
     )
@@ -33,4 +38,7 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 _attention: Any = F.multi_head_attention_forward
-_COMPOSITES[_attention] = _stepped_inside(_attention)
+_backward: Any = torch.autograd.backward
+_of_tensor: Any = torch.Tensor.backward
+for _function in (_attention, _backward, _of_tensor):
+    _COMPOSITES[_function] = _stepped_inside(_function)

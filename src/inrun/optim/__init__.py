@@ -5,6 +5,7 @@ from inrun.optim._automatic import derivative_of
 from inrun.optim._copies import copies
 from inrun.optim._derivative import Along, StepDerivative, joined
 from inrun.optim._jacobian import Jacobian, MatrixRule
+from inrun.optim._live import skipped
 from inrun.optim._pieces import each_piece
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
@@ -40,6 +41,7 @@ __all__ = [
     "moves",
     "register",
     "rule_for",
+    "skipped",
     "tested",
     "trained_parameters",
 ]

@@ -13,6 +13,7 @@ from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
 from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._averaged import ASGDRule
+from inrun.optim._live import consumed_gradient
 from inrun.optim._muon import MuonRule
 from inrun.optim._outside import outside_rule
 from inrun.optim._rule import Move, Rule
@@ -163,7 +164,7 @@ def moves(
         for p in group["params"]:
             if p.grad is not None:
                 state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
-                yield p, Move(rule, p.detach(), p.grad.detach(), state, setting)
+                yield p, Move(rule, p.detach(), consumed_gradient(optimizer, p), state, setting)
 
 
 def move_of(
@@ -177,6 +178,7 @@ def move_of(
     for group in optimizer.param_groups:
         if any(q is p for q in group["params"]) and p.grad is not None:
             state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
-            gradient = p.grad.detach() if times == 1.0 else p.grad.detach() * times
+            gradient = consumed_gradient(optimizer, p)
+            gradient = gradient if times == 1.0 else gradient * times
             return Move(rule, p.detach(), gradient, state, setting)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
+from inrun.optim._live import unwrapped
 from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
 from inrun.optim._rule import Move
 
@@ -24,9 +25,9 @@ class Together:
     def __init__(self, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]):
         self.members: list[torch.optim.Optimizer] = []
         if isinstance(optimizers, list | tuple):
-            self.members += optimizers
+            self.members += [unwrapped(optimizer) for optimizer in optimizers]
         else:
-            self.members.append(cast(torch.optim.Optimizer, optimizers))
+            self.members.append(unwrapped(optimizers))
         if not self.members:
             raise MisuseError("optimizer is an empty list: nothing would step.")
         self.rules = [rule_for(optimizer) for optimizer in self.members]

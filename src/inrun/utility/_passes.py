@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.errors import MisuseError
+from inrun.utility._rows import tensors_of
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility
 
@@ -36,7 +37,11 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
     Raises:
         MisuseError: `loss_fn` returned no scalar tensor.
     """
-    loss = utility.loss_fn(model, batch)
+    try:
+        loss = utility.loss_fn(model, batch)
+    except RuntimeError as error:
+        _explain_devices(model, batch, target, error)
+        raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise MisuseError(
@@ -44,6 +49,18 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
             "tensor, the loss that a value is measured in. Reduce it, for instance with .mean()."
         )
     return loss.reshape(())
+
+
+def _explain_devices(model: nn.Module, batch: Any, target: str, error: RuntimeError) -> None:
+    """Says it where loss_fn failed because the batch is not where the model is."""
+    there = {str(p.device) for p in model.parameters()}
+    here = {str(t.device) for t in tensors_of(batch)}
+    if here and there and not here & there:
+        raise MisuseError(
+            f"loss_fn failed on target {target!r}, whose batch is on {', '.join(sorted(here))} "
+            f"while the model is on {', '.join(sorted(there))}. Move the validation batch to the "
+            "model's device, and build the optimizer after moving the model."
+        ) from error
 
 
 def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]) -> Evaluation:

@@ -26,6 +26,17 @@ def _lengths(batch: Any, axis: int) -> list[int]:
     return []
 
 
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors in a batch."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        return [t for value in batch.values() for t in tensors_of(value)]
+    if isinstance(batch, (list, tuple)):
+        return [t for value in batch for t in tensors_of(value)]
+    return []
+
+
 def take_rows(batch: Any, rows: Sequence[int], axis: int = 0) -> Any:
     """The same batch with only these rows, in this order."""
     if isinstance(batch, Tensor):

@@ -8,11 +8,13 @@ its output. Gradients come from `torch.autograd.grad`, which does not touch `.gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 
 @contextmanager
@@ -25,6 +27,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_hooks_silent(model))
+        stack.enter_context(_checkpoints_without_reentry())
         try:
             model.eval()
             yield
@@ -35,6 +38,27 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 for buffer, before in buffers:
                     if not torch.equal(buffer, before):  # some kernels bump no version counter
                         buffer.copy_(before)
+
+
+class _WithoutReentry:
+    """Stands in for the re-entrant checkpoint: the other kind, on the same function."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve
+        )
+
+
+@contextmanager
+def _checkpoints_without_reentry() -> Iterator[None]:
+    """`torch.autograd.grad` cannot pass a re-entrant checkpoint, nor can its layers be seen."""
+    before = checkpoint.CheckpointFunction
+    checkpoint.CheckpointFunction = _WithoutReentry  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = before  # type: ignore[misc]
 
 
 @contextmanager

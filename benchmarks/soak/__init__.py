@@ -1,0 +1,1 @@
+"""A long run with attribution: memory flat, store complete, time a step flat."""

@@ -1,0 +1,110 @@
+"""Several processes that train one model: each sees its own samples, all see the same gradient.
+
+With DistributedDataParallel the consumed gradient is the mean over W processes of what each one's
+samples sum to, so a sample's share in it is 1 / W of what its own process shows. Directions are
+formed from the reduced gradient and are the same everywhere; each process contracts them with its
+own samples, and values are gathered. Letters: W processes, N samples, K targets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Processes(ABC):
+    """What must be known of the other processes; every call is made by all of them."""
+
+    size: int = 1
+    rank: int = 0
+
+    @abstractmethod
+    def mean(self, t: Tensor) -> Tensor:
+        """The mean over processes."""
+
+    @abstractmethod
+    def all(self, holds: Sequence[bool]) -> list[bool]:
+        """Which of these hold in every process."""
+
+    @abstractmethod
+    def gathered(self, rows: Any) -> list[Any]:
+        """Every process's object, by rank."""
+
+    @abstractmethod
+    def rows(self, t: Tensor) -> tuple[Tensor, int]:
+        """Every process's rows one after the other, and where this one's begin."""
+
+
+class Alone(Processes):
+    """One process."""
+
+    def mean(self, t: Tensor) -> Tensor:
+        """See `Processes`."""
+        return t
+
+    def all(self, holds: Sequence[bool]) -> list[bool]:
+        """See `Processes`."""
+        return list(holds)
+
+    def gathered(self, rows: Any) -> list[Any]:
+        """See `Processes`."""
+        return [rows]
+
+    def rows(self, t: Tensor) -> tuple[Tensor, int]:
+        """See `Processes`."""
+        return t, 0
+
+
+class Several(Processes):
+    """The processes of a `torch.distributed` group; None is the default group."""
+
+    def __init__(self, group: Any = None):
+        self._group = group
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        backend = dist.get_backend(group)
+        self._device = torch.device("cuda" if "nccl" in backend else "cpu")
+
+    def mean(self, t: Tensor) -> Tensor:
+        """See `Processes`."""
+        reduced = t.to(self._device, copy=True).contiguous()
+        dist.all_reduce(reduced, group=self._group)
+        return (reduced / self.size).to(t.device)
+
+    def all(self, holds: Sequence[bool]) -> list[bool]:
+        """See `Processes`."""
+        flags = torch.tensor(list(holds), dtype=torch.int32, device=self._device)
+        dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._group)
+        return [bool(flag) for flag in flags.tolist()]
+
+    def gathered(self, rows: Any) -> list[Any]:
+        """See `Processes`."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, rows, group=self._group)
+        return found
+
+    def rows(self, t: Tensor) -> tuple[Tensor, int]:
+        """See `Processes`."""
+        counts = self.gathered(len(t))
+        most = max(counts)
+        padded = t.new_zeros(most, *t.shape[1:], device=self._device)
+        padded[: len(t)] = t
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded, group=self._group)
+        joined = torch.cat([part[:n] for part, n in zip(found, counts, strict=True)])
+        return joined.to(t.device), sum(counts[: self.rank])
+
+
+def gathered_step(
+    processes: Processes, ids: Sequence[Any], values_NK: np.ndarray
+) -> tuple[list[Any], np.ndarray]:
+    """Ids and values of all processes' samples, by rank."""
+    if processes.size == 1:
+        return list(ids), values_NK
+    parts = processes.gathered((list(ids), values_NK))
+    return [i for part, _ in parts for i in part], np.concatenate([values for _, values in parts])

@@ -1,0 +1,289 @@
+"""InRun in the `Trainer` of `transformers`, and in trainers that are made of it (TRL's SFTTrainer).
+
+    trainer.add_callback(InRun(validation_dataset))
+    trainer.train()
+
+A callback is told nothing between the backward pass and clipping, nor which rows a batch has. So
+the rows' positions ride in the batch, and are taken out again right before the model's forward
+pass, where a block begins that ends with the backward pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution import Attribution, attach
+from inrun.errors import MisuseError, NotSupportedError
+from inrun.integrations import _outcome
+from inrun.integrations._numbered import KEY, Numbering, demand_column
+from inrun.integrations._trackers import Tracker, configured
+from inrun.integrations._validation import model_loss, utility_of
+from inrun.utility import LossFunction
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise ImportError(
+        "inrun.integrations.transformers needs transformers and accelerate: "
+        "pip install 'inrun[transformers]'"
+    ) from error
+
+
+FUSED = (
+    "The trainer computes its loss in a fused language model head, and no operation is seen to use "
+    "the head's weight. Pass compute_loss_func=inrun.integrations.transformers.causal_loss to the "
+    "trainer: the same loss from the model's logits."
+)
+
+
+def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """The next token's cross-entropy from logits, for `SFTTrainer(compute_loss_func=causal_loss)`.
+
+    Args:
+        outputs: of a causal language model, with `logits` (B, T, V).
+        labels: (B, T), -100 where a token does not count.
+        num_items_in_batch: how many tokens count in the whole step; the mean where not given.
+    """
+    logits = outputs["logits"][:, :-1].float()
+    wanted = labels[:, 1:]
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return total / ((wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class InRun(TrainerCallback):
+    """Scores every sample of a `Trainer`'s run.
+
+    Values, state and books are written where checkpoints are: `inrun-values.parquet` and
+    `inrun.safetensors` in each checkpoint, from which `train(resume_from_checkpoint=...)` goes on,
+    and `inrun-values.parquet` and `inrun-ledger.parquet` in `output_dir` at the end. What the
+    trainer reports to (tensorboard, wandb, mlflow) gets the books' last row at every log, and the
+    table of worst samples at every checkpoint and at the end.
+
+    Args:
+        validation: the rows that contributions are measured on: a data set with the items that
+            training has, or a mapping of target names to such data sets, or an `inrun.Utility`.
+        loss_fn: (model, batch) -> loss of a collated validation batch; the model's own by default.
+        ids: an item's column that holds its id, an int or a string; its position in the training
+            data by default. Set `remove_unused_columns=False`, or the trainer drops the column.
+        validation_rows: how many rows of each validation data set are used.
+        options: for `inrun.attach`: estimator, capture, store, ...
+
+    Example:
+        trainer = Trainer(model, args, train_dataset=train, data_collator=collate)
+        trainer.add_callback(inrun := InRun(validation))
+        trainer.train()
+        inrun.attribution.values()
+    """
+
+    def __init__(
+        self,
+        validation: Any,
+        *,
+        loss_fn: LossFunction = model_loss,
+        ids: str | None = None,
+        validation_rows: int = 64,
+        **options: Any,
+    ):
+        self._validation, self._loss_fn, self._column = validation, loss_fn, ids
+        self._rows, self._options = validation_rows, {"progress": False, **options}
+        self._attribution: Attribution | None = None
+        self._numbering: Numbering | None = None
+        self._hook: Any = None
+        self._trackers: list[Tracker] = []
+        self._blocks = 0
+
+    @property
+    def attribution(self) -> Attribution:
+        """The run's attribution; its tables stay readable when training is over.
+
+        Raises:
+            MisuseError: training has not begun.
+        """
+        if self._attribution is None:
+            raise MisuseError("There are no values yet: call trainer.train() first.")
+        return self._attribution
+
+    # ---- called by the trainer
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Attaches, and goes on from the checkpoint that the trainer resumes from."""
+        self._end()
+        _refuse(args, kwargs)
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        self._numbering = Numbering(loader, self._column)
+        try:
+            self._begin(args, state, model, kwargs["optimizer"])
+        except Exception:
+            self._end()
+            raise
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """A new optimizer step: its blocks are counted."""
+        self._blocks = 0
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """All of the step's blocks are over.
+
+        Raises:
+            MisuseError: no block came to the model.
+        """
+        self.attribution.close_batch()
+        if not self._blocks:
+            self._fail(
+                MisuseError(
+                    "No sample ids came to the model's forward pass. They ride in the batch under "
+                    f"{KEY!r}: a compute_loss of your own must call model(**inputs), with all "
+                    "inputs."
+                )
+            )
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """A micro-batch is over."""
+        self.attribution.close_batch()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """With a training loss the books' last row goes into the history and to the trackers."""
+        if self._attribution is None or "loss" not in (logs or {}):
+            return
+        numbers = _outcome.scalars(self._attribution)
+        if state.log_history:
+            state.log_history[-1].update(numbers)
+        for tracker in self._trackers:
+            tracker.scalars(numbers, state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """State and values go beside the checkpoint."""
+        if self._hook is None:
+            return
+        folder = _checkpoint(args, state)
+        kept = self.attribution.state_dict()
+        if state.is_world_process_zero and folder.is_dir():
+            _outcome.write_checkpoint(self.attribution, kept, folder)
+            _outcome.show_worst(self.attribution, self._trackers, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Values and books go to `output_dir`; everything is taken off."""
+        self._end()
+        if self._attribution is not None and state.is_world_process_zero:
+            _outcome.write_result(self._attribution, Path(str(args.output_dir)))
+            _outcome.show_worst(self._attribution, self._trackers, state.global_step)
+
+    # ---- its own affairs
+
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Any
+    ) -> None:
+        assert self._numbering is not None
+        first = self._numbering.first()
+        if self._column is not None:
+            demand_column(first, self._column)
+        utility = utility_of(
+            self._validation,
+            self._loss_fn,
+            self._numbering.collate,
+            set(first) - {self._column} if isinstance(first, dict) else None,
+            self._rows,
+            next(model.parameters()).device,
+        )
+        resumed = state.global_step > 0
+        self._attribution = attach(
+            model, optimizer, utility, **{"resume": resumed, **self._options}
+        )
+        if resumed:
+            _outcome.load_checkpoint(self._attribution, _checkpoint(args, state))
+        self._hook = model.register_forward_pre_hook(
+            self._before_forward, with_kwargs=True, prepend=True
+        )
+        if state.is_world_process_zero:
+            folder = Path(os.getenv("TENSORBOARD_LOGGING_DIR") or f"{args.output_dir}/runs")
+            self._trackers = configured(_names(args.report_to), folder / "inrun")
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        ids: Tensor | Sequence[Any] | None = kwargs.pop(KEY, None)
+        if ids is None:
+            return None
+        if model.training and torch.is_grad_enabled():
+            if kwargs.get("fused_lm_head"):
+                self._fail(NotSupportedError(FUSED))
+            self._blocks += 1
+            self.attribution.open_batch(ids)
+        return args, kwargs
+
+    def _fail(self, error: Exception) -> NoReturn:
+        self._end()
+        raise error
+
+    def _end(self) -> None:
+        """Takes hooks and numbers off; may be called twice."""
+        if self._numbering is not None:
+            self._numbering.undo()
+            self._numbering = None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            self.attribution.detach()
+
+
+def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
+    """Raises for trainers whose gradients cannot be read."""
+    if getattr(args, "deepspeed", None):
+        raise NotSupportedError(
+            "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
+            "read. Use DDP or FSDP2 (fully_shard)."
+        )
+    if args.torch_compile:
+        raise NotSupportedError(
+            "With torch_compile=True the trainer compiles around the model's own forward hooks, "
+            "where ids are taken out of the batch. Set torch_compile=False."
+        )
+    if args.n_gpu > 1:
+        raise NotSupportedError(
+            "The trainer spreads each batch over several GPUs in one process (DataParallel). "
+            "Start one process a GPU: torchrun --nproc-per-node=N."
+        )
+    if kwargs.get("optimizer") is None:
+        raise NotSupportedError(
+            "The trainer gave its callbacks no optimizer, so its steps cannot be scored. Call "
+            "trainer.create_optimizer() before trainer.train()."
+        )
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder of the checkpoint at this step."""
+    given = args.resume_from_checkpoint
+    name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    if isinstance(given, str) and Path(given).name == name:
+        return Path(given)
+    return Path(str(args.output_dir)) / name
+
+
+def _names(report_to: str | list[str] | None) -> list[str]:
+    return [report_to] if isinstance(report_to, str) else list(report_to or [])
