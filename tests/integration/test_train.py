@@ -26,7 +26,6 @@ from inrun.training import (
     run_training,
     task_seen,
 )
-from inrun.training._checkpoint import RESUMES
 from tests.integration.train_data import images, jsonl, model_folder, table, texts
 
 COMMAND = str(Path(sys.executable).with_name("inrun"))
@@ -149,10 +148,6 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(_loop._Loop, "_step", step)
 
 
-resumes = pytest.mark.skipif(not RESUMES, reason="Attribution has no state_dict yet")
-
-
-@resumes
 @pytest.mark.parametrize("kind", ["texts", "tokens"])
 def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch, kind):
     settings = {
@@ -194,14 +189,11 @@ def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
         run_training(Training(config), tmp_path / "run", Console(file=io.StringIO()))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.setattr(_loop._Loop, "_step", plain)
-    if not RESUMES:
-        return
     said = inrun_command(tmp_path, "train", "--resume", "run")
     assert "Trained 18 steps" in said
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))
 
 
-@resumes
 def test_what_cannot_be_resumed_says_so(shop, classified, tmp_path):
     said = inrun_command(shop, "train", "--resume", "texts", code=2)
     assert "nothing left to train" in said

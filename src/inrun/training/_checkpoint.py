@@ -8,21 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from inrun.attribution import Attribution
 from inrun.errors import StoreError
 
 CHECKPOINT = "checkpoint.pt"
-RESUMES = hasattr(Attribution, "state_dict")  # else no checkpoint is written
-
-
-def attribution_state(attribution: Any) -> Any:
-    """The attribution's own part of a checkpoint."""
-    return attribution.state_dict()
-
-
-def restore_attribution(attribution: Any, state: Any) -> None:
-    """Puts it back."""
-    attribution.load_state_dict(state)
 
 
 def save(

@@ -81,17 +81,16 @@ class _Loop:
         classes = len(training.splits.classes)
         self.seen = Seen(training.ids, classes, None if state is None else state["seen"])
         if state is not None:
-            checkpoint.restore_attribution(self.attribution, state["attribution"])
+            self.attribution.load_state_dict(state["attribution"])
 
     def _attach(self, resume: bool) -> Attribution:
         config = self.config
         whole = config.keep_tokens  # values a token need directions neither cut nor smoothed
-        go_on: Any = {"resume": True} if resume else {}
         return attach(
             self.model, self.optimizer, self.training.utility(), estimator=config.estimator,
             capture=config.capture, store=self.run, progress=False,
             contraction="dense" if whole else config.contraction,
-            smoothed_steps=0 if whole else 10, **go_on,
+            smoothed_steps=0 if whole else 10, resume=resume,
         )  # fmt: skip
 
     def _tokens(self, state: dict[str, Any] | None) -> Tokens | None:
@@ -170,9 +169,9 @@ class _Loop:
         )
 
     def _save(self) -> None:
-        if self.recorder is not None or not checkpoint.RESUMES:
+        if self.recorder is not None:
             return
-        rest: dict[str, Any] = {"attribution": checkpoint.attribution_state(self.attribution)}
+        rest: dict[str, Any] = {"attribution": self.attribution.state_dict()}
         if self.tokens is not None:
             rest["tokens"] = self.tokens.state_dict()
         checkpoint.save(
@@ -229,12 +228,10 @@ def _opened(training: Training, run: Path, resume: bool) -> dict[str, Any] | Non
         pq.write_table(samples_of(training.splits.training, config), run / SAMPLES)
         pq.write_table(samples_of(training.judges(), config), run / VALIDATION)
         return None
-    if config.record or not checkpoint.RESUMES:
+    if config.record:
         raise NotSupportedError(
             "A run that is recorded for look-ahead cannot be resumed yet. Start it again, or "
             "train without --record."
-            if config.record
-            else "Runs cannot be resumed in this version. Remove the folder and start again."
         )
     if (run / MODEL).exists():
         raise StoreError(f"{run} is finished: there is nothing left to train.")
