@@ -51,7 +51,8 @@ class Path(Direction):
             told = settled(gradient, weight, state, after.setting, half)
             for k, (first, last) in enumerate(zip(openings, closings, strict=True)):
                 twice = first + last
-                momentum[k] += _dot(twice, told.momentum) * (told.rate / 2)
+                if told.momentum is not None:
+                    momentum[k] += _dot(twice, told.momentum) * (told.rate / 2)
                 if told.decayed is not None:
                     decay[k] += _dot(twice, told.decayed) * (told.share / 2)
                 if told.slope is not None:

@@ -87,7 +87,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             maximize=group["maximize"],
         )
         if not state:
-            zero = torch.zeros_like(weight)
+            zero = weight.new_zeros(()).expand_as(weight)  # one number, however large the weight
             return AdamState(zero, zero, zero if group["amsgrad"] else None, 0), setting
         largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
         moments = AdamState(state["exp_avg"], state["exp_avg_sq"], largest, int(state["step"]))
@@ -162,7 +162,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
         precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
         plain = s.v_max is None and h.eps > 0 and not (h.coupled and h.decay)
-        return precise and plain and s.steps > 0
+        return precise and plain
 
     def settled(
         self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting, scale: float | None = 1.0
@@ -177,22 +177,25 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         root = (1 - h.b2**s.steps) ** 0.5  # s.steps counts this step already
         sign, rate = (-1.0 if h.maximize else 1.0), h.lr * root / (1 - h.b1**s.steps)
         r = _touched_root(s.v.clamp(min=_tiny(s.v)))
-        r0 = (
-            torch.addcmul(s.v, g, g, value=(h.b2 - 1) * (1 - rounding))
-            .clamp_(min=_tiny(s.v))
-            .sqrt_()
-        )
-        bend = None if scale is None else g / (r + r0)
-        r, r0 = r.add_(h.eps * root), r0.add_(h.eps * root)
-        momentum = torch.sub(s.m, g, alpha=sign * (1 - h.b1)).div_(r0)
-        if bend is not None and scale is not None:
-            gain = bend.new_tensor(scale * sign * rate * (1 - h.b1))
-            bend = torch.addcmul(gain, bend, momentum, value=scale * rate * (h.b2 - 1), out=bend)
-            bend.div_(r)  # it is the slope now
+        slope, momentum = None, None
+        if s.steps == 1:  # no history: the slope is the step itself
+            r.add_(h.eps * root)
+            if scale is not None:
+                slope = torch.reciprocal(r).mul_(scale * sign * rate * (1 - h.b1))
+        else:
+            r0 = torch.addcmul(s.v, g, g, value=(h.b2 - 1) * (1 - rounding))
+            r0 = r0.clamp_(min=_tiny(s.v)).sqrt_()
+            slope = None if scale is None else g / (r + r0)
+            r, r0 = r.add_(h.eps * root), r0.add_(h.eps * root)
+            momentum = torch.sub(s.m, g, alpha=sign * (1 - h.b1)).div_(r0)
+            if slope is not None and scale is not None:
+                gain, bend = scale * sign * rate * (1 - h.b1), scale * rate * (h.b2 - 1)
+                torch.addcmul(slope.new_tensor(gain), slope, momentum, value=bend, out=slope)
+                slope.div_(r)
         if not h.decay:
-            return Settled(bend, momentum, rate, None, 0.0)
+            return Settled(slope, momentum, rate, None, 0.0)
         before = torch.addcdiv(w, s.m, r, value=rate)  # times 1 - lr decay
-        return Settled(bend, momentum, rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
+        return Settled(slope, momentum, rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.tangent`."""

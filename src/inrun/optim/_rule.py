@@ -44,11 +44,11 @@ class Settled(NamedTuple):
     """Slope and history of a step that was taken, without the numbers that scale them.
 
     `slope` is the coefficient times a scale, or None where it was not asked for. Momentum displaced
-    `momentum * rate`, weight decay `decayed * share`; where there is no decay `decayed` is None.
+    `momentum * rate`, weight decay `decayed * share`; where there is none of either it is None.
     """
 
     slope: Tensor | None
-    momentum: Tensor
+    momentum: Tensor | None
     rate: float
     decayed: Tensor | None
     share: float
