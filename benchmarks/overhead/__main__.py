@@ -11,11 +11,11 @@ from benchmarks.results_file import cells
 
 STANDARD = (
     Size(),
-    Size(batch=16, tokens=256),
     Size(validation=1),
-    Size(tokens=256),
     Size(tokens=64),
+    Size(tokens=256),
     Size(batch=4, tokens=512),
+    Size(batch=16, tokens=256),
     Size(layers=6, width=512),
 )
 
