@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
-from benchmarks.data import UnavailableError
+from benchmarks.command import measure_and_write
 from benchmarks.mislabelled.cell import Setting, measure
-from benchmarks.results_file import cells
+from benchmarks.mislabelled.page import write_page
 
 
 def grid(quick: bool) -> list[str]:
@@ -22,19 +20,7 @@ def grid(quick: bool) -> list[str]:
 
 def main() -> None:
     """Parses the command line, measures, writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed of the digits")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
-    given = parser.parse_args()
-    if not given.page_only:
-        try:
-            cells("mislabelled", grid(given.quick), measure, fresh=given.fresh)
-        except UnavailableError as error:
-            print(f"stopped: {error}. What was measured before is kept.")
-    from benchmarks.mislabelled.page import write_page
-
-    write_page()
+    measure_and_write("mislabelled", __doc__, "one seed of the digits", grid, measure, write_page)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ def test_settled_values_and_books_are_those_read_before_the_step(options, clip, 
     def optimizer_of(parameters):
         return torch.optim.AdamW(parameters, lr=1e-3, **options)
 
+    used, really = [], Path.settled
+    monkeypatch.setattr(Path, "settled", lambda *a, **k: used.append(1) or really(*a, **k))
     settled, books = train(optimizer_of, clip)
+    assert len(used) == 40 * 5  # every parameter in every step
     monkeypatch.setattr(Path, "settles", lambda self, move: False)
     read, expected = train(optimizer_of, clip)
     error = np.linalg.norm(settled - read, axis=1) / np.linalg.norm(read, axis=1)

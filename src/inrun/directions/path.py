@@ -36,8 +36,9 @@ class Path(Direction):
         """See `Direction.settles`; never for a subclass, which may mean another gradient."""
         rule, kind = move.rule, move.gradient.dtype
         precise = kind == move.weight.dtype and kind in (torch.float32, torch.float64)
+        doubles = move.weight.device.type != "mps"  # the books' sums are in double precision
         plain = type(self) is Path and type(move.gradient) is Tensor and rule.elementwise
-        return plain and precise and rule.settles(move.state, move.setting)
+        return plain and precise and doubles and rule.settles(move.state, move.setting)
 
     def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:
         """See `Direction.settled`: one pass over all arrays, of which the direction alone stays."""
