@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._distributed import processes_of, unwrapped_model
+from inrun.attribution._frequency import frequency_of
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Hold, Stream
 from inrun.directions import Direction, direction_of
@@ -41,6 +42,8 @@ def attach(
     resume: bool = False,
     contraction: str | Contraction = "auto",
     smoothed_steps: int = 10,
+    every: int | float = 1,
+    max_overhead: float | None = None,
     progress: bool = True,
     self_test: bool = True,
     process_group: Any = "auto",
@@ -71,6 +74,12 @@ def attach(
         smoothed_steps: for 'path' with 'hold', how many steps after the optimizer acted like a sign
             are scored by 'path-smoothed', as long as that is cheap: Adam's first ones, every step
             of Lion, Rprop and Muon. 0 never smooths. The ledger says for each step which was used.
+        every: score one random step of each `every`, or, below 1, each step with this probability.
+            Scored steps stand for the others: values are multiplied so that totals stay unbiased,
+            and `values()` has their `standard_error`. The other steps cost nothing.
+        max_overhead: the share of the training's time that scoring may add, 0.05 for 5 %: `every`
+            is then found by timing both kinds of step, and adapted. `sampling` says what came of
+            it.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
@@ -125,6 +134,7 @@ def attach(
         )
     model, group = unwrapped_model(model)
     processes = processes_of(group, process_group, capture)
+    frequency = frequency_of(every, max_overhead, processes)
     _refuse_model(model)
     folder = None
     if store is not None and processes.rank == 0:
@@ -134,12 +144,15 @@ def attach(
             targets=utility.targets,
             weights=utility.weights,
             resume=resume,
+            sampled=frequency.sampled,
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
     met = _contraction(contraction)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
-    return Attribution(model, optimizers, utility, scorer, kind, folder, progress, self_test)
+    return Attribution(
+        model, optimizers, utility, scorer, kind, folder, frequency, progress, self_test
+    )
 
 
 def _contraction(given: str | Contraction) -> Contraction:

@@ -14,6 +14,7 @@ from torch import nn
 
 from inrun.attribution._audit import Audit
 from inrun.attribution._closures import Arguments, with_closure_run
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
 from inrun.attribution._open_block import OpenBlock
@@ -42,20 +43,26 @@ class Attribution:
         scorer: Scorer,
         capture: type[Hold] | type[Stream],
         folder: RunFolder | None,
+        frequency: Frequency,
         progress: bool,
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
         first = scorer.processes.rank == 0
-        self._record = Record(utility.targets, utility.weights, folder, first=first)
+        self._record = Record(
+            utility.targets, utility.weights, folder, first=first, sampled=frequency.sampled
+        )
         line = LiveLine(progress and first)
-        self._steps = Steps(model, optimizers, utility, scorer, capture, self._record, line, check)
+        self._steps = Steps(
+            model, optimizers, utility, scorer, capture, self._record, line, frequency, check
+        )
         kind = {
             "estimator": scorer.estimator,
             "targets": utility.targets,
             "weights": utility.weights,
             "capture": capture.__name__.lower(),
+            "sampled": frequency.sampled,
         }
         self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
@@ -187,7 +194,7 @@ class Attribution:
         """
         self._refuse_detached()
         self._steps.demand_whole_directions()
-        folder = None if store is None else TokenFolder(Path(store), step=self._steps.taken)
+        folder = None if store is None else TokenFolder(Path(store))
         return Tokens(
             self._scorer, self._model, self._utility.weights,
             lambda: self._steps.capture.trained, lambda: self._steps.blocks, token_losses, folder,
@@ -203,7 +210,9 @@ class Attribution:
             reduction of the validation loss, in its units (positive helped, negative harmed);
             `value_normalised`, the same with each step's values divided by their mean size, which
             ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
-            and with several targets one column each, of which `value` is the weighted sum.
+            and with several targets one column each, of which `value` is the weighted sum. Where
+            only some steps are scored, `standard_error` of `value`, and no row for samples that
+            were in none of them.
         """
         return self._record.values()
 
@@ -214,9 +223,10 @@ class Attribution:
             target: one of the utility's targets, or 'total' for their weighted sum.
 
         Returns:
-            A row a step: `step`, `estimator` (the method really used), `visits`, `opening_loss`,
+            A row a scored step: `step`, `estimator` (the method really used), `visits`, `weight`
+            (how many steps it stands for, 1 where all are scored), `opening_loss`,
             `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`; the last four add up
-            to opening minus closing loss.
+            to weight times (opening minus closing loss).
 
         Raises:
             MisuseError: no such target.
@@ -275,6 +285,18 @@ class Attribution:
         pass is not.
         """
         return self._steps.watch.overhead
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Which share of the steps was scored, and what that costs in accuracy.
+
+        `steps` taken and `scored`; `relative_error`, the totals' mean standard error over their
+        mean size. With `max_overhead` also `every`, as it is now, and as soon as both kinds of step
+        were timed `extra`, what scoring adds to a step's time, and `expected`, to the training's.
+        """
+        counts = {"steps": float(self._steps.taken), "scored": float(self._steps.scored)}
+        told = self._steps.frequency.describe()
+        return {**counts, "relative_error": self._record.relative_error, **told}
 
     @property
     def seconds(self) -> float:

@@ -34,27 +34,28 @@ class Record:
         folder: RunFolder | None,
         *,
         first: bool = True,
+        sampled: bool = False,
     ):
         self._first = first  # of several processes the first has the store
         self._targets, self._weights, self._folder = targets, weights, folder
-        self._tally = Tally(targets, weights)
+        self._tally = Tally(targets, weights, sampled=sampled)
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
         self.latest: dict[str, Any] = {}
 
-    def add(self, step: int, ids: Ids, scored: Scored) -> None:
-        """Adds one step."""
+    def add(self, step: int, ids: Ids, scored: Scored, weight: float) -> None:
+        """Adds one step, which stands for `weight` steps."""
         rows = ledger_rows(
-            step, scored.estimator, len(ids), self._targets, self._weights, scored.entries
+            step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
         )
         self.latest = dict(rows[0])
         self._residual += abs(self.latest["residual"])
         self._size += sum(abs(self.latest[n]) for n in ("samples", "momentum", "weight_decay"))
-        self._tally.add(step, ids, scored.values)
+        self._tally.add(step, ids, scored.values, weight)
         if self._folder is None:
             self._ledger += rows
         else:
-            self._folder.add(step, ids, scored.values, rows)
+            self._folder.add(step, ids, scored.values, rows, weight)
 
     @property
     def latest_residual_share(self) -> float:
@@ -65,6 +66,11 @@ class Record:
     def residual_share(self) -> float:
         """Residuals so far over the entries' size so far."""
         return self._residual / self._size if self._size else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """The totals' mean standard error over their mean size; 0 where every step is scored."""
+        return self._tally.relative_error
 
     def values(self) -> pa.Table:
         """See `Attribution.values`."""

@@ -57,6 +57,8 @@ class Resume:
         header = {
             "kind": self._kind,
             "taken": self._steps.taken,
+            "scored": self._steps.scored,
+            "frequency": self._steps.frequency.state(),
             "ids": self._ids.kind,
             "scorer": scorer,
             "record": record,
@@ -84,5 +86,6 @@ class Resume:
         self._record.restore(header["record"], part("record/"))
         self._scorer.restore(header["scorer"], part("contraction/"))
         self._ids.kind = header["ids"]
-        self._steps.taken = header["taken"]
+        self._steps.taken, self._steps.scored = header["taken"], header["scored"]
+        self._steps.frequency.restore(header["frequency"])
         self._steps.drop(moved=True)

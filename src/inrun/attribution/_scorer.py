@@ -205,7 +205,12 @@ class Scorer:
                 )
 
     def after_step(
-        self, capture: Capture, blocks: Sequence[Block], stepped: Collection[int]
+        self,
+        capture: Capture,
+        blocks: Sequence[Block],
+        stepped: Collection[int],
+        step: int,
+        weight: float,
     ) -> Scored:
         """Contracts the directions, now that the closing gradient is known.
 
@@ -213,6 +218,8 @@ class Scorer:
             capture: the parameters.
             blocks: the step's samples.
             stepped: the numbers of the optimizers that really stepped.
+            step: the step's number.
+            weight: how many steps it stands for; values are not multiplied by it here.
         """
         assert self._at_open is not None
         self._keep_only(stepped, blocks)
@@ -243,7 +250,7 @@ class Scorer:
         )
         self._last = (closing, weights_mark(capture.trained.values()))
         if self.watcher is not None:
-            self.watcher.scored(all_values)
+            self.watcher.scored(step, weight, all_values)
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None

@@ -14,6 +14,7 @@ from torch import nn
 from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
 from inrun.attribution._captures import build_capture
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
@@ -37,14 +38,16 @@ class Steps:
         capture: type[Hold] | type[Stream],
         record: Record,
         line: LiveLine,
+        frequency: Frequency,
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._capture_kind, self._self_test = scorer, capture, check
-        self._record, self._line = record, line
+        self._record, self._line, self.frequency = record, line, frequency
         self._advice, self.watch = Advice(), Stopwatch()
         self.auditing = Auditing(self.watch, self._advice)
-        self.taken = 0
+        self.taken = self.scored = 0
+        self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
         self._pending: list[tuple[Ids, Block]] = []
         self._stepped: set[int] = set()
@@ -68,6 +71,12 @@ class Steps:
     @contextmanager
     def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
+        with self.watch:
+            if self._weight is None:
+                self._weight = self.frequency.weight(self.taken + 1)
+        if self._weight == 0:
+            yield
+            return
 
         def ended(block: Block) -> None:
             with self.watch:
@@ -105,6 +114,9 @@ class Steps:
         self._stepping = False
         if self.paused:
             self.drop(moved=True)
+            return
+        if self._weight == 0:
+            self._stepping = not skipped(self._optimizers.members[k])
             return
         if not self._pending:
             self._advice.once(
@@ -146,10 +158,16 @@ class Steps:
         """Scores what has stepped: when all have, or when the loop goes on without the others."""
         if not self._stepped:
             return
+        if self._weight == 0:
+            self.taken += 1
+            self.drop(moved=True)
+            return
         try:
             with self.watch:
                 blocks = [block for _, block in self._pending]
-                scored = self._scorer.after_step(self.capture, blocks, self._stepped)
+                scored = self._scorer.after_step(
+                    self.capture, blocks, self._stepped, self.taken + 1, self._weight or 1.0
+                )
                 ids, values = gathered_step(
                     self._scorer.processes, _joined([i for i, _ in self._pending]), scored.values
                 )
@@ -161,7 +179,8 @@ class Steps:
 
     def _book(self, ids: Ids, scored: Scored) -> None:
         self.taken += 1
-        self._record.add(self.taken, ids, scored)
+        self.scored += 1
+        self._record.add(self.taken, ids, scored, self._weight or 1.0)
         self._line.update(self._record.latest, self._record.residual_share, self.watch.overhead)
 
     def _check(self, scored: Scored) -> None:
@@ -181,7 +200,7 @@ class Steps:
 
     def drop(self, *, moved: bool = False) -> None:
         """Forgets the step under way; `moved`: weights may have changed without being scored."""
-        self._stepping = False
+        self._stepping, self._weight = False, None
         self._stepped.clear()
         self._pending.clear()
         self.auditing.cancel()

@@ -26,8 +26,11 @@ class DirectionWatcher(Protocol):
     def direction(self, name: str, directions_K: Tensor) -> None:
         """The directions (K, *shape) of one parameter, before the step's values are known."""
 
-    def scored(self, values_NK: np.ndarray) -> None:
-        """The values of all samples of the step; weights are those after it."""
+    def scored(self, step: int, weight: float, values_NK: np.ndarray) -> None:
+        """The values of all samples of the step, which stands for `weight` steps, once it is over.
+
+        The model's weights are those after the step.
+        """
 
 
 class Sums:

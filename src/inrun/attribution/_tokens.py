@@ -114,7 +114,7 @@ class Tokens:
         )
         self._directions[name] = torch.tensordot(weights, directions_K, dims=1)
 
-    def scored(self, values_NK: np.ndarray) -> None:
+    def scored(self, step: int, weight: float, values_NK: np.ndarray) -> None:
         """See `DirectionWatcher.scored`.
 
         Raises:
@@ -137,12 +137,16 @@ class Tokens:
                 self._check(found, values[begin : begin + len(one.ids)], values)
                 begin += len(one.ids)
                 rows += [
-                    {"sample_id": i, "tokens": list(words), "values": row[: len(words)].tolist()}
+                    {
+                        "sample_id": i,
+                        "tokens": list(words),
+                        "values": (weight * row[: len(words)]).tolist(),
+                    }
                     for i, words, row in zip(one.ids, one.tokens, found, strict=True)
                 ]
         self.latest = rows
         if self._folder is not None:
-            self._folder.add(rows)
+            self._folder.add(step, rows)
 
     @contextmanager
     def _weights_before(self) -> Iterator[None]:

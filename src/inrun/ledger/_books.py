@@ -5,6 +5,9 @@
 All entries are in units of the validation loss, positive where they lowered it. The residual is
 what the method does not account for; it is judged against the size of the entries, because a step's
 gains and losses may cancel.
+
+Where only some steps are scored, each of them stands for `weight` steps: its entries are multiplied
+by that, so that sums over the run stay unbiased, and its losses are not.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ LEDGER = pa.schema(
         ("target", pa.string()),
         ("estimator", pa.string()),
         ("visits", pa.int64()),
+        ("weight", pa.float64()),
         ("opening_loss", pa.float64()),
         ("closing_loss", pa.float64()),
         ("samples", pa.float64()),
@@ -58,15 +62,20 @@ def ledger_rows(
     targets: Sequence[str],
     weights: Sequence[float],
     entries: Entries,
+    weight: float = 1.0,
 ) -> list[dict[str, object]]:
     """The step's rows: the weighted total, and one a target where there are several."""
-    columns = np.stack([*entries, entries.residual])  # (6, K)
+    booked = [entries.samples, entries.momentum, entries.weight_decay, entries.residual]
+    scaled = [weight * entry for entry in booked]
+    columns = np.stack([entries.opening, entries.closing, *scaled])  # (6, K)
     parts = [(TOTAL, columns @ np.asarray(weights))]
     if len(targets) > 1:
         parts += [(target, columns[:, k]) for k, target in enumerate(targets)]
-    names = LEDGER.names[4:]
+    names = LEDGER.names[5:]
+    about = {"estimator": estimator, "visits": visits, "weight": weight}
     return [
-        {"step": step, "target": target, "estimator": estimator, "visits": visits}
+        {"step": step, "target": target}
+        | about
         | dict(zip(names, (float(x) for x in column), strict=True))
         for target, column in parts
     ]

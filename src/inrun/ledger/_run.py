@@ -50,25 +50,36 @@ class Run:
         """Names of the utility's targets."""
         return tuple(self.manifest["targets"])
 
+    @property
+    def sampled(self) -> bool:
+        """Whether only some steps were scored, each standing for several."""
+        return bool(self.manifest.get("sampled", False))
+
     def values(self) -> pa.Table:
         """A row a sample: see `Attribution.values`. Summed by duckdb, also beyond memory."""
         id_type = pa.string() if self.manifest["id_type"] == "string" else pa.int64()
-        schema = values_schema(id_type, self.targets)
+        schema = values_schema(id_type, self.targets, sampled=self.sampled)
         if not self._parts["visits"]:
             return schema.empty_table()
         named = "".join(
             f", sum({_quoted(t)}) as {_quoted(t)}" for t in target_columns(self.targets)
         )
+        error = ", sqrt(sum((weight - 1) / weight * value * value)) as standard_error"
+        error = error if self.sampled else ""
         query = (
             "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
             "count(*) as visits, min(step) as first_step, max(step) as last_step"
-            f"{named} from read_parquet($parts) group by sample_id order by sample_id"
+            f"{error}{named} from read_parquet($parts) group by sample_id order by sample_id"
         )
         table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
         return table.cast(schema)
 
     def visits(self) -> pa.Table:
-        """A row a visit: step, sample_id, value, value_normalised, and one column a target."""
+        """A row a visit: step, sample_id, value, value_normalised, and one column a target.
+
+        Where only some steps were scored, also `weight`: how many steps the visit's step stands
+        for, and what its values are multiplied by.
+        """
         if not self._parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")
         return pa.concat_tables([pq.read_table(part) for part in self._parts["visits"]])

@@ -1,7 +1,8 @@
 """A run on disk: a folder of Parquet parts that grows as training goes.
 
     run.json                 what the run is: format, estimator, targets, weights, id type
-    visits/000000.parquet    step, sample_id, value, value_normalised, one column a target
+    visits/000000.parquet    step, sample_id, value, value_normalised, one column a target; where
+                             only some steps were scored, `weight`: how many this one stands for
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
     discarded/               parts after the checkpoint that a run was resumed from, if it was
@@ -48,6 +49,7 @@ class RunFolder:
         block_visits: how many visits a part holds at least, unless time passes.
         resume: the folder may hold a run that is to be continued: from a position that is loaded,
             or else from the start.
+        sampled: whether only some steps are scored.
 
     Raises:
         StoreError: the folder holds a run already and is not resumed, or that run is another kind
@@ -63,6 +65,7 @@ class RunFolder:
         weights: Sequence[float],
         block_visits: int = 16384,
         resume: bool = False,
+        sampled: bool = False,
     ):
         self.path = Path(path)
         self._manifest: dict[str, Any] = {
@@ -72,10 +75,11 @@ class RunFolder:
             "targets": list(targets),
             "weights": list(weights),
             "id_type": None,
+            "sampled": sampled,
             "sign": "positive values lowered the validation loss",
             "unit": "validation loss",
         }
-        self._columns = target_columns(targets)
+        self._columns, self._sampled = target_columns(targets), sampled
         self._weights = np.asarray(weights)
         self._block_visits = block_visits
         self._visits: list[pa.RecordBatch] = []
@@ -107,10 +111,10 @@ class RunFolder:
             raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
 
     def _take_over(self, manifest: dict[str, Any]) -> None:
-        for name in ("estimator", "targets", "weights"):
-            if manifest[name] != self._manifest[name]:
+        for name in ("estimator", "targets", "weights", "sampled"):
+            if manifest.get(name, False) != self._manifest[name]:
                 raise StoreError(
-                    f"{self.path} holds a run with {name} {manifest[name]!r}, and this one has "
+                    f"{self.path} holds a run with {name} {manifest.get(name)!r}, and this one has "
                     f"{self._manifest[name]!r}: it cannot be continued so. Attach as before."
                 )
         self._manifest |= {"run": manifest["run"], "id_type": manifest["id_type"]}
@@ -146,9 +150,14 @@ class RunFolder:
         replace_file(self.path / MANIFEST, lambda f: f.write(text.encode()))
 
     def add(
-        self, step: int, ids: Ids, values_BK: np.ndarray, rows: list[dict[str, object]]
+        self,
+        step: int,
+        ids: Ids,
+        values_BK: np.ndarray,
+        rows: list[dict[str, object]],
+        weight: float = 1.0,
     ) -> None:
-        """Adds one step: its visits and its rows of the books."""
+        """Adds one step: its visits and its rows of the books; it stands for `weight` steps."""
         self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"
@@ -158,10 +167,14 @@ class RunFolder:
             columns: dict[str, Any] = {
                 "step": pa.array(np.full(len(ids), step, dtype=np.int64)),
                 "sample_id": pa.array(ids),
-                "value": pa.array(total),
-                "value_normalised": pa.array(normalised(total)),
+                "value": pa.array(weight * total),
+                "value_normalised": pa.array(weight * normalised(total)),
             }
-            columns |= {name: pa.array(values_BK[:, k]) for k, name in enumerate(self._columns)}
+            columns |= {
+                name: pa.array(weight * values_BK[:, k]) for k, name in enumerate(self._columns)
+            }
+            if self._sampled:
+                columns["weight"] = pa.array(np.full(len(ids), weight))
             self._visits.append(pa.RecordBatch.from_pydict(columns))
             self._waiting += len(ids)
         self._ledger += rows

@@ -10,8 +10,16 @@ import pyarrow as pa
 Ids = list[int] | list[str]
 
 
-def values_schema(id_type: pa.DataType, targets: Sequence[str]) -> pa.Schema:
-    """Columns of a table of values; targets only where there are several."""
+def values_schema(
+    id_type: pa.DataType, targets: Sequence[str], *, sampled: bool = False
+) -> pa.Schema:
+    """Columns of a table of values; targets only where there are several.
+
+    Args:
+        id_type: of the samples.
+        targets: the utility's.
+        sampled: whether only some steps were scored, so that totals have a standard error.
+    """
     return pa.schema(
         [
             ("sample_id", id_type),
@@ -20,6 +28,7 @@ def values_schema(id_type: pa.DataType, targets: Sequence[str]) -> pa.Schema:
             ("visits", pa.int64()),
             ("first_step", pa.int64()),
             ("last_step", pa.int64()),
+            *([("standard_error", pa.float64())] if sampled else []),
             *[(target, pa.float64()) for target in target_columns(targets)],
         ]
     )
@@ -37,20 +46,28 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 
 class Tally:
-    """Sums over visits."""
+    """Sums over visits.
 
-    def __init__(self, targets: Sequence[str], weights: Sequence[float]):
+    A visit of a step that stands for n steps counts n times, and leaves a doubt of its own: scored
+    with probability 1/n, it adds n (n - 1) value^2 to the variance of the sum (Horvitz-Thompson).
+    """
+
+    def __init__(self, targets: Sequence[str], weights: Sequence[float], *, sampled: bool = False):
         self._targets, self._weights = tuple(targets), np.asarray(weights)
+        self._sampled = sampled
         self._row: dict[int | str, int] = {}
-        self._sums = np.zeros((0, 2 + len(self._targets)))  # value, normalised, targets
+        self._sums = np.zeros((0, 3 + len(self._targets)))  # value, normalised, variance, targets
         self._steps = np.zeros((0, 3), dtype=np.int64)  # visits, first, last
 
-    def add(self, step: int, ids: Ids, values_BK: np.ndarray) -> None:
-        """Adds one step's visits."""
+    def add(self, step: int, ids: Ids, values_BK: np.ndarray, weight: float = 1.0) -> None:
+        """Adds one step's visits; the step stands for `weight` steps."""
         total = values_BK @ self._weights
         rows = np.fromiter((self._row_of(i) for i in ids), dtype=np.int64, count=len(ids))
         self._grow()
-        columns = np.column_stack([total, normalised(total), values_BK])
+        variance = weight * (weight - 1) * total**2
+        columns = np.column_stack([
+            weight * total, weight * normalised(total), variance, weight * values_BK
+        ])  # fmt: skip
         np.add.at(self._sums, rows, columns)
         np.add.at(self._steps[:, 0], rows, 1)
         new = rows[self._steps[rows, 1] < 0]
@@ -63,9 +80,19 @@ class Tally:
         if len(self._targets) == 1:
             names[2] = "value"  # the only target is the total
         self._row = {i: row for row, i in enumerate(table["sample_id"].to_pylist())}
-        self._sums = np.column_stack([table[name].to_numpy() for name in names])
+        sums = [table[name].to_numpy() for name in names]
+        errors = "standard_error" in table.column_names
+        sums.insert(2, table["standard_error"].to_numpy() ** 2 if errors else 0.0 * sums[0])
+        self._sums = np.column_stack(sums)
         steps = [table[name].to_numpy() for name in ("visits", "first_step", "last_step")]
         self._steps = np.column_stack(steps).astype(np.int64)
+
+    @property
+    def relative_error(self) -> float:
+        """The mean standard error over the mean size of the values; 0 where there is none."""
+        used = self._sums[: len(self._row)]
+        size = float(np.abs(used[:, 0]).sum())
+        return float(np.sqrt(used[:, 2]).sum()) / size if size else 0.0
 
     def _row_of(self, sample_id: int | str) -> int:
         return self._row.setdefault(sample_id, len(self._row))
@@ -82,10 +109,12 @@ class Tally:
         """A row a sample, in the order of ids."""
         ids = list(self._row)
         text = bool(ids) and isinstance(ids[0], str)
-        schema = values_schema(pa.string() if text else pa.int64(), self._targets)
         n = len(ids)
+        id_type = pa.string() if text else pa.int64()
+        schema = values_schema(id_type, self._targets, sampled=self._sampled)
         columns: list[object] = [ids, self._sums[:n, 0], self._sums[:n, 1]]
         columns += [self._steps[:n, i] for i in range(3)]
-        columns += [self._sums[:n, 2 + k] for k in range(len(target_columns(self._targets)))]
+        columns += [np.sqrt(self._sums[:n, 2])] if self._sampled else []
+        columns += [self._sums[:n, 3 + k] for k in range(len(target_columns(self._targets)))]
         arrays = [pa.array(c, type=t) for c, t in zip(columns, schema.types, strict=True)]
         return pa.table(arrays, schema=schema).sort_by("sample_id")

@@ -20,14 +20,13 @@ FLUSH_ROWS = 4096
 class TokenFolder:
     """Writes parts; a part is there whole or not at all."""
 
-    def __init__(self, run: Path, parts: int = 0, step: int = 0):
-        self.path, self.parts, self.step = run / TOKENS, parts, step
+    def __init__(self, run: Path, parts: int = 0):
+        self.path, self.parts = run / TOKENS, parts
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Adds a step's visits: `sample_id`, `tokens`, `values`."""
-        self.step += 1
-        self._rows += [{"step": self.step} | row for row in rows]
+        self._rows += [{"step": step} | row for row in rows]
         if len(self._rows) >= FLUSH_ROWS:
             self.flush()
 
@@ -44,11 +43,11 @@ class TokenFolder:
 
     def state(self) -> dict[str, int]:
         """What is stored, for a checkpoint."""
-        return {"parts": self.parts, "step": self.step}
+        return {"parts": self.parts}
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Removes parts that came after a checkpoint: those steps will be trained again."""
-        self.parts, self.step, self._rows = state["parts"], state["step"], []
+        self.parts, self._rows = state["parts"], []
         for part in self.path.glob("*.parquet"):
             if int(part.stem) >= self.parts:
                 part.unlink()

@@ -1,0 +1,184 @@
+"""Which steps are scored, and how many steps each of them stands for.
+
+A step that is not scored costs nothing: no operation is watched and no validation pass is run. The
+scored ones are drawn at random, and each is weighted by the inverse of its probability, so that
+totals stay unbiased whatever the data's order is. Every process draws the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+
+from inrun.capture import Processes
+from inrun.errors import MisuseError
+
+SEED = 20_260_229  # of the draws; mixed with the step or window, so that nothing needs to be kept
+REMEMBERED = 24  # steps of either kind whose time is looked at
+MOST = 1000  # steps that one scored step may stand for
+
+
+class Frequency(ABC):
+    """Asked at each step's beginning, in the order of steps."""
+
+    sampled = True
+
+    @abstractmethod
+    def weight(self, step: int) -> float:
+        """How many steps this one stands for; 0 where it is not scored. Steps count from 1."""
+
+    def describe(self) -> dict[str, float]:
+        """What there is to say of it beside its setting."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state` gave; where nothing is kept there is nothing to do."""
+        return
+
+
+class EveryStep(Frequency):
+    """All of them."""
+
+    sampled = False
+
+    def weight(self, step: int) -> float:
+        """See `Frequency.weight`."""
+        return 1.0
+
+
+class OneInEach(Frequency):
+    """One random step of each n that follow each other: the draws are spread evenly."""
+
+    def __init__(self, n: int):
+        self._n = n
+
+    def weight(self, step: int) -> float:
+        """See `Frequency.weight`."""
+        window, place = divmod(step - 1, self._n)
+        return float(self._n) if place == _draw(window, self._n) else 0.0
+
+
+class Coin(Frequency):
+    """Each step by itself, with one probability."""
+
+    def __init__(self, probability: float):
+        self._probability = probability
+
+    def weight(self, step: int) -> float:
+        """See `Frequency.weight`."""
+        scored = Random(SEED + step).random() < self._probability
+        return 1 / self._probability if scored else 0.0
+
+
+class WithinBudget(Frequency):
+    """One random step of each n, n chosen so that scoring adds no more than a share of the time.
+
+    The time from one step's beginning to the next is taken of scored and of other steps, and n is
+    the smallest with (scored / other - 1) / n within the share. It begins with n = 2, to see both,
+    and is chosen anew for each window, from steps before it: the draws stay unbiased.
+
+    Args:
+        share: of the training's time that scoring may add.
+        processes: whose times are averaged, so that all of them choose the same.
+    """
+
+    def __init__(self, share: float, processes: Processes):
+        self._share, self._processes = share, processes
+        self._n, self._begins, self._place = 2, 1, _draw(0, 2)
+        self._times: dict[bool, deque[float]] = {
+            scored: deque(maxlen=REMEMBERED) for scored in (False, True)
+        }
+        self._began: tuple[int, bool, float] | None = None
+
+    def weight(self, step: int) -> float:
+        """See `Frequency.weight`."""
+        self._time(step)
+        if step >= self._begins + self._n:
+            self._begins, self._n = step, self._choice()
+            self._place = _draw(step, self._n)
+        scored = step - self._begins == self._place
+        if self._began is None or self._began[0] != step:
+            self._began = (step, scored, time.perf_counter())
+        return float(self._n) if scored else 0.0
+
+    def _time(self, step: int) -> None:
+        """Takes the time of the step before, where this one follows it."""
+        if self._began is not None and self._began[0] == step - 1:
+            self._times[self._began[1]].append(time.perf_counter() - self._began[2])
+
+    @property
+    def extra(self) -> float | None:
+        """What scoring adds to a step's time, as a share of it; None before it was seen."""
+        scored, other = self._times[True], self._times[False]
+        if len(scored) < 3 or len(other) < 3:
+            return None
+        found = torch.tensor([median(scored), median(other)], dtype=torch.float64)
+        times: list[float] = self._processes.mean(found).tolist()
+        return max(0.0, times[0] / times[1] - 1)
+
+    def _choice(self) -> int:
+        extra = self.extra
+        if extra is None:
+            return self._n
+        return min(MOST, max(1, math.ceil(extra / self._share)))
+
+    def describe(self) -> dict[str, float]:
+        """See `Frequency.describe`."""
+        extra = self.extra
+        told = {"max_overhead": self._share, "every": float(self._n)}
+        return told if extra is None else {**told, "extra": extra, "expected": extra / self._n}
+
+    def state(self) -> dict[str, Any]:
+        """See `Frequency.state`."""
+        times = {str(int(scored)): list(seen) for scored, seen in self._times.items()}
+        return {"n": self._n, "begins": self._begins, "place": self._place, "times": times}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `Frequency.restore`."""
+        self._n, self._begins, self._place = state["n"], state["begins"], state["place"]
+        for scored, seen in self._times.items():
+            seen.clear()
+            seen.extend(state["times"][str(int(scored))])
+        self._began = None
+
+
+def _draw(window: int, n: int) -> int:
+    return Random(SEED + window).randrange(n)
+
+
+def frequency_of(every: int | float, max_overhead: float | None, processes: Processes) -> Frequency:
+    """The frequency that `attach` was asked for.
+
+    Raises:
+        MisuseError: neither a number of steps nor a probability, or both ways at once.
+    """
+    if max_overhead is not None:
+        if not max_overhead > 0:
+            raise MisuseError(
+                f"max_overhead={max_overhead} leaves no time. Give the share of the training's "
+                "time that scoring may add, such as 0.05, or use inrun.attach only where needed."
+            )
+        if every != 1:
+            raise MisuseError("every says what max_overhead is to find out. Give one of them.")
+        return WithinBudget(max_overhead, processes)
+    if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
+        raise MisuseError(f"every={every!r} is neither a number of steps nor a probability.")
+    if every < 1:
+        return Coin(float(every))
+    if every != int(every):
+        raise MisuseError(
+            f"every={every} is no whole number of steps, and above 1 no probability either."
+        )
+    return EveryStep() if every == 1 else OneInEach(int(every))
