@@ -160,7 +160,9 @@ def test_a_resumed_run_draws_the_steps_of_one_that_was_not_cut(options):
     kept = trained(at=13, until=13, **options)
     resumed, _, _ = trained(resumed=kept, **options)
     if "every" in options:  # a budget looks at the clock, which no two runs share
-        assert resumed.values() == whole.values()
+        live, again = whole.values(), resumed.values()
+        np.testing.assert_allclose(again["standard_error"], live["standard_error"], rtol=1e-12)
+        assert again.drop(["standard_error"]) == live.drop(["standard_error"])
     assert resumed.sampling["steps"] == 30
     assert resumed.ledger()["step"].to_pylist()[:3] == whole.ledger()["step"].to_pylist()[:3]
 
