@@ -177,7 +177,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("share", "every"), [(0.05, 6), (0.1, 3), (0.4, 1), (1e-6, 1000)])
+@pytest.mark.parametrize(("share", "every"), [(0.055, 6), (0.11, 3), (0.4, 1), (1e-6, 1000)])
 def test_a_budget_finds_the_frequency_that_keeps_it(monkeypatch, share, every):
     clock = Clock()
     monkeypatch.setattr(_frequency, "time", clock)
