@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._distributed import processes_of, unwrapped_model
-from inrun.attribution._frequency import frequency_of
+from inrun.attribution._frequency import Frequency, frequency_of
+from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Hold, Stream
+from inrun.capture import Hold, Processes, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
-from inrun.ledger import RunFolder
+from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
 from inrun.utility import Utility
 
@@ -44,6 +46,7 @@ def attach(
     smoothed_steps: int = 10,
     every: int | float = 1,
     max_overhead: float | None = None,
+    payout: int = 0,
     progress: bool = True,
     self_test: bool = True,
     process_group: Any = "auto",
@@ -80,6 +83,10 @@ def attach(
         max_overhead: the share of the training's time that scoring may add, 0.05 for 5 %: `every`
             is then found by timing both kinds of step, and adapted. `sampling` says what came of
             it.
+        payout: for how many steps after its own a sample is also given what momentum does for it.
+            Under Adam with b1 = 0.9 most of a gradient acts so; 20 steps pay out nearly all of it.
+            The factors of as many steps are held, and a copy of the weights for each: see
+            `waiting`. What was not paid out stays in the books' momentum.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
@@ -135,6 +142,10 @@ def attach(
     model, group = unwrapped_model(model)
     processes = processes_of(group, process_group, capture)
     frequency = frequency_of(every, max_overhead, processes)
+    met = _contraction(contraction)
+    if payout:
+        _refuse_payout(payout, direction, capture, optimizers, frequency, processes)
+    extra: Extra = "paid_out" if payout else "standard_error" if frequency.sampled else None
     _refuse_model(model)
     folder = None
     if store is not None and processes.rank == 0:
@@ -144,14 +155,14 @@ def attach(
             targets=utility.targets,
             weights=utility.weights,
             resume=resume,
-            sampled=frequency.sampled,
+            extra=extra,
         )
     kind = _CAPTURES[capture]
     smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
-    met = _contraction(contraction)
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
+    payouts = Payouts(payout, copy.deepcopy(met), len(utility.targets)) if payout else None
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
     return Attribution(
-        model, optimizers, utility, scorer, kind, folder, frequency, progress, self_test
+        model, optimizers, utility, scorer, kind, folder, frequency, extra, progress, self_test
     )
 
 
@@ -164,6 +175,33 @@ def _contraction(given: str | Contraction) -> Contraction:
             "inrun.factors.Contraction such as LowRankContraction(rank=32)."
         )
     return _CONTRACTIONS[given]()
+
+
+def _refuse_payout(
+    window: int,
+    direction: Direction,
+    capture: str,
+    optimizers: Together,
+    frequency: Frequency,
+    processes: Processes,
+) -> None:
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        raise MisuseError(f"payout={window!r} is no number of steps.")
+    if direction.name != "path" or capture != "hold" or frequency.sampled:
+        raise MisuseError(
+            "payout gives samples what momentum does in later steps, so every step must be scored "
+            "(every=1, no max_overhead), with estimator='path', and shares must be kept "
+            "(capture='hold')."
+        )
+    if not all(rule.remembers for rule in optimizers.rules):
+        raise NotSupportedError(
+            f"{optimizers.name} does not remember gradients linearly (payout is for Adam, AdamW, "
+            "Adamax, NAdam, RAdam and SGD). Use payout=0; look-ahead pays out by replay."
+        )
+    if processes.size > 1:
+        raise NotSupportedError(
+            f"payout is for one process, and this training has {processes.size}. Use payout=0."
+        )
 
 
 def _refuse_model(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.ledger import TOTAL, RunFolder, TokenFolder
+from inrun.ledger import TOTAL, Extra, RunFolder, TokenFolder
 from inrun.optim import Together
 from inrun.utility import Utility
 
@@ -44,15 +44,14 @@ class Attribution:
         capture: type[Hold] | type[Stream],
         folder: RunFolder | None,
         frequency: Frequency,
+        extra: Extra,
         progress: bool,
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
         first = scorer.processes.rank == 0
-        self._record = Record(
-            utility.targets, utility.weights, folder, first=first, sampled=frequency.sampled
-        )
+        self._record = Record(utility.targets, utility.weights, folder, first=first, extra=extra)
         line = LiveLine(progress and first)
         self._steps = Steps(
             model, optimizers, utility, scorer, capture, self._record, line, frequency, check
@@ -63,6 +62,7 @@ class Attribution:
             "weights": utility.weights,
             "capture": capture.__name__.lower(),
             "sampled": frequency.sampled,
+            "payout": 0 if scorer.payouts is None else scorer.payouts.window,
         }
         self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
         if folder is not None:
@@ -212,7 +212,8 @@ class Attribution:
             ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
             and with several targets one column each, of which `value` is the weighted sum. Where
             only some steps are scored, `standard_error` of `value`, and no row for samples that
-            were in none of them.
+            were in none of them. With `payout` also `paid_out`, the part of `value` that momentum
+            did, which comes in `payout` steps after each visit.
         """
         return self._record.values()
 
@@ -225,8 +226,10 @@ class Attribution:
         Returns:
             A row a scored step: `step`, `estimator` (the method really used), `visits`, `weight`
             (how many steps it stands for, 1 where all are scored), `opening_loss`,
-            `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`; the last four add up
-            to weight times (opening minus closing loss).
+            `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`, which four add up
+            to weight times (opening minus closing loss), and `paid_out`: what of later steps'
+            `momentum` was paid to this step's samples. With `payout` and a store a step has its
+            row when it was paid.
 
         Raises:
             MisuseError: no such target.
@@ -297,6 +300,14 @@ class Attribution:
         counts = {"steps": float(self._steps.taken), "scored": float(self._steps.scored)}
         told = self._steps.frequency.describe()
         return {**counts, "relative_error": self._record.relative_error, **told}
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """With `payout`: `steps` that momentum still pays, and `bytes` that are held for them."""
+        payouts = self._scorer.payouts
+        if payouts is None:
+            return {"steps": 0, "bytes": 0}
+        return {"steps": payouts.waiting, "bytes": payouts.held_bytes()}
 
     @property
     def seconds(self) -> float:

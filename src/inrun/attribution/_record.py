@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from inrun.attribution._scorer import Scored
 from inrun.errors import MisuseError
 from inrun.ledger import (
     LEDGER,
+    TOTAL,
+    Extra,
     Ids,
     Run,
     RunFolder,
@@ -24,6 +27,14 @@ from inrun.ledger import (
 )
 
 
+class _Waiting(NamedTuple):
+    """A step whose samples momentum still pays."""
+
+    ids: Ids
+    values: np.ndarray
+    rows: list[dict[str, object]]
+
+
 class Record:
     """Takes steps in, gives tables out."""
 
@@ -34,17 +45,28 @@ class Record:
         folder: RunFolder | None,
         *,
         first: bool = True,
-        sampled: bool = False,
+        extra: Extra = None,
     ):
         self._first = first  # of several processes the first has the store
         self._targets, self._weights, self._folder = targets, weights, folder
-        self._tally = Tally(targets, weights, sampled=sampled)
+        self._tally = Tally(targets, weights, extra)
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
+        self._waiting: dict[int, _Waiting] = {}
         self.latest: dict[str, Any] = {}
 
-    def add(self, step: int, ids: Ids, scored: Scored, weight: float) -> None:
-        """Adds one step, which stands for `weight` steps."""
+    def add(
+        self, step: int, ids: Ids, scored: Scored, weight: float, *, waits: bool = False
+    ) -> None:
+        """Adds one step.
+
+        Args:
+            step: its number.
+            ids: of its samples.
+            scored: values and books.
+            weight: how many steps it stands for.
+            waits: whether momentum still pays its samples, so that the store gets it later.
+        """
         rows = ledger_rows(
             step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
         )
@@ -52,10 +74,25 @@ class Record:
         self._residual += abs(self.latest["residual"])
         self._size += sum(abs(self.latest[n]) for n in ("samples", "momentum", "weight_decay"))
         self._tally.add(step, ids, scored.values, weight)
+        if waits:
+            self._waiting[step] = _Waiting(ids, scored.values, rows)
         if self._folder is None:
             self._ledger += rows
-        else:
+        elif not waits:
             self._folder.add(step, ids, scored.values, rows, weight)
+
+    def pay_out(self, step: int, paid_NK: np.ndarray) -> None:
+        """Adds what momentum paid to a step's samples; after this nothing is owed to them."""
+        ids, values, rows = self._waiting.pop(step)
+        self._tally.pay_out(ids, values, paid_NK)
+        paid = paid_NK.sum(0)
+        for row in rows:
+            target = str(row["target"])
+            whole = target == TOTAL
+            booked = paid @ self._weights if whole else paid[list(self._targets).index(target)]
+            row["paid_out"] = float(booked)
+        if self._folder is not None:
+            self._folder.add(step, ids, values + paid_NK, rows, paid_BK=paid_NK)
 
     @property
     def latest_residual_share(self) -> float:

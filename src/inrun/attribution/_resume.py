@@ -46,6 +46,7 @@ class Resume:
     def state(self) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
         self._steps.finish()
+        self._steps.settle()
         if self._steps.pending:
             raise MisuseError(
                 "state_dict() was called between backward() and optimizer.step(). The gradients "
@@ -63,7 +64,7 @@ class Resume:
             "scorer": scorer,
             "record": record,
         }
-        named = {f"contraction/{name}": t for name, t in tensors.items()}
+        named = {f"scorer/{name}": t for name, t in tensors.items()}
         return seal(header, {**named, **{f"record/{name}": t for name, t in tables.items()}})
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -84,7 +85,7 @@ class Resume:
             return {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
 
         self._record.restore(header["record"], part("record/"))
-        self._scorer.restore(header["scorer"], part("contraction/"))
+        self._scorer.restore(header["scorer"], part("scorer/"))
         self._ids.kind = header["ids"]
         self._steps.taken, self._steps.scored = header["taken"], header["scored"]
         self._steps.frequency.restore(header["frequency"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution._forecast import Forecast
+from inrun.attribution._payout import Paid, Payouts
 from inrun.attribution._plan import (
     ParameterPlan,
     ReadBefore,
@@ -35,11 +36,15 @@ from inrun.utility import Evaluation, Utility, curvature, evaluate
 
 
 class Scored(NamedTuple):
-    """A step's result: values (N, K) in the blocks' order, its books, the method really used."""
+    """A step's result: values (N, K) in the blocks' order, its books, the method really used.
+
+    `paid`: what an earlier step's samples were paid by momentum, now that their window is over.
+    """
 
     values: np.ndarray
     entries: Entries
     estimator: str
+    paid: Paid | None = None
 
 
 class Scorer:
@@ -54,7 +59,9 @@ class Scorer:
         smoothed_steps: int,
         contraction: Contraction,
         processes: Processes | None = None,
+        payouts: Payouts | None = None,
     ):
+        self.payouts = payouts
         self._model, self._optimizers = model, optimizers
         self.processes = processes or Alone()
         self._utility, self._direction = utility, direction
@@ -100,15 +107,27 @@ class Scorer:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps."""
-        contraction, tensors = self.contraction.state()
-        header = {"forecast": self._forecast.numbers(), "checked": self._rule_check.steps}
-        return {**header, "contraction": contraction}, tensors
+        header: dict[str, Any] = {
+            "forecast": self._forecast.numbers(), "checked": self._rule_check.steps
+        }  # fmt: skip
+        tensors: dict[str, Tensor] = {}
+        for part, contraction in self._contractions().items():
+            header[part], kept = contraction.state()
+            tensors |= {f"{part}/{name}": t for name, t in kept.items()}
+        return header, tensors
+
+    def _contractions(self) -> dict[str, Contraction]:
+        paying = {} if self.payouts is None else {"paying": self.payouts.contraction}
+        return {"contraction": self.contraction, **paying}
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Goes back to what `state` gave."""
         self._forecast.take(header["forecast"])
         self._rule_check.steps = header["checked"]
-        self.contraction.restore(header["contraction"], tensors)
+        for part, contraction in self._contractions().items():
+            cut = len(part) + 1
+            kept = {n[cut:]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+            contraction.restore(header[part], kept)
 
     @property
     def estimator(self) -> str:
@@ -160,6 +179,8 @@ class Scorer:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 held = any(block.factors.get(name) for block in blocks)
+                if self.payouts is not None:
+                    self.payouts.remember(name, move.memory())
                 plans[name] = plan_parameter(
                     k, p, move, direction, scales[name], held=held, processes=self.processes.size
                 )
@@ -239,12 +260,18 @@ class Scorer:
                 )
                 move = after.get(id(plan.parameter))
                 sums.add(name, plan, at, move, blocks, self.contraction)
+                if self.payouts is not None:
+                    self.payouts.earn(name, plan.direction.gradient(at, plan.move))
             if any(block.values_BK is not None for block in blocks):
                 scale = self._common_scale()
                 self._forecast.learn(scale, len(blocks))
                 sums.add_streamed(blocks, scale)
         self.contraction.end_step()
         all_values, momentum, decay = sums.fetch()
+        paid = None
+        if self.payouts is not None:
+            scales = {name: plan.share_scale for name, plan in self._plans.items()}
+            paid = self.payouts.end_step(step, blocks, scales)
         entries = Entries(
             self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
@@ -254,7 +281,7 @@ class Scorer:
         used = {plan.direction.name for plan in self._plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         self._plans, self._extra, self._at_open = {}, {}, None
-        return Scored(all_values, entries, estimator)
+        return Scored(all_values, entries, estimator, paid)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.
@@ -275,6 +302,8 @@ class Scorer:
 
     def forget(self, *, moved: bool) -> None:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
+        if self.payouts is not None:
+            self.payouts.forget_step()
         self._plans, self._extra, self._at_open = {}, {}, None
         if moved:
             self._last = None

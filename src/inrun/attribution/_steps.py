@@ -180,7 +180,10 @@ class Steps:
     def _book(self, ids: Ids, scored: Scored) -> None:
         self.taken += 1
         self.scored += 1
-        self._record.add(self.taken, ids, scored, self._weight or 1.0)
+        waits = self._scorer.payouts is not None
+        self._record.add(self.taken, ids, scored, self._weight or 1.0, waits=waits)
+        if scored.paid is not None:
+            self._record.pay_out(*scored.paid)
         self._line.update(self._record.latest, self._record.residual_share, self.watch.overhead)
 
     def _check(self, scored: Scored) -> None:
@@ -198,8 +201,17 @@ class Steps:
         if checks is not None:
             self._record.audited(checks)
 
+    def settle(self) -> None:
+        """Ends the windows of all steps that momentum still pays: they get what it paid so far."""
+        if self._scorer.payouts is not None:
+            with self.watch:
+                for paid in self._scorer.payouts.settle():
+                    self._record.pay_out(*paid)
+
     def drop(self, *, moved: bool = False) -> None:
         """Forgets the step under way; `moved`: weights may have changed without being scored."""
+        if moved:
+            self.settle()
         self._stepping, self._weight = False, None
         self._stepped.clear()
         self._pending.clear()
@@ -220,6 +232,11 @@ class Steps:
                 "share, exactly. Attach with capture='hold', contraction='dense' and "
                 "smoothed_steps=0, and not with estimator='path-smoothed'."
             )
+        if self._scorer.payouts is not None:
+            raise MisuseError(
+                "Values a token are those of a step alone, and payout adds what momentum did "
+                "later. Attach with payout=0."
+            )
 
     def _new_capture(self) -> Capture:
         capture = build_capture(
@@ -237,6 +254,7 @@ class Steps:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
+            self.settle()
             self.capture = self._new_capture()
 
 

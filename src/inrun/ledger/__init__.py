@@ -6,13 +6,14 @@ from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
-from inrun.ledger._tally import Ids, Tally, normalised, target_columns
+from inrun.ledger._tally import Extra, Ids, Tally, normalised, target_columns
 from inrun.ledger._tokens import TokenFolder, read_tokens
 
 __all__ = [
     "LEDGER",
     "TOTAL",
     "Entries",
+    "Extra",
     "Ids",
     "Run",
     "RunFolder",

@@ -6,6 +6,10 @@ All entries are in units of the validation loss, positive where they lowered it.
 what the method does not account for; it is judged against the size of the entries, because a step's
 gains and losses may cancel.
 
+Under momentum a sample acts again in later steps. Where that is paid out to it, the step that it
+was in has it as `paid_out`: it is part of the samples' values and of the momentum entries of the
+steps after, and in no step's sum.
+
 Where only some steps are scored, each of them stands for `weight` steps: its entries are multiplied
 by that, so that sums over the run stay unbiased, and its losses are not.
 """
@@ -34,6 +38,7 @@ LEDGER = pa.schema(
         ("momentum", pa.float64()),
         ("weight_decay", pa.float64()),
         ("residual", pa.float64()),
+        ("paid_out", pa.float64()),
     ]
 )
 
@@ -76,7 +81,7 @@ def ledger_rows(
     return [
         {"step": step, "target": target}
         | about
-        | dict(zip(names, (float(x) for x in column), strict=True))
+        | dict(zip(names, (*(float(x) for x in column), 0.0), strict=True))
         for target, column in parts
     ]
 
@@ -92,11 +97,16 @@ def residual_shares(ledger: pa.Table) -> np.ndarray:
 
 
 def totals(ledger: pa.Table) -> dict[str, float]:
-    """Sums of the entries over a run, its first opening and its last closing loss."""
+    """Sums of the entries over a run, its first opening and its last closing loss.
+
+    What momentum paid out to samples counts with the samples, and not with momentum.
+    """
     sums = {
         name: float(pc.sum(ledger[name]).as_py() or 0.0)
-        for name in ("samples", "momentum", "weight_decay", "residual")
+        for name in ("samples", "momentum", "weight_decay", "residual", "paid_out")
     }
+    sums["samples"] += sums["paid_out"]
+    sums["momentum"] -= sums["paid_out"]
     if ledger.num_rows:
         sums["opening_loss"] = float(ledger["opening_loss"][0].as_py())
         sums["closing_loss"] = float(ledger["closing_loss"][-1].as_py())

@@ -16,7 +16,7 @@ from inrun.ledger._books import LEDGER, TOTAL
 from inrun.ledger._files import write_table
 from inrun.ledger._manifest import read_manifest
 from inrun.ledger._samples import FILES, samples_table
-from inrun.ledger._tally import target_columns, values_schema
+from inrun.ledger._tally import Extra, target_columns, values_schema
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -51,25 +51,29 @@ class Run:
         return tuple(self.manifest["targets"])
 
     @property
-    def sampled(self) -> bool:
-        """Whether only some steps were scored, each standing for several."""
-        return bool(self.manifest.get("sampled", False))
+    def extra(self) -> Extra:
+        """'standard_error' of values where only some steps were scored, 'paid_out', or None."""
+        found: Extra = self.manifest.get("extra")
+        return found
 
     def values(self) -> pa.Table:
         """A row a sample: see `Attribution.values`. Summed by duckdb, also beyond memory."""
         id_type = pa.string() if self.manifest["id_type"] == "string" else pa.int64()
-        schema = values_schema(id_type, self.targets, sampled=self.sampled)
+        schema = values_schema(id_type, self.targets, self.extra)
         if not self._parts["visits"]:
             return schema.empty_table()
         named = "".join(
             f", sum({_quoted(t)}) as {_quoted(t)}" for t in target_columns(self.targets)
         )
-        error = ", sqrt(sum((weight - 1) / weight * value * value)) as standard_error"
-        error = error if self.sampled else ""
+        extra = {
+            None: "",
+            "paid_out": ", sum(paid_out) as paid_out",
+            "standard_error": ", sqrt(sum((1 - 1 / weight) * value * value)) as standard_error",
+        }[self.extra]
         query = (
             "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
             "count(*) as visits, min(step) as first_step, max(step) as last_step"
-            f"{error}{named} from read_parquet($parts) group by sample_id order by sample_id"
+            f"{extra}{named} from read_parquet($parts) group by sample_id order by sample_id"
         )
         table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
         return table.cast(schema)
@@ -78,7 +82,8 @@ class Run:
         """A row a visit: step, sample_id, value, value_normalised, and one column a target.
 
         Where only some steps were scored, also `weight`: how many steps the visit's step stands
-        for, and what its values are multiplied by.
+        for, and what its values are multiplied by. Where momentum is paid out, `paid_out`: how much
+        of the value that is.
         """
         if not self._parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")

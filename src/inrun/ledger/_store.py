@@ -2,7 +2,8 @@
 
     run.json                 what the run is: format, estimator, targets, weights, id type
     visits/000000.parquet    step, sample_id, value, value_normalised, one column a target; where
-                             only some steps were scored, `weight`: how many this one stands for
+                             only some steps were scored, `weight`: how many this one stands for;
+                             where momentum is paid out, `paid_out`: how much of the value that is
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
     discarded/               parts after the checkpoint that a run was resumed from, if it was
@@ -33,7 +34,7 @@ from inrun.ledger._books import LEDGER
 from inrun.ledger._files import replace_file, write_table
 from inrun.ledger._manifest import FORMAT, MANIFEST, read_manifest
 from inrun.ledger._position import KINDS, chained, demand, part_name, position, set_aside
-from inrun.ledger._tally import Ids, normalised, target_columns
+from inrun.ledger._tally import Extra, Ids, normalised, target_columns
 
 FLUSH_SECONDS = 30.0
 
@@ -49,7 +50,7 @@ class RunFolder:
         block_visits: how many visits a part holds at least, unless time passes.
         resume: the folder may hold a run that is to be continued: from a position that is loaded,
             or else from the start.
-        sampled: whether only some steps are scored.
+        extra: the column that this kind of run has besides.
 
     Raises:
         StoreError: the folder holds a run already and is not resumed, or that run is another kind
@@ -65,7 +66,7 @@ class RunFolder:
         weights: Sequence[float],
         block_visits: int = 16384,
         resume: bool = False,
-        sampled: bool = False,
+        extra: Extra = None,
     ):
         self.path = Path(path)
         self._manifest: dict[str, Any] = {
@@ -75,11 +76,11 @@ class RunFolder:
             "targets": list(targets),
             "weights": list(weights),
             "id_type": None,
-            "sampled": sampled,
+            "extra": extra,
             "sign": "positive values lowered the validation loss",
             "unit": "validation loss",
         }
-        self._columns, self._sampled = target_columns(targets), sampled
+        self._columns, self._extra = target_columns(targets), extra
         self._weights = np.asarray(weights)
         self._block_visits = block_visits
         self._visits: list[pa.RecordBatch] = []
@@ -111,8 +112,8 @@ class RunFolder:
             raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
 
     def _take_over(self, manifest: dict[str, Any]) -> None:
-        for name in ("estimator", "targets", "weights", "sampled"):
-            if manifest.get(name, False) != self._manifest[name]:
+        for name in ("estimator", "targets", "weights", "extra"):
+            if manifest.get(name) != self._manifest[name]:
                 raise StoreError(
                     f"{self.path} holds a run with {name} {manifest.get(name)!r}, and this one has "
                     f"{self._manifest[name]!r}: it cannot be continued so. Attach as before."
@@ -156,8 +157,18 @@ class RunFolder:
         values_BK: np.ndarray,
         rows: list[dict[str, object]],
         weight: float = 1.0,
+        paid_BK: np.ndarray | None = None,
     ) -> None:
-        """Adds one step: its visits and its rows of the books; it stands for `weight` steps."""
+        """Adds one step: its visits and its rows of the books.
+
+        Args:
+            step: its number.
+            ids: of its visits.
+            values_BK: theirs, everything in them.
+            rows: of the books.
+            weight: how many steps it stands for.
+            paid_BK: how much of the values momentum paid out.
+        """
         self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"
@@ -173,8 +184,11 @@ class RunFolder:
             columns |= {
                 name: pa.array(weight * values_BK[:, k]) for k, name in enumerate(self._columns)
             }
-            if self._sampled:
+            if self._extra == "standard_error":
                 columns["weight"] = pa.array(np.full(len(ids), weight))
+            if self._extra == "paid_out":
+                paid = 0 * total if paid_BK is None else paid_BK @ self._weights
+                columns["paid_out"] = pa.array(paid)
             self._visits.append(pa.RecordBatch.from_pydict(columns))
             self._waiting += len(ids)
         self._ledger += rows

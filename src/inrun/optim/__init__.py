@@ -9,7 +9,7 @@ from inrun.optim._live import skipped
 from inrun.optim._pieces import each_piece
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
-from inrun.optim._rule import History, Move, Rule
+from inrun.optim._rule import History, Memory, Move, Rule
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
 from inrun.optim._slope import Diagonal, Slope
 from inrun.optim._together import Together
@@ -23,6 +23,7 @@ __all__ = [
     "History",
     "Jacobian",
     "MatrixRule",
+    "Memory",
     "Move",
     "Rule",
     "SGDRule",

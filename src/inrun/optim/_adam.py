@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._rule import History, Rule, Settled
+from inrun.optim._rule import History, Memory, Rule, Settled
 from inrun.optim._slope import Diagonal
 
 
@@ -67,7 +67,7 @@ def _touched_root(second: Tensor) -> Tensor:
 class AdamRule(Rule[AdamState, AdamSetting]):
     """`torch.optim.Adam` and `torch.optim.AdamW`; which of the two is read from the group."""
 
-    linearizes = True
+    linearizes = remembers = True
 
     def __init__(self, *, decoupled: bool):
         self._decoupled = decoupled
@@ -130,6 +130,16 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             return History(momentum, h.lr * h.decay * w)
         whole = self.displacement(torch.zeros_like(w), w, s, h)
         return History(momentum, whole - momentum)
+
+    def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
+        """See `Rule.memory`: lr b1 / (c1 A(0))."""
+        enters = (-1.0 if h.maximize else 1.0) * (1 - h.b1)
+        if not s.steps:
+            return Memory(0.0, h.b1, enters)
+        second = self._second(0.0, s, h)
+        second = second.mul_(1 / (1 - h.b2 ** (s.steps + 1))).clamp_(min=_tiny(second))
+        denominator = _touched_root(second).add_(h.eps)
+        return Memory(denominator.reciprocal_().mul_(self._rate(s, h) * h.b1), h.b1, enters)
 
     def _second_slope(self, y: Tensor, e: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
         """(V(e + y) - V(e)) / y."""

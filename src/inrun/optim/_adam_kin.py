@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._rule import steps_seen
+from inrun.optim._rule import Memory, steps_seen
 from inrun.optim._second_moments import entering
 
 
@@ -55,6 +55,7 @@ class MomentsSetting(NamedTuple):
 class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
     """What the three have in common."""
 
+    remembers = True
     second = "exp_avg_sq"
     multiplies = False
 
@@ -99,6 +100,13 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
     def without_decay(self, h: MomentsSetting) -> MomentsSetting:
         """See `Rule.without_decay`."""
         return h._replace(decay=0.0, apart=0.0)
+
+    def memory(self, w: Tensor, s: MomentsState, h: MomentsSetting) -> Memory:
+        """See `Rule.memory`: d(0) is proportional to m, so it is d(0) with m = 1."""
+        enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
+        slope = self.displacement(torch.zeros_like(w), w, unit, self.without_decay(h))
+        untouched = torch.zeros_like(slope)  # where v is 0, so was every gradient
+        return Memory(torch.where(s.v > 0, slope, untouched), h.b1, enters)
 
     def advance(self, g: Tensor, w: Tensor, s: MomentsState, h: MomentsSetting) -> MomentsState:
         """See `Rule.advance`."""

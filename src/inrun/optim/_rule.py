@@ -9,6 +9,7 @@ does w' = w - d(g), and d is all that attribution needs to know about it:
     tangent        d'(g)                       its Jacobian at g: the leave-one-out marginal
     linearization  the slope at the previous step's moments (arXiv 2602.00329)
     settled        slope and history again, told from the state that the step left behind
+    memory         how gradients of earlier steps still act in this one
 
 All of them contain the learning rate. Slope, tangent and linearization are `Slope`s: linear maps
 that know how to pull a validation gradient back. Where d is elementwise the slope is diagonal,
@@ -54,6 +55,18 @@ class Settled(NamedTuple):
     share: float
 
 
+class Memory(NamedTuple):
+    """How the gradients of earlier steps act in a step's null update, where they do so linearly.
+
+    The optimizer remembers M = sum over steps of (what was `kept` since) * `enters` * gradient, and
+    momentum displaces `slope` * M, with M as it is before the step.
+    """
+
+    slope: Tensor | float
+    kept: float
+    enters: float
+
+
 def steps_seen(state: Mapping[str, Any]) -> int:
     """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
     return int(state["step"]) if "step" in state else 0
@@ -70,6 +83,9 @@ class Rule(ABC, Generic[State, Setting]):
 
     elementwise: ClassVar[bool] = True
     """Whether each element's displacement depends on that element's gradient alone."""
+
+    remembers: ClassVar[bool] = False
+    """Whether `memory` is defined."""
 
     jumps: bool = False
     """Whether d is made of steps, as signs are: no quadrature sees where they lie."""
@@ -154,6 +170,13 @@ class Rule(ABC, Generic[State, Setting]):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be told from its later state.")
 
+    def memory(self, w: Tensor, s: State, h: Setting) -> Memory:
+        """How momentum acts in the step, elementwise; s is the state before it.
+
+        0 where nothing was ever remembered.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no momentum that is linear.")
+
     def effort(self, shape: torch.Size) -> float:
         """Cost of one displacement an element, in units of an elementwise rule's."""
         return 1.0
@@ -228,6 +251,19 @@ class Move(Generic[State, Setting]):
             ]
 
         return Diagonal(*in_pieces((self.weight, self.gradient, self.state), coefficient))
+
+    def memory(self) -> Memory:
+        """See `Rule.memory`."""
+        numbers: list[float] = []
+
+        def slope(arrays: Arrays) -> Parts:
+            weight, _, state = arrays
+            told = self.rule.memory(weight, state, self.setting)
+            numbers[:] = told.kept, told.enters
+            return [told.slope]
+
+        (found,) = in_pieces((self.weight, self.gradient, self.state), slope)
+        return Memory(found, *numbers)
 
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._rule import History, Rule
+from inrun.optim._rule import History, Memory, Rule
 from inrun.optim._slope import Diagonal
 
 
@@ -41,7 +41,7 @@ class SGDSetting(NamedTuple):
 class SGDRule(Rule[SGDState, SGDSetting]):
     """`torch.optim.SGD`."""
 
-    linearizes = True
+    linearizes = remembers = True
 
     def read(
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
@@ -75,6 +75,13 @@ class SGDRule(Rule[SGDState, SGDSetting]):
         momentum = 0.0 if s.buffer is None else h.lr * carried * s.buffer
         decay = h.lr * self._gain(s, h) * h.decay * w if h.decay else 0.0
         return History(momentum, decay)
+
+    def memory(self, w: Tensor, s: SGDState, h: SGDSetting) -> Memory:
+        """See `Rule.memory`: what is remembered is the buffer."""
+        entering = 1.0 if s.buffer is None else 1.0 - h.dampening
+        enters = (-1.0 if h.maximize else 1.0) * entering
+        carried = h.momentum * (h.momentum if h.nesterov else 1.0)
+        return Memory(0.0 if s.buffer is None else h.lr * carried, h.momentum, enters)
 
     def _slope(self, s: SGDState, h: SGDSetting) -> float:
         """One number for every element and every g: d is affine."""
