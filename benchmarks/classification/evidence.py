@@ -22,6 +22,8 @@ from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split
 
 LOOK_AHEAD = "look-ahead"
+PAID_OUT = "path, paid out"
+WINDOW = 20  # steps that momentum is paid out for
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,10 @@ def _run(
         watch = inrun.record(model, optimizer, tasks.losses, split.fetch)
     else:
         watch = inrun.attach(
-            model, optimizer, utility, estimator=method, store=folder / "run", progress=False
-        )
+            model, optimizer, utility, store=folder / "run", progress=False,
+            estimator="path" if method == PAID_OUT else method,
+            payout=WINDOW if method == PAID_OUT else 0,
+        )  # fmt: skip
     n, epochs = split.recipe.training, split.recipe.epochs
     losses, margins = np.zeros((n, epochs)), np.zeros((n, epochs))
     probabilities = np.zeros((n, len(split.names)))

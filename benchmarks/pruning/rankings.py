@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 import inrun
-from benchmarks.classification.evidence import LOOK_AHEAD, Evidence
+from benchmarks.classification.evidence import LOOK_AHEAD, PAID_OUT, Evidence
 from benchmarks.classification.tasks import Split
 
 BALANCED = ", balanced"
 PLAIN_ONLY = ("linearized, total", "path, harm, then random")
-METHODS = {"path": True, "sgd": False, "linearized": False, LOOK_AHEAD: False}
+METHODS = {"path": True, PAID_OUT: False, "sgd": False, "linearized": False, LOOK_AHEAD: False}
 
 
 def rankings(split: Split, evidence: Evidence, seed: int) -> dict[str, np.ndarray]:

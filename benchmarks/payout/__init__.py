@@ -1,0 +1,1 @@
+"""What paying momentum out to the samples gains, and what it takes."""

@@ -1,0 +1,69 @@
+"""Writes docs/payout.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.markdown import markdown
+from benchmarks.payout.cell import NOISE, WINDOWS, Setting
+from benchmarks.results_file import RESULTS, environments
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+Cells = dict[Setting, dict[str, Any]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "payout.json").read_text())["cells"]
+    cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    here = Path(__file__).parent
+    template = (here / "page.md").read_text()
+    ahead = ["look-ahead, the whole run", *_row(cells, lambda r: r["look-ahead auc"], ".3f")]
+    parts = {
+        "FINDINGS": (here / "findings.md").read_text().strip(),
+        "NOISE": f"{NOISE:.0%}",
+        "AUC": _table(
+            cells,
+            {"raw": ("auc", ".3f"), "normalised": ("auc_normalised", ".3f")},
+            [ahead],
+        ),
+        "LOOK": _table(cells, {"": ("look_ahead", ".3f")}),
+        "BOOKS": _table(cells, {"samples": ("samples", ".2f"), "momentum": ("momentum", ".2f")}),
+        "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}),
+        "RUN": environments(stored),
+    }
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "payout.md").write_text(template)
+
+
+def _tasks(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(s.task for s in cells))
+
+
+def _row(cells: Cells, number: Callable[[Any], float], form: str) -> list[str]:
+    means = (
+        float(np.mean([number(r) for s, r in cells.items() if s.task == t])) for t in _tasks(cells)
+    )
+    return [format(mean, form) if form else f"{mean / 1e6:.1f}" for mean in means]
+
+
+def _table(
+    cells: Cells, columns: dict[str, tuple[str, str]], more: list[list[str]] | None = None
+) -> str:
+    """A row a window and column, and further rows."""
+    rows = [
+        [
+            f"payout={window}" + (f", {said}" if said else ""),
+            *_row(cells, lambda r, w=window, n=name: r[str(w)][n], form),  # type: ignore[misc]
+        ]
+        for said, (name, form) in columns.items()
+        for window in WINDOWS
+    ]
+    return markdown(["", *_tasks(cells)], [*rows, *(more or [])])
