@@ -61,7 +61,8 @@ def attach(
             `torch.optim` that takes plain gradients, Lion, LAMB, schedule-free AdamW, or your own
             (`inrun.optim.register`). With several, a step is over when all have stepped, or when
             the next block begins.
-        utility: the validation loss that contributions are measured in.
+        utility: the validation loss that contributions are measured in; `Utility.next_batch()`
+            takes the next training batch's instead.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
             'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         capture: 'hold' keeps every layer's input and output gradient until the step is over and is
@@ -132,6 +133,11 @@ def attach(
         raise MisuseError(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
+        )
+    if utility.follows and (capture == "stream" or not direction.streams):
+        raise MisuseError(
+            "Utility.next_batch() gives one gradient, when the next step is read. Use it with "
+            "capture='hold' and an estimator that needs no other passes, such as 'path'."
         )
     optimizers = Together(optimizer)
     if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):

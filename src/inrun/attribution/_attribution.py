@@ -161,6 +161,7 @@ class Attribution:
             MisuseError: numbers out of range.
         """
         self._refuse_detached()
+        self._steps.demand_losses("An audit")
         if self._scorer.processes.size > 1:
             raise NotSupportedError(
                 "An audit plays steps out on one process's copies, and this training has "
@@ -193,6 +194,7 @@ class Attribution:
             MisuseError: smoothing, a low rank, or capture 'stream', which has no whole directions.
         """
         self._refuse_detached()
+        self._steps.demand_losses("A value a token")
         self._steps.demand_whole_directions()
         folder = None if store is None else TokenFolder(Path(store))
         return Tokens(
@@ -319,7 +321,8 @@ class Attribution:
 
         Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
-        noted; the state holds totals a sample, and without a store the books.
+        noted; the state holds totals a sample, and without a store the books. What waits for later
+        steps is ended: with `payout` its window, with `Utility.next_batch()` the last step's score.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.

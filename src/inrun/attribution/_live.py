@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -35,13 +36,13 @@ class LiveLine:
         if self._live is None or time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
-        self._live.update(
-            Text(
-                f"inrun  step {row['step']}  validation loss {row['closing_loss']:.4f}  "
-                f"books' residual {residual_share:.2%}  attribution +{overhead:.0%} time"
-            ),
-            refresh=True,
+        known = (
+            f"validation loss {row['closing_loss']:.4f}  books' residual {residual_share:.2%}  "
+            if isfinite(row["closing_loss"])
+            else f"samples {row['samples']:+.4g}  "
         )
+        text = f"inrun  step {row['step']}  {known}attribution +{overhead:.0%} time"
+        self._live.update(Text(text), refresh=True)
 
     def close(self) -> None:
         """Takes the line off the screen."""

@@ -6,6 +6,7 @@ Letters: N samples of the step over all its blocks, K targets.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,23 +17,21 @@ from inrun.attribution._forecast import Forecast
 from inrun.attribution._payout import Paid, Payouts
 from inrun.attribution._plan import (
     ParameterPlan,
-    ReadBefore,
     Smoothing,
     elementwise_scale,
-    moved,
     plan_parameter,
     smoothing_work,
 )
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._sums import DirectionWatcher, Sums
-from inrun.attribution._weights import weights_mark
+from inrun.attribution._validation import Validation, following
 from inrun.capture import Alone, Block, Capture, Processes
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
 from inrun.optim import Together
-from inrun.utility import Evaluation, Utility, curvature, evaluate
+from inrun.utility import Evaluation, Utility
 
 
 class Scored(NamedTuple):
@@ -47,8 +46,25 @@ class Scored(NamedTuple):
     paid: Paid | None = None
 
 
+@dataclass
+class _Taken:
+    """A step that was taken, with all that is needed to score it but the closing pass."""
+
+    blocks: list[Block]
+    plans: dict[str, ParameterPlan]
+    opening: Evaluation | None
+    extra: dict[str, dict[str, Tensor]]
+    step: int
+    weight: float
+
+    def kept(self) -> _Taken:
+        """The same with gradients that the loop does not overwrite."""
+        plans = {name: plan.kept() for name, plan in self.plans.items()}
+        return replace(self, plans=plans)
+
+
 class Scorer:
-    """Holds what must survive from one step to the next: the last closing pass."""
+    """What is read before a step and contracted after it."""
 
     def __init__(
         self,
@@ -62,37 +78,19 @@ class Scorer:
         payouts: Payouts | None = None,
     ):
         self.payouts = payouts
-        self._model, self._optimizers = model, optimizers
+        self._optimizers = optimizers
         self.processes = processes or Alone()
         self._utility, self._direction = utility, direction
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
-        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
+        self.validation = Validation(model, utility, self.processes)
+        self._late: _Taken | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
         self.watcher: DirectionWatcher | None = None
-
-    def opening(self, capture: Capture) -> Evaluation:
-        """Losses and gradients at the present weights: the last closing ones if nothing moved."""
-        if self._last is not None:
-            evaluation, mark = self._last
-            known = list(evaluation.gradients) == list(capture.trained)
-            if known and mark == weights_mark(capture.trained.values()):
-                return evaluation
-        evaluation = self._evaluate(capture)
-        self._last = (evaluation, weights_mark(capture.trained.values()))
-        return evaluation
-
-    def _evaluate(self, capture: Capture) -> Evaluation:
-        """A validation pass; of several processes the mean, whose rows may be the same or not."""
-        found = evaluate(self._utility, self._model, capture.trained)
-        if self.processes.size == 1:
-            return found
-        gradients = {name: self.processes.mean(t) for name, t in found.gradients.items()}
-        return Evaluation(self.processes.mean(found.losses), gradients)
 
     def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
         """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
@@ -108,7 +106,8 @@ class Scorer:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps."""
         header: dict[str, Any] = {
-            "forecast": self._forecast.numbers(), "checked": self._rule_check.steps
+            "forecast": self._forecast.numbers(), "checked": self._rule_check.steps,
+            "passes": self.validation.passes,
         }  # fmt: skip
         tensors: dict[str, Tensor] = {}
         for part, contraction in self._contractions().items():
@@ -124,6 +123,7 @@ class Scorer:
         """Goes back to what `state` gave."""
         self._forecast.take(header["forecast"])
         self._rule_check.steps = header["checked"]
+        self.validation.go_to(max(0, header["passes"] - 1))  # the last one is done again
         for part, contraction in self._contractions().items():
             cut = len(part) + 1
             kept = {n[cut:]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
@@ -162,11 +162,12 @@ class Scorer:
     def block_begins(self, capture: Capture, blocks_before: int) -> None:
         """For `stream`: the opening gradient is computed now, and the block's place is noted."""
         self._forecast.blocks_now = blocks_before + 1
-        self._at_open = self.opening(capture)
+        self._at_open = self.validation.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
         """Reads the optimizers while their state is still that of w_t."""
-        self._at_open = self.opening(capture)
+        if not self.validation.follows:
+            self._at_open = self.validation.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
@@ -188,27 +189,7 @@ class Scorer:
         self._plans = plans
         if len(self._optimizers.members) > 1:
             self._norms = _norms(plans)
-        self._extra = self._extra_passes(capture)
-
-    def _extra_passes(self, capture: Capture) -> dict[str, dict[str, Tensor]]:
-        extra: dict[str, dict[str, Tensor]] = {}
-        if self._direction.needs_null:
-            null = {
-                plan.parameter: plan.history.momentum + plan.history.decay
-                for plan in self._plans.values()
-                if isinstance(plan, ReadBefore)
-            }
-            with moved(null):
-                extra["null"] = self._evaluate(capture).gradients
-        if self._direction.needs_curvature:
-            along = {
-                name: plan.slope.along(plan.move.gradient)
-                for name, plan in self._plans.items()
-                if isinstance(plan, ReadBefore)
-            }
-            found = curvature(self._utility, self._model, capture.trained, along)
-            extra["curvature"] = {n: self.processes.mean(t) for n, t in found.items()}
-        return extra
+        self._extra = self.validation.extra(self._direction, plans, capture)
 
     def demand_unchanged(self, optimizer: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
@@ -232,7 +213,7 @@ class Scorer:
         stepped: Collection[int],
         step: int,
         weight: float,
-    ) -> Scored:
+    ) -> Scored | None:
         """Contracts the directions, now that the closing gradient is known.
 
         Args:
@@ -241,46 +222,70 @@ class Scorer:
             stepped: the numbers of the optimizers that really stepped.
             step: the step's number.
             weight: how many steps it stands for; values are not multiplied by it here.
+
+        Returns:
+            None where the step waits for the next one's gradient: see `score_late`.
         """
-        assert self._at_open is not None
         self._keep_only(stepped, blocks)
         self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
-        closing = self._evaluate(capture)
-        sums = Sums([block.samples for block in blocks], len(self._utility.targets), self.processes)
+        taken = _Taken(list(blocks), self._plans, self._at_open, self._extra, step, weight)
+        self._plans, self._extra, self._at_open = {}, {}, None
+        if self.validation.follows:
+            self._late = taken.kept()
+            return None
+        return self._score(taken, self.validation.closing(capture))
+
+    def score_late(self) -> Scored | None:
+        """The step before, where it waits for the gradient that the coming one consumes."""
+        late, self._late = self._late, None
+        if late is None:
+            return None
+        names = {id(plan.parameter): name for name, plan in late.plans.items()}
+        gradients = {
+            names[id(p)]: move.gradient for _, p, move in self._optimizers.moves() if id(p) in names
+        }
+        late.plans = {name: plan for name, plan in late.plans.items() if name in gradients}
+        for block in late.blocks:
+            block.check_untouched()
+        return self._score(late, following(gradients))
+
+    @torch.no_grad()
+    def _score(self, taken: _Taken, closing: Evaluation) -> Scored:
+        """Contracts the directions of a step that was taken."""
+        opening = taken.opening or closing  # what follows a step is all that is known of the loss
+        samples = [block.samples for block in taken.blocks]
+        sums = Sums(samples, len(self._utility.targets), self.processes)
         sums.watcher = self.watcher
-        with torch.no_grad():
-            after = {id(p): move for _, p, move in self._optimizers.moves()}
-            for name, plan in self._plans.items():
-                at = Gradients(
-                    self._at_open.gradients[name],
-                    closing.gradients[name],
-                    *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
-                )
-                move = after.get(id(plan.parameter))
-                sums.add(name, plan, at, move, blocks, self.contraction)
-                if self.payouts is not None:
-                    self.payouts.earn(name, plan.direction.gradient(at, plan.move))
-            if any(block.values_BK is not None for block in blocks):
-                scale = self._common_scale()
-                self._forecast.learn(scale, len(blocks))
-                sums.add_streamed(blocks, scale)
+        after = {id(p): move for _, p, move in self._optimizers.moves()}
+        for name, plan in taken.plans.items():
+            at = Gradients(
+                opening.gradients[name],
+                closing.gradients[name],
+                *(taken.extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+            )
+            move = after.get(id(plan.parameter))
+            sums.add(name, plan, at, move, taken.blocks, self.contraction)
+            if self.payouts is not None:
+                self.payouts.earn(name, plan.direction.gradient(at, plan.move))
+        if any(block.values_BK is not None for block in taken.blocks):
+            scale = _common_scale(taken.plans)
+            self._forecast.learn(scale, len(taken.blocks))
+            sums.add_streamed(taken.blocks, scale)
         self.contraction.end_step()
         all_values, momentum, decay = sums.fetch()
         paid = None
         if self.payouts is not None:
-            scales = {name: plan.share_scale for name, plan in self._plans.items()}
-            paid = self.payouts.end_step(step, blocks, scales)
+            scales = {name: plan.share_scale for name, plan in taken.plans.items()}
+            paid = self.payouts.end_step(taken.step, taken.blocks, scales)
         entries = Entries(
-            self._at_open.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
+            opening.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
         )
-        self._last = (closing, weights_mark(capture.trained.values()))
         if self.watcher is not None:
-            self.watcher.scored(step, weight, all_values)
-        used = {plan.direction.name for plan in self._plans.values()}
+            self.watcher.scored(taken.step, taken.weight, all_values)
+        used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
-        self._plans, self._extra, self._at_open = {}, {}, None
         return Scored(all_values, entries, estimator, paid)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
@@ -302,26 +307,29 @@ class Scorer:
 
     def forget(self, *, moved: bool) -> None:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
-        if self.payouts is not None:
+        if moved:
+            self._late = None
+        if self.payouts is not None and self._late is None:
             self.payouts.forget_step()
         self._plans, self._extra, self._at_open = {}, {}, None
         if moved:
-            self._last = None
+            self.validation.forget()
 
-    def _common_scale(self) -> float:
-        """The one factor between shares and consumed gradient that `stream` can still apply.
 
-        Raises:
-            MisuseError: parameters were scaled by different factors.
-        """
-        scales = [plan.scale for plan in self._plans.values() if isinstance(plan.scale, float)]
-        if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
-            raise MisuseError(
-                "Parameters' gradients were scaled by different factors between backward() and "
-                "step(). With capture='stream' values are already summed over parameters. Attach "
-                "with capture='hold'."
-            )
-        return float(np.mean(scales)) if scales else 1.0
+def _common_scale(plans: Mapping[str, ParameterPlan]) -> float:
+    """The one factor between shares and consumed gradient that `stream` can still apply.
+
+    Raises:
+        MisuseError: parameters were scaled by different factors.
+    """
+    scales = [plan.scale for plan in plans.values() if isinstance(plan.scale, float)]
+    if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
+        raise MisuseError(
+            "Parameters' gradients were scaled by different factors between backward() and "
+            "step(). With capture='stream' values are already summed over parameters. Attach "
+            "with capture='hold'."
+        )
+    return float(np.mean(scales)) if scales else 1.0
 
 
 def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import nn
 
@@ -24,6 +25,14 @@ from inrun.factors import DenseContraction
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
 from inrun.utility import Utility
+
+
+class _Step(NamedTuple):
+    """One scored step: its number, how many steps it stands for, and its samples."""
+
+    number: int
+    weight: float
+    ids: Ids
 
 
 class Steps:
@@ -50,6 +59,7 @@ class Steps:
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
         self._pending: list[tuple[Ids, Block]] = []
+        self._late: _Step | None = None  # waits for the next step's gradients
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
 
@@ -115,6 +125,8 @@ class Steps:
         if self.paused:
             self.drop(moved=True)
             return
+        if not skipped(self._optimizers.members[k]):
+            self._score_late()
         if self._weight == 0:
             self._stepping = not skipped(self._optimizers.members[k])
             return
@@ -165,23 +177,37 @@ class Steps:
         try:
             with self.watch:
                 blocks = [block for _, block in self._pending]
+                self.taken += 1
+                step = _Step(
+                    self.taken, self._weight or 1.0, _joined([i for i, _ in self._pending])
+                )
                 scored = self._scorer.after_step(
-                    self.capture, blocks, self._stepped, self.taken + 1, self._weight or 1.0
+                    self.capture, blocks, self._stepped, step.number, step.weight
                 )
-                ids, values = gathered_step(
-                    self._scorer.processes, _joined([i for i, _ in self._pending]), scored.values
-                )
-                entries = scored.entries._replace(samples=values.sum(0))
-                self._book(ids, scored._replace(values=values, entries=entries))
+                if scored is None:
+                    self._late = step
+                    return
+                self._book(step, scored)
             self._check(scored)
         finally:
             self.drop()
 
-    def _book(self, ids: Ids, scored: Scored) -> None:
-        self.taken += 1
+    def _score_late(self) -> None:
+        """Scores the step before, where it waits for the gradients that are there now."""
+        step, self._late = self._late, None
+        if step is not None:
+            with self.watch:
+                scored = self._scorer.score_late()
+                if scored is not None:
+                    self._book(step, scored)
+
+    def _book(self, step: _Step, scored: Scored) -> None:
+        ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
+        entries = scored.entries._replace(samples=values.sum(0))
+        scored = scored._replace(values=values, entries=entries)
         self.scored += 1
         waits = self._scorer.payouts is not None
-        self._record.add(self.taken, ids, scored, self._weight or 1.0, waits=waits)
+        self._record.add(step.number, ids, scored, step.weight, waits=waits)
         if scored.paid is not None:
             self._record.pay_out(*scored.paid)
         self._line.update(self._record.latest, self._record.residual_share, self.watch.overhead)
@@ -202,7 +228,12 @@ class Steps:
             self._record.audited(checks)
 
     def settle(self) -> None:
-        """Ends the windows of all steps that momentum still pays: they get what it paid so far."""
+        """Ends what waits for later steps.
+
+        Steps that momentum still pays get what it paid so far; one that waits for the next step's
+        gradient is not scored.
+        """
+        self._late = None
         if self._scorer.payouts is not None:
             with self.watch:
                 for paid in self._scorer.payouts.settle():
@@ -211,6 +242,7 @@ class Steps:
     def drop(self, *, moved: bool = False) -> None:
         """Forgets the step under way; `moved`: weights may have changed without being scored."""
         if moved:
+            self._late = None
             self.settle()
         self._stepping, self._weight = False, None
         self._stepped.clear()
@@ -218,6 +250,18 @@ class Steps:
         self.auditing.cancel()
         self.capture.check.next_step()
         self._scorer.forget(moved=moved)
+
+    def demand_losses(self, what: str) -> None:
+        """Refuses what cannot be done without a validation loss.
+
+        Raises:
+            MisuseError: the next batch stands for a validation set.
+        """
+        if self._scorer.validation.follows:
+            raise MisuseError(
+                f"{what} needs a validation loss, and Utility.next_batch() has none. Attach with "
+                "Utility(loss_fn, validation_batch)."
+            )
 
     def demand_whole_directions(self) -> None:
         """Refuses settings under which a value is not one direction's product with a share.
@@ -246,7 +290,7 @@ class Steps:
             self._scorer,
             self._scorer.processes,
         )
-        if self._self_test:
+        if self._self_test and self._utility.batches:
             self_test(capture, self._model, self._utility)
         return capture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ LEDGER = "inrun-ledger.parquet"
 
 
 def scalars(attribution: Attribution) -> dict[str, float]:
-    """The last scored step in numbers, by the names that trackers show; none before the first."""
+    """The last scored step in numbers, by the names that trackers show; none before the first.
+
+    What is not known (losses, with `Utility.next_batch()`) is left out.
+    """
     row = attribution.latest
     if not row:
         return {}
     names = ("closing_loss", "samples", "momentum", "weight_decay", "residual")
     numbers = {f"inrun/{name}": float(row[name]) for name in names}
-    return numbers | {
+    numbers |= {
         "inrun/residual_share": attribution.residual_share,
         "inrun/overhead": attribution.overhead,
     }
+    return {name: number for name, number in numbers.items() if not isnan(number)}
 
 
 def show_worst(attribution: Attribution, trackers: list[Tracker], step: int) -> None:

@@ -144,11 +144,7 @@ class InRun(Callback):
 
 def _on_device(utility: Utility, trainer: Trainer) -> Utility:
     moved = {name: trainer.strategy.batch_to_device(b) for name, b in utility.batches.items()}
-    if not utility.named:
-        (batch,) = moved.values()
-        return Utility(utility.loss_fn, batch, rows_axis=utility.rows_axis)
-    weights = dict(zip(utility.targets, utility.weights, strict=True))
-    return Utility(utility.loss_fn, targets=moved, weights=weights, rows_axis=utility.rows_axis)
+    return utility.on(moved)
 
 
 def _trackers(trainer: Trainer) -> list[Tracker]:

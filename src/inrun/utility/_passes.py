@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inrun.errors import MisuseError
 from inrun.utility._rows import tensors_of
 from inrun.utility._undisturbed import undisturbed
-from inrun.utility._utility import Utility
+from inrun.utility._utility import Utility, no_loss
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor
     Raises:
         MisuseError: a loss is not finite, or has no graph to any trained parameter.
     """
+    if utility.follows:
+        no_loss(model, None)
     losses: list[Tensor] = []
     rows: list[list[Tensor]] = []
     with undisturbed(model):

@@ -6,6 +6,7 @@ V(w) = sum_k weight_k V_k(w), the weights adding up to 1. A value is a contribut
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
+from inrun.utility._rows import row_count, take_rows
+
+NEXT = "next batch"
 
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
@@ -35,6 +39,9 @@ class Utility:
             add up to 1.
         rows_axis: the axis of a validation batch's tensors that runs over rows; 1 for data that
             has its sequence first.
+        rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
+            as much less, and each step's values are those for the part's loss: over a run they
+            average out, and the books' residual has the difference between parts.
 
     Raises:
         MisuseError: no batch, both forms at once, or weights that do not fit the targets.
@@ -59,6 +66,7 @@ class Utility:
         targets: Mapping[str, Any] | None = None,
         weights: Mapping[str, float] | None = None,
         rows_axis: int = 0,
+        rotating: int = 1,
     ):
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
@@ -84,11 +92,85 @@ class Utility:
                 "Choose another name."
             )
         self.weights = _weights(tuple(self.batches), weights)
+        self.follows = False
+        self.rotating = rotating
+        self._parts = _parts(self.batches, rotating, rows_axis)
+
+    @classmethod
+    def next_batch(
+        cls, loss_fn: LossFunction | None = None, rows: Any = None, *, rows_axis: int = 0
+    ) -> Utility:
+        """No validation set: a step is judged by the batch that is trained on next.
+
+        The gradient that the next step consumes (clipped, if it is) is the closing gradient, so
+        that no validation pass is run. A value is then what the sample took off the loss of the
+        training distribution, and as noisy as one batch. It is right where each sample is seen
+        once: where the next batch holds the same sample, it is judged by itself. The losses
+        themselves are not known: the books have entries and no residual. A step is scored when the
+        next one is read; the last one of a run is not scored. The step's factors are held until
+        then, and a copy of its gradient.
+
+        Args:
+            loss_fn: with `rows`, measures before training where samples lie in each operation; the
+                two are used for nothing else. Without them that is taken from shapes.
+            rows: a few rows, as `batch` of a `Utility`.
+            rows_axis: as of a `Utility`.
+        """
+        made = cls(loss_fn or no_loss, rows if rows is not None else (), rows_axis=rows_axis)
+        made.batches = {NEXT: rows} if rows is not None else {}
+        made.follows = True
+        return made
+
+    def on(self, batches: Mapping[str, Any]) -> Utility:
+        """The same on other batches of the same names, such as the same rows on another device."""
+        made = copy.copy(self)
+        made.batches = dict(batches)
+        made._parts = _parts(made.batches, self.rotating, self.rows_axis)
+        return made
+
+    def part(self, number: int) -> Utility:
+        """What a validation pass looks at, by the number of the pass."""
+        if len(self._parts) < 2:
+            return self
+        made = copy.copy(self)
+        made.batches, made._parts = self._parts[number % len(self._parts)], []
+        return made
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets' names, in their order."""
-        return tuple(self.batches)
+        return (NEXT,) if self.follows else tuple(self.batches)
+
+
+def no_loss(model: nn.Module, batch: Any) -> Tensor:
+    """What `Utility.next_batch()` has for a loss.
+
+    Raises:
+        MisuseError: always.
+    """
+    raise MisuseError(
+        "Utility.next_batch() has no validation loss: it is known only how the next training batch "
+        "judges a step. Give a Utility with a validation batch for this."
+    )
+
+
+def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, Any]]:
+    """Each target's rows dealt out in turn."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise MisuseError(f"rotating={count!r} is no number of parts.")
+    if count == 1:
+        return []
+    parts: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, batch in batches.items():
+        rows = row_count(batch, axis)
+        if rows is None or rows < count:
+            raise MisuseError(
+                f"rotating={count} needs a validation batch of at least as many rows that can be "
+                f"told apart, and target {name!r} has {rows or 'none'}. Use fewer parts."
+            )
+        for number, part in enumerate(parts):
+            part[name] = take_rows(batch, range(number, rows, count), axis)
+    return parts
 
 
 def _is_batch(batch: Mapping[Any, Any]) -> bool:

@@ -1,0 +1,98 @@
+"""The validation passes of a run: one a step, as a step's closing pass is the next one's opening.
+
+Where there is no validation set, the next training batch's own gradient is the closing one, and no
+pass is run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from inrun.attribution._plan import ParameterPlan, ReadBefore, moved
+from inrun.attribution._weights import weights_mark
+from inrun.capture import Capture, Processes
+from inrun.directions import Direction
+from inrun.utility import Evaluation, Utility, curvature, evaluate
+
+
+class Validation:
+    """Holds what must survive from one step to the next: the last closing pass."""
+
+    def __init__(self, model: nn.Module, utility: Utility, processes: Processes):
+        self._model, self._utility, self._processes = model, utility, processes
+        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
+        self._passes = 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether the next training batch stands for a validation set."""
+        return self._utility.follows
+
+    def opening(self, capture: Capture) -> Evaluation:
+        """Losses and gradients at the present weights: the last closing ones if nothing moved."""
+        if self._last is not None:
+            evaluation, mark = self._last
+            known = list(evaluation.gradients) == list(capture.trained)
+            if known and mark == weights_mark(capture.trained.values()):
+                return evaluation
+        return self.closing(capture)
+
+    def closing(self, capture: Capture) -> Evaluation:
+        """Losses and gradients at the present weights, by a new pass, which is kept."""
+        evaluation = self._evaluate(capture)
+        self._last = (evaluation, weights_mark(capture.trained.values()))
+        return evaluation
+
+    def forget(self) -> None:
+        """The weights move without being scored."""
+        self._last = None
+
+    def _evaluate(self, capture: Capture) -> Evaluation:
+        """A validation pass; of several processes the mean, whose rows may be the same or not."""
+        found = evaluate(self._utility.part(self._passes), self._model, capture.trained)
+        self._passes += 1
+        if self._processes.size == 1:
+            return found
+        gradients = {name: self._processes.mean(t) for name, t in found.gradients.items()}
+        return Evaluation(self._processes.mean(found.losses), gradients)
+
+    def extra(
+        self, direction: Direction, plans: Mapping[str, ParameterPlan], capture: Capture
+    ) -> dict[str, dict[str, Tensor]]:
+        """What a direction needs beside the two: gradients by kind and parameter."""
+        extra: dict[str, dict[str, Tensor]] = {}
+        if direction.needs_null:
+            null = {
+                plan.parameter: plan.history.momentum + plan.history.decay
+                for plan in plans.values()
+                if isinstance(plan, ReadBefore)
+            }
+            with moved(null):
+                extra["null"] = self._evaluate(capture).gradients
+        if direction.needs_curvature:
+            along = {
+                name: plan.slope.along(plan.move.gradient)
+                for name, plan in plans.items()
+                if isinstance(plan, ReadBefore)
+            }
+            found = curvature(self._utility, self._model, capture.trained, along)
+            extra["curvature"] = {n: self._processes.mean(t) for n, t in found.items()}
+        return extra
+
+    @property
+    def passes(self) -> int:
+        """How many were run."""
+        return self._passes
+
+    def go_to(self, passes: int) -> None:
+        """Goes on from a checkpoint: which rows a pass looks at goes by its number."""
+        self._passes, self._last = passes, None
+
+
+def following(gradients: Mapping[str, Tensor], targets: int = 1) -> Evaluation:
+    """The gradients that the next step consumes, as a closing pass whose losses are not known."""
+    unknown = torch.full((targets,), float("nan"), dtype=torch.float64)
+    return Evaluation(unknown, {name: g.detach().unsqueeze(0) for name, g in gradients.items()})
