@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import nn
 
 import inrun
 from inrun.report import write_report
@@ -372,4 +374,47 @@ def test_many_groups_are_filtered_by_and_the_most_harmful_are_drawn(browser, tmp
     worst = sorted(means, key=means.get)[:24]
     assert {cell["group"] for cell in cells} == {f"class {g}" for g in worst}
     assert "of 150" in opened.page.inner_text("#harm-words")
+    opened.context.close()
+
+
+def trained_run(path, utility_of=None, **options):
+    """A run of a small model, 12 steps."""
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 4), torch.randint(3, (80,))
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    utility = (utility_of or inrun.Utility)(loss_fn, (x[60:], y[60:]))
+    attribution = inrun.attach(model, optimizer, utility, store=path, progress=False, **options)
+    for ids in torch.arange(60).repeat(2).split(10):
+        with attribution.batch(ids):
+            loss_fn(model, (x[ids], y[ids])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    return inrun.load(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "absent"),
+    [
+        ({"every": 3}, "each standing for 3", "NaN"),
+        ({"payout": 4}, "through momentum in the steps after their own", "is booked apart"),
+        ({"utility_of": inrun.Utility.next_batch}, "the training batch that came next", "nan"),
+    ],
+    ids=["sampled", "paid out", "next batch"],
+)
+def test_every_kind_of_run_has_a_page_that_says_what_it_is(
+    browser, tmp_path, options, words, absent
+):
+    run = trained_run(tmp_path / "run", **options)
+    write_report(run, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    text = opened.page.inner_text("body")
+    assert words in text
+    assert absent not in text
+    assert opened.complaints == []
     opened.context.close()

@@ -54,9 +54,10 @@ def _thinned(rows: int) -> np.ndarray:
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
     """Running totals of the entries, stacked, with the loss's fall as a line over them."""
     some = _thinned(ledger.num_rows)
-    columns = {
-        name: np.cumsum(ledger[name.replace(" ", "_")].to_numpy())[some] for name in ENTRY_COLORS
-    }
+    entries = {name: ledger[name.replace(" ", "_")].to_numpy() for name in ENTRY_COLORS}
+    entries["samples"] = entries["samples"] + ledger["paid_out"].to_numpy()
+    entries["momentum"] = entries["momentum"] - ledger["paid_out"].to_numpy()
+    columns = {name: np.cumsum(np.nan_to_num(entry))[some] for name, entry in entries.items()}
     steps = ledger["step"].to_numpy()[some]
     opening = ledger["opening_loss"].to_numpy()
     fall = (opening[:1] - ledger["closing_loss"].to_numpy())[some]
@@ -65,7 +66,11 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
         for name, sums in columns.items()
         for step, total in zip(steps, sums, strict=True)
     ]
-    line = [{"step": int(s), "fall": float(f)} for s, f in zip(steps, fall, strict=True)]
+    line = [
+        {"step": int(s), "fall": float(f)}
+        for s, f in zip(steps, fall, strict=True)
+        if np.isfinite(f)  # where the next batch judges, losses are not known
+    ]
     x = _steps()
     areas = (
         alt.Chart(_data(stacked))

@@ -15,7 +15,7 @@ from inrun.report import _charts as charts
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
-from inrun.report._words import lead, summary
+from inrun.report._words import lead, losses_known, summary
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,14 @@ def write_report(
 
 def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
     sums, value = totals(ledger), values["value"].to_numpy()
-    return [
+    counted = [
         Figure(f"{values.num_rows:,}", "samples"),
-        Figure(f"{(value < 0).mean():.0%}", "of them raised the validation loss"),
+        Figure(f"{(value < 0).mean():.0%}", "of them raised the loss that values are measured in"),
+    ]
+    if not losses_known(ledger):
+        return counted
+    return [
+        *counted,
         Figure(
             f"{sums['opening_loss'] - sums['closing_loss']:+.4g}", "taken off the validation loss"
         ),
@@ -75,19 +80,23 @@ def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
 
 
 def _residual(ledger: pa.Table) -> Section:
-    sums = totals(ledger)
-    names = ("samples", "momentum", "weight_decay", "residual")
+    sums, known = totals(ledger), losses_known(ledger)
+    names = ("samples", "momentum", "weight_decay", *(("residual",) if known else ()))
+    words = (
+        "At every step, opening loss - closing loss = samples + momentum + weight decay + "
+        "residual. The residual is what the method does not explain, here as a share of the "
+        "step's entries."
+        if known
+        else "Each step was judged by the gradient of the batch after it. The losses themselves "
+        "are not known, and so neither is what the entries leave unexplained."
+    )
     return Section(
         "Do the books close?",
-        [
-            "At every step, opening loss - closing loss = samples + momentum + weight decay + "
-            "residual. The residual is what the method does not explain, here as a share of the "
-            "step's entries."
-        ],
-        charts=[charts.residuals(ledger)],
+        [words],
+        charts=[charts.residuals(ledger)] if known else [],
         tables=[
             Table(
-                ["entry", "validation loss taken off over the run"],
+                ["entry", "loss taken off over the run"],
                 [[name.replace("_", " "), f"{sums[name]:+.4g}"] for name in names],
             )
         ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import pyarrow as pa
 from scipy.stats import norm
 
 from inrun.errors import StoreError
@@ -29,12 +32,31 @@ def lead(of: Contents) -> str:
     """One sentence on the run."""
     ledger = of.run.ledger()
     n, sums = of.values.num_rows, totals(ledger)
-    return (
-        f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps; "
-        f"the validation loss went from {sums['opening_loss']:.4g} to {sums['closing_loss']:.4g}. "
-        "A value is what a sample took off that loss when it was trained on: positive helped, "
-        "negative harmed."
+    seen = (
+        f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps"
     )
+    if not losses_known(ledger):
+        return (
+            f"{seen}, each judged by the training batch that came next. A value is what a sample "
+            "took off the loss of the training data: positive helped, negative harmed."
+        )
+    when = (
+        "in its own steps and, through momentum, later" if _pays(of) else "when it was trained on"
+    )
+    return (
+        f"{seen}; the validation loss went from {sums['opening_loss']:.4g} to "
+        f"{sums['closing_loss']:.4g}. A value is what a sample took off that loss {when}: positive "
+        "helped, negative harmed."
+    )
+
+
+def losses_known(ledger: pa.Table) -> bool:
+    """Whether there was a validation loss, and not only its gradient."""
+    return bool(np.isfinite(ledger["closing_loss"].to_numpy()).all())
+
+
+def _pays(of: Contents) -> bool:
+    return of.run.extra == "paid_out"
 
 
 def _helped(of: Contents) -> list[str]:
@@ -43,7 +65,7 @@ def _helped(of: Contents) -> list[str]:
     said = [
         f"{_share(value > 0)} of the samples lowered the validation loss, by "
         f"{value[value > 0].sum():.4g} together. All samples together lowered it by "
-        f"{value.sum():.4g} in their own steps; momentum, which is no sample's, took off "
+        f"{value.sum():.4g}{_how(of, sums)}; momentum, as far as it is no sample's, took off "
         f"{sums['momentum']:.4g}."
     ]
     by_size = np.sort(np.abs(value))[::-1]
@@ -54,6 +76,12 @@ def _helped(of: Contents) -> list[str]:
         )
     said += _groups(of, value, best=True)
     return said
+
+
+def _how(of: Contents, sums: Mapping[str, float]) -> str:
+    if not _pays(of):
+        return " in their own steps"
+    return f", {sums['paid_out']:.4g} of it through momentum in the steps after their own"
 
 
 def _hurt(of: Contents) -> list[str]:
@@ -82,7 +110,11 @@ def _trust(of: Contents) -> list[str]:
     said = [
         f"The books: what the values leave unexplained of a step is {np.median(shares):.2%} of its "
         f"entries in the median and {shares.max():.1%} at most."
+        if losses_known(ledger)
+        else "There was no validation set, so the books have no residual: what the values leave "
+        "unexplained was not measured, and each step's values are as noisy as one batch."
     ]
+    said += _sampled(of)
     said.append(_audited(of))
     try:
         coverage = of.run.coverage()
@@ -94,8 +126,14 @@ def _trust(of: Contents) -> list[str]:
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(
-        f"Estimator, by steps: {steps}. A value is the effect within the sample's own steps; what "
-        "its gradient does later, through momentum, is booked apart."
+        f"Estimator, by steps: {steps}. "
+        + (
+            "What a sample's gradient did later, through momentum, is in its value for as many "
+            "steps as the run paid it out."
+            if _pays(of)
+            else "A value is the effect within the sample's own steps; what its gradient does "
+            "later, through momentum, is booked apart."
+        )
     )
     if of.outlier.any():
         size = np.abs(of.values["value"].to_numpy())
@@ -105,6 +143,19 @@ def _trust(of: Contents) -> list[str]:
             "values."
         )
     return said
+
+
+def _sampled(of: Contents) -> list[str]:
+    if of.run.extra != "standard_error":
+        return []
+    ledger, values = of.run.ledger(), of.values
+    weight = float(np.mean(ledger["weight"].to_numpy()))
+    error = values["standard_error"].to_numpy().mean() / np.abs(values["value"].to_numpy()).mean()
+    return [
+        f"Only some steps were scored, each standing for {weight:.3g}: totals are unbiased, and "
+        f"their standard error is {error:.0%} of their size in the mean. Samples that were in none "
+        "of the scored steps have no value."
+    ]
 
 
 def _audited(of: Contents) -> str:
