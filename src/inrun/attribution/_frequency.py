@@ -22,7 +22,9 @@ from inrun.capture import Processes
 from inrun.errors import MisuseError
 
 SEED = 20_260_229  # of the draws; mixed with the step or window, so that nothing needs to be kept
-REMEMBERED = 24  # steps of either kind whose time is looked at
+REMEMBERED = {True: 9, False: 24}  # scored and other steps whose times are looked at
+UNUSUAL = 12  # first steps, which are not timed: Adam's first are smoothed, ranks are on trial
+GROWTH = 4  # times that a window may be longer than the one before: it times one scored step
 MOST = 1000  # steps that one scored step may stand for
 
 
@@ -98,7 +100,7 @@ class WithinBudget(Frequency):
         self._share, self._processes = share, processes
         self._n, self._begins, self._place = 2, 1, _draw(0, 2)
         self._times: dict[bool, deque[float]] = {
-            scored: deque(maxlen=REMEMBERED) for scored in (False, True)
+            scored: deque(maxlen=length) for scored, length in REMEMBERED.items()
         }
         self._began: tuple[int, bool, float] | None = None
 
@@ -115,7 +117,7 @@ class WithinBudget(Frequency):
 
     def _time(self, step: int) -> None:
         """Takes the time of the step before, where this one follows it."""
-        if self._began is not None and self._began[0] == step - 1:
+        if self._began is not None and self._began[0] == step - 1 >= UNUSUAL:
             self._times[self._began[1]].append(time.perf_counter() - self._began[2])
 
     @property
@@ -132,7 +134,7 @@ class WithinBudget(Frequency):
         extra = self.extra
         if extra is None:
             return self._n
-        return min(MOST, max(1, math.ceil(extra / self._share)))
+        return min(MOST, GROWTH * self._n, max(1, math.ceil(extra / self._share)))
 
     def describe(self) -> dict[str, float]:
         """See `Frequency.describe`."""

@@ -1,0 +1,1 @@
+"""What cheaper attribution costs in fidelity: the curve of agreement against overhead."""

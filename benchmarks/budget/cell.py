@@ -1,0 +1,143 @@
+"""One cell: the same training with every way to spend less on attribution, step by step in turn.
+
+`max_overhead` looks at the time from step to step, and so is trained by itself, between two plain
+trainings.
+
+Letters: N samples.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+import inrun
+from benchmarks.classification import tasks
+from benchmarks.classification.evidence import batches, start
+from benchmarks.classification.tasks import Split, split
+from benchmarks.payout.cell import NOISE, Setting
+
+PLAIN, WHOLE = "plain training", "every step, all validation rows"
+STEADY = 20  # steps that are not timed: the first ones are smoothed
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to attach. `follows`: judged by the next batch."""
+
+    rotating: int = 1
+    follows: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+WAYS = {
+    WHOLE: Way(),
+    **{f"every={n}": Way(options={"every": n}) for n in (2, 5, 10, 20)},
+    **{f"rotating={k}": Way(rotating=k) for k in (2, 5, 10)},
+    **{f"rotating=10, every={n}": Way(rotating=10, options={"every": n}) for n in (2, 5)},
+    "next batch": Way(follows=True),
+    "stream": Way(options={"capture": "stream"}),
+    **{f"max_overhead={x}": Way(options={"max_overhead": x}) for x in (0.05, 0.2)},
+}
+
+
+class Run:
+    """One training, attributed in one way or not at all."""
+
+    def __init__(self, data: Split, seed: int, way: Way | None):
+        self.data = data
+        self.model, self.optimizer = start(data, seed)
+        self.attribution = None
+        if way is not None:
+            utility = inrun.Utility(tasks.weighted_loss, data.whole, rotating=way.rotating)
+            if way.follows:
+                rows = data.fetch(range(4))
+                utility = inrun.Utility.next_batch(tasks.loss_fn, rows)
+            self.attribution = inrun.attach(
+                self.model, self.optimizer, utility, progress=False, **way.options
+            )
+        self.seconds: list[float] = []
+
+    def step(self, ids: Tensor) -> None:
+        """One optimizer step, timed."""
+        began = time.perf_counter()
+        if self.attribution is None:
+            self._pass(ids)
+        else:
+            with self.attribution.batch(ids.tolist()):
+                self._pass(ids)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds.append(time.perf_counter() - began)
+
+    def _pass(self, ids: Tensor) -> None:
+        tasks.loss_fn(self.model, self.data.fetch(ids)).backward()
+
+    def totals(self) -> np.ndarray:
+        """(N,): 0 for samples that were in no scored step."""
+        found = np.zeros(self.data.recipe.training)
+        if self.attribution is not None:
+            self.attribution.detach()
+            table = self.attribution.values()
+            found[table["sample_id"].to_numpy()] = table["value"].to_numpy()
+        return found
+
+
+def measure(key: str) -> dict[str, Any]:
+    """By way: agreement of the totals with those of every step, and time over plain training."""
+    setting = Setting.of(key)
+    data = split(setting.task, NOISE, setting.seed)
+    runs = {PLAIN: Run(data, setting.seed, None)}
+    runs |= {name: Run(data, setting.seed, way) for name, way in WAYS.items()}
+    order = list(batches(data, torch.arange(data.recipe.training), setting.seed))
+    alone = [name for name in runs if name.startswith("max_overhead")]
+    beside = dict.fromkeys(runs, runs[PLAIN].seconds)
+    for number, ids in enumerate(order):
+        turn = [run for name, run in runs.items() if name not in alone]
+        for run in turn if number % 2 else reversed(turn):
+            run.step(ids)
+    for name in alone:
+        before, after = (Run(data, setting.seed, None) for _ in range(2))
+        for run in (before, runs[name], after):
+            for ids in order:
+                run.step(ids)
+        beside[name] = [min(pair) for pair in zip(before.seconds, after.seconds, strict=True)]
+    whole = runs[WHOLE].totals()
+    wrong = data.wrong.numpy()
+    number = 2 * data.labels.numpy() + wrong
+    groups = np.eye(2 * len(data.names))[number]  # (N, groups): label, and whether it is wrong
+    result: dict[str, Any] = {"steps": len(runs[PLAIN].seconds)}
+    for name, run in runs.items():
+        if run.attribution is None:
+            continue
+        totals, sampling = run.totals(), run.attribution.sampling
+        result[name] = {
+            "pearson": round(float(pearsonr(totals, whole).statistic), 4),
+            "spearman": round(float(spearmanr(totals, whole).statistic), 4),
+            "groups": round(float(pearsonr(totals @ groups, whole @ groups).statistic), 4),
+            "auc": round(float(roc_auc_score(wrong, -totals)), 4),
+            "scored": round(sampling["scored"] / sampling["steps"], 4),
+            "relative_error": round(sampling["relative_error"], 4),
+            "overhead": round(_overhead(run.seconds[STEADY:], beside[name][STEADY:]), 4),
+        }
+    return result
+
+
+def _overhead(seconds: list[float], plain: list[float]) -> float:
+    """What is added to a plain step in the mean, each step's ratio cut at ten times the median.
+
+    Scored steps are few and long, so that a median would not see them; the cut takes out steps in
+    which the machine did something else.
+    """
+    ratios = np.array(seconds) / median(plain)
+    return float(np.minimum(ratios, 10 * max(1.0, float(np.median(ratios)))).mean()) - float(
+        np.minimum(np.array(plain) / median(plain), 10).mean()
+    )

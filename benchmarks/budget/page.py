@@ -1,0 +1,104 @@
+"""Writes docs/budget.md and its plot from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import vl_convert
+
+from benchmarks.budget.cell import WAYS
+from benchmarks.markdown import markdown
+from benchmarks.payout.cell import NOISE, Setting
+from benchmarks.results_file import RESULTS, environments
+
+DOCS = Path(__file__).parents[2] / "docs"
+KINDS = {
+    "every": "fewer steps", "max_overhead": "fewer steps, found by itself",
+    "rotating": "parts of the rows", "next": "next batch", "stream": "stream",
+}  # fmt: skip
+
+Cells = dict[Setting, dict[str, Any]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "budget.json").read_text())["cells"]
+    cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    here = Path(__file__).parent
+    template = (here / "page.md").read_text()
+    parts = {
+        "FINDINGS": (here / "findings.md").read_text().strip(),
+        "NOISE": f"{NOISE:.0%}",
+        "TABLES": "\n\n".join(f"## {task}\n\n{_table(cells, task)}" for task in _tasks(cells)),
+        "PLOT": "![Agreement with scoring everything, against overhead](img/budget.svg)",
+        "RUN": environments(stored),
+    }
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "budget.md").write_text(template)
+    _plot(cells, DOCS / "img" / "budget.svg")
+
+
+def _tasks(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(s.task for s in cells))
+
+
+def _mean(cells: Cells, task: str, way: str, what: str) -> float:
+    return float(np.mean([r[way][what] for s, r in cells.items() if s.task == task]))
+
+
+def _table(cells: Cells, task: str) -> str:
+    rows = []
+    for way in WAYS:
+        told = {
+            w: _mean(cells, task, way, w)
+            for w in (
+                "overhead",
+                "pearson",
+                "spearman",
+                "auc",
+                "groups",
+                "scored",
+                "relative_error",
+            )
+        }
+        error = f"{told['relative_error']:.0%}" if told["relative_error"] else ""
+        rows.append([
+            way, f"{told['overhead']:+.0%}", f"{told['pearson']:.3f}", f"{told['spearman']:.3f}",
+            f"{told['groups']:.3f}", f"{told['auc']:.3f}", f"{told['scored']:.0%}", error,
+        ])  # fmt: skip
+    return markdown(
+        ["", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored", "told error"], rows
+    )
+
+
+def _plot(cells: Cells, path: Path) -> None:
+    charts = []
+    for task in _tasks(cells):
+        rows = [
+            {
+                "way": way,
+                "kind": "both" if "every" in way and "rotating" in way else next(
+                    (said for start, said in KINDS.items() if way.startswith(start)), "every step"
+                ),
+                "overhead": max(0.005, _mean(cells, task, way, "overhead")),
+                "R": _mean(cells, task, way, "pearson"),
+            }
+            for way in WAYS
+        ]  # fmt: skip
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X(
+                "overhead:Q", title="overhead", scale=alt.Scale(type="log"),
+                axis=alt.Axis(format="%"),
+            ),
+            y=alt.Y("R:Q", title="R of the totals", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("kind:N", title=None),
+        )  # fmt: skip
+        points = base.mark_point(filled=True, size=60)
+        charts.append(points.properties(width=260, height=200, title=task))
+    chart = alt.hconcat(*charts).configure_view(stroke=None).configure(background="white")
+    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
