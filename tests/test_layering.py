@@ -17,6 +17,7 @@ ROWS = [
     {"directions", "capture"},
     {"operations", "optim", "utility"},
     {"factors"},
+    {"shards"},
     {"errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

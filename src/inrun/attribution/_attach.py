@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._distributed import processes_of, unwrapped_model
+from inrun.attribution._distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.attribution._frequency import Frequency, frequency_of
 from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
@@ -93,12 +93,12 @@ def attach(
             lie in each operation.
 
         process_group: of the processes whose gradients are averaged: 'auto' is that of a
-            DistributedDataParallel model, or else the default group where one is running; None is
-            this process alone.
+            DistributedDataParallel model, or else the default group where one is running (which a
+            model under `fully_shard` must be spread over); None is this process alone.
 
     Raises:
         MisuseError: arguments that do not fit each other.
-        NotSupportedError: an optimizer without a rule, complex parameters, sharded models.
+        NotSupportedError: an optimizer without a rule, complex parameters, tensor parallelism.
         ReplaceLayerError: BatchNorm in training mode.
         NeverPossibleError: a model that mixes samples even in evaluation mode.
         InvariantError: the self-test failed.
@@ -145,8 +145,9 @@ def attach(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
         )
-    model, group = unwrapped_model(model)
-    processes = processes_of(group, process_group, capture)
+    model, wrapping = unwrapped_model(model)
+    processes = processes_of(wrapping, process_group)
+    demand_sharded(model, processes, optimizers, direction, capture)
     frequency = frequency_of(every, max_overhead, processes)
     met = _contraction(contraction)
     if payout:

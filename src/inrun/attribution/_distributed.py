@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import nn
 
 from inrun.capture import Alone, Processes, Several
-from inrun.errors import NotSupportedError
+from inrun.directions import Direction
+from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim import Together
+from inrun.shards import demand_readable, is_sharded, reducing
 
 
-def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Any]:
-    """The module inside DistributedDataParallel and its process group; None where it is not.
+class Wrapping(NamedTuple):
+    """What wraps a model for several processes.
+
+    `group`: the processes, None where the wrapper names none. `reducing`: whether a backward pass
+    averages gradients. `joined`: whether `Join` is at work.
+    """
+
+    group: Any = None
+    reducing: Callable[[], bool] | None = None
+    joined: Callable[[], bool] | None = None
+
+
+def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Wrapping]:
+    """The module inside DistributedDataParallel, and what is known of the wrapper.
 
     Validation passes must run on the inner module: the wrapper's forward prepares a reduction.
 
     Raises:
-        NotSupportedError: sharded parameters, or several devices in one process.
+        NotSupportedError: FSDP's first version, or several devices in one process.
     """
-    kind = type(model).__name__
-    if kind == "FullyShardedDataParallel" or any(
-        type(p).__name__ == "DTensor" for p in model.parameters()
-    ):
+    if type(model).__name__ == "FullyShardedDataParallel":
         raise NotSupportedError(
-            "The model's parameters are sharded (FSDP, tensor parallelism), and their shares are "
-            "not computed yet. Use DistributedDataParallel with as few trained parameters as fit, "
-            "for instance with LoRA."
+            "FullyShardedDataParallel flattens parameters into one, in which layers cannot be told "
+            "apart. Use its successor, torch.distributed.fsdp.fully_shard."
         )
     if isinstance(model, nn.DataParallel):
         raise NotSupportedError(
@@ -34,34 +46,80 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Any]:
             "Use DistributedDataParallel, one process a device."
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.module, model.process_group
-    return model, None
+        wrapper = model
+
+        def joined() -> bool:
+            return bool(getattr(wrapper._join_config, "enable", False))
+
+        def reduces() -> bool:
+            return bool(wrapper.require_backward_grad_sync)
+
+        return model.module, Wrapping(model.process_group, reduces, joined)
+    if any(map(is_sharded, model.parameters())):
+        return model, Wrapping(reducing=lambda: reducing(model))
+    return model, Wrapping()
 
 
-def processes_of(group: Any, asked: Any, capture: str) -> Processes:
+def processes_of(wrapping: Wrapping, asked: Any) -> Processes:
     """The processes that share the gradient.
 
     Args:
-        group: of the model's wrapper, None where it has none.
+        wrapping: of the model.
         asked: 'auto' for the wrapper's group, or the default group where one is running; None for
             this process alone; or a group.
-        capture: 'hold' or 'stream'.
-
-    Raises:
-        NotSupportedError: `stream` with several processes.
     """
     if asked is None:
         return Alone()
+    group = wrapping.group
     if asked != "auto":
         group = asked
     elif not (dist.is_available() and dist.is_initialized()):
         return Alone()
-    found = Several(group)
-    if found.size == 1:
-        return Alone()
+    found = Several(group, wrapping.reducing, wrapping.joined)
+    return Alone() if found.size == 1 else found
+
+
+def demand_sharded(
+    model: nn.Module,
+    processes: Processes,
+    optimizers: Together,
+    direction: Direction,
+    capture: str,
+) -> None:
+    """Raises where a model with sharded parameters is asked for what only whole ones can do.
+
+    Raises:
+        NotSupportedError: an optimizer that mixes a parameter's elements, a second derivative,
+            capture inside the backward pass, or other shards than those of `fully_shard`.
+        MisuseError: the model is spread over other processes than these.
+    """
+    if not any(map(is_sharded, model.parameters())):
+        return
+    demand_readable(model, processes.size)
+    mixing = [
+        type(optimizer).__name__
+        for optimizer, rule in zip(optimizers.members, optimizers.rules, strict=True)
+        if not rule.elementwise
+    ]
+    if mixing:
+        raise NotSupportedError(
+            f"{mixing[0]} steps by whole matrices, and fully_shard leaves each process a part of "
+            "them: a part's displacement cannot be told from the part's gradient. Use an optimizer "
+            "that is elementwise (AdamW, SGD, Lion, ...), or DistributedDataParallel."
+        )
+    if direction.needs_curvature:
+        raise NotSupportedError(
+            f"estimator {direction.name!r} needs a second derivative, and FSDP's backward pass has "
+            "none. Use estimator='path'."
+        )
     if capture == "stream":
         raise NotSupportedError(
-            "capture='stream' forms directions inside the backward pass, where the gradient of "
-            "several processes is not reduced yet. Use capture='hold'."
+            "capture='stream' forms directions inside the backward pass, where FSDP has not put "
+            "the gradient of a layer in parts yet. Use capture='hold'."
         )
-    return found
+    held = {id(p) for p in model.parameters()}
+    if not any(id(p) in held for p in optimizers.parameters()):
+        raise MisuseError(
+            "The optimizer holds none of the sharded parameters. Build it after fully_shard, which "
+            "replaces them."
+        )

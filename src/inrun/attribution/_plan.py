@@ -28,6 +28,7 @@ from inrun.directions import (
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope
+from inrun.shards import is_sharded, own_part, part_of
 
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
@@ -138,9 +139,9 @@ class SettledAfter(ParameterPlan):
         return pulled
 
 
-def smoothing_work(moving: Iterable[Move[Any, Any]], samples: int) -> float:
+def smoothing_work(moving: Iterable[tuple[Tensor, Move[Any, Any]]], samples: int) -> float:
     """Elements that smoothing a step would displace, dearer rules counted as several."""
-    elements = sum(m.gradient.numel() * m.rule.effort(m.gradient.shape) for m in moving)
+    elements = sum(p.numel() * m.rule.effort(p.shape) for p, m in moving)
     return evaluations(samples) * elements
 
 
@@ -191,9 +192,16 @@ def plan_parameter(
 
 
 def elementwise_scale(
-    name: str, gradient: Tensor, blocks: Sequence[Block], processes: Processes
+    name: str, p: Tensor, gradient: Tensor, blocks: Sequence[Block], processes: Processes
 ) -> Tensor:
     """What clipping by value left of each element, as a factor of the sum of shares.
+
+    Args:
+        name: of the parameter.
+        p: the parameter.
+        gradient: that is consumed, this process's part of it.
+        blocks: the step's samples.
+        processes: that the step's samples are spread over.
 
     Raises:
         MisuseError: the gradient was changed in some other way, or the shares are not there to
@@ -207,7 +215,8 @@ def elementwise_scale(
             "Attach with capture='hold', or clip by norm."
         )
     dtype = compute_dtype(gradient)
-    raw = processes.mean(torch.stack([factor.total(dtype) for factor in factors]).sum(0))
+    everyones = processes.mean(torch.stack([factor.total(dtype) for factor in factors]).sum(0))
+    raw = part_of(everyones, p)
     changed = gradient.detach().to(dtype)
     if not _is_clip(raw, changed):
         raise MisuseError(
@@ -222,6 +231,8 @@ def elementwise_scale(
 def _is_clip(raw: Tensor, changed: Tensor) -> bool:
     """Whether large elements were cut to one size and the others left alone, to rounding."""
     close = 1e-3 if raw.dtype == torch.float32 else 1e-9
+    if not raw.numel():  # of a sharded parameter this process may hold nothing
+        return True
     cut = changed.abs() < raw.abs() * (1 - close)
     size = changed[cut].abs()
     limit = size.max() if size.numel() else raw.abs().max()
@@ -231,12 +242,23 @@ def _is_clip(raw: Tensor, changed: Tensor) -> bool:
 
 @contextmanager
 def moved(displacements: Mapping[Tensor, Tensor | float]) -> Iterator[None]:
-    """Parameters displaced by -d while inside; afterwards the very same storage as before."""
-    before = {p: p.data for p in displacements}
-    try:
-        for p, d in displacements.items():
-            p.data = p.data - d
-        yield
-    finally:
-        for p, data in before.items():
-            p.data = data
+    """Parameters displaced by -d while inside; afterwards the very same storage as before.
+
+    Sharded ones are displaced in place: FSDP gathers from the storage that it knows.
+    """
+    before = {p: p.data for p in displacements if not is_sharded(p)}
+    with torch.no_grad():
+        own = {p: own_part(p) for p in displacements if is_sharded(p)}
+        kept = {p: part.clone() for p, part in own.items()}
+        try:
+            for p, d in displacements.items():
+                if p in own:
+                    own[p].sub_(d)
+                else:
+                    p.data = p.data - d
+            yield
+        finally:
+            for p, data in before.items():
+                p.data = data
+            for p, part in own.items():
+                part.copy_(kept[p])

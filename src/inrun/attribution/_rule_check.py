@@ -15,6 +15,7 @@ from torch import Tensor
 from inrun.attribution._plan import ParameterPlan
 from inrun.errors import InvariantError
 from inrun.optim import Together, tested
+from inrun.shards import own_part
 
 RELATIVE = 1e-3
 
@@ -48,7 +49,7 @@ class RuleCheck:
         for name, (kind, expected, moved) in self._expected.items():
             if name not in plans:
                 continue  # its optimizer did not step
-            found = plans[name].parameter.detach()
+            found = own_part(plans[name].parameter.detach())
             wrong = _size(found - expected)
             rounding = 4 * torch.finfo(found.dtype).eps * _size(found)
             if not wrong <= RELATIVE * moved + rounding:

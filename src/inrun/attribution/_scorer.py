@@ -31,6 +31,7 @@ from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
 from inrun.optim import Together
+from inrun.shards import own_part
 from inrun.utility import Evaluation, Utility
 
 
@@ -174,22 +175,31 @@ class Scorer:
             moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
             consumed = {names[id(p)]: m.gradient for _, p, m in moving}
             scales = _scales(consumed, capture, blocks, self.processes)
+            held = self._held(capture, blocks)
             samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
-            work = smoothing_work((move for _, _, move in moving), samples)
+            work = smoothing_work(((p, move) for _, p, move in moving), samples)
             for k, p, move in moving:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
-                held = any(block.factors.get(name) for block in blocks)
                 if self.payouts is not None:
                     self.payouts.remember(name, move.memory())
                 plans[name] = plan_parameter(
-                    k, p, move, direction, scales[name], held=held, processes=self.processes.size
-                )
+                    k, p, move, direction, scales[name],
+                    held=name in held, processes=self.processes.size,
+                )  # fmt: skip
             self._rule_check.before(self._optimizers, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
             self._norms = _norms(plans)
         self._extra = self.validation.extra(self._direction, plans, capture)
+
+    def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
+        """Parameters that shares wait for, in any process where directions are gathered from all."""
+        names = list(capture.trained)
+        without = [not any(block.factors.get(name) for block in blocks) for name in names]
+        if capture.sharded:
+            without = self.processes.all(without)
+        return {name for name, none in zip(names, without, strict=True) if not none}
 
     def demand_unchanged(self, optimizer: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
@@ -338,7 +348,9 @@ def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
         return {}
     gradients = [plan.parameter.grad for plan in plans.values()]
     norms = [
-        plan.parameter.new_zeros(()) if g is None else torch.linalg.vector_norm(g.detach())
+        torch.zeros((), device=plan.parameter.device)
+        if g is None
+        else torch.linalg.vector_norm(own_part(g.detach()))
         for g, plan in zip(gradients, plans.values(), strict=True)
     ]
     rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()
@@ -359,6 +371,10 @@ def _scales(
             scales[name] = None
         else:
             scales[name] = (
-                elementwise_scale(name, gradients[name], blocks, processes) if k is None else k
+                elementwise_scale(
+                    name, capture.trained[name], gradients[name], blocks, processes
+                )
+                if k is None
+                else k
             )
     return scales

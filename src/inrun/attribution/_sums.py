@@ -18,6 +18,7 @@ from inrun.capture import Block, Processes
 from inrun.directions import Gradients
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move
+from inrun.shards import is_sharded, part_of, parts, whole
 
 
 class DirectionWatcher(Protocol):
@@ -45,6 +46,7 @@ class Sums:
     def __init__(self, samples: Sequence[int], targets: int, processes: Processes):
         self._samples, self._K, self._processes = list(samples), targets, processes
         self.watcher: DirectionWatcher | None = None
+        self._sharded = False
         self._by_device: dict[torch.device, Tensor] = {}
 
     def add(
@@ -66,20 +68,25 @@ class Sums:
             blocks: the step's samples.
             contraction: how directions meet factors.
         """
-        pulled = plan.pull(at, after)
+        pulled, p = plan.pull(at, after), plan.parameter
+        self._sharded |= is_sharded(p)
         for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
-            self._rows(entries_K.device)[row] += entries_K
+            self._rows(entries_K.device)[row] += entries_K * parts(p)
         factors = [block.factors.get(name, []) for block in blocks]
         if isinstance(plan, SampleBySample) and (plan.held or self._processes.size > 1):
             everyones, begin = self._processes.rows(self._shares(plan, factors))
-            own = plan.values(at, everyones)[begin : begin + sum(self._samples)]
+            values_NK = plan.values(at, part_of(everyones, p, leading=1))
+            if is_sharded(p):
+                values_NK = self._processes.mean(values_NK) * parts(p)
+            own = values_NK[begin : begin + sum(self._samples)]
             for number, values_BK in enumerate(torch.split(own, self._samples)):
                 self._add(number, values_BK)
         if pulled.direction is not None:
+            directions_K = whole(pulled.direction, p)
             if self.watcher is not None:
-                self.watcher.direction(name, pulled.direction)
-            whole = [f for part in factors for f in part]
-            found = iter(contraction.contract(name, whole, pulled.direction))
+                self.watcher.direction(name, directions_K)
+            joined = [f for part in factors for f in part]
+            found = iter(contraction.contract(name, joined, directions_K))
             for number, part in enumerate(factors):
                 for _ in part:
                     self._add(number, next(found))
@@ -90,7 +97,7 @@ class Sums:
         return torch.cat([
             sum(
                 (factor.materialize(dtype) for factor in part),
-                start=p.new_zeros(samples, *p.shape, dtype=dtype),
+                start=torch.zeros(samples, *p.shape, dtype=dtype, device=p.device),
             )
             for samples, part in zip(self._samples, factors, strict=True)
         ])  # fmt: skip
@@ -99,14 +106,17 @@ class Sums:
         """What was contracted inside the backward pass."""
         for number, block in enumerate(blocks):
             if block.values_BK is not None:
-                self._add(number, block.values_BK * scale)
+                self._add(number, block.values_BK * (scale / self._processes.size))
 
     def fetch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values of all blocks' samples (N, K), momentum (K,) and decay (K,), float64."""
         total = np.zeros((2 + sum(self._samples), self._K))
         for rows in self._by_device.values():
             total += rows.cpu().numpy()
-        return total[2:], total[0], total[1]
+        history = total[:2]
+        if self._sharded:  # each process has summed over its own parts
+            history = self._processes.mean(torch.from_numpy(history)).numpy()
+        return total[2:], history[0], history[1]
 
     def _add(self, block: int, values_BK: Tensor) -> None:
         begin = 2 + sum(self._samples[:block])

@@ -15,6 +15,7 @@ from inrun.attribution._plan import ParameterPlan, ReadBefore, moved
 from inrun.attribution._weights import weights_mark
 from inrun.capture import Capture, Processes
 from inrun.directions import Direction
+from inrun.shards import is_sharded
 from inrun.utility import Evaluation, Utility, curvature, evaluate
 
 
@@ -36,7 +37,10 @@ class Validation:
         if self._last is not None:
             evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
-            if known and mark == weights_mark(capture.trained.values()):
+            known = known and mark == weights_mark(capture.trained.values())
+            if capture.sharded:  # each process sees its own parts; a pass is every process's
+                (known,) = self._processes.all([known])
+            if known:
                 return evaluation
         return self.closing(capture)
 
@@ -56,7 +60,10 @@ class Validation:
         self._passes += 1
         if self._processes.size == 1:
             return found
-        gradients = {name: self._processes.mean(t) for name, t in found.gradients.items()}
+        gradients = {
+            name: t if is_sharded(capture.trained[name]) else self._processes.mean(t)
+            for name, t in found.gradients.items()
+        }
         return Evaluation(self._processes.mean(found.losses), gradients)
 
     def extra(

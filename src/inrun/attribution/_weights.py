@@ -11,17 +11,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from inrun.shards import own_part
+
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 
 
 def weights_mark(parameters: Iterable[Tensor]) -> tuple[int, ...]:
     """Versions and checksums: sums of bits, read as integers of 64.
 
-    Such a sum is exact, where one in the parameter's own precision would miss a small step.
+    Such a sum is exact, where one in the parameter's own precision would miss a small step. Of
+    sharded parameters they are those of this process's parts.
     """
     parameters = list(parameters)
     with torch.no_grad():
-        sums = [_bits(_part(p.detach().reshape(-1))) for p in parameters]
+        sums = [_bits(_part(own_part(p.detach()).reshape(-1))) for p in parameters]
         checksums = torch.stack(sums).cpu().tolist() if sums else ()
     return (*(p._version for p in parameters), *checksums)
 

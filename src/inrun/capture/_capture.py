@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._layouts import MeasuredLayouts
+from inrun.capture._gathered import GatheredParameters
+from inrun.capture._layouts import LayoutBook, MeasuredLayouts
 from inrun.capture._mode import CaptureMode
-from inrun.capture._processes import Processes
+from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
+from inrun.capture._uses import Use
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
+from inrun.shards import is_sharded
 
 Contraction = Callable[[str, Factor], Tensor]
 """(parameter's name, factor) -> values (B, K), called inside the backward pass by `stream`."""
@@ -75,8 +78,12 @@ class Capture(ABC):
         processes: Processes | None = None,
     ):
         self.trained, self.layouts = dict(trained), layouts
+        self.processes = processes or Alone()
         self.coverage = Coverage(model, trained)
-        self.check = GradientCheck(trained, processes=processes)
+        self.check = GradientCheck(trained, processes=self.processes)
+        self.sharded = any(map(is_sharded, trained.values()))
+        self._gathered = GatheredParameters(model, trained) if self.sharded else None
+        self._reduced = True
         self.low_precision = False
         self.compiled = bool(compiled_parts(model))
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
@@ -92,10 +99,9 @@ class Capture(ABC):
         self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
         self._constants = frozenset(id(t) for t in self._same_for_all)
 
-    @property
-    def watched(self) -> tuple[list[Root], frozenset[int]]:
-        """The trained parameters, and the ids of tensors that are the same for all samples."""
-        return self._roots, self._constants
+    def mode(self, samples: int, layouts: LayoutBook) -> CaptureMode:
+        """A mode that sees these parameters' uses."""
+        return CaptureMode(self._roots, self._constants, samples, layouts, self._gathered)
 
     @contextmanager
     def block(
@@ -113,8 +119,10 @@ class Capture(ABC):
             MisuseError: no operation used a trained parameter, or no gradient came back.
             InvariantError: the shares do not sum to the gradient.
         """
-        block, mode = Block(samples), CaptureMode(*self.watched, samples, self.layouts)
+        block, mode = Block(samples), self.mode(samples, self.layouts)
         self.check.discard_block()
+        self._note_reduction()
+        mode.before_backward = self._note_reduction
 
         def end() -> None:
             self._fill(block, mode)
@@ -126,6 +134,10 @@ class Capture(ABC):
             yield block
         if not mode.over:
             end()
+
+    def _note_reduction(self) -> None:
+        """Whether the processes' gradients are averaged in this backward pass, or left to wait."""
+        self._reduced = self.processes.reducing()
 
     def _fill(self, block: Block, mode: CaptureMode) -> None:
         self._demand_uses(mode)
@@ -143,6 +155,9 @@ class Capture(ABC):
             InvariantError: the shares do not sum to the gradient.
             NotSupportedError: a gradient is sparse.
         """
+        if self.sharded and not self._reduced:  # this process's own gradient can nowhere be read
+            self.check.end_unreduced_block()
+            return False
         gradients = {name: p.grad for name, p in self.trained.items()}
         for name, gradient in gradients.items():
             if gradient is not None and gradient.is_sparse:
@@ -150,7 +165,9 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        alone = self.check.end_block(gradients, self.low_precision, self._skipped)
+        alone = self.check.end_block(
+            gradients, self.low_precision, self._skipped, reduced=self._reduced
+        )
         self.coverage.measured(self.check.norms, self.check.gaps)
         self.coverage.unmeasured_axes |= self.layouts.assumed
         return alone
@@ -191,18 +208,43 @@ class Capture(ABC):
 
 
 class Hold(Capture):
-    """Keeps factors until the step is over."""
+    """Keeps factors until the step is over.
+
+    Of a sharded model they are built while the backward pass is at their layer: its weights, of
+    which a rule may need some, are whole only there.
+    """
 
     @contextmanager
     def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        if self._builds_early:
+
+            def take(use: Use) -> None:
+                with torch.no_grad():
+                    self._take(block, use)
+
+            mode.when_complete = take
         yield
+
+    @property
+    def _builds_early(self) -> bool:
+        """Whether factors are built inside the backward pass."""
+        return self.sharded
 
     def _collect(self, block: Block, mode: CaptureMode) -> None:
         for use in mode.uses:
-            if use.reached:
-                for name, how, factor in use.factors():
-                    self._register(name, how, factor)
-                    block.keep(name, factor)
+            if use.reached and use.pending:
+                self._take(block, use)
+
+    def _take(self, block: Block, use: Use) -> None:
+        for name, how, factor in use.factors():
+            self._register(name, how, factor)
+            self._keep(block, name, factor)
+        if self._builds_early:
+            use.pending.clear()
+            use.release()
+
+    def _keep(self, block: Block, name: str, factor: Factor) -> None:
+        block.keep(name, factor)
 
 
 class Stream(Capture):

@@ -19,6 +19,7 @@ from inrun.capture._probe import Probe, tolerance
 from inrun.capture._processes import Alone, Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
+from inrun.shards import is_sharded, own_part, parts
 
 
 class Measured(NamedTuple):
@@ -75,6 +76,8 @@ class GradientCheck:
         gradients: Mapping[str, Tensor | None],
         low_precision: bool,
         skipped: Mapping[str, str] | None = None,
+        *,
+        reduced: bool = True,
     ) -> bool:
         """Compares sums with gradients; True if only this block's samples are in them.
 
@@ -85,25 +88,49 @@ class GradientCheck:
             gradients: by parameter name, as they are now.
             low_precision: whether half precision took part.
             skipped: uses that have no share for a sample, and why: for the message.
+            reduced: whether the backward pass averaged the processes' gradients. If not, nothing is
+                asked of the other processes, whose blocks may be others.
 
         Raises:
             InvariantError: the shares do not sum to the gradient, by whichever reading.
         """
         found = self._measure({name: g for name, g in gradients.items() if g is not None})
         sums = self._fetch_block()
-        together = {
+        together = self._with_before(sums)
+        readings = self._readings if reduced else self._own_readings
+        wrong, alone = readings(together, sums, found, low_precision)
+        if wrong:
+            self._raise(wrong, together, found, skipped or {})
+        self._before, self._block = sums if alone else together, {}
+        self._marks = found
+        return alone
+
+    def end_unreduced_block(self) -> None:
+        """Adds the block to the step's sums; its gradient will be seen with a later block's."""
+        self._before, self._block = self._with_before(self._fetch_block()), {}
+
+    def _with_before(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
+        """The block's sums and those of the blocks before it."""
+        return {
             name: Summed(
                 *(x + y for x, y in zip(sums.get(name, NOTHING), self._before.get(name, NOTHING),
                                         strict=True))
             )
             for name in {**self._before, **sums}
         }  # fmt: skip
-        wrong, alone = self._readings(together, sums, found, low_precision)
-        if wrong:
-            self._raise(wrong, together, found, skipped or {})
-        self._before, self._block = sums if alone else together, {}
-        self._marks = found
-        return alone
+
+    def _own_readings(
+        self,
+        together: dict[str, Summed],
+        sums: dict[str, Summed],
+        found: Mapping[str, Measured],
+        low_precision: bool,
+    ) -> tuple[list[str], bool]:
+        """As `_readings`, of this process's own gradient."""
+        self._seen = set(together)
+        wrong = [self._disagreements(s, found, low_precision) for s in (together, sums)]
+        alone = bool(wrong[0]) and not wrong[1]
+        return ([] if alone else wrong[0]), alone
 
     def _readings(
         self,
@@ -205,20 +232,34 @@ class GradientCheck:
         return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
 
     def _measure(self, gradients: Mapping[str, Tensor]) -> dict[str, Measured]:
-        """Probe and norm of each gradient, with one transfer from the device."""
+        """Probe and norm of each gradient, with one transfer from the device.
+
+        Of sharded parameters every process measures its part.
+        """
         if not gradients:
             return {}
+        own = {name: own_part(g.detach()) for name, g in gradients.items()}
         pairs = [
             torch.stack(
                 (
                     self._probes[name].of_gradient(g).double(),
-                    torch.linalg.vector_norm(g.detach()).double(),
+                    torch.linalg.vector_norm(g).double(),
                 )
             )
-            for name, g in gradients.items()
+            for name, g in own.items()
         ]
-        rows = torch.stack(pairs).cpu().tolist()
-        return {name: Measured(*row) for name, row in zip(gradients, rows, strict=True)}
+        rows = torch.stack(pairs).cpu()
+        cut = {n: parts(self._parameters[n]) for n in gradients if is_sharded(self._parameters[n])}
+        if cut:
+            rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in gradients]))
+        return {name: Measured(*row) for name, row in zip(gradients, rows.tolist(), strict=True)}
+
+    def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
+        """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
+        squared = torch.stack((rows[:, 0], rows[:, 1].square()), 1)
+        whole = self._processes.mean(squared) * cut.unsqueeze(1)
+        whole[:, 1] = whole[:, 1].sqrt()
+        return torch.where((cut > 0).unsqueeze(1), whole, rows)
 
     def _fetch_block(self) -> dict[str, Summed]:
         if not self._block:

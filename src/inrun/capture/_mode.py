@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from inrun.capture._gathered import GatheredParameters
 from inrun.capture._layouts import Key, LayoutBook, Seen
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Use
@@ -34,6 +35,7 @@ class CaptureMode(TorchFunctionMode):
         constants: ids of tensors that are the same for all samples (buffers, other parameters).
         samples: B.
         layouts: tells where samples lie in an output.
+        gathered: finds the parameters of a sharded model.
     """
 
     def __init__(
@@ -42,16 +44,20 @@ class CaptureMode(TorchFunctionMode):
         constants: frozenset[int],
         samples: int,
         layouts: LayoutBook,
+        gathered: GatheredParameters | None = None,
     ):
         super().__init__()
         self.uses: list[Use] = []
         self.skipped: dict[str, str] = {}
         self._sources: dict[int, Source] = {id(root.parameter): root for root in roots}
-        self._constants, self._samples, self._layouts = constants, samples, layouts
+        self._constants, self._samples, self._layouts = set(constants), samples, layouts
+        self._gathered = gathered
         self._flattened: frozenset[int] = frozenset()
         self._alive: list[Tensor] = []  # derived tensors: an id is theirs while they live
         self.muted = self.over = False
         self.after_backward: Callable[[], None] | None = None
+        self.before_backward: Callable[[], None] | None = None
+        self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self._depth = 0  # of backward passes within each other
 
     def __torch_function__(
@@ -70,10 +76,10 @@ class CaptureMode(TorchFunctionMode):
         operation = find(name)
         if operation is not None and operation.check is not None:
             operation.check(operation.bind(args, kwargs))
-        consumed = {id(t): self._sources[id(t)] for t in _tensors(args) if id(t) in self._sources}
-        for t in _tensors(kwargs.values()):
-            if id(t) in self._sources:
-                consumed[id(t)] = self._sources[id(t)]
+        given = [*_tensors(args), *_tensors(kwargs.values())]
+        if self._gathered is not None:
+            self._learn_gathered(self._gathered, given)
+        consumed = {id(t): self._sources[id(t)] for t in given if id(t) in self._sources}
         if not consumed or (name in _FORM_ONLY and id(args[0]) not in consumed):
             return self._pass(function, name, args, kwargs)
         stepped = inside(function)
@@ -99,12 +105,28 @@ class CaptureMode(TorchFunctionMode):
         self._note(function, seen_args, seen_kwargs, consumed, returned, random)
         return returned
 
+    def _learn_gathered(self, gathered: GatheredParameters, given: Sequence[Tensor]) -> None:
+        """Takes note of parameters that were put in sharded ones' places."""
+        for t in given:
+            if (
+                isinstance(t, torch.nn.Parameter)
+                and id(t) not in self._sources
+                and id(t) not in self._constants
+            ):
+                root = gathered.root_of(t)
+                if root is not None and (root.scored or t.requires_grad):
+                    self._sources[id(t)] = root
+                elif root is not None:
+                    self._constants.add(id(t))
+
     def _backward(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
         """The backward pass with the mode on, so that what is computed only there is seen too.
 
         A checkpoint with use_reentrant=True runs its layers without gradients first, and for the
         gradients here.
         """
+        if self.before_backward is not None:
+            self.before_backward()
         self._depth += 1
         try:
             with self:
@@ -200,6 +222,8 @@ class CaptureMode(TorchFunctionMode):
             gradient = gradients[slot]
             if gradient is not None and not self.muted:
                 use.receive(position, gradient)
+                if self.when_complete is not None and use.complete:
+                    self.when_complete(use)
 
         node.register_prehook(receive)
 

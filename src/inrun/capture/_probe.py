@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import Factor, compute_dtype
+from inrun.shards import is_sharded, part_of
 
 
 class Probe:
@@ -21,13 +22,20 @@ class Probe:
         dtype = compute_dtype(parameter)
         self._left = _signs(shape[:1], generator).to(parameter.device, dtype)
         self._right = _signs(shape[1:] or torch.Size((1,)), generator).to(parameter.device, dtype)
+        self._parameter = parameter if is_sharded(parameter) else None
 
     def of_shares(self, factor: Factor) -> Tensor:
         """<r, share_b>, (B,)."""
         return factor.contract_rank_one(self._left, self._right)
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
-        """<r, gradient>, a scalar."""
+        """<r, gradient>, a scalar; of a sharded parameter this process's part of it, from its own
+        part of the gradient."""
+        if self._parameter is not None:
+            shape, on = self._parameter.shape, self._parameter
+            left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)
+            signs = part_of(left, on) * part_of(self._right.expand(shape), on)
+            return (signs * gradient.detach()).sum()
         matrix = gradient.detach().to(self._left.dtype).reshape(self._left.shape[0], -1)
         return self._left @ (matrix @ self._right.reshape(-1))
 

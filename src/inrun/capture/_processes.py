@@ -9,7 +9,7 @@ own samples, and values are gathered. Letters: W processes, N samples, K targets
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrun.errors import NotSupportedError
+
 
 class Processes(ABC):
     """What must be known of the other processes; every call is made by all of them."""
 
     size: int = 1
     rank: int = 0
+
+    def reducing(self) -> bool:
+        """Whether a backward pass that begins now averages gradients (no `no_sync`)."""
+        return True
+
+    def demand_together(self) -> None:  # noqa: B027 - one process is always together
+        """Raises where a process may stop before the others.
+
+        Raises:
+            NotSupportedError: the model trains under `Join`.
+        """
 
     @abstractmethod
     def mean(self, t: Tensor) -> Tensor:
@@ -62,13 +75,39 @@ class Alone(Processes):
 
 
 class Several(Processes):
-    """The processes of a `torch.distributed` group; None is the default group."""
+    """The processes of a `torch.distributed` group.
 
-    def __init__(self, group: Any = None):
-        self._group = group
+    Args:
+        group: None is the default group.
+        reducing: see `Processes.reducing`; None where nothing tells.
+        joined: whether the model's wrapper trains under `torch.distributed.algorithms.Join` now.
+    """
+
+    def __init__(
+        self,
+        group: Any = None,
+        reducing: Callable[[], bool] | None = None,
+        joined: Callable[[], bool] | None = None,
+    ):
+        self._group, self._reducing, self._joined = group, reducing, joined
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         backend = dist.get_backend(group)
         self._device = torch.device("cuda" if "nccl" in backend else "cpu")
+
+    def reducing(self) -> bool:
+        """See `Processes`."""
+        return self._reducing is None or self._reducing()
+
+    def demand_together(self) -> None:
+        """See `Processes`."""
+        if self._joined is not None and self._joined():
+            raise NotSupportedError(
+                "The model trains under Join, where a process that has run out of batches takes no "
+                "more steps: its weights fall behind, and validation gradients and values with "
+                "them. Leave Join out and let such a process go on with empty batches "
+                "(attribution.batch([]) around a forward and backward pass of no rows), or drop "
+                "the last batches (DistributedSampler(drop_last=True))."
+            )
 
     def mean(self, t: Tensor) -> Tensor:
         """See `Processes`."""

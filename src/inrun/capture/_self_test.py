@@ -21,10 +21,18 @@ from inrun.capture._layouts import (
     Verdict,
     judge,
 )
-from inrun.capture._mode import CaptureMode
 from inrun.capture._uncompiled import uncompiled
+from inrun.capture._uses import Use
 from inrun.errors import InRunError, InRunWarning
-from inrun.utility import Utility, differing_row, loss_of, row_count, take_rows, undisturbed
+from inrun.utility import (
+    Utility,
+    differing_row,
+    gradients_of,
+    loss_of,
+    row_count,
+    take_rows,
+    undisturbed,
+)
 
 ROWS = 3
 
@@ -50,6 +58,9 @@ def _self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
     axis = utility.rows_axis
     target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1], axis) or 0)
     rows = row_count(batch, axis)
+    if capture.sharded:
+        counts = capture.processes.gathered(rows)
+        rows = None if None in counts else min(counts)
     if rows is None or rows < 2:
         _warn_assumed("its tensors do not share an axis of two rows or more")
         _check_sums(capture, model, utility, target, batch, 1)
@@ -96,7 +107,10 @@ def _measure(
             count,
         )
         constants = {key for key, verdict in verdicts.items() if isinstance(verdict, Constant)}
-        if constants <= {key for key in known if isinstance(known[key], Constant)}:
+        nothing_new = constants <= {key for key in known if isinstance(known[key], Constant)}
+        if capture.sharded:  # a pass is every process's: they end together
+            (nothing_new,) = capture.processes.all([nothing_new])
+        if nothing_new:
             return {**known, **verdicts}
         known |= {key: verdicts[key] for key in constants}
 
@@ -110,7 +124,7 @@ def _recorder(
 ) -> Callable[[object], Recorded]:
     def record(batch: object) -> Recorded:
         layouts = RecordingLayouts(known)
-        with undisturbed(model), CaptureMode(*capture.watched, 1, layouts):
+        with undisturbed(model), capture.mode(1, layouts):
             loss_of(utility, model, target, batch)
         return layouts.outputs
 
@@ -127,19 +141,28 @@ def _check_sums(
     verdicts: dict[Key, Verdict] | None = None,
 ) -> None:
     """The invariant for the gradient of the validation loss on these rows."""
-    check = GradientCheck(capture.trained)
+    check = GradientCheck(capture.trained, processes=capture.processes if capture.sharded else None)
     parameters = list(capture.trained.values())
     with undisturbed(model):
         layouts = MeasuredLayouts(verdicts)
-        with CaptureMode(*capture.watched, samples, layouts) as mode:
-            loss = loss_of(utility, model, target, batch)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        reached = [use for use in mode.uses if use.reached]
-        for use in reached:
+        mode = capture.mode(samples, layouts)
+
+        def add(use: Use) -> None:
             for name, how, factor in use.factors():
                 capture.coverage.saw(name, how)
                 check.add(name, factor)
+            use.pending.clear()
+
+        if capture.sharded:  # weights, which a rule may need, are whole in the backward pass alone
+            mode.when_complete = torch.no_grad()(add)
+        with mode:
+            loss = loss_of(utility, model, target, batch)
+        gradients = gradients_of(loss, model, parameters)
+        reached = [use for use in mode.uses if use.reached]
+        for use in reached:
+            if use.pending:
+                add(use)
     low_precision = any(use.low_precision for use in reached)
-    found = dict(zip(capture.trained, gradients, strict=True))
+    found: dict[str, Tensor | None] = dict(zip(capture.trained, gradients, strict=True))
     check.end_block(found, low_precision, mode.skipped)
     capture.coverage.unmeasured_axes |= layouts.assumed

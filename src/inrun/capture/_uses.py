@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture._sources import Source
+from inrun.errors import NotSupportedError
 from inrun.factors import Factor
 from inrun.operations import (
     Call,
@@ -65,6 +66,11 @@ class Use:
             before = self._gradients[output]
             self._gradients[output] = gradient if before is None else before + gradient
 
+    @property
+    def complete(self) -> bool:
+        """Whether the gradient of every output is there."""
+        return bool(self._gradients) and all(g is not None for g in self._gradients)
+
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
         for tensor_id, source in self.sources.items():
@@ -102,6 +108,12 @@ class Use:
             for t in outputs_of([list(self._args), list(self._kwargs.values())])
             if id(t) == tensor_id
         }.values()
+        if tensor.numel() and not tensor.untyped_storage().size():
+            raise NotSupportedError(
+                f"{self.name} has several outputs, of which only some got a gradient, and the "
+                "weights that its shares are computed from were put in parts again (fully_shard). "
+                "Keep this module's weights whole: call fully_shard on other modules only."
+            )
         gradients = list(zip(self._gradients, self._layouts, strict=True))
         with repeated(self._random):
             return fallback(

@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from inrun.shards import own_part
+
 _WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer"}
 
 
@@ -32,9 +34,10 @@ def skipped(optimizer: torch.optim.Optimizer) -> bool:
 def consumed_gradient(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor:
     """The gradient that the coming step takes in.
 
-    It is `.grad`, but where a fused optimizer's own kernel unscales it first.
+    It is `.grad`, but where a fused optimizer's own kernel unscales it first; of a sharded
+    parameter this process's part.
     """
     assert p.grad is not None
-    gradient = p.grad.detach()
+    gradient = own_part(p.grad.detach())
     scale = getattr(optimizer, "grad_scale", None)
     return gradient if scale is None else gradient / scale.to(gradient.device)

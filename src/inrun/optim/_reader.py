@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import SGDRule
 from inrun.optim._signs import RpropRule
 from inrun.optim._written import Displacement, written
+from inrun.shards import is_sharded, own_part, own_state
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),
@@ -158,27 +159,50 @@ def moves(
 ) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
     """(parameter, its move) for each parameter that the coming step will change.
 
-    A parameter without a gradient is skipped, as the optimizer skips it.
+    A parameter without a gradient is skipped, as the optimizer skips it. Of a sharded parameter
+    the move is that of this process's part.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
-                state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
-                yield p, Move(rule, p.detach(), consumed_gradient(optimizer, p), state, setting)
+                yield p, _move(optimizer, rule, group, p, consumed_gradient(optimizer, p))
+
+
+def _move(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    group: dict[str, Any],
+    p: Tensor,
+    gradient: Tensor,
+) -> Move[Any, Any]:
+    live, weight = optimizer.state.get(p, {}), own_part(p.detach())
+    state, setting = rule.read(group, own_state(live) if is_sharded(p) else live, weight)
+    return Move(rule, weight, gradient, state, setting)
 
 
 def move_of(
-    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], p: Tensor, times: float
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    p: Tensor,
+    times: float,
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Move[Any, Any]:
     """One parameter's move if its present gradient, times a number, were consumed.
+
+    Args:
+        optimizer: that holds it.
+        rule: the optimizer's.
+        p: the parameter.
+        times: the number.
+        mean: what becomes of the gradient first, as the mean over processes.
 
     Raises:
         MisuseError: the optimizer does not hold the parameter.
     """
     for group in optimizer.param_groups:
         if any(q is p for q in group["params"]) and p.grad is not None:
-            state, setting = rule.read(group, optimizer.state.get(p, {}), p.detach())
             gradient = consumed_gradient(optimizer, p)
+            gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return Move(rule, p.detach(), gradient, state, setting)
+            return _move(optimizer, rule, group, p, gradient)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,9 @@ class Together:
             for p, move in moves(optimizer, rule):
                 yield k, p, move
 
-    def move_of(self, p: Tensor, times: float) -> Move[Any, Any]:
+    def move_of(
+        self, p: Tensor, times: float, mean: Callable[[Tensor], Tensor] | None = None
+    ) -> Move[Any, Any]:
         """See `inrun.optim.move_of`."""
         k = self.owner_of(p)
-        return move_of(self.members[k], self.rules[k], p, times)
+        return move_of(self.members[k], self.rules[k], p, times, mean)

@@ -1,6 +1,13 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
-from inrun.utility._passes import Evaluation, curvature, evaluate, loss_of, losses_of
+from inrun.utility._passes import (
+    Evaluation,
+    curvature,
+    evaluate,
+    gradients_of,
+    loss_of,
+    losses_of,
+)
 from inrun.utility._rows import differing_row, row_count, take_rows
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import LossFunction, Utility
@@ -12,6 +19,7 @@ __all__ = [
     "curvature",
     "differing_row",
     "evaluate",
+    "gradients_of",
     "loss_of",
     "losses_of",
     "row_count",

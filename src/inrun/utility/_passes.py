@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.errors import MisuseError
+from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._rows import tensors_of
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility, no_loss
@@ -24,7 +25,8 @@ class Evaluation:
     """One validation pass.
 
     `losses` (K,) float64 on the CPU; `gradients` by parameter name, (K, *shape), zero where a
-    target does not use the parameter.
+    target does not use the parameter. Of sharded parameters they are this process's parts of the
+    mean over processes.
     """
 
     losses: Tensor
@@ -81,7 +83,7 @@ def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor
                     f"The validation loss of target {target!r} has no graph to the parameters. "
                     "Compute it from the model that was passed in, without torch.no_grad()."
                 )
-            rows.append(_gradients(loss, list(parameters.values())))
+            rows.append(gradients_of(loss, model, list(parameters.values())))
             losses.append(loss.detach())
     values = torch.stack([loss.double().cpu() for loss in losses])
     if not torch.isfinite(values).all():
@@ -95,6 +97,17 @@ def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor
         for i, name in enumerate(parameters)
     }
     return Evaluation(values, stacked)
+
+
+def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:
+    """The loss's gradients, zero where it does not use a parameter; see `Evaluation`."""
+    if not any(map(is_sharded, parameters)):
+        return _gradients(loss, parameters)
+    found = reduced_gradients(loss, model, parameters)
+    return [
+        torch.zeros_like(own_part(p)) if gradient is None else gradient
+        for p, gradient in zip(parameters, found, strict=True)
+    ]
 
 
 def losses_of(utility: Utility, model: nn.Module) -> Tensor:

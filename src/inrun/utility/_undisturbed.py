@@ -3,7 +3,8 @@
 Everything that a forward and a backward pass can change is put back: train/eval flags module by
 module, random state of every device in use, buffers (running statistics, caches), and hooks that
 the user hung on parameters stay silent. Hooks on modules run, since a model may need them to give
-its output. Gradients come from `torch.autograd.grad`, which does not touch `.grad`.
+its output. Gradients come from `torch.autograd.grad`, which does not touch `.grad`; sharded
+parameters, which it does not reach, are put in parts again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import checkpoint
+
+from inrun.shards import sharded_afterwards
 
 
 @contextmanager
@@ -28,6 +31,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_hooks_silent(model))
         stack.enter_context(_checkpoints_without_reentry())
+        stack.enter_context(sharded_afterwards(model))
         try:
             model.eval()
             yield
@@ -63,8 +67,9 @@ def _checkpoints_without_reentry() -> Iterator[None]:
 
 @contextmanager
 def _hooks_silent(model: nn.Module) -> Iterator[None]:
-    """Empties the hook tables of parameters: `autograd.grad` would call what hangs there."""
-    tables = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    """Empties the hook tables of parameters: a backward pass would call what hangs there."""
+    hung = [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in model.parameters()]
+    tables: list[Any] = [table for both in hung for table in both if table]
     kept = [dict(table) for table in tables]
     for table in tables:
         table.clear()
