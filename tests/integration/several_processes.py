@@ -3,8 +3,9 @@
 `torchrun --nproc-per-node=W several_processes.py FOLDER`; imported, the same on one process.
 """
 
+import json
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,9 +13,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms import Join
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import weight_norm
 
 import inrun
+from inrun.factors import LowRankContraction
 from inrun.ledger import read_state, write_state
 
 STEPS = 5
@@ -31,7 +38,25 @@ CASES = {
     "fewer": {"smoothed_steps": 2, "rows": 2},  # and here none
     "clipped by value": {"smoothed_steps": 0, "value_clip": 0.02},
     "split validation": {"smoothed_steps": 0, "split": True},
-}
+    "streamed": {"capture": "stream"},
+    "streamed, accumulated": {"capture": "stream", "parts": 2},
+    "streamed, fewer": {"capture": "stream", "rows": 2},
+    "streamed, split validation": {"capture": "stream", "split": True},
+    "sharded": {"smoothed_steps": 0, "sharded": True},
+    "sharded, single precision": {
+        "sharded": True, "smoothed_steps": 0, "dtype": torch.float32, "eps": 1e-3,
+    },
+    "sharded, smoothed": {"smoothed_steps": 3, "sharded": True},
+    "sharded, given": {"estimator": "path-given", "sharded": True},
+    "sharded, tangent": {"estimator": "tangent", "sharded": True},
+    "sharded, accumulated": {"smoothed_steps": 0, "sharded": True, "parts": 2},
+    "sharded, fewer": {"smoothed_steps": 2, "sharded": True, "rows": 2},
+    "sharded, clipped by value": {"smoothed_steps": 0, "sharded": True, "value_clip": 0.02},
+    "sharded, split validation": {"smoothed_steps": 0, "sharded": True, "split": True},
+    "sharded, low rank": {
+        "smoothed_steps": 0, "sharded": True, "contraction": LowRankContraction(rank=2),
+    },
+}  # fmt: skip
 
 
 def data():
@@ -39,20 +64,66 @@ def data():
     return torch.randn(72, 6, generator=generator), torch.randint(4, (72,), generator=generator)
 
 
+class Curious(nn.Module):
+    """Layers whose shares are not those of a plain matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 10)
+        self.normed = weight_norm(nn.Linear(10, 10))  # a map of two parameters that is not linear
+        self.scale = nn.Parameter(torch.rand(10))
+        self.pairs = nn.Bilinear(10, 10, 4)  # no rule of its own
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        return self.pairs(hidden, torch.tanh(self.normed(hidden)) * self.scale)
+
+
+def network(*, sharded):
+    torch.manual_seed(0)
+    if sharded:
+        return Curious()
+    return nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Tanh(), nn.Linear(10, 4))
+
+
+def spread(model, *, sharded):
+    """Over all processes: parameters in parts, or copies."""
+    if not dist.is_initialized():
+        return model
+    if not sharded:
+        return DistributedDataParallel(model)
+    fully_shard(model.first)
+    fully_shard(model.normed)
+    return fully_shard(model)  # the rest
+
+
+@contextmanager
+def waiting(model, waits):
+    """Gradients of the pass inside are not reduced yet."""
+    if not waits:
+        yield
+    elif isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+
 def terms(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, **options):  # fmt: skip
+        eps=1e-8, sharded=False, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     x, y = data()
     x = x.to(dtype)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Tanh(), nn.Linear(10, 4)).to(dtype)
-    wrapped = DistributedDataParallel(model) if several else model
+    model = network(sharded=sharded).to(dtype)
+    wrapped = spread(model, sharded=sharded)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1, eps=eps)
     held = torch.arange(60, 72)
     held = held.chunk(size)[rank] if split else held
@@ -61,11 +132,11 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
         wrapped, optimizer, utility, progress=False, store=folder / name, **options
     )
     for step in range(STEPS):
-        mine = (torch.arange(rows) + rows * step).tensor_split(size)[rank]
-        blocks = mine.chunk(parts) if parts > 1 else [mine]
+        everyones = (torch.arange(rows) + rows * step).chunk(parts)
+        blocks = [whole.tensor_split(size)[rank] for whole in everyones]
         for number, block in enumerate(blocks):
             waits = several and number + 1 < len(blocks)
-            with wrapped.no_sync() if waits else nullcontext(), attribution.batch(block):
+            with waiting(wrapped, waits), attribution.batch(block):
                 (terms(wrapped, (x[block], y[block])).sum() / rows * size).backward()
         if value_clip is None:
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -102,29 +173,82 @@ def resume(folder):
     attribution.detach()
 
 
+def audit(folder):
+    """Plays a few steps out, with groups of everyone's samples."""
+    x, y = (t.double() if t.is_floating_point() else t for t in data())
+    model = DistributedDataParallel(network(sharded=False).double())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    held = torch.arange(60, 72).chunk(size)[rank]
+    utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[held], y[held]))
+    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=0)
+    checks = attribution.audit(seconds=1e6, steps=4, groups=4)
+    for step in range(4):
+        mine = (torch.arange(9) + 9 * step).tensor_split(size)[rank]
+        with attribution.batch(mine):
+            (terms(model, (x[mine], y[mine])).sum() / 9 * size).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    pq.write_table(checks.table().drop_columns(["seconds"]), folder / f"audit-{rank}.parquet")
+    pq.write_table(attribution.ledger(), folder / f"audited-{rank}.parquet")
+
+
 def refusals(folder):
     """What several processes cannot do is said by all of them alike."""
-    model = DistributedDataParallel(nn.Linear(6, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rank, said = dist.get_rank(), {}
     x, y = data()
     utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x, y))
-    said = []
-    try:
-        inrun.attach(model, optimizer, utility, capture="stream")
-    except inrun.errors.NotSupportedError as error:
-        said.append(str(error))
-    attribution = inrun.attach(model, optimizer, utility)
-    try:
-        attribution.audit(seconds=1, steps=2)
-    except inrun.errors.NotSupportedError as error:
-        said.append(str(error))
-    try:
-        with attribution.batch(range(6)):
-            penalty = model.module.weight.square().sum() * dist.get_rank()
+
+    @contextmanager
+    def noted(what):
+        try:
+            yield
+        except inrun.errors.InRunError as error:
+            said[what] = f"{type(error).__name__}: {error}"
+
+    model = DistributedDataParallel(nn.Linear(6, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with inrun.attach(model, optimizer, utility, progress=False) as attribution:
+        with noted("penalty"), attribution.batch(range(6)):
+            penalty = model.module.weight.square().sum() * rank
             (terms(model, (x[:6], y[:6])).mean() + penalty).backward()
-    except inrun.errors.InvariantError as error:
-        said.append(str(error))
-    (folder / f"said-{dist.get_rank()}").write_text("\n".join(said))
+        optimizer.zero_grad()
+        with noted("no block"):
+            if rank == 0:
+                with attribution.batch(range(6)):
+                    terms(model, (x[:6], y[:6])).mean().backward()
+            else:
+                terms(model, (x[:6], y[:6])).mean().backward()
+            optimizer.step()
+        with Join([model]):
+            with noted("join"), attribution.batch(range(6)):
+                pass
+            terms(model, (x[:6], y[:6])).mean().backward()
+
+    def attached(what, model, optimizer=torch.optim.SGD, **options):
+        with noted(what):
+            inrun.attach(model, optimizer(model.parameters(), lr=0.1), utility, **options)
+
+    parts = fully_shard(nn.Linear(6, 4, bias=False))
+    attached("muon", parts, torch.optim.Muon)
+    attached("second", parts, estimator="sgd-second")
+    attached("stream", parts, capture="stream")
+    attached("alone", parts, process_group=None)
+    divided = fully_shard(nn.Linear(6, 4))
+    divided.set_gradient_divide_factor(1.0)
+    attached("divisor", divided)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    tensor_parallel = parallelize_module(nn.Linear(6, 4), mesh, ColwiseParallel())
+    attached("tensor parallelism", tensor_parallel)
+    optimizer = torch.optim.SGD(parts.parameters(), lr=0.1)
+    options = {"contraction": "dense", "smoothed_steps": 0, "progress": False}
+    with inrun.attach(parts, optimizer, utility, **options) as attribution:
+        with noted("audit"):
+            attribution.audit(seconds=1, steps=2)
+        with noted("tokens"):
+            attribution.per_token(terms)
+    (folder / f"said-{rank}").write_text(json.dumps(said))
 
 
 def main():
@@ -136,6 +260,7 @@ def main():
     dist.barrier()
     refusals(folder)
     resume(folder)
+    audit(folder)
     dist.destroy_process_group()
 
 

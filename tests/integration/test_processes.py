@@ -1,6 +1,8 @@
 """DistributedDataParallel under torchrun: values and books are those of one process."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ def several(request, tmp_path_factory):
     command += [f"--nproc-per-node={request.param}", script.__file__, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=900, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, request.param
@@ -46,7 +48,7 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         .drop_columns(["value", "value_normalised"])
         .equals(expected.drop_columns(["value", "value_normalised"]))
     )
-    rtol = 1e-6 if name == "single precision" else 1e-10
+    rtol = 1e-6 if "single precision" in name else 1e-10
     size = rtol * np.abs(expected["value"].to_numpy()).max()
     for found in (stored.values(), told):
         np.testing.assert_allclose(
@@ -68,13 +70,41 @@ def test_every_process_resumes_from_the_first_ones_state(several):
     assert inrun.load(folder / "to resume").ledger().num_rows == script.STEPS + 1
 
 
+SAID = {
+    "penalty": "InvariantError: .* do not sum",
+    "no block": "MisuseError: .* has come to .*, and another one to .*no ids",
+    "join": "NotSupportedError: .* trains under Join",
+    "muon": "NotSupportedError: Muon steps by whole matrices",
+    "second": "NotSupportedError: .* second derivative",
+    "stream": "NotSupportedError: .* capture='hold'",
+    "alone": "MisuseError: .* Pass process_group=",
+    "divisor": "NotSupportedError: set_gradient_divide_factor",
+    "tensor parallelism": "NotSupportedError: .* tensor parallelism",
+    "audit": "NotSupportedError: An audit plays",
+    "tokens": "NotSupportedError: Values a token",
+}
+
+
 def test_what_cannot_be_done_is_said_in_every_process_alike(several):
     folder, processes = several
-    said = [(folder / f"said-{rank}").read_text().splitlines() for rank in range(processes)]
-    for stream, audit, invariant in said:
-        assert "capture='hold'" in stream
-        assert "one process" in audit
-        assert "do not sum" in invariant
+    for rank in range(processes):
+        said = json.loads((folder / f"said-{rank}").read_text())
+        assert said.keys() == SAID.keys()
+        assert [w for w, pattern in SAID.items() if not re.match(pattern, said[w])] == []
+
+
+def test_an_audit_plays_everyones_samples(several):
+    folder, processes = several
+    checks = [pq.read_table(folder / f"audit-{rank}.parquet") for rank in range(processes)]
+    assert all(table.equals(checks[0]) for table in checks)
+    books = pq.read_table(folder / "audited-0.parquet")["samples"].to_pylist()
+    rows = checks[0].to_pylist()
+    assert len(rows) == 4
+    for row in rows:
+        assert row["samples"] == 9
+        assert sum(row["values"]) == pytest.approx(books[row["step"] - 1])
+        assert sum(row["truth"]) == pytest.approx(sum(row["values"]), rel=0.05)
+        assert row["pearson"] > 0.99
 
 
 def test_sharded_and_threaded_models_are_refused():

@@ -159,18 +159,21 @@ class Attribution:
 
         Raises:
             MisuseError: numbers out of range.
+            NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
         self._steps.demand_losses("An audit")
-        if self._scorer.processes.size > 1:
+        if self._steps.capture.sharded:
             raise NotSupportedError(
-                "An audit plays steps out on one process's copies, and this training has "
-                f"{self._scorer.processes.size} processes. Audit a run on one process."
+                "An audit plays steps out on whole copies of the model, and this one's parameters "
+                "are sharded (fully_shard). Audit a run of a smaller model, or one under "
+                "DistributedDataParallel."
             )
         schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
         return self._steps.auditing.begin(
-            self._model, self._optimizers.members, self._utility, schedule, groups
-        )
+            self._model, self._optimizers.members, self._utility, schedule, groups,
+            self._scorer.processes,
+        )  # fmt: skip
 
     def per_token(
         self, token_losses: TokenLosses, store: str | os.PathLike[str] | None = None
@@ -192,10 +195,17 @@ class Attribution:
 
         Raises:
             MisuseError: smoothing, a low rank, or capture 'stream', which has no whole directions.
+            NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
         self._steps.demand_losses("A value a token")
         self._steps.demand_whole_directions()
+        if self._steps.capture.sharded or (store is not None and self._scorer.processes.size > 1):
+            raise NotSupportedError(
+                "Values a token are kept by one process, and computed from whole parameters. With "
+                "several processes leave store out and read `latest` in each; under fully_shard "
+                "they are not computed."
+            )
         folder = None if store is None else TokenFolder(Path(store))
         return Tokens(
             self._scorer, self._model, self._utility.weights,

@@ -3,7 +3,9 @@
 In a step that is to be checked, every factor is also summed over random groups of the samples. The
 step is then played out on copies of the model and the optimizer, each coalition of groups a real
 step and a real validation loss, before the step itself is taken. Groups hold equally many samples,
-as far as they can, so that their game is the samples' game in coarser grains.
+as far as they can, so that their game is the samples' game in coarser grains. Of several processes
+each plays the same game on its own copies, with groups of everyone's samples, and judges by its own
+validation rows; the mean over processes counts.
 
 Letters: G groups, K targets.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from inrun.attribution._audit_utility import AuditUtility
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Capture
+from inrun.capture import Capture, Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
 from inrun.truth import (
@@ -60,15 +62,22 @@ class Audit:
 class GroupShares:
     """Sums of shares over groups, while factors come in."""
 
-    def __init__(self, trained: Mapping[str, Tensor], groups: int, rng: np.random.Generator):
+    def __init__(
+        self,
+        trained: Mapping[str, Tensor],
+        groups: int,
+        rng: np.random.Generator,
+        processes: Processes,
+    ):
         self._trained, self._groups, self._rng = trained, groups, rng
+        self._processes = processes
         self._block = torch.empty(0, dtype=torch.long)
         self._labels: list[Tensor] = []
         self.sums: dict[str, Tensor] = {}
 
     def begin_block(self, samples: int) -> None:
         """Draws the groups of a block's samples, going round so that groups stay alike in size."""
-        before = sum(len(labels) for labels in self._labels)
+        before = sum(len(labels) for labels in self._labels) + samples * self._processes.rank
         turn = torch.arange(before, before + samples) % self._groups
         self._block = turn[torch.from_numpy(self._rng.permutation(samples))]
         self._labels.append(self._block)
@@ -86,8 +95,23 @@ class GroupShares:
 
     @property
     def labels(self) -> np.ndarray:
-        """Each sample's group, in the step's order."""
+        """The group of each sample of this process, in the step's order."""
         return torch.cat(self._labels).numpy()
+
+    def of_everyone(self) -> dict[str, Tensor]:
+        """Sums over the groups' samples in all processes, in units of the mean gradient's."""
+        if self._processes.size == 1:
+            return self.sums
+        seen = {name for names in self._processes.gathered(list(self.sums)) for name in names}
+        for name in self._trained:  # in an order that is everyone's
+            if name in seen:
+                p = self._trained[name]
+                own = self.sums.get(name)
+                if own is None:
+                    shape = (self._groups, *p.shape)
+                    own = torch.zeros(shape, dtype=compute_dtype(p), device=p.device)
+                self.sums[name] = self._processes.mean(own) * self._processes.size
+        return self.sums
 
 
 class Auditor:
@@ -100,9 +124,10 @@ class Auditor:
         utility: AuditUtility,
         schedule: AuditSchedule,
         groups: int | None,
+        processes: Processes,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
-        self._schedule, self._wanted = schedule, groups
+        self._schedule, self._wanted, self._processes = schedule, groups, processes
         self._groups = groups or FIRST
         self._shares: GroupShares | None = None
         self._played: dict[str, Any] | None = None
@@ -115,7 +140,12 @@ class Auditor:
         if first:
             self.cancel()
             if self._schedule.wants(step):
-                self._shares = GroupShares(capture.trained, self._groups, self._schedule.rng)
+                self._shares = GroupShares(
+                    capture.trained,
+                    self._groups,
+                    np.random.default_rng([self._schedule.seed, step, self._processes.rank]),
+                    self._processes,
+                )
         if self._shares is None:
             return None
         self._shares.begin_block(samples)
@@ -135,7 +165,8 @@ class Auditor:
         if self._shares is None:
             return
         started = time.perf_counter()
-        players = min(self._groups, len(self._shares.labels))
+        samples = sum(self._processes.gathered(len(self._shares.labels)))
+        players = min(self._groups, samples)
         if players < FEWEST:
             raise MisuseError(
                 f"a step of {players} samples has no order to compare; accumulate over blocks or "
@@ -144,15 +175,20 @@ class Auditor:
         with torch.no_grad():
             shares = {
                 name: sums[:players] * scorer.share_scale(name)
-                for name, sums in self._shares.sums.items()
+                for name, sums in self._shares.of_everyone().items()
             }
             fixed = self._unowned(shares)
-        game = StepGame(
-            self._model, self._optimizers, shares, self._utility.utility,
-            history=scorer.game, fixed=fixed,
-        )  # fmt: skip
-        noise = self._utility.noise(self._model)
-        table = game.table() @ self._utility.columns
+
+        def play() -> tuple[StepGame, float, np.ndarray]:
+            game = StepGame(
+                self._model, self._optimizers, shares, self._utility.utility,
+                history=scorer.game, fixed=fixed,
+            )  # fmt: skip
+            return game, self._utility.noise(self._model), game.table()
+
+        game, noise, everything = agreed(self._processes, play)
+        table = self._mean(everything) @ self._utility.columns
+        noise = float(self._mean(np.array(noise)))
         if np.ptp(table) == 0:
             raise MisuseError(
                 "every coalition has the same validation loss: loss_fn does not compute it from "
@@ -166,8 +202,14 @@ class Auditor:
             "truth": truth,
             "noise": noise,
             "coalitions": 2**game.all_players,
-            "seconds": time.perf_counter() - started,
+            "samples": samples,
+            "seconds": max(self._processes.gathered(time.perf_counter() - started)),
         }
+
+    def _mean(self, numbers: np.ndarray) -> np.ndarray:
+        """Over processes."""
+        mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()
+        return mean
 
     def _unowned(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of parameters that no factor explains: they act in every coalition."""
@@ -193,7 +235,8 @@ class Auditor:
         if played is None or shares is None:
             return None
         totals = scored.values @ self._utility.weights
-        values = np.bincount(shares.labels, totals, minlength=played["players"])
+        own = np.bincount(shares.labels, totals, minlength=played["players"])
+        values = self._mean(own) * self._processes.size
         truth = played["truth"][:, 0]
         spread = float(truth.std())
         size = float(np.abs(truth).mean())
@@ -201,14 +244,13 @@ class Auditor:
             {
                 "step": step,
                 "estimator": scored.estimator,
-                "samples": len(scored.values),
                 "spread": spread / size if size else 0.0,
                 "half_agreement": self._half_agreement(played["truth"]),
                 "loss_noise": played["noise"] / spread if spread else 0.0,
                 "validation_rows": self._utility.rows,
                 "values": values.tolist(),
                 "truth": truth.tolist(),
-                **{name: played[name] for name in ("game", "players", "age", "seconds")},
+                **{name: played[name] for name in ("game", "players", "age", "samples", "seconds")},
                 **agreement(values, truth)._asdict(),
                 **facts,
             }

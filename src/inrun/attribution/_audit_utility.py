@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from inrun.capture import Processes
 from inrun.utility import Utility, losses_of, row_count, take_rows
 
 
@@ -18,29 +19,38 @@ class AuditUtility:
     Args:
         utility: the run's.
         model: to try the halves on: a loss function may insist on the whole batch.
+        processes: that judge together: halves are those of all or of none.
     """
 
-    def __init__(self, utility: Utility, model: nn.Module):
+    def __init__(self, utility: Utility, model: nn.Module, processes: Processes):
         self.utility, self._whole = utility, utility
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
         self.rows = None if None in counts else sum(count or 0 for count in counts)
         self._parts = 1
+        halved = None
         if all(count is not None and count >= 2 for count in counts):
-            halved = Utility(
-                utility.loss_fn,
-                targets={
-                    f"{name}, part {part}": batch
-                    for part, batches in enumerate(self._halves(utility))
-                    for name, batch in batches.items()
-                },
-                rows_axis=utility.rows_axis,
-            )
-            try:
-                losses_of(halved, model)
-            except Exception:  # whatever the user's loss function raises on half of its batch
-                return
+            halved = self._halved(utility, model)
+        (everyone,) = processes.all([halved is not None])
+        if everyone and halved is not None:
             self.utility, self._parts = halved, 3
+
+    def _halved(self, utility: Utility, model: nn.Module) -> Utility | None:
+        """The whole and its halves as targets; None where the loss function does not take them."""
+        halved = Utility(
+            utility.loss_fn,
+            targets={
+                f"{name}, part {part}": batch
+                for part, batches in enumerate(self._halves(utility))
+                for name, batch in batches.items()
+            },
+            rows_axis=utility.rows_axis,
+        )
+        try:
+            losses_of(halved, model)
+        except Exception:  # whatever the user's loss function raises on half of its batch
+            return None
+        return halved
 
     @staticmethod
     def _halves(utility: Utility) -> list[dict[str, object]]:

@@ -18,7 +18,7 @@ from inrun.attribution._audit_utility import AuditUtility
 from inrun.attribution._live import Stopwatch
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Capture
+from inrun.capture import Capture, Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.utility import Utility
@@ -38,6 +38,7 @@ class Auditing:
         utility: Utility,
         schedule: AuditSchedule,
         groups: int | None,
+        processes: Processes,
     ) -> Audit:
         """Starts an audit, in place of one that is still going on.
 
@@ -46,8 +47,8 @@ class Auditing:
         """
         if groups is not None and not FEWEST <= groups <= MOST:
             raise MisuseError(f"groups must be from {FEWEST} to {MOST}, not {groups}.")
-        judge = AuditUtility(utility, model)
-        self._auditor = Auditor(model, optimizers, judge, schedule, groups)
+        judge = AuditUtility(utility, model, processes)
+        self._auditor = Auditor(model, optimizers, judge, schedule, groups, processes)
         return self._auditor.audit
 
     def block_begins(self, capture: Capture, step: int, samples: int, *, first: bool) -> None:

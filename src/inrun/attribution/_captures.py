@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from inrun.attribution._scorer import Scorer
@@ -25,9 +27,11 @@ def build_capture(
     """
     capture = kind(model, _named(model, optimizers), MeasuredLayouts(), processes)
     if isinstance(capture, Stream):
+        if capture.processes.size > 1:
+            capture.processes.apart()  # made here, where all processes are
 
-        def contract(name: str, factor: Factor) -> Tensor:
-            return scorer.stream_contraction(capture, name, factor)
+        def contract(name: str, factors: Sequence[Factor]) -> list[Tensor]:
+            return scorer.stream_contraction(capture, name, factors)
 
         capture.contract = contract
     return capture

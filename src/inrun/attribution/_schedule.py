@@ -29,7 +29,7 @@ class AuditSchedule:
                 "may take in all, and how many optimizer steps are to come."
             )
         self.seconds, self._steps = seconds, steps
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.seed = np.random.default_rng(seed), seed
         self.spent = 0.0
         self._cost: float | None = None
         self._begins, self._ends = first, first + steps

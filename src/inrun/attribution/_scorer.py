@@ -93,16 +93,23 @@ class Scorer:
         self._norms: dict[str, float] = {}
         self.watcher: DirectionWatcher | None = None
 
-    def stream_contraction(self, capture: Capture, name: str, factor: Factor) -> Tensor:
-        """Values (B, K) of a factor inside the backward pass: what `stream` contracts with."""
+    def stream_contraction(
+        self, capture: Capture, name: str, factors: Sequence[Factor]
+    ) -> list[Tensor]:
+        """Values (B, K) of factors inside the backward pass: what `stream` contracts with.
+
+        Of several processes all call it for a parameter, also those that have no factors of it.
+        """
         p = capture.trained[name]
-        move = self._optimizers.move_of(p, self._forecast.factor())
+        mean = self.processes.apart().mean if self.processes.size > 1 else None
+        move = self._optimizers.move_of(p, self._forecast.factor(), mean)
+        if not factors:
+            return []
         assert self._at_open is not None
         opening = self._at_open.gradients[name]
         gradient = self._direction.gradient(Gradients(opening), move)
         Q = self._direction.slope(move).transposed(gradient.to(compute_dtype(p)))
-        (values,) = self.contraction.contract(name, [factor], Q)
-        return values.double()
+        return [values.double() for values in self.contraction.contract(name, factors, Q)]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps."""
@@ -194,7 +201,7 @@ class Scorer:
         self._extra = self.validation.extra(self._direction, plans, capture)
 
     def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
-        """Parameters that shares wait for, in any process where directions are gathered from all."""
+        """Parameters with shares to contract; in any process where directions are gathered."""
         names = list(capture.trained)
         without = [not any(block.factors.get(name) for block in blocks) for name in names]
         if capture.sharded:
@@ -371,9 +378,7 @@ def _scales(
             scales[name] = None
         else:
             scales[name] = (
-                elementwise_scale(
-                    name, capture.trained[name], gradients[name], blocks, processes
-                )
+                elementwise_scale(name, capture.trained[name], gradients[name], blocks, processes)
                 if k is None
                 else k
             )

@@ -92,6 +92,7 @@ class Steps:
             with self.watch:
                 self._end_block(names, block)
 
+        self._scorer.processes.demand_together()
         with self.watch:
             self._refresh_capture()
             self._advice.of_compiled(self.capture.compiled)
@@ -125,10 +126,14 @@ class Steps:
         if self.paused:
             self.drop(moved=True)
             return
-        if not skipped(self._optimizers.members[k]):
+        skips = skipped(self._optimizers.members[k])
+        if self._weight:
+            what = "no" if skips else "a scored" if self._pending else "an unscored"
+            self._demand_alike(f"{what} optimizer step")
+        if not skips:
             self._score_late()
         if self._weight == 0:
-            self._stepping = not skipped(self._optimizers.members[k])
+            self._stepping = not skips
             return
         if not self._pending:
             self._advice.once(
@@ -138,7 +143,7 @@ class Steps:
             )
             self.drop(moved=True)
             return
-        if skipped(self._optimizers.members[k]):
+        if skips:
             self.drop()
             return
         self._advice.of_strangers(self._optimizers, self.capture)
@@ -150,6 +155,14 @@ class Steps:
                 raise
         self.auditing.before_step(self._scorer)
         self._stepping = True
+
+    def _demand_alike(self, where: str) -> None:
+        """Raises where other processes are somewhere else."""
+        try:
+            self._scorer.processes.demand_alike(where)
+        except Exception:
+            self.drop(moved=True)
+            raise
 
     def _before_another(self, k: int) -> None:
         """Before another optimizer of a step that was read already."""

@@ -1,13 +1,15 @@
 """From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
 
-from inrun.capture._capture import Block, Capture, Hold, Stream
+from inrun.capture._capture import Block, Capture
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
+from inrun.capture._hold import Hold
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
-from inrun.capture._processes import Alone, Processes, Several, gathered_step
+from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
+from inrun.capture._stream import Stream
 from inrun.capture._uncompiled import compiled_parts
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Root",
     "Several",
     "Stream",
+    "agreed",
     "compiled_parts",
     "gathered_step",
     "self_test",

@@ -1,11 +1,6 @@
 """Blocks of samples: from the operations of a forward and a backward pass to their factors.
 
-`hold` keeps every use's factors until the step is over: exact for every direction. `stream`
-contracts a parameter's factors inside the backward pass, as soon as its own gradient is there,
-and lets go of them: no factor outlives its layer. What `stream` gives up: the direction is formed
-from the opening validation gradient alone, and from the gradient as far as it has come in at that
-moment, before clipping and before later micro-batches are added; both are expected to do what they
-did in the step before.
+What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 """
 
 from __future__ import annotations
@@ -14,24 +9,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from inrun.capture._coverage import Coverage
-from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._gathered import GatheredParameters
+from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._layouts import LayoutBook, MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
-from inrun.capture._uses import Use
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
 from inrun.shards import is_sharded
-
-Contraction = Callable[[str, Factor], Tensor]
-"""(parameter's name, factor) -> values (B, K), called inside the backward pass by `stream`."""
 
 
 def _ignore(block: Block) -> None:
@@ -154,10 +144,13 @@ class Capture(ABC):
         Raises:
             InvariantError: the shares do not sum to the gradient.
             NotSupportedError: a gradient is sparse.
+            MisuseError: other processes are not at the end of a block.
         """
         if self.sharded and not self._reduced:  # this process's own gradient can nowhere be read
             self.check.end_unreduced_block()
             return False
+        if self._reduced:
+            self.processes.demand_alike("the end of a block")
         gradients = {name: p.grad for name, p in self.trained.items()}
         for name, gradient in gradients.items():
             if gradient is not None and gradient.is_sparse:
@@ -205,83 +198,3 @@ class Capture(ABC):
         self.check.add(name, factor)
         if self.observer is not None:
             self.observer(name, factor)
-
-
-class Hold(Capture):
-    """Keeps factors until the step is over.
-
-    Of a sharded model they are built while the backward pass is at their layer: its weights, of
-    which a rule may need some, are whole only there.
-    """
-
-    @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
-        if self._builds_early:
-
-            def take(use: Use) -> None:
-                with torch.no_grad():
-                    self._take(block, use)
-
-            mode.when_complete = take
-        yield
-
-    @property
-    def _builds_early(self) -> bool:
-        """Whether factors are built inside the backward pass."""
-        return self.sharded
-
-    def _collect(self, block: Block, mode: CaptureMode) -> None:
-        for use in mode.uses:
-            if use.reached and use.pending:
-                self._take(block, use)
-
-    def _take(self, block: Block, use: Use) -> None:
-        for name, how, factor in use.factors():
-            self._register(name, how, factor)
-            self._keep(block, name, factor)
-        if self._builds_early:
-            use.pending.clear()
-            use.release()
-
-    def _keep(self, block: Block, name: str, factor: Factor) -> None:
-        block.keep(name, factor)
-
-
-class Stream(Capture):
-    """Contracts inside the backward pass; `contract` is set by whoever forms the directions."""
-
-    contract: Contraction
-
-    @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
-        def on_gradient(name: str) -> Callable[[Tensor], None]:
-            def contract(_: Tensor) -> None:
-                with torch.no_grad():
-                    self._contract_reached(block, mode, name)
-
-            return contract
-
-        handles = [
-            p.register_post_accumulate_grad_hook(on_gradient(name))
-            for name, p in self.trained.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _contract_reached(self, block: Block, mode: CaptureMode, name: str) -> None:
-        for use in mode.uses:
-            if not use.reached or name not in use.pending:
-                continue
-            for _, how, factor in use.factors(only=name):
-                self._register(name, how, factor)
-                values = self.contract(name, factor)
-                block.values_BK = values if block.values_BK is None else block.values_BK + values
-            use.pending.discard(name)
-            if not use.pending:
-                use.release()
-
-    def _collect(self, block: Block, mode: CaptureMode) -> None:
-        """Nothing is left to do: values are in the block."""

@@ -29,8 +29,7 @@ class Probe:
         return factor.contract_rank_one(self._left, self._right)
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
-        """<r, gradient>, a scalar; of a sharded parameter this process's part of it, from its own
-        part of the gradient."""
+        """<r, gradient>, a scalar; of a sharded parameter both are this process's parts."""
         if self._parameter is not None:
             shape, on = self._parameter.shape, self._parameter
             left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)

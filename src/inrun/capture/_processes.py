@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inrun.errors import NotSupportedError
+from inrun.errors import InRunError, MisuseError, NotSupportedError
+
+PLACES = (
+    "the end of a block",
+    "a scored optimizer step",
+    "an unscored optimizer step",
+    "no optimizer step",
+)
+"""Where processes meet; the last is one that a gradient scaler skips."""
 
 
 class Processes(ABC):
@@ -36,6 +44,23 @@ class Processes(ABC):
         Raises:
             NotSupportedError: the model trains under `Join`.
         """
+
+    def demand_alike(self, place: str) -> None:  # noqa: B027 - one process is alone everywhere
+        """Raises where the processes have come to different places, before they wait for ever.
+
+        Args:
+            place: one of `PLACES`.
+
+        Raises:
+            MisuseError: said in every process.
+        """
+
+    def apart(self) -> Processes:
+        """The same processes over a channel of their own, for calls from inside a backward pass.
+
+        There the model's wrapper reduces gradients at the same time.
+        """
+        return self
 
     @abstractmethod
     def mean(self, t: Tensor) -> Tensor:
@@ -93,6 +118,7 @@ class Several(Processes):
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         backend = dist.get_backend(group)
         self._device = torch.device("cuda" if "nccl" in backend else "cpu")
+        self._apart: Several | None = None
 
     def reducing(self) -> bool:
         """See `Processes`."""
@@ -108,6 +134,30 @@ class Several(Processes):
                 "(attribution.batch([]) around a forward and backward pass of no rows), or drop "
                 "the last batches (DistributedSampler(drop_last=True))."
             )
+
+    def demand_alike(self, place: str) -> None:
+        """See `Processes`."""
+        code = PLACES.index(place)
+        spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)
+        dist.all_reduce(spread, dist.ReduceOp.MAX, group=self._group)
+        last, first = (abs(number) for number in spread.tolist())
+        if last != first:
+            elsewhere = PLACES[last if last != code else first]
+            raise MisuseError(
+                f"This process (number {self.rank} of {self.size}) has come to {place}, and "
+                f"another one to {elsewhere}. Every process must take the same steps with as many "
+                "attribution.batch(ids) blocks that reduce gradients. One that has run out of "
+                "samples opens its block with no ids and runs forward and backward on no rows; or "
+                "drop the last batches (DistributedSampler(drop_last=True))."
+            )
+
+    def apart(self) -> Processes:
+        """See `Processes`; the first call is made by all processes at once."""
+        if self._apart is None:
+            ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
+            some = len(ranks) < dist.get_world_size()
+            self._apart = Several(dist.new_group(ranks, use_local_synchronization=some))
+        return self._apart
 
     def mean(self, t: Tensor) -> Tensor:
         """See `Processes`."""
@@ -137,6 +187,32 @@ class Several(Processes):
         dist.all_gather(found, padded, group=self._group)
         joined = torch.cat([part[:n] for part, n in zip(found, counts, strict=True)])
         return joined.to(t.device), sum(counts[: self.rank])
+
+
+Result = TypeVar("Result")
+
+
+def agreed(processes: Processes, work: Callable[[], Result]) -> Result:
+    """What each process does for itself, without calls to the others, before it meets them again.
+
+    Raises:
+        InRunError: it failed in another process, which is not to be waited for; or whatever it
+            raised in this one.
+    """
+    if processes.size == 1:
+        return work()
+    done: list[Result] = []
+    failed: Exception | None = None
+    try:
+        done.append(work())
+    except Exception as error:
+        failed = error
+    (everywhere,) = processes.all([failed is None])
+    if failed is not None:
+        raise failed
+    if not everywhere:
+        raise InRunError("it failed in another process, which says why")
+    return done[0]
 
 
 def gathered_step(

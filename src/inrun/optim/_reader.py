@@ -194,14 +194,16 @@ def move_of(
         rule: the optimizer's.
         p: the parameter.
         times: the number.
-        mean: what becomes of the gradient first, as the mean over processes.
+        mean: what becomes of the gradient first, as the mean over processes, of which this one
+            may have none.
 
     Raises:
         MisuseError: the optimizer does not hold the parameter.
     """
     for group in optimizer.param_groups:
-        if any(q is p for q in group["params"]) and p.grad is not None:
-            gradient = consumed_gradient(optimizer, p)
+        if any(q is p for q in group["params"]) and (p.grad is not None or mean is not None):
+            given = p.grad is not None
+            gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
             return _move(optimizer, rule, group, p, gradient)

@@ -122,7 +122,7 @@ def reduced_gradients(
             p.grad = None
         for group in groups:
             group.reduce_grads = group.all_reduce_grads = True
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return [None if p.grad is None else own_part(p.grad) for p in parameters]
     finally:
         for p, gradient in zip(touched, before, strict=True):

@@ -65,7 +65,7 @@ def whole(own_K: Tensor, p: Tensor) -> Tensor:
         Shard(placement.dim + 1) if placement.is_shard() else placement
         for placement in p.placements  # type: ignore[attr-defined]
     ]
-    gathered = DTensor.from_local(
+    gathered: Tensor = DTensor.from_local(
         own_K.contiguous(), p.device_mesh, placements, run_check=False,  # type: ignore[attr-defined]
         shape=shape, stride=_strides(shape),
     ).full_tensor()  # fmt: skip

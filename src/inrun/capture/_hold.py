@@ -1,0 +1,53 @@
+"""`hold`: every use's factors are kept until the step is over: exact for every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from inrun.capture._capture import Block, Capture
+from inrun.capture._mode import CaptureMode
+from inrun.capture._uses import Use
+from inrun.factors import Factor
+
+
+class Hold(Capture):
+    """Keeps factors until the step is over.
+
+    Of a sharded model they are built while the backward pass is at their layer: its weights, of
+    which a rule may need some, are whole only there.
+    """
+
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        if self._builds_early:
+
+            def take(use: Use) -> None:
+                with torch.no_grad():
+                    self._take(block, use)
+
+            mode.when_complete = take
+        yield
+
+    @property
+    def _builds_early(self) -> bool:
+        """Whether factors are built inside the backward pass."""
+        return self.sharded
+
+    def _collect(self, block: Block, mode: CaptureMode) -> None:
+        for use in mode.uses:
+            if use.reached and use.pending:
+                self._take(block, use)
+
+    def _take(self, block: Block, use: Use) -> None:
+        for name, how, factor in use.factors():
+            self._register(name, how, factor)
+            self._keep(block, name, factor)
+        if self._builds_early:
+            use.pending.clear()
+            use.release()
+
+    def _keep(self, block: Block, name: str, factor: Factor) -> None:
+        block.keep(name, factor)

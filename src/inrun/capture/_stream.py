@@ -1,0 +1,86 @@
+"""`stream`: a parameter's factors meet their direction inside the backward pass, and are let go.
+
+They are contracted as soon as the parameter's own gradient is there, so that no factor outlives its
+layer. What `stream` gives up: the direction is formed from the opening validation gradient alone,
+and from the gradient as far as it has come in at that moment, before clipping and before later
+micro-batches are added; both are expected to do what they did in the step before.
+
+With several processes the direction is formed from the mean of their gradients, which is taken here
+for one parameter at a time, since DistributedDataParallel takes it later and in buckets. It goes
+over the wire twice for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from inrun.capture._capture import Block, Capture
+from inrun.capture._layouts import MeasuredLayouts
+from inrun.capture._mode import CaptureMode
+from inrun.capture._processes import Processes
+from inrun.capture._turns import Turns
+from inrun.factors import Factor
+
+Contraction = Callable[[str, Sequence[Factor]], list[Tensor]]
+"""(parameter's name, factors) -> values (B, K) of each, called inside the backward pass."""
+
+
+class Stream(Capture):
+    """Contracts inside the backward pass; `contract` is set by whoever forms the directions."""
+
+    contract: Contraction
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trained: Mapping[str, Tensor],
+        layouts: MeasuredLayouts,
+        processes: Processes | None = None,
+    ):
+        super().__init__(model, trained, layouts, processes)
+        self._turns = Turns(trained, self.processes)
+
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+        def on_gradient(name: str) -> Callable[[Tensor], None]:
+            def contract(_: Tensor) -> None:
+                with torch.no_grad():
+                    for turn in self._turns.ready(name):
+                        self._contract_reached(block, mode, turn)
+
+            return contract
+
+        self._turns.begin()
+        handles = [
+            p.register_post_accumulate_grad_hook(on_gradient(name))
+            for name, p in self.trained.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _contract_reached(self, block: Block, mode: CaptureMode, name: str) -> None:
+        factors: list[Factor] = []
+        for use in mode.uses:
+            if use.reached and name in use.pending:
+                for _, how, factor in use.factors(only=name):
+                    self._register(name, how, factor)
+                    factors.append(factor)
+                use.pending.discard(name)
+                if not use.pending:
+                    use.release()
+        for values in self.contract(name, factors):
+            block.values_BK = values if block.values_BK is None else block.values_BK + values
+
+    def _collect(self, block: Block, mode: CaptureMode) -> None:
+        """What still waits for its turn, or came after it; else values are in the block."""
+        late = {name for use in mode.uses if use.reached for name in use.pending}
+        with torch.no_grad():
+            for name in self._turns.rest(late):
+                self._contract_reached(block, mode, name)
