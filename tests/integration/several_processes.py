@@ -5,7 +5,7 @@
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms import Join
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
@@ -86,15 +86,15 @@ def network(*, sharded):
     return nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Tanh(), nn.Linear(10, 4))
 
 
-def spread(model, *, sharded):
+def spread(model, *, sharded, **options):
     """Over all processes: parameters in parts, or copies."""
     if not dist.is_initialized():
         return model
     if not sharded:
         return DistributedDataParallel(model)
-    fully_shard(model.first)
-    fully_shard(model.normed)
-    return fully_shard(model)  # the rest
+    fully_shard(model.first, **options)
+    fully_shard(model.normed, **options)
+    return fully_shard(model, **options)  # the rest
 
 
 @contextmanager
@@ -112,7 +112,9 @@ def waiting(model, waits):
 
 
 def terms(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    outputs = model(batch[0])
+    outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    return F.cross_entropy(outputs, batch[1], reduction="none")
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
@@ -194,6 +196,40 @@ def audit(folder):
     pq.write_table(attribution.ledger(), folder / f"audited-{rank}.parquet")
 
 
+def untouched(folder):
+    """Trains sharded models with and without attribution, in full and in mixed precision."""
+    x, y = data()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    found = {}
+    for name, policy in {"full": MixedPrecisionPolicy(), "mixed": half}.items():
+        weights = []
+        for attached in (False, True):
+            model = spread(network(sharded=True), sharded=True, mp_policy=policy)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[60:], y[60:]))
+            attribution = inrun.attach(model, optimizer, utility, progress=False)
+            if not attached:
+                attribution.detach()
+            for step in range(STEPS):
+                mine = (torch.arange(8) + 8 * step).tensor_split(size)[rank]
+                with attribution.batch(mine) if attached else nullcontext():
+                    (terms(model, (x[mine], y[mine])).sum() / 8 * size).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+            weights.append([p.to_local().clone() for p in model.parameters()])
+            attribution.detach()
+        same = all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+        found[name] = {
+            "same": same,
+            "residual": attribution.residual_share,
+            "covered": attribution.covered,
+            "values": attribution.values()["value"].to_pylist(),
+        }
+    (folder / f"untouched-{rank}").write_text(json.dumps(found))
+
+
 def refusals(folder):
     """What several processes cannot do is said by all of them alike."""
     rank, said = dist.get_rank(), {}
@@ -261,6 +297,7 @@ def main():
     refusals(folder)
     resume(folder)
     audit(folder)
+    untouched(folder)
     dist.destroy_process_group()
 
 

@@ -70,6 +70,18 @@ def test_every_process_resumes_from_the_first_ones_state(several):
     assert inrun.load(folder / "to resume").ledger().num_rows == script.STEPS + 1
 
 
+def test_sharded_training_is_untouched_in_full_and_in_mixed_precision(several):
+    folder, processes = several
+    found = [json.loads((folder / f"untouched-{rank}").read_text()) for rank in range(processes)]
+    for kind, limit in {"full": 0.02, "mixed": 0.1}.items():
+        assert all(one[kind]["same"] for one in found)
+        assert all(one[kind]["covered"] == 1.0 for one in found)
+        assert all(one[kind]["values"] == found[0][kind]["values"] for one in found)
+        assert found[0][kind]["residual"] < limit
+    full, mixed = (np.array(found[0][kind]["values"]) for kind in ("full", "mixed"))
+    assert np.corrcoef(full, mixed)[0, 1] > 0.98
+
+
 SAID = {
     "penalty": "InvariantError: .* do not sum",
     "no block": "MisuseError: .* has come to .*, and another one to .*no ids",
