@@ -124,14 +124,25 @@ class Convolution(Factor):
         x = x.reshape(B, S, g.groups, self.shape[1], space, -1)
         return x.permute(0, 2, 1, 4, 3, 5).reshape(B, g.groups, S * space, -1)
 
-    def _shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+    def _outputs(self, samples: slice, dtype: torch.dtype) -> Tensor:
+        """(B, G, T, O): the output gradient at each position, a group at a time."""
         b = self._gradient_BS[samples].to(dtype)
         B, S = b.shape[:2]
         G = self._geometry.groups
         b_BGTO = b.reshape(B, S, G, self.shape[0] // G, -1).permute(0, 2, 1, 4, 3)
-        b_BGTO = b_BGTO.reshape(B, G, -1, self.shape[0] // G)
+        return b_BGTO.reshape(B, G, -1, self.shape[0] // G)
+
+    def _shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+        b_BGTO = self._outputs(samples, dtype)
         shares = torch.einsum("bgto,bgti->bgoi", b_BGTO, self._patches(samples, dtype))
-        return shares.reshape(B, *self.shape)
+        return shares.reshape(len(shares), *self.shape)
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`: one matrix product a group."""
+        everything = slice(None)
+        b_BGTO = self._outputs(everything, dtype)
+        total = torch.einsum("bgto,bgti->goi", b_BGTO, self._patches(everything, dtype))
+        return total.reshape(self.shape)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`."""

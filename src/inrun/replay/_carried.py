@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.optim import Along, Move, joined
+from inrun.optim import Along, Move, derivative_of, joined
 
 Names = tuple[str, ...]
 
@@ -82,6 +82,35 @@ class Carried:
     def put(self, names: Names, part: Along) -> None:
         """Replaces the part of these parameters."""
         self._flat[names] = part
+
+    def copy(self) -> Carried:
+        """The same, to be carried elsewhere; no tensor is ever written to."""
+        twin = Carried(self._parameters, self._targets)
+        twin._flat = dict(self._flat)
+        return twin
+
+    def pull(
+        self, moves: Mapping[Names, Move[Any, Any]]
+    ) -> tuple[dict[Names, Along], dict[str, Tensor]]:
+        """Takes a loss's gradient back through the optimizer's own part of a step.
+
+        Args:
+            moves: as from `alike`.
+
+        Returns:
+            What was carried until now, by the moves' names; and q, the loss's derivative in the
+            consumed gradient, (K, *shape) a parameter.
+        """
+        after: dict[Names, Along] = {}
+        directions: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for names, move in moves.items():
+                derivative = derivative_of(move.rule)
+                after[names] = self.of(names, derivative.moments(move))
+                before, q = derivative.pull(move, after[names])
+                self.put(names, before)
+                directions |= self.split(names, q)
+        return after, directions
 
     def add_to_weights(self, gradients: Mapping[str, Tensor]) -> None:
         """Adds (K, *shape) a parameter to the part of the weights."""

@@ -105,19 +105,8 @@ class StepGradient:
         return [(names[id(p)], m) for p, m in moves(self._replica.optimizer, self._replica.rule)]
 
     def consumed_to_raw(self, q: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A loss's derivative in the raw gradient, from that in the consumed one; both (K, *shape).
-
-        Clipping is g = C / (n + 1e-6) * raw with n the raw gradient's length, which moves with it.
-        The map is its own transpose, so changes of the raw gradient are pushed through it too.
-        """
-        if self.clip == 1.0:
-            return dict(q)
-        along = torch.stack([(q[n] * self.raw[n]).flatten(1).sum(1) for n in q]).sum(0)
-        factor = along * (self.clip / ((self.norm + 1e-6) * self.norm))
-        return {
-            name: self.clip * part - factor.view(-1, *[1] * (part.ndim - 1)) * self.raw[name]
-            for name, part in q.items()
-        }
+        """See `unclipped`."""
+        return unclipped(q, self.raw, self.norm, self.clip)
 
     def contract(self, directions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """(H p by parameter, (K, *shape); <p, c_i> a block, (B, K) float64 on the CPU).
@@ -175,6 +164,30 @@ class StepGradient:
         (found,) = pulled_back([g for g, _ in used], [p for _, p in used], [omega])
         assert found is not None
         return found.permute(1, 2, 0).double().cpu()
+
+
+def unclipped(
+    q: Mapping[str, Tensor], raw: Mapping[str, Tensor], norm: float, clip: float
+) -> dict[str, Tensor]:
+    """A loss's derivative in the raw gradient, from that in the consumed one; both (K, *shape).
+
+    Clipping is g = C / (n + 1e-6) * raw with n the raw gradient's length, which moves with it.
+    The map is its own transpose, so changes of the raw gradient are pushed through it too.
+
+    Args:
+        q: the derivative, by parameter.
+        raw: the gradient, (*shape) a parameter.
+        norm: its length.
+        clip: what it was multiplied with.
+    """
+    if clip == 1.0:
+        return dict(q)
+    along = torch.stack([(q[n] * raw[n]).flatten(1).sum(1) for n in q]).sum(0)
+    factor = along * (clip / ((norm + 1e-6) * norm))
+    return {
+        name: clip * part - factor.view(-1, *[1] * (part.ndim - 1)) * raw[name]
+        for name, part in q.items()
+    }
 
 
 def pulled_back(

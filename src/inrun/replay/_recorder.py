@@ -24,6 +24,8 @@ from inrun.replay._replica import (
     Replica,
     Task,
     gradient_norm,
+    modules_at_rest,
+    settings_of,
     states_for_blocks,
 )
 from inrun.replay._schedule import Schedule
@@ -144,7 +146,7 @@ class Recorder:
             what = "was finished" if self._trajectory is not None else "is inside a block already"
             raise MisuseError(f"This recorder {what}: no block can begin.")
         names, before = read_ids(ids), random_state(self._model)
-        resting = tuple(n for n, module in self._model.named_modules() if not module.training)
+        resting = modules_at_rest(self._model)
         self._inside = True
         try:
             yield
@@ -176,7 +178,7 @@ class Recorder:
         step = Step(
             self._steps + 1,
             tuple(block for block, _ in self._blocks),
-            tuple(_settings(group) for group in self._optimizer.param_groups),
+            tuple(settings_of(group) for group in self._optimizer.param_groups),
             self._norm,
             self._clip(),
         )
@@ -250,19 +252,6 @@ def _remove(handles: list[Any]) -> None:
         handle.remove()
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """A group's numbers and switches, as JSON holds them."""
-    settings = {}
-    for key, value in group.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, (tuple, list)) and key != "params":
-            value = [v.item() if isinstance(v, Tensor) else v for v in value]
-        if key != "params" and isinstance(value, (bool, int, float, str, list, type(None))):
-            settings[key] = value
-    return settings
-
-
 def read_ids(ids: Iterable[Any]) -> Ids:
     """Ids as plain ints or plain strings.
 
@@ -273,7 +262,7 @@ def read_ids(ids: Iterable[Any]) -> Ids:
     plain = [v.item() if hasattr(v, "item") else v for v in values]
     if {type(v) for v in plain} not in ({int}, {str}) or isinstance(ids, (str, bytes)):
         raise MisuseError(
-            "recorder.batch takes one id a row, all ints or all strings: the batch is fetched by "
-            f"them again. It got {values[:3]!r}."
+            "batch(ids) takes one id a row, all ints or all strings: rows are fetched by them "
+            f"again. It got {values[:3]!r}."
         )
     return plain  # type: ignore[return-value]  # all of one kind, as was just checked

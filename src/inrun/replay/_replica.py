@@ -16,7 +16,7 @@ from inrun.errors import MisuseError
 from inrun.optim import rule_for
 from inrun.replay import _snapshot
 from inrun.replay._folder import Block, Ids, Keeper, Step
-from inrun.replay._random import random_state, set_random_state, undisturbed_random
+from inrun.replay._random import set_random_state, undisturbed_random
 
 Losses = Callable[[nn.Module, Any], Tensor]
 Fetch = Callable[[Ids], Any]
@@ -165,6 +165,24 @@ def gradient_norm(parameters: Mapping[str, Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's numbers and switches, as JSON holds them."""
+    settings = {}
+    for key, value in group.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, (tuple, list)) and key != "params":
+            value = [v.item() if isinstance(v, Tensor) else v for v in value]
+        if key != "params" and isinstance(value, (bool, int, float, str, list, type(None))):
+            settings[key] = value
+    return settings
+
+
+def modules_at_rest(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that are in evaluation mode."""
+    return tuple(name for name, module in model.named_modules() if not module.training)
+
+
 def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
     """Random states of a step's blocks under names that one file can hold."""
     return {
@@ -172,6 +190,3 @@ def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str
         for number, block in enumerate(states)
         for device, state in (block or {}).items()
     }
-
-
-__all__ = ["Fetch", "Losses", "Replica", "Task", "gradient_norm", "random_state"]

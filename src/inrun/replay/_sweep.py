@@ -16,12 +16,12 @@ number of rows. Letters: B rows of a block, K targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inrun.optim import Along, derivative_of
+from inrun.optim import Along, Move
 from inrun.replay._agreement import check_norm
 from inrun.replay._carried import Carried, Names, alike
 from inrun.replay._dynamics import Dynamics
@@ -30,6 +30,7 @@ from inrun.replay._gradient import StepGradient
 from inrun.replay._horizon import Horizon
 from inrun.replay._push import Moment, Push
 from inrun.replay._removal import Removal
+from inrun.replay._replica import Replica
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility, evaluate
 
@@ -87,33 +88,46 @@ def _through(
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     replica = run.replica
-    gradient = StepGradient(replica, step, method.kink_width)
-    check_norm(replica, step, gradient.norm)
-    moves = alike([(n, method.dynamics.read(move)) for n, move in gradient.moves()])
-    after: dict[Names, Along] = {}
-    directions: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for names, move in moves.items():
-            derivative = derivative_of(move.rule)
-            after[names] = carried.of(names, derivative.moments(move))
-            before, q = derivative.pull(move, after[names])
-            carried.put(names, before)
-            directions |= carried.split(names, q)
-        directions = gradient.consumed_to_raw(directions)
+    passage = taken_back(replica, step, carried, method.dynamics, method.kink_width)
     if watch is not None:
-        watch(step, gradient, directions)
-    curved, contractions = gradient.contract(directions)
-    with torch.no_grad():
-        if method.curvature:
+        watch(step, passage.gradient, passage.directions)
+    curved, contractions = passage.gradient.contract(passage.directions)
+    if method.curvature:
+        with torch.no_grad():
             carried.add_to_weights(curved)
     moment = Moment(
         step,
-        gradient,
-        moves,
-        after,
+        passage.gradient,
+        passage.moves,
+        passage.after,
         contractions,
         replica.parameters,
         replica.task.clip_norm,
         end,
     )
     return method.push.values(moment, method.removal)
+
+
+class Passage(NamedTuple):
+    """A step that a loss's gradient was taken back through, but for the training loss's curvature.
+
+    `after` is what was carried before that, `directions` p, (K, *shape) a parameter.
+    """
+
+    gradient: StepGradient
+    moves: dict[Names, Move[Any, Any]]
+    after: dict[Names, Along]
+    directions: dict[str, Tensor]
+
+
+def taken_back(
+    replica: Replica, step: Step, carried: Carried, dynamics: Dynamics, kink_width: float = 0.0
+) -> Passage:
+    """Takes what is carried back through the step that the replica is about to take."""
+    gradient = StepGradient(replica, step, kink_width)
+    check_norm(replica, step, gradient.norm)
+    moves = alike([(n, dynamics.read(move)) for n, move in gradient.moves()])
+    after, directions = carried.pull(moves)
+    with torch.no_grad():
+        directions = gradient.consumed_to_raw(directions)
+    return Passage(gradient, moves, after, directions)

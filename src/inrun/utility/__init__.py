@@ -9,7 +9,7 @@ from inrun.utility._passes import (
     losses_of,
 )
 from inrun.utility._rows import differing_row, row_count, take_rows
-from inrun.utility._undisturbed import undisturbed
+from inrun.utility._undisturbed import displaced, undisturbed
 from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Utility",
     "curvature",
     "differing_row",
+    "displaced",
     "evaluate",
     "gradients_of",
     "loss_of",

@@ -9,12 +9,12 @@ parameters, which it does not reach, are put in parts again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from inrun.shards import sharded_afterwards
@@ -78,3 +78,16 @@ def _hooks_silent(model: nn.Module) -> Iterator[None]:
     finally:
         for table, hooks in zip(tables, kept, strict=True):
             table.update(hooks)
+
+
+@contextmanager
+def displaced(displacements: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Parameters moved by -d while inside; afterwards the very same storage as before."""
+    before = {p: p.data for p in displacements}
+    try:
+        for p, d in displacements.items():
+            p.data = p.data - d
+        yield
+    finally:
+        for p, kept in before.items():
+            p.data = kept
