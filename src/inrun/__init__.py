@@ -24,6 +24,7 @@ from inrun.uses import (
     label_doubts,
     prune,
     rollup,
+    select,
     trace,
 )
 from inrun.utility import Utility
@@ -54,6 +55,7 @@ __all__ = [
     "prune",
     "record",
     "rollup",
+    "select",
     "trace",
     "truth",
 ]

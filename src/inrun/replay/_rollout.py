@@ -4,7 +4,8 @@ The copy takes the coming step with a given gradient and then steps on anticipat
 validation loss at the end says of the states on the way is its adjoint, taken back through each of
 these steps as in `_sweep.py`:
 
-    x_1 = step(x_0, g),  x_j+1 = step(x_j, batch_j)        a_H = dV/dx_H,  a_j = (dx_j+1/dx_j)^T a_j+1
+    x_1 = step(x_0, g),   x_j+1 = step(x_j, batch_j)
+    a_H = dV/dx_H,        a_j = (dx_j+1/dx_j)^T a_j+1
 
 In memory: the copy, and a state each step (parameters and moments). Cost: for every anticipated
 step one forward and backward pass, and one more forward with a double backward pass.

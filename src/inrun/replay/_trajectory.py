@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError, StoreError
 from inrun.replay._agreement import check_norm, check_state
 from inrun.replay._folder import Folder, Keeper, Step
+from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Fetch, Losses, Replica, Task
 from inrun.replay._schedule import stops
 from inrun.replay._snapshot import Snapshot
@@ -85,6 +86,23 @@ class Trajectory:
         for step in self.steps[first:]:
             self.replica.play(step, without, renormalise)
         return self.replica.model
+
+    def losses(self) -> dict[int | str, float]:
+        """Each sample's own loss at the run's last state, in the mode that it was trained in.
+
+        It is the row's term over the row's part of the mean, of the sample's last visit.
+        """
+        self.finished()
+        found: dict[int | str, float] = {}
+        with undisturbed_random(self.replica.model), torch.no_grad():
+            for step in self.steps:
+                for number, block in enumerate(step.blocks):
+                    self.replica.begin_block(step, block, number)
+                    terms, batch = self.replica.task.terms(self.replica.model, block.ids)
+                    shares = self.replica.task.shares_of_mean(batch, len(block.ids))
+                    rows = terms.double().cpu() / shares * len(step.blocks)
+                    found |= dict(zip(block.ids, rows.tolist(), strict=True))
+        return found
 
     def finished(self) -> nn.Module:
         """The model as the run ended, until the next replay."""

@@ -1,5 +1,6 @@
 """From values to decisions."""
 
+from inrun.uses import select
 from inrun.uses._check import ARMS, Check, Mean, Train, check_pruning
 from inrun.uses._contents import duplicate_groups
 from inrun.uses._harm import harm_profile, harm_sums
@@ -46,6 +47,7 @@ __all__ = [
     "refuse_unless_told",
     "replayable_again",
     "rollup",
+    "select",
     "trace",
     "training_again",
     "trains_itself",

@@ -74,9 +74,7 @@ class Candidates:
         }
         return self._on_top(gradient)
 
-    def values(
-        self, directions: Mapping[str, Tensor], rows: Sequence[int], places: int
-    ) -> Tensor:
+    def values(self, directions: Mapping[str, Tensor], rows: Sequence[int], places: int) -> Tensor:
         """What a place for each candidate takes off the loss, (N,) float64 on the CPU.
 
         It is minus the loss's derivative in the candidate's weight, the mean being taken over it

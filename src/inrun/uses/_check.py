@@ -118,11 +118,12 @@ def check_pruning(
     """
     if seeds < 2:
         raise MisuseError(f"seeds is {seeds}; an interval needs at least 2 trainings of each arm.")
-    results = _Results(store, pruning)
+    question = {"by": pruning.by, "balanced": pruning.balanced, "dropped": pruning.dropped}
+    results = Results(store, question, "pruning")
     for seed in range(seeds):
         for arm in ARMS:
             if (arm, seed) not in results.known:
-                results.add(arm, seed, *_timed(train, _ids(pruning, arm, seed), seed))
+                results.add(arm, seed, *timed(train, _ids(pruning, arm, seed), seed))
             tick(arm)
     found = {arm: [results.known[arm, seed] for seed in range(seeds)] for arm in ARMS}
     every = pruning.table.num_rows
@@ -150,9 +151,14 @@ def _ids(pruning: Pruning, arm: str, seed: int) -> list[Any]:
     return [i for i, stays in zip(ids, keep.tolist(), strict=True) if stays]
 
 
-def _timed(train: Train, ids: list[Any], seed: int) -> tuple[float, float]:
+def timed(train: Callable[[Any, int], float], arm: Any, seed: int) -> tuple[float, float]:
+    """What a training scores, and its seconds.
+
+    Raises:
+        MisuseError: no finite number came back.
+    """
     began = time.perf_counter()
-    score = train(ids, seed)
+    score = train(arm, seed)
     seconds = time.perf_counter() - began
     try:
         number = float(score)
@@ -166,13 +172,18 @@ def _timed(train: Train, ids: list[Any], seed: int) -> tuple[float, float]:
     return number, seconds
 
 
-class _Results:
-    """Scores and seconds by (arm, seed), in memory and, a line a training, in a file."""
+class Results:
+    """Scores and seconds by (arm, seed), in memory and, a line a training, in a file.
 
-    def __init__(self, path: str | os.PathLike[str] | None, pruning: Pruning):
+    Args:
+        path: of the file, None for none.
+        question: what is checked; a file of another question is refused.
+        what: its name, for that error.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, question: dict[str, Any], what: str):
         self._path = None if path is None else Path(path)
         self.known: dict[tuple[str, int], tuple[float, float]] = {}
-        question = {"by": pruning.by, "balanced": pruning.balanced, "dropped": pruning.dropped}
         if self._path is None:
             return
         if not self._path.exists():
@@ -185,7 +196,7 @@ class _Results:
                 f"{self._path} is torn ({error}): remove its last line to go on from there."
             ) from error
         if asked != question:
-            raise StoreError(f"{self._path} holds the check of another pruning. Name a new file.")
+            raise StoreError(f"{self._path} holds the check of another {what}. Name a new file.")
         self.known = {(r["arm"], r["seed"]): (r["score"], r["seconds"]) for r in lines}
 
     def add(self, arm: str, seed: int, score: float, seconds: float) -> None:

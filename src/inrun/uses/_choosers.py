@@ -81,9 +81,7 @@ class ByValue(Chooser):
         assert first is not None
         return Chosen(sorted(rows), first)
 
-    def _values(
-        self, candidates: Candidates, rows: list[int], places: int, step: int
-    ) -> Tensor:
+    def _values(self, candidates: Candidates, rows: list[int], places: int, step: int) -> Tensor:
         raw = candidates.expected(rows, places)
         prospect = Prospect(self._optimizer, self._rule, self._parameters, raw, self._clip_norm)
         after = self._outlook.after(step, prospect, chosen=bool(rows))

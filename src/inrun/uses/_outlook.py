@@ -24,7 +24,7 @@ from inrun.replay import Carried, Ids, Prospect, Rollout, read_ids
 from inrun.utility import Utility
 
 Upcoming = Callable[[int], list[Ids]]
-"""`upcoming(n)` gives the ids of the n batches that the steps after the coming one will train on."""
+"""`upcoming(n)` gives the ids of the n batches that come after the present one."""
 
 
 class Seen:
@@ -33,19 +33,18 @@ class Seen:
     def __init__(self, seed: int):
         self._rows, self._draw = 1, random.Random(seed)
         self._known: dict[int | str, None] = {}
-        self._list: list[int | str] = []
 
     def note(self, ids: Ids, rows: int) -> None:
         """Takes ids in; batches will have so many rows."""
         self._rows = rows
-        new = [i for i in dict.fromkeys(ids) if i not in self._known]
-        self._known.update(dict.fromkeys(new))
-        self._list += new
+        new: list[int | str] = [i for i in ids if i not in self._known]
+        self._known |= dict.fromkeys(new)
 
     def __call__(self, batches: int) -> list[Ids]:
         """That many batches."""
-        rows = min(self._rows, len(self._list))
-        return [read_ids(self._draw.sample(self._list, rows)) for _ in range(batches)]
+        known = list(self._known)
+        rows = min(self._rows, len(known))
+        return [read_ids(self._draw.sample(known, rows)) for _ in range(batches)]
 
 
 class When(NamedTuple):

@@ -89,7 +89,7 @@ def prune(
     table = _described(run, ranked, samples)
     column = _labels_if_grouping(table) if balanced == AUTO else balanced
     level = _levels(table, column)
-    dropped = _lowest(ranked.scores, level, count / n)
+    dropped = lowest(ranked.scores, level, count / n)
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
     return Pruning(name, column, _table(run, ranked, dropped, level, column))
@@ -131,7 +131,7 @@ def _levels(table: pa.Table, column: str | None) -> np.ndarray:
     return np.array([str(value) for value in table[column].to_pylist()], dtype=object)
 
 
-def _lowest(scores: np.ndarray, level: np.ndarray, share: float) -> np.ndarray:
+def lowest(scores: np.ndarray, level: np.ndarray, share: float) -> np.ndarray:
     """(n,) bool: the given share of each level, its lowest scores."""
     dropped = np.zeros(len(scores), dtype=bool)
     for name in set(level.tolist()):
