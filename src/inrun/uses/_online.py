@@ -11,7 +11,7 @@ from inrun.optim import trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
 from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
 from inrun.uses._online_selection import OnlineSelection
-from inrun.uses._outlook import Ahead, NextState, Outlook, Seen, Upcoming, When
+from inrun.uses._outlook import Ahead, Drawn, NextState, Outlook, Upcoming, When
 from inrun.utility import Utility
 
 BY = ("value", "random", "loss")
@@ -66,14 +66,15 @@ def online(
         horizon: at how many steps' distance the validation loss is read; None is the run's end.
         rounds: in how many parts the places are filled. After each the step is looked at anew, with
             those that were chosen in it.
-        every: for a horizon above 1, how many steps one roll-out serves; a quarter of the horizon
-            where not given. The last of them looks `every - 1` steps less far. As many copies of
-            parameters and moments are in memory.
+        every: for a horizon above 1, how many steps one roll-out serves; where not given a quarter
+            of the horizon, at most 4. The last of them looks `every - 1` steps less far, from where
+            the roll-out was, which training left meanwhile. So many copies of parameters and
+            moments are in memory.
         losses: `losses(model, batch)` gives (B,) terms that add up to the training loss, as for
             `inrun.record`. For horizons above 1 and by='loss'.
         fetch: `fetch(ids)` gives the batch of these rows. For the same.
         upcoming: `upcoming(n)` gives the ids of the n batches that come after the present one, if
-            that is known; else batches of `keep` rows are drawn from all ids that came by so far.
+            that is known; else batches are drawn from the rows that were chosen so far.
         steps: how many optimizer steps the run will have, so that no look goes past its end.
         clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
         reduction: 'mean' where the training loss is a mean over the rows, so that the chosen ones'
@@ -96,7 +97,7 @@ def online(
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters, MeasuredLayouts())
     self_test(capture, model, utility)
-    seen = Seen(seed)
+    drawn = Drawn(seed)
     task = None if losses is None or fetch is None else Task(losses, fetch, clip_norm)
     rollout, chooser = None, _control(by, model, task, seed)
     if chooser is None:
@@ -105,10 +106,10 @@ def online(
             assert task is not None
             rollout = Rollout(model, optimizer, task, utility)
             when = _when(horizon, every, steps)
-            outlook = Ahead(outlook, rollout, upcoming or seen, when, moves=rounds > 1)
+            outlook = Ahead(outlook, rollout, upcoming or drawn, when, moves=rounds > 1)
         chooser = ByValue(optimizer, parameters, outlook, clip_norm, rounds)
     return OnlineSelection(
-        model, optimizer, parameters, capture, chooser, keep, reduction, seen, rollout, clip_norm
+        model, optimizer, parameters, capture, chooser, keep, reduction, drawn, rollout, clip_norm
     )
 
 
@@ -130,7 +131,7 @@ def _when(horizon: int | None, every: int | None, steps: int | None) -> When:
             f"horizon is {horizon} and steps is {steps}. A horizon counts steps, at least 1; to "
             "look to the run's end (None), steps=... must say how many steps it will have."
         )
-    return When(horizon, every or max(1, (horizon or steps or 1) // 4), steps)
+    return When(horizon, every or max(1, min(4, (horizon or steps or 1) // 4)), steps)
 
 
 def _check(keep: int | float, rounds: int, every: int | None, reduction: str) -> None:

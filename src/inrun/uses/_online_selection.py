@@ -17,7 +17,7 @@ from inrun.errors import MisuseError, NotSupportedError
 from inrun.replay import Ids, Rollout, drawn_since, gradient_norm, random_state, read_ids
 from inrun.uses._candidates import Candidates
 from inrun.uses._choosers import Chooser, Chosen
-from inrun.uses._outlook import Seen
+from inrun.uses._outlook import Drawn
 
 
 class OnlineSelection:
@@ -32,13 +32,13 @@ class OnlineSelection:
         chooser: Chooser,
         keep: int | float,
         reduction: str,
-        seen: Seen,
+        drawn: Drawn,
         rollout: Rollout | None,
         clip_norm: float | None,
     ):
         self._model, self._parameters, self._capture = model, parameters, capture
         self._chooser, self._keep, self._reduction = chooser, keep, reduction
-        self._seen, self._unchecked = seen, rollout
+        self._drawn, self._unchecked = drawn, rollout
         self._clip_norm = clip_norm
         self._history: list[tuple[int, Ids, Chosen]] = []
         self._step, self._norm = 0, 0.0
@@ -112,12 +112,13 @@ class OnlineSelection:
         """Chooses, takes note, and returns the gradient of training on the chosen."""
         n = len(candidates)
         places = self._keep if isinstance(self._keep, int) else max(1, round(self._keep * n))
-        self._seen.note(candidates.ids, min(places, n))
+        self._drawn.offer(candidates.ids, min(places, n))
         chosen = Chosen(list(range(n)), torch.full((n,), torch.nan, dtype=torch.float64))
         with torch.no_grad():
             if places < n:
                 chosen = self._chooser.choose(candidates, places, self._step)
             self._history.append((self._step, candidates.ids, chosen))
+            self._drawn.note(self.chosen)
             return candidates.trained_on(chosen.rows)
 
     def _refuse_gaps(self) -> None:

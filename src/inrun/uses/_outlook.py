@@ -27,22 +27,28 @@ Upcoming = Callable[[int], list[Ids]]
 """`upcoming(n)` gives the ids of the n batches that come after the present one."""
 
 
-class Seen:
-    """Anticipates batches: draws them from all ids that came by so far."""
+class Drawn:
+    """Anticipates batches: draws them from all ids that were chosen so far, as many as last time.
+
+    Before anything was chosen, from the candidates at hand.
+    """
 
     def __init__(self, seed: int):
         self._rows, self._draw = 1, random.Random(seed)
-        self._known: dict[int | str, None] = {}
+        self._chosen: dict[int | str, None] = {}
+        self._at_hand: list[int | str] = []
 
-    def note(self, ids: Ids, rows: int) -> None:
-        """Takes ids in; batches will have so many rows."""
-        self._rows = rows
-        new: list[int | str] = [i for i in ids if i not in self._known]
-        self._known |= dict.fromkeys(new)
+    def offer(self, candidates: Ids, rows: int) -> None:
+        """Takes note of candidates, so many of which will be chosen."""
+        self._at_hand, self._rows = list(candidates), rows
+
+    def note(self, chosen: Ids) -> None:
+        """Takes note of what was chosen."""
+        self._chosen |= dict.fromkeys(chosen)
 
     def __call__(self, batches: int) -> list[Ids]:
         """That many batches."""
-        known = list(self._known)
+        known = list(self._chosen or dict.fromkeys(self._at_hand))
         rows = min(self._rows, len(known))
         return [read_ids(self._draw.sample(known, rows)) for _ in range(batches)]
 

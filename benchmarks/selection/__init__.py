@@ -1,0 +1,1 @@
+"""Offline against online selection at every horizon: `python -m benchmarks.selection`."""

@@ -1,0 +1,29 @@
+"""`python -m benchmarks.selection`: measures what is not on disk yet, writes docs/selection.md."""
+
+from __future__ import annotations
+
+from benchmarks.command import measure_and_write
+from benchmarks.selection.cell import Setting, measure
+
+NOISES, RATES, SEEDS = (0.2, 0.0), (1e-3, 3e-3, 1e-2), 5
+
+
+def grid(quick: bool) -> list[str]:
+    """The standard cells, or one seed of them with wrong labels."""
+    return [
+        Setting(noise, rate, seed).key
+        for seed in range(1 if quick else SEEDS)
+        for noise in (NOISES[:1] if quick else NOISES)
+        for rate in RATES
+    ]
+
+
+def main() -> None:
+    """Parses the command line, measures, writes the page."""
+    from benchmarks.selection.page import write_page
+
+    measure_and_write("selection", __doc__, "one seed with wrong labels", grid, measure, write_page)
+
+
+if __name__ == "__main__":
+    main()
