@@ -10,6 +10,7 @@ from benchmarks.influence.cell import (
     Setting,
     carried_push,
     cost,
+    decay_truth,
     fidelity,
     print_peak,
     proxy_against_error,
@@ -20,7 +21,10 @@ from benchmarks.results_file import cells
 RATES = (1e-3, 1e-4, 1e-5)
 GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
-KINDS = {"fidelity": fidelity, "carried": carried_push, "proxy": proxy_against_error, "cost": cost}
+KINDS = {
+    "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
+    "proxy": proxy_against_error, "cost": cost,
+}  # fmt: skip
 
 
 def grid(quick: bool) -> list[str]:
@@ -42,7 +46,7 @@ def grid(quick: bool) -> list[str]:
             for rate in GRID_RATES
             for steps in GRID_STEPS
         ]
-    beside = [key.replace("fidelity", "carried") for key in fidelities]
+    beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
     return fidelities + beside + proxies + costs
 
 

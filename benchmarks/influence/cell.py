@@ -24,6 +24,7 @@ from benchmarks.results_file import RESULTS
 from inrun.replay import KINK_WIDTH, Lookahead, tracin
 
 NOISE = 1e-5
+DECAY = 0.01
 CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
@@ -62,8 +63,8 @@ class Setting:
 class Experiment:
     """A setting, ready to be trained."""
 
-    def __init__(self, setting: Setting):
-        self.setting, self.task = setting, TASKS[setting.task]()
+    def __init__(self, setting: Setting, decay: float = DECAY):
+        self.setting, self.task, self.decay = setting, TASKS[setting.task](), decay
         order = torch.randperm(
             self.task.samples, generator=torch.Generator().manual_seed(setting.seed)
         )
@@ -92,8 +93,9 @@ class Experiment:
                 for p in model.parameters():
                     p.add_(self.setting.noise * torch.randn(p.shape, generator=generator))
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.setting.rate, betas=self.task.betas, weight_decay=0.01
-        )
+            model.parameters(), lr=self.setting.rate, betas=self.task.betas,
+            weight_decay=self.decay,
+        )  # fmt: skip
         return model, optimizer
 
     def train(self, folder: Path | None = None, *, record: bool = True) -> inrun.Trajectory | None:
@@ -218,13 +220,28 @@ def carried_push(setting: Setting) -> dict[str, Any]:
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
-    stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    truth = np.array(stored[f"fidelity: {setting.key}"]["result"]["truth"])[:, None]
+    truth = _stored_truth(setting)
     order, found = experiment.left_out, {}
     for name, method in experiment.carried_methods(run).items():
         values = _columns(method(experiment.mean).values(), order, experiment.mean)
         found[name] = agreement(values, truth) | {"values": _digits(values)}
     return {"methods": found}
+
+
+def _stored_truth(setting: Setting) -> Values:
+    """(samples, 1), of the setting's fidelity cell."""
+    stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
+    return np.array(stored[f"fidelity: {setting.key}"]["result"]["truth"])[:, None]
+
+
+def decay_truth(setting: Setting) -> dict[str, Any]:
+    """The truth of the same training without weight decay, beside that of the fidelity cell."""
+    experiment = Experiment(setting, decay=0.0)
+    run = experiment.train()
+    assert run is not None
+    order, mean = experiment.left_out, experiment.mean
+    truth = _columns(inrun.truth.retrain(run, mean, order), order, mean)
+    return agreement(truth, _stored_truth(setting)) | {"truth": _digits(truth)}
 
 
 def proxy_against_error(setting: Setting) -> dict[str, Any]:
