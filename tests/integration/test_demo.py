@@ -26,8 +26,8 @@ def test_the_summary_says_what_was_found(demo):
     _, said = demo
     found = float(re.search(r"AUC (\d\.\d+)", said).group(1))
     assert 0.9 < found <= 1
-    agreements = re.search(r"at steps [\d, ]+:\s+([\d., \n]+)", said).group(1)
-    assert min(float(r) for r in re.findall(r"\d\.\d{4}", agreements)) > 0.9
+    agreement = re.search(r"exact Shapley values (\d\.\d{4}) \[(\d\.\d{4}), ", said)
+    assert 0.99 < float(agreement.group(2)) <= float(agreement.group(1)) <= 1
     assert "mean training loss" in said
     assert "without random ones (control)" in said
 
@@ -73,13 +73,20 @@ def test_the_report_is_one_small_file_that_loads_nothing(demo):
     reader.feed(text)
     assert all(source.startswith(("data:", "#")) for source in reader.sources)
     assert "default-src 'none'" in text
+    assert "was not audited" not in text
     specs = json.loads(reader.json)
     assert len(specs["fixed"]) == text.count('data-chart="') == 4
     assert set(specs["live"]) == {"books", "steps", "distribution", "groups", "harm"}
-    assert {"The books", "Agreement with exact Shapley values", "What pruning gains"} <= set(
-        reader.headings
-    )
-    assert inrun.load(folder / "run").samples().num_rows == 1000
+    assert {
+        "The books",
+        "Agreement with exact Shapley values",
+        "What pruning gains",
+        "The validation rows",
+    } <= set(reader.headings)
+    run = inrun.load(folder / "run")
+    assert run.samples().num_rows == 1000
+    assert run.samples("validation").num_rows == 300
+    assert run.audit().num_rows >= 3
 
 
 def test_a_second_demo_into_the_same_folder_is_one_clear_line(demo):

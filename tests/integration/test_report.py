@@ -321,6 +321,24 @@ def test_images_are_shown_as_images(browser, tmp_path):
     opened.context.close()
 
 
+def test_the_validation_rows_are_counted_and_shown_and_their_text_stays_text(browser, tmp_path):
+    stored = random_run(tmp_path / "run", samples=30)
+    texts = [f"judge {i}" for i in range(40)]
+    texts[0] = HOSTILE
+    judges = {"sample_id": list(range(40)), "text": texts, "label": [i % 4 for i in range(40)]}
+    stored.describe({"sample_id": list(range(30))}, judges)
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    section = opened.page.locator("section", has_text="The validation rows").last
+    shown = section.locator(".cards li")
+    assert 20 <= shown.count() < 40
+    assert HOSTILE in shown.first.inner_text()
+    counts = section.locator("tbody tr").all_inner_texts()
+    assert [row.split() for row in counts] == [[str(label), "10"] for label in range(4)]
+    assert opened.alerts == []
+    assert opened.page.evaluate("window.pwned") is None
+
+
 def test_a_run_of_one_target_and_no_description_has_a_page(browser, tmp_path):
     write_report(random_run(tmp_path / "run", 12, targets=("validation",)), tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()

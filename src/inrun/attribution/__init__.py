@@ -2,6 +2,7 @@
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._audit import Audit
 from inrun.attribution._tokens import Tokens
 
-__all__ = ["Attribution", "Tokens", "attach"]
+__all__ = ["Attribution", "Audit", "Tokens", "attach"]

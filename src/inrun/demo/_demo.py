@@ -12,13 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from inrun.demo import _digits as digits
-from inrun.demo._experiment import CHECKED, Tick, Trained, train
-from inrun.demo._findings import DROPPED_SHARE, Findings, findings, retrained
+from inrun.demo._experiment import Tick, Trained, train
+from inrun.demo._findings import BEST, DROPPED_SHARE, Findings, findings, retrained
 from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
 from inrun.ledger import load, residual_shares
 from inrun.report import charts
-from inrun.truth import agreement
 
 
 def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | None = None) -> Path:
@@ -55,7 +54,7 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
     _print_summary(console, data, trained, found, retraining)
     report = out / "report.html"
     run = load(out / "run")
-    describe(run, data)
+    describe(run, data, found)
     write_page(report, run, data, trained, found, retraining)
     console.print(
         f"\nReport: [bold]{report.resolve()}[/bold] (open it in a browser)", soft_wrap=True
@@ -90,8 +89,8 @@ def _print_summary(
 ) -> None:
     shares = residual_shares(trained.ledger)
     console.print(
-        f"\n[bold]Wrong labels[/bold]  the harm profile finds them with AUC "
-        f"{found.auc['harm profile']:.3f} and names the true label of {found.right_suggestions:.0%}"
+        f"\n[bold]Wrong labels[/bold]  inrun.label_doubts finds them with AUC "
+        f"{found.auc[BEST]:.3f} and names the true label of {found.right_suggestions:.0%}"
     )
     console.print(_detection_table(found))
     console.print(_harmful_table(data, found))
@@ -99,10 +98,10 @@ def _print_summary(
         f"[bold]Books[/bold]  a step's residual is {np.median(shares):.2%} of its entries in the "
         f"median, {shares.max():.1%} at most"
     )
-    checks = [agreement(c.values, c.exact) for c in trained.checked]
+    audit = trained.report
     console.print(
-        f"[bold]Truth[/bold]  Pearson R with exact Shapley values at steps "
-        f"{', '.join(map(str, CHECKED))}: {', '.join(f'{a.pearson:.4f}' for a in checks)}"
+        f"[bold]Truth[/bold]  Pearson R with exact Shapley values {audit.pearson:.4f} (median over "
+        f"{audit.checks} random steps of this run, 95 % interval): `inrun audit RUN` says more"
     )
     console.print(
         f"[bold]Cost[/bold]   attribution took {trained.overhead:.1f} times the plain training's "
@@ -122,8 +121,8 @@ def _detection_table(found: Findings) -> Table:
 
 
 def _harmful_table(data: digits.Digits, found: Findings, rows: int = 8) -> Table:
-    table = Table(title="Most harmful samples", title_justify="left")
-    for name in ("sample", "labelled", "suggested", "truly", "harm (normalised)"):
+    table = Table(title="Labels to look at first", title_justify="left")
+    for name in ("sample", "labelled", "suggested", "truly", "doubt"):
         table.add_column(name, justify="right")
     for i in found.best_first[:rows]:
         table.add_row(
@@ -131,7 +130,7 @@ def _harmful_table(data: digits.Digits, found: Findings, rows: int = 8) -> Table
             str(int(data.labels[i])),
             str(int(found.suggested[i])),
             str(int(data.truth[i])),
-            f"{found.scores['harm profile'][i]:.1f}",
+            f"{found.scores[BEST][i]:.3f}",
         )
     return table
 

@@ -1,8 +1,7 @@
-"""The demo's runs: training with attribution, the truth of a few of its steps, and retraining."""
+"""The demo's runs: training with attribution, audited at a few of its steps, and retraining."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,37 +11,32 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import inrun
 from inrun.demo import _digits as digits
-from inrun.truth import StepGame, sample_shares
+from inrun.truth import AuditReport
 
 Tick = Callable[[str], None]
 
-CHECKED = (3, 50, 200)  # steps whose values are compared with exact ones
-PLAYERS = 8
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One step's values beside the exact ones, for a batch of `PLAYERS` samples."""
-
-    step: int
-    values: np.ndarray
-    exact: np.ndarray
+AUDIT_SECONDS = 10  # for checks at random steps, each by exact Shapley values
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the attributed run left."""
+    """What the attributed run left.
+
+    `mean_loss` (N,) and `probabilities` (N, classes) are means over a sample's visits.
+    """
 
     values: pa.Table
     visits: pa.Table
     ledger: pa.Table
     coverage: pa.Table
     mean_loss: np.ndarray
-    checked: list[Checked]
+    probabilities: np.ndarray
+    audit: pa.Table
+    report: AuditReport
     seconds: float
     overhead: float
 
@@ -54,23 +48,23 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
     optimizer = digits.optimizer_of(network)
     utility = inrun.Utility(digits.loss_fn, data.targets)
     attribution = inrun.attach(network, optimizer, utility, store=store, progress=progress)
-    losses, checked, checking = np.zeros(digits.TRAINING), [], 0.0
+    batches = _batches(seed)
+    audit = attribution.audit(seconds=AUDIT_SECONDS, steps=len(batches), seed=seed)
+    losses = np.zeros(digits.TRAINING)
+    probabilities = np.zeros((digits.TRAINING, digits.CLASSES))
     began = time.perf_counter()
-    for step, ids in enumerate(_batches(seed), start=1):
-        if step in CHECKED:
-            pause = time.perf_counter()
-            checked.append(_check(network, optimizer, data, ids[:PLAYERS], step))
-            checking += time.perf_counter() - pause
+    for ids in batches:
         with attribution.batch(ids):
-            sample_losses = F.cross_entropy(
-                network(data.images[ids]), data.labels[ids], reduction="none"
-            )
+            logits = network(data.images[ids])
+            sample_losses = F.cross_entropy(logits, data.labels[ids], reduction="none")
             sample_losses.mean().backward()
         losses[ids.numpy()] += sample_losses.detach().numpy()
+        probabilities[ids.numpy()] += logits.detach().softmax(1).numpy()
         optimizer.step()
         optimizer.zero_grad()
         tick("training with attribution")
-    seconds = time.perf_counter() - began - checking
+    report = audit.report()
+    seconds = time.perf_counter() - began - report.seconds
     attribution.detach()
     return Trained(
         values=attribution.values(),
@@ -78,9 +72,11 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
         ledger=attribution.ledger(),
         coverage=attribution.coverage(),
         mean_loss=losses / digits.EPOCHS,
-        checked=checked,
+        probabilities=probabilities / digits.EPOCHS,
+        audit=audit.table(),
+        report=report,
         seconds=seconds,
-        overhead=attribution.seconds / (seconds - attribution.seconds),
+        overhead=attribution.overhead,
     )
 
 
@@ -93,34 +89,6 @@ def _batches(seed: int, among: Tensor | None = None) -> list[Tensor]:
         for _ in range(digits.EPOCHS)
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(digits.BATCH)
     ]
-
-
-def _check(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: digits.Digits,
-    ids: Tensor,
-    step: int,
-) -> Checked:
-    """A step of this very run, on copies: its values, and exact ones by enumeration.
-
-    The copies take the step with `PLAYERS` of its samples, so that every coalition of them and
-    of the past can be played out with the real optimizer.
-    """
-    network, optimizer = copy.deepcopy((network, optimizer))
-    optimizer.zero_grad()
-    x, y = data.images[ids], data.labels[ids]
-    shares = sample_shares(
-        network, lambda i: digits.loss_fn(network, (x[i : i + 1], y[i : i + 1])) / PLAYERS, PLAYERS
-    )
-    utility = inrun.Utility(digits.loss_fn, data.validation)
-    exact = StepGame(network, optimizer, shares, utility).exact()[:, 0]
-    attribution = inrun.attach(network, optimizer, utility, progress=False)
-    with attribution.batch(range(PLAYERS)):
-        digits.loss_fn(network, (x, y)).backward()
-    optimizer.step()
-    attribution.detach()
-    return Checked(step, attribution.values()["value"].to_numpy(), exact)
 
 
 def retrain(data: digits.Digits, keep: Sequence[int] | np.ndarray, seed: int) -> float:

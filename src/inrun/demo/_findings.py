@@ -10,14 +10,19 @@ from sklearn.metrics import roc_auc_score
 
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import Tick, Trained, retrain
-from inrun.uses import harm_profile
+from inrun.uses import harm_sums, label_doubts
 
 DROPPED_SHARE = 0.2
+BEST, LOSS, TOTAL = "label doubts", "mean training loss", "value, total"
+BALANCED = "value, total, balanced over labels"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Scores are so oriented that a high one means: this label is wrong."""
+    """Scores are so oriented that a high one means: this label is wrong, or this sample harms.
+
+    `suggested` (N,) is the label that each sample should rather have.
+    """
 
     scores: dict[str, np.ndarray]
     auc: dict[str, float]
@@ -26,25 +31,39 @@ class Findings:
 
     @property
     def best_first(self) -> np.ndarray:
-        """Samples by harm profile, the most harmful first."""
-        return np.argsort(-self.scores["harm profile"])
+        """Samples by label doubts, the most doubtful first."""
+        return np.argsort(-self.scores[BEST])
 
 
 def findings(data: digits.Digits, trained: Trained) -> Findings:
     """Ranks samples by each method and scores the rankings against the known wrong labels."""
-    targets = tuple(data.targets)
-    profile = harm_profile(trained.visits, targets)
-    suggested = np.array([targets.index(t) for t in profile["worst_target"].to_pylist()])
+    _, harm = harm_sums(trained.visits, tuple(data.targets))
+    doubts = label_doubts(harm, data.labels.numpy(), trained.mean_loss, trained.probabilities)
     scores = {
-        "harm profile": -profile["worst_value"].to_numpy(),
+        BEST: doubts.doubt,
+        LOSS: trained.mean_loss,
+        "harm profile": -harm.min(1),
         "value, normalised": -trained.values["value_normalised"].to_numpy(),
-        "value, total": -trained.values["value"].to_numpy(),
-        "mean training loss": trained.mean_loss,
+        TOTAL: -trained.values["value"].to_numpy(),
     }
     wrong = data.wrong.numpy()
     auc = {name: float(roc_auc_score(wrong, score)) for name, score in scores.items()}
-    right = float((suggested == data.truth.numpy())[wrong].mean())
-    return Findings(scores, auc, suggested, right)
+    right = float((doubts.suggested == data.truth.numpy())[wrong].mean())
+    return Findings(scores, auc, doubts.suggested, right)
+
+
+def worst(data: digits.Digits, found: Findings) -> dict[str, np.ndarray]:
+    """Which samples each way of pruning drops: a fifth of all, or of every label."""
+    drop = int(DROPPED_SHARE * digits.TRAINING)
+    chosen = {name: np.argsort(-found.scores[name])[:drop] for name in (BEST, LOSS, TOTAL)}
+    labels = data.labels.numpy()
+    of_each = []
+    for label in range(digits.CLASSES):
+        rows = np.flatnonzero(labels == label)
+        order = np.argsort(-found.scores[TOTAL][rows])
+        of_each.append(rows[order[: round(DROPPED_SHARE * len(rows))]])
+    chosen[BALANCED] = np.concatenate(of_each)
+    return chosen
 
 
 def retrained(
@@ -54,9 +73,8 @@ def retrained(
     drop = int(DROPPED_SHARE * digits.TRAINING)
     everything = np.arange(digits.TRAINING)
     keep = {"all samples": everything}
-    for name in ("harm profile", "value, normalised", "value, total", "mean training loss"):
-        worst = np.argsort(-found.scores[name])[:drop]
-        keep[f"without the worst by {name}"] = np.setdiff1d(everything, worst)
+    for name, rows in worst(data, found).items():
+        keep[f"without the worst by {name}"] = np.setdiff1d(everything, rows)
     keep["without exactly the wrong labels"] = everything[~data.wrong.numpy()]
     results: dict[str, list[float]] = {name: [] for name in keep}
     results["without random ones (control)"] = []

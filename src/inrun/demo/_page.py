@@ -5,27 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from inrun.demo import _digits as digits
-from inrun.demo._experiment import PLAYERS, Trained
-from inrun.demo._findings import DROPPED_SHARE, Findings
+from inrun.demo._experiment import Trained
+from inrun.demo._findings import BALANCED, BEST, DROPPED_SHARE, LOSS, Findings
 from inrun.ledger import Run, residual_shares
 from inrun.report import Figure, Paragraph, Section, Table, Told, charts, write_report
-from inrun.truth import agreement
 
 SHOWN = 24
 
 
-def describe(run: Run, data: digits.Digits) -> None:
-    """Tells the run what its samples are."""
+def describe(run: Run, data: digits.Digits, found: Findings) -> None:
+    """Tells the run what its samples and its validation rows are."""
+    images, labels = data.validation
     run.describe(
         {
             "sample_id": list(range(digits.TRAINING)),
             "image": [image[0].numpy() for image in data.images],
             "label": data.labels.tolist(),
+            "suggested_label": found.suggested.tolist(),
+            "label_doubt": found.scores[BEST].tolist(),
             "true label": data.truth.tolist(),
             "wrong": data.wrong.tolist(),
-        }
+        },
+        {
+            "sample_id": list(range(len(labels))),
+            "image": [image[0].numpy() for image in images],
+            "label": labels.tolist(),
+        },
     )
 
 
@@ -59,19 +67,21 @@ def write_page(
 
 
 def _figures(trained: Trained, found: Findings, retraining: dict[str, list[float]]) -> list[Figure]:
-    gain = np.mean(retraining["without the worst by harm profile"]) - np.mean(
+    gain = np.mean(retraining[f"without the worst by {BEST}"]) - np.mean(
         retraining["without random ones (control)"]
     )
     unexplained = float(np.median(residual_shares(trained.ledger)))
-    r = np.median([agreement(c.values, c.exact).pearson for c in trained.checked])
     return [
-        Figure(f"{found.auc['harm profile']:.3f}", "AUC of the harm profile for wrong labels"),
+        Figure(f"{found.auc[BEST]:.3f}", "AUC of the label doubts for wrong labels"),
         Figure(f"{found.right_suggestions:.0%}", "of wrong labels: the true one is suggested"),
         Figure(f"{unexplained:.2%}", "of a step's entries in the books unexplained (median)"),
-        Figure(f"{r:.4f}", "Pearson R with exact Shapley values, median over checked steps"),
+        Figure(
+            f"{trained.report.pearson.median:.4f}",
+            "Pearson R with exact Shapley values, median over the audited steps",
+        ),
         Figure(
             f"{100 * gain:+.1f} points",
-            "of test accuracy by pruning the most harmful, against random pruning",
+            "of test accuracy by pruning the doubtful labels, against random pruning",
         ),
     ]
 
@@ -81,27 +91,25 @@ def _known(data: digits.Digits, found: Findings) -> Paragraph:
     return Paragraph(
         "Wrong labels",
         [
-            f"Of the {SHOWN} samples that harmed some class most, {hits} have a wrong label.",
+            f"Of the {SHOWN} labels that are most doubtful, {hits} are wrong.",
             "An image that is labelled 8 and looks like a 3 raises the validation loss of the "
-            "threes: the class that a sample harms most is the label that it should have. That is "
-            f"so for {found.right_suggestions:.0%} of the wrong labels here.",
+            "threes: the class that a sample harms says, with what the model saw while it "
+            "trained, which label it should have. That label is the true one for "
+            f"{found.right_suggestions:.0%} of the wrong labels here.",
         ],
     )
 
 
 def _detection(data: digits.Digits, found: Findings) -> Section:
-    best = max(found.auc, key=lambda name: found.auc[name])
     return Section(
         "How well wrong labels are found",
         [
-            "AUC: the chance that a wrong label is ranked above a right one. "
-            + (
-                f"Here {best} ranks best. "
-                + ("No value beats the plain loss at finding them; " if "loss" in best else "")
-            )
-            + "what the loss cannot say is which label a sample should have: the harm profile "
-            f"names the true one for {found.right_suggestions:.0%} of the "
-            f"{int(data.wrong.sum())} wrong labels.",
+            "AUC: the chance that a wrong label is ranked above a right one. Label doubts "
+            "(inrun.label_doubts) put the harm profile and the loss together; "
+            + _beside_the_loss(found)
+            + " What the loss cannot say is which label a sample should have: the suggestion is "
+            f"the true one for {found.right_suggestions:.0%} of the {int(data.wrong.sum())} wrong "
+            "labels. Total values say what a sample did, not whether its label is wrong.",
         ],
         charts=[
             charts.bars(
@@ -113,43 +121,66 @@ def _detection(data: digits.Digits, found: Findings) -> Section:
     )
 
 
+def _beside_the_loss(found: Findings) -> str:
+    ours, loss = found.auc[BEST], found.auc[LOSS]
+    if round(ours, 3) == round(loss, 3):
+        return f"here they find as much as the mean loss alone ({ours:.3f})."
+    return f"here {ours:.3f}, where the mean loss alone has {loss:.3f}."
+
+
 def _truth(trained: Trained) -> Section:
-    rows, dots = [], []
-    for check in trained.checked:
-        a = agreement(check.values, check.exact)
-        rows.append(
-            [f"{check.step}", f"{a.pearson:.4f}", f"{a.sum_ratio:.3f}", f"{a.relative_error:.1%}"]
-        )
-        dots += [
-            (float(x), float(y), f"step {check.step}")
-            for x, y in zip(check.exact, check.values, strict=True)
+    checks, audit = trained.audit.to_pylist(), trained.report
+    rows = [
+        [
+            f"{check['step']}", check["estimator"], f"{check['pearson']:.4f}",
+            f"{check['sum_ratio']:.3f}", f"{check['relative_error']:.1%}",
         ]
+        for check in checks
+    ]  # fmt: skip
+    ceiling = "" if audit.ceiling is None else (
+        f" The truth by half of the validation images agrees with that by the other half with R "
+        f"{audit.ceiling.median:.2f} (the noise ceiling)."
+    )  # fmt: skip
     return Section(
         "Agreement with exact Shapley values",
         [
-            f"At three steps of this run, copies of model and optimizer took the step with "
-            f"{PLAYERS} of its samples, and all {2 ** (PLAYERS + 1)} coalitions of them and of the "
-            "past were played out, each a real AdamW step and a real validation loss.",
+            f"At {audit.checks} random steps of this run the batch was put into "
+            f"{checks[-1]['players']} random groups, and all coalitions of them and of the past "
+            "were played out on copies, each a real AdamW step and a real validation loss. Pearson "
+            f"R of the groups' values with their exact Shapley values: {audit.pearson:.4f} "
+            f"(median, 95 % interval).{ceiling} `inrun audit` says the same in the terminal."
         ],
-        charts=[charts.scatter(dots, "exact Shapley value", "value by inrun")],
-        tables=[Table(["step", "Pearson R", "ratio of sums", "relative error"], rows)],
+        charts=[charts.scatter(_dots(trained.audit), "exact Shapley value", "value by inrun")],
+        tables=[Table(["step", "estimator", "Pearson R", "ratio of sums", "relative error"], rows)],
     )
+
+
+def _dots(audit: pa.Table) -> list[tuple[float, float, str]]:
+    """Truth and value of every group, over their step's largest: steps differ in size."""
+    dots = []
+    for check in audit.to_pylist():
+        size = max(map(abs, check["truth"])) or 1.0
+        dots += [
+            (truth / size, value / size, "over their step's largest")
+            for truth, value in zip(check["truth"], check["values"], strict=True)
+        ]
+    return dots
 
 
 def _retraining(retraining: dict[str, list[float]]) -> Section:
     seeds = len(next(iter(retraining.values())))
     means = {name: float(np.mean(numbers)) for name, numbers in retraining.items()}
-    own, control = "without the worst by harm profile", "without random ones (control)"
-    pruned = [n for n in means if n.startswith("without the worst")]
-    best = max(pruned, key=lambda name: means[name])
     return Section(
         "What pruning gains",
         [
             f"{DROPPED_SHARE:.0%} of the samples were dropped and the model was trained again from "
             f"{seeds} other starts. Ticks are single runs, bars 95 % intervals of the mean.",
-            f"Pruning by harm profile: {means[own]:.1%}; random control {means[control]:.1%}; all "
-            f"samples {means['all samples']:.1%}. The best pruning here is {best}, with "
-            f"{means[best]:.1%}.",
+            f"Without the most doubtful labels: {means[f'without the worst by {BEST}']:.1%}. By "
+            f"total value, the same share of every label, which is what `inrun prune` drops: "
+            f"{means[f'without the worst by {BALANCED}']:.1%}. Random control: "
+            f"{means['without random ones (control)']:.1%}; all samples "
+            f"{means['all samples']:.1%}; without exactly the wrong labels "
+            f"{means['without exactly the wrong labels']:.1%}.",
         ],
         charts=[charts.with_error_bars(list(retraining.items()), "accuracy on unseen test images")],
     )

@@ -57,7 +57,7 @@ class Factor(ABC):
 
     @property
     def positions(self) -> int:
-        """How many rows a matrix would have to multiply: B * T where there is one to multiply."""
+        """How many rows a matrix would have to multiply, B * T where there is one."""
         return 0
 
     @abstractmethod

@@ -88,7 +88,7 @@ class Rule(ABC, Generic[State, Setting]):
     """Whether `memory` is defined."""
 
     jumps: bool = False
-    """Whether d is made of steps, as signs are: no quadrature sees where they lie."""
+    """Whether d is made of steps, as signs are, where no quadrature sees where they lie."""
 
     @abstractmethod
     def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:

@@ -48,7 +48,7 @@ class ErrorProxy:
 
     @property
     def size(self) -> float:
-        """The larger of the two, on one scale: half the second order, or the kinks."""
+        """The larger of the two on one scale, which are half the second order and the kinks."""
         return max(self.second_order / 2, self.kinks)
 
     @property

@@ -64,6 +64,15 @@ class Passage:
         ]
 
 
+class Card(NamedTuple):
+    """A row of the data to look at: its text, or its image as a PNG in base64."""
+
+    head: str
+    fact: str
+    text: str = ""
+    image: str = ""
+
+
 @dataclass
 class Section:
     """A heading, what to see in it, and what is shown."""
@@ -73,6 +82,7 @@ class Section:
     charts: list[alt.TopLevelMixin] = field(default_factory=list)
     tables: Sequence[Table] = ()
     passages: Sequence[Passage] = ()
+    cards: Sequence[Card] = ()
 
 
 @dataclass(frozen=True)

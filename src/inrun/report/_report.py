@@ -12,6 +12,7 @@ import pyarrow as pa
 from inrun.errors import StoreError
 from inrun.ledger import Run, residual_shares, totals
 from inrun.report import _charts as charts
+from inrun.report._judges import judges
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
@@ -51,7 +52,7 @@ def write_report(
         title=told.title or f"What each sample did: {run.path.resolve().name}",
         lead=told.lead or lead(of),
         figures=[*told.figures] or _figures(ledger, of.values),
-        sections=[*told.sections, _residual(ledger), *_coverage(run), READING],
+        sections=[*told.sections, _residual(ledger), *_coverage(run), *judges(run), READING],
         footer=told.footer or f"{run.path.resolve().name}: estimator {run.estimator}.",
         summary=[*told.summary, *summary(of)],
     )

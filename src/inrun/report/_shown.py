@@ -57,7 +57,7 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
     for row in order.tolist():
         if every[row] is None:
             continue
-        small = _small(every[row])
+        small = small_image(every[row])
         if small is None:
             continue
         encoded = base64.b64encode(small).decode()
@@ -68,7 +68,7 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
     return shown, False
 
 
-def _small(image: bytes) -> bytes | None:
+def small_image(image: bytes) -> bytes | None:
     """At most `LARGEST_SIDE` pixels a side, as PNG; None where it cannot be read."""
     width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
     if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:

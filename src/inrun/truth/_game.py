@@ -103,7 +103,7 @@ class StepGame:
 
     @property
     def all_players(self) -> int:
-        """P: the samples or groups, and the past where it plays."""
+        """P, the samples or groups, and the past where it plays."""
         return self.players + (self._history == "shared")
 
     def utility(self, coalition: int) -> np.ndarray:
