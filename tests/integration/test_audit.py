@@ -112,7 +112,7 @@ def causes(audit):
 
 
 def test_a_large_learning_rate_is_named():
-    audit, _ = train(60, audit=ALWAYS, rate=1.0, smoothed_steps=0)
+    audit, _ = train(60, audit=ALWAYS, rate=3.0, smoothed_steps=0)
     assert "Large learning rate" in causes(audit)
     assert "Large learning rate" not in causes(train(60, audit=ALWAYS, rate=1e-3)[0])
 
