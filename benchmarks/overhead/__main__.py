@@ -26,7 +26,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the first size alone")
     parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
     parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
+    parser.add_argument(
+        "--peer", metavar="MODULE:CLASS",
+        help="print the first size's table with a column of another tool, a subclass of "
+        "benchmarks.overhead.methods.Method; writes nothing",
+    )  # fmt: skip
     given = parser.parse_args()
+    if given.peer:
+        from benchmarks.overhead.page import section
+
+        print(section(STANDARD[0], measure(STANDARD[0].key, given.peer)))
+        return
     if not given.page_only:
         sizes = STANDARD[:1] if given.quick else STANDARD
         try:

@@ -17,17 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.overhead.methods import EXACT, METHODS, PROFILED, REFERENCE, Method, Size
+from benchmarks.overhead.methods import EXACT, PROFILED, REFERENCE, Method, Size, methods_of
 from benchmarks.overhead.parts import on_the_clock
 
 ROUNDS, WARM_UP = 12, 8  # the contraction's first steps are dense, then ranks are on trial
 STEPS, FIRST_ID = 6, 1_000_000  # steps that are taken apart, and ids of their own for them
 
 
-def measure(key: str) -> dict[str, Any]:
-    """Times, memory and agreement of every method at this size."""
+def measure(key: str, peer: str | None = None) -> dict[str, Any]:
+    """Times, memory and agreement of every method at this size.
+
+    Args:
+        key: the size's.
+        peer: a further method, `module:Class`.
+    """
     size, device = Size.of(key), _device()
-    methods = {name: kind(size, device) for name, kind in METHODS.items()}
+    methods = {name: kind(size, device) for name, kind in methods_of(peer).items()}
     seconds = _times(size, device, methods)
     exact = methods[EXACT].values()
     parts = {name: _parts(size, device, methods[name]) for name in PROFILED}
@@ -35,7 +40,7 @@ def measure(key: str) -> dict[str, Any]:
         name: {
             "seconds": times,
             "ratio": [t / r for t, r in zip(times, seconds[REFERENCE], strict=True)],
-            "r_with_exact": _agreement(size, methods[name].values(), exact),
+            "r_with_exact": _agreement(size, methods[name], exact),
         }
         for name, times in seconds.items()
     }
@@ -44,8 +49,8 @@ def measure(key: str) -> dict[str, Any]:
     for method in methods.values():
         method.detach()
     del methods
-    for name in METHODS:
-        found[name]["peak_bytes"] = _peak_in_own_process(key, name)
+    for name in methods_of(peer):
+        found[name]["peak_bytes"] = _peak_in_own_process(key, name, peer)
     return found
 
 
@@ -88,17 +93,25 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _agreement(size: Size, values: dict[int, float], exact: dict[int, float]) -> list[float]:
+def _agreement(size: Size, method: Method, exact: dict[int, float]) -> list[float]:
     """Pearson's R with the exact contraction within each step; ids count through the steps."""
-    if not values:
+    values = method.values()
+    if not values or method.another_loss:
         return []
     a = np.array([values[i] for i in sorted(exact)]).reshape(-1, size.batch)
     b = np.array([exact[i] for i in sorted(exact)]).reshape(-1, size.batch)
     return [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(a, b, strict=True)]
 
 
-def _peak_in_own_process(key: str, name: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.overhead.cell", key, name]
+def _peak_in_own_process(key: str, name: str, peer: str | None) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.overhead.cell",
+        key,
+        name,
+        *([peer] if peer else []),
+    ]
     # large tensors go back to the system at once, so that the resident size is what is in use
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -106,13 +119,13 @@ def _peak_in_own_process(key: str, name: str) -> int:
     return peak
 
 
-def _peak(key: str, name: str) -> int:
+def _peak(key: str, name: str, peer: str | None = None) -> int:
     """Bytes at the highest point of five steps, over what was there before the model."""
     size, device = Size.of(key), _device()
     sequences, _ = size.text()
     size.model()  # imports what building takes
     before = _resident("VmRSS")
-    method = METHODS[name](size, device)
+    method = methods_of(peer)[name](size, device)
     for turn in range(5):
         rows = slice(turn * size.batch, (turn + 1) * size.batch)
         method.step(range(rows.start, rows.stop), sequences[rows].to(device))
@@ -129,4 +142,4 @@ def _resident(what: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_peak(sys.argv[1], sys.argv[2])))
+    print(json.dumps(_peak(*sys.argv[1:])))

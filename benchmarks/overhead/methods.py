@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,13 @@ def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 class Method(ABC):
-    """One way to train, with a model of its own."""
+    """One way to train, with a model of its own.
+
+    A column for another tool is a subclass of this in a module of one's own. It gets the same
+    model, optimizer and batches. `another_loss`: its values are not measured in the validation loss.
+    """
+
+    another_loss = False
 
     def __init__(self, size: Size, device: torch.device):
         self.model = size.model().to(device)
@@ -143,9 +150,13 @@ class Attributed(Method):
     def __init__(self, size: Size, device: torch.device):
         super().__init__(size, device)
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(loss_fn, self.validation),
+            self.model, self.optimizer, self.utility(),
             smoothed_steps=0, progress=False, **self.options,
         )  # fmt: skip
+
+    def utility(self) -> inrun.Utility:
+        """What values are measured in."""
+        return inrun.Utility(loss_fn, self.validation)
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
@@ -180,6 +191,16 @@ class HoldRank32(Attributed):
     options = {"contraction": LowRankContraction(rank=32)}  # noqa: RUF012
 
 
+class NextBatch(Attributed):
+    """Judged by the next training batch: no validation pass at all."""
+
+    another_loss = True
+
+    def utility(self) -> inrun.Utility:
+        """See `Attributed.utility`."""
+        return inrun.Utility.next_batch(loss_fn, self.validation)
+
+
 class Stream(Attributed):
     """Contracted inside the backward pass."""
 
@@ -193,8 +214,23 @@ METHODS: dict[str, type[Method]] = {
     "hold": Hold,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
+    "hold, next batch": NextBatch,
     "naive per-sample gradients": Naive,
 }
 REFERENCE = "plain + validation pass"
 EXACT = "hold, dense"
+
+
+def methods_of(peer: str | None) -> dict[str, type[Method]]:
+    """All methods, and another tool's beside them.
+
+    Args:
+        peer: `module:Class`, a subclass of `Method`; its module is looked for as python does.
+    """
+    if peer is None:
+        return METHODS
+    module, name = peer.split(":")
+    return {**METHODS, name: getattr(importlib.import_module(module), name)}
+
+
 PROFILED = ("hold", "stream")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markdown import markdown
-from benchmarks.overhead.methods import METHODS, PROFILED, REFERENCE, Size
+from benchmarks.overhead.methods import PROFILED, REFERENCE, Size
+from benchmarks.overhead.scaling import growth, larger
 from benchmarks.results_file import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "cost.md"
@@ -21,7 +22,8 @@ def write_page() -> None:
     """Reads what is there and writes the page."""
     cells = json.loads((RESULTS / "overhead.json").read_text())["cells"]
     sizes = {Size.of(key): cell["result"] for key, cell in cells.items()}
-    parts = {"TABLES": "\n\n".join(_section(s, found) for s, found in sizes.items())}
+    parts = {"TABLES": "\n\n".join(section(s, found) for s, found in sizes.items())}
+    parts |= {"GROWTH": growth(sizes), "LARGER": larger(sizes)}
     environment = list(cells.values())[-1]["environment"]
     parts["RUN"] = (
         f"{len(cells)} sizes, commit {environment['commit']}, PyTorch {environment['torch']}, "
@@ -34,7 +36,8 @@ def write_page() -> None:
     PAGE.write_text(text)
 
 
-def _section(size: Size, found: Mapping[str, Any]) -> str:
+def section(size: Size, found: Mapping[str, Any]) -> str:
+    """One size's tables."""
     parameters = sum(p.numel() for p in size.model().parameters())
     title = (
         f"### {size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
@@ -42,8 +45,7 @@ def _section(size: Size, found: Mapping[str, Any]) -> str:
     )
     plain = found["plain"]
     rows = []
-    for name in METHODS:
-        one = found[name]
+    for name, one in found.items():
         ratio = np.array(one["ratio"])
         to_plain = np.array(one["seconds"]) / np.array(plain["seconds"])
         agreed = [r for r in one["r_with_exact"] if np.isfinite(r)]

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from inrun.attribution import _scorer
-from inrun.capture import _capture, _gradient_check, _mode
+from inrun.attribution import _scorer, _validation
+from inrun.capture import Hold, _gradient_check, _mode
 from inrun.directions.path import Path
 from inrun.factors import Outer, _contraction
 
 PARTS: tuple[tuple[Any, str, str], ...] = (
-    (_scorer, "evaluate", "validation pass"),
+    (_validation, "evaluate", "validation pass"),
     (Path, "settled", "direction and books, after the step"),
     (Path, "slope", "slope, inside the backward pass"),
     (_contraction, "factorize", "factorizing directions"),
@@ -26,9 +26,9 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Outer, "contract", "dense contraction"),
     (_gradient_check.GradientCheck, "add", "invariant: shares"),
     (_gradient_check.GradientCheck, "_measure", "invariant: gradients"),
-    (_capture.Hold, "_collect", "building factors"),
+    (Hold, "_collect", "building factors"),
     (_mode.CaptureMode, "_note", "seeing operations"),
-    (_scorer, "weights_mark", "whether weights moved"),
+    (_validation, "weights_mark", "whether weights moved"),
     (_scorer.Scorer, "before_step", "before the step, the rest"),
     (_scorer.Scorer, "after_step", "after the step, the rest"),
     (_scorer.Scorer, "stream_contraction", "stream, the rest"),
