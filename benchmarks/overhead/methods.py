@@ -68,7 +68,8 @@ class Method(ABC):
     """One way to train, with a model of its own.
 
     A column for another tool is a subclass of this in a module of one's own. It gets the same
-    model, optimizer and batches. `another_loss`: its values are not measured in the validation loss.
+    model, optimizer and batches. `another_loss`: its values are not measured in the validation
+    loss.
     """
 
     another_loss = False

@@ -1,8 +1,8 @@
 """How the cost of a step grows: constants from the measured sizes, and what follows for others.
 
-Letters: P parameters, N tokens of a step on one process, L layers, d their width, f the width inside
-the feed-forward part. A layer's matrices have W = 4 d + 2 (d + f) inputs and outputs a token on each
-side of an attention block's (fused) maps and the two feed-forward ones, counted once.
+Letters: P parameters, N tokens of a step on one process, L layers, d their width, f the width
+inside the feed-forward part. A layer's matrices have about 4 d + 2 (d + f) inputs and outputs a
+token: the attention's, fused, and the feed-forward part's.
 """
 
 from __future__ import annotations
