@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -65,6 +64,7 @@ class Run:
                 self.model, self.optimizer, utility, progress=False, **way.options
             )
         self.seconds: list[float] = []
+        self.scored: list[bool] = []
 
     def step(self, ids: Tensor) -> None:
         """One optimizer step, timed."""
@@ -77,6 +77,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.seconds.append(time.perf_counter() - began)
+        told = 0.0 if self.attribution is None else self.attribution.sampling["scored"]
+        self.scored.append(told > sum(self.scored))
 
     def _pass(self, ids: Tensor) -> None:
         tasks.loss_fn(self.model, self.data.fetch(ids)).backward()
@@ -99,17 +101,16 @@ def measure(key: str) -> dict[str, Any]:
     runs |= {name: Run(data, setting.seed, way) for name, way in WAYS.items()}
     order = list(batches(data, torch.arange(data.recipe.training), setting.seed))
     alone = [name for name in runs if name.startswith("max_overhead")]
-    beside = dict.fromkeys(runs, runs[PLAIN].seconds)
+    plain = {name: [runs[PLAIN]] for name in runs}
     for number, ids in enumerate(order):
         turn = [run for name, run in runs.items() if name not in alone]
         for run in turn if number % 2 else reversed(turn):
             run.step(ids)
     for name in alone:
-        before, after = (Run(data, setting.seed, None) for _ in range(2))
-        for run in (before, runs[name], after):
+        plain[name] = [Run(data, setting.seed, None) for _ in range(2)]
+        for run in (plain[name][0], runs[name], plain[name][1]):
             for ids in order:
                 run.step(ids)
-        beside[name] = [min(pair) for pair in zip(before.seconds, after.seconds, strict=True)]
     whole = runs[WHOLE].totals()
     wrong = data.wrong.numpy()
     number = 2 * data.labels.numpy() + wrong
@@ -126,18 +127,19 @@ def measure(key: str) -> dict[str, Any]:
             "auc": round(float(roc_auc_score(wrong, -totals)), 4),
             "scored": round(sampling["scored"] / sampling["steps"], 4),
             "relative_error": round(sampling["relative_error"], 4),
-            "overhead": round(_overhead(run.seconds[STEADY:], beside[name][STEADY:]), 4),
+            "overhead": round(_mean_step([run]) / _mean_step(plain[name]) - 1, 4),
         }
     return result
 
 
-def _overhead(seconds: list[float], plain: list[float]) -> float:
-    """What is added to a plain step in the mean, each step's ratio cut at ten times the median.
+def _mean_step(runs: list[Run]) -> float:
+    """Mean time of a step, without outliers.
 
-    Scored steps are few and long, so that a median would not see them; the cut takes out steps in
-    which the machine did something else.
+    Scored steps are few and long, so that a median would not see them. What is cut, at ten times
+    the median of its kind, are steps in which the machine did something else.
     """
-    ratios = np.array(seconds) / median(plain)
-    return float(np.minimum(ratios, 10 * max(1.0, float(np.median(ratios)))).mean()) - float(
-        np.minimum(np.array(plain) / median(plain), 10).mean()
-    )
+    times = np.concatenate([np.array(run.seconds[STEADY:]) for run in runs])
+    scored = np.concatenate([np.array(run.scored[STEADY:], dtype=bool) for run in runs])
+    kinds = [times[scored == kind] for kind in (False, True)]
+    total = sum(float(np.minimum(t, 10 * np.median(t)).sum()) for t in kinds if len(t))
+    return total / len(times)

@@ -202,6 +202,14 @@ class NextBatch(Attributed):
         return inrun.Utility.next_batch(loss_fn, self.validation)
 
 
+class Rotating(Attributed):
+    """One half of the validation rows a pass, in turn; the opening pass has seen the other."""
+
+    def utility(self) -> inrun.Utility:
+        """See `Attributed.utility`."""
+        return inrun.Utility(loss_fn, self.validation, rotating=min(2, len(self.validation)))
+
+
 class Stream(Attributed):
     """Contracted inside the backward pass."""
 
@@ -215,6 +223,7 @@ METHODS: dict[str, type[Method]] = {
     "hold": Hold,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
+    "hold, rotating=2": Rotating,
     "hold, next batch": NextBatch,
     "naive per-sample gradients": Naive,
 }
