@@ -91,7 +91,7 @@ SAID = {
     "stream": "NotSupportedError: .* capture='hold'",
     "alone": "MisuseError: .* Pass process_group=",
     "divisor": "NotSupportedError: set_gradient_divide_factor",
-    "tensor parallelism": "NotSupportedError: .* tensor parallelism",
+    "tensor parallelism": "NotSupportedError: .*tensor parallelism",
     "audit": "NotSupportedError: An audit plays",
     "tokens": "NotSupportedError: Values a token",
 }

@@ -16,7 +16,7 @@ from inrun.attribution._distributed import demand_sharded, processes_of, unwrapp
 from inrun.attribution._frequency import Frequency, frequency_of
 from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Hold, Processes, Stream
+from inrun.capture import Hold, Offload, Processes, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
@@ -24,7 +24,11 @@ from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
 from inrun.utility import Utility
 
-_CAPTURES: dict[str, type[Hold] | type[Stream]] = {"hold": Hold, "stream": Stream}
+_CAPTURES: dict[str, type[Hold] | type[Stream]] = {
+    "hold": Hold,
+    "offload": Offload,
+    "stream": Stream,
+}
 
 
 _CONTRACTIONS: dict[str, type[DenseContraction] | type[LowRankContraction]] = {
@@ -66,8 +70,8 @@ def attach(
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
             'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         capture: 'hold' keeps every layer's input and output gradient until the step is over and is
-            exact; 'stream' contracts inside the backward pass and keeps nothing, see
-            `inrun.capture`.
+            exact; 'offload' does the same and keeps them on the CPU; 'stream' contracts inside the
+            backward pass and keeps nothing, see `inrun.capture`.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
         resume: the store may hold a run that is to go on, from the state that is given to
             `load_state_dict` before the first step, or from its start where none is. What the store
@@ -165,7 +169,7 @@ def attach(
             extra=extra,
         )
     kind = _CAPTURES[capture]
-    smoothed = smoothed_steps if kind is Hold else 0  # streaming keeps no shares to smooth
+    smoothed = 0 if kind is Stream else smoothed_steps  # streaming keeps no shares to smooth
     payouts = Payouts(payout, copy.deepcopy(met), len(utility.targets)) if payout else None
     scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
     return Attribution(
@@ -194,11 +198,11 @@ def _refuse_payout(
 ) -> None:
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
         raise MisuseError(f"payout={window!r} is no number of steps.")
-    if direction.name != "path" or capture != "hold" or frequency.sampled:
+    if direction.name != "path" or capture == "stream" or frequency.sampled:
         raise MisuseError(
             "payout gives samples what momentum does in later steps, so every step must be scored "
             "(every=1, no max_overhead), with estimator='path', and shares must be kept "
-            "(capture='hold')."
+            "(capture='hold' or 'offload')."
         )
     if not all(rule.remembers for rule in optimizers.rules):
         raise NotSupportedError(

@@ -132,7 +132,7 @@ class Payouts:
             if direction is None or name not in held.scales or not any(factors):
                 continue
             direction.mul_(held.scales[name])
-            everything = [factor for part in factors for factor in part]
+            everything = [factor.on(direction.device) for part in factors for factor in part]
             found = iter(self.contraction.contract(name, everything, direction))
             for number, part in enumerate(factors):
                 for _ in part:

@@ -215,7 +215,8 @@ def elementwise_scale(
             "Attach with capture='hold', or clip by norm."
         )
     dtype = compute_dtype(gradient)
-    everyones = processes.mean(torch.stack([factor.total(dtype) for factor in factors]).sum(0))
+    own = torch.stack([factor.on(p.device).total(dtype) for factor in factors]).sum(0)
+    everyones = processes.mean(own)
     raw = part_of(everyones, p)
     changed = gradient.detach().to(dtype)
     if not _is_clip(raw, changed):

@@ -127,7 +127,7 @@ class Steps:
             self.drop(moved=True)
             return
         skips = skipped(self._optimizers.members[k])
-        if self._weight:
+        if self._weight != 0:
             what = "no" if skips else "a scored" if self._pending else "an unscored"
             self._demand_alike(f"{what} optimizer step")
         if not skips:

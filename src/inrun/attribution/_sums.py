@@ -85,7 +85,7 @@ class Sums:
             directions_K = whole(pulled.direction, p)
             if self.watcher is not None:
                 self.watcher.direction(name, directions_K)
-            joined = [f for part in factors for f in part]
+            joined = [f.on(directions_K.device) for part in factors for f in part]
             found = iter(contraction.contract(name, joined, directions_K))
             for number, part in enumerate(factors):
                 for _ in part:
@@ -96,7 +96,7 @@ class Sums:
         p, dtype = plan.parameter, compute_dtype(plan.parameter)
         return torch.cat([
             sum(
-                (factor.materialize(dtype) for factor in part),
+                (factor.on(p.device).materialize(dtype) for factor in part),
                 start=torch.zeros(samples, *p.shape, dtype=dtype, device=p.device),
             )
             for samples, part in zip(self._samples, factors, strict=True)

@@ -6,6 +6,7 @@ from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._hold import Hold
 from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
+from inrun.capture._offload import Moves, Offload
 from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
@@ -21,6 +22,8 @@ __all__ = [
     "GradientCheck",
     "Hold",
     "MeasuredLayouts",
+    "Moves",
+    "Offload",
     "Processes",
     "Root",
     "Several",

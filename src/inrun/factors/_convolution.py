@@ -152,6 +152,10 @@ class Convolution(Factor):
         """See `Factor.select`."""
         return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Convolution:
+        """See `Factor.mapped`."""
+        return Convolution(change(self._input_BS), change(self._gradient_BS), self._geometry)
+
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: a convolution with one output channel a group."""
         if not self._input_BS.numel():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,7 @@ class Dense(Factor):
     def select(self, samples: Tensor) -> Dense:
         """See `Factor.select`."""
         return Dense(self._shares_B[samples])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Dense:
+        """See `Factor.mapped`."""
+        return Dense(change(self._shares_B))

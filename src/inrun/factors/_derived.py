@@ -49,6 +49,10 @@ class Derived(Factor):
         """See `Factor.select`."""
         return Derived(self._shape, self._map, self._inner.select(samples))
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Derived:
+        """See `Factor.mapped`."""
+        return Derived(self._shape, self._map, self._inner.mapped(change))
+
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: the map is linear, so one sum goes through its transpose."""
         return self._pulled(self._inner.total(dtype).unsqueeze(0))[0]

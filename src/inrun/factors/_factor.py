@@ -11,6 +11,7 @@ a matrix, P its elements.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -67,6 +68,16 @@ class Factor(ABC):
     @abstractmethod
     def select(self, samples: Tensor) -> Factor:
         """The shares of these samples alone, in this order; `samples` holds their numbers."""
+
+    @abstractmethod
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Factor:
+        """The same shares with each of the held tensors changed, as by a move to another device."""
+
+    def on(self, device: torch.device) -> Factor:
+        """The same shares, held on a device: itself where they are there."""
+        if all(t.device == device for t in self.held):
+            return self
+        return self.mapped(lambda t: t.to(device))
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """The sum of the shares, (*shape of the parameter)."""

@@ -5,6 +5,8 @@ share_b = sum_t  e(index_bt) rows_bt^T      (V x N), e(v) the v-th unit vector
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,10 @@ class Indexed(Factor):
     def select(self, samples: Tensor) -> Indexed:
         """See `Factor.select`."""
         return Indexed(self._index_BT[samples], self._rows_BTN[samples], self._V)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Indexed:
+        """See `Factor.mapped`."""
+        return Indexed(change(self._index_BT), change(self._rows_BTN), self._V)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one sum by row."""

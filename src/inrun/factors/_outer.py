@@ -7,6 +7,8 @@ Linear: left the output gradient, right the input. Its transpose (HF Conv1D, x @
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -75,6 +77,10 @@ class Outer(Factor):
     def select(self, samples: Tensor) -> Outer:
         """See `Factor.select`."""
         return Outer(self._left_BTM[samples], self._right_BTN[samples])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Outer:
+        """See `Factor.mapped`."""
+        return Outer(change(self._left_BTM), change(self._right_BTN))
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product."""

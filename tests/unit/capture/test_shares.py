@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inrun.capture import Hold, MeasuredLayouts, Stream, self_test
+from inrun.capture import Hold, MeasuredLayouts, Offload, Stream, self_test
 from inrun.utility import Utility, take_rows
 from tests.oracles import shares as oracle
 from tests.oracles.cases import CASES, LANGUAGE_MODELS
@@ -66,7 +66,7 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
     torch.manual_seed(0)
     Q = {name: torch.randn(K, *p.shape, dtype=p.dtype) for name, p in trained(model).items()}
     capture = captured(case, model, inputs, Stream)
-    capture.contract = lambda name, factor: factor.contract(Q[name])
+    capture.contract = lambda name, factors: [factor.contract(Q[name]) for factor in factors]
     with capture.block(samples) as block:
         case.terms(model, inputs).sum().backward()
     capture.end_block()
@@ -78,6 +78,27 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
         sum(expected[n].reshape(samples, -1) @ Q[n].reshape(K, -1).T for n in Q),
     )
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
+    samples = 4
+    model, inputs = case.model(), case.inputs(samples)
+    capture = captured(case, model, inputs, Offload)
+    with capture.block(samples) as block:
+        case.terms(model, inputs).sum().backward()
+    capture.end_block()
+    for x in inputs:
+        x.zero_()  # what was moved is the run's own
+    block.check_untouched()
+    expected = oracle.shares(
+        case.model(),
+        lambda m, rows: case.terms(m, take_rows(case.inputs(samples), rows)),
+        samples,
+        trained(model),
+    )
+    for name, factors in block.factors.items():
+        close(sum(factor.materialize(torch.float64) for factor in factors), expected[name])
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
