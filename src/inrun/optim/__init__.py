@@ -2,7 +2,7 @@
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
 from inrun.optim._automatic import derivative_of
-from inrun.optim._copies import copies
+from inrun.optim._copies import copies, state_copy
 from inrun.optim._derivative import Along, StepDerivative, joined
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._live import skipped
@@ -43,6 +43,7 @@ __all__ = [
     "register",
     "rule_for",
     "skipped",
+    "state_copy",
     "tested",
     "trained_parameters",
 ]

@@ -151,10 +151,12 @@ def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
     """
     if type(rule) in _WRITTEN_OUT:
         return _WRITTEN_OUT[type(rule)]
-    if rule.jumps or isinstance(rule, (WrittenElementwise, WrittenMatrix)):
+    if rule.jumps or rule.rounds or isinstance(rule, (WrittenElementwise, WrittenMatrix)):
         why = (
             "steps by signs, whose derivative is 0 almost everywhere and says nothing"
             if rule.jumps
+            else "rounds its state after each step, to what is not known beforehand"
+            if rule.rounds
             else "is known by its displacement alone, not by what its state becomes"
         )
         raise NotSupportedError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def copies(
@@ -18,10 +18,38 @@ def copies(
     `copy.deepcopy` of an optimizer keeps its groups and state only (`Optimizer.__getstate__`), and
     so loses what other packages keep on the object, which their `step` reads.
     """
-    known: dict[int, Any] = {}
+    known = _packed_copies([optimizer.state for optimizer in optimizers])
     model_copy, copied = copy.deepcopy((model, list(optimizers)), known)
     for optimizer, twin in zip(optimizers, copied, strict=True):
         for name, value in vars(optimizer).items():
             if name not in vars(twin):
                 setattr(twin, name, copy.deepcopy(value, known))
     return model_copy, copied
+
+
+def state_copy(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of an optimizer's state_dict."""
+    return copy.deepcopy(dict(state), _packed_copies(state))
+
+
+def _packed_copies(state: Any) -> dict[int, Any]:
+    """What `copy.deepcopy` is to take for tensors that pack others: some have no clone."""
+    return {id(t): _packed_copy(t) for t in _tensors(state) if hasattr(t, "__tensor_flatten__")}
+
+
+def _packed_copy(t: Any) -> Tensor:
+    names, context = t.__tensor_flatten__()
+    inner = {name: getattr(t, name).clone() for name in names}
+    packed: Tensor = type(t).__tensor_unflatten__(inner, context, t.shape, t.stride())
+    return packed
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)

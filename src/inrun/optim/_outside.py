@@ -15,6 +15,7 @@ import torch
 from inrun.errors import NotSupportedError
 from inrun.optim._averaged import ScheduleFreeAdamWRule
 from inrun.optim._lamb import LambRule
+from inrun.optim._quantized import quantized_rule
 from inrun.optim._rule import Rule
 from inrun.optim._signs import LionRule
 
@@ -49,9 +50,8 @@ _KNOWN: dict[str, tuple[set[str], Callable[[torch.optim.Optimizer], Found]]] = {
 }
 
 _ROUNDED = (
-    "it keeps its moments in 8 bits and rounds them again after each step, inside a kernel of its "
-    "own: neither its state nor its step can be read here. Use the 32-bit optimizer of the same "
-    "name"
+    "it keeps its moments in 8 bits, and its state can be read here only for the Adam and AdamW of "
+    "torchao and bitsandbytes. Use one of those, or the 32-bit optimizer of the same name"
 )
 _ROOTS = (
     "it multiplies by roots of matrices that it also updates from the gradient, at steps of its "
@@ -82,6 +82,9 @@ def outside_rule(optimizer: torch.optim.Optimizer) -> Found | None:
         NotSupportedError: it is known, and cannot be scored; the message says why.
     """
     name = type(optimizer).__name__
+    quantized = quantized_rule(optimizer)
+    if quantized is not None:
+        return quantized
     if name in _REFUSED:
         raise NotSupportedError(f"{name} cannot be scored: {_REFUSED[name]}.")
     keys, build = _KNOWN.get(name, (set(), None))

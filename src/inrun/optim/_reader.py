@@ -176,6 +176,8 @@ def _move(
     gradient: Tensor,
 ) -> Move[Any, Any]:
     live, weight = optimizer.state.get(p, {}), own_part(p.detach())
+    if rule.rounds:  # these keep little and compute in full
+        weight, gradient = weight.float(), gradient.float()
     state, setting = rule.read(group, own_state(live) if is_sharded(p) else live, weight)
     return Move(rule, weight, gradient, state, setting)
 

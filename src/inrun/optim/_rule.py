@@ -87,6 +87,9 @@ class Rule(ABC, Generic[State, Setting]):
     remembers: ClassVar[bool] = False
     """Whether `memory` is defined."""
 
+    rounds: ClassVar[bool] = False
+    """Whether the state is rounded after each step, so that what it becomes is not known."""
+
     jumps: bool = False
     """Whether d is made of steps, as signs are, where no quadrature sees where they lie."""
 

@@ -12,7 +12,6 @@ past last), K targets. A coalition is the integer whose bit i says whether playe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from typing import Literal, NamedTuple
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
-from inrun.optim import copies
+from inrun.optim import copies, state_copy
 from inrun.utility import Utility, losses_of
 
 History = Literal["shared", "given"]
@@ -95,7 +94,7 @@ class StepGame:
         self._model, self._optimizers = copies(model, several)
         self._named = dict(self._model.named_parameters())
         self._before = {name: p.detach().clone() for name, p in self._named.items()}
-        self._states = [copy.deepcopy(one.state_dict()) for one in self._optimizers]
+        self._states = [state_copy(one.state_dict()) for one in self._optimizers]
         self._start = losses_of(utility, self._model).numpy()
         self.players = len(next(iter(self._shares.values())))
         self._idle = self._displacement([])
@@ -122,7 +121,7 @@ class StepGame:
         self._place({})
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             # load_state_dict keeps tensors that fit as they are; the step would overwrite ours
-            optimizer.load_state_dict(copy.deepcopy(state))
+            optimizer.load_state_dict(state_copy(state))
         for name, p in self._named.items():
             p.grad = self._gradient(name, members, p)
         for optimizer in self._optimizers:
