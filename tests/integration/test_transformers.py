@@ -1,5 +1,8 @@
 """The real Trainer: its values are those of a plain loop on the same batches."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +151,25 @@ def test_trackers_get_scalars_and_the_worst_samples(tmp_path, monkeypatch):
     values = attribution.values().sort_by("value")
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/inrun/worst_samples-{STEPS}.json")
     assert table["data"][0][0] == values["sample_id"][0].as_py()
+
+
+def test_a_wandb_run_that_is_offline_gets_scalars_and_the_worst_samples(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(project="inrun", mode="offline", dir=str(tmp_path))
+    try:
+        _, attribution = trained(tmp_path, report_to=["wandb"])
+        told = dict(run.summary)
+        tables = sorted(Path(run.dir).rglob("worst_samples*.json"), key=lambda t: t.stat().st_mtime)
+        table = tables[-1]
+        rows = json.loads(table.read_text())
+    finally:
+        run.finish()
+    assert told["inrun/closing_loss"] == attribution.ledger()["closing_loss"].to_pylist()[-1]
+    values = attribution.values().sort_by("value")
+    assert rows["columns"] == values.column_names
+    assert rows["data"][0][0] == values["sample_id"][0].as_py()
 
 
 def test_files_are_written_beside_the_checkpoints(tmp_path):
