@@ -8,7 +8,7 @@ so that nothing of a model's size is kept in between.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Processes
 from inrun.directions import (
     ESTIMATORS,
     Direction,
@@ -25,10 +24,9 @@ from inrun.directions import (
     SampleDirection,
     evaluations,
 )
-from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope
-from inrun.shards import is_sharded, own_part, part_of
+from inrun.shards import is_sharded, own_part
 
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
@@ -189,56 +187,6 @@ def plan_parameter(
     return kind(
         optimizer, p, direction, kept, scale, held, processes, slope, direction.history(move)
     )
-
-
-def elementwise_scale(
-    name: str, p: Tensor, gradient: Tensor, blocks: Sequence[Block], processes: Processes
-) -> Tensor:
-    """What clipping by value left of each element, as a factor of the sum of shares.
-
-    Args:
-        name: of the parameter.
-        p: the parameter.
-        gradient: that is consumed, this process's part of it.
-        blocks: the step's samples.
-        processes: that the step's samples are spread over.
-
-    Raises:
-        MisuseError: the gradient was changed in some other way, or the shares are not there to
-            compare it with.
-    """
-    factors = [factor for block in blocks for factor in block.factors.get(name, [])]
-    if not factors:
-        raise MisuseError(
-            f"The gradient of {name} was changed element by element between backward() and step() "
-            "(clip_grad_value_ does this). With capture='stream' the shares are gone by then. "
-            "Attach with capture='hold', or clip by norm."
-        )
-    dtype = compute_dtype(gradient)
-    own = torch.stack([factor.on(p.device).total(dtype) for factor in factors]).sum(0)
-    everyones = processes.mean(own)
-    raw = part_of(everyones, p)
-    changed = gradient.detach().to(dtype)
-    if not _is_clip(raw, changed):
-        raise MisuseError(
-            f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
-            "step() by something that is neither a common factor nor clipping by value: a backward "
-            "pass outside a block, or terms added to .grad by hand (use weight_decay). No sample "
-            "accounts for it."
-        )
-    return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
-
-
-def _is_clip(raw: Tensor, changed: Tensor) -> bool:
-    """Whether large elements were cut to one size and the others left alone, to rounding."""
-    close = 1e-3 if raw.dtype == torch.float32 else 1e-9
-    if not raw.numel():  # of a sharded parameter this process may hold nothing
-        return True
-    cut = changed.abs() < raw.abs() * (1 - close)
-    size = changed[cut].abs()
-    limit = size.max() if size.numel() else raw.abs().max()
-    clipped = raw.clamp(-limit, limit)
-    return bool(((changed - clipped).abs() <= close * limit).all())
 
 
 @contextmanager

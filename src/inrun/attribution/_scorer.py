@@ -18,11 +18,11 @@ from inrun.attribution._payout import Paid, Payouts
 from inrun.attribution._plan import (
     ParameterPlan,
     Smoothing,
-    elementwise_scale,
     plan_parameter,
     smoothing_work,
 )
 from inrun.attribution._rule_check import RuleCheck
+from inrun.attribution._scales import common_scale, norms_of, scales_of
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._validation import Validation, following
 from inrun.capture import Alone, Block, Capture, Processes
@@ -31,7 +31,6 @@ from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.ledger import Entries
 from inrun.optim import Together
-from inrun.shards import own_part
 from inrun.utility import Evaluation, Utility
 
 
@@ -181,7 +180,7 @@ class Scorer:
         with torch.no_grad():
             moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
             consumed = {names[id(p)]: m.gradient for _, p, m in moving}
-            scales = _scales(consumed, capture, blocks, self.processes)
+            scales = scales_of(consumed, capture, blocks, self.processes)
             held = self._held(capture, blocks)
             samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work(((p, move) for _, p, move in moving), samples)
@@ -197,7 +196,7 @@ class Scorer:
             self._rule_check.before(self._optimizers, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
-            self._norms = _norms(plans)
+            self._norms = norms_of(plans)
         self._extra = self.validation.extra(self._direction, plans, capture)
 
     def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
@@ -214,7 +213,7 @@ class Scorer:
         Raises:
             MisuseError: they were changed since the first of the optimizers stepped.
         """
-        now = _norms({n: p for n, p in self._plans.items() if p.optimizer == optimizer})
+        now = norms_of({n: p for n, p in self._plans.items() if p.optimizer == optimizer})
         for name, norm in now.items():
             if abs(norm - self._norms[name]) > 1e-5 * self._norms[name]:
                 raise MisuseError(
@@ -287,7 +286,7 @@ class Scorer:
             if self.payouts is not None:
                 self.payouts.earn(name, plan.direction.gradient(at, plan.move))
         if any(block.values_BK is not None for block in taken.blocks):
-            scale = _common_scale(taken.plans)
+            scale = common_scale(taken.plans)
             self._forecast.learn(scale, len(taken.blocks))
             sums.add_streamed(taken.blocks, scale)
         self.contraction.end_step()
@@ -331,55 +330,3 @@ class Scorer:
         self._plans, self._extra, self._at_open = {}, {}, None
         if moved:
             self.validation.forget()
-
-
-def _common_scale(plans: Mapping[str, ParameterPlan]) -> float:
-    """The one factor between shares and consumed gradient that `stream` can still apply.
-
-    Raises:
-        MisuseError: parameters were scaled by different factors.
-    """
-    scales = [plan.scale for plan in plans.values() if isinstance(plan.scale, float)]
-    if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
-        raise MisuseError(
-            "Parameters' gradients were scaled by different factors between backward() and "
-            "step(). With capture='stream' values are already summed over parameters. Attach "
-            "with capture='hold'."
-        )
-    return float(np.mean(scales)) if scales else 1.0
-
-
-def _norms(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
-    """Each gradient's norm, 0 where there is none any more, with one transfer from the device."""
-    if not plans:
-        return {}
-    gradients = [plan.parameter.grad for plan in plans.values()]
-    norms = [
-        torch.zeros((), device=plan.parameter.device)
-        if g is None
-        else torch.linalg.vector_norm(own_part(g.detach()))
-        for g, plan in zip(gradients, plans.values(), strict=True)
-    ]
-    rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()
-    return dict(zip(plans, rows, strict=True))
-
-
-def _scales(
-    gradients: Mapping[str, Tensor],
-    capture: Capture,
-    blocks: Sequence[Block],
-    processes: Processes,
-) -> dict[str, Tensor | float | None]:
-    """For each parameter what became of its gradient between the backward pass and the step."""
-    norms, gaps = capture.check.norms, set(capture.check.gaps)
-    scales: dict[str, Tensor | float | None] = {}
-    for name, k in capture.check.scales(gradients).items():
-        if name in gaps or (k is not None and norms[name] == 0):
-            scales[name] = None
-        else:
-            scales[name] = (
-                elementwise_scale(name, capture.trained[name], gradients[name], blocks, processes)
-                if k is None
-                else k
-            )
-    return scales

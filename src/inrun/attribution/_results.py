@@ -1,0 +1,127 @@
+"""What came of an attribution, live: its tables, and how it is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from inrun.attribution._record import Record
+from inrun.attribution._scorer import Scorer
+from inrun.attribution._steps import Steps
+from inrun.ledger import TOTAL
+
+
+class Results:
+    """The part of an `Attribution` that is looked at."""
+
+    _record: Record
+    _scorer: Scorer
+    _steps: Steps
+
+    def values(self) -> pa.Table:
+        """What each sample contributed, over the run so far.
+
+        Returns:
+            A row a sample, in the order of ids: `sample_id`; `value`, the contribution to the
+            reduction of the validation loss, in its units (positive helped, negative harmed);
+            `value_normalised`, the same with each step's values divided by their mean size, which
+            ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
+            and with several targets one column each, of which `value` is the weighted sum. Where
+            only some steps are scored, `standard_error` of `value`, and no row for samples that
+            were in none of them. With `payout` also `paid_out`, the part of `value` that momentum
+            did, which comes in `payout` steps after each visit.
+        """
+        return self._record.values()
+
+    def ledger(self, target: str = TOTAL) -> pa.Table:
+        """The books.
+
+        Args:
+            target: one of the utility's targets, or 'total' for their weighted sum.
+
+        Returns:
+            A row a scored step: `step`, `estimator` (the method really used), `visits`, `weight`
+            (how many steps it stands for, 1 where all are scored), `opening_loss`,
+            `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`, which four add up
+            to weight times (opening minus closing loss), and `paid_out`: what of later steps'
+            `momentum` was paid to this step's samples. With `payout` and a store a step has its
+            row when it was paid.
+
+        Raises:
+            MisuseError: no such target.
+        """
+        return self._record.ledger(target, self.coverage())
+
+    def visits(self) -> pa.Table:
+        """Every single visit: `step`, `sample_id`, `value`, `value_normalised`, and the targets.
+
+        Raises:
+            MisuseError: the attribution has no store; visits are kept nowhere else.
+        """
+        return self._record.visits(self.coverage())
+
+    def coverage(self) -> pa.Table:
+        """Which parameters are captured, how, and what share of the gradient they have.
+
+        Returns:
+            A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
+            'not captured', 'no gradient', 'not trained'), `captured_as`, `gradient_share` (of the
+            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed'),
+            `contraction` ('dense', or the rank and its measured relative error).
+        """
+        table = self._steps.capture.coverage.table()
+        how = [
+            self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
+            for row in table.to_pylist()
+        ]
+        return table.append_column("contraction", pa.array(how, pa.string()))
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The last scored step's row of the books, in total; empty before the first."""
+        return dict(self._record.latest)
+
+    @property
+    def residual_share(self) -> float:
+        """The books' residuals so far over the size of their entries so far."""
+        return self._record.residual_share
+
+    @property
+    def covered(self) -> float:
+        """Share of the last step's squared gradient norm that is captured, 0 to 1."""
+        return self._steps.capture.coverage.share
+
+    @property
+    def overhead(self) -> float:
+        """Time spent in attribution's own passes over the rest of the loop's time, so far.
+
+        The validation passes are in it; what capturing adds inside the forward and the backward
+        pass is not.
+        """
+        return self._steps.watch.overhead
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Which share of the steps was scored, and what that costs in accuracy.
+
+        `steps` taken and `scored`; `relative_error`, the totals' mean standard error over their
+        mean size. With `max_overhead` also `every`, as it is now, and as soon as both kinds of step
+        were timed `extra`, what scoring adds to a step's time, and `expected`, to the training's.
+        """
+        counts = {"steps": float(self._steps.taken), "scored": float(self._steps.scored)}
+        told = self._steps.frequency.describe()
+        return {**counts, "relative_error": self._record.relative_error, **told}
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """With `payout`: `steps` that momentum still pays, and `bytes` that are held for them."""
+        payouts = self._scorer.payouts
+        if payouts is None:
+            return {"steps": 0, "bytes": 0}
+        return {"steps": payouts.waiting, "bytes": payouts.held_bytes()}
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in attribution's own passes so far."""
+        return self._steps.watch.inside

@@ -1,0 +1,117 @@
+"""What became of the gradients between the backward pass and the step: clipping, loss scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.attribution._plan import ParameterPlan
+from inrun.capture import Block, Capture, Processes
+from inrun.errors import MisuseError
+from inrun.factors import compute_dtype
+from inrun.shards import own_part, part_of
+
+
+def common_scale(plans: Mapping[str, ParameterPlan]) -> float:
+    """The one factor between shares and consumed gradient that `stream` can still apply.
+
+    Raises:
+        MisuseError: parameters were scaled by different factors.
+    """
+    scales = [plan.scale for plan in plans.values() if isinstance(plan.scale, float)]
+    if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
+        raise MisuseError(
+            "Parameters' gradients were scaled by different factors between backward() and "
+            "step(). With capture='stream' values are already summed over parameters. Attach "
+            "with capture='hold'."
+        )
+    return float(np.mean(scales)) if scales else 1.0
+
+
+def norms_of(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
+    """Each gradient's norm, 0 where there is none any more, with one transfer from the device."""
+    if not plans:
+        return {}
+    gradients = [plan.parameter.grad for plan in plans.values()]
+    norms = [
+        torch.zeros((), device=plan.parameter.device)
+        if g is None
+        else torch.linalg.vector_norm(own_part(g.detach()))
+        for g, plan in zip(gradients, plans.values(), strict=True)
+    ]
+    rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()
+    return dict(zip(plans, rows, strict=True))
+
+
+def scales_of(
+    gradients: Mapping[str, Tensor],
+    capture: Capture,
+    blocks: Sequence[Block],
+    processes: Processes,
+) -> dict[str, Tensor | float | None]:
+    """For each parameter what became of its gradient between the backward pass and the step."""
+    norms, gaps = capture.check.norms, set(capture.check.gaps)
+    scales: dict[str, Tensor | float | None] = {}
+    for name, k in capture.check.scales(gradients).items():
+        if name in gaps or (k is not None and norms[name] == 0):
+            scales[name] = None
+        else:
+            scales[name] = (
+                elementwise_scale(name, capture.trained[name], gradients[name], blocks, processes)
+                if k is None
+                else k
+            )
+    return scales
+
+
+def elementwise_scale(
+    name: str, p: Tensor, gradient: Tensor, blocks: Sequence[Block], processes: Processes
+) -> Tensor:
+    """What clipping by value left of each element, as a factor of the sum of shares.
+
+    Args:
+        name: of the parameter.
+        p: the parameter.
+        gradient: that is consumed, this process's part of it.
+        blocks: the step's samples.
+        processes: that the step's samples are spread over.
+
+    Raises:
+        MisuseError: the gradient was changed in some other way, or the shares are not there to
+            compare it with.
+    """
+    factors = [factor for block in blocks for factor in block.factors.get(name, [])]
+    if not factors:
+        raise MisuseError(
+            f"The gradient of {name} was changed element by element between backward() and step() "
+            "(clip_grad_value_ does this). With capture='stream' the shares are gone by then. "
+            "Attach with capture='hold', or clip by norm."
+        )
+    dtype = compute_dtype(gradient)
+    own = torch.stack([factor.on(p.device).total(dtype) for factor in factors]).sum(0)
+    everyones = processes.mean(own)
+    raw = part_of(everyones, p)
+    changed = gradient.detach().to(dtype)
+    if not _is_clip(raw, changed):
+        raise MisuseError(
+            f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
+            "step() by something that is neither a common factor nor clipping by value: a backward "
+            "pass outside a block, or terms added to .grad by hand (use weight_decay). No sample "
+            "accounts for it."
+        )
+    return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
+
+
+def _is_clip(raw: Tensor, changed: Tensor) -> bool:
+    """Whether large elements were cut to one size and the others left alone, to rounding."""
+    close = 1e-3 if raw.dtype == torch.float32 else 1e-9
+    if not raw.numel():  # of a sharded parameter this process may hold nothing
+        return True
+    cut = changed.abs() < raw.abs() * (1 - close)
+    size = changed[cut].abs()
+    limit = size.max() if size.numel() else raw.abs().max()
+    clipped = raw.clamp(-limit, limit)
+    return bool(((changed - clipped).abs() <= close * limit).all())
