@@ -42,6 +42,10 @@ CASES = {
     "streamed, accumulated": {"capture": "stream", "parts": 2},
     "streamed, fewer": {"capture": "stream", "rows": 2},
     "streamed, split validation": {"capture": "stream", "split": True},
+    "sampled": {"smoothed_steps": 0, "every": 2},
+    "rotating": {"smoothed_steps": 0, "rotating": 3},
+    "next batch": {"smoothed_steps": 0, "follows": True},
+    "sharded, next batch": {"smoothed_steps": 0, "follows": True, "sharded": True},
     "sharded": {"smoothed_steps": 0, "sharded": True},
     "sharded, single precision": {
         "sharded": True, "smoothed_steps": 0, "dtype": torch.float32, "eps": 1e-3,
@@ -118,7 +122,7 @@ def terms(model, batch):
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, sharded=False, **options):  # fmt: skip
+        eps=1e-8, sharded=False, rotating=1, follows=False, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
@@ -129,7 +133,9 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1, eps=eps)
     held = torch.arange(60, 72)
     held = held.chunk(size)[rank] if split else held
-    utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[held], y[held]))
+    mean = lambda m, b: terms(m, b).mean()  # noqa: E731
+    utility = inrun.Utility(mean, (x[held], y[held]), rotating=rotating)
+    utility = inrun.Utility.next_batch(mean, (x[held], y[held])) if follows else utility
     attribution = inrun.attach(
         wrapped, optimizer, utility, progress=False, store=folder / name, **options
     )

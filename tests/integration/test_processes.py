@@ -43,11 +43,8 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
     folder, _ = several
     expected = one[name].values()
     stored, told = inrun.load(folder / name), pq.read_table(folder / f"{name}.parquet")
-    assert (
-        stored.values()
-        .drop_columns(["value", "value_normalised"])
-        .equals(expected.drop_columns(["value", "value_normalised"]))
-    )
+    counted = ["sample_id", "visits", "first_step", "last_step"]
+    assert stored.values().select(counted).equals(expected.select(counted))
     rtol = 1e-6 if "single precision" in name else 1e-10
     size = rtol * np.abs(expected["value"].to_numpy()).max()
     for found in (stored.values(), told):
