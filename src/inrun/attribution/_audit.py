@@ -140,12 +140,10 @@ class Auditor:
         if first:
             self.cancel()
             if self._schedule.wants(step):
-                self._shares = GroupShares(
-                    capture.trained,
-                    self._groups,
-                    np.random.default_rng([self._schedule.seed, step, self._processes.rank]),
-                    self._processes,
-                )
+                rng = self._schedule.rng
+                if self._processes.size > 1:  # whose draws are everyone's
+                    rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
+                self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
         if self._shares is None:
             return None
         self._shares.begin_block(samples)
