@@ -178,6 +178,7 @@ def resume(folder):
         terms(wrapped, (x[mine].double(), y[mine])).sum().backward()
     optimizer.step()
     pq.write_table(attribution.values(), folder / f"resumed-{dist.get_rank()}.parquet")
+    pq.write_table(attribution.ledger(), folder / f"resumed-books-{dist.get_rank()}.parquet")
     attribution.detach()
 
 

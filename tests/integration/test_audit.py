@@ -1,5 +1,7 @@
 """The audit: its truth is the oracle's, training is undisturbed, causes are the real ones."""
 
+import copy
+
 import lion_pytorch
 import numpy as np
 import pytest
@@ -264,3 +266,44 @@ def test_a_run_without_an_audit_says_how_to_get_one(tmp_path):
     train(2, store=tmp_path / "run")
     with pytest.raises(StoreError, match=r"attribution\.audit\(seconds"):
         inrun.load(tmp_path / "run").audit()
+
+
+@pytest.mark.parametrize("first", ["audit", "state"])
+def test_an_audit_goes_on_after_a_restart(first):
+    """Checks, draws and the time that is spent are those of a run that never stopped."""
+    x, y = data()
+    utility = inrun.Utility(loss_fn, (x[40:], y[40:]))
+
+    def begun(state=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        attribution = inrun.attach(model, optimizer, utility, progress=False)
+        audit = attribution.audit(**ALWAYS) if state is None or first == "audit" else None
+        if state is not None:
+            attribution.load_state_dict(state["inrun"])
+        return model, optimizer, attribution, audit or attribution.audit(**ALWAYS)
+
+    def trained(parts, steps):
+        model, optimizer, attribution, audit = parts
+        for step in steps:
+            ids = torch.arange(8) + 4 * step
+            with attribution.batch(ids):
+                loss_fn(model, (x[ids], y[ids])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        parts = {"model": model, "optimizer": optimizer, "inrun": attribution}
+        state = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+        attribution.detach()
+        return audit.table(), state
+
+    whole, _ = trained(begun(), range(6))
+    before, state = trained(begun(), range(3))
+    after, _ = trained(begun(state), range(3, 6))
+    timed = ["seconds"]
+    assert (before.num_rows, after.num_rows) == (3, 6)
+    assert after["seconds"].to_pylist()[:3] == before["seconds"].to_pylist()
+    assert after.drop_columns(timed).equals(whole.drop_columns(timed))

@@ -64,7 +64,10 @@ def test_every_process_resumes_from_the_first_ones_state(several):
     tables = [pq.read_table(folder / f"resumed-{rank}.parquet") for rank in range(processes)]
     assert all(table.equals(tables[0]) for table in tables)
     assert tables[0]["visits"].to_pylist() == [1] * 36
-    assert inrun.load(folder / "to resume").ledger().num_rows == script.STEPS + 1
+    books = [pq.read_table(folder / f"resumed-books-{rank}.parquet") for rank in range(processes)]
+    assert all(book.equals(books[0]) for book in books)
+    assert books[0].equals(inrun.load(folder / "to resume").ledger())
+    assert books[0].num_rows == script.STEPS + 1
 
 
 def test_sharded_training_is_untouched_in_full_and_in_mixed_precision(several):

@@ -133,6 +133,18 @@ class Auditor:
         self._played: dict[str, Any] | None = None
         self.audit = Audit()
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the checks so far, and what the schedule has spent."""
+        rows = self.audit.table().to_pylist()
+        return {"rows": rows, "groups": self._groups, "schedule": self._schedule.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
+        self.cancel()
+        self.audit.rows[:] = state["rows"]
+        self._groups = self._wanted or state["groups"]
+        self._schedule.restore(state["schedule"])
+
     def block_begins(
         self, capture: Capture, step: int, samples: int, *, first: bool
     ) -> Callable[[str, Factor], None] | None:

@@ -30,6 +30,18 @@ class Auditing:
     def __init__(self, watch: Stopwatch, advice: Advice):
         self._watch, self._advice = watch, advice
         self._auditor: Auditor | None = None
+        self._before: Mapping[str, Any] | None = None  # an audit that a checkpoint has in it
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps; None where no audit is going on."""
+        return None if self._auditor is None else self._auditor.state()
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from `state`: the audit that there is, or else the next one that begins."""
+        self._before = state
+        if self._auditor is not None and state is not None:
+            self._auditor.restore(state)
+            self._before = None
 
     def begin(
         self,
@@ -49,6 +61,8 @@ class Auditing:
             raise MisuseError(f"groups must be from {FEWEST} to {MOST}, not {groups}.")
         judge = AuditUtility(utility, model, processes)
         self._auditor = Auditor(model, optimizers, judge, schedule, groups, processes)
+        if self._before is not None:
+            self.restore(self._before)
         return self._auditor.audit
 
     def block_begins(self, capture: Capture, step: int, samples: int, *, first: bool) -> None:

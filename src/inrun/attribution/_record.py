@@ -169,6 +169,18 @@ class Record:
         self._residual, self._size = header["residual"], header["size"]
         self.latest = dict(header["latest"])
 
+    def stored_books(self) -> list[dict[str, object]] | None:
+        """The store's books so far; None in a process that has no store."""
+        if self._folder is None:
+            return None
+        books: list[dict[str, object]] = Run(self._folder.path).books().to_pylist()
+        return books
+
+    def take_books(self, books: list[dict[str, object]] | None) -> None:
+        """Takes over the first process's books, in one that has no store of its own."""
+        if self._folder is None and books is not None:
+            self._ledger = books
+
     def _stored(self, coverage: pa.Table) -> Run:
         assert self._folder is not None
         self._folder.flush(coverage)

@@ -2,7 +2,7 @@
 
 With the model's and the optimizer's own state, this is all that the next step's values depend on.
 What is not in it is computed again: the opening validation pass, and where samples lie in each
-operation. An audit that was going on is not continued; begin it again.
+operation. An audit that was going on is in it too, and goes on where the loop begins one again.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Resume:
             "ids": self._ids.kind,
             "scorer": scorer,
             "record": record,
+            "audit": self._steps.auditing.state(),
         }
         named = {f"scorer/{name}": t for name, t in tensors.items()}
         return seal(header, {**named, **{f"record/{name}": t for name, t in tables.items()}})
@@ -85,8 +86,12 @@ class Resume:
             return {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
 
         self._record.restore(header["record"], part("record/"))
+        processes = self._scorer.processes
+        if processes.size > 1 and header["record"]["store"] is not None:
+            self._record.take_books(processes.gathered(self._record.stored_books())[0])
         self._scorer.restore(header["scorer"], part("scorer/"))
         self._ids.kind = header["ids"]
         self._steps.taken, self._steps.scored = header["taken"], header["scored"]
         self._steps.frequency.restore(header["frequency"])
         self._steps.drop(moved=True)
+        self._steps.auditing.restore(header.get("audit"))

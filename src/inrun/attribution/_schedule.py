@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from inrun.errors import MisuseError
@@ -53,6 +56,20 @@ class AuditSchedule:
         if self._begins >= self._ends:
             self._ends = self._begins + self._steps
         self._next = self._draw()
+
+    def state(self) -> dict[str, Any]:
+        """Where it is: whatever JSON holds."""
+        return {
+            "random": self.rng.bit_generator.state, "spent": self.spent, "cost": self._cost,
+            "begins": self._begins, "ends": self._ends, "next": self._next,
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`, with the seconds that this schedule was given."""
+        self.rng.bit_generator.state = state["random"]
+        self.spent, self._cost = state["spent"], state["cost"]
+        self._begins, self._ends = state["begins"], state["ends"]
+        self._next = state["next"]
 
     def stop(self) -> None:
         """Draws no more."""

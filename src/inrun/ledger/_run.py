@@ -91,8 +91,12 @@ class Run:
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """A row a step: see `Attribution.ledger`."""
+        return books_of(self.books(), target)
+
+    def books(self) -> pa.Table:
+        """The ledgers of all targets and of their total, a row a step and target."""
         parts = [pq.read_table(part) for part in self._parts["ledger"]]
-        return books_of(pa.concat_tables([LEDGER.empty_table(), *parts]), target)
+        return pa.concat_tables([LEDGER.empty_table(), *parts])
 
     def coverage(self) -> pa.Table:
         """A row a parameter: see `Attribution.coverage`."""
