@@ -92,7 +92,7 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
         x.zero_()  # what was moved is the run's own
     block.check_untouched()
     expected = oracle.shares(
-        case.model(),
+        model,
         lambda m, rows: case.terms(m, take_rows(case.inputs(samples), rows)),
         samples,
         trained(model),
