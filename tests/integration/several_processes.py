@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import inrun
 from inrun.factors import LowRankContraction
@@ -54,6 +55,8 @@ CASES = {
     "sharded, given": {"estimator": "path-given", "sharded": True},
     "sharded, tangent": {"estimator": "tangent", "sharded": True},
     "sharded, accumulated": {"smoothed_steps": 0, "sharded": True, "parts": 2},
+    "sharded and replicated": {"smoothed_steps": 2, "sharded": True, "replicas": True},
+    "sharded, offloaded": {"smoothed_steps": 2, "sharded": True, "capture": "offload"},
     "sharded, fewer": {"smoothed_steps": 2, "sharded": True, "rows": 2},
     "sharded, clipped by value": {"smoothed_steps": 0, "sharded": True, "value_clip": 0.02},
     "sharded, split validation": {"smoothed_steps": 0, "sharded": True, "split": True},
@@ -77,10 +80,15 @@ class Curious(nn.Module):
         self.normed = weight_norm(nn.Linear(10, 10))  # a map of two parameters that is not linear
         self.scale = nn.Parameter(torch.rand(10))
         self.pairs = nn.Bilinear(10, 10, 4)  # no rule of its own
+        self.there, self.back = nn.Linear(10, 10), nn.Linear(10, 10)
+        self.back.weight = self.there.weight
 
     def forward(self, x):
-        hidden = torch.tanh(self.first(x))
+        hidden = checkpoint(self.tied, torch.tanh(self.first(x)), use_reentrant=False)
         return self.pairs(hidden, torch.tanh(self.normed(hidden)) * self.scale)
+
+    def tied(self, x):
+        return torch.tanh(self.back(torch.tanh(self.there(x))))
 
 
 def network(*, sharded):
@@ -122,14 +130,18 @@ def terms(model, batch):
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, sharded=False, rotating=1, follows=False, **options):  # fmt: skip
+        eps=1e-8, sharded=False, replicas=False, rotating=1, follows=False, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     x, y = data()
     x = x.to(dtype)
     model = network(sharded=sharded).to(dtype)
-    wrapped = spread(model, sharded=sharded)
+    mesh = {}
+    if replicas and several:  # as many copies as processes, each of one part
+        names = {"mesh_dim_names": ("replicate", "shard")}
+        mesh = {"mesh": init_device_mesh("cpu", (size, 1), **names)}
+    wrapped = spread(model, sharded=sharded, **mesh)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1, eps=eps)
     held = torch.arange(60, 72)
     held = held.chunk(size)[rank] if split else held
@@ -287,6 +299,11 @@ def refusals(folder):
     optimizer = torch.optim.SGD(parts.parameters(), lr=0.1)
     options = {"contraction": "dense", "smoothed_steps": 0, "progress": False}
     with inrun.attach(parts, optimizer, utility, **options) as attribution:
+        parts.set_requires_gradient_sync(False)
+        with noted("unreduced"), attribution.batch(range(6)):
+            terms(parts, (x[:6], y[:6])).mean().backward()
+        with noted("unreduced"):
+            optimizer.step()
         with noted("audit"):
             attribution.audit(seconds=1, steps=2)
         with noted("tokens"):

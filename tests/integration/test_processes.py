@@ -92,6 +92,7 @@ SAID = {
     "alone": "MisuseError: .* Pass process_group=",
     "divisor": "NotSupportedError: set_gradient_divide_factor",
     "tensor parallelism": "NotSupportedError: .*tensor parallelism",
+    "unreduced": "MisuseError: Gradients still wait to be reduced",
     "audit": "NotSupportedError: An audit plays",
     "tokens": "NotSupportedError: Values a token",
 }
