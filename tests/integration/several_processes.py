@@ -276,6 +276,13 @@ def refusals(folder):
             else:
                 terms(model, (x[:6], y[:6])).mean().backward()
             optimizer.step()
+    with inrun.attach(model, optimizer, utility, progress=False, capture="stream") as attribution:
+        optimizer.zero_grad()
+        with noted("fewer blocks"):
+            for number in range(2 - (rank > 0)):
+                with model.no_sync(), attribution.batch([number]):
+                    terms(model, (x[:1], y[:1])).mean().backward()
+            optimizer.step()
         with Join([model]):
             with noted("join"), attribution.batch(range(6)):
                 pass
@@ -297,6 +304,8 @@ def refusals(folder):
     tensor_parallel = parallelize_module(nn.Linear(6, 4), mesh, ColwiseParallel())
     attached("tensor parallelism", tensor_parallel)
     optimizer = torch.optim.SGD(parts.parameters(), lr=0.1)
+    with noted("record"):
+        inrun.record(parts, optimizer, terms, lambda ids: (x[ids], y[ids]))
     options = {"contraction": "dense", "smoothed_steps": 0, "progress": False}
     with inrun.attach(parts, optimizer, utility, **options) as attribution:
         parts.set_requires_gradient_sync(False)

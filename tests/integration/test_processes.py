@@ -85,6 +85,8 @@ def test_sharded_training_is_untouched_in_full_and_in_mixed_precision(several):
 SAID = {
     "penalty": "InvariantError: .* do not sum",
     "no block": "MisuseError: .* has come to .*, and another one to .*no ids",
+    "fewer blocks": "MisuseError: .* has come to .*, and another one to .* block",
+    "record": "NotSupportedError: .* played again on whole copies",
     "join": "NotSupportedError: .* trains under Join",
     "muon": "NotSupportedError: Muon steps by whole matrices",
     "second": "NotSupportedError: .* second derivative",

@@ -20,6 +20,7 @@ from torch import Tensor
 from inrun.errors import InRunError, MisuseError, NotSupportedError
 
 PLACES = (
+    "the beginning of a block",
     "the end of a block",
     "a scored optimizer step",
     "an unscored optimizer step",

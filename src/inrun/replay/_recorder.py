@@ -30,6 +30,7 @@ from inrun.replay._replica import (
 )
 from inrun.replay._schedule import Schedule
 from inrun.replay._trajectory import Trajectory
+from inrun.shards import is_sharded
 
 GIBIBYTE = 2**30
 
@@ -74,7 +75,7 @@ def record(
 
     Raises:
         StoreError: the folder holds a run.
-        NotSupportedError: the optimizer has no rule here.
+        NotSupportedError: the optimizer has no rule here, or parameters are sharded.
         ReplaceLayerError: a layer makes rows depend on each other.
     """
     for name, module in model.named_modules():
@@ -84,6 +85,11 @@ def record(
                 "and running statistics are state that no optimizer step explains. Replace it, for "
                 "instance by GroupNorm."
             )
+    if any(map(is_sharded, model.parameters())):
+        raise NotSupportedError(
+            "The model's parameters are sharded (fully_shard), and a run is played again on whole "
+            "copies of the model. Record a run of a smaller model, or use inrun.attach alone."
+        )
     keeper = Memory() if folder is None else Folder(Path(folder))
     replica = Replica(model, optimizer, Task(losses, fetch, clip_norm, weights), keeper)
     if isinstance(keeper, Folder):

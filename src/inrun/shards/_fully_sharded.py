@@ -89,9 +89,10 @@ def demand_readable(model: nn.Module, processes: int) -> None:
                 "fully_shard(offload_policy=CPUOffloadPolicy()) keeps parts on another device than "
                 "the activations, which is not read yet. Leave the parts on their device."
             )
-        if group.gradient_divide_factor not in (None, processes):
+        divisor = getattr(group, "gradient_divide_factor", None)
+        if divisor not in (None, processes):
             raise NotSupportedError(
-                f"set_gradient_divide_factor({group.gradient_divide_factor}) makes the gradient "
+                f"set_gradient_divide_factor({divisor}) makes the gradient "
                 f"something else than the mean over {processes} processes, and validation "
                 "gradients with it. Scale the loss instead."
             )
