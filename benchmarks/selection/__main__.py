@@ -12,8 +12,8 @@ def grid(quick: bool) -> list[str]:
     """The standard cells, or one seed of them with wrong labels."""
     return [
         Setting(noise, rate, seed).key
-        for seed in range(1 if quick else SEEDS)
         for noise in (NOISES[:1] if quick else NOISES)
+        for seed in range(1 if quick else SEEDS)
         for rate in RATES
     ]
 

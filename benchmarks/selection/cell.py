@@ -20,6 +20,7 @@ from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split, split
 
 TASK, EPOCHS, BATCH, KEPT = "mnist", 3, 64, 16
+VALIDATION = 160
 HORIZONS: tuple[int | None, ...] = (1, 2, 4, 8, 16, None)
 ROUNDS = (1, 16)  # beside the default, at horizon 1
 
@@ -55,7 +56,9 @@ class Experiment:
     def __init__(self, setting: Setting):
         self.setting = setting
         self.data: Split = split(TASK, setting.noise, setting.seed)
-        self.utility = inrun.Utility(tasks.loss_fn, self.data.validation)
+        inputs, labels = self.data.validation
+        held = (tuple(t[:VALIDATION] for t in inputs), labels[:VALIDATION])
+        self.utility = inrun.Utility(tasks.loss_fn, held)
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,11 @@
 With g the consumed gradient, x = (w, moments) the state that the step leads to and V a later loss,
 the step is looked at from both ends: it can be tried out (the validation loss's gradient where it
 lands), and a gradient of V in x can be taken back through it to p = dV/d(raw gradient). Nothing
-moves for good. Letters: d elements of a parameter.
+moves for good.
+
+While an optimizer is young (Adam's first steps are nearly signs of the gradient) or always acts
+like a sign, its derivative at one gradient says little or explodes. The way back then goes through
+the mean slope from no gradient to this one, as attribution's `path` does, and looks one step ahead.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from inrun.replay._carried import Carried, alike
 from inrun.replay._gradient import unclipped
 from inrun.replay._replica import gradient_norm
 from inrun.utility import Utility, displaced, evaluate
+
+YOUNG = 10  # steps after an optimizer acted like a sign, as `smoothed_steps` of `inrun.attach`
 
 
 class Prospect:
@@ -67,14 +73,25 @@ class Prospect:
         with displaced(displacements):
             return summed_gradients(utility, model, self._parameters)
 
+    @property
+    def young(self) -> bool:
+        """Whether the step is too near to a sign of the gradient to be looked at through."""
+        seen = [move.steps_taken() for _, move in self._moves]
+        return min((steps for steps in seen if steps is not None), default=YOUNG) < YOUNG
+
     def taken_back(self, after: Carried) -> dict[str, Tensor]:
         """p, (1, *shape) a parameter.
 
         Args:
-            after: the loss's gradient in the state after the step; it is not changed.
+            after: the loss's gradient in the state after the step, in the weights alone where that
+                is `young`; it is not changed.
         """
-        _, q = after.copy().pull(alike(self._moves))
         with torch.no_grad():
+            if self.young:
+                weights = after.weights()
+                q = {name: -move.slope().transposed(weights[name]) for name, move in self._moves}
+            else:
+                _, q = after.copy().pull(alike(self._moves))
             return unclipped(q, self._raw, self._norm, self._clip)
 
 

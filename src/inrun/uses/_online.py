@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from inrun.capture import Hold, MeasuredLayouts, self_test
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim import trained_parameters
+from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
 from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
 from inrun.uses._online_selection import OnlineSelection
@@ -58,7 +58,9 @@ def online(
 
     Args:
         model: the model that is trained.
-        optimizer: any of a smooth rule; one that steps by signs has no derivative.
+        optimizer: any of `torch.optim`; for horizons above 1 one of a smooth rule, since a step by
+            signs cannot be looked through. For the same reason Adam's first ten steps look one step
+            ahead only, through the mean slope of the update.
         utility: the validation loss; of several targets their weighted sum.
         keep: how many of a block's rows to train on, as an int, or what share of them, as a float
             below 1. Blocks that are no larger are trained on whole.
@@ -104,6 +106,7 @@ def online(
         outlook: Outlook = NextState(utility, model, parameters)
         if horizon != 1:
             assert task is not None
+            derivative_of(rule_for(optimizer))  # refuses one that has none
             rollout = Rollout(model, optimizer, task, utility)
             when = _when(horizon, every, steps)
             outlook = Ahead(outlook, rollout, upcoming or drawn, when, moves=rounds > 1)

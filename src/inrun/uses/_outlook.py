@@ -119,7 +119,9 @@ class Ahead(Outlook):
         self._landing: Carried | None = None
 
     def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
-        """See `Outlook.after`."""
+        """See `Outlook.after`. A young optimizer's steps are looked at from the next state."""
+        if prospect.young:
+            return self._next_state.after(step, prospect, chosen=chosen)
         if not 0 <= step - self._began < len(self._plan):
             self._plan, self._began = self._rolled_out(step, prospect), step
         found = self._plan[step - self._began].copy()

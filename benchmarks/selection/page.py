@@ -1,0 +1,163 @@
+"""Writes docs/selection.md and its plot from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import vl_convert
+
+from benchmarks.classification.tasks import MOST_TESTED, RECIPES
+from benchmarks.markdown import markdown
+from benchmarks.pruning.page import half_interval
+from benchmarks.results_file import RESULTS, environments
+from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
+
+DOCS = Path(__file__).parents[2] / "docs"
+CONTROLS = ("full", "random", "loss")
+COLORS = {"online": "#0b6e8a", "offline": "#e9a23b"}
+RULES = {"full": "#222222", "random": "#8d99ae", "loss": "#b23a48"}
+
+Arms = dict[str, dict[str, Any]]
+Cells = dict[Setting, Arms]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "selection.json").read_text())["cells"]
+    cells = {Setting.of(key): cell["result"]["arms"] for key, cell in stored.items()}
+    here, recipe = Path(__file__).parent, RECIPES[TASK]
+    template = (here / "page.md").read_text()
+    parts = {
+        "STEPS": str(next(iter(stored.values()))["result"]["steps"]),
+        "BATCH": str(BATCH),
+        "KEPT": str(KEPT),
+        "SHARE": f"{KEPT / BATCH:g}",
+        "TRAINING": f"{recipe.training:,}",
+        "VALIDATION": str(VALIDATION),
+        "TEST": f"{MOST_TESTED:,}",
+        "PARAMETERS": f"{sum(p.numel() for p in recipe.build().parameters()):,}",
+        "SEEDS": _seeds(cells),
+        "FINDINGS": (here / "findings.md").read_text().strip(),
+        "ACCURACY": _table(cells, "accuracy", lambda x: _spread(100 * np.array(x), 1)),
+        "LOSS": _table(cells, "test_loss", lambda x: _spread(np.array(x), 2)),
+        "GAINS": _gains(cells),
+        "RUN": environments(stored),
+    }
+    for name, text in parts.items():
+        template = template.replace("{{" + name + "}}", text)
+    (DOCS / "selection.md").write_text(template)
+    _plot(cells, DOCS / "img" / "selection.svg")
+
+
+def _seeds(cells: Cells) -> str:
+    """How many seeds every setting has, in words where they differ."""
+    counts = {len(_of(cells, noise, rate)) for noise in _noises(cells) for rate in _rates(cells)}
+    return str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def arms() -> list[str]:
+    """Names of all arms, as tables show them."""
+    each = [f"{kind} {told(h)}" for kind in ("online", "offline") for h in HORIZONS]
+    rounds = [f"online 1, rounds {n}" for n in ROUNDS]
+    return [*CONTROLS, *each[: len(HORIZONS)], *rounds, *each[len(HORIZONS) :],
+            "offline, random", "offline, loss"]  # fmt: skip
+
+
+def _noises(cells: Cells) -> list[float]:
+    return sorted({s.noise for s in cells}, reverse=True)
+
+
+def _rates(cells: Cells) -> list[float]:
+    return sorted({s.rate for s in cells})
+
+
+def _of(cells: Cells, noise: float, rate: float) -> list[Arms]:
+    return [found for s, found in cells.items() if (s.noise, s.rate) == (noise, rate)]
+
+
+def _title(noise: float) -> str:
+    return f"{noise:.0%} wrong labels" if noise else "no wrong labels"
+
+
+def _spread(numbers: np.ndarray, digits: int) -> str:
+    return f"{numbers.mean():.{digits}f} ± {half_interval(numbers.tolist()):.{digits}f}"
+
+
+def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> str:
+    parts = []
+    for noise in _noises(cells):
+        rates = _rates(cells)
+        rows = [
+            [name, *(told_as([a[name][figure] for a in _of(cells, noise, r)]) for r in rates)]
+            for name in arms()
+        ]
+        parts.append(markdown([_title(noise), *(f"rate {r:g}" for r in rates)], rows))
+    return "\n\n".join(parts)
+
+
+def _gains(cells: Cells) -> str:
+    rows = []
+    for name in arms():
+        row = [name]
+        for noise in _noises(cells):
+            found = [a for s, a in cells.items() if s.noise == noise]
+            gain = [100 * (a[name]["accuracy"] - a["random"]["accuracy"]) for a in found]
+            row.append(f"{np.mean(gain):+.1f} ± {half_interval(gain):.1f}")
+        wrong = [a[name]["wrong"] for s, a in cells.items() if s.noise]
+        times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
+        rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
+    head = ["arm", *(_title(noise) for noise in _noises(cells)), "wrong among trained", "time"]
+    return markdown(head, rows)
+
+
+def _points(cells: Cells, noise: float, rate: float) -> Iterable[dict[str, Any]]:
+    for found in _of(cells, noise, rate):
+        for kind in COLORS:
+            for horizon in HORIZONS:
+                accuracy = found[f"{kind} {told(horizon)}"]["accuracy"]
+                yield {"arm": kind, "horizon": told(horizon), "accuracy": accuracy}
+
+
+def _plot(cells: Cells, path: Path) -> None:
+    names, colors = [*COLORS, *RULES], [*COLORS.values(), *RULES.values()]
+    color = alt.Color("arm:N", title=None, sort=names, scale=alt.Scale(domain=names, range=colors))
+    percent = alt.Axis(format="%")
+    rows = []
+    for noise in _noises(cells):
+        charts = []
+        for rate in _rates(cells):
+            base = alt.Chart(alt.Data(values=list(_points(cells, noise, rate)))).encode(
+                x=alt.X("horizon:N", sort=[told(h) for h in HORIZONS], axis=alt.Axis(labelAngle=0)),
+                color=color,
+            )
+            y = alt.Y(
+                "mean(accuracy):Q", title="test accuracy", axis=percent,
+                scale=alt.Scale(zero=False, domain=[0.6, 0.95], clamp=True),
+            )  # fmt: skip
+            bars = base.mark_errorbar(extent="stderr", clip=True).encode(
+                y=alt.Y("accuracy:Q", title="")
+            )
+            known = [
+                {"arm": name, "accuracy": float(np.mean([a[name]["accuracy"] for a in found]))}
+                for found in [_of(cells, noise, rate)]
+                for name in RULES
+            ]
+            rules = (
+                alt.Chart(alt.Data(values=known))
+                .mark_rule(strokeDash=[4, 3], clip=True)
+                .encode(y=alt.Y("accuracy:Q"), color=color)
+            )
+            lines = base.mark_line(point=True, clip=True).encode(y=y)
+            charts.append(
+                (lines + bars + rules).properties(
+                    width=190, height=170, title=f"{_title(noise)}, rate {rate:g}"
+                )
+            )
+        rows.append(alt.hconcat(*charts))
+    chart = alt.vconcat(*rows).configure_view(stroke=None).configure(background="white")
+    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
