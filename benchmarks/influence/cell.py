@@ -261,6 +261,14 @@ def proxy_against_error(setting: Setting) -> dict[str, Any]:
     }
 
 
+def rounding_share(setting: Setting) -> dict[str, Any]:
+    """The error proxy's part that `proxy` cells measured before it had one do not hold."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    return {"rounding": inrun.lookahead(run, experiment.mean).error_proxy(mixtures=2).rounding}
+
+
 def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
     """Times as multiples of plain training, interleaved; memory; disk."""
     experiment = Experiment(setting)

@@ -19,8 +19,8 @@ import inrun
 from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split, split
 
-TASK, EPOCHS, BATCH, KEPT = "mnist", 3, 64, 16
-VALIDATION = 160
+TASK, EPOCHS, BATCH, KEPT = "digits", 6, 64, 16
+VALIDATION = 128
 HORIZONS: tuple[int | None, ...] = (1, 2, 4, 8, 16, None)
 ROUNDS = (1, 16)  # beside the default, at horizon 1
 

@@ -12,7 +12,7 @@ from inrun.errors import MisuseError
 from inrun.replay._dynamics import dynamics_named
 from inrun.replay._horizon import Curve, Horizon, Windows
 from inrun.replay._kinks import KINK_WIDTH
-from inrun.replay._proxy import ErrorProxy, kink_share, second_order
+from inrun.replay._proxy import ErrorProxy, kink_share, rounding, second_order
 from inrun.replay._push import push_named
 from inrun.replay._removal import removal_named
 from inrun.replay._sweep import Method, sweep
@@ -179,17 +179,18 @@ class Lookahead:
         )
         return table.sort_by("sample_id")
 
-    def error_proxy(self, mixtures: int = 8, seed: int = 0) -> ErrorProxy:
+    def error_proxy(self, mixtures: int = 8, seed: int = 0, replays: int = 4) -> ErrorProxy:
         """How far look-ahead can be trusted on this run, from the recorded run alone.
 
-        One sweep forward, and one or two backward.
+        One sweep forward, two backward, and the run played again a few times.
 
         Args:
             mixtures: random mixtures of removals that are carried forward side by side.
-            seed: of the signs.
+            seed: of the signs, and of the start's last digits.
+            replays: how often the run is played again from a start that differs in them.
 
         Returns:
-            How far from first order removal is, in two figures, and a verdict in words:
+            How far from first order removal is, in three figures, and a verdict in words:
             `print(result.error_proxy())`. docs/influence.md has what they were measured against.
 
         Raises:
@@ -207,7 +208,8 @@ class Lookahead:
             for width in (0.0, KINK_WIDTH)
         )
         ratio, spread = second_order(self._run, self._utility, removal, plain, mixtures, seed)
-        return ErrorProxy(ratio, spread, kink_share(plain, counted))
+        digits = rounding(self._run, self._utility, plain, replays, seed)
+        return ErrorProxy(ratio, spread, kink_share(plain, counted), digits)
 
     def _by_sample(self) -> dict[object, float]:
         table = self.values()

@@ -1,7 +1,7 @@
 """How far look-ahead can be trusted on this run, without training again.
 
-Values are first order in a removal. Two things make removal bend, and both can be read off the
-recorded run:
+Values are first order in a removal. Two things make removal bend, and a third hides it; all can be
+read off the recorded run:
 
 - The loss's curvature. Its share is 1/2 delta_i^T H_V delta_i for sample i, with delta_i what its
   removal does to the last weights. With random signs xi, delta = sum_i xi_i delta_i costs one
@@ -10,6 +10,9 @@ recorded run:
 - Kinks. Units that switch jump, and no Hessian has jumps in it. How much values move when the mean
   effect of switching is counted in (`_kinks.py`) says how much switching there is: the median of
   |value_i with - value_i without| over the median of |value_i|.
+- Rounding. A run of small steps moves each weight by few of its last digits, and so does a removal.
+  The run is played again a few times from a start that is moved by half of the last digit: what
+  that does to the loss, over the root mean square of the values, is what no method can predict.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from inrun.replay._folder import Ids
 from inrun.replay._forward import perturbation
 from inrun.replay._removal import Removal
 from inrun.replay._trajectory import Trajectory
-from inrun.utility import Utility, curvature
+from inrun.utility import Utility, curvature, losses_of
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,21 @@ class ErrorProxy:
         spread: its standard error, from the mixtures' differences.
         kinks: how much the values move when units that switch are counted in; 0 for models
             without kinks.
+        rounding: how much the loss moves with the start's last digit, over the values.
     """
 
     second_order: float
     spread: float
     kinks: float
+    rounding: float
 
     TRUST: ClassVar[float] = 0.01
     RANKING: ClassVar[float] = 0.2
 
     @property
     def size(self) -> float:
-        """The larger of the two on one scale, which are half the second order and the kinks."""
-        return max(self.second_order / 2, self.kinks)
+        """The three together, each a part of the first order."""
+        return self.second_order + self.kinks + self.rounding
 
     @property
     def verdict(self) -> str:
@@ -61,7 +66,8 @@ class ErrorProxy:
     def __str__(self) -> str:
         return (
             f"{self.verdict}: the second order is {self.second_order:.2%} of the first "
-            f"(+- {self.spread:.2%}), and kinks move the values by {self.kinks:.2%}"
+            f"(+- {self.spread:.2%}), kinks move values by {self.kinks:.2%}, and the last digits "
+            f"of the start by {self.rounding:.2%}"
         )
 
 
@@ -71,6 +77,28 @@ def kink_share(without: Mapping[object, float], counted: Mapping[object, float])
     moved = np.abs(np.array([counted[who] for who in without]) - plain)
     size = float(np.median(np.abs(plain)))
     return float(np.median(moved)) / size if size else 0.0
+
+
+def rounding(
+    run: Trajectory, utility: Utility, values: Mapping[object, float], replays: int, seed: int
+) -> float:
+    """What the last digits of the start do to the loss, over the values."""
+    replica, generator = run.replica, torch.Generator().manual_seed(seed)
+    weights = torch.tensor(utility.weights, dtype=torch.float64)
+    loss = float(losses_of(utility, run.finished()) @ weights)
+    moved = []
+    for _ in range(replays):
+        replica.put(run.keeper.state(0))
+        with torch.no_grad():
+            for p in replica.parameters.values():
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                noise = noise * (torch.finfo(p.dtype).eps / 2)
+                p.copy_(p.double() * (1 + noise.to(p.device)))
+        for step in run.steps:
+            replica.play(step)
+        moved.append(float(losses_of(utility, replica.model) @ weights) - loss)
+    size = float(np.sqrt(np.mean(np.square(list(values.values())))))
+    return float(np.sqrt(np.mean(np.square(moved)))) / size if size else float("inf")
 
 
 def second_order(
