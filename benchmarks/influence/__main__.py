@@ -14,6 +14,7 @@ from benchmarks.influence.cell import (
     fidelity,
     print_peak,
     proxy_against_error,
+    rounding_share,
 )
 from benchmarks.influence.models import TASKS
 from benchmarks.results_file import cells
@@ -23,7 +24,7 @@ GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
 KINDS = {
     "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
-    "proxy": proxy_against_error, "cost": cost,
+    "proxy": proxy_against_error, "rounding": rounding_share, "cost": cost,
 }  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def grid(quick: bool) -> list[str]:
             for steps in GRID_STEPS
         ]
     beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
+    proxies += [key.replace("proxy", "rounding") for key in proxies]
     return fidelities + beside + proxies + costs
 
 
