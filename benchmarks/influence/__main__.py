@@ -14,6 +14,7 @@ from benchmarks.influence.cell import (
     fidelity,
     print_peak,
     proxy_against_error,
+    query_by_query,
     rounding_share,
 )
 from benchmarks.influence.models import TASKS
@@ -24,6 +25,7 @@ GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
 KINDS = {
     "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
+    "queries": query_by_query,
     "proxy": proxy_against_error, "rounding": rounding_share, "cost": cost,
 }  # fmt: skip
 
@@ -49,6 +51,7 @@ def grid(quick: bool) -> list[str]:
         ]
     beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
     proxies += [key.replace("proxy", "rounding") for key in proxies]
+    beside += [key.replace("fidelity", "queries") for key in fidelities if "seed=0" in key]
     return fidelities + beside + proxies + costs
 
 

@@ -25,6 +25,7 @@ from inrun.replay import KINK_WIDTH, Lookahead, tracin
 
 NOISE = 1e-5
 DECAY = 0.01
+QUERIES = 10
 CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
@@ -226,6 +227,23 @@ def carried_push(setting: Setting) -> dict[str, Any]:
         values = _columns(method(experiment.mean).values(), order, experiment.mean)
         found[name] = agreement(values, truth) | {"values": _digits(values)}
     return {"methods": found}
+
+
+def query_by_query(setting: Setting) -> dict[str, Any]:
+    """Every push against the truth of single queries: mean rank correlation over them."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    named = list(experiment.each.batches.items())[:QUERIES]
+    each = inrun.Utility(experiment.task.judge, targets=dict(named))
+    order = experiment.left_out
+    truth = _columns(inrun.truth.retrain(run, each, order), order, each)
+    every = experiment.methods(run) | experiment.carried_methods(run)
+    found = {
+        name: rank_correlation(_columns(every[name](each).values(), order, each), truth)
+        for name in ("look-ahead", "look-ahead, finite push", "look-ahead, carried push")
+    }
+    return {"methods": found, "queries": len(named)}
 
 
 def _stored_truth(setting: Setting) -> Values:

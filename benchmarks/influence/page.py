@@ -19,15 +19,18 @@ from inrun.replay import ErrorProxy
 
 DOCS = Path(__file__).parents[2] / "docs"
 TRUTH = f"truth, start moved by {NOISE:g}"
+NO_DECAY = "truth, no weight decay"
+TRUTHS = {TRUTH: "truth_again", NO_DECAY: "truth_without_decay"}
+LINEAR = 0.05
 PLOTTED = (
     "look-ahead", "look-ahead, carried push", "look-ahead, carried push, kinks", "SGD dynamics",
-    "one step", TRUTH,
+    "one step", *TRUTHS,
 )  # fmt: skip
-COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222")
+COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222", "#b23a48")
 ORDER = (
     "look-ahead", "look-ahead, finite push", "look-ahead, carried push",
     "look-ahead, finite push, kinks", "look-ahead, carried push, kinks",
-    "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", TRUTH,
+    "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", *TRUTHS,
 )  # fmt: skip
 
 Record = dict[str, Any]
@@ -37,19 +40,27 @@ Cells = dict[Setting, Record]
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    kinds: dict[str, Cells] = {"fidelity": {}, "carried": {}, "proxy": {}, "cost": {}}
+    names = ("fidelity", "carried", "queries", "decay", "proxy", "rounding", "cost")
+    kinds: dict[str, Cells] = {name: {} for name in names}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
         kinds[kind][Setting.of(setting)] = cell["result"]
     for setting, result in kinds["carried"].items():
         if setting in kinds["fidelity"]:
             kinds["fidelity"][setting]["methods"] |= result["methods"]
+    for setting, result in kinds["decay"].items():
+        kinds["fidelity"][setting]["truth_without_decay"] = result
+    for setting, result in kinds["rounding"].items():
+        kinds["proxy"][setting] |= result
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
     _plot_proxy(kinds["proxy"], DOCS / "img" / "influence-proxy.svg")
     template = (Path(__file__).parent / "page.md").read_text()
     parts = {
         "TABLES": _tables(kinds["fidelity"]),
+        "RELIABILITY": _reliability(kinds["fidelity"]),
+        "QUERIES": _queries(kinds["queries"]),
+        "LINEAR": f"{LINEAR:.0%}",
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "KINKS": _kinks(kinds["fidelity"]),
         "PROXY": _proxy(kinds["proxy"]),
@@ -76,8 +87,8 @@ def _rates(cells: Cells) -> list[float]:
 
 def _of(cells: Cells, task: str, rate: float, method: str) -> list[Record]:
     found = [r for s, r in cells.items() if s.task == task and s.rate == rate]
-    if method == TRUTH:
-        return [r["truth_again"] for r in found]
+    if method in TRUTHS:
+        return [r[TRUTHS[method]] for r in found if TRUTHS[method] in r]
     return [r["methods"][method] for r in found if method in r["methods"]]
 
 
@@ -86,7 +97,7 @@ def _tables(cells: Cells) -> str:
     for task in _tasks(cells):
         rows = []
         for method in _shown(task, ORDER):
-            row = [method if method == TRUTH else f"`{method}`"]
+            row = [method if method in TRUTHS else f"`{method}`"]
             for rate in _rates(cells):
                 found = _of(cells, task, rate, method)
                 row.append(_agreement(found))
@@ -115,6 +126,43 @@ def _agreement(found: list[Record]) -> str:
     return text + f"; {np.median([f['relative_error'] for f in found]):.1%}"
 
 
+def linear_share(record: Record) -> float:
+    """The share of samples whose measured removal is within `LINEAR` of first order's word."""
+    truth, first = np.array(record["truth"]), np.array(record["methods"]["look-ahead"]["values"])
+    return float((np.abs(first - truth) <= LINEAR * np.abs(truth)).mean())
+
+
+def _reliability(cells: Cells) -> str:
+    """How far the truth agrees with itself, and how much of it is linear."""
+    rows = []
+    for task in _tasks(cells):
+        for rate in _rates(cells):
+            found = [r for s, r in cells.items() if s.task == task and s.rate == rate]
+            row = [task, f"{rate:g}"]
+            for name in TRUTHS:
+                ranks = [r["spearman"] for r in _of(cells, task, rate, name)]
+                row.append(f"{np.mean(ranks):.3f} ({len(ranks)})" if ranks else "not measured")
+            shares = [linear_share(r) for r in found]
+            rows.append([*row, f"{np.mean(shares):.0%}"])
+    head = ["task", "rate", *TRUTHS, f"within {LINEAR:.0%} of linear"]
+    return markdown(head, rows)
+
+
+def _queries(cells: Cells) -> str:
+    if not cells:
+        return "Not measured yet."
+    methods = list(next(iter(cells.values()))["methods"])
+    rows = []
+    for task in _tasks(cells):
+        for rate in _rates(cells):
+            found = [r for s, r in cells.items() if s.task == task and s.rate == rate]
+            if found:
+                means = [np.mean([r["methods"][m] for r in found]) for m in methods]
+                count = f"{found[0]['queries']}"
+                rows.append([task, f"{rate:g}", count, *(f"{mean:.3f}" for mean in means)])
+    return markdown(["task", "rate", "queries", *(f"`{m}`" for m in methods)], rows)
+
+
 def _kinks(cells: Cells) -> str:
     rows = []
     for task in [task for task in ("mlp-relu", "mlp-gelu") if task in _tasks(cells)]:
@@ -126,8 +174,14 @@ def _kinks(cells: Cells) -> str:
     return markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
 
 
+def _read(record: Record) -> ErrorProxy:
+    """The proxy of a cell; cells from before rounding counted hold none."""
+    parts = (record["second_order"], record["spread"], record["kinks"])
+    return ErrorProxy(*parts, record.get("rounding", 0.0))
+
+
 def _size(record: Record) -> float:
-    return ErrorProxy(record["second_order"], record["spread"], record["kinks"]).size
+    return _read(record).size
 
 
 def _proxy(cells: Cells) -> str:
@@ -139,6 +193,7 @@ def _proxy(cells: Cells) -> str:
             "error proxy": [_size(r) for _, r in records],
             "second order alone": [r["second_order"] for _, r in records],
             "kinks alone": [r["kinks"] for _, r in records],
+            "rounding alone": [r.get("rounding", 0.0) for _, r in records],
             "learning rate": [s.rate for s, _ in records],
         }
         for name, size in by.items():
@@ -155,11 +210,7 @@ def _proxy(cells: Cells) -> str:
 def _verdicts(cells: Cells) -> str:
     rows = []
     for verdict in ("trust", "trust the ranking only", "do not trust"):
-        found = [
-            r["carried"]
-            for r in cells.values()
-            if ErrorProxy(r["second_order"], r["spread"], r["kinks"]).verdict == verdict
-        ]
+        found = [r["carried"] for r in cells.values() if _read(r).verdict == verdict]
         if found:
             ranks, errors = (
                 np.percentile([f[name] for f in found], [0, 50, 100])
