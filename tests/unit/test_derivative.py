@@ -183,3 +183,18 @@ def test_a_rule_that_jumps_has_no_derivative(case):
     _, optimizer = optimizer_of(case)
     with pytest.raises(NotSupportedError, match="steps by signs"):
         derivative_of(rule_for(optimizer))
+
+
+@pytest.mark.parametrize("case", ADAMS + SGDS, ids=str)
+def test_a_carried_change_is_the_difference_of_two_real_steps(case):
+    """Also where it would take a second moment below 0, which it cannot."""
+    generator = torch.Generator().manual_seed(3)
+    for move in steps_of(case)[len(steps_of(case, 1)) :]:
+        derivative = derivative_of(move.rule)
+        change = draw(move, derivative, generator)[0].moments
+        found = derivative.carried(move, change)
+        new = derivative.moved(derivative.shifted(move, change), move.gradient)
+        old = derivative.moved(move, move.gradient)
+        for a, b, c in zip((found.weight, *found.moments), (new.weight, *new.moments),
+                           (old.weight, *old.moments), strict=True):  # fmt: skip
+            torch.testing.assert_close(a, b - c, rtol=1e-9, atol=1e-12)

@@ -67,6 +67,13 @@ class StepDerivative(ABC):
     def shifted(self, move: Move[Any, Any], moments: tuple[Tensor, ...]) -> Move[Any, Any]:
         """The same move from moments that differ by so much."""
 
+    def carried(self, move: Move[Any, Any], change: tuple[Tensor, ...]) -> Along:
+        """The change of (w', s') that a change of the moments makes, not linearized."""
+        new = self.moved(self.shifted(move, change), move.gradient)
+        old = self.moved(move, move.gradient)
+        moments = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
+        return Along(new.weight - old.weight, moments)
+
 
 class AdamDerivative(StepDerivative):
     """Adam and AdamW, with amsgrad, maximize and either kind of decay."""
@@ -147,6 +154,19 @@ class AdamDerivative(StepDerivative):
         largest = None if s.v_max is None else (s.v_max + rest[0]).clamp(min=0)
         state = AdamState(s.m + dm, (s.v + dv).clamp(min=0), largest, s.steps)
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
+
+    def carried(self, move: Move[AdamState, AdamSetting], change: tuple[Tensor, ...]) -> Along:
+        """See `StepDerivative.carried`: moments are linear in moments, only the step bends."""
+        s, h = move.state, move.setting
+        if s.v_max is not None:
+            return super().carried(move, change)
+        after = move.rule.advance(move.gradient, move.weight, s, h)
+        dm, dv = h.b1 * change[0], torch.maximum(change[1], -s.v).mul_(h.b2)
+        c2, rate = 1 - h.b2**after.steps, h.lr / (1 - h.b1**after.steps)
+        root = (after.v / c2).sqrt_().add_(h.eps)
+        denominator = (after.v + dv).clamp_(min=0).mul_(1 / c2).sqrt_().add_(h.eps)
+        new = torch.add(after.m, dm).div_(denominator)
+        return Along((after.m / root - new).mul_(rate), (dm, dv))
 
 
 class SGDDerivative(StepDerivative):

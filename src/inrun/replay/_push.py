@@ -64,10 +64,9 @@ class TangentPush(Push):
 
 
 class Later(NamedTuple):
-    """A step after the present one: what it did, and what its result is worth."""
+    """A step after the present one, and what its result is worth."""
 
     moves: dict[Names, Move[Any, Any]]
-    moved: dict[Names, Along]
     after: dict[Names, Along]
 
 
@@ -120,7 +119,7 @@ class FinitePush(Push):
                 change = self._changes(moment, graph, rows, removal)
                 values[rows] = self._carried_on(moment, change, whole, base)
             found.append(values)
-        self._later.appendleft(Later(moment.moves, base, moment.after))
+        self._later.appendleft(Later(moment.moves, moment.after))
         return found
 
     @staticmethod
@@ -176,12 +175,10 @@ class FinitePush(Push):
         for later in self._later:
             if names not in later.moves:  # the parameters in use changed: first order from here
                 break
-            move, old = later.moves[names], later.moved[names]
-            derivative = derivative_of(move.rule)
-            new = derivative.moved(derivative.shifted(move, change), move.gradient)
+            move = later.moves[names]
+            moved, change = derivative_of(move.rule).carried(move, change)
             after = later.after[names]
-            total = total + _worth(new.weight - old.weight, after.weight)
-            change = _less(new, old)
+            total = total + _worth(moved, after.weight)
         for part, gradient in zip(change, after.moments, strict=True):
             total = total + _worth(part, gradient)
         return total
