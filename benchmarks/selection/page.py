@@ -85,7 +85,12 @@ def _title(noise: float) -> str:
 
 
 def _spread(numbers: np.ndarray, digits: int) -> str:
-    return f"{numbers.mean():.{digits}f} ± {half_interval(numbers.tolist()):.{digits}f}"
+    if not len(numbers):
+        return "not measured"
+    if len(numbers) == 1:
+        return f"{numbers[0]:.{digits}f} (1)"
+    half = half_interval(numbers.tolist())
+    return f"{numbers.mean():.{digits}f} ± {half:.{digits}f} ({len(numbers)})"
 
 
 def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> str:
@@ -137,7 +142,7 @@ def _plot(cells: Cells, path: Path) -> None:
             )
             y = alt.Y(
                 "mean(accuracy):Q", title="test accuracy", axis=percent,
-                scale=alt.Scale(zero=False, domain=[0.7, 0.97], clamp=True),
+                scale=alt.Scale(zero=False, domain=[0.6, 0.97], clamp=True),
             )  # fmt: skip
             bars = base.mark_errorbar(extent="stderr", clip=True).encode(
                 y=alt.Y("accuracy:Q", title="")
