@@ -9,6 +9,7 @@ from inrun.capture import Hold, MeasuredLayouts, self_test
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
+from inrun.shards import is_sharded
 from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
 from inrun.uses._online_selection import OnlineSelection
 from inrun.uses._outlook import Ahead, Drawn, NextState, Outlook, Upcoming, When
@@ -61,7 +62,8 @@ def online(
         optimizer: any of `torch.optim`; for horizons above 1 one of a smooth rule, since a step by
             signs cannot be looked through. For the same reason Adam's first ten steps look one step
             ahead only, through the mean slope of the update.
-        utility: the validation loss; of several targets their weighted sum.
+        utility: the validation loss; of several targets their weighted sum. With `rotating` parts
+            each step looks at the next of them.
         keep: how many of a block's rows to train on, as an int, or what share of them, as a float
             below 1. Blocks that are no larger are trained on whole.
         by: 'value', or as a control 'random' or 'loss' (the largest losses first).
@@ -95,6 +97,11 @@ def online(
         raise MisuseError(
             f"{needed} needs losses=... and fetch=..., as inrun.record does: rows are gone through "
             "again without your loop."
+        )
+    if utility.follows:
+        raise MisuseError(
+            "Utility.next_batch() is known only when the next batch is there, which is too late to "
+            "choose this one. Pass a utility with a validation batch."
         )
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters, MeasuredLayouts())
@@ -161,6 +168,11 @@ def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         raise NotSupportedError(
             f"{type(model).__name__} averages gradients inside backward(), before anything can be "
             "chosen. Select in one process, or choose offline: inrun.select.offline."
+        )
+    if any(is_sharded(p) for p in model.parameters()):
+        raise NotSupportedError(
+            "The model's parameters are sharded: the chosen ones' gradient is put together in one "
+            "process only. Choose offline (inrun.select.offline), or train unsharded with LoRA."
         )
     held = {id(p) for p in trained_parameters(optimizer) if p.requires_grad}
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) in held}

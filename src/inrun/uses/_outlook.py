@@ -86,7 +86,7 @@ class Outlook(ABC):
 
 
 class NextState(Outlook):
-    """One step ahead."""
+    """One step ahead. A utility of rotating parts shows another part in every step."""
 
     def __init__(self, utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]):
         self._utility, self._model, self._parameters = utility, model, parameters
@@ -94,7 +94,7 @@ class NextState(Outlook):
     def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
         """See `Outlook.after`."""
         carried = Carried(self._parameters, 1)
-        carried.add_to_weights(prospect.landing(self._utility, self._model))
+        carried.add_to_weights(prospect.landing(self._utility.part(step), self._model))
         return carried
 
 
