@@ -1,10 +1,11 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine: `make demo` and `make test`; `make docs` builds the site, `make dist` a wheel.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= inrun-demo
+TUTORIALS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs dist format clean
 
 # What `make demo` needs: the package with its dependencies.
 $(VENV)/installed: requirements.txt pyproject.toml
@@ -38,9 +39,26 @@ check: $(VENV)/installed-dev
 	@echo "==> layering: imports point down only"
 	$(BIN)/python -m pytest tests/test_layering.py
 
+# What the site needs on top.
+$(VENV)/installed-docs: $(VENV)/installed-dev requirements-docs.txt
+	@echo "==> installing what the site is built with"
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	@touch $@
+
+# TUTORIALS=0 leaves the tutorials' pictures and outputs out, as CI does: the tests run them anyway.
+docs: $(VENV)/installed-docs
+	@echo "==> the site, strict: docs/_build/html/index.html (TUTORIALS=$(TUTORIALS))"
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -n --keep-going -q -b html \
+		-D plot_gallery=$(TUTORIALS) docs docs/_build/html
+
+dist: $(VENV)/installed-dev
+	@echo "==> wheel and sdist, into dist/"
+	@rm -rf dist
+	$(BIN)/python -m build --quiet
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) dist docs/_build docs/tutorials docs/api/_command.md .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ def section(size: Size, found: Mapping[str, Any]) -> str:
     """One size's tables."""
     parameters = sum(p.numel() for p in size.model().parameters())
     title = (
-        f"### {size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
+        f"## {size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
         f"{size.layers} layers of width {size.width} ({parameters / 1e6:.1f} million parameters)"
     )
     plain = found["plain"]

@@ -39,7 +39,7 @@ def _section(key: str, found: dict[str, Any]) -> str:
         for s in found["stretches"]
     ]
     return (
-        f"### capture='{capture}', {int(steps):,} steps\n\n{markdown(head, rows)}\n\n"
+        f"## capture='{capture}', {int(steps):,} steps\n\n{markdown(head, rows)}\n\n"
         f"Stored: {found['steps_stored']:,} steps and {found['visits_stored']:,} of "
         f"{found['visits_made']:,} visits, {found['store_megabytes']:.1f} MB; the books' residual "
         f"is {found['residual_share']:.2%} of their entries."

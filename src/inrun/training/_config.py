@@ -29,11 +29,14 @@ class TrainConfig:
         model: a folder or hub name that `transformers` loads, or 'cnn' for images.
         data: training rows: CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of
             images (one folder a class), or a hub name.
-        validation, test: the same; where None, a tenth of the training rows each is split off.
+        validation: the rows that judge, given likewise; None splits off a tenth of `data`.
+        test: the rows of the score at the end, given likewise; None splits off a tenth of `data`.
         from_scratch: take the model's configuration and draw its weights.
         tokenizer: a folder or name, where it is not the model's.
-        text_column, label_column, id_column, source_column: names in the data; ids are row numbers
-            where `id_column` is None.
+        text_column: its name in the data.
+        label_column: its name in the data.
+        id_column: its name in the data; None takes row numbers.
+        source_column: its name in the data; None where rows have no provider.
         target_column: a column of the validation rows that names targets; None is one target a
             class where there are at most 20, and the whole validation set otherwise.
         validation_rows: at most so many are passed in every step.

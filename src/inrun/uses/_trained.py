@@ -63,5 +63,5 @@ def refuse_unless_told(run: Path, what: str) -> MisuseError:
     """The error where neither the run nor the command line says how to train."""
     return MisuseError(
         f"{run} was not written by `inrun train`, so it does not say {what}. Pass --entry "
-        "module:function with a function of yours; docs/decisions.md shows what it returns."
+        "module:function with a function of yours; docs/uses/prune.md shows what it returns."
     )

@@ -1,0 +1,16 @@
+"""`python -m benchmarks`: lists what is measured, and writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from benchmarks.overview import TOPICS, write_page
+
+
+def main() -> None:
+    """Prints a line a benchmark, then writes the page."""
+    for topic in TOPICS:
+        print(f"python -m benchmarks.{topic.name:<14} {topic.question} docs/{topic.page}")
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The page of all benchmarks: for each its question, its main figure, and what others report.
+
+Our figures are computed from the results on disk. Others' are as their papers give them, on their
+own models and machines; where the other method was run here, that is a figure of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.fidelity.reading import cells_of, plain, values
+from benchmarks.markdown import markdown
+from benchmarks.results_file import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
+Cells = Mapping[str, Any]
+
+
+class Topic(NamedTuple):
+    """A benchmark: its module, its page, what it asks, and rows of (what, ours, others')."""
+
+    name: str
+    page: str
+    question: str
+    rows: Callable[[Cells], list[tuple[str, str, str]]]
+
+
+def write_page() -> None:
+    """Reads the results and writes the page."""
+    parts = [HEAD]
+    for topic in TOPICS:
+        cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
+        table = markdown(["what", "here", "elsewhere"], topic.rows(cells))
+        command = f"`python -m benchmarks.{topic.name}`"
+        parts.append(f"## {topic.question}\n\n{table}\n\n[The page]({topic.page}), by {command}.")
+    PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def _fidelity(_: Cells) -> list[tuple[str, str, str]]:
+    chosen = plain(cells_of("fidelity"))
+    records = [record for found in chosen.values() for record in found]
+    models = len({setting.task for setting in chosen})
+    where = f"median R over {models} models, from step {SETTLED} on"
+    rows = []
+    for name, what, elsewhere in (
+        ("path, attached", "`path` as attached", ""),
+        ("linearized", "`linearized`, the published estimator", "> 0.99 (arXiv 2602.00329)"),
+        ("sgd", "`sgd` under AdamW", "about 0.11 (arXiv 2602.00329)"),
+    ):
+        median = np.nanmedian(values(records, name, "pearson", SETTLED))
+        rows.append((f"{what}: {where}", f"{median:.4f}", elsewhere))
+    return rows
+
+
+def _optimizers(cells: Cells) -> list[tuple[str, str, str]]:
+    medians = [
+        np.nanmedian([
+            record["estimates"]["attached"]["pearson"]
+            for record in cell["result"]
+            if record["step"] >= MOVING
+        ])
+        for cell in cells.values()
+    ]  # fmt: skip
+    names = len({key.split("optimizer=")[1].split(" ")[0] for key in cells})
+    what = f"{names} optimizers on two models: median R with exact values, the lowest of them"
+    return [(what, f"{min(medians):.4f}", "")]
+
+
+def _influence(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    kinds = (("fidelity", "look-ahead"), ("carried", "look-ahead, carried push"),
+             ("fidelity", "SGD dynamics"), ("fidelity", "TracIn, 5 states"))  # fmt: skip
+    for kind, method in kinds:
+        found = [
+            cell["result"]["methods"][method]["spearman"]
+            for key, cell in cells.items()
+            if key.startswith(f"{kind}: ") and method in cell["result"]["methods"]
+        ]
+        low, middle, high = np.percentile(found, [0, 50, 100])
+        what = f"`{method}`: Spearman with retraining, {len(found)} cells, median (range)"
+        said = "10 % to over 300 % above SGD dynamics (arXiv 2605.18814)"
+        elsewhere = said if method == "look-ahead" else ""
+        rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", elsewhere))
+    return rows
+
+
+def _overhead(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, cell in cells.items():
+        result = cell["result"]
+        alone = result["plain"]
+        size = ", ".join(key.split())
+        for name, said in (
+            ("hold", "95 % (arXiv 2602.00329; another machine and model)"),
+            ("naive per-sample gradients", ""),
+        ):
+            one = result[name]
+            share = np.median(np.array(alone["seconds"]) / np.array(one["seconds"]))
+            of_passes = np.median(one["ratio"])
+            memory = one["peak_bytes"] / alone["peak_bytes"]
+            ours = (
+                f"{share:.1%} of plain throughput; {of_passes:.2f} times plain training with a "
+                f"validation pass; {memory:.2f} times the memory"
+            )
+            rows.append((f"`{name}` ({size})", ours, said))
+    return rows
+
+
+def _pruning(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for ranking in ("path, total, balanced", "mean loss", "sgd, total", "linearized, total"):
+        gains = []
+        for cell in cells.values():
+            accuracy = cell["result"]["accuracy"]
+            if ranking in accuracy:
+                ours, control = accuracy[ranking], accuracy["random, balanced"]
+                gains.append(100 * np.mean([ours[share] - control[share] for share in control]))
+        what = f"`{ranking}`: points of accuracy over random pruning, mean of {len(gains)}"
+        rows.append((what, f"{np.mean(gains):+.2f}", ""))
+    return rows
+
+
+def _mislabelled(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for detector in ("label doubts", "mean loss", "margin (AUM)", "cleanlab, self-confidence"):
+        auc = np.mean([cell["result"]["found"][detector]["auc"] for cell in cells.values()])
+        rows.append((f"`{detector}`: AUC, mean of {len(cells)} cells", f"{auc:.4f}", ""))
+    return rows
+
+
+def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
+    ranks: dict[str, Mapping[str, list[float]]] = {}
+    for cell in cells.values():
+        ranks |= cell["result"]["ranks"]
+    rows = []
+    for method in ("path, standardised", "sgd, standardised", "BM25", "embedding similarity"):
+        each = ", ".join(f"{np.median(numbers):g}" for numbers in ranks[method].values())
+        distances = ", ".join(ranks[method])
+        rows.append((f"`{method}`: median rank of the source ({distances})", each, ""))
+    return rows
+
+
+def _soak(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, cell in cells.items():
+        capture, steps = key.split()
+        stretches = cell["result"]["stretches"]
+        first, last = stretches[0], stretches[-1]
+        what = f"`{capture}`, {int(steps):,} steps: last tenth beside the first"
+        ours = ", ".join(
+            f"{last[name] / first[name]:.2f} times the {said}"
+            for name, said in (("milliseconds", "time a step"), ("megabytes", "memory"))
+        )
+        rows.append((what, ours, ""))
+    return rows
+
+
+TOPICS = (
+    Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
+    Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
+    Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
+    Topic("overhead", "cost.md", "What does it cost?", _overhead),
+    Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
+    Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
+    Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
+    Topic("soak", "soak.md", "Does a long run stay as it is?", _soak),
+)
+
+HEAD = """# Everything that was measured
+
+This page was written by `python -m benchmarks` from the results under `benchmarks/results/`; each
+page below says on what and with which versions, and prints its own numbers. *Elsewhere* are figures
+as papers report them, on their own models and machines: they say what to expect of a method, not
+which machine is faster. Methods of others that stand under *here* were run here, on the same data.
+
+Each command goes on where it was cut off, and `--quick` measures a part that takes minutes."""

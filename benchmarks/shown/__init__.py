@@ -1,0 +1,1 @@
+"""Real runs whose words and pictures the pages of docs/ show."""

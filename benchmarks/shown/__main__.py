@@ -1,0 +1,39 @@
+"""`python -m benchmarks.shown`: runs what the pages show, writes docs/shown/ and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.command import measure_and_write
+from benchmarks.results_file import RESULTS
+from benchmarks.shown.cell import RUNS, measure
+from benchmarks.shown.pictures import draw
+
+PAGES = Path(__file__).parents[2] / "docs" / "shown"
+
+
+def grid(quick: bool) -> list[str]:
+    """The runs; the steps behind the pictures alone take seconds."""
+    return ["steps"] if quick else list(RUNS)
+
+
+def write_pages() -> None:
+    """Transcripts and pictures, from the results on disk."""
+    cells = json.loads((RESULTS / "shown.json").read_text())["cells"]
+    PAGES.mkdir(exist_ok=True)
+    for key, cell in cells.items():
+        if key == "steps":
+            draw(cell["result"])
+            continue
+        for name, text in cell["result"].items():
+            (PAGES / f"{name}.txt").write_text(text + "\n")
+
+
+def main() -> None:
+    """Parses the command line, runs, writes."""
+    measure_and_write("shown", __doc__, "the pictures' steps alone", grid, measure, write_pages)
+
+
+if __name__ == "__main__":
+    main()
