@@ -54,7 +54,7 @@ docs: $(VENV)/installed-docs
 dist: $(VENV)/installed-dev
 	@echo "==> wheel and sdist, into dist/"
 	@rm -rf dist
-	$(BIN)/python -m build --quiet
+	$(BIN)/python -m build --quiet --no-isolation
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,8 @@ from benchmarks.overview import TOPICS, write_page
 def main() -> None:
     """Prints a line a benchmark, then writes the page."""
     for topic in TOPICS:
-        print(f"python -m benchmarks.{topic.name:<14} {topic.question} docs/{topic.page}")
+        page = topic.page or "benchmarks.md"
+        print(f"python -m benchmarks.{topic.name:<14} {topic.question} docs/{page}")
     write_page()
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.fidelity.reading import cells_of, plain, values
+from benchmarks.import_time import REFERENCE, ratios
 from benchmarks.markdown import markdown
 from benchmarks.results_file import RESULTS
 
@@ -26,7 +27,7 @@ class Topic(NamedTuple):
     """A benchmark: its module, its page, what it asks, and rows of (what, ours, others')."""
 
     name: str
-    page: str
+    page: str | None
     question: str
     rows: Callable[[Cells], list[tuple[str, str, str]]]
 
@@ -38,7 +39,8 @@ def write_page() -> None:
         cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
         table = markdown(["what", "here", "elsewhere"], topic.rows(cells))
         command = f"`python -m benchmarks.{topic.name}`"
-        parts.append(f"## {topic.question}\n\n{table}\n\n[The page]({topic.page}), by {command}.")
+        where = f"[The page]({topic.page}), by" if topic.page else "By"
+        parts.append(f"## {topic.question}\n\n{table}\n\n{where} {command}.")
     PAGE.write_text("\n\n".join(parts) + "\n")
 
 
@@ -161,6 +163,15 @@ def _soak(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _import_time(cells: Cells) -> list[tuple[str, str, str]]:
+    found = ratios(cells["import"]["result"])
+    return [
+        (f"`{statement}`, processor time over that of `{REFERENCE}`", f"{ratio:.2f}", "")
+        for statement, ratio in found.items()
+        if statement != REFERENCE
+    ]
+
+
 TOPICS = (
     Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
     Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
@@ -169,14 +180,16 @@ TOPICS = (
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
     Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
+    Topic("import_time", None, "How long does importing take?", _import_time),
     Topic("soak", "soak.md", "Does a long run stay as it is?", _soak),
 )
 
 HEAD = """# Everything that was measured
 
-This page was written by `python -m benchmarks` from the results under `benchmarks/results/`; each
-page below says on what and with which versions, and prints its own numbers. *Elsewhere* are figures
-as papers report them, on their own models and machines: they say what to expect of a method, not
-which machine is faster. Methods of others that stand under *here* were run here, on the same data.
+This page was written by `python -m benchmarks` from the results under `benchmarks/results/`; the
+pages named below say on what and with which versions, and print their own numbers. *Elsewhere* are
+figures as papers report them, on their own models and machines: they say what to expect of a
+method, not which machine is faster. Methods of others that stand under *here* were run here, on
+the same data.
 
 Each command goes on where it was cut off, and `--quick` measures a part that takes minutes."""

@@ -10,24 +10,30 @@
 A value is a contribution to the *reduction* of the validation loss, in its units: positive helped.
 """
 
-from inrun import errors, optim, truth
-from inrun.attribution import Attribution, attach
-from inrun.ledger import Run, load
-from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
-from inrun.uses import (
-    Pruning,
-    Replayable,
-    Rollup,
-    Trace,
-    check_pruning,
-    harm_profile,
-    label_doubts,
-    prune,
-    rollup,
-    select,
-    trace,
-)
-from inrun.utility import Utility
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type checkers
+    from inrun import errors, optim, truth
+    from inrun.attribution import Attribution, attach
+    from inrun.ledger import Run, load
+    from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
+    from inrun.uses import (
+        Pruning,
+        Replayable,
+        Rollup,
+        Trace,
+        check_pruning,
+        harm_profile,
+        label_doubts,
+        prune,
+        rollup,
+        select,
+        trace,
+    )
+    from inrun.utility import Utility
 
 __version__ = "0.1.0"
 
@@ -59,3 +65,33 @@ __all__ = [
     "trace",
     "truth",
 ]
+
+_HOMES = {
+    "attribution": ("Attribution", "attach"),
+    "ledger": ("Run", "load"),
+    "replay": (
+        "Lookahead", "Recorder", "Trajectory", "lookahead", "open_trajectory", "record",
+    ),
+    "uses": (
+        "Pruning", "Replayable", "Rollup", "Trace", "check_pruning", "harm_profile",
+        "label_doubts", "prune", "rollup", "select", "trace",
+    ),
+    "utility": ("Utility",),
+}  # fmt: skip
+_ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from its room, imported with all that it needs when it is first asked for."""
+    if name in _ROOM_OF:
+        found = getattr(importlib.import_module(f"inrun.{_ROOM_OF[name]}"), name)
+    elif name in __all__:
+        found = importlib.import_module(f"inrun.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`inrun demo` from a shell, in a fresh folder: what it prints and the report it writes."""
+"""`inrun demo` of the wheel, with core dependencies only, in a fresh folder: prints and report."""
 
 import json
 import re
@@ -11,13 +11,13 @@ import pytest
 
 import inrun
 from inrun.report import Page, Section, Table, charts
+from tests.integration.fresh import Fresh
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    command = [str(Path(sys.executable).with_name("inrun")), "demo", "--seeds", "2"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = Fresh(folder).run("inrun", "demo", "--seeds", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "inrun-demo", done.stdout
 

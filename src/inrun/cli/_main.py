@@ -12,6 +12,7 @@ from rich.table import Table
 
 import inrun
 from inrun.cli import _decisions, _trace, _train
+from inrun.cli._terminal import plain
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -76,6 +77,6 @@ def main() -> None:
         app()
     except InRunError as error:
         Console(stderr=True).print(
-            f"[bold red]inrun:[/bold red] {error}", highlight=False, soft_wrap=True
+            f"[bold red]inrun:[/bold red] {plain(error)}", highlight=False, soft_wrap=True
         )
         sys.exit(2)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -194,5 +193,7 @@ def _quoted(name: str) -> str:
 
 
 def _to_arrow(query: str, parameters: dict[str, Any]) -> pa.Table:
+    import duckdb  # takes long to import, and only reading a stored run needs it
+
     with duckdb.connect() as connection:
         return connection.sql(query, params=parameters).to_arrow_table()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 class Agreement(NamedTuple):
@@ -29,6 +28,8 @@ def agreement(values: np.ndarray, truth: np.ndarray) -> Agreement:
         >>> agreement(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
         Agreement(pearson=1.0, spearman=1.0, sum_ratio=2.0, relative_error=1.0)
     """
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
     a, b = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     total, size = float(b.sum()), float(np.linalg.norm(b))
     return Agreement(
