@@ -27,7 +27,7 @@ from torch import nn
 import inrun
 from inrun.uses import class_harm, harm_sums
 
-TRAIN, JUDGE, CLASSES, EPOCHS = 700, 300, 10, 20
+TRAIN, JUDGE, CLASSES, EPOCHS = 700, 300, 10, 15
 
 digits = load_digits()
 generator = torch.Generator().manual_seed(0)

@@ -87,10 +87,11 @@ def test_links_lead_to_files_that_exist(page):
 def test_everything_public_is_in_the_reference():
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
     named = set(re.findall(r":: inrun\.(\w+)(?:\(\))?$", text, re.MULTILINE))
-    modules = {"errors", "optim", "truth"}  # optim: the parts for rules of one's own
+    modules = {"errors", "optim", "select", "truth"}
     assert set(inrun.__all__) - {"__version__"} - modules <= named
     assert {"errors", "truth"} <= named
-    assert "inrun.optim.register" in text
+    assert "inrun.optim.register" in text  # the parts for rules of one's own
+    assert all(f":: inrun.select.{name}" in text for name in ("online", "offline", "check"))
     for integration in ("transformers", "lightning"):
         assert f":: inrun.integrations.{integration}" in text
 
