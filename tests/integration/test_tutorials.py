@@ -30,7 +30,7 @@ def number(text, before):
 def test_wrong_labels_are_found_and_mending_them_helps(tmp_path):
     text = said("find_wrong_labels", tmp_path)
     assert number(text, "AUC of the doubts") > 0.98
-    assert number(text, "150 most doubtful mended") > number(text, "as it came")
+    assert number(text, r"\d+ most doubtful mended") > number(text, "as it came") + 1
 
 
 def test_the_sentence_is_forgotten_without_its_sources(tmp_path):

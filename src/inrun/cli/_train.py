@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from inrun.cli._terminal import plain
 
 DATA = (
     "Training rows: a CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of images, "
@@ -70,23 +74,41 @@ ConfigFile = Annotated[
 Out = Annotated[Path, typer.Option(help="A new folder for everything that the run leaves.")]
 
 
+SHARED: dict[str, Any] = {
+    "model": Model, "data": Data, "validation": Part, "test": Part,
+    "config": ConfigFile, "task": TaskName, "text_column": TextColumn,
+    "label_column": LabelColumn, "id_column": IdColumn, "source_column": SourceColumn,
+    "target_column": TargetColumn, "validation_rows": Rows, "from_scratch": Scratch,
+    "tokenizer": Name, "max_length": Length, "lora": Lora, "epochs": Epochs, "batch": Batch,
+    "accumulate": Accumulate, "learning_rate": Rate, "weight_decay": Decay, "warmup": Warmup,
+    "clip": Clip, "seed": Seed, "device": Device, "estimator": Estimator, "capture": Capture,
+    "contraction": Contraction, "keep_tokens": Tokens, "record": Record, "save_every": Every,
+    "skip_bad_rows": Skip,
+}  # fmt: skip
+"""What `train` and `plan` both take; None where it was not given."""
+FIRST = 4  # of them stand before the verb's own options in its help
+
+
+def _with_shared(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the shared options in its signature, which typer reads."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [inspect.Parameter(n, keyword, default=None, annotation=a) for n, a in SHARED.items()]
+    found = inspect.signature(verb, eval_str=True).parameters.values()
+    own = [p for p in found if p.kind is keyword]
+    signature = inspect.Signature([*shared[:FIRST], *own, *shared[FIRST:]])
+    verb.__signature__ = signature  # type: ignore[attr-defined]
+    return verb
+
+
+@_with_shared
 def train(
-    model: Model = None, data: Data = None, validation: Part = None, test: Part = None,
+    *,
     out: Out = Path("inrun-run"),
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder; takes nothing else.")
     ] = None,
-    config: ConfigFile = None, task: TaskName = None, text_column: TextColumn = None,
-    label_column: LabelColumn = None, id_column: IdColumn = None,
-    source_column: SourceColumn = None, target_column: TargetColumn = None,
-    validation_rows: Rows = None, from_scratch: Scratch = None, tokenizer: Name = None,
-    max_length: Length = None, lora: Lora = None, epochs: Epochs = None, batch: Batch = None,
-    accumulate: Accumulate = None, learning_rate: Rate = None, weight_decay: Decay = None,
-    warmup: Warmup = None, clip: Clip = None, seed: Seed = None, device: Device = None,
-    estimator: Estimator = None, capture: Capture = None, contraction: Contraction = None,
-    keep_tokens: Tokens = None, record: Record = None, save_every: Every = None,
-    skip_bad_rows: Skip = None,
-) -> None:  # fmt: skip
+    **options: Any,
+) -> None:
     """Train a model on your own rows and learn what each row did to it.
 
     \b
@@ -99,7 +121,6 @@ def train(
     Go on after a cut:
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
-    options = dict(locals())
     from inrun.training import (
         CHECKPOINT,
         Training,
@@ -109,12 +130,8 @@ def train(
     )
 
     console = Console()
-    folder = options.pop("out")
-    if options.pop("resume") is not None:
-        assert resume is not None
-        folder, setting = resume, read_config(resume)
-    else:
-        setting = _setting(options)
+    folder = out if resume is None else resume
+    setting = _setting(options) if resume is None else read_config(resume)
     training = Training(setting, folder)
     _introduce(console, training)
     try:
@@ -122,46 +139,35 @@ def train(
     except TrainingInterrupt as cut:
         console.print(f"\nStopped {cut}.")
         if (folder / CHECKPOINT).exists():
-            console.print(f"Go on with: inrun train --resume {folder}")
+            console.print(f"Go on with: inrun train --resume {plain(folder)}")
         sys.exit(130)
     _conclude(console, training, folder, outcome)
 
 
+@_with_shared
 def plan(
-    model: Model = None, data: Data = None, validation: Part = None, test: Part = None,
+    *,
     out: Annotated[
         Path | None, typer.Option(help="The folder that `inrun train` will be given: compares.")
     ] = None,
-    config: ConfigFile = None, task: TaskName = None, text_column: TextColumn = None,
-    label_column: LabelColumn = None, id_column: IdColumn = None,
-    source_column: SourceColumn = None, target_column: TargetColumn = None,
-    validation_rows: Rows = None, from_scratch: Scratch = None, tokenizer: Name = None,
-    max_length: Length = None, lora: Lora = None, epochs: Epochs = None, batch: Batch = None,
-    accumulate: Accumulate = None, learning_rate: Rate = None, weight_decay: Decay = None,
-    warmup: Warmup = None, clip: Clip = None, seed: Seed = None, device: Device = None,
-    estimator: Estimator = None, capture: Capture = None, contraction: Contraction = None,
-    keep_tokens: Tokens = None, record: Record = None, save_every: Every = None,
-    skip_bad_rows: Skip = None,
-) -> None:  # fmt: skip
+    **options: Any,
+) -> None:
     """Say what `inrun train` with the same options will take: time, memory and disk.
 
     A few steps are trained on this machine, with attribution and without, and thrown away. With
     --out RUN the plan is kept there, and compared with what was measured once RUN is trained.
     """
-    options = dict(locals())
     from inrun.training import Training, plan_training, read_comparison
 
-    console, folder = Console(), options.pop("out")
-    options["resume"] = None
-    if folder is not None and (folder / "measured.json").exists():
-        console.print(read_comparison(folder))
+    console = Console()
+    if out is not None and (out / "measured.json").exists():
+        console.print(read_comparison(out))
         return
-    options.pop("resume")
     made = plan_training(Training(_setting(options)))
     console.print(made.table(), made.advice(), sep="\n")
-    if folder is not None:
-        made.write(folder)
-        console.print(f"Kept in {folder}. After training: inrun plan --out {folder}")
+    if out is not None:
+        made.write(out)
+        console.print(f"Kept in {plain(out)}. After training: inrun plan --out {plain(out)}")
 
 
 def _setting(options: dict[str, Any]) -> Any:
@@ -190,7 +196,7 @@ def _setting(options: dict[str, Any]) -> Any:
 def _introduce(console: Console, training: Any) -> None:
     config, splits = training.config, training.splits
     console.print(
-        f"{config.task}: {config.model}, {len(splits.training)} training, "
+        f"{config.task}: {plain(config.model)}, {len(splits.training)} training, "
         f"{len(training.judges())} validation and {len(splits.test)} test rows"
         + (f", {len(splits.classes)} classes" if splits.classes else "")
         + f"; {training.steps()} steps on {training.device}",
@@ -226,7 +232,8 @@ def _conclude(console: Console, training: Any, folder: Path, outcome: Any) -> No
     if (folder / "plan.json").exists():
         console.print(read_comparison(folder))
     console.print(
-        f"Values are in {folder}. Next: inrun report {folder}, or inrun prune {folder}",
+        f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
+        f"{plain(folder)}",
         soft_wrap=True,
     )
 
