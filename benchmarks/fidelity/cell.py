@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 import inrun
 from benchmarks.fidelity.models import TASKS
+from benchmarks.keyed import Keyed
 from inrun.directions import Direction
 from inrun.ledger import residual_shares
 from inrun.truth import StepGame, agreement, sample_shares, shapley_values
@@ -24,7 +25,7 @@ CLIP = 1.0
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """How a run is trained."""
 
     task: str
@@ -34,20 +35,6 @@ class Setting:
     schedule: str = "constant"
     seed: int = 0
     precision: str = "float32"
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(
-            given["task"], given["optimizer"], float(given["rate"]), given["clip"] == "True",
-            given["schedule"], int(given["seed"]), given["precision"],
-        )  # fmt: skip
 
     def build_optimizer(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """The optimizer; SGD's rates are those of Adam times 50, which trains as fast here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.classification.evidence import Evidence, gather, trained
 from benchmarks.classification.tasks import Split, split
+from benchmarks.keyed import Keyed
 from benchmarks.pruning.rankings import summed
 from inrun.uses import class_harm, harm_sums, label_doubts
 
@@ -23,23 +24,12 @@ OURS = "label doubts"
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """A data set, the share of wrong labels in its training part, and a seed for everything."""
 
     task: str
     noise: float
     seed: int
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(given["task"], float(given["noise"]), int(given["seed"]))
 
 
 def measure(key: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 import inrun
 from benchmarks.fidelity.models import TASKS
+from benchmarks.keyed import Keyed
 from benchmarks.optimizers.makers import Optimizers, optimizers
 from inrun.ledger import residual_shares
 from inrun.optim import copies
@@ -25,23 +26,12 @@ WAYS: dict[str, dict[str, Any]] = {"attached": {}, "straight": {"smoothed_steps"
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """How a run is trained; `players` samples a step."""
 
     task: str
     optimizer: str
     players: int = 6
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(given["task"], given["optimizer"], int(given["players"]))
 
 
 class Cell:

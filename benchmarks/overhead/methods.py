@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import inrun
 from benchmarks import data
+from benchmarks.keyed import Keyed
 from inrun.factors import LowRankContraction
 from inrun.optim import moves, rule_for
 
@@ -20,7 +21,7 @@ VOCABULARY = 8192
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Keyed):
     """A GPT-2 config and a step's batch: `batch` x `tokens`, and `validation` x `tokens`."""
 
     layers: int = 4
@@ -28,16 +29,6 @@ class Size:
     batch: int = 8
     tokens: int = 128
     validation: int = 2
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Size:
-        """The size that a cell's name stands for."""
-        return Size(**{name: int(value) for name, value in (p.split("=") for p in key.split())})
 
     def model(self) -> nn.Module:
         """The model, always the same."""

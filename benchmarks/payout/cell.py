@@ -6,7 +6,7 @@ Letters: N samples.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,7 @@ import inrun
 from benchmarks.classification import tasks
 from benchmarks.classification.evidence import batches, start
 from benchmarks.classification.tasks import Split, split
+from benchmarks.keyed import Keyed
 from inrun.ledger import totals
 
 NOISE = 0.2
@@ -27,22 +28,11 @@ WINDOWS = (0, 5, 10, 20, 40)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """A data set with a fifth of its labels wrong, and a seed for everything."""
 
     task: str
     seed: int
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(given["task"], int(given["seed"]))
 
 
 class Run:

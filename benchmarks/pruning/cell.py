@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.classification.evidence import gather, trained
 from benchmarks.classification.tasks import accuracy, split
+from benchmarks.keyed import Keyed
 from benchmarks.pruning.rankings import BALANCED, METHODS, PLAIN_ONLY, kept, rankings
 
 DROPS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -17,23 +18,12 @@ FULL, CLEAN = "all samples", "without exactly the wrong labels"
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """A data set, the share of wrong labels in its training part, and a seed for everything."""
 
     task: str
     noise: float
     seed: int
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(given["task"], float(given["noise"]), int(given["seed"]))
 
 
 def measure(key: str) -> dict[str, Any]:
