@@ -88,6 +88,7 @@ sphinx_gallery_conf = {
 # ---- how it looks
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "InRun"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
