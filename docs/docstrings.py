@@ -17,8 +17,7 @@ def prepare(
     app: object, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Sphinx's event `autodoc-process-docstring`: changes the lines in place."""
-    marked = _with_code_marked([_OPEN_STAR.sub(r"\*", line).replace("|", r"\|") for line in lines])
-    lines[:] = marked
+    lines[:] = _with_code_marked(lines)
 
 
 def _with_code_marked(lines: list[str]) -> list[str]:
@@ -41,5 +40,10 @@ def _with_code_marked(lines: list[str]) -> list[str]:
             inside = True
         else:
             margin = 0 if section else indent
-        done.append(line)
+        done.append(line if inside or line.lstrip().startswith((">>>", "...")) else _plain(line))
     return done
+
+
+def _plain(line: str) -> str:
+    """Stars and bars that mean nothing but themselves."""
+    return _OPEN_STAR.sub(r"\*", line).replace("|", r"\|")

@@ -16,6 +16,9 @@ The digits ship with scikit-learn.
 # and the rest to test on. Which labels are wrong is known here, and used only to see how well it
 # went.
 
+import tempfile
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -69,10 +72,11 @@ def batches(seed, rows=TRAIN):
 judges, judged = x[TRAIN : TRAIN + JUDGE], truth[TRAIN : TRAIN + JUDGE]
 by_class = {str(c): (judges[judged == c], judged[judged == c]) for c in range(CLASSES)}
 
+STORE = Path(tempfile.mkdtemp(), "run")
 torch.manual_seed(0)
 model = network()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, by_class), store="wrong-labels")
+attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, by_class), store=STORE)
 losses, probabilities = np.zeros(TRAIN), np.zeros((TRAIN, CLASSES))
 for ids in batches(seed=0):
     with attribution.batch(ids):
@@ -93,7 +97,7 @@ print(f"The books leave {attribution.residual_share:.2%} of their entries unexpl
 # A sample's harm profile, its loss and its probabilities together give each label a doubt from 0
 # to 1, and each sample the label that it should rather have.
 
-run = inrun.load("wrong-labels")
+run = inrun.load(STORE)
 _, sums = harm_sums(run.visits(), run.targets)
 classes = [str(c) for c in range(CLASSES)]
 found = inrun.label_doubts(

@@ -13,9 +13,10 @@ The texts are those that ``help("try")`` prints, and ship with Python.
 # -----------------------
 
 import re
-import shutil
+import tempfile
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import matplotlib.pyplot as plt
@@ -126,8 +127,7 @@ print(" ".join(vocabulary[i] for i in said))
 # What was said is a query: a validation loss of its own. The same training once more, bit for
 # bit, now with that loss as the target of an attribution, and with a value for each word.
 
-STORE = "trace-a-sentence"
-shutil.rmtree(STORE, ignore_errors=True)
+STORE = Path(tempfile.mkdtemp(), "run")
 
 
 def query_loss(model, ids):
