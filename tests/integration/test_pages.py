@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
 READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/lookahead",
-                 "extending")  # fmt: skip
+                 "uses/select", "extending")  # fmt: skip
 
 
 def written():
