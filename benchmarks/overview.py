@@ -148,6 +148,30 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _payout(cells: Cells) -> list[tuple[str, str, str]]:
+    def mean(window: int, what: str) -> float:
+        return float(np.mean([cell["result"][str(window)][what] for cell in cells.values()]))
+
+    return [
+        (
+            f"AUC of the total value for wrong labels, without and with payout={window}",
+            f"{mean(0, 'auc'):.3f}, {mean(window, 'auc'):.3f}",
+            "",
+        )
+        for window in (20, 40)
+    ]
+
+
+def _budget(cells: Cells) -> list[tuple[str, str, str]]:
+    def mean(way: str, what: str) -> float:
+        return float(np.mean([cell["result"][way][what] for cell in cells.values()]))
+
+    return [
+        (f"`{way}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
+        for way in ("rotating=2", "rotating=10", "every=5", "next batch", "stream")
+    ]
+
+
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
     rows = []
     for key, cell in cells.items():
@@ -177,6 +201,8 @@ TOPICS = (
     Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
     Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
     Topic("overhead", "cost.md", "What does it cost?", _overhead),
+    Topic("budget", "budget.md", "What does spending less cost?", _budget),
+    Topic("payout", "payout.md", "What does momentum's part add?", _payout),
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
     Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
