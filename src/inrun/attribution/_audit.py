@@ -177,6 +177,8 @@ class Auditor:
         started = time.perf_counter()
         samples = sum(self._processes.gathered(len(self._shares.labels)))
         players = min(self._groups, samples)
+        if self._processes.size > 1 and samples >= FEWEST:
+            players = self._groups  # whose samples are in which cannot be told: some may be empty
         if players < FEWEST:
             raise MisuseError(
                 f"a step of {players} samples has no order to compare; accumulate over blocks or "
