@@ -297,6 +297,8 @@ def refusals(folder):
     attached("second", parts, estimator="sgd-second")
     attached("stream", parts, capture="stream")
     attached("alone", parts, process_group=None)
+    partly = nn.Sequential(fully_shard(nn.Linear(6, 6)), nn.Linear(6, 4))
+    attached("left out", partly)
     divided = fully_shard(nn.Linear(6, 4))
     divided.set_gradient_divide_factor(1.0)
     attached("divisor", divided)

@@ -92,6 +92,7 @@ SAID = {
     "second": "NotSupportedError: .* second derivative",
     "stream": "NotSupportedError: .* capture='hold'",
     "alone": "MisuseError: .* Pass process_group=",
+    "left out": "NotSupportedError: 1.weight is trained and not under fully_shard",
     "divisor": "NotSupportedError: set_gradient_divide_factor",
     "tensor parallelism": "NotSupportedError: .*tensor parallelism",
     "unreduced": "MisuseError: Gradients still wait to be reduced",

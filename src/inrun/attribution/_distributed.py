@@ -90,7 +90,8 @@ def demand_sharded(
 
     Raises:
         NotSupportedError: an optimizer that mixes a parameter's elements, a second derivative,
-            capture inside the backward pass, or other shards than those of `fully_shard`.
+            capture inside the backward pass, parameters that are left out, or other shards than
+            those of `fully_shard`.
         MisuseError: the model is spread over other processes than these.
     """
     if not any(map(is_sharded, model.parameters())):
@@ -117,8 +118,15 @@ def demand_sharded(
             "capture='stream' forms directions inside the backward pass, where FSDP has not put "
             "the gradient of a layer in parts yet. Use capture='hold'."
         )
-    held = {id(p) for p in model.parameters()}
-    if not any(id(p) in held for p in optimizers.parameters()):
+    names = {id(p): name for name, p in model.named_parameters()}
+    trained = {names[id(p)]: p for p in optimizers.parameters() if id(p) in names}
+    plain = [name for name, p in trained.items() if p.requires_grad and not is_sharded(p)]
+    if plain and trained.keys() - set(plain) and processes.size > 1:
+        raise NotSupportedError(
+            f"{plain[0]} is trained and not under fully_shard, so that nobody averages its "
+            "gradient over the processes. Call fully_shard on the whole model too, after its parts."
+        )
+    if not trained.keys() - set(plain):
         raise MisuseError(
             "The optimizer holds none of the sharded parameters. Build it after fully_shard, which "
             "replaces them."
