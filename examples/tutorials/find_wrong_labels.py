@@ -105,7 +105,7 @@ found = inrun.label_doubts(
 )
 first = np.argsort(-found.doubt)
 
-figure, axes = plt.subplots(3, 8, figsize=(9, 4.2))
+figure, axes = plt.subplots(3, 8, figsize=(9, 4.9))
 for axis, i in zip(axes.flat, first, strict=False):
     axis.imshow(x[i, 0], cmap="gray_r")
     right = found.suggested[i] == truth[i]
