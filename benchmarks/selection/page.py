@@ -41,6 +41,7 @@ def write_page() -> None:
         "VALIDATION": str(VALIDATION),
         "TEST": str(len(split(TASK, 0.0, 0).test[1])),
         "PARAMETERS": f"{sum(p.numel() for p in recipe.build().parameters()):,}",
+        "NOISES": " or ".join(_title(noise) for noise in _noises(cells)),
         "SEEDS": _seeds(cells),
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "ACCURACY": _table(cells, "accuracy", lambda x: _spread(100 * np.array(x), 1)),
@@ -81,7 +82,7 @@ def _of(cells: Cells, noise: float, rate: float) -> list[Arms]:
 
 
 def _title(noise: float) -> str:
-    return f"{noise:.0%} wrong labels" if noise else "no wrong labels"
+    return f"{100 * noise:g} % wrong labels" if noise else "no wrong labels"
 
 
 def _spread(numbers: np.ndarray, digits: int) -> str:
