@@ -76,6 +76,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(ROOT / "examples" / "tutorials")],
     "gallery_dirs": ["tutorials"],
     "filename_pattern": r"/\w+\.py",
+    "within_subsection_order": "tutorials_order.Order",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

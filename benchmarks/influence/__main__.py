@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from benchmarks.data import UnavailableError
-from benchmarks.influence.cell import (
-    Setting,
-    carried_push,
-    cost,
-    decay_truth,
-    fidelity,
-    print_peak,
-    proxy_against_error,
-    query_by_query,
-    rounding_share,
-)
+from benchmarks.influence.cell import Setting, print_peak
+from benchmarks.influence.kinds import measure
 from benchmarks.influence.models import TASKS
 from benchmarks.results_file import cells
 
 RATES = (1e-3, 1e-4, 1e-5)
 GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 GRID_STEPS = (12, 24, 47, 94)
-KINDS = {
-    "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
-    "queries": query_by_query,
-    "proxy": proxy_against_error, "rounding": rounding_share, "cost": cost,
-}  # fmt: skip
 
 
 def grid(quick: bool) -> list[str]:
@@ -53,12 +38,6 @@ def grid(quick: bool) -> list[str]:
     proxies += [key.replace("proxy", "rounding") for key in proxies]
     beside += [key.replace("fidelity", "queries") for key in fidelities if "seed=0" in key]
     return fidelities + beside + proxies + costs
-
-
-def measure(key: str) -> dict[str, Any]:
-    """The cell of that name."""
-    kind, _, setting = key.partition(": ")
-    return KINDS[kind](Setting.of(setting))
 
 
 def main() -> None:

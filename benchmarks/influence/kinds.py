@@ -1,0 +1,28 @@
+"""The kinds of cells, by the name that a cell's begins with: 'fidelity: task=...'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.influence.cell import (
+    Setting,
+    carried_push,
+    cost,
+    decay_truth,
+    fidelity,
+    proxy_against_error,
+    query_by_query,
+    rounding_share,
+)
+
+KINDS = {
+    "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
+    "queries": query_by_query,
+    "proxy": proxy_against_error, "rounding": rounding_share, "cost": cost,
+}  # fmt: skip
+
+
+def measure(key: str) -> dict[str, Any]:
+    """The cell of that name; here, not in `__main__`, so that a fresh process finds it."""
+    kind, _, setting = key.partition(": ")
+    return KINDS[kind](Setting.of(setting))
