@@ -95,6 +95,13 @@ class Run:
     def books(self) -> pa.Table:
         """The ledgers of all targets and of their total, a row a step and target."""
         parts = [pq.read_table(part) for part in self._parts["ledger"]]
+        for path, part in zip(self._parts["ledger"], parts, strict=True):
+            if not part.schema.equals(LEDGER):
+                strange = sorted(set(part.column_names) ^ set(LEDGER.names))
+                raise StoreError(
+                    f"{path} does not have the columns that this version reads ({strange} differ): "
+                    "another version wrote it. Read it with that one, or with any Parquet reader."
+                )
         return pa.concat_tables([LEDGER.empty_table(), *parts])
 
     def coverage(self) -> pa.Table:

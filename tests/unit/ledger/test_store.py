@@ -100,6 +100,14 @@ def test_a_torn_part_is_named_and_the_others_stay_readable(tmp_path):
         inrun.load(tmp_path / "run")
 
 
+def test_books_of_another_version_are_named_with_what_differs(tmp_path):
+    trained(tmp_path / "run").detach()
+    part = next((tmp_path / "run" / "ledger").glob("*.parquet"))
+    pq.write_table(pq.read_table(part).drop_columns(["momentum"]), part)
+    with pytest.raises(StoreError, match=r"momentum.*another version"):
+        inrun.load(tmp_path / "run").ledger()
+
+
 def test_what_is_not_a_run_is_said(tmp_path):
     with pytest.raises(StoreError, match=r"no run\.json"):
         inrun.load(tmp_path)
