@@ -148,6 +148,15 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _selection(cells: Cells) -> list[tuple[str, str, str]]:
+    arms = [cell["result"]["arms"] for cell in cells.values()]
+    rows = []
+    for name in ("full", "online 1", "online 1, rounds 16", "online 8", "offline 1", "loss"):
+        gains = [100 * (found[name]["accuracy"] - found["random"]["accuracy"]) for found in arms]
+        rows.append((f"`{name}`: points of accuracy over `random`", f"{np.mean(gains):+.1f}", ""))
+    return rows
+
+
 def _payout(cells: Cells) -> list[tuple[str, str, str]]:
     def mean(window: int, what: str) -> float:
         return float(np.mean([cell["result"][str(window)][what] for cell in cells.values()]))
@@ -200,6 +209,7 @@ TOPICS = (
     Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
     Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
     Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
+    Topic("selection", "selection.md", "Does choosing what to train on pay?", _selection),
     Topic("overhead", "cost.md", "What does it cost?", _overhead),
     Topic("budget", "budget.md", "What does spending less cost?", _budget),
     Topic("payout", "payout.md", "What does momentum's part add?", _payout),
