@@ -19,7 +19,7 @@ from inrun.truth import AuditReport
 
 Tick = Callable[[str], None]
 
-AUDIT_SECONDS = 10  # for checks at random steps, each by exact Shapley values
+AUDIT_SECONDS, GROUPS = 15, 5  # for checks at random steps, each by exact values of its groups
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
     utility = inrun.Utility(digits.loss_fn, data.targets)
     attribution = inrun.attach(network, optimizer, utility, store=store, progress=progress)
     batches = _batches(seed)
-    audit = attribution.audit(seconds=AUDIT_SECONDS, steps=len(batches), seed=seed)
+    audit = attribution.audit(seconds=AUDIT_SECONDS, steps=len(batches), groups=GROUPS, seed=seed)
     losses = np.zeros(digits.TRAINING)
     probabilities = np.zeros((digits.TRAINING, digits.CLASSES))
     began = time.perf_counter()

@@ -148,7 +148,7 @@ def _truth(trained: Trained) -> Section:
             f"{checks[-1]['players']} random groups, and all coalitions of them and of the past "
             "were played out on copies, each a real AdamW step and a real validation loss. Pearson "
             f"R of the groups' values with their exact Shapley values: {audit.pearson:.4f} "
-            f"(median, 95 % interval).{ceiling} `inrun audit` says the same in the terminal."
+            f"(median, 95 % interval).{ceiling} The command inrun audit says the same."
         ],
         charts=[charts.scatter(_dots(trained.audit), "exact Shapley value", "value by inrun")],
         tables=[Table(["step", "estimator", "Pearson R", "ratio of sums", "relative error"], rows)],
