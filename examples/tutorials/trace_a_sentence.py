@@ -96,13 +96,15 @@ def train(rows, attach=None):
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    look_on = attach(model, optimizer) if attach else lambda ids: nullcontext()
+    look_on, finish = attach(model, optimizer) if attach else (lambda ids: nullcontext(), None)
     for _ in range(EPOCHS):
         for ids in rows[torch.randperm(len(rows))].split(BATCH):
             with look_on(ids.tolist()):
                 token_losses(model, tokens[ids]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
+    if finish:
+        finish()
     return model
 
 
@@ -155,7 +157,11 @@ def attach(model, optimizer):
         ):
             yield
 
-    return look_on
+    def finish():
+        by_word.flush()
+        attribution.detach()
+
+    return look_on, finish
 
 
 train(everything, attach)

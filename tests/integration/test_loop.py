@@ -1,5 +1,6 @@
 """Steps as people really write them: the same numbers however the loop is written."""
 
+import gc
 import warnings
 
 import numpy as np
@@ -347,3 +348,22 @@ def test_nothing_warns_in_an_ordinary_loop():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Loop().run(whole)
+
+
+def test_a_run_that_nobody_detached_is_stored_when_it_goes_out_of_use(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    mean = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(mean, (x[10:], y[10:])), store=tmp_path / "run",
+        progress=False,
+    )  # fmt: skip
+    with attribution.batch(range(10)):
+        mean(model, (x[:10], y[:10])).backward()
+    optimizer.step()
+    values = attribution.values()["value"].to_pylist()
+    del attribution
+    gc.collect()
+    assert inrun.load(tmp_path / "run").values()["value"].to_pylist() == values

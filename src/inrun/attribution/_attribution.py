@@ -68,7 +68,7 @@ class Attribution(Results):
         if folder is not None:
             folder.create()
         self._hooks = StepHooks(self, optimizers.members)
-        self._release = weakref.finalize(self, release, self._hooks, line)
+        self._release = weakref.finalize(self, release, self._hooks, line, folder)
 
     # ---- in the loop
 

@@ -12,6 +12,7 @@ import torch
 from inrun.attribution._closures import Arguments
 from inrun.attribution._live import LiveLine
 from inrun.errors import MisuseError
+from inrun.ledger import RunFolder
 
 
 class Stepped(Protocol):
@@ -64,7 +65,13 @@ class StepHooks:
             handle.remove()
 
 
-def release(hooks: StepHooks, line: LiveLine) -> None:
-    """Takes hooks off the optimizers and the line off the screen."""
+def release(hooks: StepHooks, line: LiveLine, folder: RunFolder | None) -> None:
+    """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
+
+    It is called by `detach`, and where that was never called when the attribution goes out of use
+    or the program ends.
+    """
     hooks.remove()
     line.close()
+    if folder is not None and folder.path.exists():
+        folder.flush()
