@@ -20,6 +20,7 @@ from torch import nn
 
 import inrun
 from benchmarks.influence.models import TASKS
+from benchmarks.keyed import Keyed
 from benchmarks.results_file import RESULTS
 from inrun.replay import KINK_WIDTH, Lookahead, tracin
 
@@ -37,7 +38,7 @@ Values = np.ndarray
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """How a run is trained. `steps` 0 is one epoch; `noise` is what the start is moved by."""
 
     task: str
@@ -45,20 +46,6 @@ class Setting:
     seed: int = 0
     steps: int = 0
     noise: float = 0.0
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(
-            given["task"], float(given["rate"]), int(given["seed"]), int(given["steps"]),
-            float(given["noise"]),
-        )  # fmt: skip
 
 
 class Experiment:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import inrun
 from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split, split
+from benchmarks.keyed import Keyed
 
 TASK, EPOCHS, BATCH, KEPT = "digits", 6, 64, 16
 VALIDATION = 128
@@ -26,23 +27,12 @@ ROUNDS = (1, 16)  # beside the default, at horizon 1
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Keyed):
     """The share of wrong labels in the training part, the learning rate, a seed for everything."""
 
     noise: float
     rate: float
     seed: int
-
-    @property
-    def key(self) -> str:
-        """The cell's name in the results."""
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
-
-    @staticmethod
-    def of(key: str) -> Setting:
-        """The setting that a cell's name stands for."""
-        given = dict(part.split("=") for part in key.split(" "))
-        return Setting(float(given["noise"]), float(given["rate"]), int(given["seed"]))
 
 
 def told(horizon: int | None) -> str:

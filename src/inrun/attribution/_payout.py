@@ -120,11 +120,11 @@ class Payouts:
 
     @torch.no_grad()
     def _pay(self) -> Paid:
+        for block in self._held[0].blocks:
+            block.check_untouched()  # before anything is taken out, so that queues stay in step
         held = self._held.popleft()
         samples = [block.samples for block in held.blocks]
         total = np.zeros((sum(samples), self._K))
-        for block in held.blocks:
-            block.check_untouched()
         sums: dict[torch.device, list[Tensor]] = {}
         for name, sliding in self._sums.items():
             direction = sliding.pop()
