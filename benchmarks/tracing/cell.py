@@ -26,8 +26,8 @@ from inrun.replay import tracin
 
 BATCH, RATE, EPOCHS = 32, 1e-3, 1
 IN_STEP = ("path", "sgd", "linearized")
-AHEAD = ("look-ahead", "TracIn, 5 states")
-ASKED_AHEAD = 10  # sources whose queries are asked by look-ahead: each is a sweep of its own
+AHEAD = ("look-ahead", "TracIn, 3 states")
+ASKED_AHEAD = 5  # sources whose queries are asked by look-ahead: each is a sweep of its own
 
 
 def measure(key: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _visits(method: str, seed: int, names: list[str]) -> pa.Table:
             _train(model, optimizer, recorder, whole.passages, seed)
             run = recorder.finish()
             result = (
-                tracin(run, utility, 5) if method.startswith("TracIn")
+                tracin(run, utility, 3) if method.startswith("TracIn")
                 else inrun.lookahead(run, utility)
             )  # fmt: skip
             return result.visits()

@@ -10,6 +10,7 @@ from torch import nn
 import inrun
 from inrun.replay import tracin
 from inrun.replay._forward import perturbation
+from inrun.replay._gradient import SIDE_BY_SIDE
 from inrun.replay._kinks import SmoothKinks
 from inrun.replay._removal import removal_named
 from tests.integration.runs import RUNS
@@ -238,6 +239,18 @@ def test_targets_are_carried_side_by_side(name):
         np.testing.assert_allclose(table[name], alone["value"], rtol=1e-9, atol=1e-15)
     mean = (table["first"].to_numpy() + 3 * table["rest"].to_numpy()) / 4
     np.testing.assert_allclose(table["value"], mean, rtol=1e-12)
+
+
+def test_more_targets_than_go_side_by_side_are_the_same_as_one_by_one():
+    train = training("mlp")
+    loss = lambda model, batch: train.terms(model, *batch).mean()  # noqa: E731
+    parts = {f"row {k}": tuple(t[SAMPLES + k :][:1] for t in train.data) for k in range(10)}
+    assert len(parts) > SIDE_BY_SIDE
+    run = recorded(train)
+    table = inrun.lookahead(run, inrun.Utility(loss, targets=parts)).values()
+    for name in ("row 0", "row 7", "row 8", "row 9"):
+        alone = inrun.lookahead(run, inrun.Utility(loss, parts[name])).values()
+        np.testing.assert_allclose(table[name], alone["value"], rtol=1e-9, atol=1e-15)
 
 
 def test_without_curvature_momentum_pays_out():

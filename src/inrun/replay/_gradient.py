@@ -26,6 +26,9 @@ from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Losses, Replica
 
 
+SIDE_BY_SIDE = 8  # directions; with more, what they carry outgrows the cache and each takes longer
+
+
 class Graph(NamedTuple):
     """One block's gradient, still differentiable in the weights and in omega.
 
@@ -108,15 +111,18 @@ class StepGradient:
         """See `unclipped`."""
         return unclipped(q, self.raw, self.norm, self.clip)
 
-    def contract(self, directions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def contract(
+        self, directions: Mapping[str, Tensor], *, curvature: bool = True
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """(H p by parameter, (K, *shape); <p, c_i> a block, (B, K) float64 on the CPU).
 
         Parameters whose part of H p is 0 by the graph are left out.
 
         Args:
             directions: p by parameter, (K, *shape), for parameters in `raw`.
+            curvature: False spares the work for H p, of which nothing is returned then.
         """
-        parameters = list(self._replica.parameters.values())
+        parameters = list(self._replica.parameters.values()) if curvature else []
         curved: dict[str, Tensor] = {}
         contractions = []
         for graph in self.graphs():
@@ -129,7 +135,7 @@ class StepGradient:
                 [gradient for gradient, _ in used], [p for _, p in used],
                 [graph.omega, *parameters],
             )  # fmt: skip
-            for name, product in zip(self._names, products, strict=True):
+            for name, product in zip(self._names, products, strict=curvature):
                 if product is not None:
                     curved[name] = curved[name] + product if name in curved else product
             assert rows is not None
@@ -195,8 +201,8 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """Derivatives in the inputs of <direction_k, outputs>, (K, *shape) each, for K directions.
 
-    The graph stays. Several directions go through it side by side where every operation's backward
-    pass can be batched, else one after the other.
+    The graph stays. A few directions at a time go through it side by side where every operation's
+    backward pass can be batched, else one after the other.
 
     Args:
         outputs: tensors with a graph.
@@ -204,6 +210,17 @@ def pulled_back(
         inputs: leaves; None comes back for those that the outputs do not depend on.
     """
     K = len(directions[0])
+    if K > SIDE_BY_SIDE:
+        groups = [
+            pulled_back(outputs, [d[k : k + SIDE_BY_SIDE] for d in directions], inputs)
+            for k in range(0, K, SIDE_BY_SIDE)
+        ]
+        return [
+            None
+            if any(part is None for part in parts)
+            else torch.cat([p for p in parts if p is not None])
+            for parts in zip(*groups, strict=True)
+        ]
     cotangents = [d.to(out.dtype) for out, d in zip(outputs, directions, strict=True)]
     if K > 1:
         with suppress(RuntimeError):  # some formulas cannot be batched; other errors come again

@@ -91,10 +91,9 @@ def _through(
     passage = taken_back(replica, step, carried, method.dynamics, method.kink_width)
     if watch is not None:
         watch(step, passage.gradient, passage.directions)
-    curved, contractions = passage.gradient.contract(passage.directions)
-    if method.curvature:
-        with torch.no_grad():
-            carried.add_to_weights(curved)
+    curved, contractions = passage.gradient.contract(passage.directions, curvature=method.curvature)
+    with torch.no_grad():
+        carried.add_to_weights(curved)
     moment = Moment(
         step,
         passage.gradient,

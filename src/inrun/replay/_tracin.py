@@ -53,7 +53,7 @@ def tracin(
                 name: step.groups[group_of[id(replica.parameters[name])]]["lr"] * gradients[name]
                 for name in gradient.raw
             }
-            for block, rows in enumerate(gradient.contract(directions)[1]):
+            for block, rows in enumerate(gradient.contract(directions, curvature=False)[1]):
                 effect = meaning.effects(rows, gradient.shares_of_mean[block])
                 values[number][block] -= effect
     result = Lookahead(run, utility)
