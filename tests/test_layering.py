@@ -17,7 +17,7 @@ ROWS = [
     {"directions", "capture"},
     {"operations", "optim", "utility"},
     {"factors"},
-    {"shards"},
+    {"shards", "kernels"},
     {"errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

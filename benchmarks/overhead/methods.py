@@ -6,6 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ import inrun
 from benchmarks import data
 from benchmarks.keyed import Keyed
 from inrun.factors import LowRankContraction
+from inrun.kernels import _compiled
 from inrun.optim import moves, rule_for
 
 VOCABULARY = 8192
@@ -183,6 +185,15 @@ class HoldRank32(Attributed):
     options = {"contraction": LowRankContraction(rank=32)}  # noqa: RUF012
 
 
+class HoldWithoutNumba(Attributed):
+    """The default where the compiled passes of `inrun[fast]` are not installed."""
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        with patch.object(_compiled, "_installed", return_value=False):
+            super().step(ids, batch)
+
+
 class NextBatch(Attributed):
     """Judged by the next training batch: no validation pass at all."""
 
@@ -212,6 +223,7 @@ METHODS: dict[str, type[Method]] = {
     "plain + validation pass": WithValidation,
     "stream": Stream,
     "hold": Hold,
+    "hold, without Numba": HoldWithoutNumba,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
     "hold, rotating=2": Rotating,

@@ -239,15 +239,7 @@ class GradientCheck:
         if not gradients:
             return {}
         own = {name: own_part(g.detach()) for name, g in gradients.items()}
-        pairs = [
-            torch.stack(
-                (
-                    self._probes[name].of_gradient(g).double(),
-                    torch.linalg.vector_norm(g).double(),
-                )
-            )
-            for name, g in own.items()
-        ]
+        pairs = [self._probes[name].and_norm(g) for name, g in own.items()]
         rows = torch.stack(pairs).cpu()
         cut = {n: parts(self._parameters[n]) for n in gradients if is_sharded(self._parameters[n])}
         if cut:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import Factor, compute_dtype
+from inrun.kernels import probe_and_squares, takes
 from inrun.shards import is_sharded, part_of
 
 
@@ -35,8 +36,21 @@ class Probe:
             left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)
             signs = part_of(left, on) * part_of(self._right.expand(shape), on)
             return (signs * gradient.detach()).sum()
-        matrix = gradient.detach().to(self._left.dtype).reshape(self._left.shape[0], -1)
-        return self._left @ (matrix @ self._right.reshape(-1))
+        return self._left @ (self._as_matrix(gradient) @ self._right.reshape(-1))
+
+    def and_norm(self, gradient: Tensor) -> Tensor:
+        """<r, gradient> and the gradient's norm, (2,) float64."""
+        left, right = self._left, self._right.reshape(-1)
+        if self._parameter is None:
+            matrix = self._as_matrix(gradient)
+            if takes(matrix, left, right):
+                probe, squares = probe_and_squares(matrix, left, right)
+                return torch.tensor((probe, squares**0.5), dtype=torch.float64)
+        norm = torch.linalg.vector_norm(gradient)
+        return torch.stack((self.of_gradient(gradient).double(), norm.double()))
+
+    def _as_matrix(self, gradient: Tensor) -> Tensor:
+        return gradient.detach().to(self._left.dtype).reshape(self._left.shape[0], -1)
 
 
 def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -44,6 +44,11 @@ class Path(Direction):
         """See `Direction.settled`: one pass over all arrays, of which the direction alone stays."""
         opening, closing = at.opening, closing_or_opening(at)
         directions = torch.empty_like(opening) if held else opening[:0]
+        at_once = after.rule.settled_at_once(
+            after, opening, closing, directions if held else None, scale
+        )
+        if at_once is not None:
+            return Pulled(directions if held else None, *at_once)
         momentum, decay = opening.new_zeros(2, len(opening), dtype=torch.float64)
         arrays = (after.weight, after.gradient,
                   (after.state, tuple(opening), tuple(closing), tuple(directions)))  # fmt: skip

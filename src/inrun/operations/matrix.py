@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from inrun.factors import Dense, Factor, Outer
-from inrun.operations._call import Call
+from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
 
@@ -22,7 +22,7 @@ def linear(call: Call, argument: str) -> Factor | None:
     if argument == "weight" and _is_matrix(call["weight"]):
         return Outer(call.rows(call.gradient), call.rows(call["input"]))
     if argument == "bias":
-        return Dense(call.rows(call.gradient).sum(1))
+        return Dense(over_rows(call.rows(call.gradient)))
     return None
 
 
@@ -34,7 +34,7 @@ def addmm(call: Call, argument: str) -> Factor | None:
     if argument == "mat2":
         return Outer(call.rows(call["mat1"]), call.rows(call.gradient))
     if argument == "input" and call["input"].ndim == 1:
-        return Dense(call.rows(call.gradient).sum(1))
+        return Dense(over_rows(call.rows(call.gradient)))
     return None
 
 

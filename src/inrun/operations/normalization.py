@@ -14,12 +14,14 @@ from torch import Tensor
 
 from inrun.errors import ReplaceLayerError
 from inrun.factors import Dense, Factor
-from inrun.operations._call import Call
+from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
 
 def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
     """Shares of a parameter that lies over the last axes of the output."""
+    if parameter.ndim == 1:
+        return Dense(over_rows(call.rows(products.reshape(call.gradient.shape))))
     split = call.split(products.reshape(call.gradient.shape))
     leading = tuple(range(1, split.ndim - parameter.ndim))
     return Dense(split.sum(leading))

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._rule import History, Memory, Rule, Settled
+from inrun.kernels import SettlingNumbers, SlopeNumbers, adam_slope, settle_adam, takes
+from inrun.optim._rule import History, Memory, Move, Rule, Settled
 from inrun.optim._slope import Diagonal
 
 
@@ -61,7 +62,12 @@ def _tiny(t: Tensor) -> float:
 
 def _touched_root(second: Tensor) -> Tensor:
     """The root, in place, and infinite where nothing ever touched the element: slopes are 0."""
-    return torch.threshold_(second.sqrt_(), 1.01 * _tiny(second) ** 0.5, float("inf"))
+    return torch.threshold_(second.sqrt_(), _untouched(second), float("inf"))
+
+
+def _untouched(second: Tensor) -> float:
+    """The largest root that says so: that of `_tiny`, but for rounding."""
+    return float(1.01 * _tiny(second) ** 0.5)
 
 
 class AdamRule(Rule[AdamState, AdamSetting]):
@@ -154,6 +160,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         """See `Rule.slope`."""
         y, e = -g if h.maximize else g, self._entering(w, h)
         over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
+        rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
         if isinstance(e, float) and s.v_max is None:  # nothing but the gradient enters
             r0 = s.v * (h.b2 * over_c2)
             r = torch.addcmul(r0, y, y, value=(1 - h.b2) * over_c2)
@@ -164,9 +171,25 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             bend, gain = carried.mul_(self._second_slope(y, e, s, h)), over_c2
         r0, r = r0.clamp_(min=_tiny(r0)).sqrt_(), _touched_root(r.clamp_(min=_tiny(r)))
         bend = bend.div_(r + r0).div_(r0.add_(h.eps))
-        rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
         slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
         return Diagonal(slope)
+
+    def slope_at_once(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal | None:
+        """See `Rule.slope_at_once`: where nothing but the gradient enters."""
+        if s.v_max is not None or (h.coupled and h.decay) or not takes(g, s.m, s.v):
+            return None
+        over_c2, sign = 1 / (1 - h.b2 ** (s.steps + 1)), -1.0 if h.maximize else 1.0
+        rate = self._rate(s, h)
+        numbers = SlopeNumbers(
+            tiny=_tiny(g),
+            untouched=_untouched(g),
+            kept=h.b2 * over_c2,
+            entering=(1 - h.b2) * over_c2,
+            eps=h.eps,
+            bend=-h.b1 * (1 - h.b2) * over_c2 * rate,
+            gain=sign * (1 - h.b1) * rate,
+        )
+        return Diagonal(adam_slope(g, s.m, s.v, numbers))
 
     def settles(self, s: AdamState, h: AdamSetting) -> bool:
         """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
@@ -183,29 +206,62 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         is a thousand times larger than the root of v the second difference has lost its digits. It
         is kept above its rounding, so that an element without a history has none here.
         """
-        rounding = 4 * torch.finfo(s.v.dtype).eps
-        root = (1 - h.b2**s.steps) ** 0.5  # s.steps counts this step already
-        sign, rate = (-1.0 if h.maximize else 1.0), h.lr * root / (1 - h.b1**s.steps)
-        r = _touched_root(s.v.clamp(min=_tiny(s.v)))
+        n = self._settling(s, h, 1.0 if scale is None else scale)
+        r = s.v.clamp(min=n.tiny).sqrt_()
+        r = torch.threshold_(r, n.untouched, float("inf"))
         slope, momentum = None, None
         if s.steps == 1:  # no history: the slope is the step itself
-            r.add_(h.eps * root)
+            r.add_(n.eps)
             if scale is not None:
-                slope = torch.reciprocal(r).mul_(scale * sign * rate * (1 - h.b1))
+                slope = torch.reciprocal(r).mul_(n.gain)
         else:
-            r0 = torch.addcmul(s.v, g, g, value=(h.b2 - 1) * (1 - rounding))
-            r0 = r0.clamp_(min=_tiny(s.v)).sqrt_()
+            r0 = torch.addcmul(s.v, g, g, value=-n.second).clamp_(min=n.tiny).sqrt_()
             slope = None if scale is None else g / (r + r0)
-            r, r0 = r.add_(h.eps * root), r0.add_(h.eps * root)
-            momentum = torch.sub(s.m, g, alpha=sign * (1 - h.b1)).div_(r0)
-            if slope is not None and scale is not None:
-                gain, bend = scale * sign * rate * (1 - h.b1), scale * rate * (h.b2 - 1)
-                torch.addcmul(slope.new_tensor(gain), slope, momentum, value=bend, out=slope)
+            r, r0 = r.add_(n.eps), r0.add_(n.eps)
+            momentum = torch.sub(s.m, g, alpha=n.first).div_(r0)
+            if slope is not None:
+                torch.addcmul(slope.new_tensor(n.gain), slope, momentum, value=n.bend, out=slope)
                 slope.div_(r)
         if not h.decay:
-            return Settled(slope, momentum, rate, None, 0.0)
-        before = torch.addcdiv(w, s.m, r, value=rate)  # times 1 - lr decay
-        return Settled(slope, momentum, rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
+            return Settled(slope, momentum, n.rate, None, 0.0)
+        before = torch.addcdiv(w, s.m, r, value=n.rate)  # times 1 - lr decay
+        return Settled(slope, momentum, n.rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
+
+    @staticmethod
+    def _settling(s: AdamState, h: AdamSetting, scale: float) -> SettlingNumbers:
+        """The numbers of a step that was taken: s.steps counts it already."""
+        root = (1 - h.b2**s.steps) ** 0.5
+        sign, rate = (-1.0 if h.maximize else 1.0), h.lr * root / (1 - h.b1**s.steps)
+        return SettlingNumbers(
+            tiny=_tiny(s.v),
+            untouched=_untouched(s.v),
+            eps=h.eps * root,
+            second=(1 - h.b2) * (1 - 4 * torch.finfo(s.v.dtype).eps),
+            first=sign * (1 - h.b1),
+            gain=scale * sign * rate * (1 - h.b1),
+            bend=0.0 if s.steps == 1 else scale * rate * (h.b2 - 1),
+            rate=rate,
+        )
+
+    def settled_at_once(
+        self,
+        after: Move[AdamState, AdamSetting],
+        opening_K: Tensor,
+        closing_K: Tensor,
+        directions_K: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor] | None:
+        """See `Rule.settled_at_once`."""
+        s, h = after.state, after.setting
+        g, w = after.gradient, after.weight
+        written = [] if directions_K is None else [directions_K]
+        if not takes(g, w, s.m, s.v, opening_K, closing_K, *written):
+            return None
+        numbers = self._settling(s, h, scale / 2)  # of two gradients the loop takes the sum
+        sums = settle_adam(g, w, s.m, s.v, opening_K, closing_K, directions_K, numbers)
+        momentum, decay = (torch.from_numpy(row) for row in sums)
+        past = 0.0 if s.steps == 1 else numbers.rate / 2
+        return momentum * past, decay * (h.lr * h.decay / (1 - h.lr * h.decay) / 2)
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.tangent`."""

@@ -173,6 +173,33 @@ class Rule(ABC, Generic[State, Setting]):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be told from its later state.")
 
+    def slope_at_once(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope | None:
+        """`slope` in one compiled pass; None where there is none for rule, device or layout."""
+        return None
+
+    def settled_at_once(
+        self,
+        after: Move[State, Setting],
+        opening_K: Tensor,
+        closing_K: Tensor,
+        directions_K: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor] | None:
+        """What `settled` comes to with two validation gradients' mean, in one compiled pass.
+
+        Args:
+            after: the move, read after the step.
+            opening_K: validation gradients before it, (K, *shape).
+            closing_K: and after it.
+            directions_K: is written to, slope times mean gradient; None if there is no use for it.
+            scale: what directions are to be multiplied by.
+
+        Returns:
+            What momentum and decay did, each (K,) float64; None where there is no such pass for
+            the rule, the device or the layout, and nothing was written.
+        """
+        return None
+
     def memory(self, w: Tensor, s: State, h: Setting) -> Memory:
         """How momentum acts in the step, elementwise; s is the state before it.
 
@@ -246,6 +273,9 @@ class Move(Generic[State, Setting]):
         """The mean Jacobian from no gradient to the consumed one."""
         if not self.rule.elementwise:
             return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
+        at_once = self.rule.slope_at_once(self.gradient, self.weight, self.state, self.setting)
+        if at_once is not None:
+            return at_once
 
         def coefficient(arrays: Arrays) -> Parts:
             weight, gradient, state = arrays

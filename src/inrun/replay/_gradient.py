@@ -25,7 +25,6 @@ from inrun.replay._kinks import SmoothKinks
 from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Losses, Replica
 
-
 SIDE_BY_SIDE = 8  # directions; with more, what they carry outgrows the cache and each takes longer
 
 

@@ -1,0 +1,68 @@
+"""Compiling a loop when it is first run, and running it over a flat array on torch's threads."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST = 256  # elements; below it a call costs what it saves
+SHARE = 262_144  # elements that are worth a thread of their own
+
+# Sums may be taken in any order and a product may join an addition, as BLAS does; numbers that are
+# not finite keep their meaning.
+_FASTMATH = {"reassoc", "contract", "nsz"}
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether loops can run over these: Numba is there, and they are plain, large and on the CPU.
+
+    Args:
+        tensors: all that a loop reads and writes; the first tells how large they are.
+    """
+    first = tensors[0]
+    return (
+        first.numel() >= SMALLEST
+        and first.dtype in (torch.float32, torch.float64)
+        and all(
+            type(t) in (Tensor, torch.nn.Parameter)
+            and t.device.type == "cpu"
+            and t.dtype == first.dtype
+            and t.is_contiguous()
+            for t in tensors
+        )
+        and _installed()
+    )
+
+
+@cache
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop as machine code for whatever types it is called with."""
+    import numba
+
+    made: Callable[..., Any] = numba.njit(nogil=True, fastmath=_FASTMATH, error_model="numpy")(loop)
+    return made
+
+
+def over_parts(run: Callable[[int, int], Any], size: int) -> Sequence[Any]:
+    """`run(begin, end)` of consecutive parts, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), max(1, size // SHARE))
+    cuts = [size * part // threads for part in range(threads + 1)]
+    if threads == 1:
+        return [run(0, size)]
+    return list(_pool(threads).map(run, cuts[:-1], cuts[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="inrun-kernels")

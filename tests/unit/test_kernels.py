@@ -1,0 +1,125 @@
+"""Compiled passes are their twins in torch operations, element by element."""
+
+import pytest
+import torch
+
+from inrun import kernels
+from inrun.capture._probe import Probe
+from inrun.directions import ESTIMATORS, Gradients
+from inrun.kernels import _compiled
+from inrun.optim import Move
+from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+
+pytest.importorskip("numba")
+SHAPE = (37, 211)  # of no round number, so that parts and blocks end unevenly
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    monkeypatch.setattr(_compiled, "SHARE", 1000)
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Turns compiled passes off."""
+    return lambda: monkeypatch.setattr(_compiled, "_installed", lambda: False)
+
+
+def setting(**changed):
+    plain = AdamSetting(1e-3, 0.9, 0.999, 1e-8, decay=0.0, coupled=False, maximize=False)
+    return plain._replace(**changed)
+
+
+def adam_move(dtype, steps, h):
+    """A parameter with elements of all kinds: well known, new, never touched, gone quiet."""
+    generator = torch.Generator().manual_seed(steps)
+    draw = lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64)  # noqa: E731
+    g, w, m = draw() * 1e-3, draw(), draw() * 1e-3
+    v = (draw() * 1e-3).square() + (1 - h.b2) * g.square()
+    kind = torch.randint(0, 4, SHAPE, generator=generator)
+    g[kind == 0] = 0
+    v[kind == 1] = (1 - h.b2) * g[kind == 1].square()
+    m[kind == 1] = (-1 if h.maximize else 1) * (1 - h.b1) * g[kind == 1]
+    for t in (g, m, v):
+        t[:3] = 0
+    state = AdamState(m.to(dtype), v.to(dtype), None, steps)
+    rule = AdamRule(decoupled=True)
+    return Move(rule, w.to(dtype), g.to(dtype), state, h)
+
+
+def validation(K, dtype):
+    generator = torch.Generator().manual_seed(9)
+    return Gradients(*(torch.randn(K, *SHAPE, generator=generator).to(dtype) for _ in range(2)))
+
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("steps", [1, 2, 300])
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"decay": 0.1}, {"maximize": True, "eps": 1e-3}], ids=str)
+def test_settling_is_its_twin(dtype, steps, K, options, threads, without):
+    move, at = adam_move(dtype, steps, setting(**options)), validation(K, dtype)
+    path = ESTIMATORS["path"]
+    assert kernels.takes(move.gradient, move.state.m, at.opening)
+    found = path.settled(move, at, 0.7, held=True)
+    books = path.settled(move, at, 0.7, held=False)
+    without()
+    want = path.settled(move, at, 0.7, held=True)
+    size = want.direction.abs().max()
+    assert float((found.direction - want.direction).abs().max() / size) < TOLERANCE[dtype]
+    assert books.direction is None
+    for a, b in ((found, want), (books, want)):
+        for name in ("momentum", "decay"):
+            terms = move.weight.numel() ** 0.5 * float(size)
+            difference = (getattr(a, name) - getattr(b, name)).abs().max()
+            assert getattr(a, name).shape == (K,)
+            assert getattr(a, name).dtype == torch.float64
+            assert float(difference) < 100 * TOLERANCE[dtype] * max(terms, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "b1": 0.5}], ids=str)
+def test_the_slope_is_its_twin(dtype, steps, options, threads, without):
+    move = adam_move(dtype, steps, setting(**options))
+    found = move.slope().coefficient
+    without()
+    want = move.slope().coefficient
+    assert bool((found == 0).eq(want == 0).all())
+    # its two terms may nearly cancel
+    atol = 10 * torch.finfo(dtype).eps * float(want.abs().max())
+    torch.testing.assert_close(found, want, rtol=TOLERANCE[dtype], atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(37, 211), (5000,), (16, 9, 5, 5)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_probe_and_norm_are_their_twins(shape, dtype, threads, without):
+    parameter = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    probe = Probe(parameter, torch.Generator().manual_seed(1))
+    found = probe.and_norm(parameter)
+    without()
+    want = probe.and_norm(parameter)
+    scale = torch.stack((want[1], want[1]))
+    assert float(((found - want) / scale).abs().max()) < 100 * torch.finfo(dtype).eps
+
+
+def test_what_is_not_a_number_stays_so():
+    parameter = torch.randn(40, 40)
+    parameter[7, 3] = float("nan")
+    assert not bool(Probe(parameter, torch.Generator()).and_norm(parameter).isfinite().any())
+    parameter[7, 3] = float("inf")
+    assert not bool(Probe(parameter, torch.Generator()).and_norm(parameter).isfinite().all())
+
+
+def test_only_plain_arrays_are_taken():
+    t = torch.randn(40, 40)
+    assert kernels.takes(t, t)
+    assert not kernels.takes(t, t.T)
+    assert not kernels.takes(t, t.double())
+    assert not kernels.takes(t.bfloat16())
+    assert not kernels.takes(t[0, :1])
+    assert not kernels.takes(t, torch.zeros(()).expand(40, 40))
+    assert not kernels.takes(torch.empty(40, 40, device="meta"))
