@@ -9,6 +9,7 @@ Letters: N samples.
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.classification import tasks
 from benchmarks.classification.evidence import batches, start
 from benchmarks.classification.tasks import Split, split
 from benchmarks.payout.cell import NOISE, Setting
+from inrun.errors import InRunWarning
 
 PLAIN, WHOLE = "plain training", "every step, all validation rows"
 STEADY = 20  # steps that are not timed: the first ones are smoothed
@@ -33,6 +35,7 @@ class Way:
     """One way to attach. `follows`: judged by the next batch."""
 
     rotating: int = 1
+    refresh: int = 1
     follows: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -42,6 +45,7 @@ WAYS = {
     **{f"every={n}": Way(options={"every": n}) for n in (2, 5, 10, 20)},
     **{f"rotating={k}": Way(rotating=k) for k in (2, 5, 10)},
     **{f"rotating=10, every={n}": Way(rotating=10, options={"every": n}) for n in (2, 5)},
+    **{f"refresh={n}": Way(refresh=n) for n in (2, 5)},
     "next batch": Way(follows=True),
     "stream": Way(options={"capture": "stream"}),
     **{f"max_overhead={x}": Way(options={"max_overhead": x}) for x in (0.05, 0.2)},
@@ -56,13 +60,17 @@ class Run:
         self.model, self.optimizer = start(data, seed)
         self.attribution = None
         if way is not None:
-            utility = inrun.Utility(tasks.weighted_loss, data.whole, rotating=way.rotating)
+            utility = inrun.Utility(
+                tasks.weighted_loss, data.whole, rotating=way.rotating, refresh=way.refresh
+            )
             if way.follows:
                 rows = data.fetch(range(4))
                 utility = inrun.Utility.next_batch(tasks.loss_fn, rows)
-            self.attribution = inrun.attach(
-                self.model, self.optimizer, utility, progress=False, **way.options
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InRunWarning)  # what is stale is what is measured
+                self.attribution = inrun.attach(
+                    self.model, self.optimizer, utility, progress=False, **way.options
+                )
         self.seconds: list[float] = []
         self.scored: list[bool] = []
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.errors import MisuseError
+from inrun.errors import InRunWarning, MisuseError
 from tests.oracles import shares as oracle_shares
 
 BATCH, STEPS = 5, 8
@@ -288,3 +288,75 @@ def test_parts_that_cannot_be_made_are_refused(rotating):
 def test_a_batch_that_cannot_be_cut_does_not_rotate():
     with pytest.raises(MisuseError, match="rotating"):
         inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)], rotating=2)
+
+
+def refreshed(n, steps=7, **options):
+    x, y = data()
+    model, optimizer = started()
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=n)
+    with pytest.warns(InRunWarning, match="older than they are"):
+        attribution = inrun.attach(
+            model, optimizer, utility, progress=False, smoothed_steps=0, **options
+        )
+    states = []
+    for number in range(steps):
+        states.append(copy.deepcopy(model))
+        step(model, optimizer, attribution, number, clip=1e9)
+    return attribution, [*states, copy.deepcopy(model)]
+
+
+def test_steps_between_passes_are_judged_by_the_last_ones_gradient():
+    """`sgd`'s value is lr <opening gradient, share>: of the state where the last pass was."""
+    x, y = data()
+    attribution, states = refreshed(3, estimator="sgd")
+    found = attribution.values().sort_by("sample_id")["value"].to_numpy().reshape(7, BATCH)
+    for number, model in enumerate(states[:-1]):
+        ids = torch.arange(BATCH) + BATCH * number
+        at = states[number - number % 3]  # passes at 0, 3 and 6
+        gradients = torch.autograd.grad(loss_fn(at, (x[60:], y[60:])), list(at.parameters()))
+        named = dict(model.named_parameters())
+
+        def terms(m, rows, ids=ids):
+            each = F.cross_entropy(m(x[ids[rows]]), y[ids[rows]], reduction="none")
+            return each / BATCH
+
+        shares = oracle_shares.shares(model, terms, BATCH, named)
+        parts = zip(gradients, named, strict=True)
+        want = 1e-2 * sum((g * shares[name]).flatten(1).sum(1) for g, name in parts)
+        np.testing.assert_allclose(found[number], want, rtol=1e-9, atol=1e-16)
+
+
+def test_losses_are_known_where_there_was_a_pass():
+    x, y = data()
+    attribution, states = refreshed(3, capture="stream")
+    books = attribution.ledger()
+    opening, closing = (books[f"{end}_loss"].to_numpy() for end in ("opening", "closing"))
+    assert np.isfinite(opening).tolist() == [number % 3 == 0 for number in range(7)]
+    assert np.isfinite(closing).tolist() == [number % 3 == 2 for number in range(7)]
+    for number in (0, 3, 6):
+        assert opening[number] == pytest.approx(float(loss_fn(states[number], (x[60:], y[60:]))))
+    assert np.isfinite(books["samples"].to_numpy()).all()
+
+
+def test_a_step_that_was_not_scored_is_followed_by_a_new_pass():
+    x, y = data()
+    model, optimizer = started()
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=10)
+    with pytest.warns(InRunWarning, match="older"):
+        attribution = inrun.attach(model, optimizer, utility, progress=False)
+    for number in range(4):
+        if number == 2:
+            with attribution.paused():
+                loss_fn(model, (x[:5], y[:5])).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        step(model, optimizer, attribution, number)
+    assert np.isfinite(attribution.ledger()["opening_loss"].to_numpy()).tolist() == [
+        True, False, True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("refresh", [0, 1.5, True])
+def test_refreshing_after_no_number_of_steps_is_refused(refresh):
+    with pytest.raises(MisuseError, match="refresh"):
+        inrun.Utility(loss_fn, data(), refresh=refresh)

@@ -195,6 +195,48 @@ def test_a_budget_finds_the_frequency_that_keeps_it(monkeypatch, share, every):
     assert sum(w > 0 for w in steady) == pytest.approx(len(steady) / every, abs=1.5)
 
 
+@pytest.mark.parametrize(("share", "parts", "every"), [(0.1, 2, 2), (0.15, 2, 1), (0.4, 1, 1)])
+def test_a_budget_halves_the_validation_rows_before_it_leaves_steps_out(
+    monkeypatch, share, parts, every
+):
+    clock = Clock()
+    monkeypatch.setattr(_frequency, "time", clock)
+    budget = _frequency.WithinBudget(share, inrun.capture.Alone(), halves=True)
+    for step in range(1, 4000):
+        scored = budget.weight(step) > 0
+        clock.now += 1.0 + scored * (0.3 if budget.parts == 1 else 0.15)
+    told = budget.describe()
+    assert (told["parts"], told["every"]) == (parts, every)
+    assert told["expected"] <= share * 1.0001
+    again = _frequency.WithinBudget(share, inrun.capture.Alone(), halves=True)
+    again.restore(budget.state())
+    assert again.describe() == told
+
+
+@pytest.mark.parametrize(("options", "seen"), [({}, {24, 12}), ({"capture": "stream"}, {24})])
+def test_passes_look_at_half_of_the_rows_once_the_budget_says_so(options, seen):
+    rows = set()
+    x, y = torch.randn(24, 3).double(), torch.randint(2, (24,))
+
+    def watched(model, batch):
+        rows.add(len(batch[1]))
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    model = nn.Linear(3, 2).double()
+    optimizer = torch.optim.AdamW(model.parameters())
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(watched, (x, y)), max_overhead=1e-9, progress=False,
+        self_test=False, **options,
+    )  # fmt: skip
+    for _ in range(60):
+        with attribution.batch(range(4)):
+            nn.functional.cross_entropy(model(x[:4]), y[:4]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert rows == seen
+    assert attribution.sampling["parts"] == 24 / min(seen)
+
+
 def test_a_budget_is_kept_to_what_it_says_of_itself():
     attribution, _, _ = trained(max_overhead=0.3)
     told = attribution.sampling

@@ -31,6 +31,15 @@ class Advice:
                 "the books' residual. See attribution.coverage()."
             )
 
+    def of_stale(self, refresh: int) -> None:
+        """Steps that are judged by a validation gradient of steps before them."""
+        if refresh > 1:
+            self.once(
+                f"Utility(refresh={refresh}) judges {refresh - 1} of {refresh} steps by a "
+                "validation gradient that is older than they are, which can be worth nothing: "
+                "compare with refresh=1 on a short run, or use rotating= or attach(every=...)."
+            )
+
     def of_compiled(self, compiled: bool) -> None:
         """A model that is compiled, wholly or in part."""
         if compiled:

@@ -86,8 +86,9 @@ def attach(
             Scored steps stand for the others: values are multiplied so that totals stay unbiased,
             and `values()` has their `standard_error`. The other steps cost nothing.
         max_overhead: the share of the training's time that scoring may add, 0.05 for 5 %: `every`
-            is then found by timing both kinds of step, and adapted. `sampling` says what came of
-            it.
+            is then found by timing both kinds of step, and adapted; before steps are left out,
+            each validation pass looks at half of the rows, as with `rotating=2`. `sampling` says
+            what came of it.
         payout: for how many steps after its own a sample is also given what momentum does for it.
             Under Adam with b1 = 0.9 most of a gradient acts so; 20 steps pay out nearly all of it.
             The factors of as many steps are held, and a copy of the weights for each: see
@@ -152,7 +153,8 @@ def attach(
     model, wrapping = unwrapped_model(model)
     processes = processes_of(wrapping, process_group)
     demand_sharded(model, processes, optimizers, direction, capture)
-    frequency = frequency_of(every, max_overhead, processes)
+    halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
+    frequency = frequency_of(every, max_overhead, processes, halves)
     met = _contraction(contraction)
     if payout:
         _refuse_payout(payout, direction, capture, optimizers, frequency, processes)

@@ -29,9 +29,13 @@ MOST = 1000  # steps that one scored step may stand for
 
 
 class Frequency(ABC):
-    """Asked at each step's beginning, in the order of steps."""
+    """Asked at each step's beginning, in the order of steps.
+
+    `parts`: into how many the validation rows are to be dealt, where they are not dealt out yet.
+    """
 
     sampled = True
+    parts = 1
 
     @abstractmethod
     def weight(self, step: int) -> float:
@@ -87,6 +91,9 @@ class Coin(Frequency):
 class WithinBudget(Frequency):
     """One random step of each n, n chosen so that scoring adds no more than a share of the time.
 
+    If the share does not allow every step, validation passes look at half of the rows each before
+    steps are left out: a scored step's opening and closing pass together still see all of them.
+
     The time from one step's beginning to the next is taken of scored and of other steps, and n is
     the smallest with (scored / other - 1) / n within the share. It begins with n = 2, to see both,
     and is chosen anew for each window, from steps before it: the draws stay unbiased.
@@ -94,10 +101,11 @@ class WithinBudget(Frequency):
     Args:
         share: of the training's time that scoring may add.
         processes: whose times are averaged, so that all of them choose the same.
+        halves: whether validation rows can be dealt into halves.
     """
 
-    def __init__(self, share: float, processes: Processes):
-        self._share, self._processes = share, processes
+    def __init__(self, share: float, processes: Processes, halves: bool = False):
+        self._share, self._processes, self._halves = share, processes, halves
         self._n, self._begins, self._place = 2, 1, _draw(0, 2)
         self._times: dict[bool, deque[float]] = {
             scored: deque(maxlen=length) for scored, length in REMEMBERED.items()
@@ -134,22 +142,30 @@ class WithinBudget(Frequency):
         extra = self.extra
         if extra is None:
             return self._n
+        if extra > self._share and self._halves and self.parts == 1:
+            self.parts = 2
+            self._times[True].clear()  # they took longer
+            return self._n
         return min(MOST, GROWTH * self._n, max(1, math.ceil(extra / self._share)))
 
     def describe(self) -> dict[str, float]:
         """See `Frequency.describe`."""
         extra = self.extra
-        told = {"max_overhead": self._share, "every": float(self._n)}
+        told = {"max_overhead": self._share, "every": float(self._n), "parts": float(self.parts)}
         return told if extra is None else {**told, "extra": extra, "expected": extra / self._n}
 
     def state(self) -> dict[str, Any]:
         """See `Frequency.state`."""
         times = {str(int(scored)): list(seen) for scored, seen in self._times.items()}
-        return {"n": self._n, "begins": self._begins, "place": self._place, "times": times}
+        return {
+            "n": self._n, "begins": self._begins, "place": self._place, "times": times,
+            "parts": self.parts,
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `Frequency.restore`."""
         self._n, self._begins, self._place = state["n"], state["begins"], state["place"]
+        self.parts = state["parts"]
         for scored, seen in self._times.items():
             seen.clear()
             seen.extend(state["times"][str(int(scored))])
@@ -160,8 +176,16 @@ def _draw(window: int, n: int) -> int:
     return Random(SEED + window).randrange(n)
 
 
-def frequency_of(every: int | float, max_overhead: float | None, processes: Processes) -> Frequency:
+def frequency_of(
+    every: int | float, max_overhead: float | None, processes: Processes, halves: bool
+) -> Frequency:
     """The frequency that `attach` was asked for.
+
+    Args:
+        every: see `attach`.
+        max_overhead: see `attach`.
+        processes: of the training.
+        halves: whether validation rows can be dealt into halves at no loss.
 
     Raises:
         MisuseError: neither a number of steps nor a probability, or both ways at once.
@@ -174,7 +198,7 @@ def frequency_of(every: int | float, max_overhead: float | None, processes: Proc
             )
         if every != 1:
             raise MisuseError("every says what max_overhead is to find out. Give one of them.")
-        return WithinBudget(max_overhead, processes)
+        return WithinBudget(max_overhead, processes, halves)
     if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
         raise MisuseError(f"every={every!r} is neither a number of steps nor a probability.")
     if every < 1:

@@ -106,8 +106,9 @@ class Results:
         """Which share of the steps was scored, and what that costs in accuracy.
 
         `steps` taken and `scored`; `relative_error`, the totals' mean standard error over their
-        mean size. With `max_overhead` also `every`, as it is now, and as soon as both kinds of step
-        were timed `extra`, what scoring adds to a step's time, and `expected`, to the training's.
+        mean size. With `max_overhead` also `every` and `parts` (of the validation rows, one a
+        pass), as they are now, and as soon as both kinds of step were timed `extra`, what scoring
+        adds to a step's time, and `expected`, to the training's.
         """
         counts = {"steps": float(self._steps.taken), "scored": float(self._steps.scored)}
         told = self._steps.frequency.describe()

@@ -62,6 +62,7 @@ class Steps:
         self._late: _Step | None = None  # waits for the next step's gradients
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
+        self._advice.of_stale(utility.refresh)
 
     @property
     def inside(self) -> bool:
@@ -84,6 +85,7 @@ class Steps:
         with self.watch:
             if self._weight is None:
                 self._weight = self.frequency.weight(self.taken + 1)
+                self._scorer.validation.deal(self.frequency.parts)
         if self._weight == 0:
             yield
             return

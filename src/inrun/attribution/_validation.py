@@ -26,11 +26,17 @@ class Validation:
         self._model, self._utility, self._processes = model, utility, processes
         self._last: tuple[Evaluation, tuple[int, ...]] | None = None
         self._passes = 0
+        self._age = 0  # steps that the last pass's gradient has been taken for the present one's
 
     @property
     def follows(self) -> bool:
         """Whether the next training batch stands for a validation set."""
         return self._utility.follows
+
+    def deal(self, parts: int) -> None:
+        """Passes look at one of so many parts of the rows from now on, unless they do already."""
+        if parts > 1 and self._utility.rotating == 1:
+            self._utility = self._utility.dealt(parts)
 
     def opening(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights: the last closing ones if nothing moved."""
@@ -42,11 +48,25 @@ class Validation:
                 (known,) = self._processes.all([known])
             if known:
                 return evaluation
-        return self.closing(capture)
+        return self._kept(self._fresh(capture), capture)
 
     def closing(self, capture: Capture) -> Evaluation:
-        """Losses and gradients at the present weights, by a new pass, which is kept."""
-        evaluation = self._evaluate(capture)
+        """Losses and gradients at the present weights, which are kept.
+
+        By a new pass, or, where the utility is not refreshed with every step, the last one's
+        gradients with losses that are not known.
+        """
+        self._age += 1
+        if self._last is None or self._age >= self._utility.refresh:
+            return self._kept(self._fresh(capture), capture)
+        gradients = self._last[0].gradients
+        return self._kept(Evaluation(_unknown(len(self._utility.targets)), gradients), capture)
+
+    def _fresh(self, capture: Capture) -> Evaluation:
+        self._age = 0
+        return self._evaluate(capture)
+
+    def _kept(self, evaluation: Evaluation, capture: Capture) -> Evaluation:
         self._last = (evaluation, weights_mark(capture.trained.values()))
         return evaluation
 
@@ -96,10 +116,14 @@ class Validation:
 
     def go_to(self, passes: int) -> None:
         """Goes on from a checkpoint: which rows a pass looks at goes by its number."""
-        self._passes, self._last = passes, None
+        self._passes, self._last, self._age = passes, None, 0
 
 
 def following(gradients: Mapping[str, Tensor], targets: int = 1) -> Evaluation:
     """The gradients that the next step consumes, as a closing pass whose losses are not known."""
-    unknown = torch.full((targets,), float("nan"), dtype=torch.float64)
-    return Evaluation(unknown, {name: g.detach().unsqueeze(0) for name, g in gradients.items()})
+    rows = {name: g.detach().unsqueeze(0) for name, g in gradients.items()}
+    return Evaluation(_unknown(targets), rows)
+
+
+def _unknown(targets: int) -> Tensor:
+    return torch.full((targets,), float("nan"), dtype=torch.float64)

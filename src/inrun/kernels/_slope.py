@@ -14,8 +14,8 @@ from inrun.kernels._compiled import compiled, over_parts
 class SlopeNumbers(NamedTuple):
     """The step's numbers.
 
-    `tiny` and `untouched` as for `settle_adam`. The second moment without the gradient is `kept` v, with
-    it `entering` y^2 more. `bend`, `gain` and `eps` make the slope.
+    `tiny` and `untouched` as for `settle_adam`. The second moment without the gradient is `kept` v,
+    with it `entering` y^2 more. `bend`, `gain` and `eps` make the slope.
     """
 
     tiny: float

@@ -42,6 +42,11 @@ class Utility:
         rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
             as much less, and each step's values are those for the part's loss: over a run they
             average out, and the books' residual has the difference between parts.
+        refresh: a validation pass after every so many steps only; the steps between are judged by
+            the last pass's gradient. A gradient that is a few steps old can be worth nothing
+            (training swings along sharp directions), so this is warned about: see docs/budget.md
+            before it is used, where `rotating` and `attach(every=...)` cost less fidelity. The
+            losses of steps without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: no batch, both forms at once, or weights that do not fit the targets.
@@ -67,6 +72,7 @@ class Utility:
         weights: Mapping[str, float] | None = None,
         rows_axis: int = 0,
         rotating: int = 1,
+        refresh: int = 1,
     ):
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
@@ -94,6 +100,9 @@ class Utility:
         self.weights = _weights(tuple(self.batches), weights)
         self.follows = False
         self.rotating = rotating
+        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+            raise MisuseError(f"refresh={refresh!r} is no number of steps.")
+        self.refresh = refresh
         self._parts = _parts(self.batches, rotating, rows_axis)
 
     @classmethod
@@ -126,6 +135,18 @@ class Utility:
         made = copy.copy(self)
         made.batches = dict(batches)
         made._parts = _parts(made.batches, self.rotating, self.rows_axis)
+        return made
+
+    def deals(self, count: int) -> bool:
+        """Whether the rows, which are not dealt out yet, can be dealt into so many parts."""
+        rows = [row_count(batch, self.rows_axis) for batch in self.batches.values()]
+        return self.rotating == 1 and not self.follows and all((n or 0) >= count for n in rows)
+
+    def dealt(self, count: int) -> Utility:
+        """The same, of whose rows each pass looks at one of so many parts."""
+        made = copy.copy(self)
+        made.rotating = count
+        made._parts = _parts(made.batches, count, made.rows_axis)
         return made
 
     def part(self, number: int) -> Utility:
