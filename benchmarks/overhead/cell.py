@@ -7,11 +7,13 @@ resident before the model was built (on a GPU, the allocator's own peak).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,33 +27,50 @@ STEPS, FIRST_ID = 6, 1_000_000  # steps that are taken apart, and ids of their o
 
 
 def measure(key: str, peer: str | None = None) -> dict[str, Any]:
-    """Times, memory and agreement of every method at this size.
+    """Times, memory and agreement of every method at this size; None for what does not fit.
 
     Args:
         key: the size's.
         peer: a further method, `module:Class`.
     """
     size, device = Size.of(key), _device()
-    methods = {name: kind(size, device) for name, kind in methods_of(peer).items()}
+    torch.backends.cuda.matmul.allow_tf32 = size.precision == "bf16"
+    kinds = methods_of(peer)
+    groups = [list(kinds)]
+    if size.apart:
+        groups = [[REFERENCE, name] for name in kinds if name != REFERENCE]
+    found: dict[str, Any] = dict.fromkeys(kinds)
+    values: dict[str, dict[int, float]] = {}
+    for names in groups:
+        try:
+            _measure_side_by_side(size, device, {n: kinds[n] for n in names}, found, values)
+        except torch.OutOfMemoryError:
+            print(f"  {names[-1]} does not fit")
+    for name, one in found.items():
+        if one is not None:
+            told = {} if kinds[name].another_loss else values[name]
+            one["r_with_exact"] = _agreement(size, told, values[EXACT])
+            one["peak_bytes"] = _peak_in_own_process(key, name, peer)
+    return found
+
+
+def _measure_side_by_side(
+    size: Size,
+    device: torch.device,
+    kinds: dict[str, type[Method]],
+    found: dict[str, Any],
+    values: dict[str, dict[int, float]],
+) -> None:
+    methods = {name: kind(size, device) for name, kind in kinds.items()}
     seconds = _times(size, device, methods)
-    exact = methods[EXACT].values()
-    parts = {name: _parts(size, device, methods[name]) for name in PROFILED}
-    found: dict[str, Any] = {
-        name: {
-            "seconds": times,
-            "ratio": [t / r for t, r in zip(times, seconds[REFERENCE], strict=True)],
-            "r_with_exact": _agreement(size, methods[name], exact),
-        }
-        for name, times in seconds.items()
-    }
-    for name, seconds_by_part in parts.items():
-        found[name]["parts"] = seconds_by_part
+    for name, method in methods.items():
+        values[name] = method.values()
+        ratio = [t / r for t, r in zip(seconds[name], seconds[REFERENCE], strict=True)]
+        found[name] = {"seconds": seconds[name], "ratio": ratio}
+        if name in PROFILED:
+            found[name]["parts"] = _parts(size, device, method)
     for method in methods.values():
         method.detach()
-    del methods
-    for name in methods_of(peer):
-        found[name]["peak_bytes"] = _peak_in_own_process(key, name, peer)
-    return found
 
 
 def _device() -> torch.device:
@@ -93,10 +112,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _agreement(size: Size, method: Method, exact: dict[int, float]) -> list[float]:
+def _agreement(size: Size, values: dict[int, float], exact: dict[int, float]) -> list[float]:
     """Pearson's R with the exact contraction within each step; ids count through the steps."""
-    values = method.values()
-    if not values or method.another_loss:
+    if not values:
         return []
     a = np.array([values[i] for i in sorted(exact)]).reshape(-1, size.batch)
     b = np.array([exact[i] for i in sorted(exact)]).reshape(-1, size.batch)
@@ -120,19 +138,29 @@ def _peak_in_own_process(key: str, name: str, peer: str | None) -> int:
 
 
 def _peak(key: str, name: str, peer: str | None = None) -> int:
-    """Bytes at the highest point of five steps, over what was there before the model."""
-    size, device = Size.of(key), _device()
-    sequences, _ = size.text()
-    size.model()  # imports what building takes
+    """Bytes at the highest point of five steps, over what was there before the model.
+
+    A miniature comes first, so that libraries are loaded and loops compiled already.
+    """
+    size, device, kind = Size.of(key), _device(), methods_of(peer)[name]
+    _five_steps(kind, replace(size, layers=1, width=64, batch=2, tokens=16), device)
+    gc.collect()
     before = _resident("VmRSS")
-    method = methods_of(peer)[name](size, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    _five_steps(kind, size, device)
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _resident("VmHWM") - before
+
+
+def _five_steps(kind: type[Method], size: Size, device: torch.device) -> None:
+    sequences, _ = size.text()
+    method = kind(size, device)
     for turn in range(5):
         rows = slice(turn * size.batch, (turn + 1) * size.batch)
         method.step(range(rows.start, rows.stop), sequences[rows].to(device))
     method.detach()
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return _resident("VmHWM") - before
 
 
 def _resident(what: str) -> int:

@@ -24,37 +24,56 @@ VOCABULARY = 8192
 
 @dataclass(frozen=True)
 class Size(Keyed):
-    """A GPT-2 config and a step's batch: `batch` x `tokens`, and `validation` x `tokens`."""
+    """A model's config and a step's batch: `batch` x `tokens`, and `validation` x `tokens`.
+
+    `kind` is gpt2 or llama, `precision` float32 or bf16 (autocast, float32 weights, tf32). `apart`:
+    not all methods' models fit side by side, so that each is in turn with the reference alone.
+    """
 
     layers: int = 4
     width: int = 384
     batch: int = 8
     tokens: int = 128
     validation: int = 2
+    kind: str = "gpt2"
+    vocabulary: int = VOCABULARY
+    precision: str = "float32"
+    apart: bool = False
 
     def model(self) -> nn.Module:
         """The model, always the same."""
-        from transformers import GPT2Config, GPT2LMHeadModel
+        import transformers as tf
 
         torch.manual_seed(0)
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY, n_positions=self.tokens, n_embd=self.width,
-                n_layer=self.layers, n_head=self.width // 64, resid_pdrop=0.0, embd_pdrop=0.0,
+        heads = self.width // 64
+        if self.kind == "llama":
+            return tf.LlamaForCausalLM(
+                tf.LlamaConfig(
+                    vocab_size=self.vocabulary, hidden_size=self.width,
+                    intermediate_size=11 * self.width // 4, num_hidden_layers=self.layers,
+                    num_attention_heads=heads, num_key_value_heads=heads,
+                    max_position_embeddings=self.tokens, bos_token_id=0, eos_token_id=0,
+                )
+            )  # fmt: skip
+        return tf.GPT2LMHeadModel(
+            tf.GPT2Config(
+                vocab_size=self.vocabulary, n_positions=self.tokens, n_embd=self.width,
+                n_layer=self.layers, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0,
                 attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
             )
         )  # fmt: skip
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """Next-token cross-entropy, mean over samples and tokens."""
+        half = self.precision == "bf16"
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
+            logits = model(input_ids=batch).logits[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
     def text(self) -> tuple[Tensor, Tensor]:
         """Sequences to train on, and validation sequences."""
         sequences = data.brown(VOCABULARY, self.tokens)
         return sequences[: -self.validation], sequences[-self.validation :]
-
-
-def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
-    """Next-token cross-entropy, mean over samples and tokens."""
-    logits = model(input_ids=batch).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
 class Method(ABC):
@@ -68,6 +87,7 @@ class Method(ABC):
     another_loss = False
 
     def __init__(self, size: Size, device: torch.device):
+        self.loss_fn = size.loss
         self.model = size.model().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.validation = size.text()[1].to(device)
@@ -90,7 +110,7 @@ class Plain(Method):
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
-        loss_fn(self.model, batch).backward()
+        self.loss_fn(self.model, batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -105,7 +125,7 @@ class WithValidation(Plain):
         super().step(ids, batch)
         self.gradient = ()
         parameters = list(self.model.parameters())
-        self.gradient = torch.autograd.grad(loss_fn(self.model, self.validation), parameters)
+        self.gradient = torch.autograd.grad(self.loss_fn(self.model, self.validation), parameters)
 
 
 class Naive(Method):
@@ -116,9 +136,9 @@ class Naive(Method):
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
         parameters = list(self.model.parameters())
-        opening = torch.autograd.grad(loss_fn(self.model, self.validation), parameters)
+        opening = torch.autograd.grad(self.loss_fn(self.model, self.validation), parameters)
         shares = [
-            torch.autograd.grad(loss_fn(self.model, row[None]) / len(batch), parameters)
+            torch.autograd.grad(self.loss_fn(self.model, row[None]) / len(batch), parameters)
             for row in batch
         ]
         for k, p in enumerate(parameters):
@@ -150,12 +170,12 @@ class Attributed(Method):
 
     def utility(self) -> inrun.Utility:
         """What values are measured in."""
-        return inrun.Utility(loss_fn, self.validation)
+        return inrun.Utility(self.loss_fn, self.validation)
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
         with self.attribution.batch(ids):
-            loss_fn(self.model, batch).backward()
+            self.loss_fn(self.model, batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -201,7 +221,7 @@ class NextBatch(Attributed):
 
     def utility(self) -> inrun.Utility:
         """See `Attributed.utility`."""
-        return inrun.Utility.next_batch(loss_fn, self.validation)
+        return inrun.Utility.next_batch(self.loss_fn, self.validation)
 
 
 class Rotating(Attributed):
@@ -209,7 +229,7 @@ class Rotating(Attributed):
 
     def utility(self) -> inrun.Utility:
         """See `Attributed.utility`."""
-        return inrun.Utility(loss_fn, self.validation, rotating=min(2, len(self.validation)))
+        return inrun.Utility(self.loss_fn, self.validation, rotating=min(2, len(self.validation)))
 
 
 class Stream(Attributed):

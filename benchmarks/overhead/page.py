@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import PROFILED, REFERENCE, Size
@@ -38,14 +39,19 @@ def write_page() -> None:
 
 def section(size: Size, found: Mapping[str, Any]) -> str:
     """One size's tables."""
-    parameters = sum(p.numel() for p in size.model().parameters())
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in size.model().parameters())
     title = (
         f"## {size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
-        f"{size.layers} layers of width {size.width} ({parameters / 1e6:.1f} million parameters)"
+        f"{size.layers} layers of width {size.width} ({size.kind}, {parameters / 1e6:.1f} million "
+        f"parameters, {size.precision})"
     )
     plain = found["plain"]
     rows = []
     for name, one in found.items():
+        if one is None:
+            rows.append([name, "does not fit", *[""] * 5])
+            continue
         ratio = np.array(one["ratio"])
         to_plain = np.array(one["seconds"]) / np.array(plain["seconds"])
         agreed = [r for r in one["r_with_exact"] if np.isfinite(r)]
@@ -68,12 +74,13 @@ def section(size: Size, found: Mapping[str, Any]) -> str:
 def _parts(found: Mapping[str, Any]) -> str:
     """Milliseconds a step of each part, beside what training and its validation pass take."""
     whole = np.median(found[REFERENCE]["seconds"])
-    names = dict.fromkeys(part for name in PROFILED for part in found[name]["parts"])
+    profiled = [name for name in PROFILED if found[name] is not None]
+    names = dict.fromkeys(part for name in profiled for part in found[name]["parts"])
     rows = []
     for part in names:
-        seconds = [found[name]["parts"].get(part, 0.0) for name in PROFILED]
+        seconds = [found[name]["parts"].get(part, 0.0) for name in profiled]
         rows.append([part, *(f"{1e3 * s:.1f} ({s / whole:.1%})" if s else "" for s in seconds)])
-    head = ["of a step", *(f"{name}, ms (of plain + validation pass)" for name in PROFILED)]
+    head = ["of a step", *(f"{name}, ms (of plain + validation pass)" for name in profiled)]
     return markdown(head, rows)
 
 

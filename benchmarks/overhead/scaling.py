@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import Size
@@ -54,7 +55,8 @@ TOKENS = (4096, 32768, 262144)
 
 def shape_of(size: Size) -> Shape:
     """Of a measured size."""
-    parameters = sum(p.numel() for p in size.model().parameters())
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in size.model().parameters())
     tokens = size.batch * size.tokens
     return Shape(parameters, size.layers, size.width, 4 * size.width, tokens)
 
