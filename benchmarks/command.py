@@ -32,10 +32,12 @@ def measure_and_write(
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
     parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     given = parser.parse_args()
     if not given.page_only:
         try:
-            cells(name, grid(given.quick), measure, fresh=given.fresh)
+            keys = grid(given.quick)
+            cells(name, keys, measure, fresh=given.fresh, processes=given.processes)
         except UnavailableError as error:
             print(f"stopped: {error}. What was measured before is kept.")
     write_page()

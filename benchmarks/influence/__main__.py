@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
-from benchmarks.data import UnavailableError
-from benchmarks.influence.cell import Setting, print_peak
+from benchmarks.command import measure_and_write
+from benchmarks.influence.cell import Setting
 from benchmarks.influence.kinds import measure
 from benchmarks.influence.models import TASKS
-from benchmarks.results_file import cells
+from benchmarks.influence.page import write_page
 
 RATES = (1e-3, 1e-4, 1e-5)
 GRID_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -42,23 +40,7 @@ def grid(quick: bool) -> list[str]:
 
 def main() -> None:
     """Parses the command line, measures, writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the MLPs, one seed")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the disk")
-    parser.add_argument("--peak", nargs=2, metavar=("WHAT", "CELL"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        print_peak(Setting.of(given.peak[1]), given.peak[0])
-        return
-    if not given.page_only:
-        try:
-            cells("influence", grid(given.quick), measure, fresh=given.fresh)
-        except UnavailableError as error:
-            print(f"stopped: {error}. What was measured before is kept.")
-    from benchmarks.influence.page import write_page
-
-    write_page()
+    measure_and_write("influence", __doc__, "the MLPs, one seed", grid, measure, write_page)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from typing import Any
 from benchmarks.influence.cell import (
     Setting,
     carried_push,
-    cost,
     decay_truth,
     fidelity,
     proxy_against_error,
     query_by_query,
     rounding_share,
 )
+from benchmarks.influence.cost import cost
 
 KINDS = {
     "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,

@@ -8,12 +8,10 @@ so that nothing of a model's size is kept in between.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from inrun.directions import (
@@ -26,7 +24,6 @@ from inrun.directions import (
 )
 from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope
-from inrun.shards import is_sharded, own_part
 
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
@@ -187,27 +184,3 @@ def plan_parameter(
     return kind(
         optimizer, p, direction, kept, scale, held, processes, slope, direction.history(move)
     )
-
-
-@contextmanager
-def moved(displacements: Mapping[Tensor, Tensor | float]) -> Iterator[None]:
-    """Parameters displaced by -d while inside; afterwards the very same storage as before.
-
-    Sharded ones are displaced in place: FSDP gathers from the storage that it knows.
-    """
-    before = {p: p.data for p in displacements if not is_sharded(p)}
-    with torch.no_grad():
-        own = {p: own_part(p) for p in displacements if is_sharded(p)}
-        kept = {p: part.clone() for p, part in own.items()}
-        try:
-            for p, d in displacements.items():
-                if p in own:
-                    own[p].sub_(d)
-                else:
-                    p.data = p.data - d
-            yield
-        finally:
-            for p, data in before.items():
-                p.data = data
-            for p, part in own.items():
-                part.copy_(kept[p])

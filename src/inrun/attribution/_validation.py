@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from inrun.attribution._plan import ParameterPlan, ReadBefore, moved
+from inrun.attribution._plan import ParameterPlan, ReadBefore
 from inrun.attribution._weights import weights_mark
 from inrun.capture import Capture, Processes
 from inrun.directions import Direction
 from inrun.shards import is_sharded
-from inrun.utility import Evaluation, Utility, curvature, evaluate
+from inrun.utility import Evaluation, Utility, curvature, displaced, evaluate
 
 
 class Validation:
@@ -97,7 +97,7 @@ class Validation:
                 for plan in plans.values()
                 if isinstance(plan, ReadBefore)
             }
-            with moved(null):
+            with displaced(null):
                 extra["null"] = self._evaluate(capture).gradients
         if direction.needs_curvature:
             along = {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from inrun.shards import sharded_afterwards
+from inrun.shards import is_sharded, own_part, sharded_afterwards
 
 
 @contextmanager
@@ -81,13 +81,24 @@ def _hooks_silent(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def displaced(displacements: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Parameters moved by -d while inside; afterwards the very same storage as before."""
-    before = {p: p.data for p in displacements}
+def displaced(displacements: Mapping[Tensor, Tensor | float]) -> Iterator[None]:
+    """Parameters moved by -d while inside; afterwards the very same storage as before.
+
+    Sharded ones are moved in place: FSDP gathers from the storage that it knows.
+    """
+    before = {p: p.data for p in displacements if not is_sharded(p)}
+    own = {p: own_part(p) for p in displacements if is_sharded(p)}
+    kept = {p: part.clone() for p, part in own.items()}
     try:
-        for p, d in displacements.items():
-            p.data = p.data - d
+        with torch.no_grad():
+            for p, d in displacements.items():
+                if p in own:
+                    own[p].sub_(d)
+                else:
+                    p.data = p.data - d
         yield
     finally:
-        for p, kept in before.items():
-            p.data = kept
+        for p, data in before.items():
+            p.data = data
+        for p, part in own.items():
+            part.copy_(kept[p])

@@ -1,0 +1,76 @@
+"""What each method costs beside one plain training: time, memory, disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import inrun
+from benchmarks.influence.cell import Experiment, Setting
+
+
+def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
+    """Times as multiples of plain training, interleaved; memory; disk."""
+    experiment = Experiment(setting)
+    run = experiment.train()
+    assert run is not None
+    plain = lambda: experiment.train(record=False)  # noqa: E731
+    jobs: dict[str, Callable[[], Any]] = {"training": plain, "training, recorded": experiment.train}
+    for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
+        jobs[name] = lambda method=method: method(experiment.mean)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            begun = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - begun)
+    base = np.array(seconds["training"][1:])  # the first round warms up
+    with tempfile.TemporaryDirectory() as folder:
+        kept = experiment.train(Path(folder) / "run")
+        assert kept is not None
+        disk = kept.bytes_on_disk
+    return {
+        "seconds_of_training": float(np.median(base)),
+        "times": {n: float(np.median(np.array(s[1:]) / base)) for n, s in seconds.items()},
+        "growth_mb": {
+            what: _peak(setting, what) for what in ("training", "recorded", "look-ahead")
+        },
+        "disk_mb": disk / 1e6,
+        "parameters": sum(p.numel() for p in run.finished().parameters()),
+    }
+
+
+def _peak(setting: Setting, what: str) -> float:
+    """By how many MB a process grows at most that does only this."""
+    command = [sys.executable, "-m", "benchmarks.influence.cost", what, setting.key]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(setting: Setting, what: str) -> None:
+    """Does one thing and prints by how many MB this process grew at most (Linux)."""
+    experiment = Experiment(setting)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading the data
+    before = _status("VmRSS")
+    run = experiment.train(record=what != "training")
+    if what == "look-ahead":
+        assert run is not None
+        inrun.lookahead(run, experiment.mean)
+    print(_status("VmHWM") - before)
+
+
+def _status(name: str) -> float:
+    """A figure of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1000
+
+
+if __name__ == "__main__":
+    print_peak(Setting.of(sys.argv[2]), sys.argv[1])
