@@ -76,9 +76,11 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.3)
         clip = min(1.0, 0.3 / (float(norm) + 1e-6))
         kept = oracle.Step(self.optimizer, [clip * shares[name] for name in named])
-        opening = self.gradients()
-        self.optimizer.step()
-        kept.gradients = [(a + b) / 2 for a, b in zip(opening, self.gradients(), strict=True)]
+        self.kept, opening = kept, self.gradients()
+        try:
+            self.optimizer.step()
+        finally:
+            kept.gradients = [(a + b) / 2 for a, b in zip(opening, self.gradients(), strict=True)]
         self.optimizer.zero_grad()
         self.steps.append(kept)
         self.taken += 1
@@ -168,7 +170,7 @@ def test_values_grow_while_they_are_paid_and_training_is_not_changed():
     immediate = plain.attribution.values().slice(BATCH)["value"].to_numpy()
     np.testing.assert_array_equal(rest["value"].to_numpy(), immediate)
     run.attribution.detach()
-    assert run.attribution.waiting == {"steps": 0, "bytes": 0}
+    assert set(run.attribution.waiting.values()) == {0}
     assert np.abs(run.attribution.values()["paid_out"].to_numpy()[: 3 * BATCH]).min() > 0
     for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -197,26 +199,80 @@ def oracle_paid_if_within(run, t, s):
     return oracle.paid(run.steps, t, s).numpy() if s - t <= WINDOW else 0.0
 
 
-def test_a_resumed_run_pays_as_one_that_wrote_the_same_checkpoint(tmp_path):
-    whole = Training(store=tmp_path / "whole", payout=WINDOW)
-    whole.run(6)
-    state = whole.attribution.state_dict()
-    model, optimizer = (copy.deepcopy(part.state_dict()) for part in (whole.model, whole.optimizer))
-    folder = tmp_path / "cut"
-    cut = Training(store=folder, payout=WINDOW).run(6)
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path, stored):
+    runs = []
+    for saves in (False, True):
+        folder = tmp_path / str(saves) if stored else None
+        run = Training(store=folder, payout=WINDOW, contraction="auto")
+        for _ in range(STEPS):
+            run.step()
+            if saves:
+                run.attribution.state_dict()
+        run.attribution.detach()
+        runs.append(run.attribution)
+    assert runs[0].values() == runs[1].values()
+    assert runs[0].ledger("part 1") == runs[1].ledger("part 1")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_resumed_run_pays_as_one_whose_windows_ended_at_the_checkpoint(tmp_path, stored):
+    def start(name, **options):
+        folder = {"store": tmp_path / name} if stored else {}
+        return Training(payout=WINDOW, **folder, **options)
+
+    cut = start("cut").run(6)
     state = cut.attribution.state_dict()
+    model, optimizer = (copy.deepcopy(part.state_dict()) for part in (cut.model, cut.optimizer))
     cut.run(2)  # what is lost when it is killed here
     cut.attribution.detach()
-    resumed = Training(store=folder, payout=WINDOW, resume=True)
+    resumed = start("cut", resume=stored)
     resumed.model.load_state_dict(model)
     resumed.optimizer.load_state_dict(optimizer)
     resumed.attribution.load_state_dict(state)
     resumed.taken = 6
-    for run in (whole, resumed):
+    ended = start("ended").run(6)
+    ended.attribution._steps.settle()
+    for run in (ended, resumed):
         run.run(5)
         run.attribution.detach()
-    assert resumed.attribution.values() == whole.attribution.values()
-    assert resumed.attribution.ledger() == whole.attribution.ledger()
+    found, expected = (r.attribution.values().to_pandas() for r in (resumed, ended))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    books, truth = (r.attribution.ledger("part 1").to_pandas() for r in (resumed, ended))
+    assert books["step"].tolist() == list(range(1, 12))
+    np.testing.assert_allclose(books["paid_out"], truth["paid_out"], rtol=1e-12)
+    if stored:
+        visits, wanted = (r.attribution.visits().to_pandas() for r in (resumed, ended))
+        np.testing.assert_allclose(visits, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "nesterov"])
+def test_the_balance_says_where_momentum_s_part_came_from_and_closes(tmp_path, name, stored):
+    run = Training(name, tmp_path / "run" if stored else None, payout=WINDOW)
+    for _ in range(STEPS):
+        run.step()
+        truth = oracle.balance(run.steps, WINDOW).numpy()  # (3, K)
+        scale = np.abs(truth).max()
+        for target, column in {"part 0": truth[:, 0], "total": truth.mean(1)}.items():
+            found = run.attribution.balance(target)
+            parts = [found[n] for n in ("paid_out", "still_in_momentum", "before_window")]
+            np.testing.assert_allclose(parts, column, atol=1e-9 * scale)
+            entries = sum(size for entry, size in found.items() if entry != "fall")
+            assert entries == pytest.approx(found["fall"], rel=1e-9)
+    assert run.attribution.balance()["still_in_momentum"] != 0
+    run.attribution.detach()
+    whole = run.attribution.balance()
+    assert whole["still_in_momentum"] == 0
+    assert whole["before_window"] == pytest.approx(truth.mean(1)[2], abs=1e-9 * scale)
+    if stored:
+        assert inrun.load(tmp_path / "run").balance() == pytest.approx(whole, rel=1e-12)
+
+
+def test_what_has_not_acted_is_what_the_optimizer_kept():
+    run = Training(payout=WINDOW).run(STEPS)
+    held = 0.9 ** np.arange(WINDOW)  # the last step's gradient is in the memory whole
+    assert run.attribution.waiting["not_acted"] == pytest.approx(held.mean())
 
 
 def test_a_low_rank_pays_nearly_the_same():
@@ -231,17 +287,67 @@ def test_a_low_rank_pays_nearly_the_same():
     assert np.corrcoef(a, b)[0, 1] > 0.9995
 
 
-def test_a_buffer_that_is_refilled_while_it_waits_is_an_error():
-    run = Training(payout=WINDOW)
-    buffer = torch.empty(BATCH, 6, dtype=torch.float64)
-    with pytest.raises(MisuseError, match="overwritten"):
-        for step in range(6):
-            ids = torch.arange(BATCH) + BATCH * step
-            buffer.copy_(run.x[ids])
-            with run.attribution.batch(ids):
-                loss_fn(run.model, (buffer, run.y[ids])).backward()
-            run.optimizer.step()
+class Refilled(Training):
+    """Step 3 is trained on a buffer that is refilled before step 5."""
+
+    def step(self, blocks=1):
+        if self.taken == 2:
+            self.plain, ids = self.x, torch.arange(BATCH) + BATCH * 2
+            self.buffer = self.x[ids].clone()
+            self.x = _Rows(self.plain, self.buffer)
+        super().step(blocks)
+        if self.taken == 3:
+            self.x = self.plain
+        if self.taken == 4:
+            self.buffer.zero_()
+
+
+class _Rows:
+    """Looks up one batch, which is always there."""
+
+    def __init__(self, x, buffer):
+        self.x, self.buffer = x, buffer
+
+    def __getitem__(self, rows):
+        return self.buffer if len(rows) == BATCH else self.x[rows]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_loop_that_goes_on_after_an_overwritten_buffer_has_all_other_values(tmp_path, stored):
+    run = Refilled(store=tmp_path / "run" if stored else None, payout=WINDOW)
+    said = []
+    for _ in range(STEPS):
+        try:
+            run.step()
+        except MisuseError as error:
+            said.append((run.taken + 1, str(error)))
+            run.steps.append(run.kept)
             run.optimizer.zero_grad()
+            run.taken += 1
+    run.attribution.detach()
+    ((step, error),) = said
+    assert step == 3 + WINDOW  # when its window is over
+    assert "step 3" in error
+    assert "overwritten" in error
+    owed = run.owed(WINDOW)
+    owed[2] = 0  # it keeps its in-step values
+    books = run.attribution.ledger("part 1")
+    assert books["step"].to_pylist() == list(range(1, STEPS + 1))
+    scale = np.abs(owed).max()
+    np.testing.assert_allclose(books["paid_out"], owed[:, :, 1].sum(1), atol=1e-9 * scale)
+    expected = np.zeros((10 * BATCH,))
+    np.add.at(expected, np.arange(STEPS * BATCH) % len(expected), owed.mean(2).ravel())
+    paid = run.attribution.values()["paid_out"].to_numpy()
+    np.testing.assert_allclose(paid, expected, atol=1e-9 * scale)
+
+
+def test_copies_may_be_refilled(tmp_path):
+    for options in ({"capture": "offload"}, {"payout_to": tmp_path}):
+        run = Refilled(payout=WINDOW, **options).run()
+        run.attribution.detach()
+        owed = run.owed(WINDOW)
+        paid = run.attribution.ledger("part 0")["paid_out"].to_numpy()
+        np.testing.assert_allclose(paid, owed[:, :, 0].sum(1), atol=1e-9 * np.abs(owed).max())
 
 
 @pytest.mark.parametrize(
@@ -250,7 +356,7 @@ def test_a_buffer_that_is_refilled_while_it_waits_is_an_error():
         ({"payout": -1}, MisuseError), ({"payout": 2.5}, MisuseError),
         ({"payout": 3, "capture": "stream"}, MisuseError), ({"payout": 3, "every": 2}, MisuseError),
         ({"payout": 3, "estimator": "sgd"}, MisuseError),
-        ({"payout": 3, "max_overhead": 0.1}, MisuseError),
+        ({"payout": 3, "max_overhead": 0.1}, MisuseError), ({"payout_to": "cpu"}, MisuseError),
         ({"payout": 3, "optimizer": "rmsprop"}, NotSupportedError),
     ],
 )  # fmt: skip

@@ -74,3 +74,18 @@ def paid(steps, t, s):
             )
         )
     return torch.stack(rows)
+
+
+def balance(steps, window):
+    """(3, K): what momentum did so far that is paid, that is still in it, and the rest of it.
+
+    Paid is what it did within the window of steps whose window is over, still in it the same of the
+    others, and the rest what it did later. No gradient came before the first step.
+    """
+    now = len(steps) - 1
+    parts = torch.zeros(3, len(steps[0].gradients[0]), dtype=torch.float64)
+    for t in range(now + 1):
+        for s in range(t + 1, now + 1):
+            within, over = s - t <= window, now - t >= window
+            parts[(0 if over else 1) if within else 2] += paid(steps, t, s).sum(0)
+    return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
 from inrun.optim import Together
@@ -47,6 +48,17 @@ class Advice:
                 "The model is compiled. Within attribution.batch(ids) it runs uncompiled, since "
                 "fused operations cannot be seen: training takes as long as without torch.compile, "
                 "and its last digits are those of the plain model."
+            )
+
+    def of_payouts(self, held: Holding, full: Holding, free: int | None, window: int) -> None:
+        """Steps that wait for momentum, where there is no room for all of them."""
+        more = full.memory + full.disk - held.memory - held.disk
+        if free is not None and more > free:
+            self.once(
+                f"payout={window} will hold {(full.memory + full.disk) / 1e9:.1f} GB when its "
+                f"window is full, {more / 1e9:.1f} GB more than now, and {free / 1e9:.1f} GB are "
+                "free there. Attach with a smaller payout, with payout_to='cpu', or with "
+                "payout_to='FOLDER' on a disk with more room."
             )
 
     def of_strangers(self, optimizers: Together, capture: Capture) -> None:

@@ -16,7 +16,8 @@ from inrun.attribution._distributed import demand_sharded, processes_of, unwrapp
 from inrun.attribution._frequency import Frequency, frequency_of
 from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Hold, Offload, Processes, Stream
+from inrun.attribution._shelf import shelf_of
+from inrun.capture import Hold, Offload, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
@@ -51,6 +52,7 @@ def attach(
     every: int | float = 1,
     max_overhead: float | None = None,
     payout: int = 0,
+    payout_to: str | os.PathLike[str] | None = None,
     progress: bool = True,
     self_test: bool = True,
     process_group: Any = "auto",
@@ -91,8 +93,11 @@ def attach(
             what came of it.
         payout: for how many steps after its own a sample is also given what momentum does for it.
             Under Adam with b1 = 0.9 most of a gradient acts so; 20 steps pay out nearly all of it.
-            The factors of as many steps are held, and a copy of the weights for each: see
-            `waiting`. What was not paid out stays in the books' momentum.
+            The factors of as many steps are held, and for each a copy of the weights a target:
+            `waiting` says how much that is and will be. `balance()` has what was paid, what is
+            still in the momentum, and what came from before the window.
+        payout_to: where they are held: 'cpu', or a folder on a disk with room, which is left empty
+            again; else where `capture` keeps factors ('offload': on the CPU). Values are the same.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient and where samples
             lie in each operation.
@@ -156,8 +161,8 @@ def attach(
     halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
     frequency = frequency_of(every, max_overhead, processes, halves)
     met = _contraction(contraction)
-    if payout:
-        _refuse_payout(payout, direction, capture, optimizers, frequency, processes)
+    if payout or payout_to is not None:
+        _refuse_payout(payout, payout_to, direction, capture, optimizers, frequency)
     extra: Extra = "paid_out" if payout else "standard_error" if frequency.sampled else None
     _refuse_model(model)
     folder = None
@@ -172,7 +177,12 @@ def attach(
         )
     kind = _CAPTURES[capture]
     smoothed = 0 if kind is Stream else smoothed_steps  # streaming keeps no shares to smooth
-    payouts = Payouts(payout, copy.deepcopy(met), len(utility.targets)) if payout else None
+    payouts = None
+    if payout:
+        place = "cpu" if payout_to is None and kind is Offload else payout_to
+        payouts = Payouts(
+            payout, copy.deepcopy(met), len(utility.targets), shelf_of(place), processes
+        )
     scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
     return Attribution(
         model, optimizers, utility, scorer, kind, folder, frequency, extra, progress, self_test
@@ -192,12 +202,14 @@ def _contraction(given: str | Contraction) -> Contraction:
 
 def _refuse_payout(
     window: int,
+    place: str | os.PathLike[str] | None,
     direction: Direction,
     capture: str,
     optimizers: Together,
     frequency: Frequency,
-    processes: Processes,
 ) -> None:
+    if window == 0 and place is not None:
+        raise MisuseError("payout_to says where payout=W keeps its steps, and there is no payout.")
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
         raise MisuseError(f"payout={window!r} is no number of steps.")
     if direction.name != "path" or capture == "stream" or frequency.sampled:
@@ -210,10 +222,6 @@ def _refuse_payout(
         raise NotSupportedError(
             f"{optimizers.name} does not remember gradients linearly (payout is for Adam, AdamW, "
             "Adamax, NAdam, RAdam and SGD). Use payout=0; look-ahead pays out by replay."
-        )
-    if processes.size > 1:
-        raise NotSupportedError(
-            f"payout is for one process, and this training has {processes.size}. Use payout=0."
         )
 
 

@@ -68,7 +68,7 @@ class Attribution(Results):
         if folder is not None:
             folder.create()
         self._hooks = StepHooks(self, optimizers.members)
-        self._release = weakref.finalize(self, release, self._hooks, line, folder)
+        self._release = weakref.finalize(self, release, self._hooks, line, self._record, folder)
 
     # ---- in the loop
 
@@ -224,8 +224,11 @@ class Attribution(Results):
 
         Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
-        noted; the state holds totals a sample, and without a store the books. What waits for later
-        steps is ended: with `payout` its window, with `Utility.next_batch()` the last step's score.
+        noted; the state holds totals a sample, and without a store the books. It changes nothing in
+        this run, but that with `Utility.next_batch()` the last step is not scored. With `payout` a
+        run that goes on from the state has the open windows ended there: their samples have what
+        momentum did for them until then, and what it does after is booked as from before the
+        window. With several processes and `payout` all of them call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.
@@ -251,18 +254,29 @@ class Attribution(Results):
         self._record.flush(self.coverage())
 
     def detach(self) -> None:
-        """Takes every hook off and flushes the store; tables stay readable. May be called twice."""
+        """Takes every hook off and flushes the store; tables stay readable. May be called twice.
+
+        Steps that momentum still pays are paid what it did so far: with `payout` and several
+        processes all of them call it.
+        """
+        self._end(failed=False)
+
+    def _end(self, *, failed: bool) -> None:
         self._open.abandon()
-        self._release()
-        self._steps.finish()
-        self._steps.drop(moved=True)
-        self.flush()
+        self._hooks.remove()
+        try:
+            self._steps.finish()
+            self._steps.drop(moved=True, failed=failed)
+        finally:
+            self._release()
+            self._steps.paying.close()
+            self.flush()
 
     def __enter__(self) -> Attribution:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.detach()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end(failed=kind is not None)
 
     # ---- its own affairs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -31,8 +31,14 @@ class LiveLine:
             except LiveError:  # the program shows a live display of its own: keep out of its way
                 pass
 
-    def update(self, row: Mapping[str, Any], residual_share: float, overhead: float) -> None:
-        """Shows a row of the books, at most four times a second."""
+    def update(
+        self,
+        row: Mapping[str, Any],
+        residual_share: float,
+        overhead: float,
+        more: Callable[[], str] = str,
+    ) -> None:
+        """Shows a row of the books, at most four times a second; `more` gives its last words."""
         if self._live is None or time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
@@ -41,7 +47,7 @@ class LiveLine:
             if isfinite(row["closing_loss"])
             else f"samples {row['samples']:+.4g}  "
         )
-        text = f"inrun  step {row['step']}  {known}attribution +{overhead:.0%} time"
+        text = f"inrun  step {row['step']}  {known}attribution +{overhead:.0%} time{more()}"
         self._live.update(Text(text), refresh=True)
 
     def close(self) -> None:

@@ -7,27 +7,29 @@ samples have a direction for what they still did:
     X_t = enters_t * sum over s = t+1 .. t+W of gbar_s * slope_s * (product of kept_r, t < r < s)
 
 with `Memory`'s letters and gbar_s the mean validation gradient of step s. The factors of the last W
-steps are held, and each step's are contracted with X_t once, W steps later.
-
-A sum over the last W steps that slides on by one each step, without subtracting (which would lose
-digits) and with one addition a step: the newer steps' terms are kept one by one and summed as a
-whole; when the older ones are used up, they are turned into sums from each to the last. Letters: K
-targets, N samples of a step.
+steps are held, and each step's are contracted with X_t once, W steps later. What X_t has gathered
+before that is *still in the momentum*: it is in the books' momentum entries, and in no sample's
+value yet. Letters: K targets, N samples of a step.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.capture import Block
-from inrun.factors import Contraction
+from inrun.attribution._shelf import Holding, InPlace, Kept, Shelf, holding
+from inrun.attribution._sliding import SlidingSum
+from inrun.attribution._waiting import StepValues, WaitingStep
+from inrun.capture import Alone, Block, Processes
+from inrun.errors import InRunError, MisuseError, StoreError
+from inrun.factors import Contraction, DenseContraction
 from inrun.optim import Memory
+from inrun.shards import is_sharded, whole
 
 
 class Paid(NamedTuple):
@@ -35,14 +37,6 @@ class Paid(NamedTuple):
 
     step: int
     values: np.ndarray
-
-
-class _Held(NamedTuple):
-    """A step that is still being paid: its samples, and what their shares are multiplied by."""
-
-    step: int
-    blocks: list[Block]
-    scales: dict[str, Tensor | float]
 
 
 class Payouts:
@@ -53,37 +47,37 @@ class Payouts:
         contraction: how directions meet factors; not the one of immediate values, whose directions
             have other ranks.
         targets: K.
+        shelf: where factors and sums wait.
+        processes: those that the samples are spread over; each pays its own.
     """
 
-    def __init__(self, window: int, contraction: Contraction, targets: int):
+    def __init__(
+        self,
+        window: int,
+        contraction: Contraction,
+        targets: int,
+        shelf: Shelf | None = None,
+        processes: Processes | None = None,
+    ):
         self.window, self.contraction, self._K = window, contraction, targets
+        self._shelf, self._processes = shelf or InPlace(), processes or Alone()
+        self._parameters: dict[str, Tensor] = {}
         self._memories: dict[str, Memory] = {}
         self._earned: dict[str, Tensor] = {}
-        self._sums: dict[str, _SlidingSum] = {}
-        self._held: deque[_Held] = deque()
+        self._sums: dict[str, SlidingSum] = {}
+        self._held: deque[WaitingStep] = deque()
+        self._failure: InRunError | None = None
 
     @property
     def waiting(self) -> int:
         """How many steps are held."""
         return len(self._held)
 
-    def held_bytes(self) -> int:
-        """What is held for steps that are still being paid: each storage once."""
-        tensors = [t for sliding in self._sums.values() for t in sliding.tensors()]
-        tensors += [
-            t
-            for held in self._held
-            for block in held.blocks
-            for factors in block.factors.values()
-            for factor in factors
-            for t in factor.held
-        ]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
+    # ---- as steps go by
 
-    def remember(self, name: str, memory: Memory) -> None:
+    def remember(self, name: str, memory: Memory, parameter: Tensor) -> None:
         """Before a step: how a parameter's earlier gradients will act in it."""
-        self._memories[name] = memory
+        self._memories[name], self._parameters[name] = memory, parameter
 
     def earn(self, name: str, gradient_K: Tensor) -> None:
         """After it: what they acted on.
@@ -98,109 +92,199 @@ class Payouts:
 
     def end_step(
         self, step: int, blocks: Sequence[Block], scales: Mapping[str, Tensor | float]
-    ) -> Paid | None:
-        """Takes the step's samples in, and pays those that were held for long enough."""
-        self._held.append(_Held(step, list(blocks), dict(scales)))
+    ) -> list[Paid]:
+        """Takes the step's samples in, and pays those that were held for long enough.
+
+        Where something cannot be kept or paid, steps are paid what can be, and `complain` says why
+        once the caller has booked that.
+        """
+        self._held.append(WaitingStep(step, blocks, scales, self._shelf))
         for name in {*self._memories, *self._sums}:
             memory = self._memories.get(name, Memory(0.0, 1.0, 0.0))  # it was not moved
-            sliding = self._sums.setdefault(name, _SlidingSum(len(self._held) - 1))
+            sliding = self._sums.setdefault(name, SlidingSum(self._shelf, len(self._held) - 1))
             sliding.push(self._earned.get(name), memory.kept, memory.enters)
         self._memories, self._earned = {}, {}
-        return self._pay() if len(self._held) > self.window else None
+        paid = self._pay() if len(self._held) > self.window else []
+        return paid + self._stop_where_full()
+
+    def _stop_where_full(self) -> list[Paid]:
+        """Pays everybody where the shelf of any process has no place left."""
+        if self._shelf.can_refuse:
+            (fits,) = self._processes.all([self._shelf.failure is None])
+            if not fits:
+                self._failure = self._shelf.failure
+                self._shelf.failure = None
+                return self.settle()
+        return []
 
     def settle(self) -> list[Paid]:
         """Pays all steps that are held, what they have earned so far."""
-        paid = [self._pay() for _ in range(len(self._held))]
-        self._sums, self._memories, self._earned = {}, {}, {}
+        paid: list[Paid] = []
+        while self._held:
+            paid += self._pay()
+        self._clear()
         return paid
+
+    def abandon(self) -> list[Paid]:
+        """Lets all steps go that are held and pays them nothing; no process is waited for."""
+        nothing = [Paid(held.step, held.nothing(self._K)) for held in self._held]
+        self._clear()
+        return nothing
 
     def forget_step(self) -> None:
         """A step that was read was not taken after all."""
         self._memories, self._earned = {}, {}
 
+    def complain(self) -> None:
+        """Raises what went wrong since it was last asked, if anything did.
+
+        Raises:
+            MisuseError: somebody wrote into what a step's shares are made of.
+            StoreError: the disk refused or lost something.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Leaves no file."""
+        self._clear()
+        self._shelf.close()
+
+    def _clear(self) -> None:
+        for sliding in self._sums.values():
+            sliding.clear()
+        for held in self._held:
+            held.let_go()
+        self._held.clear()
+        self._sums, self._memories, self._earned = {}, {}, {}
+
+    # ---- what they are paid
+
     @torch.no_grad()
-    def _pay(self) -> Paid:
-        for block in self._held[0].blocks:
-            block.check_untouched()  # before anything is taken out, so that queues stay in step
-        held = self._held.popleft()
-        samples = [block.samples for block in held.blocks]
-        total = np.zeros((sum(samples), self._K))
-        sums: dict[torch.device, list[Tensor]] = {}
-        for name, sliding in self._sums.items():
-            direction = sliding.pop()
-            factors = [block.factors.get(name, []) for block in held.blocks]
-            if direction is None or name not in held.scales or not any(factors):
-                continue
-            direction.mul_(held.scales[name])
-            everything = [factor.on(direction.device) for part in factors for factor in part]
-            found = iter(self.contraction.contract(name, everything, direction))
+    def _pay(self) -> list[Paid]:
+        """The oldest step's; where something was lost, nothing to all that are held."""
+        held, touched = self._held[0], self._held[0].touched
+        if touched is not None:
+            self._failure = self._failure or _overwritten(held.step, touched)
+        values = StepValues(held.samples, self._K)
+        try:
+            for name, sliding in self._sums.items():
+                direction = sliding.pop()  # also where nobody is paid, so that queues stay in step
+                if direction is not None and name in held.scales:
+                    self._contract(held, name, direction, self.contraction, values, touched is None)
+        except StoreError as lost:
+            self._failure = lost
+            return self.abandon()
+        self.contraction.end_step()
+        self._held.popleft()
+        held.let_go()
+        return [Paid(held.step, values.fetch())]
+
+    def _contract(
+        self,
+        held: WaitingStep,
+        name: str,
+        direction: Tensor,
+        contraction: Contraction,
+        values: StepValues,
+        pays: bool = True,
+    ) -> None:
+        """What one parameter pays: to be called by all processes where it is sharded."""
+        direction.mul_(held.scale(name))
+        p = self._parameters[name]
+        if not pays and not is_sharded(p):
+            return
+        direction = whole(direction, p)
+        factors = held.factors(name) if pays else []
+        everything = [factor.on(direction.device) for part in factors for factor in part]
+        if everything:
+            found = iter(contraction.contract(name, everything, direction))
             for number, part in enumerate(factors):
                 for _ in part:
-                    values_BK = next(found)
-                    rows = sums.setdefault(
-                        values_BK.device,
-                        [values_BK.new_zeros(n, self._K, dtype=_wide(values_BK)) for n in samples],
-                    )
-                    rows[number] += values_BK
-        self.contraction.end_step()
-        for rows in sums.values():
-            total += torch.cat(rows).cpu().double().numpy()
-        return Paid(held.step, total)
+                    values.add(number, next(found))
+
+    @torch.no_grad()
+    def owed(self) -> list[Paid]:
+        """What is still in the momentum: what `settle` would pay now, exactly. Nothing is changed.
+
+        Raises:
+            StoreError: the disk lost something.
+        """
+        values = [StepValues(held.samples, self._K) for held in self._held]
+        for name, sliding in self._sums.items():
+            for place, direction in sliding.so_far():
+                held = self._held[place]
+                if name in held.scales:
+                    pays = held.touched is None
+                    self._contract(held, name, direction, DenseContraction(), values[place], pays)
+        return [Paid(h.step, v.fetch()) for h, v in zip(self._held, values, strict=True)]
+
+    def remaining(self) -> float:
+        """Of what the held steps put into the momentum, the share that it has not let go yet.
+
+        The mean over parameters, by their elements, and steps.
+        """
+        shares = [
+            (self._parameters[name].numel(), float(np.mean(sliding.remaining())))
+            for name, sliding in self._sums.items()
+        ]
+        elements = sum(n for n, _ in shares)
+        return sum(n * share for n, share in shares) / elements if elements else 0.0
+
+    # ---- what it takes
+
+    def held(self) -> Holding:
+        """What is held for steps that are still being paid: each storage once."""
+        return holding(self._shelved()) + self._aside()
+
+    def expected(self) -> Holding:
+        """The same when the window is full, if steps go on like the last one.
+
+        Known when the first step is in, and to be relied on from the second: only then is seen
+        what steps share, such as the data that their inputs are parts of.
+        """
+        if not self._held:
+            return Holding(0, 0)
+        before = holding(self._of(list(self._held)[:-1]))
+        now = holding(self._of(self._held))
+        step = Holding(now.memory - before.memory, now.disk - before.disk)
+        missing = self.window - len(self._held)
+        return now + step.times(missing) + self._term().times(self.window) + self._aside()
+
+    def free(self) -> int | None:
+        """Bytes that are left where they wait; None where that is not known."""
+        devices = {p.device for p in self._parameters.values()}
+        known = [self._shelf.free(device) for device in devices]
+        return min((n for n in known if n is not None), default=None)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether they wait in files."""
+        return self._shelf.can_refuse
+
+    def _shelved(self) -> list[Kept]:
+        return self._of(self._held) + [k for s in self._sums.values() for k in s.kept()]
+
+    @staticmethod
+    def _of(steps: Iterable[WaitingStep]) -> list[Kept]:
+        return [k for step in steps for k in step.kept]
+
+    def _aside(self) -> Holding:
+        found = [s.since for s in self._sums.values() if s.since is not None]
+        return Holding(sum(t.numel() * t.element_size() for t in found), 0)
+
+    def _term(self) -> Holding:
+        """A step's terms of the sums: one validation gradient a target."""
+        found = [s.term_bytes for s in self._sums.values()]
+        return self._shelf.held(sum(found))
 
 
-class _SlidingSum:
-    """For one parameter: X_t of the oldest step that is held, as steps come and go.
-
-    `_older`: (enters_t, X_t up to the turn, product of what was kept since t up to there) of steps
-    before the last turn; `_newer`: (term, kept, enters) of the steps since. `_since`: the sum of
-    the newer terms as the step of the turn sees it, `_kept` what was kept from there till now.
-
-    Args:
-        missed: how many held steps came before the parameter was first moved.
-    """
-
-    def __init__(self, missed: int = 0):
-        self._older: deque[tuple[float, Tensor | None, float]] = deque()
-        self._newer: list[tuple[Tensor | None, float, float]] = [(None, 1.0, 0.0)] * missed
-        self._since: Tensor | None = None
-        self._kept = 1.0
-
-    def push(self, term: Tensor | None, kept: float, enters: float) -> None:
-        """One step on."""
-        if term is not None and self._older:
-            self._since = (
-                term * self._kept if self._since is None
-                else self._since.add_(term, alpha=self._kept)
-            )  # fmt: skip
-        self._kept *= kept
-        self._newer.append((term, kept, enters))
-
-    def pop(self) -> Tensor | None:
-        """X of the oldest step, which is dropped; None where it is 0."""
-        if not self._older:
-            self._turn()
-        enters, reached, kept = self._older.popleft()
-        since = None if self._since is None else self._since * kept
-        whole = since if reached is None else reached if since is None else reached.add_(since)
-        return None if whole is None or enters == 0 else whole.mul_(enters)
-
-    def _turn(self) -> None:
-        reached: Tensor | None = None
-        product = 1.0
-        for number in range(len(self._newer) - 1, -1, -1):
-            term, kept, enters = self._newer[number]
-            self._older.appendleft((enters, reached, product))
-            # one step earlier sees this step's term, and of what came later what this step kept
-            if reached is not None:
-                term = reached * kept if term is None else term.add_(reached, alpha=kept)
-            reached, product = term, product * kept
-        self._newer, self._since, self._kept = [], None, 1.0
-
-    def tensors(self) -> list[Tensor]:
-        """Whatever it holds."""
-        found = [reached for _, reached, _ in self._older] + [term for term, _, _ in self._newer]
-        return [t for t in [*found, self._since] if t is not None]
-
-
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float32 if t.device.type == "mps" else torch.float64  # mps has no doubles
+def _overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
+    name, t = touched
+    return MisuseError(
+        f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was overwritten "
+        f"in place while the samples of step {step} waited for what momentum does for them. They "
+        "keep their in-step values. Do not refill input buffers: make a new tensor for each batch, "
+        "or attach with capture='offload' or payout_to='FOLDER', which keep copies."
+    )

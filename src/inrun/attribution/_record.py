@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
+from inrun.attribution._payout import Paid
 from inrun.attribution._scorer import Scored
 from inrun.errors import MisuseError
 from inrun.ledger import (
@@ -21,10 +24,13 @@ from inrun.ledger import (
     Tally,
     as_table,
     as_tensor,
+    balance,
     books_of,
     ledger_rows,
     residual_shares,
 )
+
+SETTLED = ("visits", "values", "paid", "rows")
 
 
 class _Waiting(NamedTuple):
@@ -49,7 +55,7 @@ class Record:
     ):
         self._first = first  # of several processes the first has the store
         self._targets, self._weights, self._folder = targets, weights, folder
-        self._tally = Tally(targets, weights, extra)
+        self._tally, self._extra = Tally(targets, weights, extra), extra
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
         self._waiting: dict[int, _Waiting] = {}
@@ -85,14 +91,21 @@ class Record:
         """Adds what momentum paid to a step's samples; after this nothing is owed to them."""
         ids, values, rows = self._waiting.pop(step)
         self._tally.pay_out(ids, values, paid_NK)
-        paid = paid_NK.sum(0)
         for row in rows:
-            target = str(row["target"])
-            whole = target == TOTAL
-            booked = paid @ self._weights if whole else paid[list(self._targets).index(target)]
-            row["paid_out"] = float(booked)
+            row["paid_out"] = self._of_target(str(row["target"]), paid_NK)
         if self._folder is not None:
             self._folder.add(step, ids, values + paid_NK, rows, paid_BK=paid_NK)
+
+    def _of_target(self, target: str, values_NK: np.ndarray) -> float:
+        """The sum over samples, of one target or of their total."""
+        sums = values_NK.sum(0)
+        weights = np.asarray(self._weights)
+        return float(sums @ weights if target == TOTAL else sums[list(self._targets).index(target)])
+
+    def let_go(self) -> None:
+        """Steps that momentum still pays keep what they have: nothing is owed to them any more."""
+        for step, waiting in list(self._waiting.items()):
+            self.pay_out(step, np.zeros_like(waiting.values))
 
     @property
     def latest_residual_share(self) -> float:
@@ -119,6 +132,16 @@ class Record:
             return self._stored(coverage).ledger(target)
         return books_of(pa.Table.from_pylist(self._ledger, schema=LEDGER), target)
 
+    def balance(self, target: str, coverage: pa.Table, owed: Sequence[Paid]) -> dict[str, float]:
+        """See `Attribution.balance`; `owed` is what is still in the momentum."""
+        rows = self._ledger
+        stored = LEDGER.empty_table()
+        if self._folder is not None:
+            stored = self._stored(coverage).books()
+            rows = [row for waiting in self._waiting.values() for row in waiting.rows]
+        books = books_of(pa.concat_tables([stored, pa.Table.from_pylist(rows, LEDGER)]), target)
+        return balance(books, sum(self._of_target(target, paid.values) for paid in owed))
+
     def visits(self, coverage: pa.Table) -> pa.Table:
         """See `Attribution.visits`."""
         if self._folder is None:
@@ -135,13 +158,30 @@ class Record:
         if self._folder is not None:
             self._folder.write_audit(checks)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint keeps: with a store its position, without one the books."""
-        tables = {"values": as_tensor(self._tally.table())}
+    def state(self, owed: Sequence[Paid] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint keeps: with a store its position, without one the books.
+
+        Args:
+            owed: what momentum would pay now to the steps that wait. A run that goes on from the
+                state has these steps settled; this one goes on as if there were no checkpoint.
+        """
+        paid = Record(self._targets, self._weights, None, extra=self._extra)
+        paid._tally, paid._ledger = copy.deepcopy(self._tally), copy.deepcopy(self._ledger)
+        rows = {(row["step"], row["target"]): row for row in paid._ledger}
+        tables: dict[str, Tensor] = {}
+        for step, values in owed:
+            waiting = self._waiting[step]
+            own = [rows.get((r["step"], r["target"]), dict(r)) for r in waiting.rows]
+            paid._waiting[step] = waiting._replace(rows=own)
+            paid.pay_out(step, values)
+            if self._folder is not None:
+                tables |= _settled(step, waiting.ids, waiting.values, values, own)
+        tables["values"] = as_tensor(paid._tally.table())
         if self._folder is None:
-            tables["ledger"] = as_tensor(pa.Table.from_pylist(self._ledger, schema=LEDGER))
+            tables["ledger"] = as_tensor(pa.Table.from_pylist(paid._ledger, schema=LEDGER))
         return {
             "store": None if self._folder is None else self._folder.position(),
+            "settled": [step for step, _ in owed] if self._folder is not None else [],
             "residual": self._residual,
             "size": self._size,
             "latest": self.latest,
@@ -163,6 +203,13 @@ class Record:
             )
         if self._folder is not None:
             self._folder.go_to(header["store"])
+            for step in header.get("settled", ()):
+                visits, values, paid, rows = (tables[f"{step}/{part}"] for part in SETTLED)
+                self._folder.add(
+                    step, as_table(visits)["sample_id"].to_pylist(), (values + paid).numpy(),
+                    as_table(rows).to_pylist(), paid_BK=paid.numpy(),
+                )  # fmt: skip
+            self._folder.flush()
         elif "ledger" in tables:
             self._ledger = as_table(tables["ledger"]).to_pylist()
         self._tally.restore(as_table(tables["values"]))
@@ -185,3 +232,18 @@ class Record:
         assert self._folder is not None
         self._folder.flush(coverage)
         return Run(self._folder.path)
+
+
+def _settled(
+    step: int,
+    ids: Ids,
+    values_NK: np.ndarray,
+    paid_NK: np.ndarray,
+    rows: list[dict[str, object]],
+) -> dict[str, Tensor]:
+    """A step that waits, as the store gets it where a run goes on from the state."""
+    parts = (
+        as_tensor(pa.table({"sample_id": ids})), torch.from_numpy(values_NK.copy()),
+        torch.from_numpy(paid_NK.copy()), as_tensor(pa.Table.from_pylist(rows, schema=LEDGER)),
+    )  # fmt: skip
+    return {f"{step}/{name}": part for name, part in zip(SETTLED, parts, strict=True)}

@@ -115,12 +115,35 @@ class Results:
         return {**counts, "relative_error": self._record.relative_error, **told}
 
     @property
-    def waiting(self) -> dict[str, int]:
-        """With `payout`: `steps` that momentum still pays, and `bytes` that are held for them."""
-        payouts = self._scorer.payouts
-        if payouts is None:
-            return {"steps": 0, "bytes": 0}
-        return {"steps": payouts.waiting, "bytes": payouts.held_bytes()}
+    def waiting(self) -> dict[str, float]:
+        """With `payout`, what waits for momentum, and what it takes.
+
+        `steps` whose samples are still paid; `bytes` in memory and `disk_bytes` in files that are
+        held for them, and `full_bytes` and `full_disk_bytes`, what that will be when the window is
+        full, from the first scored step on, give or take one copy of the weights a target. In the
+        first step inputs that are parts of one large tensor count as the whole of it. `not_acted`
+        is the share of what these steps put into the momentum that has not moved the weights yet.
+        """
+        return self._steps.paying.waiting()
+
+    def balance(self, target: str = TOTAL) -> dict[str, float]:
+        """The books so far in one row: what the validation loss fell by, and by what.
+
+        Args:
+            target: one of the utility's targets, or 'total' for their weighted sum.
+
+        Returns:
+            `fall`, the first opening minus the last closing loss, and the entries: `immediate`,
+            what samples did in their own steps; `paid_out`, what momentum did later and they were
+            paid; `still_in_momentum`, what it did within `payout` steps of theirs and they will be
+            paid when the window is over; `before_window`, what it did of gradients that are older
+            or were not scored (all of momentum without `payout`); `weight_decay`; `residual`. The
+            six add up to `fall` where every step was scored. With several processes all call it.
+
+        Raises:
+            MisuseError: no such target.
+        """
+        return self._record.balance(target, self.coverage(), self._steps.paying.owed())
 
     @property
     def seconds(self) -> float:

@@ -46,7 +46,8 @@ class Resume:
     def state(self) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
         self._steps.finish()
-        self._steps.settle()
+        if self._steps.late:  # it is not scored, and an unscored step ends every window
+            self._steps.settle()
         if self._steps.pending:
             raise MisuseError(
                 "state_dict() was called between backward() and optimizer.step(). The gradients "
@@ -54,7 +55,7 @@ class Resume:
                 "the step."
             )
         scorer, tensors = self._scorer.state()
-        record, tables = self._record.state()
+        record, tables = self._record.state(self._steps.paying.owed())
         header = {
             "kind": self._kind,
             "taken": self._steps.taken,

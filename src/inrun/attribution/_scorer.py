@@ -37,13 +37,13 @@ from inrun.utility import Evaluation, Utility
 class Scored(NamedTuple):
     """A step's result: values (N, K) in the blocks' order, its books, the method really used.
 
-    `paid`: what an earlier step's samples were paid by momentum, now that their window is over.
+    `paid`: what earlier steps' samples were paid by momentum, now that their window is over.
     """
 
     values: np.ndarray
     entries: Entries
     estimator: str
-    paid: Paid | None = None
+    paid: Sequence[Paid] = ()
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Scorer:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 if self.payouts is not None:
-                    self.payouts.remember(name, move.memory())
+                    self.payouts.remember(name, move.memory(), p)
                 plans[name] = plan_parameter(
                     k, p, move, direction, scales[name],
                     held=name in held, processes=self.processes.size,
@@ -291,7 +291,7 @@ class Scorer:
             sums.add_streamed(taken.blocks, scale)
         self.contraction.end_step()
         all_values, momentum, decay = sums.fetch()
-        paid = None
+        paid: list[Paid] = []
         if self.payouts is not None:
             scales = {name: plan.share_scale for name, plan in taken.plans.items()}
             paid = self.payouts.end_step(taken.step, taken.blocks, scales)

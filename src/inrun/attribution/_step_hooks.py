@@ -11,6 +11,7 @@ import torch
 
 from inrun.attribution._closures import Arguments
 from inrun.attribution._live import LiveLine
+from inrun.attribution._record import Record
 from inrun.errors import MisuseError
 from inrun.ledger import RunFolder
 
@@ -65,8 +66,10 @@ class StepHooks:
             handle.remove()
 
 
-def release(hooks: StepHooks, line: LiveLine, folder: RunFolder | None) -> None:
+def release(hooks: StepHooks, line: LiveLine, record: Record, folder: RunFolder | None) -> None:
     """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
+
+    Steps that momentum still pays are stored with what they have.
 
     It is called by `detach`, and where that was never called when the attribution goes out of use
     or the program ends.
@@ -74,4 +77,5 @@ def release(hooks: StepHooks, line: LiveLine, folder: RunFolder | None) -> None:
     hooks.remove()
     line.close()
     if folder is not None and folder.path.exists():
+        record.let_go()
         folder.flush()

@@ -17,6 +17,7 @@ from inrun.attribution._auditing import Auditing
 from inrun.attribution._captures import build_capture
 from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scored, Scorer
 from inrun.capture import Block, Capture, Hold, Stream, gathered_step, self_test
@@ -55,6 +56,7 @@ class Steps:
         self._record, self._line, self.frequency = record, line, frequency
         self._advice, self.watch = Advice(), Stopwatch()
         self.auditing = Auditing(self.watch, self._advice)
+        self.paying = Paying(scorer, record, self.watch, self._advice)
         self.taken = self.scored = 0
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
@@ -153,7 +155,7 @@ class Steps:
             try:
                 self._scorer.before_step(self.capture, [block for _, block in self._pending])
             except Exception:
-                self.drop(moved=True)
+                self.drop(moved=True, failed=True)
                 raise
         self.auditing.before_step(self._scorer)
         self._stepping = True
@@ -163,7 +165,7 @@ class Steps:
         try:
             self._scorer.processes.demand_alike(where)
         except Exception:
-            self.drop(moved=True)
+            self.drop(moved=True, failed=True)
             raise
 
     def _before_another(self, k: int) -> None:
@@ -171,7 +173,7 @@ class Steps:
         try:
             self._scorer.demand_unchanged(k)
         except Exception:
-            self.drop(moved=True)
+            self.drop(moved=True, failed=True)
             raise
 
     def after(self, k: int) -> None:
@@ -223,9 +225,11 @@ class Steps:
         self.scored += 1
         waits = self._scorer.payouts is not None
         self._record.add(step.number, ids, scored, step.weight, waits=waits)
-        if scored.paid is not None:
-            self._record.pay_out(*scored.paid)
-        self._line.update(self._record.latest, self._record.residual_share, self.watch.overhead)
+        self._line.update(
+            self._record.latest, self._record.residual_share, self.watch.overhead,
+            self.paying.words,
+        )  # fmt: skip
+        self.paying.book(scored.paid)
 
     def _check(self, scored: Scored) -> None:
         """The audit's part of a step's end."""
@@ -242,29 +246,40 @@ class Steps:
         if checks is not None:
             self._record.audited(checks)
 
-    def settle(self) -> None:
+    def settle(self, *, parted: bool = False) -> None:
         """Ends what waits for later steps.
 
         Steps that momentum still pays get what it paid so far; one that waits for the next step's
         gradient is not scored.
+
+        Args:
+            parted: other processes may be elsewhere, and are not waited for.
         """
         self._late = None
-        if self._scorer.payouts is not None:
-            with self.watch:
-                for paid in self._scorer.payouts.settle():
-                    self._record.pay_out(*paid)
+        self.paying.settle(parted=parted)
 
-    def drop(self, *, moved: bool = False) -> None:
-        """Forgets the step under way; `moved`: weights may have changed without being scored."""
-        if moved:
-            self._late = None
-            self.settle()
-        self._stepping, self._weight = False, None
-        self._stepped.clear()
-        self._pending.clear()
-        self.auditing.cancel()
-        self.capture.check.next_step()
-        self._scorer.forget(moved=moved)
+    @property
+    def late(self) -> bool:
+        """Whether a step waits for the next one's gradient."""
+        return self._late is not None
+
+    def drop(self, *, moved: bool = False, failed: bool = False) -> None:
+        """Forgets the step under way.
+
+        Args:
+            moved: weights may have changed without being scored.
+            failed: an error is the reason, maybe in this process alone.
+        """
+        try:
+            if moved:
+                self.settle(parted=failed)
+        finally:
+            self._stepping, self._weight = False, None
+            self._stepped.clear()
+            self._pending.clear()
+            self.auditing.cancel()
+            self.capture.check.next_step()
+            self._scorer.forget(moved=moved)
 
     def demand_losses(self, what: str) -> None:
         """Refuses what cannot be done without a validation loss.

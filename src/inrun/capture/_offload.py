@@ -8,7 +8,7 @@ bias) is moved once. For the contraction one parameter's factors at a time are b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,18 +23,23 @@ from inrun.factors import Factor
 HOST = torch.device("cpu")
 
 
+def to_host(t: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return t.detach().to(HOST, copy=True)
+
+
 class Moves:
-    """Copies of tensors on another device, each made once.
+    """Copies of tensors somewhere else, each made once.
 
     An original is not kept alive: what is remembered of it is that its storage was this one, by a
     weak reference, under which no other storage can take the same identity.
 
     Args:
-        device: to which.
+        move: makes a copy.
     """
 
-    def __init__(self, device: torch.device = HOST):
-        self._device = device
+    def __init__(self, move: Callable[[Tensor], Tensor] = to_host):
+        self._move = move
         self._moved: dict[tuple[object, ...], tuple[StorageWeakRef, Tensor]] = {}
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -44,7 +49,7 @@ class Moves:
             storage.cdata, t.storage_offset(), t.dtype, tuple(t.shape), t.stride(), t._version
         )  # fmt: skip
         if place not in self._moved:
-            self._moved[place] = storage, t.detach().to(self._device, copy=True)
+            self._moved[place] = storage, self._move(t)
         return self._moved[place][1]
 
 

@@ -1,6 +1,14 @@
 """The books, the totals a sample, and the run on disk."""
 
-from inrun.ledger._books import LEDGER, TOTAL, Entries, ledger_rows, residual_shares, totals
+from inrun.ledger._books import (
+    LEDGER,
+    TOTAL,
+    Entries,
+    balance,
+    ledger_rows,
+    residual_shares,
+    totals,
+)
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import samples_table
@@ -21,6 +29,7 @@ __all__ = [
     "TokenFolder",
     "as_table",
     "as_tensor",
+    "balance",
     "books_of",
     "ledger_rows",
     "load",

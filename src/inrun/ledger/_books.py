@@ -8,7 +8,9 @@ gains and losses may cancel.
 
 Under momentum a sample acts again in later steps. Where that is paid out to it, the step that it
 was in has it as `paid_out`: it is part of the samples' values and of the momentum entries of the
-steps after, and in no step's sum.
+steps after, and in no step's sum. `balance` sets the momentum entries apart: what was paid to
+samples, what is still in the momentum because their windows are open, and what came from before
+any window.
 
 Where only some steps are scored, each of them stands for `weight` steps: its entries are multiplied
 by that, so that sums over the run stay unbiased, and its losses are not.
@@ -94,6 +96,35 @@ def residual_shares(ledger: pa.Table) -> np.ndarray:
         residual, size, out=np.zeros_like(residual), where=np.asarray(size) > 0
     )
     return shares
+
+
+def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float]:
+    """What the validation loss fell by, and by what: one target's books in one row.
+
+    Args:
+        ledger: one target's rows, a row a step.
+        still_in_momentum: what momentum did within the window of steps that are not paid yet.
+
+    Returns:
+        See `Attribution.balance`.
+    """
+    sums = {
+        name: float(pc.sum(ledger[name]).as_py() or 0.0)
+        for name in ("samples", "momentum", "weight_decay", "residual", "paid_out")
+    }
+    fall = 0.0
+    if ledger.num_rows:
+        opening, closing = ledger["opening_loss"][0].as_py(), ledger["closing_loss"][-1].as_py()
+        fall = float(opening) - float(closing)
+    return {
+        "fall": fall,
+        "immediate": sums["samples"],
+        "paid_out": sums["paid_out"],
+        "still_in_momentum": still_in_momentum,
+        "before_window": sums["momentum"] - sums["paid_out"] - still_in_momentum,
+        "weight_decay": sums["weight_decay"],
+        "residual": sums["residual"],
+    }
 
 
 def totals(ledger: pa.Table) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inrun.errors import MisuseError, StoreError
-from inrun.ledger._books import LEDGER, TOTAL
+from inrun.ledger._books import LEDGER, TOTAL, balance
 from inrun.ledger._files import write_table
 from inrun.ledger._manifest import read_manifest
 from inrun.ledger._samples import FILES, samples_table
@@ -91,6 +91,14 @@ class Run:
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """A row a step: see `Attribution.ledger`."""
         return books_of(self.books(), target)
+
+    def balance(self, target: str = TOTAL) -> dict[str, float]:
+        """The books in one row: see `Attribution.balance`.
+
+        With payout a step is stored when it was paid, so that nothing is still in the momentum;
+        of a run that goes on or was killed the last steps are missing.
+        """
+        return balance(self.ledger(target))
 
     def books(self) -> pa.Table:
         """The ledgers of all targets and of their total, a row a step and target."""
