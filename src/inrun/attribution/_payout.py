@@ -112,9 +112,9 @@ class Payouts:
         if self._shelf.can_refuse:
             (fits,) = self._processes.all([self._shelf.failure is None])
             if not fits:
-                self._failure = self._shelf.failure
-                self._shelf.failure = None
-                return self.settle()
+                self._failure, paid = self._shelf.failure, self.settle()
+                self._shelf.failure = None  # also what settling could not put there
+                return paid
         return []
 
     def settle(self) -> list[Paid]:
