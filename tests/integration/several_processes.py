@@ -43,9 +43,15 @@ CASES = {
     "streamed, accumulated": {"capture": "stream", "parts": 2},
     "streamed, fewer": {"capture": "stream", "rows": 2},
     "streamed, split validation": {"capture": "stream", "split": True},
+    "paid out": {"smoothed_steps": 0, "payout": 2},
+    "paid out, fewer": {"smoothed_steps": 0, "payout": 3, "rows": 2, "parts": 2},
     "sampled": {"smoothed_steps": 0, "every": 2},
     "rotating": {"smoothed_steps": 0, "rotating": 3},
     "next batch": {"smoothed_steps": 0, "follows": True},
+    "sharded, paid out": {"smoothed_steps": 0, "payout": 2, "sharded": True},
+    "sharded, paid out, clipped by value": {
+        "smoothed_steps": 0, "payout": 2, "sharded": True, "value_clip": 0.02, "rows": 2,
+    },
     "sharded, next batch": {"smoothed_steps": 0, "follows": True, "sharded": True},
     "sharded": {"smoothed_steps": 0, "sharded": True},
     "sharded, single precision": {
@@ -164,8 +170,14 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
             nn.utils.clip_grad_value_(model.parameters(), value_clip)
         optimizer.step()
         optimizer.zero_grad()
-    if not several or rank == 0:
-        write_state(folder / f"{name}.safetensors", attribution.state_dict())
+    if rank == 0 or options.get("payout"):
+        state = attribution.state_dict()
+        if rank == 0:
+            write_state(folder / f"{name}.safetensors", state)
+    if (options.get("payout") and rank == size - 1) or size == 1:
+        (folder / f"{name}.json").write_text(json.dumps(attribution.balance()))
+    elif options.get("payout"):
+        attribution.balance()
     attribution.detach()
     if rank == size - 1:  # every process has the same tables
         pq.write_table(attribution.values(), folder / f"{name}.parquet")

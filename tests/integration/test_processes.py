@@ -59,6 +59,25 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         )
 
 
+@pytest.mark.parametrize("name", [name for name, o in script.CASES.items() if "payout" in o])
+def test_what_momentum_pays_is_what_it_pays_in_one_process(name, several, one, tmp_path):
+    folder, _ = several
+    found, told = inrun.load(folder / name), pq.read_table(folder / f"{name}.parquet")
+    expected = one[name].values()["paid_out"].to_numpy()
+    size = np.abs(expected).max()
+    assert size > 0
+    for table in (found.values(), told):
+        np.testing.assert_allclose(table["paid_out"].to_numpy(), expected, atol=1e-10 * size)
+    books, truth = found.ledger()["paid_out"], one[name].ledger()["paid_out"]
+    np.testing.assert_allclose(books.to_numpy(), truth.to_numpy(), atol=1e-10 * size)
+    balance = json.loads((folder / f"{name}.json").read_text())
+    assert balance["still_in_momentum"] != 0
+    whole = script.run(tmp_path, name, **script.CASES[name])
+    alone = json.loads((tmp_path / f"{name}.json").read_text())
+    assert balance == pytest.approx(alone, rel=1e-9, abs=1e-9 * size)
+    assert whole.balance()["still_in_momentum"] == 0
+
+
 def test_every_process_resumes_from_the_first_ones_state(several):
     folder, processes = several
     tables = [pq.read_table(folder / f"resumed-{rank}.parquet") for rank in range(processes)]

@@ -99,7 +99,8 @@ class Payouts:
         once the caller has booked that.
         """
         self._held.append(WaitingStep(step, blocks, scales, self._shelf))
-        for name in {*self._memories, *self._sums}:
+        # in one order in all processes, which gather sharded directions one after the other
+        for name in dict.fromkeys([*self._sums, *self._memories]):
             memory = self._memories.get(name, Memory(0.0, 1.0, 0.0))  # it was not moved
             sliding = self._sums.setdefault(name, SlidingSum(self._shelf, len(self._held) - 1))
             sliding.push(self._earned.get(name), memory.kept, memory.enters)
