@@ -167,15 +167,16 @@ def test_payouts_behind_the_next_batch_are_momentum_s_entries():
     assert paid == pytest.approx(momentum, rel=1e-9)
 
 
-def test_a_checkpoint_gives_up_the_step_that_waits():
-    model, optimizer, attribution = following()
+@pytest.mark.parametrize("payout", [0, 2])
+def test_a_checkpoint_is_without_the_step_that_waits_and_the_run_goes_on_with_it(payout):
+    model, optimizer, attribution = following(payout=payout)
     for number in range(3):
         step(model, optimizer, attribution, number)
     state = attribution.state_dict()
     step(model, optimizer, attribution, 3)
     step(model, optimizer, attribution, 4)
-    assert attribution.ledger()["step"].to_pylist() == [1, 2, 4]
-    again = following()[2]
+    assert attribution.ledger()["step"].to_pylist() == [1, 2, 3, 4]
+    again = following(payout=payout)[2]
     again.load_state_dict(state)
     assert again.ledger()["step"].to_pylist() == [1, 2]
 

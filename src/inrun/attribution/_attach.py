@@ -13,24 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._distributed import demand_sharded, processes_of, unwrapped_model
-from inrun.attribution._frequency import Frequency, frequency_of
+from inrun.attribution._frequency import frequency_of
 from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._settings import CAPTURES, demand_settings
 from inrun.attribution._shelf import shelf_of
-from inrun.capture import Hold, Offload, Stream
-from inrun.directions import Direction, direction_of
+from inrun.capture import Offload, Stream
+from inrun.directions import Direction
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
 from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
 from inrun.utility import Utility
-
-_CAPTURES: dict[str, type[Hold] | type[Stream]] = {
-    "hold": Hold,
-    "offload": Offload,
-    "stream": Stream,
-}
-
 
 _CONTRACTIONS: dict[str, type[DenseContraction] | type[LowRankContraction]] = {
     "auto": LowRankContraction,
@@ -136,19 +130,10 @@ def attach(
     """
     if not isinstance(utility, Utility):
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
-    if capture not in _CAPTURES:
-        raise MisuseError(f"capture {capture!r} is not one of {', '.join(_CAPTURES)}.")
-    direction = direction_of(estimator)
-    if capture == "stream" and not direction.streams:
-        raise MisuseError(
-            f"estimator {direction.name!r} needs passes or shares that are there only after the "
-            "backward pass. Use capture='hold' with it."
-        )
-    if utility.follows and (capture == "stream" or not direction.streams):
-        raise MisuseError(
-            "Utility.next_batch() gives one gradient, when the next step is read. Use it with "
-            "capture='hold' and an estimator that needs no other passes, such as 'path'."
-        )
+    direction = demand_settings(
+        estimator=estimator, capture=capture, every=every, max_overhead=max_overhead,
+        payout=payout, payout_to=payout_to, next_batch=utility.follows,
+    )  # fmt: skip
     optimizers = Together(optimizer)
     if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
         raise NotSupportedError(
@@ -161,8 +146,11 @@ def attach(
     halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
     frequency = frequency_of(every, max_overhead, processes, halves)
     met = _contraction(contraction)
-    if payout or payout_to is not None:
-        _refuse_payout(payout, payout_to, direction, capture, optimizers, frequency)
+    if payout and not all(rule.remembers for rule in optimizers.rules):
+        raise NotSupportedError(
+            f"{optimizers.name} does not remember gradients linearly (payout is for Adam, AdamW, "
+            "Adamax, NAdam, RAdam and SGD). Use payout=0; look-ahead pays out by replay."
+        )
     extra: Extra = "paid_out" if payout else "standard_error" if frequency.sampled else None
     _refuse_model(model)
     folder = None
@@ -175,7 +163,7 @@ def attach(
             resume=resume,
             extra=extra,
         )
-    kind = _CAPTURES[capture]
+    kind = CAPTURES[capture]
     smoothed = 0 if kind is Stream else smoothed_steps  # streaming keeps no shares to smooth
     payouts = None
     if payout:
@@ -198,31 +186,6 @@ def _contraction(given: str | Contraction) -> Contraction:
             "inrun.factors.Contraction such as LowRankContraction(rank=32)."
         )
     return _CONTRACTIONS[given]()
-
-
-def _refuse_payout(
-    window: int,
-    place: str | os.PathLike[str] | None,
-    direction: Direction,
-    capture: str,
-    optimizers: Together,
-    frequency: Frequency,
-) -> None:
-    if window == 0 and place is not None:
-        raise MisuseError("payout_to says where payout=W keeps its steps, and there is no payout.")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        raise MisuseError(f"payout={window!r} is no number of steps.")
-    if direction.name != "path" or capture == "stream" or frequency.sampled:
-        raise MisuseError(
-            "payout gives samples what momentum does in later steps, so every step must be scored "
-            "(every=1, no max_overhead), with estimator='path', and shares must be kept "
-            "(capture='hold' or 'offload')."
-        )
-    if not all(rule.remembers for rule in optimizers.rules):
-        raise NotSupportedError(
-            f"{optimizers.name} does not remember gradients linearly (payout is for Adam, AdamW, "
-            "Adamax, NAdam, RAdam and SGD). Use payout=0; look-ahead pays out by replay."
-        )
 
 
 def _refuse_model(model: nn.Module) -> None:

@@ -224,11 +224,11 @@ class Attribution(Results):
 
         Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
-        noted; the state holds totals a sample, and without a store the books. It changes nothing in
-        this run, but that with `Utility.next_batch()` the last step is not scored. With `payout` a
-        run that goes on from the state has the open windows ended there: their samples have what
-        momentum did for them until then, and what it does after is booked as from before the
-        window. With several processes and `payout` all of them call it.
+        noted; the state holds totals a sample, and without a store the books. Nothing is changed in
+        this run. One that goes on from the state has what waits for later steps ended there: with
+        `Utility.next_batch()` the last step is not scored, and with `payout` the samples of open
+        windows have what momentum did for them until then; what it does after is booked as from
+        before the window. With several processes and `payout` all of them call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.

@@ -46,8 +46,6 @@ class Resume:
     def state(self) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
         self._steps.finish()
-        if self._steps.late:  # it is not scored, and an unscored step ends every window
-            self._steps.settle()
         if self._steps.pending:
             raise MisuseError(
                 "state_dict() was called between backward() and optimizer.step(). The gradients "

@@ -258,11 +258,6 @@ class Steps:
         self._late = None
         self.paying.settle(parted=parted)
 
-    @property
-    def late(self) -> bool:
-        """Whether a step waits for the next one's gradient."""
-        return self._late is not None
-
     def drop(self, *, moved: bool = False, failed: bool = False) -> None:
         """Forgets the step under way.
 
