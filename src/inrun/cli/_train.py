@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from inrun.cli._concluded import conclude, introduce
 from inrun.cli._terminal import plain
 
 DATA = (
@@ -59,8 +60,32 @@ Clip = Annotated[float | None, typer.Option(help="Gradient norm; 0 does not. Def
 Seed = Annotated[int | None, typer.Option(help="Of start, order and split. Default: 0.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda where there is one, else cpu.")]
 Estimator = Annotated[str | None, typer.Option(help="See docs/methods.md. Default: path.")]
-Capture = Annotated[str | None, typer.Option(help="hold (default) or stream.")]
+Capture = Annotated[str | None, typer.Option(help="hold (default), offload or stream.")]
 Contraction = Annotated[str | None, typer.Option(help="auto (default) or dense.")]
+Payout = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps for which samples are also given what momentum does for them. Default: 0."
+    ),
+]
+PayoutTo = Annotated[
+    str | None, typer.Option(help="Where they wait: cpu, or a folder. Default: as --capture.")
+]
+Scored = Annotated[
+    float | None,
+    typer.Option(help="Score one random step in so many; below 1, this share. Default: 1, all."),
+]
+Overhead = Annotated[
+    float | None,
+    typer.Option(help="Score as many as this share of the training's time pays for: 0.1 for 10 %."),
+]
+Rotating = Annotated[
+    int | None, typer.Option(help="Each validation pass looks at one of so many parts. Default: 1.")
+]
+NextBatch = Annotated[
+    bool | None,
+    typer.Option("--next-batch", help="Judge by the next training batch: no validation pass."),
+]
 Tokens = Annotated[bool | None, typer.Option("--keep-tokens", help="Values a token (causal-lm).")]
 Record = Annotated[bool | None, typer.Option("--record", help="Keep the run for look-ahead.")]
 Every = Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 60.")]
@@ -82,8 +107,9 @@ SHARED: dict[str, Any] = {
     "tokenizer": Name, "max_length": Length, "lora": Lora, "epochs": Epochs, "batch": Batch,
     "accumulate": Accumulate, "learning_rate": Rate, "weight_decay": Decay, "warmup": Warmup,
     "clip": Clip, "seed": Seed, "device": Device, "estimator": Estimator, "capture": Capture,
-    "contraction": Contraction, "keep_tokens": Tokens, "record": Record, "save_every": Every,
-    "skip_bad_rows": Skip,
+    "contraction": Contraction, "payout": Payout, "payout_to": PayoutTo, "every": Scored,
+    "max_overhead": Overhead, "rotating": Rotating, "next_batch": NextBatch,
+    "keep_tokens": Tokens, "record": Record, "save_every": Every, "skip_bad_rows": Skip,
 }  # fmt: skip
 """What `train` and `plan` both take; None where it was not given."""
 FIRST = 4  # of them stand before the verb's own options in its help
@@ -118,6 +144,10 @@ def train(
       inrun train --model PATH --data train.jsonl --task causal-lm --lora 8 --keep-tokens
     A folder of images, one folder a class:
       inrun train --model cnn --data pictures --epochs 10
+    Cheaper, by scoring random steps, for a tenth of the training's time:
+      inrun train --model PATH --data train.csv --max-overhead 0.1
+    What momentum does for a row later goes to the row too (finds wrong labels better):
+      inrun train --model PATH --data train.csv --payout 20
     Go on after a cut:
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
@@ -132,8 +162,9 @@ def train(
     console = Console()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
+    setting.demand_place()
     training = Training(setting, folder)
-    _introduce(console, training)
+    introduce(console, training)
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
@@ -141,7 +172,7 @@ def train(
         if (folder / CHECKPOINT).exists():
             console.print(f"Go on with: inrun train --resume {plain(folder)}")
         sys.exit(130)
-    _conclude(console, training, folder, outcome)
+    conclude(console, training, folder, outcome)
 
 
 @_with_shared
@@ -163,7 +194,9 @@ def plan(
     if out is not None and (out / "measured.json").exists():
         console.print(read_comparison(out))
         return
-    made = plan_training(Training(_setting(options)))
+    setting = _setting(options)
+    setting.demand_place()
+    made = plan_training(Training(setting))
     console.print(made.table(), made.advice(), sep="\n")
     if out is not None:
         made.write(out)
@@ -177,7 +210,9 @@ def _setting(options: dict[str, Any]) -> Any:
 
     file = options.pop("config")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in ("model", "data", "validation", "test", "tokenizer"):
+    for name in ("model", "data", "validation", "test", "tokenizer", "payout_to"):
+        if name == "payout_to" and given.get(name) == "cpu":
+            continue  # a device, even where a folder is called so
         if name in given and Path(given[name]).exists():  # found again from any folder
             given[name] = str(Path(given[name]).resolve())
     if file is not None:
@@ -189,68 +224,6 @@ def _setting(options: dict[str, Any]) -> Any:
             "`inrun train --help` shows examples."
         )
     if "task" not in given:
+        TrainConfig(**given, task="causal-lm")  # what excludes each other, before data is looked at
         given["task"] = task_seen(given["data"], given.get("label_column", "label"))
     return TrainConfig(**given)
-
-
-def _introduce(console: Console, training: Any) -> None:
-    config, splits = training.config, training.splits
-    console.print(
-        f"{config.task}: {plain(config.model)}, {len(splits.training)} training, "
-        f"{len(training.judges())} validation and {len(splits.test)} test rows"
-        + (f", {len(splits.classes)} classes" if splits.classes else "")
-        + f"; {training.steps()} steps on {training.device}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
-    for line in splits.skipped[:5]:
-        console.print(f"left out: {line}", style="yellow", highlight=False, markup=False)
-    if len(splits.skipped) > 5:
-        console.print(f"left out: {len(splits.skipped) - 5} more", style="yellow")
-
-
-def _conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
-    import numpy as np
-
-    from inrun.ledger import load, residual_shares
-    from inrun.training import read_comparison
-    from inrun.uses import doubt_labels
-
-    run = load(folder)
-    doubted = doubt_labels(run)
-    shares = residual_shares(run.ledger())
-    name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
-    console.print(
-        f"Trained {outcome.steps} steps in {outcome.measured.seconds:.0f} s, of which attribution "
-        f"+{outcome.measured.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
-        soft_wrap=True,
-    )
-    console.print(
-        f"Books: a step's residual is {np.median(shares):.2%} of its entries in the median."
-    )
-    if doubted:
-        console.print(_doubtful(folder))
-    if (folder / "plan.json").exists():
-        console.print(read_comparison(folder))
-    console.print(
-        f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
-        f"{plain(folder)}",
-        soft_wrap=True,
-    )
-
-
-def _doubtful(folder: Path, rows: int = 5) -> Any:
-    """The labels that look most wrong."""
-    import pyarrow.parquet as pq
-    from rich.table import Table
-
-    samples = pq.read_table(folder / "samples.parquet").sort_by([("label_doubt", "descending")])
-    table = Table(title="Labels to look at first", title_justify="left")
-    for name in ("sample", "labelled", "rather", "doubt", "content"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))
-    for row in samples.slice(0, rows).to_pylist():
-        content = row.get("text") or row.get("file") or ""
-        table.add_row(
-            str(row["sample_id"]), row["label"], row["suggested_label"],
-            f"{row['label_doubt']:.3f}", str(content)[:60].replace("[", r"\["),
-        )  # fmt: skip
-    return table

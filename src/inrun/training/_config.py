@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inrun.attribution import demand_settings
 from inrun.errors import MisuseError, StoreError
 
 CONFIG = "config.json"
@@ -46,6 +47,11 @@ class TrainConfig:
         batch: rows of a forward pass; `accumulate` of them make a step.
         warmup: share of the steps over which the learning rate rises; then it falls to 0, linearly.
         clip: the gradient's largest norm; 0 does not clip.
+        estimator: as of `inrun.attach`, like `capture`, `contraction`, `payout`, `payout_to`,
+            `every` and `max_overhead`.
+        rotating: as of `inrun.Utility`: each validation pass looks at one of so many parts.
+        next_batch: judge each step by the batch that comes next, as `Utility.next_batch()` does;
+            the validation rows are then for what is asked of the run later.
         keep_tokens: keep values a token.
         record: keep the trajectory, for look-ahead.
         save_every: seconds between checkpoints.
@@ -79,20 +85,26 @@ class TrainConfig:
     estimator: str = "path"
     capture: str = "hold"
     contraction: str = "auto"
+    payout: int = 0
+    payout_to: str | None = None
+    every: float = 1
+    max_overhead: float | None = None
+    rotating: int = 1
+    next_batch: bool = False
     keep_tokens: bool = False
     record: bool = False
     save_every: float = 60.0
     skip_bad_rows: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Checks the numbers, and what goes together, before anything is loaded.
 
         Raises:
-            MisuseError: one that makes no sense, named.
+            MisuseError: one that makes no sense, named, or two that exclude each other.
         """
         if self.task not in TASKS:
             raise MisuseError(f"task {self.task!r} is not one of {', '.join(TASKS)}.")
-        for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
+        for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length", "rotating"):
             if getattr(self, name) < 1:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("lora", "weight_decay", "clip", "save_every"):
@@ -106,6 +118,49 @@ class TrainConfig:
             raise MisuseError("lora is for text models here; train all weights of an image model.")
         if self.keep_tokens and self.task != "causal-lm":
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
+        demand_settings(
+            estimator=self.estimator, capture=self.capture, every=self.every,
+            max_overhead=self.max_overhead, payout=self.payout, payout_to=self.payout_to,
+            next_batch=self.next_batch,
+        )  # fmt: skip
+        self._demand_alone()
+
+    def _demand_alone(self) -> None:
+        """Raises where two settings exclude each other here."""
+        if self.next_batch and self.rotating > 1:
+            raise MisuseError(
+                "rotating is for validation rows, and next_batch passes none. Give one of them."
+            )
+        tokens = {
+            "payout": self.payout > 0,
+            "next_batch": self.next_batch,
+            "capture='stream'": self.capture == "stream",
+            "estimator='path-smoothed'": self.estimator == "path-smoothed",
+        }
+        for name, chosen in tokens.items():
+            if self.keep_tokens and chosen:
+                raise MisuseError(
+                    f"keep_tokens and {name} exclude each other: a value a token is one whole "
+                    "direction's product with the token's part, by a validation loss, in its step."
+                )
+        if self.record and self.accumulate > 1:
+            raise MisuseError(
+                "record and accumulate exclude each other: a recording must know each row's term "
+                "in the step's loss from its own pass. Use a larger batch, or no recording."
+            )
+
+    def demand_place(self) -> None:
+        """Looks for the folder of `payout_to`, before a training begins.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        place = self.payout_to
+        if place is not None and place != "cpu" and not Path(place).is_dir():
+            raise StoreError(
+                f"payout_to={place!r} is no folder. Make it, on a disk with room for the steps "
+                "that wait, or name another one."
+            )
 
     @property
     def rate(self) -> float:

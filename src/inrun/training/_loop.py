@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from rich.console import Console
 from torch import nn
 
 from inrun.attribution import Attribution, Tokens, attach
-from inrun.errors import MisuseError, NotSupportedError, StoreError
+from inrun.errors import NotSupportedError, StoreError
 from inrun.replay import Recorder, record
 from inrun.training import _checkpoint as checkpoint
 from inrun.training._interrupt import Interrupt
 from inrun.training._loading import Batch
-from inrun.training._measured import Measured, Meter
+from inrun.training._measured import Measured, Meter, in_bytes
 from inrun.training._progress import TrainingProgress
 from inrun.training._samples import Id, samples_of
 from inrun.training._seen import Seen
@@ -75,6 +76,7 @@ class _Loop:
         if state is not None:
             self.done = int(state["done"])
             checkpoint.restore(state, self.model, self.optimizer, self.schedule)
+        self._announced = False
         self.attribution = self._attach(resume)
         self.tokens = self._tokens(state)
         self.recorder = self._recorder()
@@ -87,10 +89,11 @@ class _Loop:
         config = self.config
         whole = config.keep_tokens  # values a token need directions neither cut nor smoothed
         return attach(
-            self.model, self.optimizer, self.training.utility(), estimator=config.estimator,
+            self.model, self.optimizer, self.training.judged_by(), estimator=config.estimator,
             capture=config.capture, store=self.run, progress=False,
             contraction="dense" if whole else config.contraction,
-            smoothed_steps=0 if whole else 10, resume=resume,
+            smoothed_steps=0 if whole else 10, resume=resume, payout=config.payout,
+            payout_to=config.payout_to, every=config.every, max_overhead=config.max_overhead,
         )  # fmt: skip
 
     def _tokens(self, state: dict[str, Any] | None) -> Tokens | None:
@@ -145,6 +148,8 @@ class _Loop:
         self.optimizer.zero_grad()
         self.schedule.step()
         self.done += 1
+        if self.config.payout:
+            self._announce()
         self.meter.look()
         return loss
 
@@ -162,11 +167,21 @@ class _Loop:
             yield
 
     def _facts(self, loss: float) -> str:
-        latest = self.attribution.latest
-        return (
-            f"loss {loss:.4f}, validation loss {latest['closing_loss']:.4f}, "
-            f"attribution +{self.attribution.overhead:.0%} time"
-        )
+        validation = self.attribution.latest.get("closing_loss", float("nan"))
+        known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
+        return f"loss {loss:.4f}, {known}attribution +{self.attribution.overhead:.0%} time"
+
+    def _announce(self) -> None:
+        """What steps that wait for momentum will take, as soon as that is known."""
+        waiting = self.attribution.waiting
+        if waiting["steps"] == min(2, self.config.payout) and not self._announced:
+            self._announced = True
+            full, disk = in_bytes(waiting["full_bytes"]), waiting["full_disk_bytes"]
+            where = full + (f" and {in_bytes(disk)} on disk" if disk else "")
+            self.console.print(
+                f"payout={self.config.payout} will hold {where} once its window is full.",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
 
     def _save(self) -> None:
         if self.recorder is not None:
@@ -210,14 +225,8 @@ def _opened(training: Training, run: Path, resume: bool) -> dict[str, Any] | Non
     Raises:
         StoreError: it holds a run that is not to be resumed, or nothing to resume.
         NotSupportedError: a recorded run is resumed.
-        MisuseError: recording and accumulation together.
     """
     config = training.config
-    if config.record and config.accumulate > 1:
-        raise MisuseError(
-            "record and accumulate exclude each other: a recording must know each row's term in "
-            "the step's loss from its own pass. Use a larger batch, or no recording."
-        )
     if not resume:
         if (run / "run.json").exists():
             raise StoreError(

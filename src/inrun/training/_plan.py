@@ -1,35 +1,33 @@
 """`inrun plan`: what a training will take, from a few of its steps on this machine.
 
-seconds   = first steps as timed + (steps - those) * median of the later ones
-memory    = the highest that was seen while those steps ran
+seconds   = first steps as timed + (steps - those) * median of the later ones; where only some
+            steps are scored, what scoring adds is counted for those
+memory    = the highest that was seen while those steps ran, and what a full window of payout
+            holds beyond the short one that they had
 disk      = counted: bytes a visit, a step and a weight (see `disk_of_values`)
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
+import math
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 from torch import nn
 
-from inrun.attribution import attach
 from inrun.errors import StoreError
 from inrun.replay import GIBIBYTE, kept_states
+from inrun.training._config import TrainConfig
 from inrun.training._loop import MEASURED, count_trained
-from inrun.training._measured import Meter
-from inrun.training._samples import Id
+from inrun.training._measured import Meter, in_bytes, in_time
+from inrun.training._timing import SMOOTHED, Timed, timed
 from inrun.training._training import Training
-from inrun.utility import Utility, evaluate
 
 PLAN = "plan.json"
-SMOOTHED, STEADY, PLAIN, WARM = 10, 8, 6, 2  # steps: smoothed first ones, later ones, unattributed
+STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
 PART_VISITS, PART_SECONDS = 16384, 30.0  # when the store writes a part
 PART_BYTES = 3000  # of a part's footer, with a little for each column
 
@@ -52,6 +50,9 @@ class Plan:
     disk_trajectory: int
     disk_model: int
     disk_checkpoint: int
+    disk_payout: int
+    memory_of_payout: int
+    scored: float
     capture: str
     batch: int
     validation_rows: int
@@ -66,10 +67,10 @@ class Plan:
         table = Table(title=f"{self.steps} steps of {self.batch} rows, {self.parameters:,} weights")
         for column in ("", "without", "with attribution"):
             table.add_column(column, justify="left" if not column else "right")
-        table.add_row("time", _time(self.seconds_plain), _time(self.seconds))
-        table.add_row("memory, at most", _bytes(self.memory_plain), _bytes(self.memory))
+        table.add_row("time", in_time(self.seconds_plain), in_time(self.seconds))
+        table.add_row("memory, at most", in_bytes(self.memory_plain), in_bytes(self.memory))
         for name, size in self._disk().items():
-            table.add_row(f"disk: {name}", "", _bytes(size))
+            table.add_row(f"disk: {name}", "", in_bytes(size))
         return table
 
     def _disk(self) -> dict[str, int]:
@@ -79,23 +80,33 @@ class Plan:
             "trajectory": self.disk_trajectory,
             "trained model": self.disk_model,
             "checkpoint, while it trains": self.disk_checkpoint,
+            "payout, while it trains": self.disk_payout,
         }
         return {name: size for name, size in found.items() if size}
 
     def advice(self) -> str:
         """What drives the cost, and what would change it."""
-        lines = [
-            f"Attribution adds {self.overhead:+.0%} to the time, of which the validation passes "
-            f"({self.validation_rows} rows, {self.targets} targets) are "
-            f"{self.share_of_validation:.0%}."
-        ]
+        passes = (
+            f"the validation passes ({self.validation_rows} rows, {self.targets} targets) are "
+            f"{self.share_of_validation:.0%}"
+            if self.validation_rows
+            else "none are validation passes"
+        )
+        lines = [f"Attribution adds {self.overhead:+.0%} to the time, of which {passes}."]
+        if self.scored < 1:
+            lines.append(f"{self.scored:.1%} of the steps are scored, and stand for the others.")
         if self.overhead > 1 and self.share_of_validation > 0.5:
             lines.append("Fewer --validation-rows, or a larger --batch, make it cheaper.")
-        held = self.memory - self.memory_plain - self.memory_of_validation
+        if self.memory_of_payout:
+            lines.append(
+                f"Payout holds {in_bytes(self.memory_of_payout)} of the memory once its window is "
+                "full; --payout-to FOLDER keeps most of that on a disk."
+            )
+        held = self.memory - self.memory_plain - self.memory_of_validation - self.memory_of_payout
         if self.memory > 1.5 * self.memory_plain:
             lines.append(
-                f"Of the additional memory {_bytes(self.memory_of_validation)} are the targets' "
-                "gradients (two sets)."
+                f"Of the additional memory {in_bytes(self.memory_of_validation)} are the "
+                "gradients that steps are judged by."
             )
             if self.capture == "hold" and held > self.memory_of_validation:
                 lines.append("--capture stream keeps no layer's factors, at some exactness.")
@@ -109,95 +120,63 @@ class Plan:
 
 def plan_training(training: Training) -> Plan:
     """Trains a few steps and throws them away."""
-    steps, meter = training.steps(), Meter(training.device)
-    plain, _ = _timed(training, meter, None, WARM + PLAIN)
-    memory_plain, utility = meter.memory, training.utility()
-    seconds, passes = _timed(training, meter, utility, SMOOTHED + STEADY)
+    steps, meter, config = training.steps(), Meter(training.device), training.config
+    plain = timed(training, meter, None, WARM + PLAIN).seconds
+    memory_plain, utility = meter.memory, training.judged_by()
+    found = timed(training, meter, utility, SMOOTHED + STEADY)
     model, _ = training.start()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    size = sum(p.numel() * p.element_size() for p in weights)
-    targets = len(utility.targets)
-    total = float(np.sum(seconds[:steps])) + max(0, steps - len(seconds)) * _steady(seconds)
-    steady = _steady(seconds)
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    targets, one, steady = len(utility.targets), float(np.median(plain[WARM:])), _steady(found)
+    scored = _scored(config, steady / one - 1)
+    all_scored = float(np.sum(found.seconds[:steps])) + max(0, steps - len(found.seconds)) * steady
+    seconds = (1 - scored) * steps * one + scored * all_scored
+    held, disk = _full_window(found, min(config.payout, steps))
     return Plan(
         steps=steps,
         parameters=count_trained(model),
         targets=targets,
-        seconds=total,
-        seconds_plain=steps * float(np.median(plain[WARM:])),
-        share_of_validation=min(1.0, passes / max(1e-9, steady - float(np.median(plain[WARM:])))),
-        memory=meter.memory,
+        seconds=seconds,
+        seconds_plain=steps * one,
+        share_of_validation=min(1.0, found.passes / max(1e-9, steady - one)),
+        memory=meter.memory + max(0, held - int(found.held["full_bytes"])),
         memory_plain=memory_plain,
-        memory_of_validation=2 * targets * size,
+        memory_of_validation=(1 if utility.follows else 2) * targets * size,
         disk_values=disk_of_values(
-            visits=len(training.ids) * training.config.epochs, steps=steps, targets=targets,
-            seconds=total,
+            visits=int(scored * len(training.ids) * config.epochs),
+            steps=max(1, int(scored * steps)), targets=targets, seconds=seconds,
         ),
-        disk_tokens=_disk_of_tokens(training),
+        disk_tokens=int(scored * _disk_of_tokens(training)),
         disk_trajectory=_disk_of_trajectory(training, steps, 3 * size),
-        disk_model=size if training.config.lora else _bytes_of(model),
+        disk_model=size if config.lora else _bytes_of(model),
         disk_checkpoint=3 * size,
-        capture=training.config.capture,
-        batch=training.config.batch * training.config.accumulate,
-        validation_rows=len(training.judges()),
+        disk_payout=disk,
+        memory_of_payout=held,
+        scored=scored,
+        capture=config.capture,
+        batch=config.batch * config.accumulate,
+        validation_rows=0 if utility.follows else len(training.judges()) // config.rotating,
     )  # fmt: skip
+
+
+def _scored(config: TrainConfig, extra: float) -> float:
+    """The share of the steps that are scored, where scoring one adds `extra` times its time."""
+    if config.max_overhead is not None:
+        return 1 / max(1, math.ceil(max(0.0, extra) / config.max_overhead))
+    return config.every if config.every < 1 else 1 / config.every
+
+
+def _full_window(found: Timed, window: int) -> tuple[int, int]:
+    """Bytes in memory and on disk that a window holds, told from a short one: they go by steps."""
+    times = window / max(1, found.window)
+    return int(times * found.held["full_bytes"]), int(times * found.held["full_disk_bytes"])
 
 
 def _bytes_of(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
-def _steady(seconds: list[float]) -> float:
-    return float(np.median(seconds[SMOOTHED:] or seconds))
-
-
-def _timed(
-    training: Training, meter: Meter, utility: Utility | None, count: int
-) -> tuple[list[float], float]:
-    """Seconds of each step, and of one validation pass over all targets."""
-    config = training.config
-    model, optimizer = training.start()
-    attribution, passes = None, 0.0
-    if utility is not None:
-        attribution = attach(
-            model, optimizer, utility, estimator=config.estimator, capture=config.capture,
-            contraction=config.contraction, progress=False,
-        )  # fmt: skip
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for _ in range(2):  # the first one warms up
-            began = time.perf_counter()
-            evaluate(utility, model, named)
-            _wait(training.device)
-            passes = time.perf_counter() - began
-    seconds = []
-    for parts in _steps(training, count):
-        began = time.perf_counter()
-        for ids, (batch, share) in zip(parts, training.weighted(parts), strict=True):
-            if attribution is None:
-                (training.loss_fn(model, batch) * share).backward()
-            else:
-                with attribution.batch(ids):
-                    (training.loss_fn(model, batch) * share).backward()
-        training.clip(model)
-        optimizer.step()
-        optimizer.zero_grad()
-        _wait(training.device)
-        seconds.append(time.perf_counter() - began)
-        meter.look()
-    if attribution is not None:
-        attribution.detach()
-    return seconds, passes
-
-
-def _steps(training: Training, count: int) -> Iterator[list[list[Id]]]:
-    """That many steps, from the start again where there are fewer."""
-    again = chain.from_iterable(training.batches() for _ in repeat(None))
-    return (next(again) for _ in range(count))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _steady(found: Timed) -> float:
+    return float(np.median(found.seconds[SMOOTHED:]))
 
 
 def disk_of_values(*, visits: int, steps: int, targets: int, seconds: float) -> int:
@@ -243,28 +222,14 @@ def read_comparison(run: Path) -> Table:
     for column in ("", "planned", "measured", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     shown = {
-        "time": ("seconds", _time), "memory, at most": ("memory", _bytes),
-        "disk: values and books": ("disk_values", _bytes),
-        "disk: values a token": ("disk_tokens", _bytes),
-        "disk: trajectory": ("disk_trajectory", _bytes),
-        "disk: trained model": ("disk_model", _bytes),
+        "time": ("seconds", in_time), "memory, at most": ("memory", in_bytes),
+        "disk: values and books": ("disk_values", in_bytes),
+        "disk: values a token": ("disk_tokens", in_bytes),
+        "disk: trajectory": ("disk_trajectory", in_bytes),
+        "disk: trained model": ("disk_model", in_bytes),
     }  # fmt: skip
     for name, (key, form) in shown.items():
         if plan[key] and measured[key]:
             ratio = f"{measured[key] / plan[key]:.2f}"
             table.add_row(name, form(plan[key]), form(measured[key]), ratio)
     return table
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"

@@ -83,7 +83,8 @@ def doubt_labels(run: Run) -> bool:
     """Adds `label_doubt` and `suggested_label` to the samples of a run with one target a class.
 
     Returns:
-        Whether the run has what it takes: several targets, labels, and what `inrun train` saw.
+        Whether the run has what it takes: several targets, labels, what `inrun train` saw, and a
+        scored step.
 
     Raises:
         StoreError: a part of the run is missing or torn.
@@ -93,7 +94,7 @@ def doubt_labels(run: Run) -> bool:
         return False
     known, table = pq.read_table(seen), pq.read_table(samples)
     classes = known.column_names[1:]
-    if not set(run.targets) <= set(classes):
+    if not set(run.targets) <= set(classes) or not run.ledger().num_rows:
         return False
     ids, sums = harm_sums(run.visits(), run.targets)
     place = {sample_id: row for row, sample_id in enumerate(table["sample_id"].to_pylist())}

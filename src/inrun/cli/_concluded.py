@@ -1,0 +1,109 @@
+"""What `inrun train` says before its first step and after its last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from inrun.cli._terminal import plain
+
+
+def introduce(console: Console, training: Any) -> None:
+    """Task, model, rows and steps, and which rows are left out."""
+    config, splits = training.config, training.splits
+    console.print(
+        f"{config.task}: {plain(config.model)}, {len(splits.training)} training, "
+        f"{len(training.judges())} validation and {len(splits.test)} test rows"
+        + (f", {len(splits.classes)} classes" if splits.classes else "")
+        + f"; {training.steps()} steps on {training.device}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    for line in splits.skipped[:5]:
+        console.print(f"left out: {line}", style="yellow", highlight=False, markup=False)
+    if len(splits.skipped) > 5:
+        console.print(f"left out: {len(splits.skipped) - 5} more", style="yellow")
+
+
+def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
+    """What it took, how well it did, what the books say, which labels to look at."""
+    from inrun.ledger import load
+    from inrun.training import read_comparison
+    from inrun.uses import doubt_labels
+
+    run = load(folder)
+    doubted = doubt_labels(run)
+    name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
+    console.print(
+        f"Trained {outcome.steps} steps in {outcome.measured.seconds:.0f} s, of which attribution "
+        f"+{outcome.measured.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
+        soft_wrap=True,
+    )
+    for line in _books(run, training.config, outcome.steps):
+        console.print(line, soft_wrap=True, highlight=False)
+    if doubted:
+        console.print(_doubtful(folder))
+    if (folder / "plan.json").exists():
+        console.print(read_comparison(folder))
+    console.print(
+        f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
+        f"{plain(folder)}",
+        soft_wrap=True,
+    )
+
+
+def _books(run: Any, config: Any, steps: int) -> list[str]:
+    """What the books say, by what kind of run it was."""
+    import numpy as np
+
+    from inrun.ledger import residual_shares
+
+    ledger = run.ledger()
+    if not ledger.num_rows:
+        return [f"None of the {steps} steps was drawn to be scored: there are no values."]
+    if config.next_batch:
+        said = ["Books: each step was judged by the next batch, so the residual is not known."]
+    else:
+        share = np.median(residual_shares(ledger))
+        parts = (
+            ", the difference between the parts of the validation rows among it"
+            if config.rotating > 1
+            else ""
+        )
+        said = [f"Books: a step's residual is {share:.2%} of its entries in the median{parts}."]
+    if run.extra == "standard_error":
+        values = run.values()
+        error, size = (np.abs(values[n].to_numpy()).mean() for n in ("standard_error", "value"))
+        said.append(
+            f"Scored {ledger.num_rows} of {steps} steps: the standard error of a row's total is "
+            f"{error / size:.0%} of its size in the mean."
+        )
+    if run.extra == "paid_out":
+        found = run.balance()
+        said.append(
+            f"Samples took off {found['immediate']:.4g} in their own steps and "
+            f"{found['paid_out']:.4g} through momentum in the {config.payout} after; "
+            f"{found['before_window']:.4g} came from before that window."
+        )
+    return said
+
+
+def _doubtful(folder: Path, rows: int = 5) -> Any:
+    """The labels that look most wrong."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from rich.table import Table
+
+    samples = pq.read_table(folder / "samples.parquet").sort_by([("label_doubt", "descending")])
+    table = Table(title="Labels to look at first", title_justify="left")
+    for name in ("sample", "labelled", "rather", "doubt", "content"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))
+    seen = samples.filter(pc.is_valid(samples["label_doubt"]))  # some were in no scored step
+    for row in seen.slice(0, rows).to_pylist():
+        content = row.get("text") or row.get("file") or ""
+        table.add_row(
+            str(row["sample_id"]), row["label"], row["suggested_label"],
+            f"{row['label_doubt']:.3f}", str(content)[:60].replace("[", r"\["),
+        )  # fmt: skip
+    return table
