@@ -106,18 +106,16 @@ def test_less_work_a_step_from_the_command_line(place, command, settings, says, 
     said = command(*options("train", out, *settings))
     assert says in said
     assert "nan" not in said
-    run = inrun.load(place / out)
+    run, follows = inrun.load(place / out), "--next-batch" in settings
     assert rows is None or run.ledger().num_rows == rows
-    assert run.targets == (
-        ("next batch",) if "--next-batch" in settings else ("digit 0", "digit 1")
-    )
+    assert run.targets == (("next batch",) if follows else ("digit 0", "digit 1"))
     command("report", out)
     plan = command(*options("plan", f"{out}-plan", *settings))
     made = json.loads((place / f"{out}-plan" / "plan.json").read_text())
     assert made["scored"] == pytest.approx({"--every": settings[-1] ** -1 if rows == 4 else 0.999}
                                            .get(settings[0], made["scored"]))  # fmt: skip
     assert ("stand for the others" in plan) == (made["scored"] < 1)
-    assert ("none are validation passes" in plan) == ("--next-batch" in settings)
+    assert ("none are validation passes" in plan) == follows
 
 
 def test_what_was_asked_of_a_run_later_is_asked_by_all_validation_rows(place, command):
@@ -179,8 +177,8 @@ def test_a_folder_that_is_not_there_is_said_before_data_is_read(command, place):
 def trained(place, folder, stop=None, **settings):
     """A training that writes a checkpoint after every step, cut off where it is told to."""
     config = TrainConfig(
-        "image-classification", "cnn", str(place / "pictures"), epochs=2, batch=8, save_every=0,
-        contraction="dense", **settings,
+        "image-classification", "cnn", str(place / "pictures"), epochs=2, batch=8,
+        contraction="dense", **{"save_every": 0} | settings,
     )  # fmt: skip
     quiet = Console(file=io.StringIO())
     with pytest.MonkeyPatch.context() as patch:
@@ -194,13 +192,7 @@ def trained(place, folder, stop=None, **settings):
 
 
 def test_checkpoints_leave_payouts_as_they_are_and_a_cut_ends_the_open_windows(place, tmp_path):
-    seldom = {"save_every": 1e6}
-    config = TrainConfig(
-        "image-classification", "cnn", str(place / "pictures"), epochs=2, batch=8, payout=WINDOW,
-        contraction="dense", **seldom,
-    )  # fmt: skip
-    run_training(Training(config), tmp_path / "undisturbed", Console(file=io.StringIO()))
-    undisturbed = inrun.load(tmp_path / "undisturbed")
+    undisturbed = trained(place, tmp_path / "undisturbed", payout=WINDOW, save_every=1e6)
     whole = trained(place, tmp_path / "whole", payout=WINDOW)
     assert whole.values() == undisturbed.values()
     assert whole.ledger() == undisturbed.ledger()
@@ -209,8 +201,8 @@ def test_checkpoints_leave_payouts_as_they_are_and_a_cut_ends_the_open_windows(p
     assert books["step"].tolist() == list(range(1, 13))
     for entry in ("opening_loss", "closing_loss", "samples", "momentum", "weight_decay"):
         assert books[entry].tolist() == truth[entry].tolist()
-    same = (books["paid_out"] == truth["paid_out"]).tolist()
-    assert same == [step <= 6 - WINDOW or step > 6 for step in range(1, 13)]
+    same = np.isclose(books["paid_out"], truth["paid_out"], rtol=1e-3)  # summed in other groups
+    assert same.tolist() == [step <= 6 - WINDOW or step > 6 for step in range(1, 13)]
     assert cut.visits().num_rows == whole.visits().num_rows
 
 
