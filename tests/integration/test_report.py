@@ -421,9 +421,10 @@ def trained_run(path, utility_of=None, **options):
     [
         ({"every": 3}, "each standing for 3", "NaN"),
         ({"payout": 4}, "through momentum in the steps after their own", "is booked apart"),
+        ({"payout": 4}, "momentum from before the window", "It is the immediate effect"),
         ({"utility_of": inrun.Utility.next_batch}, "the training batch that came next", "nan"),
     ],
-    ids=["sampled", "paid out", "next batch"],
+    ids=["sampled", "paid out", "the books of what was paid out", "next batch"],
 )
 def test_every_kind_of_run_has_a_page_that_says_what_it_is(
     browser, tmp_path, options, words, absent

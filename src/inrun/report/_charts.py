@@ -18,6 +18,13 @@ ENTRY_COLORS = {
     "weight decay": "#8d99ae",
     "residual": "#d1495b",
 }
+PAID_COLORS = {
+    "samples, in their own step": "#2a9d8f",
+    "samples, through momentum": "#8cc7a1",
+    "momentum from before the window": "#e9a23b",
+    "weight decay": "#8d99ae",
+    "residual": "#d1495b",
+}
 GOOD, BAD, NEUTRAL = "#2a9d8f", "#d1495b", "#7f8c99"
 HEIGHT = 280
 MOST_STEPS = 1500
@@ -54,9 +61,12 @@ def _thinned(rows: int) -> np.ndarray:
 def books(ledger: pa.Table) -> alt.TopLevelMixin:
     """Running totals of the entries, stacked, with the loss's fall as a line over them."""
     some = _thinned(ledger.num_rows)
-    entries = {name: ledger[name.replace(" ", "_")].to_numpy() for name in ENTRY_COLORS}
-    entries["samples"] = entries["samples"] + ledger["paid_out"].to_numpy()
-    entries["momentum"] = entries["momentum"] - ledger["paid_out"].to_numpy()
+    found = [ledger[name.replace(" ", "_")].to_numpy() for name in ENTRY_COLORS]
+    colors, paid = ENTRY_COLORS, ledger["paid_out"].to_numpy()
+    if paid.any():
+        colors = PAID_COLORS
+        found = [found[0], paid, found[1] - paid, *found[2:]]
+    entries = dict(zip(colors, found, strict=True))
     columns = {name: np.cumsum(np.nan_to_num(entry))[some] for name, entry in entries.items()}
     steps = ledger["step"].to_numpy()[some]
     opening = ledger["opening_loss"].to_numpy()
@@ -78,7 +88,7 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
         .encode(
             x=x,
             y=alt.Y("sum:Q", stack=True, title="validation loss taken off so far"),
-            color=alt.Color("entry:N", scale=_colors(ENTRY_COLORS), title=None),
+            color=alt.Color("entry:N", scale=_colors(colors), title=None),
             tooltip=["step:Q", "entry:N", alt.Tooltip("sum:Q", format=".4f")],
         )
     )

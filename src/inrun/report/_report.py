@@ -52,7 +52,7 @@ def write_report(
         title=told.title or f"What each sample did: {run.path.resolve().name}",
         lead=told.lead or lead(of),
         figures=[*told.figures] or _figures(ledger, of.values),
-        sections=[*told.sections, _residual(ledger), *_coverage(run), *judges(run), READING],
+        sections=[*told.sections, _residual(run), *_coverage(run), *judges(run), _reading(run)],
         footer=told.footer or f"{run.path.resolve().name}: estimator {run.estimator}.",
         summary=[*told.summary, *summary(of)],
     )
@@ -80,9 +80,9 @@ def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
     ]
 
 
-def _residual(ledger: pa.Table) -> Section:
-    sums, known = totals(ledger), losses_known(ledger)
-    names = ("samples", "momentum", "weight_decay", *(("residual",) if known else ()))
+def _residual(run: Run) -> Section:
+    ledger = run.ledger()
+    known = losses_known(ledger)
     words = (
         "At every step, opening loss - closing loss = samples + momentum + weight decay + "
         "residual. The residual is what the method does not explain, here as a share of the "
@@ -98,10 +98,28 @@ def _residual(ledger: pa.Table) -> Section:
         tables=[
             Table(
                 ["entry", "loss taken off over the run"],
-                [[name.replace("_", " "), f"{sums[name]:+.4g}"] for name in names],
+                [
+                    [name, f"{size:+.4g}"]
+                    for name, size in _entries(run).items()
+                    if np.isfinite(size)
+                ],
             )
         ],
     )
+
+
+def _entries(run: Run) -> dict[str, float]:
+    """The books' sums; with payout, where momentum's part came from."""
+    found = run.balance()
+    entries = {"samples": found["immediate"], "momentum": found["before_window"]}
+    if run.extra == "paid_out":
+        entries = {
+            "samples, in their own steps": found["immediate"],
+            "samples, through momentum later": found["paid_out"],
+            "still in the momentum, not paid yet": found["still_in_momentum"],
+            "momentum from before the window": found["before_window"],
+        }
+    return entries | {"weight decay": found["weight_decay"], "residual": found["residual"]}
 
 
 def _coverage(run: Run) -> list[Section]:
@@ -117,19 +135,28 @@ def _coverage(run: Run) -> list[Section]:
     return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
 
 
-READING = Section(
-    "How to read a value",
-    [
-        "A value is a contribution to the reduction of the validation loss, in units of that loss: "
-        "positive helped, negative harmed. It is the sample's Shapley value in the game of its own "
-        "optimizer step, with the optimizer's state as it was.",
-        "Total values add up to the books and favour early steps, where the loss falls fastest. "
-        "Normalised values divide each step's by their mean size, which often ranks better. The "
-        "worst-harmed target is the one for which a sample's normalised values sum lowest.",
-        "It is the immediate effect. Under Adam a gradient also acts later, through momentum: that "
-        "part stands in the books under momentum, not with the samples.",
-        "Surely harmful: the confidence that the mean over a sample's visits is below 0, by a t "
-        "test whose variance is drawn towards that of all samples. Visits of one training are not "
-        "independent: it is a guide, and training again is the check (inrun prune --check).",
-    ],
-)
+def _reading(run: Run) -> Section:
+    later = (
+        "What a sample's gradient did later, through momentum, is in its value for as many steps "
+        "as the run paid it out; what came after stands in the books under momentum."
+        if run.extra == "paid_out"
+        else "It is the immediate effect. Under Adam a gradient also acts later, through momentum: "
+        "that part stands in the books under momentum, not with the samples."
+    )
+    return Section(
+        "How to read a value",
+        [
+            "A value is a contribution to the reduction of the validation loss, in units of that "
+            "loss: positive helped, negative harmed. It is the sample's Shapley value in the game "
+            "of its own optimizer step, with the optimizer's state as it was.",
+            "Total values add up to the books and favour early steps, where the loss falls "
+            "fastest. Normalised values divide each step's by their mean size, which often ranks "
+            "better. The worst-harmed target is the one for which a sample's normalised values sum "
+            "lowest.",
+            later,
+            "Surely harmful: the confidence that the mean over a sample's visits is below 0, by a "
+            "t test whose variance is drawn towards that of all samples. Visits of one training "
+            "are not independent: it is a guide, and training again is the check (inrun prune "
+            "--check).",
+        ],
+    )
