@@ -177,7 +177,7 @@ def _draw(window: int, n: int) -> int:
 
 
 def frequency_of(
-    every: int | float, max_overhead: float | None, processes: Processes, halves: bool
+    every: int | float, max_overhead: float | None, processes: Processes, halves: bool = False
 ) -> Frequency:
     """The frequency that `attach` was asked for.
 
