@@ -22,7 +22,7 @@ import torch
 from benchmarks.overhead.methods import EXACT, PROFILED, REFERENCE, Method, Size, methods_of
 from benchmarks.overhead.parts import on_the_clock
 
-ROUNDS, WARM_UP = 12, 8  # the contraction's first steps are dense, then ranks are on trial
+ROUNDS, WARM_UP = 10, 8  # the contraction's first steps are dense, then ranks are on trial
 STEPS, FIRST_ID = 6, 1_000_000  # steps that are taken apart, and ids of their own for them
 
 
