@@ -185,7 +185,7 @@ def frequency_of(
         every: see `attach`.
         max_overhead: see `attach`.
         processes: of the training.
-        halves: whether validation rows can be dealt into halves at no loss.
+        halves: whether validation rows can be dealt into halves.
 
     Raises:
         MisuseError: neither a number of steps nor a probability, or both ways at once.
