@@ -62,11 +62,11 @@ def section(size: Size, found: Mapping[str, Any]) -> str:
             "1" if name == REFERENCE else _range(ratio),
             f"{one['peak_bytes'] / MEGABYTE:.0f}",
             f"{one['peak_bytes'] / plain['peak_bytes']:.3f}",
-            f"{min(agreed):.6f}" if agreed else "",
+            f"{min(agreed):.4f}, {np.median(agreed):.6f}" if agreed else "",
         ])  # fmt: skip
     head = [
         "method", "samples/s", "of plain throughput", "time over plain + validation (quartiles)",
-        "peak MB", "of plain's", "lowest R with the dense contraction",
+        "peak MB", "of plain's", "R with the dense contraction: lowest, median",
     ]  # fmt: skip
     return "\n\n".join([title, markdown(head, rows), _parts(found)])
 
