@@ -11,7 +11,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.budget.cell import WAYS
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.payout.cell import NOISE, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -30,7 +30,6 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "budget.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
     here = Path(__file__).parent
-    template = (here / "page.md").read_text()
     parts = {
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "NOISE": f"{NOISE:.0%}",
@@ -38,9 +37,7 @@ def write_page() -> None:
         "PLOT": "![Agreement with scoring everything, against overhead](img/budget.svg)",
         "RUN": environments(stored),
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "budget.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "budget.md")
     _plot(cells, DOCS / "img" / "budget.svg")
 
 

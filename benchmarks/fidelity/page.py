@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.fidelity import plots, tables
 from benchmarks.fidelity.reading import cells_of, plain, stored
+from benchmarks.markdown import fill
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -27,7 +28,4 @@ def write_page() -> None:
         "DIPS": tables.dips(base),
         "RUN": tables.run(stored("fidelity")),
     }
-    text = (Path(__file__).parent / "page.md").read_text()
-    for name, part in parts.items():
-        text = text.replace("{{" + name + "}}", part)
-    (DOCS / "fidelity.md").write_text(text)
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "fidelity.md")

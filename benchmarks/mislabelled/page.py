@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.mislabelled.cell import FOLDS, OURS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -22,7 +22,6 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "mislabelled.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
     here = Path(__file__).parent
-    template = (here / "page.md").read_text()
     parts = {
         "FOLDS": str(FOLDS),
         "FINDINGS": (here / "findings.md").read_text().strip(),
@@ -34,9 +33,7 @@ def write_page() -> None:
         "COST": _cost(cells),
         "RUN": environments(stored),
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "mislabelled.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "mislabelled.md")
 
 
 def _settings(cells: Cells) -> list[tuple[str, float]]:

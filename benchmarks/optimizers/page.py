@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
 from benchmarks.results_file import RESULTS
@@ -28,7 +28,6 @@ def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "optimizers.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
-    page = (Path(__file__).parent / "page.md").read_text()
     parts = {
         "PLAYERS": "six",
         "STEPS": ", ".join(str(step) for step in STEPS[6] if step >= FROM),
@@ -38,9 +37,7 @@ def write_page() -> None:
         "TWELVE": _table(cells, "mlp-mnist", 12),
         "RUN": _run(stored),
     }
-    for name, text in parts.items():
-        page = page.replace("{{" + name + "}}", text)
-    (DOCS / "optimizers.md").write_text(page)
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "optimizers.md")
 
 
 def _of(records: Iterable[Record], way: str, measure: str, *, late: bool = True) -> np.ndarray:

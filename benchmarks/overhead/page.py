@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.overhead.methods import PROFILED, REFERENCE, Size
 from benchmarks.overhead.scaling import growth, larger
 from benchmarks.results_file import RESULTS
@@ -31,10 +31,7 @@ def write_page() -> None:
         f"Python {environment['python']}, one thread of {environment['cores']} cores, "
         f"{environment['gpu'] or 'no GPU'}"
     )
-    text = (Path(__file__).parent / "page.md").read_text()
-    for name, part in parts.items():
-        text = text.replace("{{" + name + "}}", part)
-    PAGE.write_text(text)
+    fill(Path(__file__).parent / "page.md", parts, PAGE)
 
 
 def section(size: Size, found: Mapping[str, Any]) -> str:

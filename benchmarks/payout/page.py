@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.payout.cell import NOISE, WINDOWS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -23,7 +23,6 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "payout.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
     here = Path(__file__).parent
-    template = (here / "page.md").read_text()
     ahead = ["look-ahead, the whole run", *_row(cells, lambda r: r["look-ahead auc"], ".3f")]
     parts = {
         "FINDINGS": (here / "findings.md").read_text().strip(),
@@ -38,9 +37,7 @@ def write_page() -> None:
         "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}),
         "RUN": environments(stored),
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "payout.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "payout.md")
 
 
 def _tasks(cells: Cells) -> list[str]:

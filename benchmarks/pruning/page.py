@@ -13,7 +13,7 @@ import vl_convert
 from scipy.stats import t as student
 
 from benchmarks.classification.tasks import CAPPED, RECIPES, TOKENS
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.pruning.cell import CLEAN, DROPS, FULL, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -31,7 +31,6 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "pruning.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
     here = Path(__file__).parent
-    template = (here / "page.md").read_text()
     model = RECIPES["digits"].build()
     parts = {
         "PARAMETERS": f"{sum(p.numel() for p in model.parameters()):,}",
@@ -44,9 +43,7 @@ def write_page() -> None:
         "TABLES": _tables(cells),
         "RUN": environments(stored),
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "pruning.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "pruning.md")
     _plot(cells, DOCS / "img" / "pruning.svg")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.classification.tasks import RECIPES, split
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.pruning.page import half_interval
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
@@ -31,7 +31,6 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "selection.json").read_text())["cells"]
     cells = {Setting.of(key): cell["result"]["arms"] for key, cell in stored.items()}
     here, recipe = Path(__file__).parent, RECIPES[TASK]
-    template = (here / "page.md").read_text()
     parts = {
         "STEPS": str(next(iter(stored.values()))["result"]["steps"]),
         "BATCH": str(BATCH),
@@ -49,9 +48,7 @@ def write_page() -> None:
         "GAINS": _gains(cells),
         "RUN": environments(stored),
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "selection.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "selection.md")
     _plot(cells, DOCS / "img" / "selection.svg")
 
 

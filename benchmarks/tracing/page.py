@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.tracing.cell import ASKED_AHEAD, EPOCHS
 from benchmarks.tracing.corpus import DISTANCES, PASSAGES, encoded
@@ -25,7 +25,6 @@ def write_page() -> None:
         name: found for cell in stored.values() for name, found in cell["result"]["ranks"].items()
     }
     here = Path(__file__).parent
-    template = (here / "page.md").read_text()
     model = build(encoded(VOCABULARY, WIDTH).vectors)
     fewer = {name: {d: found[d][:ASKED_AHEAD] for d in DISTANCES} for name, found in ranks.items()}
     all_asked = {n: f for n, f in ranks.items() if len(f["exact"]) > ASKED_AHEAD}
@@ -45,10 +44,7 @@ def write_page() -> None:
             for key, cell in stored.items()
         ),
     }
-    template = template.replace("{{FINDINGS}}", parts.pop("FINDINGS"))
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "tracing.md").write_text(template)
+    fill(here / "page.md", parts, DOCS / "tracing.md")
 
 
 def _table(ranks: Ranks) -> str:
