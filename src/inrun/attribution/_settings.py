@@ -56,7 +56,7 @@ def demand_settings(
             "Utility.next_batch() gives one gradient, when the next step is read. Use it with "
             "capture='hold' and an estimator that needs no other passes, such as 'path'."
         )
-    sampled = frequency_of(every, max_overhead, Alone()).sampled
+    sampled = frequency_of(every, max_overhead, Alone(), halves=False).sampled
     if isinstance(payout, bool) or not isinstance(payout, int) or payout < 0:
         raise MisuseError(f"payout={payout!r} is no number of steps.")
     if payout and (direction.name != "path" or capture == "stream" or sampled):

@@ -25,6 +25,7 @@ from inrun.training._loop import MEASURED, count_trained
 from inrun.training._measured import Meter, in_bytes, in_time
 from inrun.training._timing import SMOOTHED, Timed, timed
 from inrun.training._training import Training
+from inrun.utility import Utility
 
 PLAN = "plan.json"
 STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
@@ -127,6 +128,8 @@ def plan_training(training: Training) -> Plan:
     model, _ = training.start()
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     targets, one, steady = len(utility.targets), float(np.median(plain[WARM:])), _steady(found)
+    if _halves(config, utility, steady / one - 1):
+        steady -= found.passes / 2
     scored = _scored(config, steady / one - 1)
     all_scored = float(np.sum(found.seconds[:steps])) + max(0, steps - len(found.seconds)) * steady
     seconds = (1 - scored) * steps * one + scored * all_scored
@@ -156,6 +159,12 @@ def plan_training(training: Training) -> Plan:
         batch=config.batch * config.accumulate,
         validation_rows=0 if utility.follows else len(training.judges()) // config.rotating,
     )  # fmt: skip
+
+
+def _halves(config: TrainConfig, utility: Utility, extra: float) -> bool:
+    """Whether max_overhead makes each pass look at half of the rows, rather than leave steps out."""
+    most = config.max_overhead
+    return most is not None and extra > most and config.capture != "stream" and utility.deals(2)
 
 
 def _scored(config: TrainConfig, extra: float) -> float:
