@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import inrun
-from benchmarks.influence.cell import Experiment, Setting
+from benchmarks.influence.cell import CARRY, Experiment, Setting
 
 
 def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
@@ -25,6 +25,9 @@ def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
     jobs: dict[str, Callable[[], Any]] = {"training": plain, "training, recorded": experiment.train}
     for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
         jobs[name] = lambda method=method: method(experiment.mean)
+    jobs["look-ahead, carried push, all samples"] = lambda: inrun.lookahead(
+        run, experiment.mean, push="finite", carry=CARRY
+    )
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():

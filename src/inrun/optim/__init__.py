@@ -1,6 +1,8 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._aftermath import Aftermath, paired
+from inrun.optim._aftermaths import aftermath_of
 from inrun.optim._automatic import derivative_of
 from inrun.optim._copies import copies, state_copy
 from inrun.optim._derivative import Along, StepDerivative, joined
@@ -18,6 +20,7 @@ __all__ = [
     "AdamRule",
     "AdamSetting",
     "AdamState",
+    "Aftermath",
     "Along",
     "Diagonal",
     "History",
@@ -32,6 +35,7 @@ __all__ = [
     "Slope",
     "StepDerivative",
     "Together",
+    "aftermath_of",
     "copies",
     "derivative_of",
     "each_piece",
@@ -40,6 +44,7 @@ __all__ = [
     "joined",
     "move_of",
     "moves",
+    "paired",
     "register",
     "rule_for",
     "skipped",

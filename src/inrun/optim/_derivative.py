@@ -141,10 +141,15 @@ class AdamDerivative(StepDerivative):
 
     def moved(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
         """See `StepDerivative.moved`."""
-        rule, w, s, h = move.rule, move.weight, move.state, move.setting
-        state = rule.advance(gradient, w, s, h)
+        rule, w, h = move.rule, move.weight, move.setting
+        state = rule.advance(gradient, w, move.state, h)
         moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
-        return Along(-rule.displacement(gradient, w, s, h), moments)
+        c2, rate = 1 - h.b2**state.steps, h.lr / (1 - h.b1**state.steps)
+        root = (moments[-1] * (1 / c2)).sqrt_().add_(h.eps)
+        change = (state.m / root).mul_(-rate)
+        if h.decay and not h.coupled:
+            change = change.sub_(w, alpha=h.lr * h.decay)
+        return Along(change, moments)
 
     def shifted(
         self, move: Move[AdamState, AdamSetting], moments: tuple[Tensor, ...]
@@ -154,19 +159,6 @@ class AdamDerivative(StepDerivative):
         largest = None if s.v_max is None else (s.v_max + rest[0]).clamp(min=0)
         state = AdamState(s.m + dm, (s.v + dv).clamp(min=0), largest, s.steps)
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
-
-    def carried(self, move: Move[AdamState, AdamSetting], change: tuple[Tensor, ...]) -> Along:
-        """See `StepDerivative.carried`: moments are linear in moments, only the step bends."""
-        s, h = move.state, move.setting
-        if s.v_max is not None:
-            return super().carried(move, change)
-        after = move.rule.advance(move.gradient, move.weight, s, h)
-        dm, dv = h.b1 * change[0], torch.maximum(change[1], -s.v).mul_(h.b2)
-        c2, rate = 1 - h.b2**after.steps, h.lr / (1 - h.b1**after.steps)
-        root = (after.v / c2).sqrt_().add_(h.eps)
-        denominator = (after.v + dv).clamp_(min=0).mul_(1 / c2).sqrt_().add_(h.eps)
-        new = torch.add(after.m, dm).div_(denominator)
-        return Along((after.m / root - new).mul_(rate), (dm, dv))
 
 
 class SGDDerivative(StepDerivative):

@@ -26,6 +26,7 @@ from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Losses, Replica
 
 SIDE_BY_SIDE = 8  # directions; with more, what they carry outgrows the cache and each takes longer
+FEW = 3  # directions; batching has a price of its own, which fewer do not earn
 
 
 class Graph(NamedTuple):
@@ -200,8 +201,8 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """Derivatives in the inputs of <direction_k, outputs>, (K, *shape) each, for K directions.
 
-    The graph stays. A few directions at a time go through it side by side where every operation's
-    backward pass can be batched, else one after the other.
+    The graph stays. Some directions at a time go through it side by side where every operation's
+    backward pass can be batched; else, and where they are few, one after the other.
 
     Args:
         outputs: tensors with a graph.
@@ -221,7 +222,7 @@ def pulled_back(
             for parts in zip(*groups, strict=True)
         ]
     cotangents = [d.to(out.dtype) for out, d in zip(outputs, directions, strict=True)]
-    if K > 1:
+    if K > FEW:
         with suppress(RuntimeError):  # some formulas cannot be batched; other errors come again
             return list(
                 torch.autograd.grad(

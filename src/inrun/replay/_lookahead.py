@@ -51,7 +51,7 @@ def lookahead(
         removal: what a value stands against. 'renormalise': a training in which the others' mean is
             taken without the row. 'drop': one in which the others keep their weight.
         push: 'tangent', first order in the row's weight, or 'finite', the exact first step of the
-            row's removal, whose moments then run through the real optimizer for `carry` steps
+            row's removal, whose moments then run on through the real optimizer (see `carry`)
             before the sweep takes over. The second materializes shares: for chosen samples, or
             small models.
         samples: ids that 'finite' is done for; None for all. Others have no value then.
@@ -64,10 +64,12 @@ def lookahead(
             the loss at the end; excludes `horizon`.
         copies: states in memory while a segment is played again.
         chunk: rows whose shares 'finite' has in memory at a time.
-        carry: for how many steps 'finite' runs the changed moments through the real optimizer
-            before it goes on to first order; as many states are in memory. With 0 single values
-            can be far off: elements with a small second moment respond to first order only over a
-            short way.
+        carry: for how many steps 'finite' runs changed moments through the real optimizer before
+            it goes on to first order; as many states are in memory. Adam's moments are run so only
+            where a row is a good part of what an element has seen; elsewhere they are followed to
+            the window's end by a series, which costs the same for any number of steps. With 0
+            single values can be far off: elements with a small second moment respond to first
+            order only over a short way.
 
     Returns:
         Values in units of the validation loss; positive rows lowered it.

@@ -6,7 +6,6 @@ Letters: B rows of a block, K targets, n elements of parameters of like moves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Collection
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
-from inrun.optim import Along, Move, derivative_of
+from inrun.optim import Aftermath, Along, Move, aftermath_of, derivative_of, paired
 from inrun.replay._carried import Names
 from inrun.replay._folder import Step
 from inrun.replay._gradient import Graph, StepGradient, pulled_back
@@ -63,44 +62,41 @@ class TangentPush(Push):
         ]
 
 
-class Later(NamedTuple):
-    """A step after the present one, and what its result is worth."""
-
-    moves: dict[Names, Move[Any, Any]]
-    after: dict[Names, Along]
-
-
 class FinitePush(Push):
     """The exact change of (w, moments) when the row is really taken out, carried on by the sweep.
 
     Adam divides by the root of its second moment, so what a removal does to the moments acts on
     later steps in a way that bends: an element that only this row had touched stops moving at all,
-    of which first order sees half. For `carry` steps the changed moments therefore run through the
-    real rule, beside the recorded gradients, and each step's change of the weights is handed to the
-    sweep; what is left of the moments after that goes on to first order.
+    of which first order sees half. The changed moments therefore run on through the real rule,
+    beside the recorded gradients, and each step's change of the weights is handed to the sweep; see
+    `inrun.optim.Aftermath` for how far, and for what is left of them then.
 
-    It needs the rows' shares themselves: `chunk` of them are in memory at a time, and the states of
-    `carry` steps.
+    It needs the rows' shares themselves: `chunk` of them are in memory at a time, and what an
+    aftermath keeps of `carry` steps.
 
     Args:
         samples: ids to do it for; None for all.
         chunk: rows at a time.
-        carry: steps.
+        carry: steps that changed moments are played for.
     """
 
     name = "finite"
 
     def __init__(self, samples: Collection[object] | None, chunk: int, carry: int):
         self._samples = None if samples is None else set(samples)
-        self._chunk = chunk
-        self._later: deque[Later] = deque(maxlen=carry)
+        self._chunk, self._carry = chunk, carry
+        self._following: dict[Names, Aftermath] = {}
         self._window: int | None = None
 
     def values(self, moment: Moment, removal: Removal) -> list[Tensor]:
         """See `Push.values`."""
         if moment.ends_at != self._window:
-            self._later.clear()
+            self._following = {}
             self._window = moment.ends_at
+        self._following = {
+            names: self._following.get(names) or aftermath_of(move, self._most(moment))
+            for names, move in moment.moves.items()
+        }
         found = []
         whole = {names: self._whole(moment, names) for names in moment.moves}
         base = {
@@ -119,8 +115,13 @@ class FinitePush(Push):
                 change = self._changes(moment, graph, rows, removal)
                 values[rows] = self._carried_on(moment, change, whole, base)
             found.append(values)
-        self._later.appendleft(Later(moment.moves, moment.after))
+        for names, following in self._following.items():
+            following.precede(moment.moves[names], base[names], moment.after[names])
         return found
+
+    def _most(self, moment: Moment) -> int:
+        """How many of the coming steps can be carried through at most."""
+        return min(self._carry, moment.step.number)
 
     @staticmethod
     def _whole(moment: Moment, names: Names) -> Tensor:
@@ -164,33 +165,10 @@ class FinitePush(Push):
         for names, move in moment.moves.items():
             consumed = (raw[names] * clip).to(move.gradient)
             new, old = derivative_of(move.rule).moved(move, consumed), base[names]
-            total = total + _worth(new.weight - old.weight, moment.after[names].weight)
-            total = total + self._moments_on(names, _less(new, old), moment.after[names])
+            total = total + paired(new.weight - old.weight, moment.after[names].weight)
+            total = total + self._following[names].worth(new, old, moment.after[names])
         assert isinstance(total, Tensor)
         return total.cpu()
-
-    def _moments_on(self, names: Names, change: tuple[Tensor, ...], after: Along) -> Tensor | float:
-        """What a change of the moments will do: exactly for some steps, then to first order."""
-        total: Tensor | float = 0.0
-        for later in self._later:
-            if names not in later.moves:  # the parameters in use changed: first order from here
-                break
-            move = later.moves[names]
-            moved, change = derivative_of(move.rule).carried(move, change)
-            after = later.after[names]
-            total = total + _worth(moved, after.weight)
-        for part, gradient in zip(change, after.moments, strict=True):
-            total = total + _worth(part, gradient)
-        return total
-
-
-def _less(new: Along, old: Along) -> tuple[Tensor, ...]:
-    return tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
-
-
-def _worth(change: Tensor, gradient: Tensor) -> Tensor:
-    """(rows, n) and (K, n) to (rows, K)."""
-    return change.double() @ gradient.double().T
 
 
 def push_named(name: str, samples: Collection[object] | None, chunk: int, carry: int) -> Push:
