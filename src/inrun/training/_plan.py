@@ -162,7 +162,7 @@ def plan_training(training: Training) -> Plan:
 
 
 def _halves(config: TrainConfig, utility: Utility, extra: float) -> bool:
-    """Whether max_overhead makes each pass look at half of the rows, rather than leave steps out."""
+    """Whether max_overhead halves the rows of each pass, rather than leave steps out."""
     most = config.max_overhead
     return most is not None and extra > most and config.capture != "stream" and utility.deals(2)
 
