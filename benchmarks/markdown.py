@@ -20,8 +20,9 @@ def fill(template: Path, parts: Mapping[str, str], page: Path) -> None:
         KeyError: the template names parts that are not given.
     """
     text = template.read_text()
-    for name, part in parts.items():
-        text = text.replace("{{" + name + "}}", part)
+    for _ in range(2):  # parts may name others
+        for name, part in parts.items():
+            text = text.replace("{{" + name + "}}", part)
     missing = re.findall(r"{{(\w+)}}", text)
     if missing:
         raise KeyError(f"{template} names {', '.join(missing)}, which is not given.")
