@@ -165,9 +165,11 @@ class Record:
             owed: what momentum would pay now to the steps that wait. A run that goes on from the
                 state has these steps settled; this one goes on as if there were no checkpoint.
         """
-        paid = Record(self._targets, self._weights, None, extra=self._extra)
-        paid._tally, paid._ledger = copy.deepcopy(self._tally), copy.deepcopy(self._ledger)
-        rows = {(row["step"], row["target"]): row for row in paid._ledger}
+        paid = self
+        if owed:
+            paid = Record(self._targets, self._weights, None, extra=self._extra)
+            paid._tally, paid._ledger = copy.deepcopy(self._tally), copy.deepcopy(self._ledger)
+        rows = {(row["step"], row["target"]): row for row in paid._ledger} if owed else {}
         tables: dict[str, Tensor] = {}
         for step, values in owed:
             waiting = self._waiting[step]
