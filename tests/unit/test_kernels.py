@@ -1,5 +1,8 @@
 """Compiled passes are their twins in torch operations, element by element."""
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -112,6 +115,20 @@ def test_what_is_not_a_number_stays_so():
     assert not bool(Probe(parameter, torch.Generator()).and_norm(parameter).isfinite().any())
     parameter[7, 3] = float("inf")
     assert not bool(Probe(parameter, torch.Generator()).and_norm(parameter).isfinite().all())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(_compiled, "SHARE", 1000)
+    ask = lambda: _compiled.over_parts(lambda begin, end: end - begin, 9000)  # noqa: E731
+    assert ask() == [3000] * 3
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a pool without threads would wait for ever
+        os._exit(0 if ask() == [3000] * 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_only_plain_arrays_are_taken():

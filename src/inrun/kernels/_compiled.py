@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,7 +21,11 @@ _FASTMATH = {"reassoc", "contract", "nsz"}
 
 @cache
 def _installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba  # noqa: F401
+    except ImportError:  # not there, or not for this NumPy
+        return False
+    return True
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -66,3 +70,7 @@ def over_parts(run: Callable[[int, int], Any], size: int) -> Sequence[Any]:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="inrun-kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
