@@ -2,9 +2,12 @@
 
 import io
 
+import torch
 from rich.console import Console
 from rich.live import Live
+from torch import nn
 
+import inrun
 from inrun.attribution._live import LiveLine, Stopwatch
 
 ROW = {"step": 7, "closing_loss": 1.25}
@@ -24,6 +27,25 @@ def test_a_terminal_sees_loss_residual_and_overhead():
     assert "1.2500" in shown
     assert "residual 1.23%" in shown
     assert "+50% time" in shown
+
+
+def test_a_terminal_sees_what_payout_holds_and_will_hold(monkeypatch):
+    shown = []
+    monkeypatch.setattr(LiveLine, "update", lambda self, *row: shown.append(row[-1]()))
+    model = nn.Linear(1000, 50)
+    optimizer = torch.optim.AdamW(model.parameters())
+    x = torch.randn(2000, 1000)
+    utility = inrun.Utility(lambda m, rows: m(rows).square().mean(), x[-9:])
+    with inrun.attach(model, optimizer, utility, payout=3) as attribution:
+        for step in range(4):
+            rows = torch.arange(500) + 400 * step
+            with attribution.batch(rows):
+                model(x[rows]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    # the step's inputs and output gradients, 2.1 MB, and a copy of the weights, 0.2 MB
+    assert shown[0].startswith("  payout 2 of 7 MB")
+    assert shown[-1].startswith("  payout 7 of 7 MB")
 
 
 def test_nothing_is_shown_without_a_terminal_or_when_switched_off():
