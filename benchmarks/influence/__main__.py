@@ -27,13 +27,14 @@ def grid(quick: bool) -> list[str]:
     proxies = []
     if not quick:
         proxies = [
-            f"proxy: {Setting(task, rate, steps=steps).key}"
+            f"proxy: {Setting(task, rate, seed, steps).key}"
+            for seed in seeds
             for task in ("mlp-relu", "mlp-gelu")
             for rate in GRID_RATES
             for steps in GRID_STEPS
         ]
     beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
-    proxies += [key.replace("proxy", "rounding") for key in proxies]
+    proxies += [key.replace("proxy", "error") for key in proxies]
     beside += [key.replace("fidelity", "queries") for key in fidelities if "seed=0" in key]
     return fidelities + beside + proxies + costs
 

@@ -245,8 +245,8 @@ def decay_truth(setting: Setting) -> dict[str, Any]:
     return agreement(truth, _stored_truth(setting)) | {"truth": _digits(truth)}
 
 
-def proxy_against_error(setting: Setting) -> dict[str, Any]:
-    """The error proxy beside the measured error, without the query columns."""
+def measured_error(setting: Setting) -> dict[str, Any]:
+    """How far the carried and the tangent push are from the truth, without the query columns."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
@@ -254,17 +254,15 @@ def proxy_against_error(setting: Setting) -> dict[str, Any]:
     truth = _columns(inrun.truth.retrain(run, mean, order), order, mean)
     result = inrun.lookahead(run, mean)
     carried = inrun.lookahead(run, mean, push="finite", samples=order)
-    proxy = result.error_proxy()
     return {
-        **asdict(proxy),
         "carried": agreement(_columns(carried.values(), order, mean), truth),
         "tangent": agreement(_columns(result.values(), order, mean), truth),
     }
 
 
-def rounding_share(setting: Setting) -> dict[str, Any]:
-    """The error proxy's part that `proxy` cells measured before it had one do not hold."""
+def proxy(setting: Setting) -> dict[str, Any]:
+    """The error proxy of the run alone."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
-    return {"rounding": inrun.lookahead(run, experiment.mean).error_proxy(mixtures=2).rounding}
+    return asdict(inrun.lookahead(run, experiment.mean).error_proxy())

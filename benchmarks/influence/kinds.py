@@ -9,16 +9,16 @@ from benchmarks.influence.cell import (
     carried_push,
     decay_truth,
     fidelity,
-    proxy_against_error,
+    measured_error,
+    proxy,
     query_by_query,
-    rounding_share,
 )
 from benchmarks.influence.cost import cost
 
 KINDS = {
     "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
     "queries": query_by_query,
-    "proxy": proxy_against_error, "rounding": rounding_share, "cost": cost,
+    "error": measured_error, "proxy": proxy, "cost": cost,
 }  # fmt: skip
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
-from scipy.stats import spearmanr
 
 from benchmarks.influence.cell import CARRY, NOISE, Setting
+from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
 from benchmarks.markdown import markdown
-from benchmarks.results_file import RESULTS
+from benchmarks.results_file import RESULTS, environments
 from inrun.replay import ErrorProxy
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,14 +31,11 @@ ORDER = (
     "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", *TRUTHS,
 )  # fmt: skip
 
-Record = dict[str, Any]
-Cells = dict[Setting, Record]
-
 
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    names = ("fidelity", "carried", "queries", "decay", "proxy", "rounding", "cost")
+    names = ("fidelity", "carried", "queries", "decay", "error", "proxy", "cost")
     kinds: dict[str, Cells] = {name: {} for name in names}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
@@ -50,11 +45,11 @@ def write_page() -> None:
             kinds["fidelity"][setting]["methods"] |= result["methods"]
     for setting, result in kinds["decay"].items():
         kinds["fidelity"][setting]["truth_without_decay"] = result
-    for setting, result in kinds["rounding"].items():
-        kinds["proxy"][setting] |= result
+    both = [setting for setting in kinds["proxy"] if setting in kinds["error"]]
+    judged = {setting: kinds["proxy"][setting] | kinds["error"][setting] for setting in both}
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
-    _plot_proxy(kinds["proxy"], DOCS / "img" / "influence-proxy.svg")
+    plot_proxy(judged, DOCS / "img" / "influence-proxy.svg")
     template = (Path(__file__).parent / "page.md").read_text()
     parts = {
         "TABLES": _tables(kinds["fidelity"]),
@@ -63,12 +58,12 @@ def write_page() -> None:
         "LINEAR": f"{LINEAR:.0%}",
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "KINKS": _kinks(kinds["fidelity"]),
-        "PROXY": _proxy(kinds["proxy"]),
-        "VERDICTS": _verdicts(kinds["proxy"]),
+        "PROXY": ranks(judged),
+        "VERDICTS": verdicts(judged),
         "TRUST": f"{ErrorProxy.TRUST:g}",
         "RANKING": f"{ErrorProxy.RANKING:g}",
         "COST": _cost(kinds["cost"]),
-        "RUN": _run(stored),
+        "RUN": environments(stored),
         "NOISE": f"{NOISE:g}",
         "CARRY": f"{CARRY}",
     }
@@ -174,58 +169,6 @@ def _kinks(cells: Cells) -> str:
     return markdown(["task", *(f"rate {rate:g}" for rate in _rates(cells))], rows)
 
 
-def _read(record: Record) -> ErrorProxy:
-    """The proxy of a cell; cells from before rounding counted hold none."""
-    parts = (record["second_order"], record["spread"], record["kinks"])
-    return ErrorProxy(*parts, record.get("rounding", 0.0))
-
-
-def _size(record: Record) -> float:
-    return _read(record).size
-
-
-def _proxy(cells: Cells) -> str:
-    groups = {task: [(s, r) for s, r in cells.items() if s.task == task] for task in _tasks(cells)}
-    groups["all cells"] = list(cells.items())
-    rows = []
-    for task, records in groups.items():
-        by = {
-            "error proxy": [_size(r) for _, r in records],
-            "second order alone": [r["second_order"] for _, r in records],
-            "kinks alone": [r["kinks"] for _, r in records],
-            "rounding alone": [r.get("rounding", 0.0) for _, r in records],
-            "learning rate": [s.rate for s, _ in records],
-        }
-        for name, size in by.items():
-            row = [task, f"{len(records)}", name]
-            for push in ("carried", "tangent"):
-                error = [r[push]["relative_error"] for _, r in records]
-                known = len(set(size)) > 1
-                row.append(f"{spearmanr(size, error)[0]:.2f}" if known else "none to rank")
-            rows.append(row)
-    head = ["task", "cells", "ranked by", "error of `carried push`", "error of `look-ahead`"]
-    return markdown(head, rows)
-
-
-def _verdicts(cells: Cells) -> str:
-    rows = []
-    for verdict in ("trust", "trust the ranking only", "do not trust"):
-        found = [r["carried"] for r in cells.values() if _read(r).verdict == verdict]
-        if found:
-            ranks, errors = (
-                np.percentile([f[name] for f in found], [0, 50, 100])
-                for name in ("spearman", "relative_error")
-            )
-            rows.append(
-                [
-                    verdict, f"{len(found)}", f"{ranks[1]:.3f} ({ranks[0]:.3f} to {ranks[2]:.3f})",
-                    f"{errors[1]:.1%} ({errors[0]:.1%} to {errors[2]:.1%})",
-                ]
-            )  # fmt: skip
-    head = ["verdict", "cells", "Spearman, median (range)", "relative error, median (range)"]
-    return markdown(head, rows)
-
-
 def _cost(cells: Cells) -> str:
     if not cells:
         return "Not measured yet."
@@ -239,21 +182,6 @@ def _cost(cells: Cells) -> str:
         rows.append([f"memory of `{name}`, MB", *(f"{r['growth_mb'][name]:.0f}" for r in records)])
     rows.append(["disk, MB", *(f"{r['disk_mb']:.0f}" for r in records)])
     return markdown(["", *(setting.task for setting in cells)], rows)
-
-
-def _run(stored: dict[str, Any]) -> str:
-    with_ = [cell["environment"] for cell in stored.values()]
-    commits = ", ".join(dict.fromkeys(e["commit"] for e in with_))
-    last = with_[-1]
-    return (
-        f"{len(stored)} cells, commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
-        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
-    )
-
-
-def _save(chart: Any, path: Path) -> None:
-    chart = chart.configure_view(stroke=None).configure(background="white")
-    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
 
 
 def _plot_rates(cells: Cells, path: Path) -> None:
@@ -285,38 +213,4 @@ def _plot_rates(cells: Cells, path: Path) -> None:
             ),
         )
         charts.append((lines + points).properties(width=280, height=200, title=task))
-    _save(alt.concat(*charts, columns=2), path)
-
-
-def _plot_proxy(cells: Cells, path: Path) -> None:
-    charts = []
-    for task in _tasks(cells):
-        rows = [
-            {
-                "proxy": max(_size(record), 1e-7),
-                "error": record["carried"]["relative_error"],
-                "rate": f"{setting.rate:g}",
-                "steps": setting.steps,
-            }
-            for setting, record in cells.items()
-            if setting.task == task
-        ]
-        chart = (
-            alt.Chart(alt.Data(values=rows))
-            .mark_point(filled=True, opacity=0.9)
-            .encode(
-                x=alt.X("proxy:Q", title="error proxy", scale=alt.Scale(type="log")),
-                y=alt.Y("error:Q", title="measured relative error", scale=alt.Scale(type="log")),
-                color=alt.Color(
-                    "rate:N",
-                    title="learning rate",
-                    sort=[f"{rate:g}" for rate in reversed(_rates(cells))],
-                    scale=alt.Scale(scheme="viridis"),
-                ),
-                size=alt.Size("steps:Q", title="steps"),
-            )
-            .properties(width=300, height=230, title=task)
-        )
-        charts.append(chart)
-    if charts:
-        _save(alt.concat(*charts, columns=2), path)
+    save(alt.concat(*charts, columns=2), path)

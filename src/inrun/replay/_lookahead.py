@@ -181,14 +181,19 @@ class Lookahead:
         )
         return table.sort_by("sample_id")
 
-    def error_proxy(self, mixtures: int = 8, seed: int = 0, replays: int = 4) -> ErrorProxy:
+    def error_proxy(
+        self, groups: int = 16, mixtures: int = 1, seed: int = 0, replays: int = 4
+    ) -> ErrorProxy:
         """How far look-ahead can be trusted on this run, from the recorded run alone.
 
         One sweep forward, two backward, and the run played again a few times.
 
         Args:
-            mixtures: random mixtures of removals that are carried forward side by side.
-            seed: of the signs, and of the start's last digits.
+            groups: into how many the steps are dealt; the median group counts, so that steps
+                whose first order explodes do not.
+            mixtures: random mixtures of each group's removals; all of all groups are carried
+                forward side by side.
+            seed: of groups and signs, and of the start's last digits.
             replays: how often the run is played again from a start that differs in them.
 
         Returns:
@@ -209,7 +214,9 @@ class Lookahead:
             lookahead(self._run, self._utility, removal=removal.name, kink_width=width)._by_sample()
             for width in (0.0, KINK_WIDTH)
         )
-        ratio, spread = second_order(self._run, self._utility, removal, plain, mixtures, seed)
+        ratio, spread = second_order(
+            self._run, self._utility, removal, plain, groups, mixtures, seed
+        )
         digits = rounding(self._run, self._utility, plain, replays, seed)
         return ErrorProxy(ratio, spread, kink_share(plain, counted), digits)
 

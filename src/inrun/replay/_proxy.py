@@ -6,13 +6,16 @@ read off the recorded run:
 - The loss's curvature. Its share is 1/2 delta_i^T H_V delta_i for sample i, with delta_i what its
   removal does to the last weights. With random signs xi, delta = sum_i xi_i delta_i costs one
   forward sweep, and E[delta^T H_V delta] = sum_i delta_i^T H_V delta_i, so that
-  |1/2 E[delta^T H_V delta]| / sum_i |value_i| is the second order over the first, over all samples.
+  |1/2 E[delta^T H_V delta]| / sum_i |value_i| is the second order over the first. First order can
+  explode, where an element's second moment is next to nothing, and then does so for the rows of
+  that very step. So steps are dealt into groups, each with a mixture of its own rows, carried side
+  by side; the groups' median is taken.
 - Kinks. Units that switch jump, and no Hessian has jumps in it. How much values move when the mean
   effect of switching is counted in (`_kinks.py`) says how much switching there is: the median of
   |value_i with - value_i without| over the median of |value_i|.
 - Rounding. A run of small steps moves each weight by few of its last digits, and so does a removal.
   The run is played again a few times from a start that is moved by half of the last digit: what
-  that does to the loss, over the root mean square of the values, is what no method can predict.
+  that does to the loss, over the median of |value_i|, is what no method can predict.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ from inrun.replay._removal import Removal
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility, curvature, losses_of
 
+# a median's standard error is 1.2533 sigma / sqrt(n), and sigma 1.4826 median absolute deviations
+MAD_TO_ERROR = 1.2533 * 1.4826
+
 
 @dataclass(frozen=True)
 class ErrorProxy:
@@ -37,7 +43,7 @@ class ErrorProxy:
 
     Attributes:
         second_order: the loss's second order over its first; 0 where removal is linear.
-        spread: its standard error, from the mixtures' differences.
+        spread: its standard error, from the groups' differences.
         kinks: how much the values move when units that switch are counted in; 0 for models
             without kinks.
         rounding: how much the loss moves with the start's last digit, over the values.
@@ -73,10 +79,14 @@ class ErrorProxy:
 
 def kink_share(without: Mapping[object, float], counted: Mapping[object, float]) -> float:
     """How much values move when kinks are counted in: medians, as single values may explode."""
-    plain = np.array(list(without.values()))
-    moved = np.abs(np.array([counted[who] for who in without]) - plain)
-    size = float(np.median(np.abs(plain)))
+    moved = np.abs([counted[who] - value for who, value in without.items()])
+    size = median_size(without)
     return float(np.median(moved)) / size if size else 0.0
+
+
+def median_size(values: Mapping[object, float]) -> float:
+    """Median of |value_i|; a few that explode do not move it."""
+    return float(np.median(np.abs(list(values.values()))))
 
 
 def rounding(
@@ -97,7 +107,7 @@ def rounding(
         for step in run.steps:
             replica.play(step)
         moved.append(float(losses_of(utility, replica.model) @ weights) - loss)
-    size = float(np.sqrt(np.mean(np.square(list(values.values())))))
+    size = median_size(values)
     return float(np.sqrt(np.mean(np.square(moved)))) / size if size else float("inf")
 
 
@@ -106,29 +116,60 @@ def second_order(
     utility: Utility,
     removal: Removal,
     values: Mapping[object, float],
+    groups: int,
     mixtures: int,
     seed: int,
 ) -> tuple[float, float]:
-    """The second order of removal over the first, and its standard error."""
-    ids = run.sample_ids()
+    """The second order of removal over the first, and its standard error.
+
+    Args:
+        run: the recorded run.
+        utility: the validation loss.
+        removal: what taking out means.
+        values: of every sample, to first order.
+        groups: into how many the steps are dealt; each sample belongs to its first step's.
+        mixtures: with random signs, a group.
+        seed: of the groups and signs.
+    """
+    group_of, count = _dealt(run, groups, seed)
+    ids = list(group_of)
     place = {who: number for number, who in enumerate(ids)}
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (len(ids), mixtures), generator=generator).double() * 2 - 1
+    belongs = torch.nn.functional.one_hot(torch.tensor(list(group_of.values())), count)
+    columns = (belongs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)
 
     def mixture(names: Ids) -> torch.Tensor:
-        return signs[[place[name] for name in names]]
+        return columns[[place[name] for name in names]]
 
     delta = perturbation(run, mixture, removal)
     model = run.finished()
     weights = torch.tensor(utility.weights, dtype=torch.float64)
     second = []
-    for k in range(mixtures):
+    for k in range(count * mixtures):
         along = {name: part[k] for name, part in delta.items()}
         curved = curvature(utility, model, run.replica.parameters, along)
         forms = [(curved[n] * d).flatten(1).sum(1).double().cpu() for n, d in along.items()]
         second.append(float(torch.stack(forms).sum(0) @ weights) / 2)
-    first = sum(abs(value) for value in values.values())
-    if first == 0:
+    first = np.bincount(list(group_of.values()), np.abs([values[who] for who in ids]), count)
+    sizes = np.abs(np.reshape(second, (count, mixtures)).mean(1))
+    ratios = np.divide(sizes, first, where=first > 0, out=np.full(count, np.inf))
+    middle = float(np.median(ratios))
+    if not np.isfinite(middle):
         return float("inf"), 0.0
-    spread = float(np.std(second, ddof=1) / np.sqrt(mixtures)) if mixtures > 1 else float("inf")
-    return abs(float(np.mean(second))) / first, spread / first
+    apart = MAD_TO_ERROR * float(np.median(np.abs(ratios - middle)))
+    return middle, apart / count**0.5 if count > 1 else float("inf")
+
+
+def _dealt(run: Trajectory, groups: int, seed: int) -> tuple[dict[int | str, int], int]:
+    """Each sample's group, that of its first step; and how many groups there are."""
+    first: dict[int | str, int] = {}
+    for number, step in enumerate(run.steps):
+        for block in step.blocks:
+            for who in block.ids:
+                first.setdefault(who, number)
+    steps = list(dict.fromkeys(first.values()))  # those that see a sample for the first time
+    count = min(groups, len(steps))
+    order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed)) % count
+    group_of = dict(zip(steps, order.tolist(), strict=True))
+    return {who: group_of[number] for who, number in first.items()}, count
