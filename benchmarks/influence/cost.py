@@ -16,38 +16,51 @@ import inrun
 from benchmarks.influence.cell import CARRY, Experiment, Setting
 
 
-def cost(setting: Setting, rounds: int = 5) -> dict[str, Any]:
+def cost(setting: Setting, rounds: int = 8) -> dict[str, Any]:
     """Times as multiples of plain training, interleaved; memory; disk."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
-    plain = lambda: experiment.train(record=False)  # noqa: E731
-    jobs: dict[str, Callable[[], Any]] = {"training": plain, "training, recorded": experiment.train}
+    jobs: dict[str, Callable[[], Any]] = {"training, recorded": experiment.train}
     for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
         jobs[name] = lambda method=method: method(experiment.mean)
-    jobs["look-ahead, carried push, all samples"] = lambda: inrun.lookahead(
-        run, experiment.mean, push="finite", carry=CARRY
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds + 1):
-        for name, job in jobs.items():
-            begun = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - begun)
-    base = np.array(seconds["training"][1:])  # the first round warms up
+    plain = lambda: experiment.train(record=False)  # noqa: E731
+    every = lambda: inrun.lookahead(run, experiment.mean, push="finite", carry=CARRY)  # noqa: E731
+    seconds, base = _interleaved(jobs, plain, rounds)
+    slow, _ = _interleaved({"look-ahead, carried push, all samples": every}, plain, 2)
     with tempfile.TemporaryDirectory() as folder:
         kept = experiment.train(Path(folder) / "run")
         assert kept is not None
         disk = kept.bytes_on_disk
     return {
-        "seconds_of_training": float(np.median(base)),
-        "times": {n: float(np.median(np.array(s[1:]) / base)) for n, s in seconds.items()},
+        "seconds_of_training": base,
+        "times": {name: found / base for name, found in (seconds | slow).items()},
         "growth_mb": {
             what: _peak(setting, what) for what in ("training", "recorded", "look-ahead")
         },
         "disk_mb": disk / 1e6,
         "parameters": sum(p.numel() for p in run.finished().parameters()),
     }
+
+
+def _interleaved(
+    jobs: dict[str, Callable[[], Any]], plain: Callable[[], Any], rounds: int
+) -> tuple[dict[str, float], float]:
+    """Median seconds of each job, and of plain training, which runs before every one of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    base = []
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            base.append(_seconds(plain))
+            seconds[name].append(_seconds(job))
+    first = len(jobs)  # the first round warms up
+    return {n: float(np.median(s[1:])) for n, s in seconds.items()}, float(np.median(base[first:]))
+
+
+def _seconds(job: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    job()
+    return time.perf_counter() - begun
 
 
 def _peak(setting: Setting, what: str) -> float:
