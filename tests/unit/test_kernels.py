@@ -1,6 +1,7 @@
 """Compiled passes are their twins in torch operations, element by element."""
 
 import os
+import random
 import signal
 
 import pytest
@@ -107,6 +108,40 @@ def test_probe_and_norm_are_their_twins(shape, dtype, threads, without):
     want = probe.and_norm(parameter)
     scale = torch.stack((want[1], want[1]))
     assert float(((found - want) / scale).abs().max()) < 100 * torch.finfo(dtype).eps
+
+
+def unaligned(t):
+    """The same numbers, at an address that no file would mind."""
+    held = torch.zeros(t.nbytes + 1, dtype=torch.uint8)
+    found = torch.from_numpy(held.numpy()[1:].view(t.numpy().dtype)).view(t.shape)
+    assert not found.numpy().flags.aligned
+    return found.copy_(t)
+
+
+def test_no_bit_depends_on_where_numbers_lie():
+    h, draw = setting(decay=0.1), random.Random(0)
+    move, at = adam_move(torch.float32, 9, h), validation(2, torch.float32)
+    move = Move(move.rule, move.weight[:4], move.gradient[:4], _rows(move.state, 4), h)
+    at = Gradients(at.opening[:, :4].contiguous(), at.closing[:, :4].contiguous())
+    path, probe = ESTIMATORS["path"], Probe(move.weight, torch.Generator().manual_seed(1))
+
+    def everything(move, at):
+        told = path.settled(move, at, 0.7, held=True)
+        return [*told, move.slope().coefficient, probe.and_norm(move.weight)]
+
+    want, kept = everything(move, at), []
+    for number in range(400):
+        place = unaligned if number % 10 == 0 else torch.clone
+        state = move.state._replace(m=place(move.state.m), v=place(move.state.v))
+        elsewhere = Move(move.rule, place(move.weight), place(move.gradient), state, h)
+        found = everything(elsewhere, Gradients(*(t.clone() for t in at if t is not None)))
+        assert all(a.equal(b) for a, b in zip(found, want, strict=True))
+        kept.append(torch.empty(draw.randint(1, 5000)))  # so that the next ones lie elsewhere
+        del kept[: len(kept) - draw.randint(0, 50)]
+
+
+def _rows(state, rows):
+    return state._replace(m=state.m[:rows], v=state.v[:rows])
 
 
 def test_what_is_not_a_number_stays_so():

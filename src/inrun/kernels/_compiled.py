@@ -9,14 +9,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SMALLEST = 256  # elements; below it a call costs what it saves
 SHARE = 262_144  # elements that are worth a thread of their own
 
-# Sums may be taken in any order and a product may join an addition, as BLAS does; numbers that are
-# not finite keep their meaning.
-_FASTMATH = {"reassoc", "contract", "nsz"}
+# Sums may be taken in another order, as BLAS does, but always in the same one; numbers that are not
+# finite keep their meaning.
+_FASTMATH = {"reassoc", "nsz"}
 
 
 @cache
@@ -47,6 +48,16 @@ def takes(*tensors: Tensor) -> bool:
         )
         and _installed()
     )
+
+
+def array(t: Tensor) -> NDArray[Any]:
+    """The tensor's numbers for a loop to read.
+
+    Aligned, or the loop would be another one, which adds up in another order: what was read from a
+    file need not be.
+    """
+    found: NDArray[Any] = t.detach().numpy()
+    return found if found.flags.aligned else found.copy()
 
 
 @cache

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from inrun.kernels._compiled import compiled, over_parts
+from inrun.kernels._compiled import array, compiled, over_parts
 
 
 def probe_and_squares(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[float, float]:
     """Left^T matrix right, and the sum of squares of the matrix (M, N)."""
-    arrays = [t.detach().numpy() for t in (matrix, left, right)]
+    arrays = [array(t) for t in (matrix, left, right)]
     loop = compiled(_loop)
     columns = max(1, matrix.shape[1])
     cuts = over_parts(lambda b, e: loop(*arrays, b // columns, e // columns), matrix.numel())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun.kernels._compiled import compiled, over_parts
+from inrun.kernels._compiled import array, compiled, over_parts
 
 
 class SettlingNumbers(NamedTuple):
@@ -59,9 +59,9 @@ def settle_adam(
         numbers: the step's.
     """
     K = len(opening_K)
-    kind = gradient.detach().numpy().dtype
-    flat = [t.detach().numpy().reshape(-1) for t in (gradient, weight, m, v)]
-    rows = [t.detach().numpy().reshape(K, -1) for t in (opening_K, closing_K)]
+    flat = [array(t).reshape(-1) for t in (gradient, weight, m, v)]
+    rows = [array(t).reshape(K, -1) for t in (opening_K, closing_K)]
+    kind = flat[0].dtype
     writes = directions_K is not None
     room = (
         directions_K.numpy().reshape(K, -1) if directions_K is not None else np.empty((K, 0), kind)
@@ -111,11 +111,14 @@ def _loop(
             past[i - low] = momentum
             before[i - low] = weight[i] + rate * m[i] * inverse
         for k in range(K):
+            if writes:
+                for i in range(low, high):
+                    room[k, i] = (opening[k, i] + closing[k, i]) * slope[i - low]
+            # apart from what is written: a loop that both writes and adds up is compiled twice, and
+            # takes the version that adds up in another order where arrays happen to lie close by
             of_momentum, of_decay = zero, zero
             for i in range(low, high):
                 twice = opening[k, i] + closing[k, i]
-                if writes:
-                    room[k, i] = twice * slope[i - low]
                 of_momentum += twice * past[i - low]
                 of_decay += twice * before[i - low]
             sums[0, k] += of_momentum

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.kernels._compiled import compiled, over_parts
+from inrun.kernels._compiled import array, compiled, over_parts
 
 
 class SlopeNumbers(NamedTuple):
@@ -37,7 +37,7 @@ def adam_slope(y: Tensor, m: Tensor, v: Tensor, numbers: SlopeNumbers) -> Tensor
         numbers: the step's.
     """
     found = torch.empty_like(y)
-    flat = [t.detach().numpy().reshape(-1) for t in (y, m, v, found)]
+    flat = [array(t).reshape(-1) for t in (y, m, v, found)]
     row = np.array([*numbers, 0.0], flat[0].dtype)
     loop = compiled(_loop)
     over_parts(lambda begin, end: loop(*flat, row, begin, end), y.numel())
