@@ -16,7 +16,7 @@ import inrun
 from benchmarks.influence.cell import CARRY, Experiment, Setting
 
 
-def cost(setting: Setting, rounds: int = 8) -> dict[str, Any]:
+def cost(setting: Setting, rounds: int = 3) -> dict[str, Any]:
     """Times as multiples of plain training, interleaved; memory; disk."""
     experiment = Experiment(setting)
     run = experiment.train()
