@@ -15,26 +15,28 @@ import numpy as np
 import inrun
 from benchmarks.influence.cell import CARRY, Experiment, Setting
 
+TRAINING = "training"
+
 
 def cost(setting: Setting, rounds: int = 3) -> dict[str, Any]:
-    """Times as multiples of plain training, interleaved; memory; disk."""
+    """Processor times as multiples of plain training, interleaved; memory; disk."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
     jobs: dict[str, Callable[[], Any]] = {"training, recorded": experiment.train}
     for name, method in (experiment.methods(run) | experiment.carried_methods(run)).items():
         jobs[name] = lambda method=method: method(experiment.mean)
-    plain = lambda: experiment.train(record=False)  # noqa: E731
     every = lambda: inrun.lookahead(run, experiment.mean, push="finite", carry=CARRY)  # noqa: E731
-    seconds, base = _interleaved(jobs, plain, rounds)
-    slow, _ = _interleaved({"look-ahead, carried push, all samples": every}, plain, 2)
+    plain = lambda: experiment.train(record=False)  # noqa: E731
+    times = _interleaved(plain, jobs, rounds)
+    slow = _interleaved(plain, {"look-ahead, carried push, all samples": every}, 1)
     with tempfile.TemporaryDirectory() as folder:
         kept = experiment.train(Path(folder) / "run")
         assert kept is not None
         disk = kept.bytes_on_disk
     return {
-        "seconds_of_training": base,
-        "times": {name: found / base for name, found in (seconds | slow).items()},
+        "seconds_of_training": times.pop(TRAINING),
+        "times": times | {name: slow[name] for name in slow if name != TRAINING},
         "growth_mb": {
             what: _peak(setting, what) for what in ("training", "recorded", "look-ahead")
         },
@@ -44,23 +46,24 @@ def cost(setting: Setting, rounds: int = 3) -> dict[str, Any]:
 
 
 def _interleaved(
-    jobs: dict[str, Callable[[], Any]], plain: Callable[[], Any], rounds: int
-) -> tuple[dict[str, float], float]:
-    """Median seconds of each job, and of plain training, which runs before every one of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    base = []
+    plain: Callable[[], Any], jobs: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, float]:
+    """Each job's multiple of plain training, which runs before it; and training's own seconds."""
+    base: list[float] = []
+    multiples: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
             base.append(_seconds(plain))
-            seconds[name].append(_seconds(job))
-    first = len(jobs)  # the first round warms up
-    return {n: float(np.median(s[1:])) for n, s in seconds.items()}, float(np.median(base[first:]))
+            multiples[name].append(_seconds(job) / base[-1])
+    found = {name: float(np.median(some[1:])) for name, some in multiples.items()}  # one warms up
+    return {TRAINING: float(np.median(base[len(jobs) :])), **found}
 
 
 def _seconds(job: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    """Of this process's processor, one thread: what else the machine does hardly counts."""
+    begun = time.process_time()
     job()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def _peak(setting: Setting, what: str) -> float:
