@@ -56,6 +56,7 @@ def write_page() -> None:
         "RELIABILITY": _reliability(kinds["fidelity"]),
         "QUERIES": _queries(kinds["queries"]),
         "LINEAR": f"{LINEAR:.0%}",
+        "TRUST_FINDINGS": (Path(__file__).parent / "trust.md").read_text().strip(),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "KINKS": _kinks(kinds["fidelity"]),
         "PROXY": ranks(judged),
