@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.influence.cell import CARRY, NOISE, Setting
 from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
 from inrun.replay import ErrorProxy
 
@@ -50,7 +50,6 @@ def write_page() -> None:
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
     plot_proxy(judged, DOCS / "img" / "influence-proxy.svg")
-    template = (Path(__file__).parent / "page.md").read_text()
     parts = {
         "TABLES": _tables(kinds["fidelity"]),
         "RELIABILITY": _reliability(kinds["fidelity"]),
@@ -68,9 +67,7 @@ def write_page() -> None:
         "NOISE": f"{NOISE:g}",
         "CARRY": f"{CARRY}",
     }
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text)
-    (DOCS / "influence.md").write_text(template)
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "influence.md")
 
 
 def _tasks(cells: Cells) -> list[str]:
