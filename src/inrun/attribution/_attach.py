@@ -179,7 +179,7 @@ def attach(
 
 def _contraction(given: str | Contraction) -> Contraction:
     if isinstance(given, Contraction):
-        return given
+        return copy.deepcopy(given)  # it learns as it goes, and the given one may serve again
     if given not in _CONTRACTIONS:
         raise MisuseError(
             f"contraction {given!r} is not one of {', '.join(_CONTRACTIONS)}, nor an "
