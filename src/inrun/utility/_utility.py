@@ -43,10 +43,10 @@ class Utility:
             as much less, and each step's values are those for the part's loss: over a run they
             average out, and the books' residual has the difference between parts.
         refresh: a validation pass after every so many steps only; the steps between are judged by
-            the last pass's gradient. A gradient that is a few steps old can be worth nothing
-            (training swings along sharp directions), so this is warned about: see docs/budget.md
-            before it is used, where `rotating` and `attach(every=...)` cost less fidelity. The
-            losses of steps without a pass are not known, nor is their residual.
+            the last pass's gradient. Totals over a run keep most of their agreement
+            (docs/budget.md), but in a single step an older gradient can be worth nothing or less
+            (training swings along sharp directions), so this is warned about. The losses of steps
+            without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: no batch, both forms at once, or weights that do not fit the targets.
