@@ -37,8 +37,8 @@ class Advice:
         if refresh > 1:
             self.once(
                 f"Utility(refresh={refresh}) judges {refresh - 1} of {refresh} steps by a "
-                "validation gradient that is older than they are, which can be worth nothing: "
-                "compare with refresh=1 on a short run, or use rotating= or attach(every=...)."
+                "validation gradient that is older than they are. Totals may bear that, single "
+                "steps need not: compare with refresh=1 on a short run, or use rotating=2."
             )
 
     def of_compiled(self, compiled: bool) -> None:
