@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.import_time import REFERENCE, ratios
 from benchmarks.markdown import markdown
+from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -97,7 +98,7 @@ def _overhead(cells: Cells) -> list[tuple[str, str, str]]:
     for key, cell in cells.items():
         result = cell["result"]
         alone = result["plain"]
-        size = ", ".join(key.split())
+        size = Size.of(key).words
         for name, said in (
             ("hold", "95 % (arXiv 2602.00329; another machine and model)"),
             ("naive per-sample gradients", ""),

@@ -40,6 +40,12 @@ class Size(Keyed):
     precision: str = "float32"
     apart: bool = False
 
+    @property
+    def words(self) -> str:
+        """In a few words."""
+        shape = f"{self.layers} x {self.width}, V={self.validation}"
+        return f"{self.batch} x {self.tokens} tokens, {shape}"
+
     def model(self) -> nn.Module:
         """The model, always the same."""
         import transformers as tf

@@ -97,7 +97,7 @@ def growth(sizes: Mapping[Size, Mapping[str, Any]]) -> str:
     for size, c in zip(sizes, constants(sizes), strict=True):
         by_parameter, by_token = c.extra(shape_of(size))
         rows.append([
-            f"{size.batch} x {size.tokens}, {size.layers} x {size.width}, V={size.validation}",
+            size.words,
             f"{1e-9 / c.flop:.0f}", f"{1e9 * c.parameter:.1f}", f"{1e9 * c.number:.1f}",
             f"{by_parameter:.1%}", f"{by_token:.1%}",
         ])  # fmt: skip
