@@ -37,7 +37,7 @@ def adam_slope(y: Tensor, m: Tensor, v: Tensor, numbers: SlopeNumbers) -> Tensor
         numbers: the step's.
     """
     found = torch.empty_like(y)
-    flat = [array(t).reshape(-1) for t in (y, m, v, found)]
+    flat = [*(array(t).reshape(-1) for t in (y, m, v)), found.numpy().reshape(-1)]
     row = np.array([*numbers, 0.0], flat[0].dtype)
     loop = compiled(_loop)
     over_parts(lambda begin, end: loop(*flat, row, begin, end), y.numel())

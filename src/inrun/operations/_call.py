@@ -71,7 +71,7 @@ class Call:
 
 
 def over_rows(rows_BTM: Tensor) -> Tensor:
-    """Sum over positions, (B, M); on a CPU by a matrix product, which is threefold faster there."""
+    """Sum over positions, (B, M); on a CPU by a matrix product, which is faster there."""
     if rows_BTM.device.type != "cpu" or rows_BTM.dtype not in (torch.float32, torch.float64):
         return rows_BTM.sum(1)
     return torch.matmul(rows_BTM.new_ones(1, rows_BTM.shape[1]), rows_BTM).squeeze(1)
