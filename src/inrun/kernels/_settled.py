@@ -93,7 +93,7 @@ def _loop(
     gain, bend, rate, zero, one = numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]
     K = opening.shape[0]
     sums = np.zeros((2, K))
-    block = 4096  # what stands between the two loops stays in the first cache
+    block = 4096  # what stands between the loops stays in the first cache
     slope, past, before = (
         np.empty(block, v.dtype),
         np.empty(block, v.dtype),
@@ -101,26 +101,31 @@ def _loop(
     )
     for low in range(begin, end, block):
         high = min(low + block, end)
-        for i in range(low, high):
-            root = np.sqrt(max(v[i], tiny))
-            root_before = np.sqrt(max(v[i] - second * gradient[i] * gradient[i], tiny))
-            momentum = (m[i] - first * gradient[i]) / (root_before + eps)
+        # slices, each read from 0: an index that may be negative is wrapped around, element by
+        # element, which costs as much as the arithmetic
+        g, w, m_now, v_now = gradient[low:high], weight[low:high], m[low:high], v[low:high]
+        for i in range(high - low):
+            root = np.sqrt(max(v_now[i], tiny))
+            root_before = np.sqrt(max(v_now[i] - second * g[i] * g[i], tiny))
+            momentum = (m_now[i] - first * g[i]) / (root_before + eps)
             inverse = one / (root + eps) if root > untouched else zero
-            bent = gradient[i] / (root + root_before) * momentum
-            slope[i - low] = (gain + bend * bent) * inverse
-            past[i - low] = momentum
-            before[i - low] = weight[i] + rate * m[i] * inverse
+            bent = g[i] / (root + root_before) * momentum
+            slope[i] = (gain + bend * bent) * inverse
+            past[i] = momentum
+            before[i] = w[i] + rate * m_now[i] * inverse
         for k in range(K):
+            at_first, at_last = opening[k, low:high], closing[k, low:high]
             if writes:
-                for i in range(low, high):
-                    room[k, i] = (opening[k, i] + closing[k, i]) * slope[i - low]
+                row = room[k, low:high]
+                for i in range(high - low):
+                    row[i] = (at_first[i] + at_last[i]) * slope[i]
             # apart from what is written: a loop that both writes and adds up is compiled twice, and
             # takes the version that adds up in another order where arrays happen to lie close by
             of_momentum, of_decay = zero, zero
-            for i in range(low, high):
-                twice = opening[k, i] + closing[k, i]
-                of_momentum += twice * past[i - low]
-                of_decay += twice * before[i - low]
+            for i in range(high - low):
+                twice = at_first[i] + at_last[i]
+                of_momentum += twice * past[i]
+                of_decay += twice * before[i]
             sums[0, k] += of_momentum
             sums[1, k] += of_decay
     return sums

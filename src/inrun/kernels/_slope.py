@@ -49,7 +49,8 @@ def _loop(
 ) -> None:  # pragma: no cover - compiled
     tiny, untouched, kept, entering = numbers[0], numbers[1], numbers[2], numbers[3]
     eps, bend, gain, zero = numbers[4], numbers[5], numbers[6], numbers[7]
-    for i in range(begin, end):
+    y, m, v, found = y[begin:end], m[begin:end], v[begin:end], found[begin:end]
+    for i in range(end - begin):
         before = v[i] * kept
         root_before = np.sqrt(max(before, tiny))
         root = np.sqrt(max(before + entering * y[i] * y[i], tiny))
