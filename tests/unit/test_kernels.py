@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from inrun import kernels
 from inrun.capture._probe import Probe
@@ -110,6 +111,20 @@ def test_probe_and_norm_are_their_twins(shape, dtype, threads, without):
     assert float(((found - want) / scale).abs().max()) < 100 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("shape", [(5, 37, 211), (1, 300, 7), (3, 0, 90), (0, 4, 90)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_shares_of_a_gain_are_those_of_the_normalized_input(shape, dtype, threads):
+    generator = torch.Generator().manual_seed(0)
+    x = (2 * torch.randn(shape, generator=generator) + 3).to(dtype)
+    b = torch.randn(shape, generator=generator).to(dtype)
+    normalized = F.layer_norm(x.double(), shape[-1:], eps=1e-3)
+    want = (normalized * b.double()).sum(1)
+    found = kernels.gain_shares(x, b, 1e-3)
+    assert found.dtype == dtype
+    error = (found.double() - want).abs()
+    assert bool((error < 500 * torch.finfo(dtype).eps * (1 + want.abs())).all())
+
+
 def unaligned(t):
     """The same numbers, at an address that no file would mind."""
     held = torch.zeros(t.nbytes + 1, dtype=torch.uint8)
@@ -127,7 +142,8 @@ def test_no_bit_depends_on_where_numbers_lie():
 
     def everything(move, at):
         told = path.settled(move, at, 0.7, held=True)
-        return [*told, move.slope().coefficient, probe.and_norm(move.weight)]
+        gains = kernels.gain_shares(at.opening, at.closing, 1e-5)
+        return [*told, move.slope().coefficient, probe.and_norm(move.weight), gains]
 
     want, kept = everything(move, at), []
     for number in range(400):

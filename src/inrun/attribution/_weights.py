@@ -39,8 +39,11 @@ def _part(flat: Tensor) -> Tensor:
 def _bits(flat: Tensor) -> Tensor:
     words = 8 // flat.element_size()
     whole = flat.numel() // words * words
-    rest = flat.new_zeros(words)
-    rest[: flat.numel() - whole] = flat[whole:]
     if flat.data_ptr() % 8:
         flat = flat.clone()  # a view into a larger buffer: 64 bits must begin where they may
-    return flat[:whole].view(torch.int64).sum() + rest.view(torch.int64).sum()
+    sum_of_whole = flat[:whole].view(torch.int64).sum()
+    if whole == flat.numel():
+        return sum_of_whole
+    rest = flat.new_zeros(words)
+    rest[: flat.numel() - whole] = flat[whole:]
+    return sum_of_whole + rest.view(torch.int64).sum()

@@ -1,9 +1,10 @@
 """Shares sum to the gradient: the invariant, and what became of the gradient before the step.
 
 Sum over samples of <r, share_i> = <r, grad>, for a random r a parameter (see `_probe`), is checked
-when a batch block ends. From then to the optimizer's step the gradient may be scaled (unscaling,
-clipping by norm, averaging): the factor k is read off the gradient itself. Where no one factor
-explains the change, it was elementwise (clipping by value), and the raw gradient is needed.
+when a batch block ends (of large shares in turn, see `_rota`). From then to the optimizer's step
+the gradient may be scaled (unscaling, clipping by norm, averaging): the factor k is read off the
+gradient itself. Where no one factor explains the change, it was elementwise (clipping by value),
+and the raw gradient is needed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from inrun.capture._probe import Probe, tolerance
 from inrun.capture._processes import Alone, Processes
+from inrun.capture._rota import Rota
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 from inrun.shards import is_sharded, own_part, parts
@@ -56,6 +58,9 @@ class GradientCheck:
         self._parameters, self._processes = dict(parameters), processes or Alone()
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
+        self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
+        self._present: set[str] = set()  # parameters with shares in the present block
+        self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
@@ -63,13 +68,16 @@ class GradientCheck:
 
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
+        self._present.add(name)
+        if not self._rota.asks(name, factor):
+            return
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
 
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
-        self._block = {}
+        self._block, self._present = {}, set()
 
     def end_block(
         self,
@@ -101,13 +109,17 @@ class GradientCheck:
         wrong, alone = readings(together, sums, found, low_precision)
         if wrong:
             self._raise(wrong, together, found, skipped or {})
-        self._before, self._block = sums if alone else together, {}
-        self._marks = found
+        self._before, self._marks = (sums if alone else together), found
+        self._shared = self._present if alone else self._shared | self._present
+        self._seen |= self._shared
+        self.discard_block()
         return alone
 
     def end_unreduced_block(self) -> None:
         """Adds the block to the step's sums; its gradient will be seen with a later block's."""
-        self._before, self._block = self._with_before(self._fetch_block()), {}
+        self._before = self._with_before(self._fetch_block())
+        self._shared |= self._present
+        self.discard_block()
 
     def _with_before(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
         """The block's sums and those of the blocks before it."""
@@ -206,7 +218,10 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._block, self._before, self._marks, self._seen = {}, {}, {}, set()
+        self._before, self._marks = {}, {}
+        self._shared, self._seen = set(), set()
+        self.discard_block()
+        self._rota.next_step()
 
     @property
     def norms(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ the tests compare the two.
 
 from inrun.kernels._compiled import takes
 from inrun.kernels._gradient import probe_and_squares
+from inrun.kernels._normalized import gain_shares
 from inrun.kernels._settled import SettlingNumbers, settle_adam
 from inrun.kernels._slope import SlopeNumbers, adam_slope
 
@@ -14,6 +15,7 @@ __all__ = [
     "SettlingNumbers",
     "SlopeNumbers",
     "adam_slope",
+    "gain_shares",
     "probe_and_squares",
     "settle_adam",
     "takes",

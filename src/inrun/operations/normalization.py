@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inrun.errors import ReplaceLayerError
 from inrun.factors import Dense, Factor
+from inrun.kernels import gain_shares, takes
 from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
@@ -43,7 +44,12 @@ def layer_norm(call: Call, argument: str) -> Factor | None:
         return _over_positions(call, call.gradient, call["bias"])
     if argument != "weight":
         return None
-    normalized = F.layer_norm(call["input"], call["normalized_shape"], eps=_eps(call, 1e-5))
+    x, eps = call["input"], _eps(call, 1e-5)
+    if call["weight"].ndim == 1:
+        rows, gradients = call.rows(x), call.rows(call.gradient)
+        if takes(gradients, rows):
+            return Dense(gain_shares(rows, gradients, eps))
+    normalized = F.layer_norm(x, call["normalized_shape"], eps=eps)
     return _over_positions(call, call.gradient * normalized, call["weight"])
 
 

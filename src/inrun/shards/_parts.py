@@ -7,6 +7,7 @@ K leading rows, such as targets.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +15,15 @@ from torch import Tensor
 
 
 def is_sharded(t: Any) -> bool:
-    """Whether a tensor is spread over processes. Told by name: the class is slow to import."""
-    return any(kind.__name__ == "DTensor" for kind in type(t).__mro__)
+    """Whether a tensor is spread over processes."""
+    kind: Any = type(t)
+    return _of_shards(kind)
+
+
+@cache
+def _of_shards(kind: Any) -> bool:
+    """Whether a class is `DTensor` or one of it, told by name: the class is slow to import."""
+    return any(base.__name__ == "DTensor" for base in kind.__mro__)
 
 
 def own_part(t: Tensor) -> Tensor:
