@@ -13,6 +13,7 @@ from torch import nn
 
 from inrun.attribution._audit import Audit
 from inrun.attribution._closures import Arguments, with_closure_run
+from inrun.attribution._demands import demand_losses, demand_whole_directions
 from inrun.attribution._frequency import Frequency
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
@@ -68,7 +69,10 @@ class Attribution(Results):
         if folder is not None:
             folder.create()
         self._hooks = StepHooks(self, optimizers.members)
-        self._release = weakref.finalize(self, release, self._hooks, line, self._record, folder)
+        complete = self._steps.booking.complete
+        self._release = weakref.finalize(
+            self, release, self._hooks, line, complete, self._record, folder
+        )
 
     # ---- in the loop
 
@@ -162,7 +166,7 @@ class Attribution(Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
-        self._steps.demand_losses("An audit")
+        demand_losses(self._scorer, "An audit")
         if self._steps.capture.sharded:
             raise NotSupportedError(
                 "An audit plays steps out on whole copies of the model, and this one's parameters "
@@ -198,8 +202,8 @@ class Attribution(Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        self._steps.demand_losses("A value a token")
-        self._steps.demand_whole_directions()
+        demand_losses(self._scorer, "A value a token")
+        demand_whole_directions(self._scorer, self._steps.capture)
         if self._steps.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
                 "Values a token are kept by one process, and computed from whole parameters. With "
@@ -251,7 +255,7 @@ class Attribution(Results):
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
-        self._record.flush(self.coverage())
+        self._booked.flush(self.coverage())
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice.

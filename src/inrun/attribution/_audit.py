@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from inrun.attribution._audit_utility import AuditUtility
 from inrun.attribution._schedule import AuditSchedule
-from inrun.attribution._scorer import Scored, Scorer
+from inrun.attribution._scored import Scored
+from inrun.attribution._scorer import Scorer
 from inrun.capture import Capture, Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype

@@ -17,7 +17,8 @@ from inrun.attribution._audit import FEWEST, MOST, Audit, Auditor
 from inrun.attribution._audit_utility import AuditUtility
 from inrun.attribution._live import Stopwatch
 from inrun.attribution._schedule import AuditSchedule
-from inrun.attribution._scorer import Scored, Scorer
+from inrun.attribution._scored import Scored
+from inrun.attribution._scorer import Scorer
 from inrun.capture import Capture, Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
@@ -77,6 +78,11 @@ class Auditing:
                 self._guarded(lambda: listen(name, factor))
 
             capture.observer = guarded
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is an audit that has not ended."""
+        return self._auditor is not None
 
     @property
     def has_played(self) -> bool:

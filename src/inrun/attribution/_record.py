@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._payout import Paid
-from inrun.attribution._scorer import Scored
+from inrun.attribution._scored import Scored
 from inrun.errors import MisuseError
 from inrun.ledger import (
     LEDGER,

@@ -46,6 +46,7 @@ class Resume:
     def state(self) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
         self._steps.finish()
+        self._steps.booking.complete()
         if self._steps.pending:
             raise MisuseError(
                 "state_dict() was called between backward() and optimizer.step(). The gradients "
@@ -57,7 +58,7 @@ class Resume:
         header = {
             "kind": self._kind,
             "taken": self._steps.taken,
-            "scored": self._steps.scored,
+            "scored": self._steps.booking.scored,
             "frequency": self._steps.frequency.state(),
             "ids": self._ids.kind,
             "scorer": scorer,
@@ -90,7 +91,7 @@ class Resume:
             self._record.take_books(processes.gathered(self._record.stored_books())[0])
         self._scorer.restore(header["scorer"], part("scorer/"))
         self._ids.kind = header["ids"]
-        self._steps.taken, self._steps.scored = header["taken"], header["scored"]
+        self._steps.taken, self._steps.booking.scored = header["taken"], header["scored"]
         self._steps.frequency.restore(header["frequency"])
         self._steps.drop(moved=True)
         self._steps.auditing.restore(header.get("audit"))

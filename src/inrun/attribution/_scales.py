@@ -52,10 +52,17 @@ def scales_of(
     blocks: Sequence[Block],
     processes: Processes,
 ) -> dict[str, Tensor | float | None]:
-    """For each parameter what became of its gradient between the backward pass and the step."""
+    """For each parameter what became of its gradient between the backward pass and the step.
+
+    Args:
+        gradients: that the step consumes or has consumed, which the check has taken down.
+        capture: the parameters and the check.
+        blocks: the step's samples.
+        processes: that they are spread over.
+    """
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
-    for name, k in capture.check.scales(gradients).items():
+    for name, k in capture.check.scales().items():
         if name in gaps or (k is not None and norms[name] == 0):
             scales[name] = None
         else:

@@ -5,11 +5,10 @@ Letters: N samples of the step over all its blocks, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,44 +22,15 @@ from inrun.attribution._plan import (
 )
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._scales import common_scale, norms_of, scales_of
+from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._validation import Validation, following
 from inrun.capture import Alone, Block, Capture, Processes
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
-from inrun.ledger import Entries
 from inrun.optim import Together
 from inrun.utility import Evaluation, Utility
-
-
-class Scored(NamedTuple):
-    """A step's result: values (N, K) in the blocks' order, its books, the method really used.
-
-    `paid`: what earlier steps' samples were paid by momentum, now that their window is over.
-    """
-
-    values: np.ndarray
-    entries: Entries
-    estimator: str
-    paid: Sequence[Paid] = ()
-
-
-@dataclass
-class _Taken:
-    """A step that was taken, with all that is needed to score it but the closing pass."""
-
-    blocks: list[Block]
-    plans: dict[str, ParameterPlan]
-    opening: Evaluation | None
-    extra: dict[str, dict[str, Tensor]]
-    step: int
-    weight: float
-
-    def kept(self) -> _Taken:
-        """The same with gradients that the loop does not overwrite."""
-        plans = {name: plan.kept() for name, plan in self.plans.items()}
-        return replace(self, plans=plans)
 
 
 class Scorer:
@@ -85,11 +55,12 @@ class Scorer:
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
         self.validation = Validation(model, utility, self.processes)
-        self._late: _Taken | None = None
+        self._late: Taken | None = None
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
+        self._consumed: dict[str, Tensor] = {}
         self.watcher: DirectionWatcher | None = None
 
     def stream_contraction(
@@ -172,15 +143,18 @@ class Scorer:
         self._at_open = self.validation.opening(capture)
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
-        """Reads the optimizers while their state is still that of w_t."""
+        """Reads the optimizers while their state is still that of w_t.
+
+        What became of the gradients is taken down, and told by `conclude`.
+        """
         if not self.validation.follows:
             self._at_open = self.validation.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
             moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
-            consumed = {names[id(p)]: m.gradient for _, p, m in moving}
-            scales = scales_of(consumed, capture, blocks, self.processes)
+            self._consumed = {names[id(p)]: m.gradient for _, p, m in moving}
+            capture.check.consume(self._consumed)
             held = self._held(capture, blocks)
             samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work(((p, move) for _, p, move in moving), samples)
@@ -190,7 +164,7 @@ class Scorer:
                 if self.payouts is not None:
                     self.payouts.remember(name, move.memory(), p)
                 plans[name] = plan_parameter(
-                    k, p, move, direction, scales[name],
+                    k, p, move, direction,
                     held=name in held, processes=self.processes.size,
                 )  # fmt: skip
             self._rule_check.before(self._optimizers, plans)
@@ -198,6 +172,17 @@ class Scorer:
         if len(self._optimizers.members) > 1:
             self._norms = norms_of(plans)
         self._extra = self.validation.extra(self._direction, plans, capture)
+
+    @torch.no_grad()
+    def conclude(self, capture: Capture, blocks: Sequence[Block]) -> None:
+        """Takes note of what became of the gradients between the backward pass and the step.
+
+        Raises:
+            MisuseError: no sample accounts for it.
+        """
+        scales = scales_of(self._consumed, capture, blocks, self.processes)
+        self._plans = {n: replace(plan, scale=scales[n]) for n, plan in self._plans.items()}
+        self._consumed = {}
 
     def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
         """Parameters with shares to contract; in any process where directions are gathered."""
@@ -229,7 +214,8 @@ class Scorer:
         stepped: Collection[int],
         step: int,
         weight: float,
-    ) -> Scored | None:
+        conclude: Callable[[], Sequence[Block]] | None = None,
+    ) -> Unread | None:
         """Contracts the directions, now that the closing gradient is known.
 
         Args:
@@ -238,6 +224,8 @@ class Scorer:
             stepped: the numbers of the optimizers that really stepped.
             step: the step's number.
             weight: how many steps it stands for; values are not multiplied by it here.
+            conclude: reads what was taken down before the step, where that was put off until
+                there is other work for the device, and gives the blocks that count.
 
         Returns:
             None where the step waits for the next one's gradient: see `score_late`.
@@ -246,14 +234,17 @@ class Scorer:
         self._rule_check.after(self._plans)
         for block in blocks:
             block.check_untouched()
-        taken = _Taken(list(blocks), self._plans, self._at_open, self._extra, step, weight)
+        closing = None if self.validation.follows else self.validation.closing(capture)
+        if conclude is not None:
+            blocks = conclude()
+        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, weight)
         self._plans, self._extra, self._at_open = {}, {}, None
-        if self.validation.follows:
+        if closing is None:
             self._late = taken.kept()
             return None
-        return self._score(taken, self.validation.closing(capture))
+        return self._score(taken, closing)
 
-    def score_late(self) -> Scored | None:
+    def score_late(self) -> Unread | None:
         """The step before, where it waits for the gradient that the coming one consumes."""
         late, self._late = self._late, None
         if late is None:
@@ -268,7 +259,7 @@ class Scorer:
         return self._score(late, following(gradients))
 
     @torch.no_grad()
-    def _score(self, taken: _Taken, closing: Evaluation) -> Scored:
+    def _score(self, taken: Taken, closing: Evaluation) -> Unread:
         """Contracts the directions of a step that was taken."""
         opening = taken.opening or closing  # what follows a step is all that is known of the loss
         samples = [block.samples for block in taken.blocks]
@@ -290,19 +281,16 @@ class Scorer:
             self._forecast.learn(scale, len(taken.blocks))
             sums.add_streamed(taken.blocks, scale)
         self.contraction.end_step()
-        all_values, momentum, decay = sums.fetch()
         paid: list[Paid] = []
         if self.payouts is not None:
             scales = {name: plan.share_scale for name, plan in taken.plans.items()}
             paid = self.payouts.end_step(taken.step, taken.blocks, scales)
-        entries = Entries(
-            opening.losses.numpy(), closing.losses.numpy(), all_values.sum(0), momentum, decay
-        )
-        if self.watcher is not None:
-            self.watcher.scored(taken.step, taken.weight, all_values)
         used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
-        return Scored(all_values, entries, estimator, paid)
+        unread = Unread(sums, (opening, closing), self._utility.targets, estimator, paid)
+        if self.watcher is not None:
+            self.watcher.scored(taken.step, taken.weight, unread.read().values)
+        return unread
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.
@@ -327,6 +315,6 @@ class Scorer:
             self._late = None
         if self.payouts is not None and self._late is None:
             self.payouts.forget_step()
-        self._plans, self._extra, self._at_open = {}, {}, None
+        self._plans, self._extra, self._at_open, self._consumed = {}, {}, None, {}
         if moved:
             self.validation.forget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -66,7 +66,13 @@ class StepHooks:
             handle.remove()
 
 
-def release(hooks: StepHooks, line: LiveLine, record: Record, folder: RunFolder | None) -> None:
+def release(
+    hooks: StepHooks,
+    line: LiveLine,
+    complete: Callable[[], None],
+    record: Record,
+    folder: RunFolder | None,
+) -> None:
     """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
 
     Steps that momentum still pays are stored with what they have.
@@ -75,7 +81,10 @@ def release(hooks: StepHooks, line: LiveLine, record: Record, folder: RunFolder 
     or the program ends.
     """
     hooks.remove()
-    line.close()
+    try:
+        complete()
+    finally:
+        line.close()
     if folder is not None and folder.path.exists():
         record.let_go()
         folder.flush()

@@ -8,32 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from torch import nn
 
 from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
+from inrun.attribution._booking import Booking, Step
 from inrun.attribution._captures import build_capture
-from inrun.attribution._frequency import Frequency
+from inrun.attribution._frequency import Frequency, WithinBudget
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
-from inrun.attribution._scorer import Scored, Scorer
-from inrun.capture import Block, Capture, Hold, Stream, gathered_step, self_test
-from inrun.errors import MisuseError
-from inrun.factors import DenseContraction
+from inrun.attribution._scored import Scored
+from inrun.attribution._scorer import Scorer
+from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
 from inrun.utility import Utility
 
 
-class _Step(NamedTuple):
-    """One scored step: its number, how many steps it stands for, and its samples."""
-
-    number: int
-    weight: float
-    ids: Ids
+class _MovedUnseenError(Exception):
+    """The weights that a step began with are not those of the last closing pass."""
 
 
 class Steps:
@@ -53,15 +48,17 @@ class Steps:
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._scorer, self._capture_kind, self._self_test = scorer, capture, check
-        self._record, self._line, self.frequency = record, line, frequency
+        self._record, self.frequency = record, frequency
         self._advice, self.watch = Advice(), Stopwatch()
         self.auditing = Auditing(self.watch, self._advice)
         self.paying = Paying(scorer, record, self.watch, self._advice)
-        self.taken = self.scored = 0
+        self.booking = Booking(scorer, record, line, self.watch, self.paying)
+        self.taken = 0
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
         self._pending: list[tuple[Ids, Block]] = []
-        self._late: _Step | None = None  # waits for the next step's gradients
+        self._late: Step | None = None  # waits for the next step's gradients
+        self._versions_lie = False  # weights were edited past PyTorch's version counters
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
         self._advice.of_stale(utility.refresh)
@@ -88,6 +85,7 @@ class Steps:
             if self._weight is None:
                 self._weight = self.frequency.weight(self.taken + 1)
                 self._scorer.validation.deal(self.frequency.parts)
+                self._scorer.validation.late = self._reads_late()
         if self._weight == 0:
             yield
             return
@@ -112,12 +110,44 @@ class Steps:
         finally:
             self._inside = False
 
+    def _reads_late(self) -> bool:
+        """Whether the host reads this step's numbers after it has queued other work.
+
+        Everything that needs numbers within a step, or times it, has it read them at once.
+        """
+        alone = self._scorer.processes.size == 1 and len(self._optimizers.members) == 1
+        plain = self._scorer.payouts is None and self._scorer.watcher is None
+        timed = isinstance(self.frequency, WithinBudget) or self.auditing.under_way
+        there = reads_late(self.capture.trained.values())
+        return there and alone and plain and not timed and not self._versions_lie
+
     def _end_block(self, names: Ids, block: Block) -> None:
-        if self.capture.end_block():
-            self._pending.clear()  # the loop zeroed the gradients: those samples are not in
-            self.auditing.cancel()
-        self._pending.append((names, block))
+        if self._scorer.validation.late:
+            self._conclude()  # the block before: the device has long been there
+        self.capture.end_block()
+        ended = (names, block)
+        if self._scorer.validation.late:
+            self._pending.append(ended)
+        else:
+            self._pending = self._counting([*self._pending, ended])
+
+    def _conclude(self) -> list[Block]:
+        """Compares blocks that ended with the gradients, and gives those of the step that count."""
+        self._pending = self._counting(self._pending)
+        return [block for _, block in self._pending]
+
+    def _counting(self, blocks: list[tuple[Ids, Block]]) -> list[tuple[Ids, Block]]:
+        """Those of the step's blocks whose samples are in the gradients.
+
+        Raises:
+            InvariantError: a block's shares do not sum to the gradient.
+        """
+        flags = self.capture.conclude()
         self._advice.of_gaps(self.capture.coverage)
+        if not any(flags):
+            return blocks
+        self.auditing.cancel()  # the loop zeroed the gradients: what was before is not in
+        return blocks[len(blocks) - flags[::-1].index(True) - 1 :]
 
     def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
@@ -153,7 +183,10 @@ class Steps:
         self._advice.of_strangers(self._optimizers, self.capture)
         with self.watch:
             try:
-                self._scorer.before_step(self.capture, [block for _, block in self._pending])
+                blocks = [block for _, block in self._pending]
+                self._scorer.before_step(self.capture, blocks)
+                if not self._scorer.validation.late:
+                    self._scorer.conclude(self.capture, blocks)
             except Exception:
                 self.drop(moved=True, failed=True)
                 raise
@@ -193,43 +226,54 @@ class Steps:
             return
         try:
             with self.watch:
-                blocks = [block for _, block in self._pending]
                 self.taken += 1
-                step = _Step(
-                    self.taken, self._weight or 1.0, _joined([i for i, _ in self._pending])
-                )
-                scored = self._scorer.after_step(
-                    self.capture, blocks, self._stepped, step.number, step.weight
-                )
-                if scored is None:
+                weight, late = self._weight or 1.0, self._scorer.validation.late
+                blocks = [block for _, block in self._pending]
+                unread = self._scorer.after_step(
+                    self.capture, blocks, self._stepped, self.taken, weight,
+                    self._read_late if late else None,
+                )  # fmt: skip
+                step = Step(self.taken, weight, _joined([i for i, _ in self._pending]))
+                if unread is None:
                     self._late = step
                     return
-                self._book(step, scored)
+                if late:
+                    self.booking.book_later(step, unread)
+                    return
+                scored = self.booking.book(step, unread)
             self._check(scored)
+        except _MovedUnseenError:
+            self._versions_lie = True
+            self._advice.once(
+                "Weights were edited between two steps past PyTorch's version counters (.data, or "
+                "an optimizer's fused step that was not attached), and the step after it was not "
+                "scored. Further steps look for it before they are taken. Wrap such edits in "
+                "attribution.paused()."
+            )
+            self._scorer.forget(moved=True)
         finally:
             self.drop()
+
+    def _read_late(self) -> list[Block]:
+        """What was taken down before the step, read now that the closing pass is queued."""
+        blocks = self._conclude()
+        if not self._scorer.validation.proven:
+            raise _MovedUnseenError
+        self._scorer.conclude(self.capture, blocks)
+        return blocks
 
     def _score_late(self) -> None:
         """Scores the step before, where it waits for the gradients that are there now."""
         step, self._late = self._late, None
         if step is not None:
             with self.watch:
-                scored = self._scorer.score_late()
-                if scored is not None:
-                    self._book(step, scored)
-
-    def _book(self, step: _Step, scored: Scored) -> None:
-        ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
-        entries = scored.entries._replace(samples=values.sum(0))
-        scored = scored._replace(values=values, entries=entries)
-        self.scored += 1
-        waits = self._scorer.payouts is not None
-        self._record.add(step.number, ids, scored, step.weight, waits=waits)
-        self._line.update(
-            self._record.latest, self._record.residual_share, self.watch.overhead,
-            self.paying.words,
-        )  # fmt: skip
-        self.paying.book(scored.paid)
+                unread = self._scorer.score_late()
+                if unread is None:
+                    return
+                if self._scorer.validation.late:
+                    self.booking.book_later(step, unread)
+                else:
+                    self.booking.book(step, unread)
 
     def _check(self, scored: Scored) -> None:
         """The audit's part of a step's end."""
@@ -256,6 +300,7 @@ class Steps:
             parted: other processes may be elsewhere, and are not waited for.
         """
         self._late = None
+        self.booking.complete()
         self.paying.settle(parted=parted)
 
     def drop(self, *, moved: bool = False, failed: bool = False) -> None:
@@ -275,37 +320,6 @@ class Steps:
             self.auditing.cancel()
             self.capture.check.next_step()
             self._scorer.forget(moved=moved)
-
-    def demand_losses(self, what: str) -> None:
-        """Refuses what cannot be done without a validation loss.
-
-        Raises:
-            MisuseError: the next batch stands for a validation set.
-        """
-        if self._scorer.validation.follows:
-            raise MisuseError(
-                f"{what} needs a validation loss, and Utility.next_batch() has none. Attach with "
-                "Utility(loss_fn, validation_batch)."
-            )
-
-    def demand_whole_directions(self) -> None:
-        """Refuses settings under which a value is not one direction's product with a share.
-
-        Raises:
-            MisuseError: names the setting.
-        """
-        exact = isinstance(self._scorer.contraction, DenseContraction)
-        if isinstance(self.capture, Stream) or not exact or not self._scorer.one_direction:
-            raise MisuseError(
-                "Values a token need each sample's value to be one direction's product with its "
-                "share, exactly. Attach with capture='hold', contraction='dense' and "
-                "smoothed_steps=0, and not with estimator='path-smoothed'."
-            )
-        if self._scorer.payouts is not None:
-            raise MisuseError(
-                "Values a token are those of a step alone, and payout adds what momentum did "
-                "later. Attach with payout=0."
-            )
 
     def _new_capture(self) -> Capture:
         capture = build_capture(

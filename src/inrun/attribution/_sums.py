@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._plan import ParameterPlan, SampleBySample
-from inrun.capture import Block, Processes
+from inrun.capture import Block, Processes, Reading
 from inrun.directions import Gradients
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move
@@ -48,6 +48,7 @@ class Sums:
         self.watcher: DirectionWatcher | None = None
         self._sharded = False
         self._by_device: dict[torch.device, Tensor] = {}
+        self._sent: Reading | None = None
 
     def add(
         self,
@@ -108,11 +109,16 @@ class Sums:
             if block.values_BK is not None:
                 self._add(number, block.values_BK * (scale / self._processes.size))
 
+    def send(self) -> None:
+        """All parameters were added: the sums begin their way to the host."""
+        self._sent = Reading(*self._by_device.values())
+
     def fetch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values of all blocks' samples (N, K), momentum (K,) and decay (K,), float64."""
+        assert self._sent is not None
         total = np.zeros((2 + sum(self._samples), self._K))
-        for rows in self._by_device.values():
-            total += rows.cpu().numpy()
+        for rows in self._sent.wait():
+            total += rows.numpy()
         history = total[:2]
         if self._sharded:  # each process has summed over its own parts
             history = self._processes.mean(torch.from_numpy(history)).numpy()

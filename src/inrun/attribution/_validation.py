@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution._plan import ParameterPlan, ReadBefore
-from inrun.attribution._weights import weights_mark
+from inrun.attribution._weights import WeightsMark
 from inrun.capture import Capture, Processes
 from inrun.directions import Direction
 from inrun.shards import is_sharded
@@ -24,7 +24,9 @@ class Validation:
 
     def __init__(self, model: nn.Module, utility: Utility, processes: Processes):
         self._model, self._utility, self._processes = model, utility, processes
-        self._last: tuple[Evaluation, tuple[int, ...]] | None = None
+        self._last: tuple[Evaluation, WeightsMark] | None = None
+        self._unproven: tuple[WeightsMark, WeightsMark] | None = None
+        self.late = False  # whether the device's numbers are read later than they are asked for
         self._passes = 0
         self._age = 0  # steps that the last pass's gradient has been taken for the present one's
 
@@ -43,12 +45,24 @@ class Validation:
         if self._last is not None:
             evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
-            known = known and mark == weights_mark(capture.trained.values())
+            now = WeightsMark(capture.trained.values()) if known else mark
+            known = known and (mark.same_versions(now) if self.late else mark.same(now))
+            if known and self.late:
+                self._unproven = mark, now
             if capture.sharded:  # each process sees its own parts; a pass is every process's
                 (known,) = self._processes.all([known])
             if known:
                 return evaluation
         return self._kept(self._fresh(capture), capture)
+
+    @property
+    def proven(self) -> bool:
+        """Whether the weights were the last closing pass's where versions alone said so.
+
+        Asked once the device has got there; true where they said otherwise.
+        """
+        marks, self._unproven = self._unproven, None
+        return marks is None or marks[0].same(marks[1])
 
     def closing(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights, which are kept.
@@ -67,16 +81,17 @@ class Validation:
         return self._evaluate(capture)
 
     def _kept(self, evaluation: Evaluation, capture: Capture) -> Evaluation:
-        self._last = (evaluation, weights_mark(capture.trained.values()))
+        self._last = (evaluation, WeightsMark(capture.trained.values()))
         return evaluation
 
     def forget(self) -> None:
         """The weights move without being scored."""
-        self._last = None
+        self._last = self._unproven = None
 
     def _evaluate(self, capture: Capture) -> Evaluation:
         """A validation pass; of several processes the mean, whose rows may be the same or not."""
-        found = evaluate(self._utility.part(self._passes), self._model, capture.trained)
+        part = self._utility.part(self._passes)
+        found = evaluate(part, self._model, capture.trained, checked=not self.late)
         self._passes += 1
         if self._processes.size == 1:
             return found

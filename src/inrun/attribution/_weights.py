@@ -11,22 +11,35 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from inrun.capture import Reading
 from inrun.shards import own_part
 
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 
 
-def weights_mark(parameters: Iterable[Tensor]) -> tuple[int, ...]:
+class WeightsMark:
     """Versions and checksums: sums of bits, read as integers of 64.
 
     Such a sum is exact, where one in the parameter's own precision would miss a small step. Of
     sharded parameters they are those of this process's parts.
     """
-    parameters = list(parameters)
-    with torch.no_grad():
-        sums = [_bits(_part(own_part(p.detach()).reshape(-1))) for p in parameters]
-        checksums = torch.stack(sums).cpu().tolist() if sums else ()
-    return (*(p._version for p in parameters), *checksums)
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        parameters = list(parameters)
+        self._versions = [p._version for p in parameters]
+        with torch.no_grad():
+            sums = [_bits(_part(own_part(p.detach()).reshape(-1))) for p in parameters]
+            self._checksums = Reading(torch.stack(sums) if sums else torch.zeros(0))
+
+    def same_versions(self, other: WeightsMark) -> bool:
+        """Whether version counters tell of no edit; nothing is read from a device for it."""
+        return self._versions == other._versions
+
+    def same(self, other: WeightsMark) -> bool:
+        """Whether neither versions nor checksums do."""
+        return self.same_versions(other) and self._checksums.wait()[0].equal(
+            other._checksums.wait()[0]
+        )
 
 
 def _part(flat: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._offload import Moves, Offload
 from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
+from inrun.capture._reading import Reading, reads_late
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
 from inrun.capture._stream import Stream
@@ -25,11 +26,13 @@ __all__ = [
     "Moves",
     "Offload",
     "Processes",
+    "Reading",
     "Root",
     "Several",
     "Stream",
     "agreed",
     "compiled_parts",
     "gathered_step",
+    "reads_late",
     "self_test",
 ]

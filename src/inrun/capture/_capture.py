@@ -138,17 +138,16 @@ class Capture(ABC):
         self._skipped = mode.skipped
         self.coverage.skipped(mode.skipped)
 
-    def end_block(self) -> bool:
-        """Checks the invariant against `.grad`; True if only the last block is in it.
+    def end_block(self) -> None:
+        """Takes down what the invariant needs of `.grad`, for `conclude`.
 
         Raises:
-            InvariantError: the shares do not sum to the gradient.
             NotSupportedError: a gradient is sparse.
             MisuseError: other processes are not at the end of a block.
         """
         if self.sharded and not self._reduced:  # this process's own gradient can nowhere be read
             self.check.end_unreduced_block()
-            return False
+            return
         if self._reduced:
             self.processes.demand_alike("the end of a block")
         gradients = {name: p.grad for name, p in self.trained.items()}
@@ -158,12 +157,19 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        alone = self.check.end_block(
-            gradients, self.low_precision, self._skipped, reduced=self._reduced
-        )
-        self.coverage.measured(self.check.norms, self.check.gaps)
-        self.coverage.unmeasured_axes |= self.layouts.assumed
-        return alone
+        self.check.end_block(gradients, self.low_precision, self._skipped, reduced=self._reduced)
+
+    def conclude(self) -> list[bool]:
+        """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.
+
+        Raises:
+            InvariantError: the shares do not sum to the gradient.
+        """
+        flags = self.check.conclude()
+        if flags:
+            self.coverage.measured(self.check.norms, self.check.gaps)
+            self.coverage.unmeasured_axes |= self.layouts.assumed
+        return flags
 
     @abstractmethod
     @contextmanager

@@ -9,41 +9,19 @@ and the raw gradient is needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probe, tolerance
 from inrun.capture._processes import Alone, Processes
+from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
+from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed, summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 from inrun.shards import is_sharded, own_part, parts
-
-
-class Measured(NamedTuple):
-    """A gradient along its random direction, and its norm."""
-
-    probe: float
-    norm: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether both are numbers."""
-        return math.isfinite(self.probe) and math.isfinite(self.norm)
-
-
-class Summed(NamedTuple):
-    """Shares along the random direction: their sum, and the sum of their sizes."""
-
-    total: float
-    size: float
-
-
-NOTHING = Summed(0.0, 0.0)
 
 
 class GradientCheck:
@@ -62,6 +40,8 @@ class GradientCheck:
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
+        self._ended: list[Ended] = []
+        self._consumed: Rows | None = None
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
         self._seen: set[str] = set()
@@ -86,38 +66,50 @@ class GradientCheck:
         skipped: Mapping[str, str] | None = None,
         *,
         reduced: bool = True,
-    ) -> bool:
-        """Compares sums with gradients; True if only this block's samples are in them.
-
-        Gradients may have been zeroed since the last block: then earlier blocks of the step
-        do not count any more.
+    ) -> None:
+        """Takes sums and gradients down as they are now, for `conclude` to compare.
 
         Args:
-            gradients: by parameter name, as they are now.
+            gradients: by parameter name.
             low_precision: whether half precision took part.
             skipped: uses that have no share for a sample, and why: for the message.
             reduced: whether the backward pass averaged the processes' gradients. If not, nothing is
                 asked of the other processes, whose blocks may be others.
+        """
+        found = self._measure({name: g for name, g in gradients.items() if g is not None})
+        self._ended.append(
+            Ended(self._block_sums(), found, self._present, low_precision, skipped or {}, reduced)
+        )
+        self.discard_block()
+
+    def conclude(self) -> list[bool]:
+        """Compares what blocks left: for each, whether only its own samples are in the gradients.
+
+        Gradients may have been zeroed since the block before: then earlier blocks of the step
+        do not count any more.
 
         Raises:
             InvariantError: the shares do not sum to the gradient, by whichever reading.
         """
-        found = self._measure({name: g for name, g in gradients.items() if g is not None})
-        sums = self._fetch_block()
+        ended, self._ended = self._ended, []
+        return [self._conclude(block) for block in ended]
+
+    def _conclude(self, block: Ended) -> bool:
+        found = self._measured(block.gradients)
+        sums = summed(block.sums)
         together = self._with_before(sums)
-        readings = self._readings if reduced else self._own_readings
-        wrong, alone = readings(together, sums, found, low_precision)
+        readings = self._readings if block.reduced else self._own_readings
+        wrong, alone = readings(together, sums, found, block.low_precision)
         if wrong:
-            self._raise(wrong, together, found, skipped or {})
+            self._raise(wrong, together, found, block.skipped)
         self._before, self._marks = (sums if alone else together), found
-        self._shared = self._present if alone else self._shared | self._present
+        self._shared = block.present if alone else self._shared | block.present
         self._seen |= self._shared
-        self.discard_block()
         return alone
 
     def end_unreduced_block(self) -> None:
         """Adds the block to the step's sums; its gradient will be seen with a later block's."""
-        self._before = self._with_before(self._fetch_block())
+        self._before = self._with_before(summed(self._block_sums()))
         self._shared |= self._present
         self.discard_block()
 
@@ -176,14 +168,19 @@ class GradientCheck:
             if seen
         }
 
-    def scales(self, gradients: Mapping[str, Tensor]) -> dict[str, float | None]:
+    def consume(self, gradients: Mapping[str, Tensor]) -> None:
+        """Takes down the gradients that the optimizer is about to consume, for `scales`."""
+        self._consumed = self._measure(gradients)
+
+    def scales(self) -> dict[str, float | None]:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
 
         Raises:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = self._measure(gradients)
+        now = {} if self._consumed is None else self._measured(self._consumed)
+        self._consumed = None
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
             raise MisuseError(
@@ -218,7 +215,7 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._before, self._marks = {}, {}
+        self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
         self._shared, self._seen = set(), set()
         self.discard_block()
         self._rota.next_step()
@@ -246,20 +243,21 @@ class GradientCheck:
         whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
         return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
 
-    def _measure(self, gradients: Mapping[str, Tensor]) -> dict[str, Measured]:
-        """Probe and norm of each gradient, with one transfer from the device.
-
-        Of sharded parameters every process measures its part.
-        """
-        if not gradients:
-            return {}
+    def _measure(self, gradients: Mapping[str, Tensor]) -> Rows:
+        """Probe and norm of each gradient; of sharded parameters this process's part."""
         own = {name: own_part(g.detach()) for name, g in gradients.items()}
         pairs = [self._probes[name].and_norm(g) for name, g in own.items()]
-        rows = torch.stack(pairs).cpu()
-        cut = {n: parts(self._parameters[n]) for n in gradients if is_sharded(self._parameters[n])}
+        return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
+
+    def _measured(self, found: Rows) -> dict[str, Measured]:
+        """The same as numbers, of the whole parameters."""
+        whole = {name: self._parameters[name] for name in found.names}
+        cut = {name: parts(p) for name, p in whole.items() if is_sharded(p)}
         if cut:
-            rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in gradients]))
-        return {name: Measured(*row) for name, row in zip(gradients, rows.tolist(), strict=True)}
+            (rows,) = found.reading.wait()
+            rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in found.names]))
+            found = Rows(found.names, Reading(rows))
+        return {name: Measured(*row) for name, row in found.read().items()}
 
     def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
         """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
@@ -268,13 +266,9 @@ class GradientCheck:
         whole[:, 1] = whole[:, 1].sqrt()
         return torch.where((cut > 0).unsqueeze(1), whole, rows)
 
-    def _fetch_block(self) -> dict[str, Summed]:
-        if not self._block:
-            return {}
-        rows = torch.stack([torch.stack(pair).double() for pair in self._block.values()])
-        return {
-            name: Summed(*row) for name, row in zip(self._block, rows.cpu().tolist(), strict=True)
-        }
+    def _block_sums(self) -> Rows:
+        rows = [torch.stack(pair).double() for pair in self._block.values()]
+        return Rows(list(self._block), Reading(torch.stack(rows) if rows else torch.zeros(0, 2)))
 
     def _disagreements(
         self,

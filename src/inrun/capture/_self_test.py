@@ -165,4 +165,5 @@ def _check_sums(
     low_precision = any(use.low_precision for use in reached)
     found: dict[str, Tensor | None] = dict(zip(capture.trained, gradients, strict=True))
     check.end_block(found, low_precision, mode.skipped)
+    check.conclude()
     capture.coverage.unmeasured_axes |= layouts.assumed

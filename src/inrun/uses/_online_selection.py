@@ -90,6 +90,7 @@ class OnlineSelection:
             with self._capture.block(len(names)) as block:
                 yield
             self._capture.end_block()
+            self._capture.conclude()
             self._refuse_gaps()
             total = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
             if self._unchecked is not None:

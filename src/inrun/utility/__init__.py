@@ -3,6 +3,7 @@
 from inrun.utility._passes import (
     Evaluation,
     curvature,
+    demand_finite,
     evaluate,
     gradients_of,
     loss_of,
@@ -17,6 +18,7 @@ __all__ = [
     "LossFunction",
     "Utility",
     "curvature",
+    "demand_finite",
     "differing_row",
     "displaced",
     "evaluate",

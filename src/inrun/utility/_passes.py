@@ -5,7 +5,8 @@ Letters: K targets. Gradients are kept by parameter name as (K, *shape of the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,14 @@ from inrun.utility._utility import Utility, no_loss
 class Evaluation:
     """One validation pass.
 
-    `losses` (K,) float64 on the CPU; `gradients` by parameter name, (K, *shape), zero where a
-    target does not use the parameter. Of sharded parameters they are this process's parts of the
-    mean over processes.
+    `losses` (K,) float64, on the CPU where they were `checked`; `gradients` by parameter name,
+    (K, *shape), zero where a target does not use the parameter. Of sharded parameters they are
+    this process's parts of the mean over processes.
     """
 
     losses: Tensor
     gradients: dict[str, Tensor]
+    checked: bool = True
 
 
 def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
@@ -65,8 +67,16 @@ def _explain_devices(model: nn.Module, batch: Any, target: str, error: RuntimeEr
         ) from error
 
 
-def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]) -> Evaluation:
+def evaluate(
+    utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor], *, checked: bool = True
+) -> Evaluation:
     """Losses and gradients of every target.
+
+    Args:
+        utility: the targets.
+        model: at the weights to evaluate.
+        parameters: the trained parameters by name.
+        checked: whether to wait for the losses; if not, call `demand_finite` once they are read.
 
     Raises:
         MisuseError: a loss is not finite, or has no graph to any trained parameter.
@@ -85,18 +95,28 @@ def evaluate(utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor
                 )
             rows.append(gradients_of(loss, model, list(parameters.values())))
             losses.append(loss.detach())
-    values = torch.stack([loss.double().cpu() for loss in losses])
-    if not torch.isfinite(values).all():
-        bad = [t for t, value in zip(utility.targets, values, strict=True) if not value.isfinite()]
-        raise MisuseError(
-            f"The validation loss of target {bad[0]!r} is not finite, so nothing can be judged by "
-            "it: the training diverged, or the validation batch is empty or holds NaN."
-        )
+    values = torch.stack([loss.double().cpu() if checked else loss.double() for loss in losses])
+    if checked:
+        demand_finite(utility.targets, values)
     stacked = {
         name: torch.stack([row[i] for row in rows]) if len(rows) > 1 else rows[0][i].unsqueeze(0)
         for i, name in enumerate(parameters)
     }
-    return Evaluation(values, stacked)
+    return Evaluation(values, stacked, checked)
+
+
+def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
+    """Refuses losses that nothing can be judged by.
+
+    Raises:
+        MisuseError: one is not finite.
+    """
+    bad = [t for t, loss in zip(targets, losses.tolist(), strict=True) if not math.isfinite(loss)]
+    if bad:
+        raise MisuseError(
+            f"The validation loss of target {bad[0]!r} is not finite, so nothing can be judged by "
+            "it: the training diverged, or the validation batch is empty or holds NaN."
+        )
 
 
 def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:

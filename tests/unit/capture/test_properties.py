@@ -22,6 +22,7 @@ def shares(model, run, samples, terms=None):
     with capture.block(samples) as block:
         run(model).sum().backward()
     capture.end_block()
+    capture.conclude()
     return {
         name: sum(factor.materialize(torch.float64) for factor in factors)
         for name, factors in block.factors.items()

@@ -35,7 +35,8 @@ def test_shares_are_each_samples_own_gradient(case, samples):
     capture = captured(case, model, inputs)
     with capture.block(samples) as block:
         case.terms(model, inputs).sum().backward()
-    assert capture.end_block() is False
+    capture.end_block()
+    assert capture.conclude() == [False]
     expected = oracle.shares(
         model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
     )
@@ -70,6 +71,7 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
     with capture.block(samples) as block:
         case.terms(model, inputs).sum().backward()
     capture.end_block()
+    capture.conclude()
     expected = oracle.shares(
         model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
     )
@@ -88,6 +90,7 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
     with capture.block(samples) as block:
         case.terms(model, inputs).sum().backward()
     capture.end_block()
+    capture.conclude()
     for x in inputs:
         x.zero_()  # what was moved is the run's own
     block.check_untouched()

@@ -1,0 +1,65 @@
+"""From scored steps to the record; where numbers are read late, a step is booked after the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._paying import Paying
+from inrun.attribution._record import Record
+from inrun.attribution._scored import Scored, Unread
+from inrun.attribution._scorer import Scorer
+from inrun.capture import gathered_step
+from inrun.ledger import Ids
+
+
+class Step(NamedTuple):
+    """One scored step: its number, how many steps it stands for, and its samples."""
+
+    number: int
+    weight: float
+    ids: Ids
+
+
+class Booking:
+    """Takes scored steps in, in their order."""
+
+    def __init__(
+        self, scorer: Scorer, record: Record, line: LiveLine, watch: Stopwatch, paying: Paying
+    ):
+        self._scorer, self._record, self._line = scorer, record, line
+        self._watch, self._paying = watch, paying
+        self._waiting: tuple[Step, Unread] | None = None
+        self.scored = 0
+
+    def book(self, step: Step, unread: Unread) -> Scored:
+        """Waits for a step's numbers and books it.
+
+        Raises:
+            MisuseError: a validation loss is not finite.
+        """
+        self.complete()
+        scored = unread.read()
+        ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
+        entries = scored.entries._replace(samples=values.sum(0))
+        scored = scored._replace(values=values, entries=entries)
+        self.scored += 1
+        waits = self._scorer.payouts is not None
+        self._record.add(step.number, ids, scored, step.weight, waits=waits)
+        self._line.update(
+            self._record.latest, self._record.residual_share, self._watch.overhead,
+            self._paying.words,
+        )  # fmt: skip
+        self._paying.book(scored.paid)
+        return scored
+
+    def book_later(self, step: Step, unread: Unread) -> None:
+        """Books a step when there is other work for the device, or when somebody asks."""
+        self.complete()
+        self._waiting = step, unread
+
+    def complete(self) -> None:
+        """Books what was put off."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.book(*waiting)
