@@ -19,6 +19,7 @@ import inrun
 from inrun.attribution import _steps, _validation
 from inrun.capture._reading import Reading
 from inrun.errors import InRunWarning, InvariantError, MisuseError
+from inrun.factors import LowRankContraction
 from inrun.kernels import _compiled
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero"]
@@ -103,6 +104,7 @@ KINDS = {
     "path-given": {"estimator": "path-given"},
     "smoothed": {"smoothed_steps": 2},
     "some steps": {"every": 2},
+    "rank 4": {"contraction": LowRankContraction(rank=4)},
     "two targets": {
         "utility": inrun.Utility(
             loss_fn, targets={k: torch.full((4, 9), n) for n, k in enumerate("ab", 3)}
@@ -191,13 +193,13 @@ def _place():
     return names[-1]
 
 
-QUIET = ["plain", "blocks", "clipped by norm", "two targets", "rotating", "stream"]
+QUIET = ["plain", "blocks", "clipped by norm", "two targets", "rotating", "stream", "rank 4"]
 
 
 @pytest.mark.parametrize("kind", QUIET)
 def test_within_a_step_the_host_reads_nothing_that_was_just_asked_for(kind, late, monkeypatch):
     late()
-    run = Run(contraction="dense", **KINDS[kind]).steps(2)
+    run = Run(**{"contraction": "dense", **KINDS[kind]}).steps(2)
     with watched(monkeypatch) as found:
         run.steps(2)
     assert not found

@@ -152,9 +152,10 @@ class LowRankContraction(Contraction):
         kept = [k for maps in self._known.values() for k in maps.values()]
         compared = [k for k in kept if k.difference is not None]
         if compared:
-            whole = sum(float(k.size) for k in kept if k.size is not None)
-            for k in compared:
-                k.learn(float(k.difference) / whole if whole else 0.0)  # type: ignore[arg-type]
+            sizes = _numbers([k.size for k in kept if k.size is not None])
+            whole, wrong = sum(sizes), _numbers([k.difference for k in compared])
+            for k, difference in zip(compared, wrong, strict=True):
+                k.learn(difference / whole if whole else 0.0)
             if self._fixed_rank is None:
                 self._adapt(compared, [k for k in kept if k.used])
         for k in kept:
@@ -273,6 +274,13 @@ def _plus(before: Tensor | None, values: Sequence[Tensor]) -> Tensor | None:
         return before
     now = flat.square().mean()
     return now if before is None else before + now
+
+
+def _numbers(scalars: Sequence[Tensor | None]) -> list[float]:
+    """On the host, with one transfer from the device."""
+    there = [t.double() for t in scalars if t is not None]
+    found: list[float] = torch.stack([t.to(there[0].device) for t in there]).tolist()
+    return found
 
 
 def _one(factor: Factor, number: int, directions_K: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Linear: left the output gradient, right the input. Its transpose (HF Conv1D, x @
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from torch import Tensor
 from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import LowRank
+
+
+def _pushed(Q: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
+    return (left_bTM * (right_bTN @ Q.T)).sum((1, 2))
+
+
+def _met(L_Mr: Tensor, R_Nr: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
+    return ((left_bTM @ L_Mr) * (right_bTN @ R_Nr)).sum((1, 2))
+
+
+def _met_once(left_M: Tensor, right_N: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
+    return ((left_bTM @ left_M) * (right_bTN @ right_N)).sum(1)
 
 
 class Outer(Factor):
@@ -40,16 +53,33 @@ class Outer(Factor):
         N = self._right_BTN.shape[2]
         if B and cost.materialize_is_cheaper(T, M, N, K, directions_K.element_size()):
             return self._contract_materialized(directions_K)
-        left, right = self._left_BTM.to(directions_K.dtype), self._right_BTN.to(directions_K.dtype)
-        pushed = [(left * (right @ Q.T)).sum((1, 2)) for Q in directions_K]
-        return torch.stack(pushed, 1) if pushed else left.new_zeros(B, 0)
+        pushed = [self._in_blocks(partial(_pushed, Q), Q.dtype, M) for Q in directions_K]
+        return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
         """See `Factor.contract_low_rank`: two thin products."""
-        dtype = directions_K.dtype
-        left, right = self._left_BTM.to(dtype), self._right_BTN.to(dtype)
-        thin = [((left @ L) * (right @ R)).sum((1, 2)) for L, R in zip(*low, strict=True)]
+        thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
+
+    def _in_blocks(
+        self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
+    ) -> Tensor:
+        """A form (B,) of left and right, over blocks of samples whose own numbers fit the limit.
+
+        Args:
+            form: of left and right in the given dtype.
+            dtype: what both are converted to.
+            built: numbers a position that the form makes on its way.
+        """
+        B, T, _ = self._left_BTM.shape
+        held = self._left_BTM, self._right_BTN
+        made = built + sum(t.shape[2] for t in held if t.dtype != dtype)
+        limit = cost.CACHED_BYTES if held[0].device.type == "cpu" else cost.DEVICE_BYTES
+        block = max(1, cost.samples_per_block(T * made, dtype.itemsize, limit) if made else B)
+        parts = [
+            form(*(t[b : b + block].to(dtype) for t in held)) for b in range(0, max(1, B), block)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
     def positions(self) -> int:
@@ -88,5 +118,4 @@ class Outer(Factor):
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: two matrix-vector products."""
-        on_left = self._left_BTM.to(left.dtype) @ left
-        return (on_left * (self._right_BTN.to(left.dtype) @ right)).sum(1)
+        return self._in_blocks(partial(_met_once, left, right), left.dtype, 0)

@@ -13,6 +13,8 @@ low rank has to be several times less work, since thin products are slower for t
 """
 
 MATERIALIZED_BYTES = 64 * 2**20  # what a block of materialized shares may take
+CACHED_BYTES = 8 * 2**20  # what a CPU makes of a block of samples on its way: its caches hold that
+DEVICE_BYTES = 256 * 2**20  # the same where each block's launch costs more than its memory
 
 
 def push_flops(positions: int, rows: int, columns: int, directions: int) -> int:

@@ -190,3 +190,35 @@ def test_an_error_is_judged_in_units_of_the_same_step(monkeypatch):
     for name in "ab":
         assert low.describe(name).startswith("rank")
         assert float(low.describe(name).split("error ")[1].rstrip("%")) < 1
+
+
+@pytest.mark.parametrize("limit", [1, 3 * T * M * 8, 2**30])
+@pytest.mark.parametrize("held", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("positions", [T, 12])  # shares are built, or directions pushed through
+def test_blocks_of_samples_change_nothing(limit, held, positions, monkeypatch):
+    monkeypatch.setattr(cost, "CACHED_BYTES", limit)
+    left, right = normal(B, positions, M).to(held), normal(B, positions, N, seed=1).to(held)
+    factor, Q = Outer(left, right), directions(3)
+    want = torch.einsum("btm,btn,kmn->bk", left.double(), right.double(), Q)
+    low = factorize(Q, None, 3)
+    torch.testing.assert_close(factor.contract(Q), want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(factor.contract_low_rank(low, Q), want, rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_held_in_half_precision_is_never_widened_as_a_whole(monkeypatch):
+    factor, Q = Outer(*(normal(16, 12, n).bfloat16() for n in (M, N))), directions(3)[:1]
+    low, wide = factorize(Q, None, 3), []
+
+    class Widths(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+                wide.append(found.numel())
+            return found
+
+    monkeypatch.setattr(cost, "CACHED_BYTES", 12 * (2 * M + N) * 8)
+    with Widths():
+        factor.contract(Q)
+        factor.contract_low_rank(low, Q)
+        factor.contract_rank_one(Q[0, :, 0], Q[0, 0])
+    assert M * N <= max(wide) < 16 * 12 * M
