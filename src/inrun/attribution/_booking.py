@@ -35,6 +35,9 @@ class Booking:
     def book(self, step: Step, unread: Unread) -> Scored:
         """Waits for a step's numbers and books it.
 
+        Returns:
+            What this process's samples did, of several.
+
         Raises:
             MisuseError: a validation loss is not finite.
         """
@@ -42,10 +45,10 @@ class Booking:
         scored = unread.read()
         ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
-        scored = scored._replace(values=values, entries=entries)
+        everyones = scored._replace(values=values, entries=entries)
         self.scored += 1
         waits = self._scorer.payouts is not None
-        self._record.add(step.number, ids, scored, step.weight, waits=waits)
+        self._record.add(step.number, ids, everyones, step.weight, waits=waits)
         self._line.update(
             self._record.latest, self._record.residual_share, self._watch.overhead,
             self._paying.words,

@@ -18,7 +18,7 @@ from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
 
-FIRST_RANK, LOWEST_RANK = 16, 8
+FIRST_RANK, LOWEST_RANK = 16, 16
 CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
 PATIENCE = 5  # comparisons before a rank that was not enough is tried again
 MEMORY = 0.5  # of an earlier comparison in the running error
