@@ -16,7 +16,7 @@ import inrun
 from benchmarks import data
 from benchmarks.keyed import Keyed
 from inrun.factors import LowRankContraction
-from inrun.kernels import _compiled
+from inrun.kernels import _numba
 from inrun.optim import moves, rule_for
 
 VOCABULARY = 8192
@@ -216,7 +216,7 @@ class HoldWithoutNumba(Attributed):
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
-        with patch.object(_compiled, "_installed", return_value=False):
+        with patch.object(_numba, "_installed", return_value=False):
             super().step(ids, batch)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from inrun import kernels
 from inrun.capture._probe import Probe
 from inrun.directions import ESTIMATORS, Gradients
-from inrun.kernels import _compiled
+from inrun.kernels import _numba
 from inrun.optim import Move
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
 
@@ -22,13 +22,13 @@ SHAPE = (37, 211)  # of no round number, so that parts and blocks end unevenly
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(request, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    monkeypatch.setattr(_compiled, "SHARE", 1000)
+    monkeypatch.setattr(_numba, "SHARE", 1000)
 
 
 @pytest.fixture
 def without(monkeypatch):
     """Turns compiled passes off."""
-    return lambda: monkeypatch.setattr(_compiled, "_installed", lambda: False)
+    return lambda: monkeypatch.setattr(_numba, "_installed", lambda: False)
 
 
 def setting(**changed):
@@ -171,8 +171,8 @@ def test_what_is_not_a_number_stays_so():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(_compiled, "SHARE", 1000)
-    ask = lambda: _compiled.over_parts(lambda begin, end: end - begin, 9000)  # noqa: E731
+    monkeypatch.setattr(_numba, "SHARE", 1000)
+    ask = lambda: _numba.over_parts(lambda begin, end: end - begin, 9000)  # noqa: E731
     assert ask() == [3000] * 3
     child = os.fork()
     if child == 0:

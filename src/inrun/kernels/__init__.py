@@ -5,9 +5,9 @@ accelerators, without Numba, and for tensors that a loop cannot take. The twin i
 the tests compare the two.
 """
 
-from inrun.kernels._compiled import takes
 from inrun.kernels._gradient import probe_and_squares
 from inrun.kernels._normalized import gain_shares
+from inrun.kernels._numba import takes
 from inrun.kernels._settled import SettlingNumbers, settle_adam
 from inrun.kernels._slope import SlopeNumbers, adam_slope
 

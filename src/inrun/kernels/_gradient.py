@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from inrun.kernels._compiled import array, compiled, over_parts
+from inrun.kernels._numba import array, compiled, over_parts
 
 
 def probe_and_squares(matrix: Tensor, left: Tensor, right: Tensor) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from inrun.kernels._compiled import array, compiled, over_parts
+from inrun.kernels._numba import array, compiled, over_parts
 
 
 def gain_shares(input_BTD: Tensor, gradient_BTD: Tensor, eps: float) -> Tensor:

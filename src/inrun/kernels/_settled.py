@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inrun.kernels._compiled import array, compiled, over_parts
+from inrun.kernels._numba import array, compiled, over_parts
 
 
 class SettlingNumbers(NamedTuple):

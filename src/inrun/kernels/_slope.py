@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.kernels._compiled import array, compiled, over_parts
+from inrun.kernels._numba import array, compiled, over_parts
 
 
 class SlopeNumbers(NamedTuple):
