@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from inrun import kernels
 from inrun.capture._probe import Probe
 from inrun.directions import ESTIMATORS, Gradients
-from inrun.kernels import _numba
+from inrun.kernels import _numba, _passes
 from inrun.optim import Move
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from tests.unit.adam_moves import (
+    TOLERANCE,
+    adam_move,
+    setting,
+    settling_is_alike,
+    slope_is_alike,
+    validation,
+)
 
 pytest.importorskip("numba")
-SHAPE = (37, 211)  # of no round number, so that parts and blocks end unevenly
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
@@ -31,36 +37,6 @@ def without(monkeypatch):
     return lambda: monkeypatch.setattr(_numba, "_installed", lambda: False)
 
 
-def setting(**changed):
-    plain = AdamSetting(1e-3, 0.9, 0.999, 1e-8, decay=0.0, coupled=False, maximize=False)
-    return plain._replace(**changed)
-
-
-def adam_move(dtype, steps, h):
-    """A parameter with elements of all kinds: well known, new, never touched, gone quiet."""
-    generator = torch.Generator().manual_seed(steps)
-    draw = lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64)  # noqa: E731
-    g, w, m = draw() * 1e-3, draw(), draw() * 1e-3
-    v = (draw() * 1e-3).square() + (1 - h.b2) * g.square()
-    kind = torch.randint(0, 4, SHAPE, generator=generator)
-    g[kind == 0] = 0
-    v[kind == 1] = (1 - h.b2) * g[kind == 1].square()
-    m[kind == 1] = (-1 if h.maximize else 1) * (1 - h.b1) * g[kind == 1]
-    for t in (g, m, v):
-        t[:3] = 0
-    state = AdamState(m.to(dtype), v.to(dtype), None, steps)
-    rule = AdamRule(decoupled=True)
-    return Move(rule, w.to(dtype), g.to(dtype), state, h)
-
-
-def validation(K, dtype):
-    generator = torch.Generator().manual_seed(9)
-    return Gradients(*(torch.randn(K, *SHAPE, generator=generator).to(dtype) for _ in range(2)))
-
-
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("steps", [1, 2, 300])
 @pytest.mark.parametrize("K", [1, 3])
@@ -68,21 +44,12 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 def test_settling_is_its_twin(dtype, steps, K, options, threads, without):
     move, at = adam_move(dtype, steps, setting(**options)), validation(K, dtype)
     path = ESTIMATORS["path"]
-    assert kernels.takes(move.gradient, move.state.m, at.opening)
+    assert kernels.passes_for(move.gradient, move.state.m, at.opening) is _passes.LOOPS
     found = path.settled(move, at, 0.7, held=True)
     books = path.settled(move, at, 0.7, held=False)
     without()
     want = path.settled(move, at, 0.7, held=True)
-    size = want.direction.abs().max()
-    assert float((found.direction - want.direction).abs().max() / size) < TOLERANCE[dtype]
-    assert books.direction is None
-    for a, b in ((found, want), (books, want)):
-        for name in ("momentum", "decay"):
-            terms = move.weight.numel() ** 0.5 * float(size)
-            difference = (getattr(a, name) - getattr(b, name)).abs().max()
-            assert getattr(a, name).shape == (K,)
-            assert getattr(a, name).dtype == torch.float64
-            assert float(difference) < 100 * TOLERANCE[dtype] * max(terms, 1e-12)
+    settling_is_alike(move, at, found, books, want)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -93,10 +60,7 @@ def test_the_slope_is_its_twin(dtype, steps, options, threads, without):
     found = move.slope().coefficient
     without()
     want = move.slope().coefficient
-    assert bool((found == 0).eq(want == 0).all())
-    # its two terms may nearly cancel
-    atol = 10 * torch.finfo(dtype).eps * float(want.abs().max())
-    torch.testing.assert_close(found, want, rtol=TOLERANCE[dtype], atol=atol)
+    slope_is_alike(found, want)
 
 
 @pytest.mark.parametrize("shape", [(37, 211), (5000,), (16, 9, 5, 5)])

@@ -72,7 +72,7 @@ class Sums:
         pulled, p = plan.pull(at, after), plan.parameter
         self._sharded |= is_sharded(p)
         for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
-            self._rows(entries_K.device)[row] += entries_K * parts(p)
+            self._rows(entries_K.device)[row].add_(entries_K, alpha=parts(p))
         factors = [block.factors.get(name, []) for block in blocks]
         if isinstance(plan, SampleBySample) and (plan.held or self._processes.size > 1):
             everyones, begin = self._processes.rows(self._shares(plan, factors))

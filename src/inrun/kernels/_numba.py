@@ -37,16 +37,22 @@ def takes(*tensors: Tensor) -> bool:
     """
     first = tensors[0]
     return (
-        first.numel() >= SMALLEST
-        and first.dtype in (torch.float32, torch.float64)
-        and all(
-            type(t) in (Tensor, torch.nn.Parameter)
-            and t.device.type == "cpu"
-            and t.dtype == first.dtype
-            and t.is_contiguous()
-            for t in tensors
-        )
+        first.device.type == "cpu"
+        and first.numel() >= SMALLEST
+        and flat_alike(*tensors)
         and _installed()
+    )
+
+
+def flat_alike(*tensors: Tensor) -> bool:
+    """Whether compiled code can read them side by side: plain, one precision, device and layout."""
+    first = tensors[0]
+    return first.dtype in (torch.float32, torch.float64) and all(
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.device == first.device
+        and t.dtype == first.dtype
+        and t.is_contiguous()
+        for t in tensors
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from inrun.kernels._numba import array, compiled, over_parts
@@ -23,7 +23,8 @@ class SettlingNumbers(NamedTuple):
     Roots of the second moment are taken of at least `tiny`, and where one is at most `untouched`
     nothing ever touched the element. `eps`: added to roots. `second`: of g^2 in the second moment.
     `first`: of g in the first. `gain` and `bend` make the direction, momentum displaced its term
-    times `rate`, the weight before decay is w + `rate` m / root.
+    times `rate`, the weight before decay is w + `rate` m / root. `of_momentum` and `of_decay`: what
+    the two sums are multiplied by.
     """
 
     tiny: float
@@ -34,6 +35,8 @@ class SettlingNumbers(NamedTuple):
     gain: float
     bend: float
     rate: float
+    of_momentum: float
+    of_decay: float
 
 
 def settle_adam(
@@ -45,8 +48,8 @@ def settle_adam(
     closing_K: Tensor,
     directions_K: Tensor | None,
     numbers: SettlingNumbers,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Writes the directions, and gives what momentum and decay are summed to, each (K,).
+) -> Tensor:
+    """Writes the directions, and gives what momentum and decay did, (2, K) float64.
 
     Args:
         gradient: consumed by the step.
@@ -73,7 +76,7 @@ def settle_adam(
         return loop(*flat, *rows, room, row, writes, begin, end)
 
     sums = np.sum(over_parts(part, gradient.numel()), axis=0)
-    return sums[0], sums[1]
+    return torch.from_numpy(sums * np.array([[numbers.of_momentum], [numbers.of_decay]]))
 
 
 def _loop(
@@ -90,7 +93,7 @@ def _loop(
     end: int,
 ) -> Any:  # pragma: no cover - compiled
     tiny, untouched, eps, second, first = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    gain, bend, rate, zero, one = numbers[5], numbers[6], numbers[7], numbers[8], numbers[9]
+    gain, bend, rate, zero, one = numbers[5], numbers[6], numbers[7], numbers[10], numbers[11]
     K = opening.shape[0]
     sums = np.zeros((2, K))
     block = 4096  # what stands between the loops stays in the first cache

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.kernels import SettlingNumbers, SlopeNumbers, adam_slope, settle_adam, takes
+from inrun.kernels import SettlingNumbers, SlopeNumbers, passes_for
 from inrun.optim._rule import History, Memory, Move, Rule, Settled
 from inrun.optim._slope import Diagonal
 
@@ -176,7 +176,9 @@ class AdamRule(Rule[AdamState, AdamSetting]):
 
     def slope_at_once(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal | None:
         """See `Rule.slope_at_once`: where nothing but the gradient enters."""
-        if s.v_max is not None or (h.coupled and h.decay) or not takes(g, s.m, s.v):
+        plain = s.v_max is None and not (h.coupled and h.decay)
+        passes = passes_for(g, s.m, s.v) if plain else None
+        if passes is None:
             return None
         over_c2, sign = 1 / (1 - h.b2 ** (s.steps + 1)), -1.0 if h.maximize else 1.0
         rate = self._rate(s, h)
@@ -189,7 +191,8 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             bend=-h.b1 * (1 - h.b2) * over_c2 * rate,
             gain=sign * (1 - h.b1) * rate,
         )
-        return Diagonal(adam_slope(g, s.m, s.v, numbers))
+        coefficient = passes.adam_slope(g, s.m, s.v, numbers)
+        return None if coefficient is None else Diagonal(coefficient)
 
     def settles(self, s: AdamState, h: AdamSetting) -> bool:
         """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
@@ -220,7 +223,8 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             r, r0 = r.add_(n.eps), r0.add_(n.eps)
             momentum = torch.sub(s.m, g, alpha=n.first).div_(r0)
             if slope is not None:
-                torch.addcmul(slope.new_tensor(n.gain), slope, momentum, value=n.bend, out=slope)
+                gain = slope.new_full((), n.gain)  # filled where it is: nothing waits for a copy
+                torch.addcmul(gain, slope, momentum, value=n.bend, out=slope)
                 slope.div_(r)
         if not h.decay:
             return Settled(slope, momentum, n.rate, None, 0.0)
@@ -241,6 +245,8 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             gain=scale * sign * rate * (1 - h.b1),
             bend=0.0 if s.steps == 1 else scale * rate * (h.b2 - 1),
             rate=rate,
+            of_momentum=0.0 if s.steps == 1 else rate / 2,
+            of_decay=h.lr * h.decay / (1 - h.lr * h.decay) / 2,
         )
 
     def settled_at_once(
@@ -252,16 +258,14 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         scale: float,
     ) -> tuple[Tensor, Tensor] | None:
         """See `Rule.settled_at_once`."""
-        s, h = after.state, after.setting
-        g, w = after.gradient, after.weight
+        s, g, w = after.state, after.gradient, after.weight
         written = [] if directions_K is None else [directions_K]
-        if not takes(g, w, s.m, s.v, opening_K, closing_K, *written):
+        passes = passes_for(g, w, s.m, s.v, opening_K, closing_K, *written)
+        if passes is None:
             return None
-        numbers = self._settling(s, h, scale / 2)  # of two gradients the loop takes the sum
-        sums = settle_adam(g, w, s.m, s.v, opening_K, closing_K, directions_K, numbers)
-        momentum, decay = (torch.from_numpy(row) for row in sums)
-        past = 0.0 if s.steps == 1 else numbers.rate / 2
-        return momentum * past, decay * (h.lr * h.decay / (1 - h.lr * h.decay) / 2)
+        numbers = self._settling(s, after.setting, scale / 2)  # of two gradients passes take sums
+        did = passes.settle_adam(g, w, s.m, s.v, opening_K, closing_K, directions_K, numbers)
+        return None if did is None else (did[0], did[1])
 
     def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.tangent`."""
