@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks import data
 from benchmarks.keyed import Keyed
 from inrun.factors import LowRankContraction
 from inrun.kernels import _numba
+from inrun.kernels._triton import SWITCH as TRITON_SWITCH
 from inrun.optim import moves, rule_for
 
 VOCABULARY = 8192
@@ -220,6 +222,15 @@ class HoldWithoutNumba(Attributed):
             super().step(ids, batch)
 
 
+class HoldWithoutTriton(Attributed):
+    """The default on a GPU where Triton is not installed."""
+
+    def step(self, ids: range, batch: Tensor) -> None:
+        """See `Method.step`."""
+        with patch.dict(os.environ, {TRITON_SWITCH: "0"}):
+            super().step(ids, batch)
+
+
 class NextBatch(Attributed):
     """Judged by the next training batch: no validation pass at all."""
 
@@ -244,12 +255,17 @@ class Stream(Attributed):
     options = {"capture": "stream"}  # noqa: RUF012
 
 
+WITHOUT: dict[str, type[Method]] = (
+    {"hold, without Triton": HoldWithoutTriton}
+    if torch.cuda.is_available()
+    else {"hold, without Numba": HoldWithoutNumba}
+)
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
     "plain + validation pass": WithValidation,
     "stream": Stream,
     "hold": Hold,
-    "hold, without Numba": HoldWithoutNumba,
+    **WITHOUT,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
     "hold, rotating=2": Rotating,

@@ -141,6 +141,7 @@ class Scorer:
         """For `stream`: the opening gradient is computed now, and the block's place is noted."""
         self._forecast.blocks_now = blocks_before + 1
         self._at_open = self.validation.opening(capture)
+        self._optimizers.block_begins()
 
     def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
         """Reads the optimizers while their state is still that of w_t.

@@ -211,6 +211,7 @@ class Steps:
 
     def after(self, k: int) -> None:
         """After the k-th optimizer stepped: when all of them have, the step is scored."""
+        self._optimizers.stepped(k)
         if self._stepping:
             self._stepped.add(k)
             if len(self._stepped) == len(self._optimizers.members):

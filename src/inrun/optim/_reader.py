@@ -13,6 +13,7 @@ from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
 from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._averaged import ASGDRule
+from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
 from inrun.optim._muon import MuonRule
 from inrun.optim._outside import outside_rule
@@ -154,18 +155,28 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def device_numbers(optimizer: torch.optim.Optimizer, rule: Rule[Any, Any]) -> DeviceNumbers | None:
+    """What the optimizer keeps on devices and the rule reads as numbers, one of torch's own.
+
+    None for others: what they keep under the same names nobody knows here, and a rule of the user's
+    is given its state as it is.
+    """
+    return DeviceNumbers(optimizer) if rule in _RULES.values() else None
+
+
 def moves(
-    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any]
+    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], numbers: Numbers | None = None
 ) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
     """(parameter, its move) for each parameter that the coming step will change.
 
     A parameter without a gradient is skipped, as the optimizer skips it. Of a sharded parameter
-    the move is that of this process's part.
+    the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
-                yield p, _move(optimizer, rule, group, p, consumed_gradient(optimizer, p))
+                gradient = consumed_gradient(optimizer, p)
+                yield p, _move(optimizer, rule, group, p, gradient, numbers)
 
 
 def _move(
@@ -174,11 +185,13 @@ def _move(
     group: dict[str, Any],
     p: Tensor,
     gradient: Tensor,
+    numbers: Numbers | None,
 ) -> Move[Any, Any]:
-    live, weight = optimizer.state.get(p, {}), own_part(p.detach())
+    live, weight = told(optimizer.state.get(p, {}), numbers), own_part(p.detach())
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
-    state, setting = rule.read(group, own_state(live) if is_sharded(p) else live, weight)
+    live = own_state(live) if is_sharded(p) else live
+    state, setting = rule.read(told(group, numbers), live, weight)
     return Move(rule, weight, gradient, state, setting)
 
 
@@ -188,6 +201,7 @@ def move_of(
     p: Tensor,
     times: float,
     mean: Callable[[Tensor], Tensor] | None = None,
+    numbers: Numbers | None = None,
 ) -> Move[Any, Any]:
     """One parameter's move if its present gradient, times a number, were consumed.
 
@@ -198,6 +212,7 @@ def move_of(
         times: the number.
         mean: what becomes of the gradient first, as the mean over processes, of which this one
             may have none.
+        numbers: that are known already, and not asked for.
 
     Raises:
         MisuseError: the optimizer does not hold the parameter.
@@ -208,5 +223,5 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return _move(optimizer, rule, group, p, gradient)
+            return _move(optimizer, rule, group, p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
+from inrun.optim._device_numbers import Numbers
 from inrun.optim._live import unwrapped
-from inrun.optim._reader import move_of, moves, rule_for, trained_parameters
+from inrun.optim._reader import (
+    device_numbers,
+    move_of,
+    moves,
+    rule_for,
+    trained_parameters,
+)
 from inrun.optim._rule import Move
 
 
@@ -31,6 +38,9 @@ class Together:
         if not self.members:
             raise MisuseError("optimizer is an empty list: nothing would step.")
         self.rules = [rule_for(optimizer) for optimizer in self.members]
+        kept = zip(self.members, self.rules, strict=True)
+        self._on_devices = [device_numbers(optimizer, rule) for optimizer, rule in kept]
+        self._at_block: list[Numbers | None] = [None for _ in self.members]
         if len({id(p) for p in self.parameters()}) < len(self.parameters()):
             raise MisuseError(
                 "Two of the attached optimizers hold the same parameter. What each of their steps "
@@ -62,12 +72,26 @@ class Together:
     def moves(self) -> Iterator[tuple[int, Tensor, Move[Any, Any]]]:
         """(optimizer's number, parameter, its move) for each that the coming steps will change."""
         for k, (optimizer, rule) in enumerate(zip(self.members, self.rules, strict=True)):
-            for p, move in moves(optimizer, rule):
+            for p, move in moves(optimizer, rule, self._numbers(k)):
                 yield k, p, move
+
+    def _numbers(self, k: int) -> Numbers | None:
+        kept = self._on_devices[k]
+        return None if kept is None else kept.now()
+
+    def stepped(self, k: int) -> None:
+        """The k-th optimizer has taken a step, scored or not."""
+        kept = self._on_devices[k]
+        if kept is not None:
+            kept.stepped()
+
+    def block_begins(self) -> None:
+        """Looks up what `move_of` asks for until the optimizers step."""
+        self._at_block = [self._numbers(k) for k in range(len(self.members))]
 
     def move_of(
         self, p: Tensor, times: float, mean: Callable[[Tensor], Tensor] | None = None
     ) -> Move[Any, Any]:
         """See `inrun.optim.move_of`."""
         k = self.owner_of(p)
-        return move_of(self.members[k], self.rules[k], p, times, mean)
+        return move_of(self.members[k], self.rules[k], p, times, mean, self._at_block[k])
