@@ -136,6 +136,21 @@ def test_models_of_any_size_have_few_variants(kernels):
     assert len({id(made) for made in kernels.settle.made}) <= 3
 
 
+def test_places_are_counted_in_64_bits(kernels):
+    """Of a parameter, or of several targets' gradients, with more elements than 32 bits count."""
+    settling, slope = (_triton.bits(n, torch.float32) for n in (_trial.SETTLING, _trial.SLOPE))
+    options = {"BLOCK": 1024, "enable_fp_fusion": False}
+    for size in (2**31 - 16, 2**31 + 16):
+        pointers = [torch.float32] * 8
+        kernels.settle[(1,)](*pointers, size, 3, *settling, WRITES=True, **options)
+        kernels.slope[(1,)](*pointers[:4], size, *slope, **options)
+    for made in kernels.settle.made + kernels.slope.made:
+        ttir = made.asm["ttir"]
+        assert re.search(r"arith.muli .* : i64", ttir)
+        offsets = re.findall(r"tt.addptr .* : tensor<1024x!tt.ptr<f32>>, tensor<1024x(i\d+)>", ttir)
+        assert set(offsets) == {"i64"}
+
+
 class Seen(TorchDispatchMode):
     """Every operation that torch runs, with what it is given."""
 
