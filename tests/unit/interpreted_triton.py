@@ -8,7 +8,9 @@ import os
 
 import pytest
 import torch
+from torch import nn
 
+import inrun
 from inrun.directions import ESTIMATORS, Gradients
 from inrun.errors import InRunWarning
 from inrun.kernels import _launched, _numba, _passes, _trial, _triton
@@ -184,3 +186,46 @@ def test_numbers_keep_all_their_digits(without):
     without()
     want = move.slope().coefficient
     torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-14 * float(want.abs().max()))
+
+
+STEPS, PARAMETERS = 4, 4
+SLOPES = {"hold": 0, "stream": PARAMETERS * (STEPS - 1)}  # without moments there is no array yet
+
+
+@pytest.mark.parametrize("capture", SLOPES)
+def test_a_run_s_values_and_books_are_the_same(capture, without, monkeypatch):
+    def run():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 5)).double()
+        x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(5, (40,))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+        def loss_fn(model, batch):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        utility = inrun.Utility(loss_fn, (x[32:], y[32:]))
+        attribution = inrun.attach(
+            model, optimizer, utility, capture=capture, progress=False, smoothed_steps=0
+        )
+        for ids in torch.arange(8 * STEPS).split(8):
+            with attribution.batch(ids):
+                loss_fn(model, (x[ids], y[ids])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        books = attribution.ledger()
+        columns = [books[name] for name in ("samples", "momentum", "weight_decay", "residual")]
+        return [c.to_pylist() for c in [attribution.values()["value"], *columns]]
+
+    launches, real = [], _triton.launched
+
+    def noted(kernel, *arguments, **options):
+        launches.append(kernel)
+        return real(kernel, *arguments, **options)
+
+    monkeypatch.setattr(_triton, "launched", noted)
+    found = run()
+    assert launches.count("settle") == 1 + STEPS * PARAMETERS  # and one in the trial
+    assert launches.count("slope") == 1 + SLOPES[capture]
+    without()
+    for a, b in zip(found, run(), strict=True):
+        assert a == pytest.approx(b, rel=1e-7, abs=1e-12)

@@ -10,8 +10,14 @@ change with every step. Letters: K targets, P elements, N programs.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError(
+        "inrun.kernels._on_gpu needs Triton, which PyTorch's builds for GPUs bring along: "
+        "pip install triton"
+    ) from error
 
 # mypy: disable-error-code="misc, no-untyped-def, untyped-decorator"
 
