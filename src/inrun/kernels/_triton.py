@@ -85,7 +85,8 @@ def launched(kernel: str, over: Tensor, *arguments: Any, **options: Any) -> bool
 
 def give_up(why: str) -> None:
     """Nothing is launched from now on; says so, once."""
-    if not _failures:
+    _failures.append(why)
+    if len(_failures) == 1:
         warnings.warn(
             f"Triton cannot do Adam's passes on this machine ({why[:500]}). Operations of torch do "
             "them instead: the same values in more time. To mend it see whether "
@@ -93,4 +94,3 @@ def give_up(why: str) -> None:
             InRunWarning,
             stacklevel=2,
         )
-    _failures.append(why)
