@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from inrun.attribution import _scorer, _validation
 from inrun.capture import Hold, _gradient_check, _mode
 from inrun.directions.path import Path
@@ -28,7 +30,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (_gradient_check.GradientCheck, "_measure", "invariant: gradients"),
     (Hold, "_collect", "building factors"),
     (_mode.CaptureMode, "_note", "seeing operations"),
-    (_validation, "weights_mark", "whether weights moved"),
+    (_validation, "WeightsMark", "whether weights moved"),
     (_scorer.Scorer, "before_step", "before the step, the rest"),
     (_scorer.Scorer, "after_step", "after the step, the rest"),
     (_scorer.Scorer, "stream_contraction", "stream, the rest"),
@@ -47,17 +49,24 @@ class Clock:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = _now()
             self._inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
-                passed, inner = time.perf_counter() - began, self._inner.pop()
+                passed, inner = _now() - began, self._inner.pop()
                 self.seconds[part] += passed - inner
                 if self._inner:
                     self._inner[-1] += passed
 
         return call
+
+
+def _now() -> float:
+    """Once a GPU has done all that it was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @contextmanager
