@@ -1,4 +1,4 @@
-"""The benchmarks still fit the library: what they time is there, and every method takes its steps."""
+"""The overhead benchmark fits the library: what it times is there, every method takes its steps."""
 
 import pytest
 import torch
