@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from benchmarks.overhead.cell import _parts, _times
 from benchmarks.overhead.methods import METHODS, PROFILED, Size
 from benchmarks.overhead.parts import PARTS

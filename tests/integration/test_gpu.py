@@ -3,7 +3,7 @@
 Skipped where there is none. `python -m benchmarks.overhead --large` measures there.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -52,11 +52,8 @@ def trained(device, steps=8, half=False, fused=False, around=None, clip=0.5, **o
     )
     for step in range(steps):
         batch = text[8 * step : 8 * step + 8].to(device)
-        if around is not None and step:  # the first step compiles, and fetches step counters
-            context = around()
-        else:
-            context = contextmanager(lambda: (yield))()
-        with context:
+        # the first step compiles, and fetches step counters
+        with around() if around is not None and step else nullcontext():
             with attribution.batch(range(8 * step, 8 * step + 8)):
                 loss_fn(model, batch).backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
