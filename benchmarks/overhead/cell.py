@@ -1,8 +1,9 @@
 """One cell: all methods in turn on the same batches, again and again; then the memory of each.
 
 Times are compared within one round, so that what else the machine does hits all methods alike. A
-round is one step, and on a GPU a few in a row. Memory is measured in a process of its own for each method: the highest resident size over what
-was resident before the model was built (on a GPU, the allocator's own peak).
+round is one step, and on a GPU a few in a row. Memory is measured in a process of its own for each
+method: the highest resident size over what was resident before the model was built (on a GPU, the
+allocator's own peak).
 """
 
 from __future__ import annotations
