@@ -18,7 +18,7 @@ from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
 
-FIRST_RANK, LOWEST_RANK = 16, 16
+LOWEST_RANK = 16  # and the first: thin products of 8 columns take as long
 CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
 PATIENCE = 5  # comparisons before a rank that was not enough is tried again
 MEMORY = 0.5  # of an earlier comparison in the running error
@@ -199,7 +199,7 @@ class _Kept:
     """
 
     def __init__(self, fixed_rank: int | None):
-        self._first, self._trusted = fixed_rank or FIRST_RANK, fixed_rank is not None
+        self._first, self._trusted = fixed_rank or LOWEST_RANK, fixed_rank is not None
         self.rank, self.admitted = self._first, self._trusted
         self.waits = 0 if self._trusted else WARM_UP
         self.right_KNr: Tensor | None = None

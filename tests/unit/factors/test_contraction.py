@@ -102,10 +102,13 @@ def test_directions_without_a_low_rank_end_up_dense():
 
 def test_a_rank_that_is_more_than_enough_is_halved(monkeypatch):
     cheap(monkeypatch)
-    low, factor, Q = LowRankContraction(tolerance=0.01), outer(), directions(1)
+    low, factor = LowRankContraction(tolerance=0.01), outer()
     for _ in range(60):
-        step(low, factor, Q)
-    assert low.describe("w").startswith("rank 8")
+        step(low, factor, directions(24))
+    assert low.describe("w").startswith("rank 32")
+    for _ in range(200):
+        step(low, factor, directions(1))
+    assert low.describe("w").startswith("rank 16")
 
 
 def test_a_parameter_that_hardly_matters_gets_a_low_rank(monkeypatch):
@@ -115,7 +118,7 @@ def test_a_parameter_that_hardly_matters_gets_a_low_rank(monkeypatch):
         low.contract("large", [factor], directions(8))
         low.contract("small", [factor], 1e-4 * directions(20, noise=0.5))
         low.end_step()
-    assert low.describe("small").startswith("rank 8, error 0.0")
+    assert low.describe("small").startswith("rank 16, error 0.0")
 
 
 def test_the_error_that_is_said_is_the_error(monkeypatch):
