@@ -22,7 +22,7 @@ from inrun.errors import InRunWarning, InvariantError, MisuseError
 from inrun.factors import LowRankContraction
 from inrun.kernels import _numba
 
-READS = ["item", "tolist", "numpy", "cpu", "nonzero"]
+READS = ["item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"]
 READS += ["__bool__", "__float__", "__int__", "__index__"]
 
 
@@ -40,9 +40,10 @@ class Net(nn.Module):
         self.norm = nn.LayerNorm(48)
         self.hidden = nn.Linear(48, 64)
         self.head = nn.Linear(64, 30)
+        self.register_buffer("scale", torch.ones(64))
 
     def forward(self, x):
-        return self.head(torch.tanh(self.hidden(self.norm(self.embed(x)))))
+        return self.head(self.scale * torch.tanh(self.hidden(self.norm(self.embed(x)))))
 
 
 def loss_fn(model, batch):
@@ -235,6 +236,8 @@ def test_a_loss_that_is_not_finite_is_said_and_costs_no_earlier_step(late):
     scale.fill_(float("nan"))
     with pytest.raises(MisuseError, match="not finite"):
         run.steps(2)
+    with pytest.warns(InRunWarning, match="Step 5 was not booked"):
+        assert run.attribution.ledger()["step"].to_pylist() == [1, 2, 3]
     assert run.attribution.ledger()["step"].to_pylist() == [1, 2, 3]
 
 
@@ -261,3 +264,114 @@ def test_the_last_step_is_stored_even_if_nobody_detaches(late, tmp_path):
     del run
     gc.collect()
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == [1, 2, 3, 4]
+
+
+def outside(run, ids):
+    """A block whose shares are not those of its gradient, and the loop's way out of it."""
+    with run.attribution.batch(ids):
+        loss_fn(run.model, torch.randint(30, (6, 9))).backward()
+        run.model.head.weight.grad.mul_(2)
+
+
+def test_a_block_that_is_wrong_counts_for_nothing(late):
+    late()
+    run = Run().steps(2)
+    outside(run, range(100, 106))
+    with pytest.raises(InvariantError):
+        outside(run, range(106, 112))
+    run.optimizer.zero_grad()
+    run.step()
+    assert run.attribution.values()["sample_id"].to_pylist() == list(range(6))
+    assert run.attribution.ledger().num_rows == 3
+    row = run.attribution.latest
+    assert abs(row["residual"]) < 0.02 * (abs(row["samples"]) + abs(row["momentum"]))
+
+
+def test_a_step_that_waits_is_not_booked_in_a_run_that_was_loaded(late):
+    late()
+    kept = Run().steps(3).attribution.state_dict()
+    run = Run().steps(5)
+    run.attribution.load_state_dict(kept)
+    assert run.attribution.ledger()["step"].to_pylist() == [1, 2, 3]
+    assert run.attribution.sampling["scored"] == 3
+
+
+def test_what_is_told_of_sampling_counts_the_step_that_waits(late):
+    late()
+    assert Run().steps(3).attribution.sampling["scored"] == 3
+
+
+def diverging(**options):
+    scale = torch.ones(())
+    utility = inrun.Utility(lambda m, b: loss_fn(m, b) * scale, torch.randint(30, (4, 9)))
+    run = Run(utility=utility, **options).steps(3)
+    scale.fill_(float("nan"))
+    run.step()
+    return run
+
+
+def test_a_run_whose_last_step_cannot_be_booked_keeps_the_others(late, tmp_path):
+    late()
+    run = diverging(store=tmp_path / "run")
+    with pytest.warns(InRunWarning, match="Step 4 was not booked"):
+        run.attribution.detach()
+    assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == [1, 2, 3]
+    run = diverging(store=tmp_path / "dropped")
+    with pytest.warns(InRunWarning, match="Step 4 was not booked"):
+        del run
+        gc.collect()
+    assert inrun.load(tmp_path / "dropped").ledger()["step"].to_pylist() == [1, 2, 3]
+
+
+def test_the_loops_own_error_comes_out(late):
+    late()
+    run = diverging()
+    with pytest.warns(InRunWarning, match="not booked"), pytest.raises(KeyError, match="own"):
+        with run.attribution:
+            raise KeyError("own")
+
+
+def test_an_optimizer_that_writes_into_gradients_costs_a_clipped_step_and_says_so(late):
+    late()
+    run = Run(clip=by_value)
+    run.attribution.detach()
+    run.optimizer = torch.optim.SGD(
+        run.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True
+    )
+    utility = inrun.Utility(loss_fn, torch.randint(30, (4, 9)))
+    run.attribution = inrun.attach(run.model, run.optimizer, utility, progress=False)
+    with pytest.warns(InRunWarning, match="overwritten in it"):
+        run.step()
+    run.steps(3)
+    assert run.attribution.ledger()["step"].to_pylist() == [2, 3, 4]
+
+
+def test_a_block_that_the_loop_zeroed_may_have_its_input_refilled(late):
+    late()
+    run, static = Run(), torch.zeros(6, 9, dtype=torch.long)
+    for number in range(2):
+        static.copy_(torch.randint(30, (6, 9), generator=torch.Generator().manual_seed(number)))
+        run.optimizer.zero_grad()
+        with run.attribution.batch(range(6 * number, 6 * number + 6)):
+            loss_fn(run.model, static).backward()
+    run.optimizer.step()
+    assert run.attribution.values()["sample_id"].to_pylist() == list(range(6, 12))
+
+
+def test_an_error_in_the_closing_pass_costs_that_step_alone(late, recwarn):
+    late()
+    fail = []
+
+    def failing(model, batch):
+        if fail:
+            raise RuntimeError(fail.pop())
+        return loss_fn(model, batch)
+
+    run = Run(utility=inrun.Utility(failing, torch.randint(30, (4, 9)))).steps(2)
+    fail.append("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.step()
+    run.optimizer.zero_grad()
+    run.steps(2)
+    assert run.attribution.ledger()["step"].to_pylist() == [1, 2, 4, 5]
+    assert not [w for w in recwarn if issubclass(w.category, InRunWarning)]

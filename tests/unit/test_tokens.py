@@ -1,5 +1,7 @@
 """Values a token: they are what each loss term's own gradient gives, and add up."""
 
+import gc
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +126,15 @@ def test_training_is_not_changed(run):
     other.step()
     assert torch.equal(plain.head.weight, after)
     assert torch.equal(torch.rand(1), drawn)
+
+
+def test_tokens_keep_no_attribution_alive(run):
+    model, optimizer, data, attribution, tokens = run()
+    step(model, optimizer, data, attribution, tokens)
+    optimizer.step()
+    del attribution, tokens
+    gc.collect()
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_tokens_are_stored_beside_the_values(run, tmp_path):

@@ -69,9 +69,9 @@ class Attribution(Results):
         if folder is not None:
             folder.create()
         self._hooks = StepHooks(self, optimizers.members)
-        complete = self._steps.booking.complete
+        book = self._steps.booking.end
         self._release = weakref.finalize(
-            self, release, self._hooks, line, complete, self._record, folder
+            self, release, self._hooks, line, book, self._record, folder
         )
 
     # ---- in the loop
@@ -86,7 +86,8 @@ class Attribution(Results):
 
         Raises:
             MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
-            InvariantError: the samples' shares do not sum to the gradient.
+            InvariantError: the samples' shares do not sum to the gradient. On a GPU this is told
+                later: by the next block, or by `optimizer.step()`.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
         with self._block(ids, at_backward=False):
@@ -211,9 +212,10 @@ class Attribution(Results):
                 "they are not computed."
             )
         folder = None if store is None else TokenFolder(Path(store))
+        steps = self._steps  # which does not know this attribution: nothing may keep it alive
         return Tokens(
             self._scorer, self._model, self._utility.weights,
-            lambda: self._steps.capture.trained, lambda: self._steps.blocks, token_losses, folder,
+            lambda: steps.capture.trained, lambda: steps.blocks, token_losses, folder,
         )  # fmt: skip
 
     # ---- from one process to the next
@@ -270,6 +272,7 @@ class Attribution(Results):
         self._hooks.remove()
         try:
             self._steps.finish()
+            self._steps.booking.end()
             self._steps.drop(moved=True, failed=failed)
         finally:
             self._release()

@@ -163,6 +163,11 @@ class Auditor:
         return self._shares.add
 
     @property
+    def over(self) -> bool:
+        """Whether no further step will be checked."""
+        return self._schedule.over
+
+    @property
     def has_played(self) -> bool:
         """Whether the step under way was played out."""
         return self._played is not None

@@ -81,8 +81,8 @@ class Auditing:
 
     @property
     def under_way(self) -> bool:
-        """Whether there is an audit that has not ended."""
-        return self._auditor is not None
+        """Whether there is an audit that will check another step."""
+        return self._auditor is not None and not self._auditor.over
 
     @property
     def has_played(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 from inrun.attribution._live import LiveLine, Stopwatch
@@ -10,6 +11,7 @@ from inrun.attribution._record import Record
 from inrun.attribution._scored import Scored, Unread
 from inrun.attribution._scorer import Scorer
 from inrun.capture import gathered_step
+from inrun.errors import InRunError, InRunWarning
 from inrun.ledger import Ids
 
 
@@ -42,6 +44,9 @@ class Booking:
             MisuseError: a validation loss is not finite.
         """
         self.complete()
+        return self._book(step, unread)
+
+    def _book(self, step: Step, unread: Unread) -> Scored:
         scored = unread.read()
         ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
@@ -58,11 +63,31 @@ class Booking:
 
     def book_later(self, step: Step, unread: Unread) -> None:
         """Books a step when there is other work for the device, or when somebody asks."""
-        self.complete()
-        self._waiting = step, unread
+        before, self._waiting = self._waiting, (step, unread)
+        if before is not None:
+            self._book(*before)
 
     def complete(self) -> None:
-        """Books what was put off."""
+        """Books what was put off.
+
+        Raises:
+            MisuseError: as `book`.
+        """
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            self.book(*waiting)
+            self._book(*waiting)
+
+    def forget(self) -> None:
+        """What was put off is another run's."""
+        self._waiting = None
+
+    def end(self) -> None:
+        """Books what was put off; an error becomes a warning, and what was booked can be read."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        step, unread = waiting
+        try:
+            self._book(step, unread)
+        except InRunError as error:
+            warnings.warn(f"Step {step.number} was not booked: {error}", InRunWarning, stacklevel=2)

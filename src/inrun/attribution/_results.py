@@ -22,7 +22,7 @@ class Results:
     @property
     def _booked(self) -> Record:
         """The record, with all steps in it that were scored."""
-        self._steps.booking.complete()
+        self._steps.booking.end()
         return self._record
 
     def values(self) -> pa.Table:
@@ -116,9 +116,9 @@ class Results:
         pass), as they are now, and as soon as both kinds of step were timed `extra`, what scoring
         adds to a step's time, and `expected`, to the training's.
         """
+        error = self._booked.relative_error
         counts = {"steps": float(self._steps.taken), "scored": float(self._steps.booking.scored)}
-        told = self._steps.frequency.describe()
-        return {**counts, "relative_error": self._booked.relative_error, **told}
+        return {**counts, "relative_error": error, **self._steps.frequency.describe()}
 
     @property
     def waiting(self) -> dict[str, float]:

@@ -15,6 +15,10 @@ from inrun.factors import compute_dtype
 from inrun.shards import own_part, part_of
 
 
+class ReadTooLateError(Exception):
+    """What was put off until after the step cannot be told any more; why, in a sentence or two."""
+
+
 def common_scale(plans: Mapping[str, ParameterPlan]) -> float:
     """The one factor between shares and consumed gradient that `stream` can still apply.
 
@@ -65,12 +69,17 @@ def scales_of(
     for name, k in capture.check.scales().items():
         if name in gaps or (k is not None and norms[name] == 0):
             scales[name] = None
-        else:
-            scales[name] = (
-                elementwise_scale(name, capture.trained[name], gradients[name], blocks, processes)
-                if k is None
-                else k
+        elif k is None:
+            if capture.check.overwritten(name, gradients[name]):
+                raise ReadTooLateError(
+                    f"The gradient of {name} was changed element by element before the step, and "
+                    "overwritten in it, so that the step was not scored."
+                )
+            scales[name] = elementwise_scale(
+                name, capture.trained[name], gradients[name], blocks, processes
             )
+        else:
+            scales[name] = k
     return scales
 
 

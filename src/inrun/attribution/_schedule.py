@@ -38,6 +38,11 @@ class AuditSchedule:
         self._begins, self._ends = first, first + steps
         self._next = self._draw()
 
+    @property
+    def over(self) -> bool:
+        """Whether no step is drawn any more."""
+        return self._next is None
+
     def wants(self, step: int) -> bool:
         """Whether this step is the one to play out."""
         return self._next is not None and step >= self._next

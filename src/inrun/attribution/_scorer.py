@@ -129,6 +129,12 @@ class Scorer:
         return not isinstance(self._direction, SampleDirection) and not self._smoothing.steps
 
     @property
+    def can_wait(self) -> bool:
+        """Whether a step's numbers may be read after it: nothing else needs them within it."""
+        one_pass = not (self._direction.needs_null or self._direction.needs_curvature)
+        return one_pass and self.payouts is None and self.watcher is None
+
+    @property
     def forecast_error(self) -> float:
         """How far `stream`'s clip coefficient was off in the last step; 0 for `hold`."""
         return self._forecast.error
@@ -233,11 +239,11 @@ class Scorer:
         """
         self._keep_only(stepped, blocks)
         self._rule_check.after(self._plans)
-        for block in blocks:
-            block.check_untouched()
         closing = None if self.validation.follows else self.validation.closing(capture)
         if conclude is not None:
             blocks = conclude()
+        for block in blocks:
+            block.check_untouched()
         taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, weight)
         self._plans, self._extra, self._at_open = {}, {}, None
         if closing is None:

@@ -69,7 +69,7 @@ class StepHooks:
 def release(
     hooks: StepHooks,
     line: LiveLine,
-    complete: Callable[[], None],
+    book: Callable[[], None],
     record: Record,
     folder: RunFolder | None,
 ) -> None:
@@ -82,7 +82,7 @@ def release(
     """
     hooks.remove()
     try:
-        complete()
+        book()
     finally:
         line.close()
     if folder is not None and folder.path.exists():

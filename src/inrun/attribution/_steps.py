@@ -19,16 +19,13 @@ from inrun.attribution._frequency import Frequency, WithinBudget
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
+from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
 from inrun.utility import Utility
-
-
-class _MovedUnseenError(Exception):
-    """The weights that a step began with are not those of the last closing pass."""
 
 
 class Steps:
@@ -58,7 +55,7 @@ class Steps:
         self.paused = self._inside = self._stepping = False
         self._pending: list[tuple[Ids, Block]] = []
         self._late: Step | None = None  # waits for the next step's gradients
-        self._versions_lie = False  # weights were edited past PyTorch's version counters
+        self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
         self._advice.of_stale(utility.refresh)
@@ -99,6 +96,7 @@ class Steps:
             self._refresh_capture()
             self._advice.of_compiled(self.capture.compiled)
             if isinstance(self.capture, Stream):
+                self._conclude()  # the forecast counts blocks
                 self._scorer.block_begins(self.capture, len(self._pending))
             self.auditing.block_begins(
                 self.capture, self.taken + 1, len(names), first=not self._pending
@@ -116,10 +114,9 @@ class Steps:
         Everything that needs numbers within a step, or times it, has it read them at once.
         """
         alone = self._scorer.processes.size == 1 and len(self._optimizers.members) == 1
-        plain = self._scorer.payouts is None and self._scorer.watcher is None
         timed = isinstance(self.frequency, WithinBudget) or self.auditing.under_way
         there = reads_late(self.capture.trained.values())
-        return there and alone and plain and not timed and not self._versions_lie
+        return there and alone and self._scorer.can_wait and not timed and not self._at_once
 
     def _end_block(self, names: Ids, block: Block) -> None:
         if self._scorer.validation.late:
@@ -142,7 +139,12 @@ class Steps:
         Raises:
             InvariantError: a block's shares do not sum to the gradient.
         """
-        flags = self.capture.conclude()
+        unread = self.capture.check.unread
+        try:
+            flags = self.capture.conclude()
+        except BaseException:
+            self._pending = blocks[: len(blocks) - unread]  # what is wrong counts for nothing
+            raise
         self._advice.of_gaps(self.capture.coverage)
         if not any(flags):
             return blocks
@@ -243,15 +245,13 @@ class Steps:
                     return
                 scored = self.booking.book(step, unread)
             self._check(scored)
-        except _MovedUnseenError:
-            self._versions_lie = True
-            self._advice.once(
-                "Weights were edited between two steps past PyTorch's version counters (.data, or "
-                "an optimizer's fused step that was not attached), and the step after it was not "
-                "scored. Further steps look for it before they are taken. Wrap such edits in "
-                "attribution.paused()."
-            )
+        except ReadTooLateError as error:
+            self._at_once = True
+            self._advice.once(f"{error} Further steps' numbers are read before they are taken.")
             self._scorer.forget(moved=True)
+        except BaseException:
+            self._scorer.validation.forget()  # its last pass is that of the weights before the step
+            raise
         finally:
             self.drop()
 
@@ -259,7 +259,11 @@ class Steps:
         """What was taken down before the step, read now that the closing pass is queued."""
         blocks = self._conclude()
         if not self._scorer.validation.proven:
-            raise _MovedUnseenError
+            raise ReadTooLateError(
+                "Weights were edited between two steps past PyTorch's version counters (.data, or "
+                "an optimizer's fused step that was not attached), and the step after it was not "
+                "scored. Wrap such edits in attribution.paused()."
+            )
         self._scorer.conclude(self.capture, blocks)
         return blocks
 

@@ -42,6 +42,8 @@ class GradientCheck:
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
+        self._versions: dict[str, int] = {}
+        self._compared = 0  # blocks of the step
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
         self._seen: set[str] = set()
@@ -92,6 +94,7 @@ class GradientCheck:
             InvariantError: the shares do not sum to the gradient, by whichever reading.
         """
         ended, self._ended = self._ended, []
+        self._compared += len(ended)
         return [self._conclude(block) for block in ended]
 
     def _conclude(self, block: Ended) -> bool:
@@ -171,6 +174,16 @@ class GradientCheck:
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
         self._consumed = self._measure(gradients)
+        self._versions = {name: g._version for name, g in gradients.items()}
+
+    def overwritten(self, name: str, gradient: Tensor) -> bool:
+        """Whether a gradient was written to since it was taken down for the optimizer."""
+        return gradient._version != self._versions[name]
+
+    @property
+    def unread(self) -> int:
+        """How many blocks ended that were not compared."""
+        return len(self._ended)
 
     def scales(self) -> dict[str, float | None]:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
@@ -201,7 +214,7 @@ class GradientCheck:
         if not now.is_finite:
             raise MisuseError(
                 f"The gradient of {name} is not finite in this step: no contribution can be "
-                "computed. Nothing was changed; skip the step or lower the learning rate."
+                "computed, and none is booked. Skip such steps, or lower the learning rate."
             )
         if mark.norm == 0:
             return 1.0 if now.norm == 0 else None
@@ -218,7 +231,9 @@ class GradientCheck:
         self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
         self._shared, self._seen = set(), set()
         self.discard_block()
-        self._rota.next_step()
+        if self._compared:
+            self._rota.next_step(self._compared)
+        self._compared = 0
 
     @property
     def norms(self) -> dict[str, float]:

@@ -38,10 +38,16 @@ class Rota:
             self._met[name] = None
         return True
 
-    def next_step(self) -> None:
-        """Turns to those of the next step."""
+    def next_step(self, blocks: int) -> None:
+        """Turns to those of the next step.
+
+        Args:
+            blocks: of the step that is over. Whether earlier blocks are in a gradient at all is
+                told by the comparison too, so that where they accumulate all are compared.
+        """
         self._steps += 1
         self._large += [name for name in self._met if name not in self._large]
         self._met = {}
-        turns = 1 if self._steps < FIRST_STEPS else max(1, min(TURNS, len(self._large)))
+        every = self._steps < FIRST_STEPS or blocks > 1
+        turns = 1 if every else max(1, min(TURNS, len(self._large)))
         self._now = set(self._large[self._steps % turns :: turns])

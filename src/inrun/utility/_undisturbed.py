@@ -40,8 +40,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = training
             with torch.no_grad():
                 for buffer, before in buffers:
-                    if not torch.equal(buffer, before):  # some kernels bump no version counter
-                        buffer.copy_(before)
+                    _restore(buffer, before)
+
+
+def _restore(buffer: Tensor, before: Tensor) -> None:
+    """Puts a buffer's numbers back; version counters do not tell of all edits.
+
+    On a GPU without asking whether they were changed, which would wait for it, and past the
+    counter, as an edit that changes nothing.
+    """
+    if buffer.device.type == "cuda" and buffer.is_contiguous():
+        buffer.data.copy_(before)
+    elif not torch.equal(buffer, before):
+        buffer.copy_(before)
 
 
 class _WithoutReentry:

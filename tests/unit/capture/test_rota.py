@@ -20,7 +20,7 @@ def _low_bar(monkeypatch):
 
 def asked(rota, names):
     found = {name for name, factor in names.items() if rota.asks(name, factor)}
-    rota.next_step()
+    rota.next_step(1)
     return found
 
 
@@ -47,7 +47,37 @@ def test_all_blocks_of_a_step_are_answered_alike():
         assert first[2]
         # a block of few samples holds little, and is a part of the same sum
         assert [rota.asks(name, SMALL) for name in names] == first
-        rota.next_step()
+        rota.next_step(1)
+
+
+def test_where_blocks_accumulate_all_are_compared():
+    rota, names = Rota(always=False), {f"p{k}": BIG for k in range(5)}
+    for _ in range(FIRST_STEPS + 3):
+        asked(rota, names)
+    assert asked(rota, names) != set(names)
+    rota.next_step(2)
+    assert asked(rota, names) == set(names)
+    assert asked(rota, names) != set(names)
+
+
+def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
+    compared = []
+    asks = Rota.asks
+
+    def noting(self, name, factor):
+        found = asks(self, name, factor)
+        compared.extend([name] if found else [])
+        return found
+
+    _, attribution, step = trained()
+    for _ in range(FIRST_STEPS):
+        step()
+    monkeypatch.setattr(Rota, "asks", noting)
+    for _ in range(TURNS):
+        step()
+        with attribution.paused():
+            step()
+    assert set(WEIGHTS) <= set(compared)
 
 
 def test_several_processes_compare_everything_always():
