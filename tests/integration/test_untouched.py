@@ -156,4 +156,4 @@ def test_dropping_the_attribution_takes_its_hooks_along():
 def test_held_factors_do_not_outlive_the_step():
     _, _, attribution, _ = train(noisy, loss_fn, data(), True)
     gc.collect()
-    assert attribution._steps._pending == []
+    assert not attribution._steps.pending

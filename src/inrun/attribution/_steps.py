@@ -18,6 +18,7 @@ from inrun.attribution._captures import build_capture
 from inrun.attribution._frequency import Frequency, WithinBudget
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
+from inrun.attribution._pending import Pending
 from inrun.attribution._record import Record
 from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
@@ -53,7 +54,7 @@ class Steps:
         self.taken = 0
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
-        self._pending: list[tuple[Ids, Block]] = []
+        self._pending = Pending()
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
@@ -119,37 +120,19 @@ class Steps:
         return there and alone and self._scorer.can_wait and not timed and not self._at_once
 
     def _end_block(self, names: Ids, block: Block) -> None:
-        if self._scorer.validation.late:
+        late = self._scorer.validation.late
+        if late:
             self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
-        ended = (names, block)
-        if self._scorer.validation.late:
-            self._pending.append(ended)
-        else:
-            self._pending = self._counting([*self._pending, ended])
+        self._pending.add(names, block)
+        if not late:
+            self._conclude()
 
-    def _conclude(self) -> list[Block]:
-        """Compares blocks that ended with the gradients, and gives those of the step that count."""
-        self._pending = self._counting(self._pending)
-        return [block for _, block in self._pending]
-
-    def _counting(self, blocks: list[tuple[Ids, Block]]) -> list[tuple[Ids, Block]]:
-        """Those of the step's blocks whose samples are in the gradients.
-
-        Raises:
-            InvariantError: a block's shares do not sum to the gradient.
-        """
-        unread = self.capture.check.unread
-        try:
-            flags = self.capture.conclude()
-        except BaseException:
-            self._pending = blocks[: len(blocks) - unread]  # what is wrong counts for nothing
-            raise
+    def _conclude(self) -> None:
+        """Compares blocks that ended with the gradients."""
+        if self._pending.conclude(self.capture):
+            self.auditing.cancel()
         self._advice.of_gaps(self.capture.coverage)
-        if not any(flags):
-            return blocks
-        self.auditing.cancel()  # the loop zeroed the gradients: what was before is not in
-        return blocks[len(blocks) - flags[::-1].index(True) - 1 :]
 
     def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
@@ -185,7 +168,7 @@ class Steps:
         self._advice.of_strangers(self._optimizers, self.capture)
         with self.watch:
             try:
-                blocks = [block for _, block in self._pending]
+                blocks = self._pending.blocks
                 self._scorer.before_step(self.capture, blocks)
                 if not self._scorer.validation.late:
                     self._scorer.conclude(self.capture, blocks)
@@ -231,12 +214,12 @@ class Steps:
             with self.watch:
                 self.taken += 1
                 weight, late = self._weight or 1.0, self._scorer.validation.late
-                blocks = [block for _, block in self._pending]
+                blocks = self._pending.blocks
                 unread = self._scorer.after_step(
                     self.capture, blocks, self._stepped, self.taken, weight,
                     self._read_late if late else None,
                 )  # fmt: skip
-                step = Step(self.taken, weight, _joined([i for i, _ in self._pending]))
+                step = Step(self.taken, weight, self._pending.ids)
                 if unread is None:
                     self._late = step
                     return
@@ -257,7 +240,8 @@ class Steps:
 
     def _read_late(self) -> list[Block]:
         """What was taken down before the step, read now that the closing pass is queued."""
-        blocks = self._conclude()
+        self._conclude()
+        blocks = self._pending.blocks
         if not self._scorer.validation.proven:
             raise ReadTooLateError(
                 "Weights were edited between two steps past PyTorch's version counters (.data, or "
@@ -344,7 +328,3 @@ class Steps:
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
             self.settle()
             self.capture = self._new_capture()
-
-
-def _joined(parts: list[Ids]) -> Ids:
-    return [i for ids in parts for i in ids]  # type: ignore[return-value]  # all of one kind
