@@ -101,7 +101,7 @@ def test_within_a_step_nothing_waits_for_the_device(capture, fused):
     assert correlation(quiet, trained("cuda", **options)) > 0.99999
 
 
-def test_streams_memory_is_that_of_a_validation_pass():
+def test_stream_takes_hardly_more_memory_than_hold():
     def peak(**options):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

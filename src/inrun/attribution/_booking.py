@@ -48,6 +48,8 @@ class Booking:
 
     def _book(self, step: Step, unread: Unread) -> Scored:
         scored = unread.read()
+        if self._scorer.watcher is not None:
+            self._scorer.watcher.scored(step.number, step.weight, scored.values)
         ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
         everyones = scored._replace(values=values, entries=entries)
@@ -83,11 +85,8 @@ class Booking:
 
     def end(self) -> None:
         """Books what was put off; an error becomes a warning, and what was booked can be read."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
-        step, unread = waiting
+        number = None if self._waiting is None else self._waiting[0].number
         try:
-            self._book(step, unread)
+            self.complete()
         except InRunError as error:
-            warnings.warn(f"Step {step.number} was not booked: {error}", InRunWarning, stacklevel=2)
+            warnings.warn(f"Step {number} was not booked: {error}", InRunWarning, stacklevel=2)

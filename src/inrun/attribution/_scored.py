@@ -69,7 +69,6 @@ class Taken:
     opening: Evaluation | None
     extra: dict[str, dict[str, Tensor]]
     step: int
-    weight: float
 
     def kept(self) -> Taken:
         """The same with gradients that the loop does not overwrite."""

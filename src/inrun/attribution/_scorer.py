@@ -220,7 +220,6 @@ class Scorer:
         blocks: Sequence[Block],
         stepped: Collection[int],
         step: int,
-        weight: float,
         conclude: Callable[[], Sequence[Block]] | None = None,
     ) -> Unread | None:
         """Contracts the directions, now that the closing gradient is known.
@@ -230,7 +229,6 @@ class Scorer:
             blocks: the step's samples.
             stepped: the numbers of the optimizers that really stepped.
             step: the step's number.
-            weight: how many steps it stands for; values are not multiplied by it here.
             conclude: reads what was taken down before the step, where that was put off until
                 there is other work for the device, and gives the blocks that count.
 
@@ -244,7 +242,7 @@ class Scorer:
             blocks = conclude()
         for block in blocks:
             block.check_untouched()
-        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, weight)
+        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step)
         self._plans, self._extra, self._at_open = {}, {}, None
         if closing is None:
             self._late = taken.kept()
@@ -294,10 +292,7 @@ class Scorer:
             paid = self.payouts.end_step(taken.step, taken.blocks, scales)
         used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
-        unread = Unread(sums, (opening, closing), self._utility.targets, estimator, paid)
-        if self.watcher is not None:
-            self.watcher.scored(taken.step, taken.weight, unread.read().values)
-        return unread
+        return Unread(sums, (opening, closing), self._utility.targets, estimator, paid)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.

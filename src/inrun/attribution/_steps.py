@@ -83,7 +83,7 @@ class Steps:
             if self._weight is None:
                 self._weight = self.frequency.weight(self.taken + 1)
                 self._scorer.validation.deal(self.frequency.parts)
-                self._scorer.validation.late = self._reads_late()
+                self._scorer.validation.reads_late = self._reads_late()
         if self._weight == 0:
             yield
             return
@@ -120,7 +120,7 @@ class Steps:
         return there and alone and self._scorer.can_wait and not timed and not self._at_once
 
     def _end_block(self, names: Ids, block: Block) -> None:
-        late = self._scorer.validation.late
+        late = self._scorer.validation.reads_late
         if late:
             self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
@@ -170,7 +170,7 @@ class Steps:
             try:
                 blocks = self._pending.blocks
                 self._scorer.before_step(self.capture, blocks)
-                if not self._scorer.validation.late:
+                if not self._scorer.validation.reads_late:
                     self._scorer.conclude(self.capture, blocks)
             except Exception:
                 self.drop(moved=True, failed=True)
@@ -213,10 +213,10 @@ class Steps:
         try:
             with self.watch:
                 self.taken += 1
-                weight, late = self._weight or 1.0, self._scorer.validation.late
+                weight, late = self._weight or 1.0, self._scorer.validation.reads_late
                 blocks = self._pending.blocks
                 unread = self._scorer.after_step(
-                    self.capture, blocks, self._stepped, self.taken, weight,
+                    self.capture, blocks, self._stepped, self.taken,
                     self._read_late if late else None,
                 )  # fmt: skip
                 step = Step(self.taken, weight, self._pending.ids)
@@ -242,7 +242,7 @@ class Steps:
         """What was taken down before the step, read now that the closing pass is queued."""
         self._conclude()
         blocks = self._pending.blocks
-        if not self._scorer.validation.proven:
+        if not self._scorer.validation.proven():
             raise ReadTooLateError(
                 "Weights were edited between two steps past PyTorch's version counters (.data, or "
                 "an optimizer's fused step that was not attached), and the step after it was not "
@@ -259,7 +259,7 @@ class Steps:
                 unread = self._scorer.score_late()
                 if unread is None:
                     return
-                if self._scorer.validation.late:
+                if self._scorer.validation.reads_late:
                     self.booking.book_later(step, unread)
                 else:
                     self.booking.book(step, unread)

@@ -26,7 +26,9 @@ class Validation:
         self._model, self._utility, self._processes = model, utility, processes
         self._last: tuple[Evaluation, WeightsMark] | None = None
         self._unproven: tuple[WeightsMark, WeightsMark] | None = None
-        self.late = False  # whether the device's numbers are read later than they are asked for
+        self.reads_late = (
+            False  # whether the device's numbers are read later than they are asked for
+        )
         self._passes = 0
         self._age = 0  # steps that the last pass's gradient has been taken for the present one's
 
@@ -46,8 +48,8 @@ class Validation:
             evaluation, mark = self._last
             known = list(evaluation.gradients) == list(capture.trained)
             now = WeightsMark(capture.trained.values()) if known else mark
-            known = known and (mark.same_versions(now) if self.late else mark.same(now))
-            if known and self.late:
+            known = known and (mark.same_versions(now) if self.reads_late else mark.same(now))
+            if known and self.reads_late:
                 self._unproven = mark, now
             if capture.sharded:  # each process sees its own parts; a pass is every process's
                 (known,) = self._processes.all([known])
@@ -55,7 +57,6 @@ class Validation:
                 return evaluation
         return self._kept(self._fresh(capture), capture)
 
-    @property
     def proven(self) -> bool:
         """Whether the weights were the last closing pass's where versions alone said so.
 
@@ -91,7 +92,7 @@ class Validation:
     def _evaluate(self, capture: Capture) -> Evaluation:
         """A validation pass; of several processes the mean, whose rows may be the same or not."""
         part = self._utility.part(self._passes)
-        found = evaluate(part, self._model, capture.trained, checked=not self.late)
+        found = evaluate(part, self._model, capture.trained, checked=not self.reads_late)
         self._passes += 1
         if self._processes.size == 1:
             return found

@@ -1,8 +1,7 @@
 """Whose shares are compared with the gradient in this step: of large ones a quarter, in turn.
 
 What makes shares wrong is in the model or in the loop and comes again with every step: a rule, a
-hook, a penalty. To read each layer's activations once more for it, step after step, would be a
-tenth of what attribution costs.
+hook, a penalty: no reason to read each layer's activations once more for it in every step.
 """
 
 from __future__ import annotations

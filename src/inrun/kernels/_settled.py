@@ -105,7 +105,7 @@ def _loop(
     for low in range(begin, end, block):
         high = min(low + block, end)
         # slices, each read from 0: an index that may be negative is wrapped around, element by
-        # element, which costs as much as the arithmetic
+        # element
         g, w, m_now, v_now = gradient[low:high], weight[low:high], m[low:high], v[low:high]
         for i in range(high - low):
             root = np.sqrt(max(v_now[i], tiny))

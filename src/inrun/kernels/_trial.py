@@ -1,8 +1,8 @@
 """The first time on a device: whether what Triton made there gives what the loops say.
 
 A wrong compiler or driver must not become wrong values, so that on a thousand elements of all
-kinds each kernel is compared with its loop, which runs as plain Python for that. It takes
-milliseconds, beside the seconds of the first compilation, once a process, device and precision.
+kinds each kernel is compared with its loop, which runs as plain Python for that: once a process,
+device and precision.
 """
 
 from __future__ import annotations
