@@ -32,6 +32,23 @@ class Advice:
                 "the books' residual. See attribution.coverage()."
             )
 
+    def of_samples(self, capture: Capture) -> None:
+        """Samples that interact, owners that are not known, rows in another order."""
+        for operation in capture.coverage.interactions:
+            self.once(
+                f"Samples interact before the loss ({operation}): a sample's value is what passes "
+                "through its own slots, with the others as they are, and not what the gradient "
+                "would have been without it. See the page on samples that interact."
+            )
+        for operation in capture.coverage.unknown:
+            self.once(
+                f"The loss depends on an operation of which it is not known whose its results are: "
+                f"{operation}. Shares are those of the slots that were followed; compare with "
+                "attribution.audit."
+            )
+        for note in capture.inputs.notes:
+            self.once(note)
+
     def of_stale(self, refresh: int) -> None:
         """Steps that are judged by a validation gradient of steps before them."""
         if refresh > 1:

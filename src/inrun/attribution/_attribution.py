@@ -30,6 +30,7 @@ from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.ledger import Extra, RunFolder, TokenFolder
 from inrun.optim import Together
+from inrun.owners import ownership
 from inrun.utility import Utility
 
 
@@ -77,12 +78,20 @@ class Attribution(Results):
     # ---- in the loop
 
     @contextmanager
-    def batch(self, ids: Iterable[Any]) -> Iterator[None]:
+    def batch(
+        self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None
+    ) -> Iterator[None]:
         """Runs one forward and backward pass of these samples inside.
 
         Args:
-            ids: one id a row of the batch, ints or strings; the same id may come again, also in
-                one batch. Several blocks before one optimizer step are gradient accumulation.
+            ids: one id per row of the tensors that come in, ints or strings; the same id may come
+                again, also in one batch. Several blocks before one optimizer step are gradient
+                accumulation.
+            rows: where a sample has several rows, or ids are in another order than rows: for each
+                row the place of its sample in `ids`. For pairs [0, 1, ..., n-1, 0, 1, ..., n-1].
+            slots: where rows hold several samples (packed texts, nodes of graphs): an integer
+                tensor over the axes with which the data begins, the place in `ids` of each slot's
+                sample, -1 for slots of no sample.
 
         Raises:
             MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
@@ -90,20 +99,22 @@ class Attribution(Results):
                 later: by the next block, or by `optimizer.step()`.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
-        with self._block(ids, at_backward=False):
+        with self._block(ids, rows, slots, at_backward=False):
             yield
 
-    def open_batch(self, ids: Iterable[Any]) -> None:
+    def open_batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> None:
         """Begins a block that ends by itself with the first `loss.backward()` after it.
 
         For callbacks of frameworks, which have no place for a `with` around the forward and the
         backward pass. See `batch`.
 
         Args:
-            ids: one id a row of the batch.
+            ids: one id per row of the batch.
+            rows: see `batch`.
+            slots: see `batch`.
         """
         self.close_batch()
-        self._open.begin(self._block(ids, at_backward=True))
+        self._open.begin(self._block(ids, rows, slots, at_backward=True))
 
     def close_batch(self, *, failed: bool = False) -> None:
         """Takes an open block's eyes off the loop; the next block and the step do it too.
@@ -120,7 +131,9 @@ class Attribution(Results):
             self._open.close()
 
     @contextmanager
-    def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
+    def _block(
+        self, ids: Iterable[Any], rows: Any, slots: Any, *, at_backward: bool
+    ) -> Iterator[None]:
         self._refuse_detached()
         self._hooks.demand_in_place()
         if self._steps.inside:
@@ -129,7 +142,9 @@ class Attribution(Results):
             yield
             return
         self._steps.finish()
-        with self._steps.block(self._ids.read(ids), at_backward=at_backward):
+        names = self._ids.read(ids)
+        owned = ownership(len(names), rows, slots, names)
+        with self._steps.block(names, owned, at_backward=at_backward):
             yield
 
     @contextmanager

@@ -37,6 +37,9 @@ class Pending:
         except BaseException:
             del self._ended[len(self._ended) - unread :]
             raise
+        for block in self.blocks:  # a gap is one for the whole step
+            for name in capture.check.excluded:
+                block.factors.pop(name, None)
         if not any(flags):
             return False
         del self._ended[: len(self._ended) - flags[::-1].index(True) - 1]

@@ -26,6 +26,7 @@ from inrun.attribution._scorer import Scorer
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped
+from inrun.owners import Ownership
 from inrun.utility import Utility
 
 
@@ -77,7 +78,9 @@ class Steps:
         return len(self._pending)
 
     @contextmanager
-    def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
+    def block(
+        self, names: Ids, owned: Ownership, *, at_backward: bool = False
+    ) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
         with self.watch:
             if self._weight is None:
@@ -104,7 +107,7 @@ class Steps:
             )
         self._inside = True
         try:
-            with self.capture.block(len(names), ended, at_backward=at_backward):
+            with self.capture.block(owned, ended, at_backward=at_backward):
                 yield
         finally:
             self._inside = False
@@ -133,6 +136,7 @@ class Steps:
         if self._pending.conclude(self.capture):
             self.auditing.cancel()
         self._advice.of_gaps(self.capture.coverage)
+        self._advice.of_samples(self.capture)
 
     def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
@@ -318,8 +322,8 @@ class Steps:
             self._scorer,
             self._scorer.processes,
         )
-        if self._self_test and self._utility.batches:
-            self_test(capture, self._model, self._utility)
+        if self._utility.batches:
+            self_test(capture, self._model, self._utility, sums=self._self_test)
         return capture
 
     def _refresh_capture(self) -> None:

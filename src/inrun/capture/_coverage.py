@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 from torch import Tensor, nn
 
+from inrun.capture._mode import CaptureMode
+
 
 class Coverage:
     """What was seen of each parameter so far."""
@@ -19,15 +21,27 @@ class Coverage:
         self._why_not: dict[str, str] = {}
         self._norms: dict[str, float] = {}
         self.gaps: list[str] = []
-        self.unmeasured_axes: set[str] = set()
+        self._owners: dict[str, set[str]] = {}
+        self.interactions: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
+        self.by_exchange: set[str] = set()
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
         self._how.setdefault(name, set()).add(how)
 
-    def skipped(self, reasons: Mapping[str, str]) -> None:
-        """Uses that have no share for a sample, and why."""
-        self._why_not.update(reasons)
+    def followed(self, mode: CaptureMode) -> None:
+        """What following the owners of a block came upon."""
+        self._why_not.update(mode.skipped)
+        self.by_exchange |= mode.owners.by_exchange
+        for use in mode.uses:
+            for name in use.roots:
+                self._owners.setdefault(name, set()).add(use.owners)
+        self.interactions |= mode.owners.interactions
+        if "mixed" in mode.started_from:
+            self.interactions[mode.root_why] = None
+        if "unknown" in mode.started_from:
+            self.unknown[mode.root_why] = None
 
     def measured(self, norms: Mapping[str, float], gaps: list[str]) -> None:
         """Gradient norms of a step, and the parameters of which it captured nothing."""
@@ -44,7 +58,8 @@ class Coverage:
         """Why a parameter is not captured."""
         return self._why_not.get(
             name,
-            "no torch operation was seen to use it (custom autograd function or compiled code)",
+            "no torch operation was seen to use it: code that PyTorch compiled, or that is hidden "
+            "from it, did",
         )
 
     def table(self) -> pa.Table:
@@ -52,7 +67,8 @@ class Coverage:
 
         Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
         'not trained'), captured_as (operation: form), gradient_share (of the last step's squared
-        gradient norm), sample_axis ('measured' on the model or 'assumed' from shapes).
+        gradient norm), owners ('followed', 'exchanged' or 'given': how it is known whose slots are
+        whose).
         """
         total = sum(norm**2 for norm in self._norms.values())
         rows = [self._row(name, p, total) for name, p in self._trained.items()]
@@ -62,7 +78,7 @@ class Coverage:
                 "status": "not trained",
                 "captured_as": "",
                 "gradient_share": 0.0,
-                "sample_axis": "",
+                "owners": "",
             }
             for name, p in self._untrained.items()
         ]
@@ -72,13 +88,12 @@ class Coverage:
         how = sorted(self._how.get(name, ()))
         norm = self._norms.get(name, 0.0)
         missed = name in self.gaps
-        axis = "assumed" if name in self.unmeasured_axes else "measured"
         return {
             **self._facts(name, p),
             "status": "not captured" if missed else "captured" if how else "no gradient",
             "captured_as": self.explain(name) if missed else ", ".join(how),
             "gradient_share": norm**2 / total if total > 0 else 0.0,
-            "sample_axis": axis if how and not missed else "",
+            "owners": "" if missed else ", ".join(sorted(self._owners.get(name, ()))),
         }
 
     @staticmethod

@@ -9,7 +9,7 @@ and the raw gradient is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class GradientCheck:
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
         self._seen: set[str] = set()
+        self.excluded: set[str] = set()  # in this step
 
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
@@ -56,6 +57,13 @@ class GradientCheck:
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
+
+    def exclude(self, names: Iterable[str]) -> None:
+        """These parameters' shares cannot be told in this step: they are gaps as a whole."""
+        self.excluded |= set(names)
+        for name in names:
+            self._block.pop(name, None)
+            self._present.discard(name)
 
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
@@ -99,7 +107,7 @@ class GradientCheck:
 
     def _conclude(self, block: Ended) -> bool:
         found = self._measured(block.gradients)
-        sums = summed(block.sums)
+        sums = {n: s for n, s in summed(block.sums).items() if n not in self.excluded}
         together = self._with_before(sums)
         readings = self._readings if block.reduced else self._own_readings
         wrong, alone = readings(together, sums, found, block.low_precision)
@@ -107,6 +115,7 @@ class GradientCheck:
             self._raise(wrong, together, found, block.skipped)
         self._before, self._marks = (sums if alone else together), found
         self._shared = block.present if alone else self._shared | block.present
+        self._shared -= self.excluded
         self._seen |= self._shared
         return alone
 
@@ -123,7 +132,7 @@ class GradientCheck:
                 *(x + y for x, y in zip(sums.get(name, NOTHING), self._before.get(name, NOTHING),
                                         strict=True))
             )
-            for name in {**self._before, **sums}
+            for name in {**self._before, **sums} if name not in self.excluded
         }  # fmt: skip
 
     def _own_readings(
@@ -229,7 +238,7 @@ class GradientCheck:
     def next_step(self) -> None:
         """Starts the sums of a new step."""
         self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
-        self._shared, self._seen = set(), set()
+        self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
             self._rota.next_step(self._compared)

@@ -33,7 +33,7 @@ def _by_channel(call: Call, argument: str, normalized: Callable[[], Tensor]) -> 
     if call.layout.axis not in (None, 0) or argument not in ("weight", "bias"):
         return None
     products = call.gradient if argument == "bias" else call.gradient * normalized()
-    split = call.split(products)  # (B, S, C, *space)
+    split = call.images(products, batched=True)  # (B, S, C, *space)
     return Dense(split.flatten(3).sum((1, 3)) if split.ndim > 3 else split.sum(1))
 
 

@@ -9,7 +9,7 @@ from inrun.utility._passes import (
     loss_of,
     losses_of,
 )
-from inrun.utility._rows import differing_row, row_count, take_rows
+from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._undisturbed import displaced, undisturbed
 from inrun.utility._utility import LossFunction, Utility
 
@@ -19,7 +19,6 @@ __all__ = [
     "Utility",
     "curvature",
     "demand_finite",
-    "differing_row",
     "displaced",
     "evaluate",
     "gradients_of",
@@ -27,5 +26,6 @@ __all__ = [
     "losses_of",
     "row_count",
     "take_rows",
+    "tensors_of",
     "undisturbed",
 ]
