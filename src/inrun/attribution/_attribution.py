@@ -78,9 +78,7 @@ class Attribution(Results):
     # ---- in the loop
 
     @contextmanager
-    def batch(
-        self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None
-    ) -> Iterator[None]:
+    def batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> Iterator[None]:
         """Runs one forward and backward pass of these samples inside.
 
         Args:

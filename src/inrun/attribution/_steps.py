@@ -78,9 +78,7 @@ class Steps:
         return len(self._pending)
 
     @contextmanager
-    def block(
-        self, names: Ids, owned: Ownership, *, at_backward: bool = False
-    ) -> Iterator[None]:
+    def block(self, names: Ids, owned: Ownership, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
         with self.watch:
             if self._weight is None:

@@ -305,9 +305,7 @@ def _own_nodes(returned: Any, arguments: Sequence[Tensor]) -> Any:
     if isinstance(returned, tuple) and type(returned) is tuple:
         graded = [t for t in returned if isinstance(t, Tensor) and t.grad_fn is not None]
         if len({t.grad_fn for t in graded}) > 1:
-            return tuple(
-                torch.ops.aten.alias(t) if isinstance(t, Tensor) else t for t in returned
-            )
+            return tuple(torch.ops.aten.alias(t) if isinstance(t, Tensor) else t for t in returned)
         return returned
     if not isinstance(returned, Tensor) or not returned._is_view() or not returned.requires_grad:
         return returned
@@ -341,4 +339,3 @@ def _copied(
     first = args[0].detach().clone().requires_grad_(args[0].requires_grad)
     renamed = {id(first) if key == id(args[0]) else key: s for key, s in consumed.items()}
     return [first, *args[1:]], renamed
-

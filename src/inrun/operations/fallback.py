@@ -71,13 +71,10 @@ def fallback(
     ]
     shares = torch.zeros(samples, *parameter.shape, dtype=leaf.dtype, device=leaf.device)
     for b in range(samples):
-        masked = [
-            layout.only(gradient.to(out.dtype), b, samples) for out, gradient, layout in used
-        ]
+        masked = [layout.only(gradient.to(out.dtype), b, samples) for out, gradient, layout in used]
         (share,) = torch.autograd.grad(
             [out for out, _, _ in used], leaf, masked, retain_graph=True, allow_unused=True
         )
         if share is not None:
             shares[b] = share
     return Dense(shares)
-

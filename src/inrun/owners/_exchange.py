@@ -69,7 +69,11 @@ def _repeatable(op: Op) -> bool:
     overwrites = op.name.endswith("_") and not op.name.endswith("__")
     overwrites |= op.name.startswith("__i") and op.name not in ("__invert__",)
     given = op.kwargs.get("inplace"), op.kwargs.get("out")
-    if overwrites or op.name == "__setitem__" or any(g is not None and g is not False for g in given):
+    if (
+        overwrites
+        or op.name == "__setitem__"
+        or any(g is not None and g is not False for g in given)
+    ):
         return False
     return all(m.low > UNKNOWN for m in op.maps if m is not None)
 

@@ -29,7 +29,9 @@ _KEEPS_RAW = frozenset(
     "tensor as_tensor asarray pad clone detach cuda cpu flatten unflatten div mul sub add "
     "__truediv__ __mul__ __sub__ __add__ __rsub__ __radd__ __rmul__ type".split()
 )
-_MAKES_DATA = frozenset("tensor as_tensor asarray scalar_tensor".split())
+_MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
+    "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli".split()
+)
 
 
 class Owners:
@@ -230,4 +232,3 @@ def _sequence_number() -> int | None:
     with torch.enable_grad():
         node = (torch.zeros((), requires_grad=True) * 1).grad_fn
     return None if node is None else node._sequence_nr()  # type: ignore[attr-defined]
-

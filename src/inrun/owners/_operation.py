@@ -84,9 +84,7 @@ class Op:
             return main if rest is None else rest
         return _filled(main, rest)
 
-    def _together(
-        self, maps: Sequence[Map], ndim: int, *, adds: bool, noted: bool
-    ) -> Map | None:
+    def _together(self, maps: Sequence[Map], ndim: int, *, adds: bool, noted: bool) -> Map | None:
         """The join of some of the maps; a number of the whole batch leaves slots their owner."""
         found: Map | None = None
         for m in maps:

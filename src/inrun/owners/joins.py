@@ -104,8 +104,14 @@ def overwrite(op: Op) -> Found | None:
     if op.kwargs.get("reduce") is not None:
         return None
     target = op.args[0]
-    source = {"__setitem__": (2, "value"), "index_put": (2, "values"), "index_copy": (3, "source"),
-              "scatter": (3, "src"), "masked_scatter": (2, "source"), "index_fill": (3, "value")}
+    source = {
+        "__setitem__": (2, "value"),
+        "index_put": (2, "values"),
+        "index_copy": (3, "source"),
+        "scatter": (3, "src"),
+        "masked_scatter": (2, "source"),
+        "index_fill": (3, "value"),
+    }
     place, named = source.get(name, (1, "src"))
     value = op.get(place, named)
     before, written = op.first, op.map_of(value)

@@ -14,7 +14,6 @@ from inrun.owners.moves import spread_owners
 from inrun.owners.pointwise import kept
 
 
-
 @rule(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc convolution "
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d "
@@ -34,7 +33,9 @@ def images(op: Op) -> Found | None:
         if op.out.ndim == m.ndim:
             return op.every(m)
         shape = (m.shape[0],) + (1,) * (op.out.ndim - 1)
-        return op.every(m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape))))
+        return op.every(
+            m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))
+        )
     return None if x.ndim else op.every(m)
 
 
@@ -106,9 +107,7 @@ def _heads(read: Map | None, own: Map | None) -> Map | None:
     return read
 
 
-def _apart(
-    own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int, keys: int
-) -> bool:
+def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int, keys: int) -> bool:
     """Whether every slot reads slots of its own sample alone, or of no one."""
     q = own.codes.expand(*own.shape[:-2], queries, 1)
     k = read.codes.expand(*read.shape[:-2], keys, 1).mT
