@@ -61,6 +61,24 @@ class Advice:
                 "payout_to='FOLDER' on a disk with more room."
             )
 
+    def of_another_optimizer(self, kind: str) -> None:
+        """An optimizer that is not attached moved weights whose steps are scored."""
+        self.once(
+            f"An optimizer that is not attached ({kind}) moved weights of this model: its steps "
+            "are in no sample's value, and in the books under the entry `other`. If it took the "
+            "place of the attached one, or trains beside it, attach again: attribution.detach(), "
+            "then inrun.attach(model, optimizer, ...), with all optimizers that step together."
+        )
+
+    def of_edited_weights(self) -> None:
+        """Weights that were changed between two steps, by no step."""
+        self.once(
+            "Weights were changed between two optimizer steps (clipped, re-normalised, reset, or "
+            "by an optimizer that is not attached). Each step is scored at the weights that it "
+            "found; what the change itself did to the validation loss is in the books, in the "
+            "entry `other`."
+        )
+
     def of_strangers(self, optimizers: Together, capture: Capture) -> None:
         """Parameters that the optimizer moves and no block has watched."""
         watched = {id(p) for p in capture.trained.values()}

@@ -67,7 +67,9 @@ def scales_of(
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
     for name, k in capture.check.scales().items():
-        if name in gaps or (k is not None and norms[name] == 0):
+        nothing = k is not None and norms[name] == 0
+        unseen = name in gaps and not any(block.factors.get(name) for block in blocks)
+        if nothing or unseen:
             scales[name] = None
         elif k is None:
             if capture.check.overwritten(name, gradients[name]):
@@ -115,8 +117,8 @@ def elementwise_scale(
         raise MisuseError(
             f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
             "step() by something that is neither a common factor nor clipping by value: a backward "
-            "pass outside a block, or terms added to .grad by hand (use weight_decay). No sample "
-            "accounts for it."
+            "pass outside a block, or terms added to .grad by hand. No sample accounts for it. Run "
+            "a penalty's backward pass inside attribution.unattributed(), or use weight_decay."
         )
     return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
 

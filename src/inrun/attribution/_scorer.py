@@ -24,6 +24,7 @@ from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._scales import common_scale, norms_of, scales_of
 from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
+from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.attribution._validation import Validation, following
 from inrun.capture import Alone, Block, Capture, Processes
 from inrun.directions import Direction, Game, Gradients, SampleDirection
@@ -242,7 +243,8 @@ class Scorer:
             blocks = conclude()
         for block in blocks:
             block.check_untouched()
-        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step)
+        other = self.validation.take_other()
+        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, other)
         self._plans, self._extra, self._at_open = {}, {}, None
         if closing is None:
             self._late = taken.kept()
@@ -289,10 +291,12 @@ class Scorer:
         paid: list[Paid] = []
         if self.payouts is not None:
             scales = {name: plan.share_scale for name, plan in taken.plans.items()}
-            paid = self.payouts.end_step(taken.step, taken.blocks, scales)
+            paid = self.payouts.end_step(taken.step, samples_of(taken.blocks), scales)
         used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
-        return Unread(sums, (opening, closing), self._utility.targets, estimator, paid)
+        unowned = [isinstance(b, Unowned) for b in taken.blocks for _ in range(b.samples)]
+        passes, targets = (opening, closing), self._utility.targets
+        return Unread(sums, passes, targets, estimator, paid, unowned, taken.other)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.

@@ -4,6 +4,7 @@ from inrun.utility._passes import (
     Evaluation,
     curvature,
     demand_finite,
+    demand_finite_gradients,
     evaluate,
     gradients_of,
     loss_of,
@@ -11,14 +12,16 @@ from inrun.utility._passes import (
 )
 from inrun.utility._rows import differing_row, row_count, take_rows
 from inrun.utility._undisturbed import displaced, undisturbed
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import NEXT, LossFunction, Utility
 
 __all__ = [
+    "NEXT",
     "Evaluation",
     "LossFunction",
     "Utility",
     "curvature",
     "demand_finite",
+    "demand_finite_gradients",
     "differing_row",
     "displaced",
     "evaluate",

@@ -27,12 +27,13 @@ class Evaluation:
 
     `losses` (K,) float64, on the CPU where they were `checked`; `gradients` by parameter name,
     (K, *shape), zero where a target does not use the parameter. Of sharded parameters they are
-    this process's parts of the mean over processes.
+    this process's parts of the mean over processes. `rows`: which part of the rows it looked at.
     """
 
     losses: Tensor
     gradients: dict[str, Tensor]
     checked: bool = True
+    rows: int = 0
 
 
 def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
@@ -117,6 +118,31 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
             f"The validation loss of target {bad[0]!r} is not finite, so nothing can be judged by "
             "it: the training diverged, or the validation batch is empty or holds NaN."
         )
+
+
+def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
+    """Refuses gradients that nothing can be judged by.
+
+    Raises:
+        MisuseError: one is not finite; it waits for the device.
+    """
+    if not evaluation.gradients:
+        return
+    sizes = [
+        g.detach().abs().amax(tuple(range(1, g.ndim))) if g.numel() else g.new_zeros(len(g))
+        for g in evaluation.gradients.values()
+    ]
+    finite_PK = torch.stack([size.isfinite().cpu() for size in sizes])
+    for name, finite_K in zip(evaluation.gradients, finite_PK.tolist(), strict=True):
+        if not all(finite_K):
+            k = finite_K.index(False)
+            target = f" of target {targets[k]!r}" if targets else ""
+            raise MisuseError(
+                f"The validation loss{target} is finite and its gradient is not, at {name}, so "
+                "nothing can be judged by it: a square root or a norm at 0, a division by 0, or "
+                "half precision that overflows. Step around the point in loss_fn (add a small "
+                "number under the root), or leave the rows out that lie on it."
+            )
 
 
 def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:
