@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
@@ -60,6 +63,21 @@ class Advice:
                 "free there. Attach with a smaller payout, with payout_to='cpu', or with "
                 "payout_to='FOLDER' on a disk with more room."
             )
+
+    def of_batch_statistics(self, model: nn.Module) -> None:
+        """Layers by whose statistics samples act on each other."""
+        for name, module in model.named_modules():
+            by_batch = module.training or getattr(module, "running_mean", 0) is None
+            if isinstance(module, _BatchNorm) and by_batch:
+                self.once(
+                    f"Layer {name!r} ({type(module).__name__}) normalizes by the statistics of "
+                    "the batch, through which samples act on each other. A sample's value is what "
+                    "passes through its own slots, with the others as they are: values add up and "
+                    "the books close, and it is not what the step would have been without the "
+                    "sample. What running statistics change in the validation loss is in the "
+                    "books' entry `other`."
+                )
+                return
 
     def of_another_optimizer(self, kind: str) -> None:
         """An optimizer that is not attached moved weights whose steps are scored."""

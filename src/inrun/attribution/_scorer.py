@@ -57,6 +57,7 @@ class Scorer:
         self._rule_check = RuleCheck()
         self.validation = Validation(model, utility, self.processes)
         self._late: Taken | None = None
+        self._steps_read = 0
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
@@ -176,10 +177,22 @@ class Scorer:
                     held=name in held, processes=self.processes.size,
                 )  # fmt: skip
             self._rule_check.before(self._optimizers, plans)
+            self._measure_updates(capture, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
             self._norms = norms_of(plans)
         self._extra = self.validation.extra(self._direction, plans, capture)
+
+    def _measure_updates(self, capture: Capture, plans: Mapping[str, ParameterPlan]) -> None:
+        """For `coverage()`: how much of the update each parameter has."""
+        self._steps_read += 1
+        if not capture.coverage.wants_updates(self._steps_read):
+            return
+        squares = {name: plan.update_square() for name, plan in plans.items()}
+        if capture.sharded and squares:  # each process has its own parts
+            rows = torch.stack([square.double() for square in squares.values()])
+            squares = dict(zip(squares, self.processes.mean(rows), strict=True))
+        capture.coverage.updated(squares)
 
     @torch.no_grad()
     def conclude(self, capture: Capture, blocks: Sequence[Block]) -> None:

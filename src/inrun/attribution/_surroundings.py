@@ -2,8 +2,8 @@
 
 Buffers (running statistics), parameters of the model that no attached optimizer holds, and whatever
 modules and tensors the loss function refers to: the discriminator by which a generator is judged, a
-teacher that follows. Version counters tell of their edits; buffers, which some wrappers write anew
-in every step, are compared by their numbers too.
+teacher that follows. Version counters tell of their edits; buffers, which batch normalization moves
+past them and some wrappers write anew in every step, are compared by their numbers.
 """
 
 from __future__ import annotations
@@ -59,12 +59,21 @@ class SurroundingsMark:
         self._strange = [_version(t) for t in buffers if not _is_plain(t)]
 
     def same(self, other: SurroundingsMark) -> bool:
-        """Whether nothing moved between the two."""
-        if [id(t) for t in self._tensors] != [id(t) for t in other._tensors]:
-            return False
-        if self._others != other._others or self._strange != other._strange:
-            return False
-        if self._buffers == other._buffers or self._numbers is None or other._numbers is None:
+        """Whether nothing moved between the two but numbers in buffers."""
+        there = [id(t) for t in self._tensors] == [id(t) for t in other._tensors]
+        return there and self._others == other._others and self._strange == other._strange
+
+    def same_buffers(self, other: SurroundingsMark, *, by_versions: bool) -> bool:
+        """Whether those did not move either.
+
+        Args:
+            other: the mark to compare with.
+            by_versions: where versions are the same that is enough, and no device is waited for;
+                BatchNorm counts its batches in a buffer, whose version tells of the others.
+        """
+        if self._numbers is None or other._numbers is None:
+            return self._buffers == other._buffers
+        if self._buffers == other._buffers and by_versions:
             return True
         return self._numbers.same_numbers(other._numbers)
 

@@ -16,7 +16,7 @@ from inrun.report._judges import judges
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
-from inrun.report._words import lead, losses_known, summary
+from inrun.report._words import covered_column, lead, losses_known, summary
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,12 @@ def _coverage(run: Run) -> list[Section]:
         coverage = run.coverage()
     except StoreError:  # the run was cut off; the words at the top say so
         return []
+    column, of = covered_column(coverage)
     rows = [
-        [r["parameter"], r["shape"], r["status"], r["captured_as"], f"{r['gradient_share']:.1%}"]
+        [r["parameter"], r["shape"], r["status"], r["captured_as"], f"{r[column]:.1%}"]
         for r in coverage.to_pylist()
     ]
-    head = ["parameter", "shape", "status", "captured as", "share of squared gradient norm"]
+    head = ["parameter", "shape", "status", "captured as", f"share of the {of}"]
     return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
 
 

@@ -54,6 +54,13 @@ def lead(of: Contents) -> str:
     )
 
 
+def covered_column(coverage: pa.Table) -> tuple[str, str]:
+    """Which column has parameters' shares, and of what; older runs have those of the gradient."""
+    if "update_share" in coverage.column_names:
+        return "update_share", "squared update"
+    return "gradient_share", "squared gradient"
+
+
 def losses_known(ledger: pa.Table) -> bool:
     """Whether of any step it is known what the validation loss fell by."""
     return bool(known_residual_shares(ledger).size)
@@ -126,8 +133,9 @@ def _trust(of: Contents) -> list[str]:
     except StoreError:
         said.append("The run was not flushed to its end, so its coverage is not known.")
     else:
-        covered = [r["gradient_share"] for r in coverage.to_pylist() if r["status"] == "captured"]
-        said.append(f"The values cover {sum(covered):.1%} of the gradient.")
+        column, whole = covered_column(coverage)
+        covered = [r[column] for r in coverage.to_pylist() if r["status"] == "captured"]
+        said.append(f"The values cover {sum(covered):.1%} of the {whole}.")
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(

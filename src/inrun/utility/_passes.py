@@ -156,11 +156,12 @@ def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> li
     ]
 
 
-def losses_of(utility: Utility, model: nn.Module) -> Tensor:
-    """Losses of every target without gradients, (K,) float64 on the CPU."""
+def losses_of(utility: Utility, model: nn.Module, *, checked: bool = True) -> Tensor:
+    """Losses of every target without gradients, (K,) float64, on the CPU where `checked`."""
     with undisturbed(model), torch.no_grad():
         values = [loss_of(utility, model, t, batch) for t, batch in utility.batches.items()]
-    return torch.stack([value.double().cpu() for value in values])
+    losses = [value.double() for value in values]
+    return torch.stack([loss.cpu() for loss in losses] if checked else losses)
 
 
 def curvature(
