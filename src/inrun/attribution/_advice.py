@@ -11,6 +11,7 @@ from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
 from inrun.optim import Together
+from inrun.utility import Utility, is_repeatable
 
 
 class Advice:
@@ -18,6 +19,7 @@ class Advice:
 
     def __init__(self) -> None:
         self._given: set[str] = set()
+        self._tried = False  # whether the loss was called twice already
 
     def once(self, text: str) -> None:
         """Warns, unless these words were said before."""
@@ -62,6 +64,20 @@ class Advice:
                 f"window is full, {more / 1e9:.1f} GB more than now, and {free / 1e9:.1f} GB are "
                 "free there. Attach with a smaller payout, with payout_to='cpu', or with "
                 "payout_to='FOLDER' on a disk with more room."
+            )
+
+    def of_random_loss(self, model: nn.Module, utility: Utility) -> None:
+        """A validation loss that is another one at each call."""
+        if utility.draws > 1 or self._tried:
+            return
+        self._tried = True
+        if not is_repeatable(utility, model):
+            self.once(
+                "The validation loss draws random numbers: two calls at the same weights differ. "
+                "What it falls by in a step is then mostly chance, and so are values and the "
+                "books. Fix the noise inside loss_fn (its own seeded torch.Generator, model.eval() "
+                "left as it is), or attach with Utility(..., draws=8): the mean over so many "
+                "draws, the same ones at a step's opening and closing."
             )
 
     def of_batch_statistics(self, model: nn.Module) -> None:

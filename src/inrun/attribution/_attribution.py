@@ -24,7 +24,7 @@ from inrun.attribution._results import Results
 from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
-from inrun.attribution._step_hooks import StepHooks, release
+from inrun.attribution._step_hooks import StepHooks, release, warn_unheld
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
@@ -74,6 +74,7 @@ class Attribution(Results):
         self._release = weakref.finalize(
             self, release, self._hooks, line, book, self._record, folder
         )
+        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.booking)
 
     # ---- in the loop
 
@@ -306,6 +307,7 @@ class Attribution(Results):
 
     def _end(self, *, failed: bool) -> None:
         self._open.abandon()
+        self._unheld.detach()
         self._hooks.remove()
         try:
             self._steps.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from inrun.attribution._booking import Booking
 from inrun.attribution._closures import Arguments
 from inrun.attribution._live import LiveLine
 from inrun.attribution._record import Record
-from inrun.errors import MisuseError
+from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import RunFolder
 
 
@@ -93,6 +95,22 @@ class StepHooks:
         """Takes them off."""
         for handle in (self._everywhere, *self._handles):
             handle.remove()
+
+
+def warn_unheld(this: weakref.ref[Any], booking: Booking) -> None:
+    """Says that an attribution went out of use without having scored anything.
+
+    It is called when it is collected; at the end of the program, when it may still be held, it says
+    nothing.
+    """
+    if this() is None and not booking.scored:
+        warnings.warn(
+            "An attribution was collected without having scored a step: nobody holds it, and "
+            "dropping it detaches it. Keep what inrun.attach returns for as long as training goes "
+            "(attribution = inrun.attach(...)), and wrap each step in attribution.batch(ids).",
+            InRunWarning,
+            stacklevel=2,
+        )
 
 
 def release(

@@ -384,6 +384,7 @@ class Steps:
         )
         if self._self_test and self._utility.batches:
             self_test(capture, self._model, self._utility)
+            self._advice.of_random_loss(self._model, self._utility)
         return capture
 
     def _refresh_capture(self) -> None:

@@ -1,5 +1,6 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
+from inrun.utility._draws import is_repeatable
 from inrun.utility._passes import (
     Evaluation,
     curvature,
@@ -26,6 +27,7 @@ __all__ = [
     "displaced",
     "evaluate",
     "gradients_of",
+    "is_repeatable",
     "loss_of",
     "losses_of",
     "row_count",
