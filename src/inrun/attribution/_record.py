@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from inrun.attribution._payout import Paid
 from inrun.attribution._scored import Scored
 from inrun.errors import MisuseError
 from inrun.ledger import (
+    ENTRIES,
     LEDGER,
     TOTAL,
     Extra,
@@ -26,6 +28,7 @@ from inrun.ledger import (
     as_tensor,
     balance,
     books_of,
+    in_present_columns,
     ledger_rows,
     residual_shares,
 )
@@ -58,6 +61,7 @@ class Record:
         self._tally, self._extra = Tally(targets, weights, extra), extra
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
+        self._unknown = False  # whether of any step the residual is not known
         self._waiting: dict[int, _Waiting] = {}
         self.latest: dict[str, Any] = {}
 
@@ -77,8 +81,11 @@ class Record:
             step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
         )
         self.latest = dict(rows[0])
-        self._residual += abs(self.latest["residual"])
-        self._size += sum(abs(self.latest[n]) for n in ("samples", "momentum", "weight_decay"))
+        if isfinite(self.latest["residual"]):  # where losses are not known, neither is that
+            self._residual += abs(self.latest["residual"])
+            self._size += sum(abs(self.latest[name]) for name in ENTRIES)
+        else:
+            self._unknown = True
         self._tally.add(step, ids, scored.values, weight)
         if waits:
             self._waiting[step] = _Waiting(ids, scored.values, rows)
@@ -114,8 +121,10 @@ class Record:
 
     @property
     def residual_share(self) -> float:
-        """Residuals so far over the entries' size so far."""
-        return self._residual / self._size if self._size else 0.0
+        """Residuals so far over the entries' size so far; NaN where no residual is known."""
+        if self._size:
+            return self._residual / self._size
+        return nan if self._unknown else 0.0
 
     @property
     def relative_error(self) -> float:
@@ -186,6 +195,7 @@ class Record:
             "settled": [step for step, _ in owed] if self._folder is not None else [],
             "residual": self._residual,
             "size": self._size,
+            "unknown": self._unknown,
             "latest": self.latest,
         }, tables
 
@@ -213,9 +223,10 @@ class Record:
                 )  # fmt: skip
             self._folder.flush()
         elif "ledger" in tables:
-            self._ledger = as_table(tables["ledger"]).to_pylist()
+            self._ledger = in_present_columns(as_table(tables["ledger"])).to_pylist()
         self._tally.restore(as_table(tables["values"]))
         self._residual, self._size = header["residual"], header["size"]
+        self._unknown = bool(header.get("unknown"))
         self.latest = dict(header["latest"])
 
     def stored_books(self) -> list[dict[str, object]] | None:

@@ -1,10 +1,16 @@
 """The books, the totals a sample, and the run on disk."""
 
 from inrun.ledger._books import (
+    ENTRIES,
     LEDGER,
+    NEXT_BATCH,
+    NO_PASS,
+    OTHER_ROWS,
     TOTAL,
     Entries,
     balance,
+    in_present_columns,
+    known_residual_shares,
     ledger_rows,
     residual_shares,
     totals,
@@ -18,7 +24,11 @@ from inrun.ledger._tally import Extra, Ids, Tally, normalised, target_columns
 from inrun.ledger._tokens import TokenFolder, read_tokens
 
 __all__ = [
+    "ENTRIES",
     "LEDGER",
+    "NEXT_BATCH",
+    "NO_PASS",
+    "OTHER_ROWS",
     "TOTAL",
     "Entries",
     "Extra",
@@ -31,6 +41,8 @@ __all__ = [
     "as_tensor",
     "balance",
     "books_of",
+    "in_present_columns",
+    "known_residual_shares",
     "ledger_rows",
     "load",
     "normalised",

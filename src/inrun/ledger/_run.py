@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from inrun.errors import MisuseError, StoreError
-from inrun.ledger._books import LEDGER, TOTAL, balance
+from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
 from inrun.ledger._files import write_table
 from inrun.ledger._manifest import read_manifest
 from inrun.ledger._samples import FILES, samples_table
@@ -102,7 +102,7 @@ class Run:
 
     def books(self) -> pa.Table:
         """The ledgers of all targets and of their total, a row a step and target."""
-        parts = [pq.read_table(part) for part in self._parts["ledger"]]
+        parts = [in_present_columns(pq.read_table(part)) for part in self._parts["ledger"]]
         for path, part in zip(self._parts["ledger"], parts, strict=True):
             if not part.schema.equals(LEDGER):
                 strange = sorted(set(part.column_names) ^ set(LEDGER.names))

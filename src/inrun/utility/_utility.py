@@ -30,7 +30,8 @@ class Utility:
 
     Args:
         loss_fn: `loss_fn(model, batch)` returns the loss, a scalar tensor with a graph. It is
-            called in evaluation mode and must not depend on random numbers.
+            called in evaluation mode and must not depend on random numbers, unless `draws` fixes
+            them.
         batch: one validation batch in any form that `loss_fn` takes, or a dict from target names
             to batches. A dict whose values are all tensors or arrays is one batch (the form that
             `transformers` uses); any other dict names targets.
@@ -39,6 +40,11 @@ class Utility:
             add up to 1.
         rows_axis: the axis of a validation batch's tensors that runs over rows; 1 for data that
             has its sequence first.
+        draws: of a loss that draws random numbers (diffusion, a VAE, masked tokens), the mean over
+            so many calls, with the same random numbers in every pass: those of `torch`, `numpy` and
+            `random`. Opening and closing loss are then comparable, as a loss must be whose change
+            is to be explained. Memory is that of so many calls at once. 1 calls it once, and leaves
+            random numbers alone.
         rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
             as much less, and each step's values are those for the part's loss: over a run they
             average out, and the books' residual has the difference between parts.
@@ -73,6 +79,7 @@ class Utility:
         rows_axis: int = 0,
         rotating: int = 1,
         refresh: int = 1,
+        draws: int = 1,
     ):
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
@@ -103,6 +110,9 @@ class Utility:
         if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
             raise MisuseError(f"refresh={refresh!r} is no number of steps.")
         self.refresh = refresh
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+            raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
+        self.draws = draws
         self._parts = _parts(self.batches, rotating, rows_axis)
 
     @classmethod
