@@ -10,6 +10,7 @@ from inrun.ledger._books import (
     totals,
 )
 from inrun.ledger._files import Seal, read_table, store_path, write_table
+from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import samples_table
@@ -25,6 +26,7 @@ __all__ = [
     "Entries",
     "Extra",
     "Ids",
+    "Lock",
     "Run",
     "RunFolder",
     "Seal",
@@ -36,6 +38,7 @@ __all__ = [
     "books_of",
     "ledger_rows",
     "load",
+    "machine",
     "normalised",
     "read_samples",
     "read_state",

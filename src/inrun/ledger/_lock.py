@@ -32,20 +32,23 @@ _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 class Lock:
     """Holds a folder from when it is made until `release`, or its process ends.
 
+    Args:
+        folder: which must be there.
+        take_over: whether it is had although this program holds it already.
+
     Raises:
         StoreError: another process holds it, or the disk refused.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, take_over: bool = True):
         self._path = folder / LOCK
-        self._token = uuid.uuid4().hex
-        for other in list(_held):
+        self._about = {**_own(), "token": uuid.uuid4().hex}
+        for other in list(_held) if take_over else ():
             if other._is_of(self._path):
                 other.release()
         try:
             self._file = self._taken()
-            os.ftruncate(self._file, 0)
-            os.write(self._file, json.dumps(_own() | {"token": self._token}).encode())
+            self.say()
         except OSError as error:
             raise StoreError(
                 f"{folder} cannot be locked for this run ({error}). Without a lock two processes "
@@ -75,9 +78,26 @@ class Lock:
         except OSError:
             return False
 
+    def say(self, **about: str) -> None:
+        """Writes into the lock who holds it, and what else there is to say.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._about |= about
+        content = json.dumps(self._about).encode()
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, content)
+        os.ftruncate(self._file, len(content))
+
+    @staticmethod
+    def said(folder: Path) -> dict[str, Any]:
+        """What a folder's lock says; nothing where there is none that can be read."""
+        return _said(folder / LOCK)
+
     def is_held(self) -> bool:
         """Whether nobody else has taken the folder over."""
-        return self._release.alive and _said(self._path).get("token") in (self._token, None)
+        return self._release.alive and _said(self._path).get("token") in (self._about["token"], None)
 
     def demand(self) -> None:
         """Raises where somebody else has taken the folder over.
@@ -123,8 +143,13 @@ def _lives(found: dict[str, Any]) -> bool:
     return True
 
 
+def machine() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
 def _own() -> dict[str, Any]:
-    return {"process": os.getpid(), "machine": socket.gethostname()}
+    return {"process": os.getpid(), "machine": machine()}
 
 
 def _said(path: Path) -> dict[str, Any]:
