@@ -220,7 +220,7 @@ class Record:
         elif "ledger" in tables:
             self._ledger = as_table(tables["ledger"]).to_pylist()
         self._tally.restore(as_table(tables["values"]))
-        self._residual, self._size = header["residual"], header["size"]
+        self._residual, self._size = float(header["residual"]), float(header["size"])
         self.latest = dict(header["latest"])
 
     def stored_books(self) -> list[dict[str, object]] | None:

@@ -97,7 +97,10 @@ class Lock:
 
     def is_held(self) -> bool:
         """Whether nobody else has taken the folder over."""
-        return self._release.alive and _said(self._path).get("token") in (self._about["token"], None)
+        return self._release.alive and _said(self._path).get("token") in (
+            self._about["token"],
+            None,
+        )
 
     def demand(self) -> None:
         """Raises where somebody else has taken the folder over.

@@ -40,7 +40,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     known = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(manifest, dict) or isinstance(known, bool) or known not in (OLDER, FORMAT):
         raise StoreError(f"{place} is not of format {OLDER} or {FORMAT}, which this version reads.")
-    if known == FORMAT and manifest.get("digest") != digest:
+    if manifest.get("digest") != (digest if known == FORMAT else None):
         raise StoreError(
             f"{place} was changed since it was written: its digest does not fit. Put the original "
             "back."
