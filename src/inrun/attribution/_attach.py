@@ -165,15 +165,16 @@ def attach(
     kind = CAPTURES[capture]
     smoothed = 0 if kind is Stream else smoothed_steps  # streaming keeps no shares to smooth
     payouts = None
+    place = "cpu" if payout_to is None and kind is Offload else payout_to
+    shelf = shelf_of(place)
     if payout:
-        place = "cpu" if payout_to is None and kind is Offload else payout_to
-        payouts = Payouts(
-            payout, copy.deepcopy(met), len(utility.targets), shelf_of(place), processes
-        )
+        payouts = Payouts(payout, copy.deepcopy(met), len(utility.targets), shelf, processes)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
-    return Attribution(
+    attribution = Attribution(
         model, optimizers, utility, scorer, kind, folder, frequency, extra, progress, self_test
     )
+    shelf.adopt(None if folder is None else folder.run)  # once the store is locked
+    return attribution
 
 
 def _contraction(given: str | Contraction) -> Contraction:

@@ -327,9 +327,11 @@ class Attribution(Results):
             self._steps.booking.end()
             self._steps.drop(moved=True, failed=failed)
         finally:
-            self._release()
-            self._steps.paying.close()
-            self.flush()
+            try:
+                self.flush()  # while the store is still this run's
+            finally:
+                self._release()
+                self._steps.paying.close()
 
     def __enter__(self) -> Attribution:
         return self

@@ -132,6 +132,11 @@ def release(
         book()
     finally:
         line.close()
-    if folder is not None and folder.path.exists():
-        record.let_go()
-        folder.flush()
+    if folder is None:
+        return
+    try:
+        if folder.path.exists() and not folder.superseded:
+            record.let_go()
+            folder.flush()
+    finally:
+        folder.close()

@@ -43,7 +43,7 @@ def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> Non
     for line in _books(run, training.config, outcome.steps):
         console.print(line, soft_wrap=True, highlight=False)
     if doubted:
-        console.print(_doubtful(folder))
+        console.print(_doubtful(run))
     if (folder / "plan.json").exists():
         console.print(read_comparison(folder))
     console.print(
@@ -88,13 +88,12 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     return said
 
 
-def _doubtful(folder: Path, rows: int = 5) -> Any:
+def _doubtful(run: Any, rows: int = 5) -> Any:
     """The labels that look most wrong."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
     from rich.table import Table
 
-    samples = pq.read_table(folder / "samples.parquet").sort_by([("label_doubt", "descending")])
+    samples = run.samples().sort_by([("label_doubt", "descending")])
     table = Table(title="Labels to look at first", title_justify="left")
     for name in ("sample", "labelled", "rather", "doubt", "content"):
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))

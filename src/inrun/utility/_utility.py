@@ -7,7 +7,7 @@ V(w) = sum_k weight_k V_k(w), the weights adding up to 1. A value is a contribut
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ NEXT = "next batch"
 
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
+    "weight", "paid_out", "standard_error", "variance",
 }  # fmt: skip
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -98,6 +99,7 @@ class Utility:
         )
         if not self.batches:
             raise MisuseError("The utility has no targets: there is nothing to be judged by.")
+        _demand_names(self.batches)
         taken = sorted(_RESERVED & set(self.batches))
         if taken:
             raise MisuseError(
@@ -171,6 +173,17 @@ class Utility:
     def targets(self) -> tuple[str, ...]:
         """The targets' names, in their order."""
         return (NEXT,) if self.follows else tuple(self.batches)
+
+
+def _demand_names(names: Iterable[str]) -> None:
+    """Raises where a name cannot be a column's in every file and table that is written of it."""
+    for name in names:
+        whole = name.isascii() or name.encode("utf-8", "replace").decode() == name
+        if not name.strip() or not whole or any(c in name for c in "\0\n\r"):
+            raise MisuseError(
+                f"A target cannot be called {name!r}: tables have a column by each target's name, "
+                "which must be a line of text that is not empty. Choose another name."
+            )
 
 
 def no_loss(model: nn.Module, batch: Any) -> Tensor:
