@@ -8,7 +8,7 @@ of; the numbers of the training step are those without it, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class CaptureMode(TorchFunctionMode):
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
-        return self._operation(function, name, args, kwargs, [*_tensors(args, kwargs)])
+        return self._operation(function, name, args, kwargs, _tensors(args, kwargs))
 
     def opaque(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -118,14 +118,13 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         """Runs an operation and files it as a derived tensor, a use, or neither."""
         self.operations += 1
-        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
         operation = find(name)
         if operation is not None and operation.check is not None:
             operation.check(operation.bind(args, kwargs))
         if self._gathered is not None:
             self._learn_gathered(self._gathered, tensors)
         consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
-        if wrapped:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)
@@ -315,15 +314,15 @@ def _own_nodes(returned: Any, arguments: Sequence[Tensor]) -> Any:
     return torch.ops.aten._unsafe_view(returned, list(returned.shape))
 
 
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Tensors among arguments, also one level down in lists (`torch.cat`)."""
+    found: list[Tensor] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
 
 
 def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:

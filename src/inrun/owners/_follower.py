@@ -151,13 +151,14 @@ class Owners:
         return _RAW if found is None else found
 
     def _found(self, op: Op) -> Found:
-        if any(t.is_nested for t in (*op.tensors, *op.outs)):
+        if op.outs[0].is_nested:
             self.unknown.add(f"{op.name} of nested tensors")
             why = f"{op.name} of nested tensors"
             return [Map(torch.tensor(UNKNOWN, dtype=torch.int32), why) for _ in op.outs]
-        looked_up = self._looked_up_by_ids(op)
-        if looked_up is not None:
-            return looked_up
+        if op.name == "__getitem__" and not self.in_model:
+            looked_up = self._looked_up_by_ids(op)
+            if looked_up is not None:
+                return looked_up
         registered = find(op.function, op.name)
         if registered is not None:
             found = registered.rule(op)
@@ -171,7 +172,7 @@ class Owners:
         By the rows' order it would be the sample of row ids[j]; nobody means that.
         """
         ids = self.entries.owned.ids
-        if self.in_model or op.name != "__getitem__" or ids is None or not op.args:
+        if ids is None:
             return None
         index = op.args[1]
         values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
