@@ -72,7 +72,8 @@ class Run:
         query = (
             "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
             "count(*) as visits, min(step) as first_step, max(step) as last_step"
-            f"{extra}{named} from read_parquet($parts) group by sample_id order by sample_id"
+            f"{extra}{named} from read_parquet($parts) where isfinite(value) "  # see NOT_FINITE
+            "group by sample_id order by sample_id"
         )
         table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
         return table.cast(schema)
@@ -86,7 +87,8 @@ class Run:
         """
         if not self._parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")
-        return pa.concat_tables([pq.read_table(part) for part in self._parts["visits"]])
+        visits = pa.concat_tables([pq.read_table(part) for part in self._parts["visits"]])
+        return visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """A row a step: see `Attribution.ledger`."""
