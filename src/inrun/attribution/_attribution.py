@@ -75,7 +75,7 @@ class Attribution(Results):
         self._release = weakref.finalize(
             self, release, self._hooks, line, book, self._record, folder
         )
-        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.booking)
+        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.watch)
 
     # ---- in the loop
 

@@ -80,6 +80,11 @@ class Stopwatch:
         if self._depth == 0:
             self.inside += time.perf_counter() - self._entered
 
+    @property
+    def started(self) -> bool:
+        """Whether there was a first block."""
+        return self._started is not None
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Time inside counts neither as the attribution's nor as the training's."""

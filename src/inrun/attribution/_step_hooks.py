@@ -11,9 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from inrun.attribution._booking import Booking
 from inrun.attribution._closures import Arguments
-from inrun.attribution._live import LiveLine
+from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import RunFolder
@@ -97,13 +96,13 @@ class StepHooks:
             handle.remove()
 
 
-def warn_unheld(this: weakref.ref[Any], booking: Booking) -> None:
-    """Says that an attribution went out of use without having scored anything.
+def warn_unheld(this: weakref.ref[Any], watch: Stopwatch) -> None:
+    """Says that an attribution went out of use before it had anything to score.
 
     It is called when it is collected; at the end of the program, when it may still be held, it says
     nothing.
     """
-    if this() is None and not booking.scored:
+    if this() is None and not watch.started:
         warnings.warn(
             "An attribution was collected without having scored a step: nobody holds it, and "
             "dropping it detaches it. Keep what inrun.attach returns for as long as training goes "

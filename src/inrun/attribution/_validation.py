@@ -48,7 +48,7 @@ class Validation:
         self._passes = 0
         self._age = 0  # steps that the last pass's gradient has been taken for the present one's
         self._other: Tensor | None = None
-        self._disturbed = False
+        self._disturbed = self._edited = False
         self.weights_edited = False  # whether weights moved between steps without being scored
 
     @property
@@ -80,6 +80,10 @@ class Validation:
             self._age = 0
         moved = last.evaluation.losses.to(anew.losses.device) - anew.losses
         moved = torch.where(moved.isnan(), torch.zeros_like(moved), moved)  # losses not known
+        if self._edited:  # swapping weights to and fro, as averages do, leaves rounding alone
+            told = self.reads_late or bool((moved.abs() > 1e-5 * anew.losses.abs()).any())
+            self.weights_edited |= told
+            self._edited = False
         self._other = moved if self._other is None else self._other + moved
         return self._kept(anew, capture, last.part)
 
@@ -90,7 +94,7 @@ class Validation:
         mark, still = last.weights, known
         if known:
             still = mark.same_versions(now) if self.reads_late else mark.same(now)
-            self.weights_edited |= not still and not mark.same_numbers(now)
+            self._edited = not still and not mark.same_numbers(now)
         if still and self.reads_late:
             self._unproven = mark, now
         still = still and not self._disturbed and last.surroundings.same(around)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
+from inrun.capture._measuring import Measuring
 from inrun.capture._probe import Probes, tolerance
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._reading import Reading
@@ -24,7 +25,6 @@ from inrun.capture._rota import Rota
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
-from inrun.shards import is_sharded, own_part, parts
 
 
 class GradientCheck:
@@ -38,6 +38,7 @@ class GradientCheck:
     ):
         self._parameters, self._processes = dict(parameters), processes or Alone()
         self._probes = Probes(self._parameters, seed)
+        self._measuring = Measuring(self._parameters, self._probes, self._processes)
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
@@ -94,11 +95,12 @@ class GradientCheck:
             unowned: whether the block's gradient belongs to no sample.
         """
         there = {name: g for name, g in gradients.items() if g is not None}
+        versions = {name: (id(g), g._version) for name, g in there.items()}
+        present = set() if unowned else self._present
         self._ended.append(
             Ended(
-                self._block_sums(), self._measure(there), set() if unowned else self._present,
-                low_precision, skipped or {}, reduced,
-                {name: (id(g), g._version) for name, g in there.items()}, unowned,
+                self._block_sums(), self._measuring.measure(there), present, low_precision,
+                skipped or {}, reduced, versions, unowned,
             )
         )  # fmt: skip
         self._met |= reduced
@@ -118,7 +120,7 @@ class GradientCheck:
         return [self._conclude(block) for block in ended]
 
     def _conclude(self, block: Ended) -> bool:
-        found = self._measured(block.gradients)
+        found = self._measuring.read(block.gradients)
         sums = {n: s for n, s in block.summed().items() if n not in self.excluded}
         overflowed = not all(mark.is_finite for mark in self._marks.values())
         now_finite = all(measured.is_finite for measured in found.values())
@@ -201,7 +203,7 @@ class GradientCheck:
 
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
-        self._consumed = self._measure(gradients)
+        self._consumed = self._measuring.measure(gradients)
         self._versions = {name: g._version for name, g in gradients.items()}
         self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
 
@@ -221,7 +223,7 @@ class GradientCheck:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = {} if self._consumed is None else self._measured(self._consumed)
+        now = {} if self._consumed is None else self._measuring.read(self._consumed)
         self._consumed = None
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
@@ -297,29 +299,6 @@ class GradientCheck:
         """
         whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
         return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
-
-    def _measure(self, gradients: Mapping[str, Tensor]) -> Rows:
-        """Probe and norm of each gradient; of sharded parameters this process's part."""
-        own = {name: own_part(g.detach()) for name, g in gradients.items()}
-        pairs = [self._probes[name].and_norm(g) for name, g in own.items()]
-        return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
-
-    def _measured(self, found: Rows) -> dict[str, Measured]:
-        """The same as numbers, of the whole parameters."""
-        whole = {name: self._parameters[name] for name in found.names}
-        cut = {name: parts(p) for name, p in whole.items() if is_sharded(p)}
-        if cut:
-            (rows,) = found.reading.wait()
-            rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in found.names]))
-            found = Rows(found.names, Reading(rows))
-        return {name: Measured(*row) for name, row in found.read().items()}
-
-    def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
-        """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
-        squared = torch.stack((rows[:, 0], rows[:, 1].square()), 1)
-        whole = self._processes.mean(squared) * cut.unsqueeze(1)
-        whole[:, 1] = whole[:, 1].sqrt()
-        return torch.where((cut > 0).unsqueeze(1), whole, rows)
 
     def _block_sums(self) -> Rows:
         rows = [torch.stack(pair).double() for pair in self._block.values()]

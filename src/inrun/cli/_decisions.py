@@ -141,10 +141,10 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             f"{row['harmful']:.0%}",
             f"{row['duplicated']:,}",
         )
-    for name, value in found.books.items():
+    for name in found.books:
         if name not in ("samples", "fall"):
-            table.add_row(name.replace("_", " "), "", f"{value:+.4g}", "", "", "", "")
-    table.add_row("fall of the loss", "", f"{found.books['fall']:+.4g}", "", "", "", "")
+            table.add_row(name.replace("_", " "), "", found.booked(name), "", "", "", "")
+    table.add_row("fall of the loss", "", found.booked("fall"), "", "", "", "")
     console.print(table)
     for note in found.notes():
         console.print(note, highlight=False, soft_wrap=True)

@@ -58,6 +58,8 @@ NEXT_BATCH = "each step is judged by the next training batch, and no validation 
 NO_PASS = "no validation pass was run after this step (refresh)"
 OTHER_ROWS = "opening and closing loss are of different validation rows (rotating)"
 
+NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
+
 _LATER = ("unattributed", "other", "note")  # columns that older stores do not have
 
 
@@ -115,13 +117,28 @@ def ledger_rows(
 def in_present_columns(rows: pa.Table) -> pa.Table:
     """Books that an older version stored, with the entries that it did not know as 0."""
     missing = [name for name in _LATER if name not in rows.column_names]
-    if not missing or sorted([*rows.column_names, *missing]) != sorted(LEDGER.names):
+    if sorted([*rows.column_names, *missing]) != sorted(LEDGER.names):
         return rows
     for name in missing:
         field = LEDGER.field(name)
         nothing = "" if name == "note" else 0.0
         rows = rows.append_column(field, pa.array([nothing] * rows.num_rows, field.type))
-    return rows.select(LEDGER.names)
+    return _finite(rows.select(LEDGER.names))
+
+
+def _finite(rows: pa.Table) -> pa.Table:
+    """Entries that are not finite as 0, and the row's note says so; its residual is not known."""
+    entries = {name: rows[name].to_numpy() for name in (*ENTRIES, "paid_out")}
+    bad = ~np.all([np.isfinite(entry) for entry in entries.values()], axis=0)
+    if not bad.any():
+        return rows
+    columns = {name: np.where(np.isfinite(entry), entry, 0.0) for name, entry in entries.items()}
+    columns["residual"] = np.where(bad, np.nan, rows["residual"].to_numpy())
+    for name, column in columns.items():
+        place = LEDGER.get_field_index(name)
+        rows = rows.set_column(place, LEDGER.field(name), pa.array(column, from_pandas=False))
+    notes = [NOT_FINITE if b else n for b, n in zip(bad, rows["note"].to_pylist(), strict=True)]
+    return rows.set_column(LEDGER.get_field_index("note"), LEDGER.field("note"), pa.array(notes))
 
 
 def residual_shares(ledger: pa.Table) -> np.ndarray:

@@ -126,7 +126,8 @@ class Run:
     def _visits(self) -> Iterator[pa.Table]:
         schema = visits_schema(self._id_type, self.targets, self.extra)
         for part, table in self._read_parts("visits"):
-            yield demand_columns(part, table, schema)
+            visits = demand_columns(part, table, schema)
+            yield visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE
 
     @property
     def _id_type(self) -> pa.DataType:

@@ -55,13 +55,18 @@ class Rollup:
     books: dict[str, float]
     duplicates: str
 
+    def booked(self, name: str) -> str:
+        """An entry, or `fall`, as it is shown; the residual may not be known."""
+        number = self.books[name]
+        return f"{number:+.4g}" if np.isfinite(number) else "not known"
+
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers, in sentences."""
         copies = sum(self.table["duplicated"].to_pylist())
         said = [
             "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
-            f"entry in the books, {self.books['samples']:+.4g}; the loss fell by "
-            f"{self.books['fall']:+.4g} over the scored steps.",
+            f"entry in the books, {self.booked('samples')}; what the loss fell by over the scored "
+            f"steps: {self.booked('fall')}.",
             "The other entries belong to no group: momentum is what earlier gradients of all "
             "groups still did.",
             "An interval says how far a sum would move had the group delivered other rows like "

@@ -48,7 +48,7 @@ class Utility:
             random numbers alone.
         rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
             as much less, and each step's values are those for the part's loss: over a run they
-            average out, and the books' residual has the difference between parts.
+            average out. By how much a step lowered the loss is not known then, nor is the residual.
         refresh: a validation pass after every so many steps only; the steps between are judged by
             the last pass's gradient. Totals over a run keep most of their agreement
             (docs/budget.md), but in a single step an older gradient can be worth nothing or less
