@@ -25,6 +25,8 @@ TOKENS = 400_000
 LONGEST, SHORTEST = 4000, 80
 LARGEST_SIDE = 256
 EXTREMES = 400
+MOST_PIXELS = 50_000_000  # of an image that is made smaller
+MOST_BYTES = 400_000  # of one that is shown as it is
 
 
 def priority(scores: Sequence[np.ndarray]) -> np.ndarray:
@@ -68,16 +70,23 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
 
 
 def small_image(image: bytes) -> bytes | None:
-    """At most `LARGEST_SIDE` pixels a side, as PNG; None where it cannot be read."""
-    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
-    if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:
-        return image
-    buffer = io.BytesIO()
+    """At most `LARGEST_SIDE` pixels a side, as PNG.
+
+    None where it cannot be read, or would take more than `MOST_PIXELS` to read: a small file can
+    say that it is of any size.
+    """
     try:
         with Image.open(io.BytesIO(image)) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                return None
+            opened.load()
+            small = max(opened.size) <= LARGEST_SIDE and len(image) <= MOST_BYTES
+            if opened.format == "PNG" and small:
+                return image
+            buffer = io.BytesIO()
             opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
             opened.save(buffer, "PNG", optimize=True)
-    except (OSError, ValueError):
+    except Exception:  # a damaged image makes PIL raise errors of any kind
         return None
     return buffer.getvalue()
 
