@@ -130,7 +130,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-MOST_PIXELS = 200_000_000  # a small file can say that it is of any size
+MOST_PIXELS = 50_000_000  # a small file can say that it is of any size
 
 
 def png(image: Any) -> bytes:
@@ -160,6 +160,23 @@ def png(image: Any) -> bytes:
     except Exception as error:  # a damaged image makes PIL raise errors of any kind
         raise MisuseError(f"A cell of the column 'image' is not an image: {error}") from error
     return buffer.getvalue()
+
+
+def opened_picture(content: bytes) -> Any | None:
+    """A stored picture as PIL has it.
+
+    None where it cannot be read, or says that it has more than `MOST_PIXELS` pixels.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MOST_PIXELS:
+            return None
+        image.load()
+    except Exception:  # a damaged image makes PIL raise errors of any kind
+        return None
+    return image
 
 
 class Pictures:
