@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 import inrun
 from inrun.cli._main import app
 from inrun.ledger import LEDGER
+from tests.integration.stored import as_older_version
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*no checksums")
 
 
 def loss_fn(model, batch):
@@ -35,6 +38,10 @@ def run(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     attribution.detach()
+    inrun.load(tmp_path / "run").describe(
+        {"sample_id": list(range(40)), "source": ["xy"[i % 2] for i in range(40)]}
+    )
+    as_older_version(tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -80,9 +87,7 @@ def test_what_is_not_finite_is_left_out_and_said(run, older):
         assert math.isnan(row["residual"]) == (row["step"] in (3, 4))
 
 
-def test_commands_survive_it(run, tmp_path):
-    samples = {"sample_id": list(range(40)), "source": ["xy"[i % 2] for i in range(40)]}
-    inrun.load(run).describe(samples)
+def test_commands_survive_it(run):
     with_nan(run, [1, 10])
     for command in (["report"], ["prune"], ["rollup"]):
         done = CliRunner().invoke(app, [*command, str(run)])
