@@ -267,7 +267,7 @@ def test_what_can_be_no_folder_is_refused(path):
         lambda: inrun.load(path),
         lambda: SmallRun(None, payout=2, payout_to=path),
     ):
-        with pytest.raises(MisuseError, match="no path|no folder|in bytes"):
+        with pytest.raises(MisuseError, match=r"no path|no folder|in bytes"):
             use()
 
 
@@ -295,7 +295,7 @@ def test_an_id_that_is_no_text_is_refused_before_the_step(tmp_path):
     run = SmallRun(tmp_path / "run")
     run.step([*"abcdefgh"], range(8))
     before = run.model.weight.detach().clone()
-    with pytest.raises(MisuseError, match="position 7.*surrogate"):
+    with pytest.raises(MisuseError, match=r"position 7.*surrogate"):
         run.step([*"abcdefg", "\ud800"], range(8))
     assert torch.equal(run.model.weight, before)
     run.optimizer.zero_grad()

@@ -102,7 +102,7 @@ def _doubtful(run: Any, rows: int = 5) -> Any:
     for row in seen.slice(0, rows).to_pylist():
         content = row.get("text") or row.get("file") or ""
         table.add_row(
-            str(row["sample_id"]), row["label"], row["suggested_label"],
-            f"{row['label_doubt']:.3f}", str(content)[:60].replace("[", r"\["),
+            plain(row["sample_id"]), plain(row["label"]), plain(row["suggested_label"]),
+            f"{row['label_doubt']:.3f}", plain(str(content)[:60]),
         )  # fmt: skip
     return table

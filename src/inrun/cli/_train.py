@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from inrun.cli._concluded import conclude, introduce
-from inrun.cli._terminal import plain
+from inrun.cli._terminal import plain, terminal
 
 DATA = (
     "Training rows: a CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of images, "
@@ -159,7 +158,7 @@ def train(
         run_training,
     )
 
-    console = Console()
+    console = terminal()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
     setting.demand_place()
@@ -168,7 +167,7 @@ def train(
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
-        console.print(f"\nStopped {cut}.")
+        console.print(f"\nStopped {plain(cut)}.")
         if (folder / CHECKPOINT).exists():
             console.print(f"Go on with: inrun train --resume {plain(folder)}")
         sys.exit(130)
@@ -190,7 +189,7 @@ def plan(
     """
     from inrun.training import Training, plan_training, read_comparison
 
-    console = Console()
+    console = terminal()
     if out is not None and (out / "measured.json").exists():
         console.print(read_comparison(out))
         return

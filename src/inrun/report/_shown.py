@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
-from inrun.ledger import Run, token_parts
+from inrun.ledger import Run, opened_picture, token_parts
 
 TEXT_CHARACTERS = 12_000_000
 IMAGE_BYTES = 16_000_000
@@ -25,6 +24,7 @@ TOKENS = 400_000
 LONGEST, SHORTEST = 4000, 80
 LARGEST_SIDE = 256
 EXTREMES = 400
+MOST_BYTES = 400_000  # of one that is shown as it is
 
 
 def priority(scores: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,15 +69,17 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
 
 def small_image(image: bytes) -> bytes | None:
     """At most `LARGEST_SIDE` pixels a side, as PNG; None where it cannot be read."""
-    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
-    if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:
+    opened = opened_picture(image)
+    if opened is None:
+        return None
+    small = max(opened.size) <= LARGEST_SIDE and len(image) <= MOST_BYTES
+    if opened.format == "PNG" and small:
         return image
     buffer = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-            opened.save(buffer, "PNG", optimize=True)
-    except (OSError, ValueError):
+        opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        opened.save(buffer, "PNG", optimize=True)
+    except Exception:  # PIL cannot write every kind that it reads
         return None
     return buffer.getvalue()
 
