@@ -17,7 +17,6 @@ import pytest
 import vl_convert
 from PIL import Image
 
-import inrun
 from inrun.cli import main
 from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import read_samples
