@@ -1,5 +1,6 @@
 """A run, its samples and its pictures from somebody else: shown as text, at the cost of a cell."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -24,6 +25,8 @@ from inrun.report import charts, write_report
 from inrun.report._live import live_charts
 from inrun.report._page import _asset
 from inrun.report._shown import small_image
+from inrun.training import TrainConfig
+from inrun.training._samples import read_splits
 from inrun.truth import AUDIT
 from tests.integration.stored import as_older_version, random_run
 
@@ -96,6 +99,31 @@ def test_pictures_are_read_from_the_datas_own_folder_alone(tmp_path):
     assert told[7] is None
 
 
+def test_training_rows_name_pictures_of_their_own_folder_alone(tmp_path):
+    (tmp_path / "data").mkdir()
+    lines = ["image,label"]
+    for number in range(24):
+        (tmp_path / "data" / f"{number}.png").write_bytes(png())
+        lines.append(f"{number}.png,{number % 2}")
+    (tmp_path / "secret.png").write_bytes(png())
+    file = tmp_path / "data" / "rows.csv"
+    file.write_text("\n".join(lines))
+    config = TrainConfig("image-classification", "cnn", str(file), batch=4)
+    assert len(read_splits(config).training) == 20
+    for secret in ("../secret.png", str(tmp_path / "secret.png"), "/etc/passwd"):
+        file.write_text("\n".join([*lines, f"{secret},0"]))
+        with pytest.raises(MisuseError, match=r"not in the data's own folder.*--pictures"):
+            read_splits(config)
+    file.write_text("\n".join([*lines, f"{tmp_path / 'secret.png'},0"]))
+    told = dataclasses.replace(config, pictures=str(tmp_path))
+    with pytest.raises(MisuseError, match=r"0\.png"):  # relative names begin there
+        read_splits(told)
+    file.write_text(
+        "\n".join(lines).replace("\n", f"\n{tmp_path}/data/") + f"\n{tmp_path}/secret.png,0"
+    )
+    assert len(read_splits(told).training) > 20
+
+
 def test_a_bomb_is_refused_where_it_is_described(tmp_path):
     run = random_run(tmp_path / "run", 5)
     buffer = io.BytesIO()
@@ -115,8 +143,10 @@ def hostile(tmp_path_factory):
     as_older_version(folder)
     manifest = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(manifest | {"estimator": EVIL}))
-    kinds = {"string": EVIL, "list<item: string>": [EVIL], "list<element: string>": [EVIL]}
-    row = {f.name: kinds.get(str(f.type), [1.0] if "list" in str(f.type) else 1) for f in AUDIT}
+    row = {
+        f.name: EVIL if f.type == pa.string() else 4 if f.type == pa.int64() else 0.5 for f in AUDIT
+    }
+    row |= {"low_precision": False, "values": [1.0, 2.0, 3.0, 4.0], "truth": [1.0, 2.0, 3.0, 5.0]}
     pq.write_table(pa.Table.from_pylist([row]).cast(AUDIT), folder / "audit.parquet")
     return folder
 

@@ -91,6 +91,10 @@ Every = Annotated[float | None, typer.Option(help="Seconds between checkpoints. 
 Skip = Annotated[
     bool | None, typer.Option("--skip-bad-rows", help="Leave them out instead of stopping.")
 ]
+Pictures = Annotated[
+    str | None,
+    typer.Option(help="Where files lie that rows name. Default: the data's own folder alone."),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="Do as this config.json says; other options go before it."),
@@ -109,6 +113,7 @@ SHARED: dict[str, Any] = {
     "contraction": Contraction, "payout": Payout, "payout_to": PayoutTo, "every": Scored,
     "max_overhead": Overhead, "rotating": Rotating, "next_batch": NextBatch,
     "keep_tokens": Tokens, "record": Record, "save_every": Every, "skip_bad_rows": Skip,
+    "pictures": Pictures,
 }  # fmt: skip
 """What `train` and `plan` both take; None where it was not given."""
 FIRST = 4  # of them stand before the verb's own options in its help
@@ -209,7 +214,7 @@ def _setting(options: dict[str, Any]) -> Any:
 
     file = options.pop("config")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in ("model", "data", "validation", "test", "tokenizer", "payout_to"):
+    for name in ("model", "data", "validation", "test", "tokenizer", "payout_to", "pictures"):
         if name == "payout_to" and given.get(name) == "cpu":
             continue  # a device, even where a folder is called so
         if name in given and Path(given[name]).exists():  # found again from any folder
