@@ -59,7 +59,6 @@ class Steps:
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
         self._pending = Pending()
-        self._told_statistics = False
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
@@ -117,9 +116,6 @@ class Steps:
     def _begin_pass(self) -> None:
         """Before a forward and a backward pass of a scored step."""
         self._refresh_capture()
-        if not self._told_statistics:  # the model is in training mode by now
-            self._advice.of_batch_statistics(self._model)
-            self._told_statistics = True
         self._advice.of_compiled(self.capture.compiled)
         if isinstance(self.capture, Stream):
             self._conclude()  # the forecast counts blocks

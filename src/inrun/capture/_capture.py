@@ -177,7 +177,9 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        self.check.end_block(gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced)
+        self.check.end_block(
+            gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced
+        )
 
     def conclude(self) -> list[bool]:
         """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.

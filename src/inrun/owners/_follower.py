@@ -32,6 +32,7 @@ _KEEPS_RAW = frozenset(
 _MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
     "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli".split()
 )
+_COLLATES = frozenset("stack cat concat pad_sequence __setitem__ copy_".split())
 
 
 class Owners:
@@ -48,6 +49,7 @@ class Owners:
         self._table = Table()
         self._began = _sequence_number()
         self.in_model = False
+        self._made: set[int] = set()  # ids of maps of batches that were made in the block
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
@@ -116,6 +118,8 @@ class Owners:
         if not outs:
             return outs
         op.outs = outs
+        if not self.in_model and name in _COLLATES and self._collated(op):
+            return outs
         known = [m for m in op.maps if m is not None]
         if not known:
             self._end_without(op)
@@ -145,6 +149,33 @@ class Owners:
                 self._table.put(out, self._cut_out(op, out))
             elif id(out) not in self._constants:
                 self._table.put(out, None)
+
+    def _collated(self, op: Op) -> bool:
+        """Whether a batch was made of its samples here, before the model: then it enters now.
+
+        Its rows are samples in their order, whatever the parts' own axes may have looked like.
+        """
+        if any(t.requires_grad for t in op.tensors):
+            return False
+        out = op.outs[0]
+        if op.name in ("__setitem__", "copy_"):
+            written, out = out, out if out._base is None else out._base
+            if isinstance(self._table.get(out, None), Map) and out is not written:
+                return self._table.get(out, None).ndim == out.ndim and self._is_entry(out)
+            if isinstance(self._table.get(out, None), Map):
+                return False
+        elif op.name != "pad_sequence" and len(op.args[0]) != self.samples:
+            return False
+        found = self.entries.map_of(out)
+        if found is None:
+            return False
+        self._table.put(out, found)
+        self._made.add(id(found))
+        return True
+
+    def _is_entry(self, t: Tensor) -> bool:
+        """Whether a tensor is a batch that was made in the block."""
+        return id(self._table.get(t, None)) in self._made
 
     def _cut_out(self, op: Op, out: Tensor) -> Any:
         found = self.entries.map_of(out)
