@@ -93,6 +93,8 @@ def _other_numbers(t: Tensor) -> Tensor:
     with torch.no_grad():
         own = t.detach()
         noise = torch.rand(own.shape, generator=generator, device=t.device)
+        if t.is_complex():
+            noise = torch.complex(noise, noise.flip(-1) if t.ndim else noise) + 0.1j
         finite = torch.nan_to_num(own.abs().float(), 0.0, 0.0, 0.0)
         size = finite.mean() + 1 if own.numel() else 1.0
         return own + (noise * size + 0.1).to(own.dtype)

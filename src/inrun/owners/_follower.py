@@ -17,8 +17,8 @@ from inrun.operations import outputs_of
 from inrun.owners._entries import Entries
 from inrun.owners._exchange import exchanged
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
-from inrun.owners._operation import Found, Op, is_mixed
-from inrun.owners._registry import find
+from inrun.owners._operation import Found, Op, is_mixed, led
+from inrun.owners._registry import Registered, find
 from inrun.owners._table import Table
 
 _MISSING = object()
@@ -100,6 +100,7 @@ class Owners:
     ) -> Op:  # fmt: skip
         """An operation is about to run: its arguments' owners, before it overwrites any."""
         maps = [self.of(t) for t in tensors]
+        args, kwargs = led(name, args, kwargs)
         return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
@@ -160,10 +161,18 @@ class Owners:
             return looked_up
         registered = find(op.function, op.name)
         if registered is not None:
-            found = registered.rule(op)
+            found = self._ruled(registered, op)
             if found is not None:
                 return self._refined(op, found) if registered.refined else found
         return self._asked(op)
+
+    @staticmethod
+    def _ruled(registered: Registered, op: Op) -> Found | None:
+        """What the rule says; nothing where it does not understand how it was called."""
+        try:
+            return registered.rule(op)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # a call in a form that the rule does not know must not end a training
 
     def _looked_up_by_ids(self, op: Op) -> Found | None:
         """`data[ids]`, where data has as many rows as there are ids: row j is sample ids[j]'s.
