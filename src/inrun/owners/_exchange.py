@@ -35,7 +35,7 @@ def exchanged(op: Op) -> Found | None:
     samples = op.samples
     bits = max(1, samples.bit_length())  # numbers 0 to B: B stands for what is mixed already
     noise = {key: _other_numbers(t) for key, (t, _) in moving.items()}
-    state = RandomState.now(op.tensors)
+    state = op.random or RandomState.now(op.tensors)
 
     def run(select: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
         def swap(t: Tensor) -> Tensor:

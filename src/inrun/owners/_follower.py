@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.operations import outputs_of
+from inrun.operations import RandomState, outputs_of
 from inrun.owners._entries import Entries
 from inrun.owners._exchange import exchanged
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
@@ -101,7 +101,10 @@ class Owners:
         """An operation is about to run: its arguments' owners, before it overwrites any."""
         maps = [self.of(t) for t in tensors]
         args, kwargs = led(name, args, kwargs)
-        return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        if _may_be_asked(find(function, name)) and any(m is not None for m in maps):
+            op.random = RandomState.now(tensors)
+        return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
         """The operation ran: its outputs get their maps.
@@ -207,7 +210,7 @@ class Owners:
             return found
         self.by_exchange.add(op.name)
         op.interactions.clear()
-        return better
+        return [n if is_mixed(m) else m for m, n in zip(found, better, strict=True)]
 
     def _asked(self, op: Op) -> Found:
         found = exchanged(op)
@@ -216,6 +219,11 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _may_be_asked(registered: Registered | None) -> bool:
+    """Whether an operation that draws random numbers may be run again."""
+    return registered is None or registered.family in ("recurrent", "attention")
 
 
 def _same(a: Map, b: Map) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun.operations import RandomState
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, is_statistic, joined, uniform
 
 Found = list[Map | None]
@@ -31,6 +32,7 @@ class Op:
     maps: list[Map | None]
     outs: list[Tensor]
     samples: int
+    random: RandomState | None = None  # before it ran, where it may have to draw the same again
     interactions: list[str] = field(default_factory=list)
 
     def get(self, position: int, name: str, default: Any = None) -> Any:

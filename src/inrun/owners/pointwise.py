@@ -14,7 +14,7 @@ from inrun.owners._registry import rule, stem
 _UNARY = """
 to float half double bfloat16 type long int bool short char byte contiguous clone detach cpu cuda alias
 requires_grad dropout alpha_dropout feature_alpha_dropout feature_dropout dropout1d dropout2d dropout3d
-relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid tanh hardtanh hardswish
+relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid log_sigmoid tanh hardtanh hardswish
 hardsigmoid relu6 softsign threshold hardshrink softshrink tanhshrink rrelu exp expm1 exp2 log log2
 log10 log1p sqrt rsqrt square abs absolute neg negative positive sign sgn sin cos tan asin acos atan
 sinh cosh asinh acosh atanh arcsin arccos arctan erf erfc erfinv reciprocal round floor ceil trunc frac

@@ -211,20 +211,33 @@ def batch_norm(d, name):
     return lambda t: F.batch_norm(t, mean, variance), [x]
 
 
+_PLACES = {
+    "bincount": lambda t: torch.bincount((t > 0).long().flatten()), "nonzero": torch.nonzero,
+    "searchsorted": lambda t: torch.searchsorted(torch.arange(3.0).double(), t),
+    "bucketize": lambda t: torch.bucketize(t, torch.arange(3.0).double()),
+    "count_nonzero": torch.count_nonzero, "argwhere": torch.argwhere,
+    "multinomial": lambda t: torch.multinomial(t.abs() + 1, 1),
+    "is_floating_point": lambda t: torch.zeros(3), "new_empty": lambda t: t.new_empty(2),
+}  # fmt: skip
+
+
+@calls(" ".join(_PLACES))
+def places(d, name):
+    """Integers, which are numbers of no one."""
+    return _PLACES[name], [d.x(d.shape(2))]
+
+
 @calls("zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros "
-       "new_ones new_full new_tensor bincount searchsorted bucketize count_nonzero nonzero argwhere "
-       "histc multinomial combinations")  # fmt: skip
+       "new_ones new_full new_tensor")  # fmt: skip
 def created(d, name):
-    x = d.x(d.shape(1) if name in ("combinations",) else d.shape())
-    if name == "combinations":
-        return lambda t: torch.ones_like(t), [x]
+    x = d.x(d.shape())
     if name.endswith("_like"):
         more = {"full_like": (1.0,), "randint_like": (5,)}.get(name, ())
-        return lambda t: getattr(torch, name)(t, *more) * 0, [x]
+        return lambda t: getattr(torch, name)(t, *more).zero_(), [x]
     if name.startswith("new"):
         more = {"new_full": ((2,), 1.0), "new_tensor": ([1.0],)}.get(name, ((2,),))
         return lambda t: getattr(t, name)(*more), [x]
-    return lambda t: torch.zeros_like(t), [x]  # places: numbers of no one, by definition
+    raise LookupError(name)
 
 
 # ---- along axes
@@ -285,9 +298,7 @@ def fourier(d, name):
     if "irfft" in name or "hfft" in name and "ihfft" not in name:
         x = d.x((*x.tensor.shape[:2], 3))
         axes = -1 if not name.endswith(("n", "2")) else (-2, -1)
-    return lambda t: torch.view_as_real(
-        function(t, dim=axes).to(torch.complex128).resolve_conj()
-    ), [x]  # fmt: skip
+    return lambda t: function(t, dim=axes), [x]
 
 
 @calls("fft_fftshift fft_ifftshift")
@@ -397,8 +408,8 @@ def products(d, name):
         "addr": [(B, n), (B,), (n,)], "outer": [(B,), (n,)], "ger": [(B,), (n,)],
     }[name]  # fmt: skip
     data = [d.x(shape, owner=d.one_of(None, True, True)) for shape in shapes]
-    for one in data:
-        one.tensor.requires_grad_(d.graded)
+    for one in data:  # a number of the whole batch is told only where gradients pass
+        one.tensor.requires_grad_()
     if name == "multi_dot":
         return lambda *t: torch.linalg.multi_dot(t), data
     return lambda *t: getattr(torch, name)(*t), data

@@ -1,6 +1,7 @@
 """Every rule's owner map against brute force: one sample's entries are changed, slots looked at."""
 
 import warnings
+from random import Random
 
 import pytest
 import torch
@@ -8,28 +9,50 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inrun.capture._mode import CaptureMode
-from inrun.owners import Axes, Entries, Map, Owners, Roots, exchanged, families, ownership
+from inrun.operations import RandomState
+from inrun.owners import Axes, Entries, Map, Owners, Roots, families, ownership
+from inrun.owners._registry import stem
 from tests.oracles import owners as oracle
 from tests.unit.owners.calls import CALLS
 from tests.unit.owners.drawn import Draw
 
 NOWHERE = 99  # the axis of the batch in tensors that the data does not name: weights, indices
 
-# what picks entries: whose they are is told for the choice as it is, so changes are small
-PICKS = frozenset(
+# what picks entries or is flat nearly everywhere: whose slots are is told as gradients would pass,
+# so changes are small
+LOCAL = frozenset(
     "max min amax amin median nanmedian mode kthvalue sort topk msort aminmax quantile nanquantile "
     "fmod remainder floor_divide nextafter __floordiv__ __rfloordiv__ __mod__ __rmod__ "
-    "cummax cummin maximum minimum fmax fmin max_unpool2d fractional_max_pool2d".split()
+    "cummax cummin clamp clip clamp_min ldexp rnn_relu heaviside maximum minimum fmax fmin max_unpool2d fractional_max_pool2d".split()
 )
 
-# a slot that is given up though just now it depends on one sample: another number would change it
-GIVEN_UP = frozenset()
+# where a slot may be given up though just now it depends on one sample alone
+GIVEN_UP = LOCAL | frozenset(
+    "cumsum cumulative_trapezoid "  # a sum so far: the first place is one sample's
+    "unique _unique2 unique_consecutive "  # a value that two samples have
+    "fft_irfft fft_hfft fft_irfft2 fft_irfftn "  # coefficients of zero
+    "kl_div multi_margin_loss multilabel_margin_loss hinge_embedding_loss margin_ranking_loss "
+    "cosine_embedding_loss triplet_margin_loss triplet_margin_with_distance_loss "  # terms of zero
+    "scatter_reduce index_reduce".split()  # the largest of several
+)
 
-# operations that no call here can reach
-UNREACHED = frozenset()
+# in the table, but no function of this PyTorch or CPU has the name or gives numbers
+UNREACHED = frozenset(
+    # other names of operations that are called
+    "__abs__ __add__ __div__ __ge__ __gt__ __le__ __lt__ __matmul__ __mod__ __mul__ __ne__ __neg__ "
+    "__pos__ __pow__ __radd__ __rand__ __rmul__ __ror__ __rtruediv__ __rxor__ __sub__ __truediv__ "
+    "_unique2 expit logsigmoid multi_dot upsample split_with_sizes equal grouped_mm "
+    "adaptive_max_pool1d_with_indices max_pool1d_with_indices max_pool3d_with_indices "
+    # made of no tensor
+    "eye linspace logspace ones rand randint randn randperm tril_indices triu_indices zeros full "
+    "empty arange combinations histc is_floating_point "
+    # not on this machine, or in other versions
+    "cuda pin_memory im2col col2im _unsafe_view _reshape_alias convolution linear_cross_entropy "
+    "grouped_linear grouped_mm_fallback max_unpool1d max_unpool3d resize set_".split()
+)
 
 bulk = settings(
-    max_examples=60, deadline=None, derandomize=True,
+    max_examples=15, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 
@@ -58,6 +81,11 @@ class RulesAlone(Watching):
 class ByExchange(Watching):
     """What an exchange says, without any rule."""
 
+    def begin(self, function, name, args, kwargs, tensors):
+        op = super().begin(function, name, args, kwargs, tensors)
+        op.random = RandomState.now(tensors)
+        return op
+
     def _found(self, op):
         return self._asked(op)
 
@@ -80,23 +108,21 @@ def followed(kind, function, data, samples):
     return outs, [owners.of(out) for out in outs], owners
 
 
-def drawn(make, name, random, samples):
-    return make(Draw(random, samples), name)
-
-
 def check(kind, name, make, random, samples, *, exact):
-    function, data = drawn(make, name, random, samples)
+    function, data = make(Draw(random, samples), name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         outs, maps, owners = followed(kind, function, data, samples)
-        picks = name in PICKS or "max_pool" in name
-        seen = oracle.seen(function, data, samples, size=1e-7 if picks else 1.0)
+        local = name in LOCAL or "max_pool" in name or owners.by_exchange
+        seen = oracle.seen(function, data, samples, size=1e-7 if local else 1.0)
+        exact &= name not in GIVEN_UP and "max_pool" not in name
+        loose = oracle.seen(function, data, samples) if exact else [None] * len(seen)
     if owners.interactions:
         return  # it is told that slots read other samples'
-    for out, m, each in zip(outs, maps, seen, strict=True):
+    for out, m, each, other in zip(outs, maps, seen, loose, strict=True):
         if each is None or not (out.is_floating_point() or out.is_complex()):
             continue
-        fault = oracle.faults(None if m is None else m.codes, each, exact=exact)
+        fault = oracle.faults(None if m is None else m.codes, each, other)
         assert not fault, (
             f"{fault}\nmap {None if m is None else m.codes.tolist()}\n"
             f"data {[(tuple(d.tensor.shape), d.tensor.requires_grad, None if d.owner is None else d.owner.tolist()) for d in data]}\n"
@@ -126,6 +152,31 @@ def test_following_is_right_and_gives_up_no_slot_of_one_sample(name, make):
     @bulk
     @given(st.randoms(use_true_random=False), st.integers(1, 4))
     def holds(random, samples):
-        check(Watching, name, make, random, samples, exact=name not in GIVEN_UP)
+        check(Watching, name, make, random, samples, exact=True)
 
     holds()
+
+
+@pytest.mark.parametrize(("name", "make"), ALL)
+def test_an_exchange_gives_no_slot_to_a_sample_that_is_not_alone_in_it(name, make):
+    @bulk
+    @given(st.randoms(use_true_random=False), st.integers(1, 4))
+    def holds(random, samples):
+        check(ByExchange, name, make, random, samples, exact=False)
+
+    holds()
+
+
+def test_every_name_with_a_rule_is_called():
+    named = {name for names in families().values() for name in names}
+    met = set()
+    for name, makes in CALLS.items():
+        for make in makes:
+            for seed in range(12):
+                random = Random(seed)
+                function, data = make(Draw(random, random.randint(1, 4)), name)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    met |= followed(Watching, function, data, 4)[2].met
+    met |= {stem(name) for name in met}
+    assert sorted(named - met - UNREACHED) == []
