@@ -67,7 +67,9 @@ def run(function, tensors):
     """The operation on copies, from the same random state each time."""
     torch.manual_seed(0)
     with torch.no_grad():
-        return [t.detach().clone() for t in outputs(function(*[t.detach().clone() for t in tensors]))]
+        return [
+            t.detach().clone() for t in outputs(function(*[t.detach().clone() for t in tensors]))
+        ]
 
 
 def seen(function, data, samples, size=1.0):

@@ -217,7 +217,7 @@ _PLACES = {
     "bucketize": lambda t: torch.bucketize(t, torch.arange(3.0).double()),
     "count_nonzero": torch.count_nonzero, "argwhere": torch.argwhere,
     "multinomial": lambda t: torch.multinomial(t.abs() + 1, 1),
-    "is_floating_point": lambda t: torch.zeros(3), "new_empty": lambda t: t.new_empty(2),
+    "is_floating_point": lambda t: torch.zeros(3), "new_empty": lambda t: t.new_empty(2).zero_(),
 }  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def along(d, name):
 
 @calls("layer_norm rms_norm")
 def layer_norm(d, name):
-    x = d.x(d.shape(3))
+    x = d.x((d.size(), d.size(), d.size(2)))  # of one number a norm is its sign
     shape = tuple(x.tensor.shape[-d.one_of(1, 2) :])
     return lambda t: getattr(F, name)(t, shape), [x]
 
@@ -325,7 +325,16 @@ def reduced(d, name):
         return lambda t: function(t > 0, dim=axis, keepdim=keep), [x]
     if kind == "all" and name not in ("logsumexp",):
         return lambda t: function(t), [x]
-    if kind == "axes" and name in ("sum", "mean", "var", "std", "amax", "amin", "logsumexp", "norm"):
+    if kind == "axes" and name in (
+        "sum",
+        "mean",
+        "var",
+        "std",
+        "amax",
+        "amin",
+        "logsumexp",
+        "norm",
+    ):
         axes = tuple(range(max(1, x.tensor.ndim - 1)))
         return lambda t: function(t, dim=axes, keepdim=keep), [x]
     return lambda t: function(t, dim=axis, keepdim=keep), [x]
@@ -802,16 +811,21 @@ def recurrent(d, name):
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(name, torch.nn.RNN)
     how = {"nonlinearity": name[4:]} if name.startswith("rnn") else {}
     first = d.one_of(True, False)
-    layer = kind(2, 3, d.one_of(1, 2), batch_first=first, bidirectional=d.one_of(True, False), **how)
+    layer = kind(
+        2, 3, d.one_of(1, 2), batch_first=first, bidirectional=d.one_of(True, False), **how
+    )
     layer = layer.double().requires_grad_(False)
     shape = (d.size(), 4, 2) if first else (4, d.size(), 2)
     x = d.x(shape, axes=[0 if first else 1])
     lengths = torch.randint(1, 5, (shape[0 if first else 1],), generator=d.generator())
     if d.one_of(True, False):
         return lambda t: layer(t), [x]
-    return lambda t: layer(
-        pack_padded_sequence(t, lengths, batch_first=first, enforce_sorted=False)
-    )[0].data, [x]
+    return (
+        lambda t: (
+            layer(pack_padded_sequence(t, lengths, batch_first=first, enforce_sorted=False))[0].data
+        ),
+        [x],
+    )
 
 
 @calls("scaled_dot_product_attention")
@@ -851,7 +865,9 @@ def loss_by_row(d, name):
     shape = d.one_of((d.size(), 4), (d.size(), 4, d.size()), (4,))
     if name.startswith("multi"):
         shape = (d.size(), 4)
-    x = d.x(shape, axes=[i for i in range(len(shape)) if shape[i] != 4 or i != min(1, len(shape) - 1)])
+    x = d.x(
+        shape, axes=[i for i in range(len(shape)) if shape[i] != 4 or i != min(1, len(shape) - 1)]
+    )
     rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
     target = d.whole(rows, 4)
     how = d.one_of("none", "mean", "sum")
@@ -859,7 +875,10 @@ def loss_by_row(d, name):
         many = torch.randint(4, shape, generator=d.generator())
         return lambda t: F.multilabel_margin_loss(t, many, reduction=how), [x]
     if name == "nll_loss":
-        return lambda t, y: F.nll_loss(t.log_softmax(min(1, t.ndim - 1)), y, reduction=how), [x, target]
+        return lambda t, y: F.nll_loss(t.log_softmax(min(1, t.ndim - 1)), y, reduction=how), [
+            x,
+            target,
+        ]
     if name == "cross_entropy" and d.one_of(True, False):
         chances = torch.rand(shape, generator=d.generator(), dtype=torch.float64)
         return lambda t: F.cross_entropy(t, chances, reduction=how), [x]
