@@ -124,7 +124,7 @@ class Owners:
         if not known:
             self._end_without(op)
             return outs
-        found = self._found(op)
+        found = self._placed(op, self._found(op))
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
@@ -168,6 +168,22 @@ class Owners:
             if found is not None:
                 return self._refined(op, found) if registered.refined else found
         return self._asked(op)
+
+    def _placed(self, op: Op, found: Found) -> Found:
+        """With `slots=`, numbers that were made of several samples' lie where the slots say.
+
+        Positions within packed documents, for instance, made by comparing neighbours.
+        """
+        slots = self.entries.owned.slots
+        if slots is None or all(m is None or m.low >= NONE for m in found):
+            return found
+        return [
+            m
+            if m is None or m.low >= NONE or out.requires_grad
+            or out.shape[: slots.ndim] != slots.shape
+            else self.entries.map_of(out) or m
+            for out, m in zip(op.outs, found, strict=True)
+        ]  # fmt: skip
 
     @staticmethod
     def _ruled(registered: Registered, op: Op) -> Found | None:
