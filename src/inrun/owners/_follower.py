@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.operations import outputs_of
+from inrun.operations import RandomState, outputs_of
 from inrun.owners._entries import Entries
 from inrun.owners._exchange import exchanged
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
-from inrun.owners._operation import Found, Op, is_mixed
-from inrun.owners._registry import find
+from inrun.owners._operation import Found, Op, is_mixed, led
+from inrun.owners._registry import Registered, find
 from inrun.owners._table import Table
 
 _MISSING = object()
@@ -102,7 +102,11 @@ class Owners:
     ) -> Op:  # fmt: skip
         """An operation is about to run: its arguments' owners, before it overwrites any."""
         maps = [self.of(t) for t in tensors]
-        return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        args, kwargs = led(name, args, kwargs)
+        op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        if _may_be_asked(find(function, name)) and any(m is not None for m in maps):
+            op.random = RandomState.now(tensors)
+        return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
         """The operation ran: its outputs get their maps.
@@ -124,7 +128,7 @@ class Owners:
         if not known:
             self._end_without(op)
             return outs
-        found = self._found(op)
+        found = self._placed(op, self._found(op))
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
@@ -192,10 +196,34 @@ class Owners:
                 return looked_up
         registered = find(op.function, op.name)
         if registered is not None:
-            found = registered.rule(op)
+            found = self._ruled(registered, op)
             if found is not None:
                 return self._refined(op, found) if registered.refined else found
         return self._asked(op)
+
+    def _placed(self, op: Op, found: Found) -> Found:
+        """With `slots=`, numbers that were made of several samples' lie where the slots say.
+
+        Positions within packed documents, for instance, made by comparing neighbours.
+        """
+        slots = self.entries.owned.slots
+        if slots is None or all(m is None or m.low >= NONE for m in found):
+            return found
+        return [
+            m
+            if m is None or m.low >= NONE or out.requires_grad
+            or out.shape[: slots.ndim] != slots.shape
+            else self.entries.map_of(out) or m
+            for out, m in zip(op.outs, found, strict=True)
+        ]  # fmt: skip
+
+    @staticmethod
+    def _ruled(registered: Registered, op: Op) -> Found | None:
+        """What the rule says; nothing where it does not understand how it was called."""
+        try:
+            return registered.rule(op)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # a call in a form that the rule does not know must not end a training
 
     def _looked_up_by_ids(self, op: Op) -> Found | None:
         """`data[ids]`, where data has as many rows as there are ids: row j is sample ids[j]'s.
@@ -230,7 +258,7 @@ class Owners:
             return found
         self.by_exchange.add(op.name)
         op.interactions.clear()
-        return better
+        return [n if is_mixed(m) else m for m, n in zip(found, better, strict=True)]
 
     def _asked(self, op: Op) -> Found:
         found = exchanged(op)
@@ -239,6 +267,11 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _may_be_asked(registered: Registered | None) -> bool:
+    """Whether an operation that draws random numbers may be run again."""
+    return registered is None or registered.family in ("recurrent", "attention")
 
 
 def _same(a: Map, b: Map) -> bool:
