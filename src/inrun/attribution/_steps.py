@@ -97,6 +97,7 @@ class Steps:
         with self.watch:
             self._refresh_capture()
             self._advice.of_compiled(self.capture.compiled)
+            self.capture.owner_checks.step = self.taken + 1
             if isinstance(self.capture, Stream):
                 self._conclude()  # the forecast counts blocks
                 self._scorer.block_begins(self.capture, len(self._pending))

@@ -6,8 +6,9 @@ What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._opaque import opaque_calls
+from inrun.capture._owner_checks import OwnerChecks
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
@@ -76,6 +78,9 @@ class Capture(ABC):
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
         self._gathered = GatheredParameters(model, trained) if self.sharded else None
+        self.owner_checks = OwnerChecks(
+            model, trained, self.coverage, self.processes, sharded=self.sharded
+        )
         self._reduced = True
         self.low_precision = False
         self.compiled = bool(compiled_parts(model))
@@ -122,7 +127,13 @@ class Capture(ABC):
         block, mode = Block(owned.samples), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
-        mode.before_backward = lambda _: self._note_reduction()
+        self.owner_checks.begin(mode)
+
+        def before_backward(starts: Sequence[Tensor], gradients: Any) -> None:
+            self._note_reduction()
+            self.owner_checks.before_backward(mode, starts, gradients)
+
+        mode.before_backward = before_backward
 
         def end() -> None:
             self._fill(block, mode)

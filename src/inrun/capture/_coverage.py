@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Coverage:
         self.interactions: dict[str, None] = {}
         self.unknown: dict[str, None] = {}
         self.by_exchange: set[str] = set()
+        self._checked: dict[str, dict[str, int]] = {}
+        self._unchecked = "no block has been checked yet"
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
@@ -47,6 +49,15 @@ class Coverage:
         """Gradient norms of a step, and the parameters of which it captured nothing."""
         self._norms, self.gaps = dict(norms), gaps
 
+    def checked(self, names: Iterable[str], how: str, step: int) -> None:
+        """The owners of these parameters' slots were right in a check."""
+        for name in names:
+            self._checked.setdefault(name, {})[how] = step
+
+    def not_checked(self, why: str) -> None:
+        """A check could not be made."""
+        self._unchecked = why
+
     @property
     def share(self) -> float:
         """Captured part of the last step's squared gradient norm, 0 to 1."""
@@ -68,7 +79,8 @@ class Coverage:
         Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
         'not trained'), captured_as (operation: form), gradient_share (of the last step's squared
         gradient norm), owners ('followed', 'exchanged' or 'given': how it is known whose slots are
-        whose).
+        whose), owners_checked (the checks on training batches that agreed, each with its last step,
+        or 'not checked: ' and why).
         """
         total = sum(norm**2 for norm in self._norms.values())
         rows = [self._row(name, p, total) for name, p in self._trained.items()]
@@ -79,6 +91,7 @@ class Coverage:
                 "captured_as": "",
                 "gradient_share": 0.0,
                 "owners": "",
+                "owners_checked": "",
             }
             for name, p in self._untrained.items()
         ]
@@ -94,7 +107,14 @@ class Coverage:
             "captured_as": self.explain(name) if missed else ", ".join(how),
             "gradient_share": norm**2 / total if total > 0 else 0.0,
             "owners": "" if missed else ", ".join(sorted(self._owners.get(name, ()))),
+            "owners_checked": "" if missed or not how else self._checks_of(name),
         }
+
+    def _checks_of(self, name: str) -> str:
+        done = self._checked.get(name)
+        if not done:
+            return f"not checked: {self._unchecked}"
+        return ", ".join(f"{how} step {step}" for how, step in done.items())
 
     @staticmethod
     def _facts(name: str, p: Tensor) -> dict[str, object]:

@@ -100,7 +100,10 @@ class Owners:
     ) -> Op:  # fmt: skip
         """An operation is about to run: its arguments' owners, before it overwrites any."""
         maps = [self.of(t) for t in tensors]
-        return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        if self.sums is not None:  # before an operation in place gives its argument another node
+            op.nodes = [(t.grad_fn, t.output_nr) for t in tensors]
+        return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
         """The operation ran: its outputs get their maps.

@@ -32,6 +32,7 @@ class Op:
     outs: list[Tensor]
     samples: int
     interactions: list[str] = field(default_factory=list)
+    nodes: list[tuple[Any, int]] = field(default_factory=list)  # of `tensors`, where asked for
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""

@@ -10,7 +10,7 @@ from inrun.utility._passes import (
     losses_of,
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
-from inrun.utility._undisturbed import displaced, undisturbed
+from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "gradients_of",
     "loss_of",
     "losses_of",
+    "restored",
     "row_count",
     "take_rows",
     "tensors_of",
