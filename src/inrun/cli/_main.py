@@ -57,7 +57,10 @@ def audit(
     table = Table("step", "estimator", "groups", "R", "sum ratio", "error", "residual")
     for check in checks.to_pylist():
         numbers = [f"{check['pearson']:.4f}", f"{check['sum_ratio']:.3f}"]
-        shares = [f"{check[name]:.2%}" for name in ("relative_error", "residual")]
+        shares = [
+            f"{check[name]:.2%}" if check[name] == check[name] else "not known"  # NaN
+            for name in ("relative_error", "residual")
+        ]
         table.add_row(
             str(check["step"]), check["estimator"], str(check["players"]), *numbers, *shares
         )

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
-from inrun.ledger import Run
+from inrun.ledger import Run, token_parts
 
 TEXT_CHARACTERS = 12_000_000
 IMAGE_BYTES = 16_000_000
@@ -100,15 +99,12 @@ def _cell(value: Any) -> Any:
 
 def tokens(run: Run, ids: pa.ChunkedArray, order: np.ndarray) -> dict[int, list[list[Any]]]:
     """By row, [tokens, values summed over the sample's visits], where the run holds them."""
-    parts = sorted((run.path / "tokens").glob("*.parquet"))
-    if not parts:
-        return {}
     wanted = pa.array(ids.combine_chunks().take(order[: 4 * EXTREMES]))
     row_of = {i: row for row, i in zip(order.tolist(), ids.take(order).to_pylist(), strict=True)}
     found: dict[int, list[list[Any]]] = {}
     count = 0
-    for part in parts:
-        table = pq.read_table(part, columns=["sample_id", "tokens", "values"])
+    for part in token_parts(run.path):
+        table = part.select(["sample_id", "tokens", "values"])
         table = table.filter(pc.is_in(table["sample_id"], value_set=wanted))
         for visit in table.to_pylist():
             row = row_of[visit["sample_id"]]

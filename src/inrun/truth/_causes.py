@@ -155,7 +155,7 @@ def _coverage(checks: Sequence[Check]) -> Cause | None:
         return None
     return Cause(
         "Uncovered layers",
-        f"Only {covered:.0%} of the squared gradient is captured; the rest is in no value.",
+        f"Only {covered:.0%} of the squared update is captured; the rest is in no value.",
         "See attribution.coverage() for the parameters and the reason.",
     )
 
