@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from inrun.capture._calls import ModelCall
 from inrun.capture._coverage import Coverage
 from inrun.capture._gathered import GatheredParameters
 from inrun.capture._gradient_check import GradientCheck
@@ -40,6 +41,7 @@ class Block:
         self.samples = samples
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
+        self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
 
     def keep(self, name: str, factor: Factor) -> None:
@@ -79,7 +81,7 @@ class Capture(ABC):
         self.sharded = any(map(is_sharded, trained.values()))
         self._gathered = GatheredParameters(model, trained) if self.sharded else None
         self.owner_checks = OwnerChecks(
-            model, trained, self.coverage, self.processes, sharded=self.sharded
+            model, trained, self.coverage, self.inputs, self.processes, sharded=self.sharded
         )
         self._reduced = True
         self.low_precision = False
@@ -127,7 +129,7 @@ class Capture(ABC):
         block, mode = Block(owned.samples), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
-        self.owner_checks.begin(mode)
+        calls = self.owner_checks.begin(mode, owned)
 
         def before_backward(starts: Sequence[Tensor], gradients: Any) -> None:
             self._note_reduction()
@@ -137,6 +139,8 @@ class Capture(ABC):
 
         def end() -> None:
             self._fill(block, mode)
+            block.calls = [] if calls is None else calls.found
+            self.owner_checks.end(calls, lambda: self.mode(owned))
             ended(block)
 
         if at_backward:
@@ -144,7 +148,7 @@ class Capture(ABC):
         with (
             uncompiled(self.compiled),
             self._listening(block, mode),
-            self.inputs.watched(mode.owners),
+            self.inputs.watched(mode.owners, calls),
             opaque_calls(mode.opaque),
             mode,
         ):

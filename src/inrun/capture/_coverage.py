@@ -30,7 +30,7 @@ class Coverage:
         self.unknown: dict[str, None] = {}
         self.by_exchange: set[str] = set()
         self._checked: dict[str, dict[str, int]] = {}
-        self._unchecked = "no block has been checked yet"
+        self._unchecked: dict[str, str] = {}
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
@@ -58,9 +58,9 @@ class Coverage:
         for name in names:
             self._checked.setdefault(name, {})[how] = step
 
-    def not_checked(self, why: str) -> None:
+    def not_checked(self, how: str, why: str) -> None:
         """A check could not be made."""
-        self._unchecked = why
+        self._unchecked[how] = why
 
     def updated(self, squares: Mapping[str, Tensor]) -> None:
         """Squared norms of what a step's gradients move, lr * (u(g) - u(0)), by parameter."""
@@ -140,7 +140,8 @@ class Coverage:
     def _checks_of(self, name: str) -> str:
         done = self._checked.get(name)
         if not done:
-            return f"not checked: {self._unchecked}"
+            reasons = dict.fromkeys(self._unchecked.values()) or ["no block has ended yet"]
+            return f"not checked: {'; '.join(reasons)}"
         return ", ".join(f"{how} step {step}" for how, step in done.items())
 
     @staticmethod

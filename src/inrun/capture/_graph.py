@@ -17,6 +17,7 @@ from torch import Tensor
 from inrun.operations import outputs_of
 
 Node = Any
+_same_version: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
 
 
 def nodes_behind(starts: Sequence[Node], *, until: frozenset[Node] = frozenset()) -> list[Node]:
@@ -40,14 +41,14 @@ def custom(nodes: Sequence[Node]) -> list[Node]:
 @contextmanager
 def put_back(nodes: Sequence[Node]) -> Iterator[None]:
     """Attributes and saved tensors of custom nodes are as before on leaving, counters included."""
-    kept = [(vars(node), dict(vars(node))) for node in nodes]
+    kept: list[tuple[Any, dict[str, Any]]] = [(vars(n), dict(vars(n))) for n in nodes]
     held = [t for node in nodes for t in node.saved_tensors if t is not None]
     held += [t for _, before in kept for t in outputs_of(list(before.values()))]
     tensors = list({id(t): t for t in held}.values())
     copies = [t.detach().clone() for t in tensors]
     with ExitStack() as stack:
         for t in tensors:
-            stack.enter_context(torch.autograd._unsafe_preserve_version_counter(t))
+            stack.enter_context(_same_version(t))
         try:
             yield
         finally:

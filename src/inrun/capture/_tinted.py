@@ -197,7 +197,7 @@ class _Passes:
         tensors, gradients = [t for t, _ in starts], [g for _, g in starts]
         try:
             torch.autograd.grad(
-                tensors, [p for p in parameters if p.requires_grad], gradients,  # type: ignore[arg-type]
+                tensors, [p for p in parameters if p.requires_grad], gradients,
                 retain_graph=True, allow_unused=True,
             )  # fmt: skip
         finally:

@@ -1,0 +1,343 @@
+"""Calls of the model, kept so that they can be made again: of all samples, and of one alone.
+
+Whose the entries of a call's arguments are is worked out here a second time, from what
+`attribution.batch(ids, rows=, slots=)` means and not from the maps that are being judged; only of
+arguments that the loop computed inside the block the followed map is taken.
+
+Letters: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from inrun.capture._mode import CaptureMode
+from inrun.operations import RandomState
+from inrun.owners import Axes, Map, Ownership
+from inrun.utility import undisturbed
+
+_BY_INDEX = frozenset(
+    "embedding __getitem__ index_select gather take take_along_dim index_add index_copy scatter "
+    "scatter_add scatter_reduce index_put __setitem__ index_fill".split()
+)
+
+
+class CannotReplayError(Exception):
+    """A call cannot be made again, or not with one sample alone; the reason is the message."""
+
+
+def tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in nested containers, with where they lie."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_in(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from tensors_in(f"{path}.{place}", item)
+
+
+@dataclass
+class ModelCall:
+    """One call of the whole model in a block.
+
+    `meant` and `followed` are owner maps of its arguments by `id`: what ids mean, and what is used.
+    `outputs` are maps of outputs whose every slot has an owner, by where they lie; `gradients` what
+    the block's backward pass brought to them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    samples: int
+    meant: dict[int, Tensor]
+    followed: dict[int, Map]
+    flags: list[tuple[nn.Module, bool]]
+    random: RandomState
+    drew: bool = False
+    outputs: dict[str, Map] = field(default_factory=dict)
+    nodes: dict[str, Any] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def check_untouched(self) -> None:
+        """Raises where an argument was overwritten since.
+
+        Raises:
+            CannotReplayError: its numbers are not those that the model saw.
+        """
+        for path, t in tensors_in("", [self.args, self.kwargs]):
+            if t._version != self.versions[path]:
+                raise CannotReplayError("the model's inputs were overwritten within the block")
+
+    def whole(
+        self, model: nn.Module, give: Callable[[Tensor, Map | None], None] | None = None
+    ) -> dict[str, Tensor]:
+        """Makes the call again; floating-point outputs by where they lie.
+
+        Args:
+            model: the model.
+            give: told of each argument's followed map.
+        """
+
+        def again(t: Tensor) -> Tensor:
+            m = self.followed.get(id(t))
+            free = t.detach() if t.requires_grad else t
+            if give is not None and (m is not None or free is not t):
+                give(free, m)
+            return free
+
+        with torch._C.DisableTorchFunction():
+            args, kwargs = _mapped(self.args, again), _mapped(self.kwargs, again)
+        return _outputs(model(*args, **kwargs))
+
+    def alone(self, model: nn.Module, sample: int) -> dict[str, Tensor]:
+        """Makes the call with one sample's entries alone.
+
+        Raises:
+            CannotReplayError: they cannot be taken out, or the model does not take them.
+        """
+        self._refuse_numbers()
+        args = [self._of(value, sample) for value in self.args]
+        kwargs = {name: self._of(value, sample) for name, value in self.kwargs.items()}
+        if any(value is _GONE for value in (*args, *kwargs.values())):
+            raise CannotReplayError("the model is called without that sample")
+        on_gpu = self.random.cuda
+        try:
+            with _WithinBounds() if on_gpu else _nothing():
+                return _outputs(model(*args, **kwargs))
+        except Exception as error:  # the model is the user's: it need not take one sample
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CannotReplayError(f"the model does not take one sample alone ({line[:120]})") from error
+
+    def present(self) -> list[int]:
+        """Samples that have entries in everything that is some samples'."""
+        sets = [set(codes[codes >= 0].tolist()) for codes in self.meant.values()]
+        whole = [s for s in sets if len(s) > 1] or sets
+        return sorted(set.intersection(*whole)) if whole else []
+
+    def _refuse_numbers(self) -> None:
+        for value in _leaves([self.args, self.kwargs]):
+            if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
+                raise CannotReplayError(
+                    f"the model is called with the number {value}, which may be the batch's size"
+                )
+
+    def _of(self, value: Any, sample: int) -> Any:
+        if isinstance(value, Tensor):
+            codes = self.meant.get(id(value))
+            return value.detach() if codes is None else taken(value.detach(), codes, sample)
+        if isinstance(value, Mapping):
+            items = {key: self._of(item, sample) for key, item in value.items()}
+            if any(item is _GONE for item in items.values()):
+                return _GONE
+            return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+        if isinstance(value, (list, tuple)):
+            found = [self._of(item, sample) for item in value]
+            kept = [item for item in found if item is not _GONE]
+            if found and not kept:
+                return _GONE
+            return type(value)(*kept) if hasattr(value, "_fields") else type(value)(kept)
+        return value
+
+
+_GONE: Any = object()  # what belongs to other samples as a whole
+
+
+def taken(t: Tensor, codes: Tensor, sample: int) -> Any:
+    """The entries of one sample, which must lie in rows and columns of their own.
+
+    Raises:
+        CannotReplayError: they do not.
+    """
+    mask = codes == sample
+    axes = [i for i, size in enumerate(codes.shape) if size != 1]
+    if not bool(mask.any()):
+        return _GONE
+    block = mask
+    for axis in axes:
+        rest = [i for i in range(mask.ndim) if i != axis]
+        keep = (mask.any(dim=rest) if rest else mask).nonzero().flatten()
+        block = block.index_select(axis, keep)
+        t = t.index_select(axis, keep.to(t.device))
+    if not bool(block.all()):
+        raise CannotReplayError("a sample's entries are no block of their own")
+    return t
+
+
+class Calls:
+    """Keeps the model's outermost calls of a block.
+
+    Args:
+        owned: what the block's caller says of ids.
+        axes: where the batch lies in tensors that enter.
+        mode: of the block.
+        first_only: whether one call is enough.
+    """
+
+    def __init__(self, owned: Ownership, axes: Axes, mode: CaptureMode, *, first_only: bool):
+        self._owned, self._axes, self._mode, self._owners = owned, axes, mode, mode.owners
+        self._first_only = first_only
+        self.found: list[ModelCall] = []
+        self.open: ModelCall | None = None
+        if self._owners.entered is None:
+            self._owners.entered = []
+
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is about to be called, and its arguments have their maps."""
+        if self._first_only and self.found:
+            return
+        entered = {id(t) for t in self._owners.entered or ()}
+        meant: dict[int, Tensor] = {}
+        followed: dict[int, Map] = {}
+        versions: dict[str, int] = {}
+        for path, t in tensors_in("", [args, kwargs]):
+            versions[path] = t._version
+            m = self._owners.of(t)
+            own = meaning(t, self._owned, self._axes) if id(t) in entered else None
+            if m is not None:
+                followed[id(t)] = m
+                meant[id(t)] = m.codes if own is None else own
+        flags = [(module, module.training) for module in model.modules()]
+        self.open = ModelCall(
+            args, kwargs, self._owners.samples, meant, followed, flags,
+            RandomState.now(model.parameters()), versions=versions,
+        )  # fmt: skip
+
+    def after(self, model: nn.Module, output: Any) -> None:
+        """The model has been called."""
+        call, self.open = self.open, None
+        if call is None:
+            return
+        call.drew = not same_state(call.random, RandomState.now(model.parameters()))
+        for path, t in tensors_in("", output):
+            m = self._owners.of(t) if t.grad_fn is not None else None
+            if m is not None and m.owned:
+                call.outputs[path], call.nodes[path] = m, t.grad_fn
+                t.grad_fn.register_prehook(self._receiver(call, path, t.output_nr))  # type: ignore[union-attr]
+        self.found.append(call)
+
+    def _receiver(self, call: ModelCall, path: str, slot: int) -> Callable[[Any], None]:
+        def receive(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[slot]
+            foreign = self._mode.muted or self._mode.tinting is not None
+            if gradient is not None and not foreign:
+                before = call.gradients.get(path)
+                call.gradients[path] = gradient if before is None else before + gradient
+
+        return receive
+
+
+def meaning(t: Tensor, owned: Ownership, axes: Axes) -> Tensor | None:
+    """Whose the entries of a tensor that enters are, entry by entry from what ids mean."""
+    if owned.slots is not None:
+        axes_of_slots = tuple(owned.slots.shape)
+        if tuple(t.shape[: len(axes_of_slots)]) != axes_of_slots:
+            return None
+        return owned.slots.reshape(*axes_of_slots, *[1] * (t.ndim - len(axes_of_slots)))
+    place = axes.of(t)
+    rows = list(range(owned.samples)) if owned.rows is None else owned.rows.tolist()
+    if t.ndim <= place or t.shape[place] != len(rows):
+        return None
+    shape = [1] * t.ndim
+    shape[place] = len(rows)
+    return torch.tensor(rows, dtype=torch.int32).reshape(shape)
+
+
+@contextmanager
+def replaying(model: nn.Module) -> Iterator[None]:
+    """As `undisturbed`; also what modules keep in attributes of their own is as before on leaving."""
+    kept = [(vars(module), _own_attributes(module)) for module in model.modules()]
+    contents = [(v, list(v) if isinstance(v, list) else dict(v)) for _, own in kept
+                for v in own.values() if type(v) in (list, dict)]  # fmt: skip
+    with undisturbed(model):
+        try:
+            yield
+        finally:
+            for held, before in contents:
+                held.clear()
+                held.extend(before) if isinstance(held, list) else held.update(before)
+            for attributes, own in kept:
+                for name in [n for n in attributes if n not in own and not n.startswith("_")]:
+                    del attributes[name]
+                attributes.update(own)
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    registries = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in registries and not name.endswith(("_hooks", "_hooks_with_kwargs"))
+    }
+
+
+class _WithinBounds(TorchFunctionMode):
+    """Reads indices before they are used: past the end they would end the process, on a GPU."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "").removesuffix("_")
+        if name in _BY_INDEX:
+            _check_bounds(name, args)
+        return function(*args, **(kwargs or {}))
+
+
+def _check_bounds(name: str, args: Sequence[Any]) -> None:
+    if name in ("__getitem__", "__setitem__", "index_put"):
+        index = tuple(args[1]) if name == "index_put" else args[1]
+        twin = torch.zeros(()).expand(args[0].shape)  # on the CPU, and one number long
+        twin[_mapped(index, Tensor.cpu)]
+        return
+    if name == "embedding":
+        index, length = args[0], args[1].shape[0]
+    elif name == "take":
+        index, length = args[1], args[0].numel()
+    else:
+        index, length = args[2], args[0].shape[args[1]]
+    if index.numel() and not -length <= int(index.min()) <= int(index.max()) < length:
+        raise IndexError(f"{name} past the end")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        items = {key: _mapped(item, change) for key, item in value.items()}
+        return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+    if isinstance(value, (list, tuple)):
+        found = [_mapped(item, change) for item in value]
+        return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
+    return value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _outputs(output: Any) -> dict[str, Tensor]:
+    return {path: t for path, t in tensors_in("", output) if t.is_floating_point()}
+
+
+def same_state(a: RandomState, b: RandomState) -> bool:
+    return torch.equal(a.cpu, b.cpu) and all(torch.equal(a.cuda[d], b.cuda[d]) for d in a.cuda)
