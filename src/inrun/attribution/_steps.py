@@ -178,6 +178,7 @@ class Steps:
         if late:
             self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
+        self.auditing.block_ended(self.capture, block)
         self._pending.add(names, block)
         if not late:
             self._conclude()

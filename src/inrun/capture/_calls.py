@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from inrun.capture._graph import nodes_behind
 from inrun.capture._mode import CaptureMode
-from inrun.operations import RandomState
+from inrun.operations import RandomState, repeated
 from inrun.owners import Axes, Map, Ownership
 from inrun.utility import undisturbed
 
@@ -97,6 +98,30 @@ class ModelCall:
         with torch._C.DisableTorchFunction():
             args, kwargs = _mapped(self.args, again), _mapped(self.kwargs, again)
         return _outputs(model(*args, **kwargs))
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Modes of all modules and random numbers are those of the call."""
+        for module, training in self.flags:
+            module.training = training
+        with repeated(self.random):
+            yield
+
+    @contextmanager
+    def in_evaluation(self, model: nn.Module) -> Iterator[None]:
+        """Evaluation mode; modes of the call are back with `as_it_was`."""
+        model.eval()
+        yield
+
+    def sinks(self) -> list[str]:
+        """Outputs with a gradient on whose way to the loss no other of them lies."""
+        there = {path: self.nodes[path] for path in self.gradients}
+        behind = {path: set(nodes_behind([f for f, _ in node.next_functions]))
+                  for path, node in there.items()}  # fmt: skip
+        return [
+            path for path, node in there.items()
+            if not any(node in behind[other] for other in there if other != path)
+        ]  # fmt: skip
 
     def alone(self, model: nn.Module, sample: int) -> dict[str, Tensor]:
         """Makes the call with one sample's entries alone.
@@ -187,14 +212,13 @@ class Calls:
         self._first_only = first_only
         self.found: list[ModelCall] = []
         self.open: ModelCall | None = None
-        if self._owners.entered is None:
-            self._owners.entered = []
+        self._owners.by_entry = []
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is about to be called, and its arguments have their maps."""
         if self._first_only and self.found:
             return
-        entered = {id(t) for t in self._owners.entered or ()}
+        entered = {id(t) for t in self._owners.by_entry or ()}
         meant: dict[int, Tensor] = {}
         followed: dict[int, Map] = {}
         versions: dict[str, int] = {}

@@ -47,7 +47,7 @@ class OwnerChecks:
         self, model: nn.Module, trained: Mapping[str, Tensor], coverage: Coverage,
         inputs: Inputs, processes: Processes, *, sharded: bool,
     ):  # fmt: skip
-        self._model, self._trained, self._coverage = model, dict(trained), coverage
+        self.model, self._trained, self._coverage = model, dict(trained), coverage
         self._inputs, self._rng = inputs, random.Random(0)
         self._next_lone = 1
         self.keeps_calls = False  # all of a block's, for an audit
@@ -81,7 +81,7 @@ class OwnerChecks:
         """Calls of the model that are made inside leave no trace."""
         before, self._inputs.silent = self._inputs.silent, True
         try:
-            with replaying(self._model):
+            with replaying(self.model):
                 yield
         finally:
             self._inputs.silent = before
@@ -115,7 +115,7 @@ class OwnerChecks:
         if not there:
             raise CannotReplayError("the model is called with nothing that is some samples'")
         sample = self._rng.choice(there)
-        return lone(call, mode, self._model, self._trained, sample, self.hidden())
+        return lone(call, mode, self.model, self._trained, sample, self.hidden())
 
     def _note(self, found: LoneVerdict) -> None:
         self._coverage.checked(found.right, "lone", self.step)
@@ -152,7 +152,7 @@ class OwnerChecks:
         try:
             with torch._C.DisableTorchFunction():
                 found = tinted(
-                    mode, borders, starts, self._model, parameters, alone=self._alone
+                    mode, borders, starts, self.model, parameters, alone=self._alone
                 )
         except CannotTellError as reason:
             self._coverage.not_checked("tinted", str(reason))

@@ -49,6 +49,7 @@ class Owners:
         self._began = _sequence_number()
         self.in_model = False
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
+        self.by_entry: list[Tensor] | None = None  # data whose map entries gave, where somebody asks
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()
@@ -81,8 +82,14 @@ class Owners:
             return Map(torch.tensor(UNKNOWN, dtype=torch.int32), what)
         if self.entered is not None:
             self.entered.append(t)
-        found = self.entries.map_of(t)
+        found = self._given(t)
         return _RAW if found is None else found
+
+    def _given(self, t: Tensor) -> Map | None:
+        found = self.entries.map_of(t)
+        if found is not None and self.by_entry is not None:
+            self.by_entry.append(t)
+        return found
 
     def give(self, t: Tensor, m: Map | None) -> None:
         """Says whose a tensor is."""
@@ -150,7 +157,7 @@ class Owners:
                 self._table.put(out, None)
 
     def _cut_out(self, op: Op, out: Tensor) -> Any:
-        found = self.entries.map_of(out)
+        found = self._given(out)
         return _RAW if found is None else found
 
     def _found(self, op: Op) -> Found:
@@ -180,7 +187,7 @@ class Owners:
         values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
         if not isinstance(values, list) or tuple(values) != ids:
             return None
-        found = self.entries.map_of(op.outs[0])
+        found = self._given(op.outs[0])
         return None if found is None else [found]
 
     def _refined(self, op: Op, found: Found) -> Found:
