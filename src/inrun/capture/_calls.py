@@ -9,6 +9,7 @@ Letters: B samples.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -204,7 +205,7 @@ class Calls:
         owned: what the block's caller says of ids.
         axes: where the batch lies in tensors that enter.
         mode: of the block.
-        first_only: whether one call is enough.
+        first_only: whether the first call is enough, without gradients.
     """
 
     def __init__(self, owned: Ownership, axes: Axes, mode: CaptureMode, *, first_only: bool):
@@ -229,6 +230,8 @@ class Calls:
             if m is not None:
                 followed[id(t)] = m
                 meant[id(t)] = m.codes if own is None else own
+        if self._first_only:
+            self._owners.by_entry = None  # or all that enters later would be kept
         flags = [(module, module.training) for module in model.modules()]
         self.open = ModelCall(
             args, kwargs, self._owners.samples, meant, followed, flags,
@@ -244,15 +247,20 @@ class Calls:
         for path, t in tensors_in("", output):
             m = self._owners.of(t) if t.grad_fn is not None else None
             if m is not None and m.owned:
-                call.outputs[path], call.nodes[path] = m, t.grad_fn
+                call.outputs[path] = m
+                if self._first_only:
+                    continue
+                call.nodes[path] = t.grad_fn
                 t.grad_fn.register_prehook(self._receiver(call, path, t.output_nr))  # type: ignore[union-attr]
         self.found.append(call)
 
     def _receiver(self, call: ModelCall, path: str, slot: int) -> Callable[[Any], None]:
+        kept = weakref.ref(call)  # which knows the node: together they would never be let go
+
         def receive(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[slot]
+            gradient, call = gradients[slot], kept()
             foreign = self._mode.muted or self._mode.tinting is not None
-            if gradient is not None and not foreign:
+            if gradient is not None and call is not None and not foreign:
                 before = call.gradients.get(path)
                 call.gradients[path] = gradient if before is None else before + gradient
 

@@ -139,8 +139,10 @@ class Capture(ABC):
 
         def end() -> None:
             self._fill(block, mode)
-            block.calls = [] if calls is None else calls.found
+            mode.owners.by_entry = None
             self.owner_checks.end(calls, lambda: self.mode(owned))
+            if calls is not None and self.owner_checks.keeps_calls:
+                block.calls = calls.found
             ended(block)
 
         if at_backward:

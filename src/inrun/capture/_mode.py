@@ -118,9 +118,9 @@ class CaptureMode(TorchFunctionMode):
         if self.over or _recomputing() or self not in _active_modes():
             return function(*args, **kwargs)
         function.__name__ = name
-        return self._operation(
-            function, name, args, kwargs, outputs_of([list(args), list(kwargs.values())])
-        )
+        tensors = outputs_of([list(args), list(kwargs.values())])
+        with torch._C.DisableTorchFunction():  # or all that an exchange computes would be followed
+            return self._operation(function, name, args, kwargs, tensors)
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],

@@ -111,12 +111,13 @@ def tinted(
         raise CannotTellError("a custom autograd function may wait for the other processes")
     w_B = _weights(mode.owners.samples)
     passes = _Passes(mode, w_B)
-    with restored(model), put_back(own):
-        passes.run(starts, parameters, [])
-        passes.run(
-            [(t, _start(t, g, mode.owners.of(t), w_B)) for t, g in starts],
-            parameters, _edges(borders, w_B, frozenset(behind)),
-        )  # fmt: skip
+    colored = [(t, _start(t, g, mode.owners.of(t), w_B)) for t, g in starts]
+    edges = _edges(borders, frozenset(behind))
+    with restored(model):
+        with put_back(own):
+            passes.run(starts, parameters, [])
+        with put_back(own):
+            passes.run(colored, parameters, edges)
     return passes.verdict()
 
 
@@ -162,7 +163,7 @@ def _tint(codes: Tensor, w_B: Tensor) -> Tensor:
 _Edge = tuple[Node, dict[int, OwnerMap]]
 
 
-def _edges(borders: Borders, w_B: Tensor, behind: frozenset[Node]) -> list[_Edge]:
+def _edges(borders: Borders, behind: frozenset[Node]) -> list[_Edge]:
     """Nodes inside operations at a border, with the inputs that lead to samples' slots.
 
     An operation is one node or several (`cross_entropy`), and one argument may be consumed by
