@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import inrun
-from inrun.capture._calls import _WithinBounds
+from inrun.capture._replaying import WithinBounds
 from inrun.errors import InRunWarning
 from inrun.owners import Map, _registry
 from inrun.owners._entries import Entries
@@ -257,7 +257,9 @@ def test_a_changed_sequence_of_operations_is_tinted_again(monkeypatch):
     torch.manual_seed(0)
     model = Both().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    attribution = inrun.attach(model, optimizer, inrun.Utility(loss, (x[20:], y[20:])), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss, (x[20:], y[20:])), progress=False
+    )
     for step in range(5):
         way[:] = [1] if step >= 2 else []
         with warnings.catch_warnings():
@@ -499,12 +501,12 @@ def test_slots_of_a_sum_in_place_are_tinted_once():
 @pytest.mark.parametrize("index", [torch.tensor([0, 7]), (slice(None), torch.tensor([9]))])
 def test_indices_past_the_end_are_seen_before_they_are_used(index):
     t = torch.zeros(4, 5)
-    with pytest.raises(IndexError), _WithinBounds():
+    with pytest.raises(IndexError), WithinBounds():
         t[index]
-    with _WithinBounds():
+    with WithinBounds():
         assert t[torch.tensor([3, -4])].shape == (2, 5)
         assert F.embedding(torch.tensor([3]), t).shape == (1, 5)
-    with pytest.raises(IndexError, match="past the end"), _WithinBounds():
+    with pytest.raises(IndexError, match="past the end"), WithinBounds():
         F.embedding(torch.tensor([4]), t)
-    with pytest.raises(IndexError, match="past the end"), _WithinBounds():
+    with pytest.raises(IndexError, match="past the end"), WithinBounds():
         t.index_select(1, torch.tensor([5]))

@@ -131,7 +131,7 @@ class Auditing:
                     self._auditor.audit.ended = str(error)
                 self._auditor = None
                 self._advice.once(
-                    f"The audit ended: {str(error).removesuffix('.')}. Training and scoring go on; checks made before "
-                    "stay in the audit's table."
+                    f"The audit ended: {str(error).removesuffix('.')}. Training and scoring go on; "
+                    "checks made before stay in the audit's table."
                 )
                 return None

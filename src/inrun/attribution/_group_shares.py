@@ -76,12 +76,14 @@ class GroupShares:
     @property
     def owners(self) -> str:
         """Whether the sums are of samples' own gradients: 'checked', or why not."""
-        told = {text: None for texts in self._processes.gathered(list(self._told)) for text in texts}
+        told = {
+            text: None for texts in self._processes.gathered(list(self._told)) for text in texts
+        }
         return next((text for text in told if text != CHECKED), CHECKED)
 
     @property
     def share_error(self) -> float | None:
-        """How far captured shares are from samples' own gradients; None where nothing was compared."""
+        """How far captured shares are from samples' own gradients; None where not compared."""
         parts = self._processes.gathered((self._off, self._size))
         off, size = sum(part[0] for part in parts), sum(part[1] for part in parts)
         return float((off / size) ** 0.5) if size else None

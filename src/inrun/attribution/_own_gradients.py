@@ -15,13 +15,13 @@ Letters: B samples, G groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inrun.capture import CannotReplayError, Capture, ModelCall, taken
-from inrun.factors import compute_dtype
 
 CHECKED = "checked"
 Found = dict[str, Tensor]
@@ -72,9 +72,7 @@ def own_gradients(
     return Own(sums, f"{CHECKED}, but {reason}" if reason else CHECKED)
 
 
-def _reproduced(
-    captured: Mapping[str, Tensor], totals: Sequence[Found]
-) -> tuple[list[str], str]:
+def _reproduced(captured: Mapping[str, Tensor], totals: Sequence[Found]) -> tuple[list[str], str]:
     """Parameters whose gradient the calls give again, and what is to be said of the others."""
     if not any(totals):
         return [], "no output of the model that leads to the loss is slot by slot some sample's"
@@ -132,7 +130,7 @@ class _Replay:
                 places = [p for s, p in place_of.items() if int(label_B[s]) == group]
                 self._add(sums, group, self._of_outputs(places))
 
-    def _mode(self):  # type: ignore[no-untyped-def]
+    def _mode(self) -> AbstractContextManager[None]:
         return self._call.in_evaluation(self._model) if self._call.drew else self._call.as_it_was()
 
     def _reference(self) -> Found:

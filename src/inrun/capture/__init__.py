@@ -1,6 +1,6 @@
 """From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
 
-from inrun.capture._calls import CannotReplayError, ModelCall, replaying, taken
+from inrun.capture._calls import CannotReplayError, ModelCall, taken
 from inrun.capture._capture import Block, Capture
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
@@ -35,7 +35,6 @@ __all__ = [
     "compiled_parts",
     "gathered_step",
     "reads_late",
-    "replaying",
     "self_test",
     "taken",
 ]

@@ -10,41 +10,23 @@ Letters: B samples.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from inrun.capture._graph import nodes_behind
 from inrun.capture._mode import CaptureMode
+from inrun.capture._replaying import WithinBounds, leaves, mapped, tensors_in
 from inrun.operations import RandomState, repeated
 from inrun.owners import Axes, Map, Ownership
-from inrun.utility import undisturbed
-
-_BY_INDEX = frozenset(
-    "embedding __getitem__ index_select gather take take_along_dim index_add index_copy scatter "
-    "scatter_add scatter_reduce index_put __setitem__ index_fill".split()
-)
 
 
 class CannotReplayError(Exception):
     """A call cannot be made again, or not with one sample alone; the reason is the message."""
-
-
-def tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested containers, with where they lie."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from tensors_in(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from tensors_in(f"{path}.{place}", item)
 
 
 @dataclass
@@ -97,7 +79,7 @@ class ModelCall:
             return free
 
         with torch._C.DisableTorchFunction():
-            args, kwargs = _mapped(self.args, again), _mapped(self.kwargs, again)
+            args, kwargs = mapped(self.args, again), mapped(self.kwargs, again)
         return _outputs(model(*args, **kwargs))
 
     @contextmanager
@@ -137,11 +119,13 @@ class ModelCall:
             raise CannotReplayError("the model is called without that sample")
         on_gpu = self.random.cuda
         try:
-            with _WithinBounds() if on_gpu else _nothing():
+            with WithinBounds() if on_gpu else nullcontext():
                 return _outputs(model(*args, **kwargs))
         except Exception as error:  # the model is the user's: it need not take one sample
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CannotReplayError(f"the model does not take one sample alone ({line[:120]})") from error
+            raise CannotReplayError(
+                f"the model does not take one sample alone ({line[:120]})"
+            ) from error
 
     def present(self) -> list[int]:
         """Samples that have entries in everything that is some samples'."""
@@ -150,7 +134,7 @@ class ModelCall:
         return sorted(set.intersection(*whole)) if whole else []
 
     def _refuse_numbers(self) -> None:
-        for value in _leaves([self.args, self.kwargs]):
+        for value in leaves([self.args, self.kwargs]):
             if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
                 raise CannotReplayError(
                     f"the model is called with the number {value}, which may be the batch's size"
@@ -281,90 +265,6 @@ def meaning(t: Tensor, owned: Ownership, axes: Axes) -> Tensor | None:
     shape = [1] * t.ndim
     shape[place] = len(rows)
     return torch.tensor(rows, dtype=torch.int32).reshape(shape)
-
-
-@contextmanager
-def replaying(model: nn.Module) -> Iterator[None]:
-    """As `undisturbed`; also what modules keep in attributes of their own is as before on leaving."""
-    kept = [(vars(module), _own_attributes(module)) for module in model.modules()]
-    contents = [(v, list(v) if isinstance(v, list) else dict(v)) for _, own in kept
-                for v in own.values() if type(v) in (list, dict)]  # fmt: skip
-    with undisturbed(model):
-        try:
-            yield
-        finally:
-            for held, before in contents:
-                held.clear()
-                held.extend(before) if isinstance(held, list) else held.update(before)
-            for attributes, own in kept:
-                for name in [n for n in attributes if n not in own and not n.startswith("_")]:
-                    del attributes[name]
-                attributes.update(own)
-
-
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    registries = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name not in registries and not name.endswith(("_hooks", "_hooks_with_kwargs"))
-    }
-
-
-class _WithinBounds(TorchFunctionMode):
-    """Reads indices before they are used: past the end they would end the process, on a GPU."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "").removesuffix("_")
-        if name in _BY_INDEX:
-            _check_bounds(name, args)
-        return function(*args, **(kwargs or {}))
-
-
-def _check_bounds(name: str, args: Sequence[Any]) -> None:
-    if name in ("__getitem__", "__setitem__", "index_put"):
-        index = tuple(args[1]) if name == "index_put" else args[1]
-        twin = torch.zeros(()).expand(args[0].shape)  # on the CPU, and one number long
-        twin[_mapped(index, Tensor.cpu)]
-        return
-    if name == "embedding":
-        index, length = args[0], args[1].shape[0]
-    elif name == "take":
-        index, length = args[1], args[0].numel()
-    else:
-        index, length = args[2], args[0].shape[args[1]]
-    if index.numel() and not -length <= int(index.min()) <= int(index.max()) < length:
-        raise IndexError(f"{name} past the end")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        items = {key: _mapped(item, change) for key, item in value.items()}
-        return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
-    if isinstance(value, (list, tuple)):
-        found = [_mapped(item, change) for item in value]
-        return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
-    return value
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def _outputs(output: Any) -> dict[str, Tensor]:

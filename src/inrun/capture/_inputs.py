@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._calls import Calls, tensors_in
+from inrun.capture._calls import Calls
+from inrun.capture._replaying import tensors_in
 from inrun.errors import MisuseError
 from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
 

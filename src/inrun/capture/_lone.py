@@ -3,8 +3,8 @@
 The model's call of a training batch is made again in evaluation mode, with all samples under the
 capture and a random gradient at its outputs, and with the entries of one sample alone under plain
 autograd. Its outputs must be those at its slots, and its share of every parameter the lone call's
-gradient. Nothing that was followed is trusted but which slots of the outputs are whose, and that the
-outputs themselves tell.
+gradient. Nothing that was followed is trusted but which slots of the outputs are whose, and that
+the outputs themselves tell.
 
 Where outputs differ and are those of another sample's slots, owners are wrong. Where they are no
 sample's, samples depend on each other inside the model, and what the capture owes is the gradient
@@ -101,24 +101,24 @@ class _Comparison:
             return self._verdict(shares, wrong, why)
         other = next((s for s in self._samples() if self._same_outputs(s)), None)
         if other is not None:
-            why = (f"the outputs of the sample at place {self._sample} of the ids alone are those that "
-                   f"in the batch are taken for place {other}'s")  # fmt: skip
+            why = (f"the outputs of the sample at place {self._sample} of the ids alone are those "
+                   f"that in the batch are taken for place {other}'s")  # fmt: skip
             return self._verdict(shares, set(shares), why)
         wrong = self._differing(shares, self._of_outputs())
         why = "samples depend on each other inside the model, and its share is not one sample's"
         known = self._mode.owners.interactions
         note = "" if known else (
-            "A sample alone does not have the outputs that it has in its batch, in evaluation mode: "
-            "samples depend on each other inside the model, where following their owners does not "
-            "see it. A value is what passes through the sample's own slots, with the others as "
-            "they are."
+            "A sample alone does not have the outputs that it has in its batch, in evaluation "
+            "mode: samples depend on each other inside the model, where following their owners "
+            "does not see it. A value is what passes through the sample's own slots, with the "
+            "others as they are."
         )  # fmt: skip
         return self._verdict(shares, set() if known else wrong, why, note)
 
     def _verdict(
         self, shares: Mapping[str, Tensor], wrong: set[str], why: str, note: str = ""
     ) -> LoneVerdict:
-        told = {name: f"{why} (a lone sample)" for name in sorted(wrong)}
+        told = dict.fromkeys(sorted(wrong), f"{why} (a lone sample)")
         right = frozenset() if note else frozenset(set(shares) - wrong)
         return LoneVerdict(right, told, note)
 

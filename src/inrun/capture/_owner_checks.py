@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._calls import Calls, CannotReplayError, replaying
+from inrun.capture._calls import Calls, CannotReplayError
 from inrun.capture._coverage import Coverage
 from inrun.capture._inputs import Inputs
 from inrun.capture._lone import LoneVerdict, lone
 from inrun.capture._mode import CaptureMode
 from inrun.capture._processes import Processes
+from inrun.capture._replaying import replaying
 from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
 from inrun.capture._uses import Missed
 from inrun.owners import Ownership
@@ -127,9 +128,9 @@ class OwnerChecks:
             first = next(iter(new))
             self.notes[
                 f"Whose the slots of {first} are ({len(new)} parameters in all) is not what it was "
-                f"taken for: {new[first]}. Its part of the values up to here is wrong, and from now "
-                "on it is a gap. See attribution.coverage(); rows= and slots= of attribution.batch "
-                "say whose the data is."
+                f"taken for: {new[first]}. Its part of the values up to here is wrong, and from "
+                "now on it is a gap. See attribution.coverage(); rows= and slots= of "
+                "attribution.batch say whose the data is."
             ] = None
         self.refused |= new
 
@@ -151,9 +152,7 @@ class OwnerChecks:
         parameters = list(self._trained.values())
         try:
             with torch._C.DisableTorchFunction():
-                found = tinted(
-                    mode, borders, starts, self.model, parameters, alone=self._alone
-                )
+                found = tinted(mode, borders, starts, self.model, parameters, alone=self._alone)
         except CannotTellError as reason:
             self._coverage.not_checked("tinted", str(reason))
             return

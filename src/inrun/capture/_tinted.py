@@ -121,9 +121,7 @@ def tinted(
     return passes.verdict()
 
 
-def _refuse(
-    mode: CaptureMode, borders: Borders, starts: Sequence[Start], model: nn.Module
-) -> None:
+def _refuse(mode: CaptureMode, borders: Borders, starts: Sequence[Start], model: nn.Module) -> None:
     owners = mode.owners
     if owners.samples < 2:
         raise CannotTellError("a block of one sample has nothing to tell apart")
@@ -134,7 +132,9 @@ def _refuse(
             if m is not None and bool((m.codes == code).any()):
                 raise CannotTellError(f"{what} ({m.why})")
     if owners.interactions:
-        raise CannotTellError(f"samples interact before the loss ({next(iter(owners.interactions))})")
+        raise CannotTellError(
+            f"samples interact before the loss ({next(iter(owners.interactions))})"
+        )
     if borders.partial:
         raise CannotTellError(f"{borders.partial} sums over samples in some of its slots only")
     everywhere = torch.nn.modules.module._global_backward_hooks
@@ -236,7 +236,9 @@ class _Passes:
 
     def verdict(self) -> Verdict:
         """Compares the two."""
-        largest = max((float(n.max()) for _, _, n in self._first.values() if n.numel()), default=0.0)
+        largest = max(
+            (float(n.max()) for _, _, n in self._first.values() if n.numel()), default=0.0
+        )
         coarsest = max((use.dtype for use, _, _ in self._first.values()),
                        key=lambda d: torch.finfo(d).eps, default=torch.float32)  # fmt: skip
         right: set[str] = set()
@@ -248,12 +250,12 @@ class _Passes:
             if off is None:
                 right |= use.roots
             else:
-                wrong |= {
-                    name: f"{use.name}: some slots' gradient is not that of the sample that they "
-                    f"are taken for (off by {off:.1%} in tinted gradients): samples mix or change "
-                    "places where it cannot be seen"
-                    for name in use.roots
-                }
+                wrong |= dict.fromkeys(
+                    use.roots,
+                    f"{use.name}: some slots' gradient is not that of the sample that they are "
+                    f"taken for (off by {off:.1%} in tinted gradients): samples mix or change "
+                    "places where it cannot be seen",
+                )
         return Verdict(frozenset(right - set(wrong)), wrong)
 
     def _off(

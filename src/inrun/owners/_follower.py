@@ -49,7 +49,7 @@ class Owners:
         self._began = _sequence_number()
         self.in_model = False
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
-        self.by_entry: list[Tensor] | None = None  # data whose map entries gave, where somebody asks
+        self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()

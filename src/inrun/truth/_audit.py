@@ -50,10 +50,10 @@ deviation of the true values over their mean size; `half_agreement`, the correla
 one half of the validation rows with that by the other, null where it cannot be had; `age`, how many
 steps the optimizer's youngest moments have seen, null where that does not matter;
 `forecast_error`, how far `stream` misjudged the clip coefficient; `loss_noise`, by how much two
-validation losses at the same weights differ, over the spread of the true values; `owners`, 'checked' where the
-truth is made of each sample's own gradient, computed apart from all others, or 'not checked: ' and
-why it is made of the captured shares instead; `share_error`, how far those two are apart, relative
-to the shares, null where they were not compared."""
+validation losses at the same weights differ, over the spread of the true values; `owners`,
+'checked' where the truth is made of each sample's own gradient, computed apart from all others, or
+'not checked: ' and why it is made of the captured shares instead; `share_error`, how far those two
+are apart, relative to the shares, null where they were not compared."""
 
 
 class Interval(NamedTuple):
@@ -146,7 +146,9 @@ def report(checks: pa.Table) -> AuditReport:
 
 def _owners(checks: Sequence[Mapping[str, Any]]) -> str:
     """In how many checks owners were checked, and why not in the others."""
-    told = [check.get("owners") or "not checked: an older version made this check" for check in checks]
+    told = [
+        check.get("owners") or "not checked: an older version made this check" for check in checks
+    ]
     not_checked = [text for text in told if text.startswith("not")]
     if not not_checked:
         return next((text for text in told if text != "checked"), "checked")
