@@ -426,10 +426,10 @@ class InNumpy(torch.autograd.Function):
 
 
 def mapped(m, x):
-    def one(row):
-        return torch.tanh(row @ m.w) @ m.v
+    def one(row, w, v):
+        return torch.tanh(row @ w) @ v
 
-    return torch.vmap(one)(x)
+    return torch.vmap(one, in_dims=(0, None, None))(x, m.w, m.v)
 
 
 def recomputed(reentrant):
