@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from inrun.attribution._audit import Audit
@@ -23,7 +24,7 @@ from inrun.attribution._results import Results
 from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
-from inrun.attribution._step_hooks import StepHooks, release
+from inrun.attribution._step_hooks import StepHooks, release, warn_unheld
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
@@ -74,6 +75,7 @@ class Attribution(Results):
         self._release = weakref.finalize(
             self, release, self._hooks, line, book, self._record, folder
         )
+        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.watch)
 
     # ---- in the loop
 
@@ -135,7 +137,9 @@ class Attribution(Results):
         self._refuse_detached()
         self._hooks.demand_in_place()
         if self._steps.inside:
-            raise MisuseError("attribution.batch blocks cannot be nested.")
+            raise MisuseError(
+                "attribution.batch blocks cannot be nested, nor be inside unattributed()."
+            )
         if self._steps.paused:
             yield
             return
@@ -143,6 +147,40 @@ class Attribution(Results):
         names = self._ids.read(ids)
         owned = ownership(len(names), rows, slots, names)
         with self._steps.block(names, owned, at_backward=at_backward):
+            yield
+
+    @contextmanager
+    def unattributed(self) -> Iterator[None]:
+        """Runs a backward pass inside whose gradient belongs to no sample.
+
+            with attribution.batch(ids):
+                loss_fn(model, batch).backward()
+            with attribution.unattributed():
+                (1e-4 * sum(p.abs().sum() for p in model.parameters())).backward()
+            optimizer.step()
+
+        For penalties on parameters (L1, EWC), gradient penalties, and whatever else is added to
+        `.grad`. What it does in the step is the books' entry `unattributed`; samples' values are
+        those of the real step, to which it belongs. It may come before, between or after the
+        blocks of a step, and a copy of the gradients is held while it runs.
+
+        Raises:
+            MisuseError: inside a block.
+            NotSupportedError: sharded parameters.
+        """
+        self._refuse_detached()
+        self._open.close()
+        if self._steps.inside:
+            raise MisuseError(
+                "attribution.unattributed() inside an attribution.batch(ids) block: close the "
+                "block first, so that it is known which gradient is the samples'."
+            )
+        if self._steps.paused:
+            yield
+            return
+        self._hooks.demand_in_place()
+        self._steps.finish()
+        with self._steps.unattributed():
             yield
 
     @contextmanager
@@ -282,15 +320,18 @@ class Attribution(Results):
 
     def _end(self, *, failed: bool) -> None:
         self._open.abandon()
+        self._unheld.detach()
         self._hooks.remove()
         try:
             self._steps.finish()
             self._steps.booking.end()
             self._steps.drop(moved=True, failed=failed)
         finally:
-            self._release()
-            self._steps.paying.close()
-            self.flush()
+            try:
+                self.flush()  # while the store is still this run's
+            finally:
+                self._release()
+                self._steps.paying.close()
 
     def __enter__(self) -> Attribution:
         return self
@@ -310,6 +351,11 @@ class Attribution(Results):
     def _after_step(self, k: int) -> None:
         """The k-th optimizer has stepped."""
         self._steps.after(k)
+
+    def _stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer that is not attached has stepped, on this model or on another."""
+        if not self._steps.paused:
+            self._steps.stranger_stepped(optimizer)
 
     def _refuse_detached(self) -> None:
         if not self._release.alive:

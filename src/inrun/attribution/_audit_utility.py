@@ -45,6 +45,7 @@ class AuditUtility:
                 for name, batch in batches.items()
             },
             rows_axis=utility.rows_axis,
+            draws=utility.draws,
         )
         try:
             losses_of(halved, model)

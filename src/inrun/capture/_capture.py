@@ -81,6 +81,7 @@ class Capture(ABC):
         self.compiled = bool(compiled_parts(model))
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._missed: dict[str, str] = {}
+        self._terms: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
         rest = [*model.parameters(), *model.buffers()]
@@ -151,7 +152,7 @@ class Capture(ABC):
         self._collect(block, mode)
         for use in mode.uses:
             use.release()  # the graph's hooks know it as long as the loss lives
-        self._missed = mode.skipped
+        self._missed, self._terms = mode.skipped, mode.terms
         for name in self._missed:
             block.factors.pop(name, None)
         self.check.exclude(self._missed)
@@ -176,7 +177,9 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        self.check.end_block(gradients, self.low_precision, self._missed, reduced=self._reduced)
+        self.check.end_block(
+            gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced
+        )
 
     def conclude(self) -> list[bool]:
         """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.

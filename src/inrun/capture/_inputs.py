@@ -27,7 +27,7 @@ class Inputs:
         self._roots = Roots()
         self._kept: list[Tensor] = []  # so that ids stay theirs
         self.constants: frozenset[int] = frozenset()
-        self._called_with: dict[str, int] = {}
+        self._called_with: dict[str, tuple[int, tuple[int, ...]]] = {}  # axes, those of samples
         self.notes: dict[str, None] = {}
 
     def entries(self, owned: Ownership) -> Entries:
@@ -69,7 +69,7 @@ class Inputs:
             if depth == 1:
                 owners.in_model = True
                 if learning:
-                    self._called_with |= {path: t.ndim for path, t in _named(args, kwargs)}
+                    self._note_call(owners, args, kwargs)
                 else:
                     self._called(owners, args, kwargs)
 
@@ -88,6 +88,12 @@ class Inputs:
             for handle in handles:
                 handle.remove()
 
+    def _note_call(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            for path, t in _named(args, kwargs):
+                m = owners.of(t)
+                self._called_with[path] = t.ndim, () if m is None else m.varying
+
     def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
             named = list(_named(args, kwargs))
@@ -104,18 +110,21 @@ class Inputs:
     def _compare_axes(
         self, owners: Owners, named: Sequence[tuple[str, Tensor]], maps: Mapping[str, Map | None]
     ) -> None:
-        """Raises where a tensor has fewer axes than in validation: one sample, taken for many."""
-        if owners.entries.owned.given:
+        """Raises where samples lie in other axes than in validation: one is taken for many."""
+        if owners.entries.owned.given or owners.samples == 1:
             return
         for path, t in named:
-            known = self._called_with.get(path)
+            ndim, axes = self._called_with.get(path, (t.ndim, ()))
             m = maps[path]
-            if m is not None and known is not None and t.ndim < known and m.varying:
+            if m is None or not m.varying or not axes:
+                continue
+            if t.ndim < ndim or (t.ndim == ndim and m.varying != axes):
                 raise MisuseError(
-                    f"The model is called with a tensor of shape {tuple(t.shape)} where the "
-                    f"validation pass calls it with {known} axes: it may be one sample, whose "
-                    f"axis happens to be as long as there are ids ({owners.samples}). Say with "
-                    "rows= or slots= of attribution.batch whose its entries are."
+                    f"The model is called with a tensor of shape {tuple(t.shape)}, in which "
+                    f"{owners.samples} samples would lie along axis {m.varying[0]}; in the "
+                    f"validation pass it has {ndim} axes, and samples lie along axis {axes[0]}. "
+                    "An axis may just happen to be as long as there are ids. Say with rows= or "
+                    "slots= of attribution.batch whose the entries are."
                 )
 
     def _note_order(self, maps: Mapping[str, Map | None]) -> None:
@@ -156,7 +165,7 @@ class Inputs:
             if isinstance(t, nn.Parameter) or t.grad_fn is not None:
                 continue
             found = owners.entries.map_of(t) if id(t) in self.constants else None
-            if owners.samples == 1 and self._called_with.get(path) == t.ndim + 1:
+            if owners.samples == 1 and self._called_with.get(path, (0,))[0] == t.ndim + 1:
                 found = owners.entries.whole(0, t.ndim)
             if found is not None:
                 owners.give(t, found)

@@ -8,7 +8,7 @@ of; the numbers of the training step are those without it, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from inrun.capture._layouts import layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Missed, Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
-from inrun.owners import Owners, root_kind
+from inrun.owners import SUM, Owners, root_kind
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 _GRAD = torch.autograd.grad
+_ADDS = {"add", "sub", "__add__", "__radd__", "__sub__", "__rsub__", "__iadd__", "add_", "sub_"}
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
 _GETTERS = {  # properties that are tensors
     getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag")
@@ -76,7 +77,12 @@ class CaptureMode(TorchFunctionMode):
     @property
     def skipped(self) -> dict[str, str]:
         """Parameters with a use whose shares cannot be told, and why."""
-        return {name: m.reason for m in self.missed if m.reached for name in m.names}
+        return {n: m.reason for m in self.missed if m.reached and not m.term for n in m.names}
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """Parameters of which a term of no sample was added to the loss, and how."""
+        return {n: m.reason for m in self.missed if m.reached and m.term for n in m.names}
 
     def __torch_function__(
         self,
@@ -99,7 +105,7 @@ class CaptureMode(TorchFunctionMode):
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
-        return self._operation(function, name, args, kwargs, [*_tensors(args, kwargs)])
+        return self._operation(function, name, args, kwargs, _tensors(args, kwargs))
 
     def opaque(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -118,14 +124,13 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         """Runs an operation and files it as a derived tensor, a use, or neither."""
         self.operations += 1
-        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
         operation = find(name)
         if operation is not None and operation.check is not None:
             operation.check(operation.bind(args, kwargs))
         if self._gathered is not None:
             self._learn_gathered(self._gathered, tensors)
         consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
-        if wrapped:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)
@@ -223,7 +228,8 @@ class CaptureMode(TorchFunctionMode):
             self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
         reason = missing_reason(name, maps)
         if reason is not None:
-            self._miss(consumed, reason, outputs)
+            added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
+            self._miss(consumed, reason, outputs, term=added)
             return
         layouts = layouts_of(maps, outputs, self._samples)
         how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
@@ -234,13 +240,14 @@ class CaptureMode(TorchFunctionMode):
                 self._when_reached(out, i, use)
 
     def _miss(
-        self, consumed: Mapping[int, Source], reason: str, outputs: Sequence[Tensor] = ()
-    ) -> None:
+        self, consumed: Mapping[int, Source], reason: str, outputs: Sequence[Tensor] = (),
+        *, term: bool = False,
+    ) -> None:  # fmt: skip
         """A use whose shares cannot be told: its parameters are gaps, if gradient comes by."""
         names = _names(consumed)
         if not names or not torch.is_grad_enabled():
             return
-        missed = Missed(names, reason, reached=not outputs)
+        missed = Missed(names, reason, reached=not outputs, term=term)
         self.missed.append(missed)
         for out in outputs:
             if out.grad_fn is not None:
@@ -315,15 +322,15 @@ def _own_nodes(returned: Any, arguments: Sequence[Tensor]) -> Any:
     return torch.ops.aten._unsafe_view(returned, list(returned.shape))
 
 
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Tensors among arguments, also one level down in lists (`torch.cat`)."""
+    found: list[Tensor] = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
 
 
 def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:

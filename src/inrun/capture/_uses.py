@@ -28,11 +28,16 @@ from inrun.operations import (
 
 @dataclass
 class Missed:
-    """A use whose shares cannot be told: of which parameters, why, and whether it mattered."""
+    """A use whose shares cannot be told: of which parameters, why, and whether it mattered.
+
+    `term`: a term of parameters alone, added to the loss: its gradient is of no sample, and the
+    invariant will say so.
+    """
 
     names: tuple[str, ...]
     reason: str
     reached: bool
+    term: bool = False
 
 
 class Use:

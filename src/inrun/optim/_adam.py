@@ -28,6 +28,8 @@ from inrun.kernels import SettlingNumbers, SlopeNumbers, passes_for
 from inrun.optim._rule import History, Memory, Move, Rule, Settled
 from inrun.optim._slope import Diagonal
 
+MOST_DECAY = 0.5  # of a weight in one step, if what it was is to be told from what it became
+
 
 class AdamState(NamedTuple):
     """Moments before the step, and how many steps they have seen."""
@@ -198,7 +200,8 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
         precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
         plain = s.v_max is None and h.eps > 0 and not (h.coupled and h.decay)
-        return precise and plain
+        kept = h.lr * h.decay < MOST_DECAY  # of the weight there is enough left to tell it by
+        return precise and plain and kept
 
     def settled(
         self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting, scale: float | None = 1.0

@@ -67,7 +67,7 @@ class Divided:
     def __truediv__(self, other: object) -> Divided:
         if not isinstance(other, Divided):
             return self * (1 / cast(Number, other))
-        base = self.base / other.base
+        base = _over(self.base, other.base)
         slope = (self.slope - base * other.slope) / other.end
         return Divided(self.end / other.end, base, slope)
 
@@ -147,6 +147,15 @@ class Divided:
         if name not in _FUNCTIONS:
             raise _unknown(f"torch's {name}")
         return _FUNCTIONS[name](_divided(args[0]), *args[1:], **(kwargs or {}))
+
+
+def _over(above: Number, below: Number) -> Number:
+    """Above / below, and 0 for 0 / 0: without the gradient nothing moves there."""
+    if not isinstance(above, Tensor) and not isinstance(below, Tensor):
+        return above / below
+    nothing = (_tensor(above) == 0) & (_tensor(below) == 0)
+    quotient = _tensor(above / below)
+    return torch.where(nothing, torch.zeros_like(quotient), quotient)
 
 
 def _divided(value: object) -> Divided:

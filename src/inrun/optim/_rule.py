@@ -32,6 +32,7 @@ from inrun.optim._slope import Diagonal, Slope
 
 State = TypeVar("State")
 Setting = TypeVar("Setting")
+Touched = TypeVar("Touched", Tensor, "Tensor | float")
 
 
 class History(NamedTuple):
@@ -252,11 +253,19 @@ class Move(Generic[State, Setting]):
 
     def displacement(self, gradient: Tensor) -> Tensor:
         """The displacement at any gradient, for this step's weight and state."""
-        return self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        return self._touched(moved)
+
+    def _touched(self, moved: Touched) -> Touched:
+        """The same, and 0 where it is 0 / 0 because nothing touched the element and eps is 0."""
+        if getattr(self.setting, "eps", None) != 0.0 or not isinstance(moved, Tensor):
+            return moved
+        return torch.where(moved.isnan(), torch.zeros_like(moved), moved)
 
     def smooth_displacement(self, gradient: Tensor) -> Tensor:
         """The same, not rounded to less than its arguments' precision."""
-        return self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
+        moved = self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
+        return self._touched(moved)
 
     def history(self) -> History:
         """d(0), in its two parts."""
@@ -265,7 +274,8 @@ class Move(Generic[State, Setting]):
 
         def history(arrays: Arrays) -> Parts:
             weight, _, state = arrays
-            return self.rule.history(weight, state, self.setting)
+            momentum, decay = self.rule.history(weight, state, self.setting)
+            return History(self._touched(momentum), self._touched(decay))
 
         return History(*in_pieces((self.weight, self.gradient, self.state), history))
 

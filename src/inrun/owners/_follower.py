@@ -32,6 +32,7 @@ _KEEPS_RAW = frozenset(
 _MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
     "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli".split()
 )
+_COLLATES = frozenset("stack cat concat pad_sequence __setitem__ copy_".split())
 
 
 class Owners:
@@ -48,6 +49,7 @@ class Owners:
         self._table = Table()
         self._began = _sequence_number()
         self.in_model = False
+        self._made: set[int] = set()  # ids of maps of batches that were made in the block
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
@@ -120,6 +122,8 @@ class Owners:
         if not outs:
             return outs
         op.outs = outs
+        if not self.in_model and name in _COLLATES and self._collated(op):
+            return outs
         known = [m for m in op.maps if m is not None]
         if not known:
             self._end_without(op)
@@ -150,18 +154,46 @@ class Owners:
             elif id(out) not in self._constants:
                 self._table.put(out, None)
 
+    def _collated(self, op: Op) -> bool:
+        """Whether a batch was made of its samples here, before the model: then it enters now.
+
+        Its rows are samples in their order, whatever the parts' own axes may have looked like.
+        """
+        if any(t.requires_grad for t in op.tensors):
+            return False
+        out = op.outs[0]
+        if op.name in ("__setitem__", "copy_"):
+            written, out = out, out if out._base is None else out._base
+            if isinstance(self._table.get(out, None), Map) and out is not written:
+                return self._table.get(out, None).ndim == out.ndim and self._is_entry(out)
+            if isinstance(self._table.get(out, None), Map):
+                return False
+        elif op.name != "pad_sequence" and len(op.args[0]) != self.samples:
+            return False
+        found = self.entries.map_of(out)
+        if found is None:
+            return False
+        self._table.put(out, found)
+        self._made.add(id(found))
+        return True
+
+    def _is_entry(self, t: Tensor) -> bool:
+        """Whether a tensor is a batch that was made in the block."""
+        return id(self._table.get(t, None)) in self._made
+
     def _cut_out(self, op: Op, out: Tensor) -> Any:
         found = self.entries.map_of(out)
         return _RAW if found is None else found
 
     def _found(self, op: Op) -> Found:
-        if any(t.is_nested for t in (*op.tensors, *op.outs)):
+        if op.outs[0].is_nested:
             self.unknown.add(f"{op.name} of nested tensors")
             why = f"{op.name} of nested tensors"
             return [Map(torch.tensor(UNKNOWN, dtype=torch.int32), why) for _ in op.outs]
-        looked_up = self._looked_up_by_ids(op)
-        if looked_up is not None:
-            return looked_up
+        if op.name == "__getitem__" and not self.in_model:
+            looked_up = self._looked_up_by_ids(op)
+            if looked_up is not None:
+                return looked_up
         registered = find(op.function, op.name)
         if registered is not None:
             found = self._ruled(registered, op)
@@ -199,7 +231,7 @@ class Owners:
         By the rows' order it would be the sample of row ids[j]; nobody means that.
         """
         ids = self.entries.owned.ids
-        if self.in_model or op.name != "__getitem__" or ids is None or not op.args:
+        if ids is None:
             return None
         index = op.args[1]
         values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index

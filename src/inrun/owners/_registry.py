@@ -47,7 +47,7 @@ def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[Rule],
 
 def find(function: Callable[..., Any], name: str) -> Registered | None:
     """The rule of an operation, if it has one."""
-    found = _BY_FUNCTION.get(function) if _is_special(name) else None
+    found = _BY_FUNCTION.get(function) if name in ("__get__", "unfold") else None
     return found or _BY_NAME.get(name) or _BY_NAME.get(stem(name))
 
 
@@ -56,10 +56,6 @@ def stem(name: str) -> str:
     if name.startswith("__i") and name.endswith("__"):
         return f"__{name[3:]}"
     return name.removesuffix("_") if not name.endswith("__") else name
-
-
-def _is_special(name: str) -> bool:
-    return name in ("__get__", "unfold")
 
 
 def families() -> dict[str, list[str]]:

@@ -159,7 +159,7 @@ def batch_norm(op: Op) -> Found:
     """Each entry by statistics; those of the batch let samples interact."""
     m = op.map_of(op.get(0, "input"))
     if m is not None and op.get(5, "training", False):
-        op.interactions.append("batch_norm: batch statistics")
+        op.interactions.append("batch_norm, by statistics of the batch")
     return [m]
 
 

@@ -1,9 +1,11 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
+from inrun.utility._draws import is_repeatable
 from inrun.utility._passes import (
     Evaluation,
     curvature,
     demand_finite,
+    demand_finite_gradients,
     evaluate,
     gradients_of,
     loss_of,
@@ -11,17 +13,20 @@ from inrun.utility._passes import (
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._undisturbed import displaced, undisturbed
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import NEXT, LossFunction, Utility
 
 __all__ = [
+    "NEXT",
     "Evaluation",
     "LossFunction",
     "Utility",
     "curvature",
     "demand_finite",
+    "demand_finite_gradients",
     "displaced",
     "evaluate",
     "gradients_of",
+    "is_repeatable",
     "loss_of",
     "losses_of",
     "row_count",
