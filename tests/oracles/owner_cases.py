@@ -34,12 +34,15 @@ class Owned(Case):
         tolerance: relative, where something inside computes in less than float64.
     """
 
-    def __init__(self, name, build, inputs, run=None, *, given=None, alone=None, tolerance=1e-9):
+    def __init__(self, name, build, inputs, run=None, *, given=None, alone=None, tolerance=1e-9,
+        dtype=torch.float64,
+    ):  # fmt: skip
         super().__init__(name, build, inputs, run)
         self._given, self._alone, self.tolerance = given, alone, tolerance
+        self.dtype = dtype
 
     def model(self):
-        model = super().model()
+        model = super().model().to(self.dtype)
         if isinstance(model, Function) and model.function is None:  # it runs inside of the model
             model.function = self.run
         return model

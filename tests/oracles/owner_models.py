@@ -86,6 +86,7 @@ ROUTED = [
 ] + [
     Owned(
         "mixtral-grouped_mm", experts("Mixtral", "grouped_mm", **FOUR), tokens(6, 23), logits,
+        tolerance=1e-3, dtype=torch.float32,
     ),
     Owned(
         "qwen3-moe",
@@ -137,8 +138,8 @@ OTHERS = [
     ),
     Owned(
         "swin",
-        built("Swin", "ForImageClassification", image_size=8, patch_size=2, embed_dim=8,
-              depths=[2, 2], num_heads=[2, 2], window_size=2, drop_path_rate=0.0, num_labels=3,
+        built("Swin", "ForImageClassification", image_size=16, patch_size=2, embed_dim=8,
+              depths=[2, 2], num_attention_heads=[2, 2], window_size=2, drop_path_rate=0.0, num_labels=3,
               **QUIET),
         pictures(), of_pixels,
     ),

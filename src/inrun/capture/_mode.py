@@ -72,6 +72,7 @@ class CaptureMode(TorchFunctionMode):
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
+        self._hidden = False
         self._depth = 0  # of backward passes within each other
 
     @property
@@ -94,7 +95,7 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or _recomputing():
+        if self.over or self._hidden or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
@@ -111,12 +112,15 @@ class CaptureMode(TorchFunctionMode):
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call whose inside is hidden, as one operation; see `_opaque`."""
-        if self.over or _recomputing() or self not in _active_modes():
+        if self.over or self._hidden or _recomputing() or self not in _active_modes():
             return function(*args, **kwargs)
         function.__name__ = name
-        return self._operation(
-            function, name, args, kwargs, outputs_of([list(args), list(kwargs.values())])
-        )
+        tensors = outputs_of([list(args), list(kwargs.values())])
+        self._hidden = True  # what runs inside is this one operation
+        try:
+            return self._operation(function, name, args, kwargs, tensors)
+        finally:
+            self._hidden = False
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
