@@ -34,12 +34,15 @@ class Owned(Case):
         tolerance: relative, where something inside computes in less than float64.
     """
 
-    def __init__(self, name, build, inputs, run=None, *, given=None, alone=None, tolerance=1e-9):
+    def __init__(self, name, build, inputs, run=None, *, given=None, alone=None, tolerance=1e-9,
+        dtype=torch.float64,
+    ):  # fmt: skip
         super().__init__(name, build, inputs, run)
         self._given, self._alone, self.tolerance = given, alone, tolerance
+        self.dtype = dtype
 
     def model(self):
-        model = super().model()
+        model = super().model().to(self.dtype)
         if isinstance(model, Function) and model.function is None:  # it runs inside of the model
             model.function = self.run
         return model
@@ -426,10 +429,10 @@ class InNumpy(torch.autograd.Function):
 
 
 def mapped(m, x):
-    def one(row):
-        return torch.tanh(row @ m.w) @ m.v
+    def one(row, w, v):
+        return torch.tanh(row @ w) @ v
 
-    return torch.vmap(one)(x)
+    return torch.vmap(one, in_dims=(0, None, None))(x, m.w, m.v)
 
 
 def recomputed(reentrant):

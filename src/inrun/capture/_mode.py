@@ -78,6 +78,7 @@ class CaptureMode(TorchFunctionMode):
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
         self._depth = 0  # of backward passes within each other
+        self._handed: set[int] = set()  # ids of what the vmap under way was called with
 
     @property
     def operations(self) -> int:
@@ -126,8 +127,14 @@ class CaptureMode(TorchFunctionMode):
             return function(*args, **kwargs)
         function.__name__ = name
         tensors = outputs_of([list(args), list(kwargs.values())])
-        with torch._C.DisableTorchFunction():  # or all that an exchange computes would be followed
+        if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
+            with unseen():
+                return self._operation(function, name, args, kwargs, tensors)
+        before, self._handed = self._handed, {id(t) for t in tensors}
+        try:
             return self._operation(function, name, args, kwargs, tensors)
+        finally:
+            self._handed = before
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
@@ -142,6 +149,7 @@ class CaptureMode(TorchFunctionMode):
             self._learn_gathered(self._gathered, tensors)
         consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
         if torch._C._functorch.peek_interpreter_stack() is not None:
+            consumed = {key: s for key, s in consumed.items() if key not in self._handed}
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)
