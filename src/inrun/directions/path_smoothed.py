@@ -69,9 +69,9 @@ class PathSmoothed(SampleDirection):
 def _worth(move: Move[Any, Any], sums_S: Tensor, gradient_K: Tensor) -> Tensor:
     """<gradient_k, d(sum)> for each of S sums, (S, K)."""
     if move.rule.elementwise:
-        moved_S = move.displacement(sums_S)
+        moved_S = move.defined_displacement(sums_S)
     else:
-        moved_S = torch.stack([move.displacement(x) for x in sums_S])
+        moved_S = torch.stack([move.defined_displacement(x) for x in sums_S])
     return moved_S.flatten(1).to(gradient_K.dtype) @ gradient_K.flatten(1).T
 
 
@@ -123,6 +123,6 @@ def _mean_marginals(
     for alpha, weight_a in gauss_legendre(ALPHAS):
         for deviate, weight_z in gauss_hermite(DEVIATES):
             x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
-            marginal = move.displacement(x + shares_B) - move.displacement(x)
+            marginal = move.defined_displacement(x + shares_B) - move.defined_displacement(x)
             mean.add_(marginal, alpha=weight_a * weight_z)
     return mean

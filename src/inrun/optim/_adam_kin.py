@@ -105,8 +105,9 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
         """See `Rule.memory`: d(0) is proportional to m, so it is d(0) with m = 1."""
         enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
         slope = self.displacement(torch.zeros_like(w), w, unit, self.without_decay(h))
-        untouched = torch.zeros_like(slope)  # where v is 0, so was every gradient
-        return Memory(torch.where(s.v > 0, slope, untouched), h.b1, enters)
+        # where v is 0, so was every gradient; where nothing is left of it d(0) counts 0
+        acts = (s.v > 0) & torch.isfinite(slope)
+        return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
 
     def advance(self, g: Tensor, w: Tensor, s: MomentsState, h: MomentsSetting) -> MomentsState:
         """See `Rule.advance`."""

@@ -14,7 +14,8 @@ does w' = w - d(g), and d is all that attribution needs to know about it:
 All of them contain the learning rate. Slope, tangent and linearization are `Slope`s: linear maps
 that know how to pull a validation gradient back. Where d is elementwise the slope is diagonal,
 (d(g) - d(0)) / g; where a formula is 0 / 0 because nothing has touched the element yet (no gradient
-now, none before), it is 0: no sample moved it.
+now, none before), it is 0: no sample moved it. Where d(0) has nothing to divide by (eps = 0) it is
+0 too, and all of d(g) is the gradient's.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class Memory(NamedTuple):
     enters: float
 
 
+Part = TypeVar("Part", Tensor, float)
+
+
+def _defined(displaced: Part) -> Part:
+    """0 where it is no number."""
+    if isinstance(displaced, Tensor):
+        return torch.where(torch.isfinite(displaced), displaced, 0.0)
+    return displaced
+
+
 def steps_seen(state: Mapping[str, Any]) -> int:
     """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
     return int(state["step"]) if "step" in state else 0
@@ -106,12 +117,15 @@ class Rule(ABC, Generic[State, Setting]):
 
     def history(self, w: Tensor, s: State, h: Setting) -> History:
         """d(0), in its two parts: without decay, and what decay adds."""
-        nothing = torch.zeros_like(w)
-        whole, undecayed = self.displacement(nothing, w, s, h), self.without_decay(h)
+        whole, undecayed = self.without_gradient(w, s, h), self.without_decay(h)
         if undecayed == h:
             return History(whole, 0.0)
-        momentum = self.displacement(nothing, w, s, undecayed)
+        momentum = self.without_gradient(w, s, undecayed)
         return History(momentum, whole - momentum)
+
+    def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
+        """d(0), and 0 where the formula has nothing to divide by."""
+        return _defined(self.displacement(torch.zeros_like(w), w, s, h))
 
     def without_decay(self, h: Setting) -> Setting:
         """The setting of the same optimizer without weight decay."""
@@ -254,6 +268,15 @@ class Move(Generic[State, Setting]):
         """The displacement at any gradient, for this step's weight and state."""
         return self.rule.displacement(gradient, self.weight, self.state, self.setting)
 
+    def defined_displacement(self, gradient: Tensor) -> Tensor:
+        """The same, and d(0) where the formula has nothing to divide by: a sum that is 0."""
+        moved = self.displacement(gradient)
+        defined = torch.isfinite(moved)
+        if bool(defined.all()):
+            return moved
+        history = self.history()
+        return torch.where(defined, moved, history.momentum + history.decay)
+
     def smooth_displacement(self, gradient: Tensor) -> Tensor:
         """The same, not rounded to less than its arguments' precision."""
         return self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
@@ -265,9 +288,15 @@ class Move(Generic[State, Setting]):
 
         def history(arrays: Arrays) -> Parts:
             weight, _, state = arrays
-            return self.rule.history(weight, state, self.setting)
+            found = self.rule.history(weight, state, self.setting)
+            return found if self._divides else [_defined(part) for part in found]
 
         return History(*in_pieces((self.weight, self.gradient, self.state), history))
+
+    @property
+    def _divides(self) -> bool:
+        """Whether an eps keeps every quotient a number, also of rows that nothing touched."""
+        return bool(getattr(self.setting, "eps", 1.0) > 0)
 
     def slope(self) -> Slope:
         """The mean Jacobian from no gradient to the consumed one."""
