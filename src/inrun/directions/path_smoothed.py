@@ -27,7 +27,7 @@ from torch import Tensor
 
 from inrun.directions._coalitions import balanced_orders, every_coalition, shapley_weights
 from inrun.directions._direction import Gradients, SampleDirection, closing_or_opening
-from inrun.optim import Move, Slope, gauss_hermite, gauss_legendre
+from inrun.optim import Move, Slope, as_rows, gauss_hermite, gauss_legendre
 
 ALPHAS = 4
 DEVIATES = 6
@@ -72,7 +72,7 @@ def _worth(move: Move[Any, Any], sums_S: Tensor, gradient_K: Tensor) -> Tensor:
         moved_S = move.defined_displacement(sums_S)
     else:
         moved_S = torch.stack([move.defined_displacement(x) for x in sums_S])
-    return moved_S.flatten(1).to(gradient_K.dtype) @ gradient_K.flatten(1).T
+    return as_rows(moved_S).to(gradient_K.dtype) @ as_rows(gradient_K).T
 
 
 def _enumerated(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ def _ordered(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tens
 
 def _gaussian(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
     """By quadrature over the others' partial sum, taken as Gaussian."""
-    samples, flat_KP = len(shares_B), gradient_K.flatten(1)
+    samples, flat_KP = len(shares_B), as_rows(gradient_K)
     total, squares = shares_B.sum(0), (shares_B * shares_B).sum(0)
     chunk = max(1, CHUNK_ELEMENTS // max(1, total.numel()))
     rows = [
-        _mean_marginals(move, part, total, squares).flatten(1) @ flat_KP.T
+        as_rows(_mean_marginals(move, part, total, squares)) @ flat_KP.T
         for part in shares_B.split(chunk)
     ]
     values_BK = torch.cat(rows)

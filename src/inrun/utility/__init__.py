@@ -10,6 +10,7 @@ from inrun.utility._passes import (
     losses_of,
 )
 from inrun.utility._rows import differing_row, row_count, take_rows
+from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, undisturbed
 from inrun.utility._utility import LossFunction, Utility
 
@@ -19,6 +20,7 @@ __all__ = [
     "Utility",
     "curvature",
     "demand_finite",
+    "differentiable_twice",
     "differing_row",
     "displaced",
     "evaluate",

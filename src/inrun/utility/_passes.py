@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.errors import MisuseError
 from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._rows import tensors_of
+from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility, no_loss
 
@@ -145,7 +145,7 @@ def curvature(
 ) -> dict[str, Tensor]:
     """H_k g for every target's Hessian H_k and one vector g, by a double backward pass.
 
-    Attention runs through its plain kernel here: the fused ones have no second derivative.
+    Operations that have no right second derivative run by their formulas: `differentiable_twice`.
 
     Args:
         utility: the targets.
@@ -159,7 +159,7 @@ def curvature(
     used = [parameters[name] for name in along]
     names = list(parameters)
     rows: list[list[Tensor]] = []
-    with undisturbed(model), sdpa_kernel(SDPBackend.MATH):
+    with undisturbed(model), differentiable_twice():
         for target, batch in utility.batches.items():
             loss = loss_of(utility, model, target, batch)
             first = _gradients(loss, used, create_graph=True)
