@@ -68,14 +68,9 @@ class Memory(NamedTuple):
     enters: float
 
 
-Part = TypeVar("Part", Tensor, float)
-
-
-def _defined(displaced: Part) -> Part:
+def _defined(displaced: Tensor) -> Tensor:
     """0 where it is no number."""
-    if isinstance(displaced, Tensor):
-        return torch.where(torch.isfinite(displaced), displaced, 0.0)
-    return displaced
+    return torch.where(torch.isfinite(displaced), displaced, 0.0)
 
 
 def steps_seen(state: Mapping[str, Any]) -> int:
@@ -289,7 +284,9 @@ class Move(Generic[State, Setting]):
         def history(arrays: Arrays) -> Parts:
             weight, _, state = arrays
             found = self.rule.history(weight, state, self.setting)
-            return found if self._divides else [_defined(part) for part in found]
+            if self._divides:
+                return found
+            return [_defined(part) if isinstance(part, Tensor) else part for part in found]
 
         return History(*in_pieces((self.weight, self.gradient, self.state), history))
 
