@@ -169,7 +169,7 @@ class Scorer:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 if self.payouts is not None:
-                    self.payouts.remember(name, move.memory(), p)
+                    self.payouts.remember(name, move, p)
                 plans[name] = plan_parameter(
                     k, p, move, direction,
                     held=name in held, processes=self.processes.size,
@@ -281,6 +281,8 @@ class Scorer:
             sums.add(name, plan, at, move, taken.blocks, self.contraction)
             if self.payouts is not None:
                 self.payouts.earn(name, plan.direction.gradient(at, plan.move))
+                if move is not None:
+                    self.payouts.left(name, move)
         if any(block.values_BK is not None for block in taken.blocks):
             scale = common_scale(taken.plans)
             self._forecast.learn(scale, len(taken.blocks))

@@ -25,7 +25,7 @@ from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.ledger import Ids
-from inrun.optim import Together, skipped
+from inrun.optim import Together, skipped, trained_parameters
 from inrun.utility import Utility
 
 
@@ -143,7 +143,7 @@ class Steps:
             return
         self._stepping = False
         if self.paused:
-            self.drop(moved=True)
+            self.drop(moved=True, by=k)
             return
         skips = skipped(self._optimizers.members[k])
         if self._weight != 0:
@@ -160,7 +160,7 @@ class Steps:
                 "not scored. Wrap forward and backward in a block, or the step in "
                 "attribution.paused()."
             )
-            self.drop(moved=True)
+            self.drop(moved=True, by=k)
             return
         if skips:
             self.drop()
@@ -279,6 +279,16 @@ class Steps:
         if checks is not None:
             self._record.audited(checks)
 
+    def _unscored(self, k: int) -> None:
+        """The k-th optimizer moves its parameters without being scored: ends what that ends."""
+        self._late = None
+        self.booking.complete()
+        moving = {
+            id(p) for p in trained_parameters(self._optimizers.members[k]) if p.grad is not None
+        }
+        if self.paying.pause([n for n, p in self.capture.trained.items() if id(p) in moving]):
+            self.paying.settle()
+
     def settle(self, *, parted: bool = False) -> None:
         """Ends what waits for later steps.
 
@@ -292,15 +302,18 @@ class Steps:
         self.booking.complete()
         self.paying.settle(parted=parted)
 
-    def drop(self, *, moved: bool = False, failed: bool = False) -> None:
+    def drop(self, *, moved: bool = False, failed: bool = False, by: int | None = None) -> None:
         """Forgets the step under way.
 
         Args:
             moved: weights may have changed without being scored.
             failed: an error is the reason, maybe in this process alone.
+            by: the number of the optimizer that alone moves them.
         """
         try:
-            if moved:
+            if moved and by is not None:
+                self._unscored(by)
+            elif moved:
                 self.settle(parted=failed)
         finally:
             self._stepping, self._weight = False, None
@@ -326,5 +339,6 @@ class Steps:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
-            self.settle()
-            self.capture = self._new_capture()
+            self._late = None
+            self.booking.complete()
+            self.capture = self._new_capture()  # windows of momentum go on: see `Payouts`

@@ -28,7 +28,7 @@ class WeightsMark:
         parameters = list(parameters)
         self._versions = [p._version for p in parameters]
         with torch.no_grad():
-            sums = [_bits(_part(own_part(p.detach()).reshape(-1))) for p in parameters]
+            sums = [checksum(p) for p in parameters]
             self._checksums = Reading(torch.stack(sums) if sums else torch.zeros(0))
 
     def same_versions(self, other: WeightsMark) -> bool:
@@ -40,6 +40,12 @@ class WeightsMark:
         return self.same_versions(other) and self._checksums.wait()[0].equal(
             other._checksums.wait()[0]
         )
+
+
+@torch.no_grad()
+def checksum(t: Tensor) -> Tensor:
+    """Of a tensor, or of this process's part of it."""
+    return _bits(_part(own_part(t.detach()).reshape(-1)))
 
 
 def _part(flat: Tensor) -> Tensor:

@@ -155,6 +155,10 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         slope = denominator.reciprocal_().mul_(self._rate(s, h) * h.b1)
         return Memory(slope.to(w.dtype), h.b1, enters)
 
+    def memorized(self, s: AdamState) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return s.m if s.steps else None
+
     def _second_slope(self, y: Tensor, e: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
         """(V(e + y) - V(e)) / y."""
         smooth = (1 - h.b2) * (y + 2 * e)

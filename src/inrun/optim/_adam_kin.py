@@ -109,6 +109,10 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
         acts = (s.v > 0) & torch.isfinite(slope)
         return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
 
+    def memorized(self, s: MomentsState) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return s.m if s.steps else None
+
     def advance(self, g: Tensor, w: Tensor, s: MomentsState, h: MomentsSetting) -> MomentsState:
         """See `Rule.advance`."""
         x = entering(g, w, h)

@@ -216,6 +216,10 @@ class Rule(ABC, Generic[State, Setting]):
         """
         raise NotImplementedError(f"{type(self).__name__} has no momentum that is linear.")
 
+    def memorized(self, s: State) -> Tensor | None:
+        """The tensor that earlier gradients are remembered in; None where there is none (yet)."""
+        return None
+
     def effort(self, shape: torch.Size) -> float:
         """Cost of one displacement an element, in units of an elementwise rule's."""
         return 1.0
@@ -323,6 +327,10 @@ class Move(Generic[State, Setting]):
 
         (found,) = in_pieces((self.weight, self.gradient, self.state), slope)
         return Memory(found, *numbers)
+
+    def memorized(self) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return self.rule.memorized(self.state)
 
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""
