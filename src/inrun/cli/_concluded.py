@@ -57,7 +57,7 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     """What the books say, by what kind of run it was."""
     import numpy as np
 
-    from inrun.ledger import residual_shares
+    from inrun.ledger import relative_error, residual_shares
 
     ledger = run.ledger()
     if not ledger.num_rows:
@@ -74,10 +74,10 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
         said = [f"Books: a step's residual is {share:.2%} of its entries in the median{parts}."]
     if run.extra == "standard_error":
         values = run.values()
-        error, size = (np.abs(values[n].to_numpy()).mean() for n in ("standard_error", "value"))
+        error = relative_error(values["value"].to_numpy(), values["standard_error"].to_numpy() ** 2)
         said.append(
             f"Scored {ledger.num_rows} of {steps} steps: the standard error of a row's total is "
-            f"{error / size:.0%} of its size in the mean."
+            f"{error:.0%} of its size."
         )
     if run.extra == "paid_out":
         found = run.balance()

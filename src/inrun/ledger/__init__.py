@@ -9,6 +9,7 @@ from inrun.ledger._books import (
     residual_shares,
     totals,
 )
+from inrun.ledger._doubt import relative_error
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import samples_table
@@ -37,6 +38,7 @@ __all__ = [
     "read_samples",
     "read_state",
     "read_tokens",
+    "relative_error",
     "residual_shares",
     "samples_table",
     "seal",

@@ -67,12 +67,16 @@ class Run:
         extra = {
             None: "",
             "paid_out": ", sum(paid_out) as paid_out",
-            "standard_error": ", sqrt(sum((1 - 1 / weight) * value * value)) as standard_error",
+            "standard_error": ", sqrt(sum((1 - 1 / weight) * value * together)) as standard_error",
         }[self.extra]
+        visits = (  # an id's rows of one step are drawn together
+            "(select *, sum(value) over (partition by sample_id, step) as together "
+            "from read_parquet($parts))"
+        )
         query = (
             "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
             "count(*) as visits, min(step) as first_step, max(step) as last_step"
-            f"{extra}{named} from read_parquet($parts) group by sample_id order by sample_id"
+            f"{extra}{named} from {visits} group by sample_id order by sample_id"
         )
         table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
         return table.cast(schema)

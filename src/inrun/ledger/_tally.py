@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from inrun.ledger._doubt import relative_error, visit_variances
+
 Ids = list[int] | list[str]
 
 
@@ -52,7 +54,7 @@ class Tally:
     """Sums over visits.
 
     A visit of a step that stands for n steps counts n times, and leaves a doubt of its own: scored
-    with probability 1/n, it adds n (n - 1) value^2 to the variance of the sum (Horvitz-Thompson).
+    with probability 1/n, it adds to the variance of the sum (`_doubt.py`).
     A visit that momentum pays out later is corrected by what it was paid.
     """
 
@@ -67,7 +69,7 @@ class Tally:
         """Adds one step's visits; the step stands for `weight` steps."""
         total = values_BK @ self._weights
         rows = self._rows_of(ids)
-        variance = weight * (weight - 1) * total**2
+        variance = visit_variances(rows, weight * total, np.asarray(weight))
         columns = np.column_stack([
             weight * total, weight * normalised(total), variance, weight * values_BK
         ])  # fmt: skip
@@ -105,12 +107,11 @@ class Tally:
 
     @property
     def relative_error(self) -> float:
-        """The mean standard error over the mean size of the values; 0 where there is none."""
+        """The totals' standard error over their size; see `relative_error`."""
         if self._extra != "standard_error":
             return 0.0
         used = self._sums[: len(self._row)]
-        size = float(np.abs(used[:, 0]).sum())
-        return float(np.sqrt(used[:, 2]).sum()) / size if size else 0.0
+        return relative_error(used[:, 0], used[:, 2])
 
     def _rows_of(self, ids: Ids) -> np.ndarray:
         rows = np.fromiter((self._row_of(i) for i in ids), dtype=np.int64, count=len(ids))
