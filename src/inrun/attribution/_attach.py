@@ -75,9 +75,11 @@ def attach(
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
             of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
             `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
-        smoothed_steps: for 'path' with 'hold', how many steps after the optimizer acted like a sign
-            are scored by 'path-smoothed', as long as that is cheap: Adam's first ones, every step
-            of Lion, Rprop and Muon. 0 never smooths. The ledger says for each step which was used.
+        smoothed_steps: for 'path' with 'hold', steps are scored by 'path-smoothed' where the size
+            that divides them is made of fewer gradients than this, so that the optimizer acts like
+            a sign, and as long as that is cheap: Adam's first ones, every step of Adam where
+            1 / (1 - b2) is no more than this, of Lion, Rprop and Muon. 0 never smooths. The ledger
+            says for each step which was used.
         every: score one random step of each `every`, or, below 1, each step with this probability.
             Scored steps stand for the others: values are multiplied so that totals stay unbiased,
             and `values()` has their `standard_error`. The other steps cost nothing.

@@ -148,8 +148,8 @@ class Smoothing:
 
     def direction_for(self, move: Move[Any, Any], work: float) -> Direction:
         """The direction of one parameter; `work` is what smoothing the whole step costs."""
-        taken = move.steps_taken()
-        young = taken is not None and taken < self.steps
+        age = move.age()
+        young = age is not None and age < self.steps
         if young and work <= SMOOTHED_WORK and self._direction.name == "path":
             return ESTIMATORS["path-smoothed"]
         return self._direction

@@ -119,8 +119,8 @@ class Scorer:
 
     @property
     def age(self) -> int | None:
-        """How many steps the youngest moments have seen; None where that does not matter."""
-        seen = [plan.move.steps_taken() for plan in self._plans.values()]
+        """How many gradients the youngest moments are made of; None where that does not matter."""
+        seen = [plan.move.age() for plan in self._plans.values()]
         return min((steps for steps in seen if steps is not None), default=None)
 
     @property

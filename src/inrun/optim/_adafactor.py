@@ -101,3 +101,7 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
     def steps_taken(self, s: AdafactorState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def age(self, s: AdafactorState, h: AdafactorSetting) -> int:
+        """See `Rule.age`: the window grows with the steps, t^-beta2_decay."""
+        return int(min(s.steps, float(s.steps) ** -h.beta2_decay) + 0.05) if s.steps else 0

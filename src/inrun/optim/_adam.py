@@ -21,6 +21,7 @@ Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -348,3 +349,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
     def steps_taken(self, s: AdamState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: AdamState, h: AdamSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.b2) if s.v_max is None else math.inf  # a maximum forgets nothing

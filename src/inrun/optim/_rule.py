@@ -20,6 +20,7 @@ now, none before), it is 0: no sample moved it. Where d(0) has nothing to divide
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
@@ -241,6 +242,26 @@ class Rule(ABC, Generic[State, Setting]):
         smooths. A rule that takes signs always says 0, one that is linear in g says None.
         """
 
+    def window(self, s: State, h: Setting) -> float:
+        """Over how many gradients the size that divides the step is averaged: 1 / (1 - b2).
+
+        Infinite where none is forgotten, or where nothing divides the step.
+        """
+        return math.inf
+
+    def age(self, s: State, h: Setting) -> int | None:
+        """How many gradients that size is made of, the present one apart; None where none divides.
+
+        It is what makes a step less like a sign of its own gradient, and follows from the window:
+        (1 - b2^t) / (1 - b2) of t steps. With b2 = 0.999 that is t for long, with 0.9 never 10.
+        """
+        taken = self.steps_taken(s)
+        if taken is None:
+            return None
+        n = self.window(s, h)
+        seen = taken if math.isinf(n) else n * (1 - (1 - 1 / n) ** taken)
+        return math.floor(min(seen + 0.05, n - 0.05))  # a hair is no step
+
 
 class Move(Generic[State, Setting]):
     """One parameter at one step: a rule with all its arguments in place."""
@@ -351,3 +372,7 @@ class Move(Generic[State, Setting]):
     def steps_taken(self) -> int | None:
         """How many steps the state has seen, or None (see `Rule.steps_taken`)."""
         return self.rule.steps_taken(self.state)
+
+    def age(self) -> int | None:
+        """See `Rule.age`."""
+        return self.rule.age(self.state, self.setting)
