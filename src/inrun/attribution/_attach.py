@@ -18,13 +18,14 @@ from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._settings import CAPTURES, demand_settings
 from inrun.attribution._shelf import shelf_of
+from inrun.attribution._unequal import weighed
 from inrun.capture import Offload, Stream
 from inrun.directions import Direction
 from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
 from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
-from inrun.utility import Utility
+from inrun.utility import Utility, demand_divisible
 
 _CONTRACTIONS: dict[str, type[DenseContraction] | type[LowRankContraction]] = {
     "auto": LowRankContraction,
@@ -155,6 +156,8 @@ def attach(
         )
     extra: Extra = "paid_out" if payout else "standard_error" if frequency.sampled else None
     _refuse_model(model)
+    demand_divisible(utility, model)
+    utility = weighed(utility, model, processes)
     folder = None
     if store is not None and processes.rank == 0:
         folder = RunFolder(

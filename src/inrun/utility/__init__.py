@@ -1,11 +1,14 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
+from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
     Evaluation,
     curvature,
+    demand_divisible,
     demand_finite,
     evaluate,
     gradients_of,
+    loss_kinds,
     loss_of,
     losses_of,
 )
@@ -18,13 +21,16 @@ __all__ = [
     "Evaluation",
     "LossFunction",
     "Utility",
+    "counts_of",
     "curvature",
+    "demand_divisible",
     "demand_finite",
     "differentiable_twice",
     "differing_row",
     "displaced",
     "evaluate",
     "gradients_of",
+    "loss_kinds",
     "loss_of",
     "losses_of",
     "row_count",

@@ -6,7 +6,7 @@ Letters: K targets. Gradients are kept by parameter name as (K, *shape of the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from inrun.errors import MisuseError
 from inrun.shards import is_sharded, own_part, reduced_gradients
-from inrun.utility._rows import tensors_of
+from inrun.utility._parts import kinds_of, no_kind, parts_of
+from inrun.utility._rows import row_count, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility, no_loss
@@ -87,14 +88,18 @@ def evaluate(
     rows: list[list[Tensor]] = []
     with undisturbed(model):
         for target, batch in utility.batches.items():
-            loss = loss_of(utility, model, target, batch)
-            if not loss.requires_grad:
-                raise MisuseError(
-                    f"The validation loss of target {target!r} has no graph to the parameters. "
-                    "Compute it from the model that was passed in, without torch.no_grad()."
-                )
-            rows.append(gradients_of(loss, model, list(parameters.values())))
-            losses.append(loss.detach())
+            loss, gradients = None, None
+            for part, share in _in_parts(utility, model, target, batch):
+                found = loss_of(utility, model, target, part)
+                found = found if share == 1.0 else found * share
+                _demand_graph(target, found)
+                more = gradients_of(found, model, list(parameters.values()))
+                loss = found.detach() if loss is None else loss + found.detach()
+                gradients = more if gradients is None else _added(gradients, more)
+            assert loss is not None
+            assert gradients is not None
+            rows.append(gradients)
+            losses.append(loss)
     values = torch.stack([loss.double().cpu() if checked else loss.double() for loss in losses])
     if checked:
         demand_finite(utility.targets, values)
@@ -103,6 +108,54 @@ def evaluate(
         for i, name in enumerate(parameters)
     }
     return Evaluation(values, stacked, checked)
+
+
+def _demand_graph(target: str, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise MisuseError(
+            f"The validation loss of target {target!r} has no graph to the parameters. "
+            "Compute it from the model that was passed in, without torch.no_grad()."
+        )
+
+
+def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return [a.add_(b) for a, b in zip(sums, more, strict=True)]
+
+
+def _in_parts(
+    utility: Utility, model: nn.Module, target: str, batch: Any
+) -> Iterator[tuple[Any, float]]:
+    """Parts of a batch, and what their losses are multiplied by; the whole where it fits."""
+    size, axis, scale = utility.batch_size, utility.rows_axis, utility.scales.get(target, 1.0)
+    if size is None or (row_count(batch, axis) or 0) <= size:
+        yield batch, scale
+        return
+    kinds = loss_kinds(utility, model, target, batch)
+    if not kinds:
+        raise no_kind(target, "passing it in parts (batch_size)")
+    for part, share in parts_of(batch, size, axis, kinds[0]):
+        yield part, share * scale
+
+
+def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> list[str]:
+    """What a target's loss may be, see `kinds_of`; found out once, by a few rows."""
+    if target not in utility.kinds:
+        with undisturbed(model):
+            utility.kinds[target] = kinds_of(
+                lambda part: loss_of(utility, model, target, part), batch, utility.rows_axis
+            )
+    return utility.kinds[target]
+
+
+def demand_divisible(utility: Utility, model: nn.Module) -> None:
+    """Tries whether every target's loss can be passed in parts, where it is to be.
+
+    Raises:
+        MisuseError: one cannot.
+    """
+    for target, batch in utility.batches.items():
+        next(_in_parts(utility, model, target, batch))
 
 
 def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
@@ -133,7 +186,13 @@ def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> li
 def losses_of(utility: Utility, model: nn.Module) -> Tensor:
     """Losses of every target without gradients, (K,) float64 on the CPU."""
     with undisturbed(model), torch.no_grad():
-        values = [loss_of(utility, model, t, batch) for t, batch in utility.batches.items()]
+        values = [
+            torch.stack([
+                loss_of(utility, model, t, part).double() * share
+                for part, share in _in_parts(utility, model, t, batch)
+            ]).sum()
+            for t, batch in utility.batches.items()
+        ]  # fmt: skip
     return torch.stack([value.double().cpu() for value in values])
 
 
@@ -161,16 +220,17 @@ def curvature(
     rows: list[list[Tensor]] = []
     with undisturbed(model), differentiable_twice():
         for target, batch in utility.batches.items():
-            loss = loss_of(utility, model, target, batch)
-            first = _gradients(loss, used, create_graph=True)
-            product = sum(
-                ((a * b).sum() for a, b in zip(first, along.values(), strict=True)),
-                start=torch.zeros((), device=loss.device),
-            )
-            if product.requires_grad:
-                rows.append(_gradients(product, list(parameters.values())))
-            else:  # the loss is linear in the parameters
-                rows.append([torch.zeros_like(p) for p in parameters.values()])
+            row = [torch.zeros_like(p) for p in parameters.values()]
+            for part, share in _in_parts(utility, model, target, batch):
+                loss = loss_of(utility, model, target, part) * share
+                first = _gradients(loss, used, create_graph=True)
+                product = sum(
+                    ((a * b).sum() for a, b in zip(first, along.values(), strict=True)),
+                    start=torch.zeros((), device=loss.device),
+                )
+                if product.requires_grad:  # else the loss is linear in the parameters
+                    row = _added(row, _gradients(product, list(parameters.values())))
+            rows.append(row)
     return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
