@@ -65,7 +65,7 @@ def _tensors(batch: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 SUM = "sum"
 
 
-def kinds_of(loss: Loss, batch: Any, axis: int) -> list[str]:
+def kinds_of(loss: Loss, batch: Any, axis: int, most: int | None = None) -> list[str]:
     """What the loss may be: `SUM`, or names of `counts_of`; the likeliest first.
 
     Three passes of a few rows. None fit where rows share a loss in another way, or where it is
@@ -75,9 +75,10 @@ def kinds_of(loss: Loss, batch: Any, axis: int) -> list[str]:
         loss: of a batch, without a graph.
         batch: the whole.
         axis: that runs over rows.
+        most: rows at a time, but for three.
     """
     rows = row_count(batch, axis) or 1
-    few = max(1, min(FEW, rows // 3))
+    few = max(1, min(FEW, rows // 3, (most or rows) // 3))
     numbers = [i % rows for i in range(3 * few)]
     first, rest, both = (
         take_rows(batch, part, axis) for part in (numbers[:few], numbers[few:], numbers)

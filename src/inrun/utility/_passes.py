@@ -47,6 +47,14 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
     except RuntimeError as error:
         _explain_devices(model, batch, target, error)
         raise
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        if isinstance(batch, Mapping) and not any(isinstance(v, Tensor) for v in batch.values()):
+            raise MisuseError(
+                f"loss_fn failed on the validation batch, a dict of {', '.join(map(str, batch))} "
+                f"({type(error).__name__}: {error}). A dict is one batch; where its keys are "
+                "names of targets, give it as Utility(loss_fn, targets=...)."
+            ) from error
+        raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise MisuseError(
@@ -143,8 +151,9 @@ def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> l
     if target not in utility.kinds:
         with undisturbed(model):
             utility.kinds[target] = kinds_of(
-                lambda part: loss_of(utility, model, target, part), batch, utility.rows_axis
-            )
+                lambda part: loss_of(utility, model, target, part), batch,
+                utility.rows_axis, utility.batch_size,
+            )  # fmt: skip
     return utility.kinds[target]
 
 
