@@ -65,11 +65,14 @@ def _tensors(batch: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 SUM = "sum"
 
 
+TRIALS = 3  # the same number whatever the batch, so that several processes stay together
+
+
 def kinds_of(loss: Loss, batch: Any, axis: int, most: int | None = None) -> list[str]:
     """What the loss may be: `SUM`, or names of `counts_of`; the likeliest first.
 
-    Three passes of a few rows. None fit where rows share a loss in another way, or where it is
-    random.
+    A few passes of a few rows, those that differ most in what might be counted. None fit where rows
+    share a loss in another way, or where it is random.
 
     Args:
         loss: of a batch, without a graph.
@@ -79,7 +82,34 @@ def kinds_of(loss: Loss, batch: Any, axis: int, most: int | None = None) -> list
     """
     rows = row_count(batch, axis) or 1
     few = max(1, min(FEW, rows // 3, (most or rows) // 3))
-    numbers = [i % rows for i in range(3 * few)]
+    fit = [*counts_of(batch, axis), SUM]
+    for numbers in _telling(batch, axis, rows, 3 * few):
+        found = _fitting(loss, batch, axis, numbers, few)
+        fit = [kind for kind in fit if kind in found]
+    return fit
+
+
+def _telling(batch: Any, axis: int, rows: int, size: int) -> list[list[int]]:
+    """Rows to try, some lists of so many: with much of something first, with little of it last."""
+    chosen: list[list[int]] = []
+    for _, t in _tensors(batch):
+        if t.is_floating_point() or t.is_complex() or t.ndim <= axis:
+            continue
+        for entries in (t != IGNORED, t != 0):
+            counted = entries.movedim(axis, 0).reshape(rows, -1).sum(1)
+            order, few = counted.argsort(descending=True), size // 3
+            if counted[order[0]] > counted[order[-1]]:
+                least = order[int((counted > 0).sum()) - 1]  # of those that have any
+                picked = [order[:few], order.flip(0)[: size - few - 1], least.reshape(1)]
+                chosen.append(torch.cat(picked).tolist())
+    return [
+        [part[i % len(part)] for i in range(size)]
+        for part in [*chosen, *[list(range(rows))] * TRIALS][:TRIALS]
+    ]
+
+
+def _fitting(loss: Loss, batch: Any, axis: int, numbers: list[int], few: int) -> list[str]:
+    """The kinds whose parts add up on these rows."""
     first, rest, both = (
         take_rows(batch, part, axis) for part in (numbers[:few], numbers[few:], numbers)
     )
@@ -87,13 +117,14 @@ def kinds_of(loss: Loss, batch: Any, axis: int, most: int | None = None) -> list
         losses = [loss(part) for part in (first, rest, both)]
     close = CLOSE.get(losses[0].dtype, 1e-2)
     a, b, whole = (float(found) for found in losses)
-    allowed = close * (abs(a) + abs(b))
     found = []
     for name, count in counts_of(batch, axis).items():
         n, m = count(first), count(rest)
-        if n + m > 0 and abs((n * a + m * b) / (n + m) - whole) <= allowed:
+        together = (n * a if n else 0.0) + (m * b if m else 0.0)
+        sizes = (n * abs(a) if n else 0.0) + (m * abs(b) if m else 0.0)
+        if n + m > 0 and abs(together / (n + m) - whole) <= close * sizes / (n + m):
             found.append(name)
-    if abs(a + b - whole) <= allowed:
+    if abs(a + b - whole) <= close * (abs(a) + abs(b)):
         found.append(SUM)
     return found
 
