@@ -157,3 +157,16 @@ def test_sgd_second_through_weight_norm_is_the_real_curvature():
         torch.testing.assert_close(
             found[n], (sides[0][n] - sides[1][n]) / 2e-5, rtol=1e-6, atol=1e-8
         )
+
+
+def test_visits_of_an_accumulated_step_are_in_the_order_of_its_blocks():
+    train = plain.training("mlp", blocks=3)
+    found = inrun.lookahead(plain.recorded(train), plain.utility(train)).visits()
+    expected = [
+        (number, sample)
+        for number, blocks in enumerate(train.batches, start=1)
+        for block in blocks
+        for sample in block
+    ]
+    steps, ids = (found[n].to_pylist() for n in ("step", "sample_id"))
+    assert list(zip(steps, ids, strict=True)) == expected

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from inrun.capture._probe import Probe, tolerance
+from inrun.capture._probe import SINGLE, Probe, coarseness, is_single, tolerance
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
@@ -37,6 +37,7 @@ class GradientCheck:
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
+        self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
@@ -51,6 +52,7 @@ class GradientCheck:
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
         self._present.add(name)
+        self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
         if not self._rota.asks(name, factor):
             return
         products = self._probes[name].of_shares(factor)
@@ -79,6 +81,9 @@ class GradientCheck:
                 asked of the other processes, whose blocks may be others.
         """
         found = self._measure({name: g for name, g in gradients.items() if g is not None})
+        for name, g in gradients.items():
+            if g is not None and self._computed.get(name, 1.0) < SINGLE and is_single(g):
+                self._computed[name] = SINGLE
         self._ended.append(
             Ended(self._block_sums(), found, self._present, low_precision, skipped or {}, reduced)
         )
@@ -256,7 +261,12 @@ class GradientCheck:
         largest one: its shares are rounding too.
         """
         whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
-        return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
+
+        def noise(name: str) -> float:
+            eps = torch.finfo(self._parameters[name].dtype).eps
+            return 100 * max(eps, self._computed.get(name, 0.0)) * whole
+
+        return noise
 
     def _measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
@@ -297,7 +307,8 @@ class GradientCheck:
             if not now.is_finite:
                 continue  # a step that will be skipped, or else `scales` names the parameter
             p = self._parameters[name]
-            allowed = tolerance(p, low_precision) * (now.norm + size) + noise(name)
+            near = tolerance(p, low_precision, self._computed.get(name, 0.0))
+            allowed = near * (now.norm + size) + noise(name)
             if not abs(total - now.probe) <= allowed:
                 wrong.append(name)
         return wrong

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from inrun.factors import Factor, compute_dtype
 from inrun.kernels import probe_and_squares, takes
-from inrun.shards import is_sharded, part_of
+from inrun.shards import is_sharded, own_part, part_of
+
+SINGLE = torch.finfo(torch.float32).eps
 
 
 class Probe:
@@ -46,7 +48,9 @@ class Probe:
             if takes(matrix, left, right):
                 probe, squares = probe_and_squares(matrix, left, right)
                 return torch.tensor((probe, squares**0.5), dtype=torch.float64)
-        norm = torch.linalg.vector_norm(gradient)
+        # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
+        wide = None if gradient.device.type == "mps" else torch.float64
+        norm = torch.linalg.vector_norm(gradient, dtype=wide)
         return torch.stack((self.of_gradient(gradient).double(), norm.double()))
 
     def _as_matrix(self, gradient: Tensor) -> Tensor:
@@ -57,8 +61,31 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1)
 
 
-def tolerance(parameter: Tensor, low_precision: bool) -> float:
-    """How far sums may differ, relative to their terms, for the arithmetic that made them."""
+def coarseness(factor: Factor) -> float:
+    """The largest eps of what a factor's shares are made of: a layer may compute in less."""
+    found = (t.dtype for t in factor.held if t.is_floating_point())
+    return max((torch.finfo(dtype).eps for dtype in found), default=0.0)
+
+
+def is_single(gradient: Tensor) -> bool:
+    """Whether a gradient in double precision holds numbers of single precision alone."""
+    wide = own_part(gradient.detach())
+    return (
+        wide.dtype == torch.float64
+        and bool(wide.any())
+        and torch.equal(wide.float().double(), wide)
+    )
+
+
+def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> float:
+    """How far sums may differ, relative to their terms, for the arithmetic that made them.
+
+    Args:
+        parameter: whose gradient it is.
+        low_precision: whether half precision took part.
+        computed: see `coarseness`.
+    """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
-    return 1e-8 if parameter.dtype == torch.float64 else 2e-3
+    single = parameter.dtype != torch.float64 or computed > torch.finfo(torch.float64).eps
+    return 2e-3 if single else 1e-8

@@ -76,7 +76,7 @@ class StepGradient:
         block = step.blocks[number]
         with undisturbed_random(replica.model), with_curvature(self._kink_width):
             replica.begin_block(step, block, number)
-            terms, batch = replica.task.terms(replica.model, block.ids)
+            terms, batch = replica.terms(block.ids)
             omega = torch.ones_like(terms, requires_grad=True)
             gradients = torch.autograd.grad(
                 (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
