@@ -54,6 +54,7 @@ class Steps:
         self.taken = 0
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
+        self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
@@ -88,7 +89,10 @@ class Steps:
             yield
             return
 
+        self.ended = False
+
         def ended(block: Block) -> None:
+            self.ended = True
             with self.watch:
                 self._end_block(names, block)
 
@@ -154,6 +158,8 @@ class Steps:
         if self._weight == 0:
             self._stepping = not skips
             return
+        if not self._pending and not self._gradients(k):
+            return  # a batch was skipped: nothing moves
         if not self._pending:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -177,6 +183,10 @@ class Steps:
                 raise
         self.auditing.before_step(self._scorer)
         self._stepping = True
+
+    def _gradients(self, k: int) -> bool:
+        """Whether the k-th optimizer has any gradient to step by."""
+        return any(p.grad is not None for p in trained_parameters(self._optimizers.members[k]))
 
     def _demand_alike(self, where: str) -> None:
         """Raises where other processes are somewhere else."""
