@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution._forecast import Forecast
+from inrun.attribution._grouped import Member, groups_of
 from inrun.attribution._payout import Paid, Payouts
 from inrun.attribution._plan import (
     ParameterPlan,
@@ -25,7 +26,7 @@ from inrun.attribution._scales import common_scale, norms_of, scales_of
 from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._validation import Validation, following
-from inrun.capture import Alone, Block, Capture, Processes
+from inrun.capture import Alone, Block, Capture, Processes, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
@@ -271,14 +272,24 @@ class Scorer:
         sums = Sums(samples, len(self._utility.targets), self.processes)
         sums.watcher = self.watcher
         after = {id(p): move for _, p, move in self._optimizers.moves()}
-        for name, plan in taken.plans.items():
-            at = Gradients(
-                opening.gradients[name],
-                closing.gradients[name],
-                *(taken.extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+        members = [
+            Member(
+                name, plan,
+                Gradients(
+                    opening.gradients[name],
+                    closing.gradients[name],
+                    *(taken.extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+                ),
+                after.get(id(plan.parameter)),
             )
-            move = after.get(id(plan.parameter))
+            for name, plan in taken.plans.items()
+        ]  # fmt: skip
+        groups, rest = groups_of(members)
+        for group in groups:
+            sums.add_group(group, taken.blocks, self.contraction)
+        for name, plan, at, move in rest:
             sums.add(name, plan, at, move, taken.blocks, self.contraction)
+        for name, plan, at, move in members:
             if self.payouts is not None:
                 self.payouts.earn(name, plan.direction.gradient(at, plan.move))
                 if move is not None:
@@ -287,6 +298,7 @@ class Scorer:
             scale = common_scale(taken.plans)
             self._forecast.learn(scale, len(taken.blocks))
             sums.add_streamed(taken.blocks, scale)
+        self.contraction.read_by(Reading if self.validation.reads_late else None)
         self.contraction.end_step()
         paid: list[Paid] = []
         if self.payouts is not None:

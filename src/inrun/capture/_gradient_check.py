@@ -18,6 +18,7 @@ from inrun.capture._probe import SINGLE, Probe, coarseness, is_single, tolerance
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
+from inrun.capture._small import is_small, of_gradients, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed, summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
@@ -41,6 +42,7 @@ class GradientCheck:
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
+        self._small: list[tuple[str, Factor]] = []  # shares that are met together
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
         self._versions: dict[str, int] = {}
@@ -55,13 +57,16 @@ class GradientCheck:
         self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
         if not self._rota.asks(name, factor):
             return
+        if is_small(self._parameters[name], factor):
+            self._small.append((name, factor))
+            return
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
 
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
-        self._block, self._present = {}, set()
+        self._block, self._small, self._present = {}, [], set()
 
     def end_block(
         self,
@@ -271,7 +276,9 @@ class GradientCheck:
     def _measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
         own = {name: own_part(g.detach()) for name, g in gradients.items()}
-        pairs = [self._probes[name].and_norm(g) for name, g in own.items()]
+        small = {n: g for n, g in own.items() if is_small(self._parameters[n])}
+        rows = of_gradients(self._probes, small)
+        pairs = [rows[n] if n in rows else self._probes[n].and_norm(g) for n, g in own.items()]
         return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
 
     def _measured(self, found: Rows) -> dict[str, Measured]:
@@ -292,6 +299,11 @@ class GradientCheck:
         return torch.where((cut > 0).unsqueeze(1), whole, rows)
 
     def _block_sums(self) -> Rows:
+        for name, found in of_shares(self._probes, self._small).items():
+            before = self._block.get(name)
+            pair = (found[0] + before[0], found[1] + before[1]) if before else found
+            self._block[name] = pair
+        self._small = []
         rows = [torch.stack(pair).double() for pair in self._block.values()]
         return Rows(list(self._block), Reading(torch.stack(rows) if rows else torch.zeros(0, 2)))
 

@@ -27,6 +27,11 @@ class Probe:
         self._right = _signs(shape[1:] or torch.Size((1,)), generator).to(parameter.device, dtype)
         self._parameter = parameter if is_sharded(parameter) else None
 
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """The direction's two factors, (rows,) and (columns,)."""
+        return self._left, self._right.reshape(-1)
+
     def of_shares(self, factor: Factor) -> Tensor:
         """<r, share_b>, (B,)."""
         return factor.contract_rank_one(self._left, self._right)

@@ -17,7 +17,7 @@ from inrun.errors import MisuseError
 from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
-from inrun.factors._measured import Numbers, mean_square, total
+from inrun.factors._measured import Numbers, Reader, mean_square, total
 from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial
 
 
@@ -33,6 +33,12 @@ class Contraction(ABC):
             factors: of one step or a part of it.
             directions_K: (K, *shape).
         """
+
+    def read_by(self, reader: Reader | None) -> None:  # noqa: B027 - most read nothing
+        """How numbers get to the host from now on; None where they are read at once."""
+
+    def note(self, values: Sequence[Tensor]) -> None:  # noqa: B027 - most have no use for it
+        """Takes note of contributions (B, K) to the step that were found elsewhere."""
 
     def end_step(self) -> None:  # noqa: B027 - most have nothing to do
         """All parameters of a step were contracted."""
@@ -95,7 +101,8 @@ class LowRankContraction(Contraction):
         self._known: dict[str, dict[int, Trial]] = {}  # by parameter, then by map of it
         self._steps = 0
         self._values: list[list[Tensor]] = []  # of this step's parameters
-        self._later: tuple[list[Trial], Numbers] | None = None  # seen by an accelerator
+        self._later: tuple[list[Trial], list[Trial], Numbers] | None = None  # not read yet
+        self._reader: Reader | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
@@ -108,6 +115,10 @@ class LowRankContraction(Contraction):
             for i, value in zip(members, values, strict=True):
                 found[i] = value
         return [value for value in found if value is not None]
+
+    def note(self, values: Sequence[Tensor]) -> None:
+        """See `Contraction.note`."""
+        self._values.append(list(values))
 
     def _contract_alike(
         self, name: str, number: int, factors: Sequence[Factor], directions_K: Tensor
@@ -146,7 +157,8 @@ class LowRankContraction(Contraction):
     def _jumped(self, kept: Trial) -> bool:
         """Asked within a step where numbers are on the host anyway."""
         assert kept.seen is not None
-        return kept.seen.device.type == "cpu" and kept.jumped(self._tolerance, kept.seen.tolist())
+        there = self._reader is None and kept.seen.device.type == "cpu"
+        return there and kept.jumped(self._tolerance, kept.seen.tolist())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Contraction.state`."""
@@ -166,6 +178,10 @@ class LowRankContraction(Contraction):
             kept.take(numbers, tensors.get(key))
             self._known.setdefault(name, {})[int(number)] = kept
 
+    def read_by(self, reader: Reader | None) -> None:
+        """See `Contraction.read_by`."""
+        self._reader = reader
+
     def end_step(self) -> None:
         """See `Contraction.end_step`: ranks that were compared in this step are judged."""
         self._steps += 1
@@ -175,32 +191,32 @@ class LowRankContraction(Contraction):
         active = [k for k in kept if k.size is not None]
         compared = [k for k in active if k.difference is not None]
         if active:
+            late = self._reader is not None and not (compared and self._fixed_rank is None)
             numbers = Numbers(
                 total([mean_square(found) for found in values]),
                 [k.size for k in active],
                 [k.difference for k in compared],
                 [k.seen for k in active],
+                self._reader if late else None,
             )
-            if compared or numbers.on_the_host:
-                self._judge(active, compared, *numbers.read())
+            if late:
+                self._later = active, compared, numbers
             else:
-                self._later = active, numbers
+                self._judge(active, compared, numbers)
         for k in kept:
             k.end_step()
 
-    def _judge(
-        self,
-        active: Sequence[Trial],
-        compared: Sequence[Trial],
-        whole: list[float],
-        sizes: list[list[float]],
-        wrong: list[list[float]],
-    ) -> None:
+    def _judge(self, active: Sequence[Trial], compared: Sequence[Trial], numbers: Numbers) -> None:
         """Learns from comparisons, and says how wrong the step's values are."""
+        whole, sizes, wrong, seen = numbers.read()
+        found = dict(zip(map(id, active), zip(sizes, seen, strict=True), strict=True))
         for k, difference in zip(compared, wrong, strict=True):
-            k.learn(difference, sizes[active.index(k)], self._tolerance)
-        for k, size in zip(active, sizes, strict=True):
+            k.learn(difference, *found[id(k)])
+        for k in active:
+            size, met = found[id(k)]
             k.share(size, whole)
+            if k.admitted and k not in compared and k.jumped(self._tolerance, met):
+                k.retry()
         if self._fixed_rank is None:
             self._adapt(active, compared)
 
@@ -223,17 +239,10 @@ class LowRankContraction(Contraction):
                 k.halve()
 
     def _read_later(self) -> None:
-        """What an accelerator saw in the step before."""
+        """What was seen in the step before, where that was not read in it."""
         later, self._later = self._later, None
         if later is not None:
-            active, numbers = later
-            whole, sizes, _ = numbers.read()
-            for k, size, seen in zip(active, sizes, numbers.seen(), strict=True):
-                k.share(size, whole)
-                if k.admitted and k.jumped(self._tolerance, seen):
-                    k.retry()
-            if self._fixed_rank is None:
-                self._adapt(active, ())
+            self._judge(*later)
 
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
@@ -247,6 +256,7 @@ class LowRankContraction(Contraction):
 
     def describe(self, name: str) -> str:
         """See `Contraction.describe`."""
+        self._read_later()
         known = [kept for kept in self._known.get(name, {}).values() if kept.measured]
         if not known:
             return "dense"

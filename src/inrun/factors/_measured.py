@@ -5,10 +5,13 @@ Letters: B samples, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Rows = list[list[float]]
 
 
 def mean_square(values: Sequence[Tensor]) -> Tensor | None:
@@ -26,14 +29,26 @@ def total(squares: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([t.to(found[0].device) for t in found]).sum(0)
 
 
+class Waiting(Protocol):
+    """Tensors on their way to the host."""
+
+    def wait(self) -> list[Tensor]:
+        """Them, on the CPU."""
+
+
+Reader = Callable[[Tensor], Waiting]
+"""Sends a tensor to the host, for reading it when there is other work for the device."""
+
+
 class Numbers:
-    """A step's mean squares, for the host to read: at once from the CPU, else when they are there.
+    """A step's mean squares, for the host to read.
 
     Args:
         whole: of all contributions, (K,).
         sizes: of some parameters' contributions, (K,) each.
         wrong: of what is wrong in some, (K,) each.
         seen: energies and what is missed of them, (2, K) each.
+        reader: how they get to the host; None where they are read at once.
     """
 
     def __init__(
@@ -42,32 +57,18 @@ class Numbers:
         sizes: Sequence[Tensor | None],
         wrong: Sequence[Tensor | None],
         seen: Sequence[Tensor | None],
+        reader: Reader | None,
     ):
         self._sizes, self._wrong = len(sizes), len(wrong)
         rows = [whole, *sizes, *wrong, *(row for two in seen if two is not None for row in two)]
         there = torch.stack([t.to(whole.device, whole.dtype) for t in rows if t is not None])
-        self.on_the_host = there.device.type == "cpu"
-        self._event: torch.cuda.Event | None = None
-        if there.device.type == "cuda":
-            room = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
-            self._sent = room.copy_(there, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(there.device))
-        else:
-            self._sent = there
+        self._sent = there if reader is None else reader(there)
 
-    def _rows(self) -> list[list[float]]:
-        if self._event is not None:
-            self._event.synchronize()
-        found: list[list[float]] = self._sent.tolist()
-        return found
-
-    def read(self) -> tuple[list[float], list[list[float]], list[list[float]]]:
-        """Of all contributions; of each size; of each difference."""
-        rows, end = self._rows(), 1 + self._sizes
-        return rows[0], rows[1:end], rows[end : end + self._wrong]
-
-    def seen(self) -> list[list[list[float]]]:
-        """Energies, and what is missed of them, of each."""
-        rows = self._rows()[1 + self._sizes + self._wrong :]
-        return [rows[i : i + 2] for i in range(0, len(rows), 2)]
+    def read(self) -> tuple[list[float], Rows, Rows, list[Rows]]:
+        """Of all contributions; of each size; of each difference; of what each saw."""
+        there = self._sent if isinstance(self._sent, Tensor) else self._sent.wait()[0]
+        rows: Rows = there.tolist()
+        first, last = 1 + self._sizes, 1 + self._sizes + self._wrong
+        seen = rows[last:]
+        pairs = [seen[i : i + 2] for i in range(0, len(seen), 2)]
+        return rows[0], rows[1:first], rows[first:last], pairs

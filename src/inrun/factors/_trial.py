@@ -32,7 +32,7 @@ class Trial:
     """One parameter's rank, or that of one map of it.
 
     `waits`: how many more steps are dense without a trial. `trials`: how many more are dense and
-    measured. The tensors are of the step under way: mean squares of contributions and of what was
+    measured, of a fixed rank. The tensors are of the step under way: mean squares of contributions and of what was
     wrong in them (K,), energies and what was missed of them (K,).
     """
 
@@ -110,13 +110,15 @@ class Trial:
         wrong = mean_square([a - b for a, b in zip(found, dense, strict=True)])
         self.difference = _plus(self.difference, wrong)
 
-    def learn(self, difference: Sequence[float], size: Sequence[float], tolerance: float) -> None:
+    def learn(
+        self, difference: Sequence[float], size: Sequence[float], seen: list[list[float]]
+    ) -> None:
         """Judges a comparison; a comparison of nothing is none.
 
         Args:
             difference: mean squares, a target.
             size: of what they are differences of.
-            tolerance: relative, of values.
+            seen: energies and what was missed of them, as it was compared.
         """
         if not any(size):
             return
@@ -124,10 +126,9 @@ class Trial:
         old = self.own if self.admitted and len(self.own) == len(now) else now
         self.own = [MEMORY * a + (1 - MEMORY) * b for a, b in zip(old, now, strict=True)]
         self._patience -= 1
-        self.trials -= 1
-        self.admitted = self.admitted or self.trials <= 0
-        if self.seen is not None:
-            self.tried_on = self.seen.tolist()
+        if self._fixed is None:
+            self.admitted = True
+        self.tried_on = seen
 
     def share(self, size: Sequence[float], whole: Sequence[float]) -> None:
         """How wrong the step's values are by it, from its own error and its part in them."""
@@ -154,7 +155,10 @@ class Trial:
             self._renew(self.rank // 2)
 
     def end_step(self) -> None:
-        """Forgets this step's numbers."""
+        """Forgets this step's numbers. A fixed rank is used after so many trials anyway."""
+        if self._fixed is not None and self.difference is not None and not self.admitted:
+            self.trials -= 1
+            self.admitted = self.trials <= 0
         self.size = self.difference = self.seen = None
         self.waits = max(0, self.waits - 1)
 
