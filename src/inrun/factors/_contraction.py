@@ -67,6 +67,10 @@ class DenseContraction(Contraction):
         return "dense"
 
 
+Compared = Sequence[tuple[Trial, bool]]
+"""Ranks that were compared in a step, and whether they were in use."""
+
+
 class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
@@ -101,7 +105,7 @@ class LowRankContraction(Contraction):
         self._known: dict[str, dict[int, Trial]] = {}  # by parameter, then by map of it
         self._steps = 0
         self._values: list[list[Tensor]] = []  # of this step's parameters
-        self._later: tuple[list[Trial], list[Trial], Numbers] | None = None  # not read yet
+        self._later: tuple[list[Trial], Compared, Numbers] | None = None  # not read yet
         self._reader: Reader | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
@@ -189,13 +193,13 @@ class LowRankContraction(Contraction):
         values, self._values = self._values, []
         kept = [k for maps in self._known.values() for k in maps.values()]
         active = [k for k in kept if k.size is not None]
-        compared = [k for k in active if k.difference is not None]
+        compared = [(k, k.admitted) for k in active if k.difference is not None]
         if active:
             late = self._reader is not None and not (compared and self._fixed_rank is None)
             numbers = Numbers(
                 total([mean_square(found) for found in values]),
                 [k.size for k in active],
-                [k.difference for k in compared],
+                [k.difference for k, _ in compared],
                 [k.seen for k in active],
                 self._reader if late else None,
             )
@@ -206,19 +210,20 @@ class LowRankContraction(Contraction):
         for k in kept:
             k.end_step()
 
-    def _judge(self, active: Sequence[Trial], compared: Sequence[Trial], numbers: Numbers) -> None:
+    def _judge(self, active: Sequence[Trial], compared: Compared, numbers: Numbers) -> None:
         """Learns from comparisons, and says how wrong the step's values are."""
         whole, sizes, wrong, seen = numbers.read()
         found = dict(zip(map(id, active), zip(sizes, seen, strict=True), strict=True))
-        for k, difference in zip(compared, wrong, strict=True):
-            k.learn(difference, *found[id(k)])
+        for (k, again), difference in zip(compared, wrong, strict=True):
+            k.learn(difference, *found[id(k)], again=again)
+        judged = [k for k, _ in compared]
         for k in active:
             size, met = found[id(k)]
             k.share(size, whole)
-            if k.admitted and k not in compared and k.jumped(self._tolerance, met):
+            if k.admitted and k not in judged and k.jumped(self._tolerance, met):
                 k.retry()
         if self._fixed_rank is None:
-            self._adapt(active, compared)
+            self._adapt(active, judged)
 
     def _adapt(self, active: Sequence[Trial], compared: Sequence[Trial]) -> None:
         """Doubles the ranks that the tolerance is exceeded by; halves what is needlessly exact."""

@@ -32,8 +32,8 @@ class Trial:
     """One parameter's rank, or that of one map of it.
 
     `waits`: how many more steps are dense without a trial. `trials`: how many more are dense and
-    measured, of a fixed rank. The tensors are of the step under way: mean squares of contributions and of what was
-    wrong in them (K,), energies and what was missed of them (K,).
+    measured, of a fixed rank. The tensors are of the step under way: mean squares of contributions
+    and of what was wrong in them (K,), energies and what was missed of them (K,).
     """
 
     def __init__(self, fixed_rank: int | None):
@@ -111,7 +111,12 @@ class Trial:
         self.difference = _plus(self.difference, wrong)
 
     def learn(
-        self, difference: Sequence[float], size: Sequence[float], seen: list[list[float]]
+        self,
+        difference: Sequence[float],
+        size: Sequence[float],
+        seen: list[list[float]],
+        *,
+        again: bool,
     ) -> None:
         """Judges a comparison; a comparison of nothing is none.
 
@@ -119,11 +124,12 @@ class Trial:
             difference: mean squares, a target.
             size: of what they are differences of.
             seen: energies and what was missed of them, as it was compared.
+            again: whether the rank was in use already.
         """
         if not any(size):
             return
         now = [d / s if s else 1.0 for d, s in zip(difference, size, strict=True)]  # 1: unknown
-        old = self.own if self.admitted and len(self.own) == len(now) else now
+        old = self.own if again and len(self.own) == len(now) else now
         self.own = [MEMORY * a + (1 - MEMORY) * b for a, b in zip(old, now, strict=True)]
         self._patience -= 1
         if self._fixed is None:
