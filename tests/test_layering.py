@@ -15,6 +15,7 @@ ROWS = [
     {"attribution"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},
+    {"owners"},
     {"operations", "optim", "utility"},
     {"factors"},
     {"shards", "kernels"},

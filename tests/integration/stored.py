@@ -1,6 +1,10 @@
 """Runs on disk that are made up, not trained: of any size, with values that are known."""
 
+import io
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 
 import inrun
 from inrun.ledger import Entries, RunFolder, ledger_rows
@@ -24,6 +28,16 @@ def stored_run(path, values_VK, sample, step, ids, targets=("validation",)):
         folder.add(number, [ids[i] for i in sample[at].tolist()], values_VK[at], rows)
     folder.flush()
     return inrun.load(path)
+
+
+def as_older_version(path):
+    """Makes a stored run what earlier versions wrote: format 1, no checksums in any file."""
+    manifest = json.loads((path / "run.json").read_text())
+    for name in ("parts", "digests", "digest"):
+        manifest.pop(name)
+    (path / "run.json").write_text(json.dumps(manifest | {"format": 1}, indent=2) + "\n")
+    for file in path.rglob("*.parquet"):
+        pq.write_table(pq.read_table(io.BytesIO(file.read_bytes())).replace_schema_metadata(), file)
 
 
 def random_run(path, samples=60, epochs=4, batch=10, targets=("a", "b", "c"), ids=None, seed=0):

@@ -179,7 +179,7 @@ def test_uncovered_layers_are_named_and_act_in_every_coalition():
 
     with pytest.warns(InRunWarning, match="not captured"):
         audit, _ = train(15, audit=ALWAYS, build=lambda: nn.Sequential(Own(), nn.Linear(6, 3)))
-    assert "squared gradient" in causes(audit)["Uncovered layers"].evidence
+    assert "squared update" in causes(audit)["Uncovered layers"].evidence
     assert audit.report().pearson.median > 0.99  # the captured samples' game is still right
 
 

@@ -163,32 +163,6 @@ def test_utilities_that_cannot_be():
     assert inrun.Utility(loss_fn, hf_batch).targets == ("validation",)
 
 
-def test_batch_norm_in_training_mode_is_refused_with_the_way_out():
-    class Late(nn.Module):
-        """In evaluation mode when attached, in training mode afterwards."""
-
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-
-        def forward(self, x):
-            return self.net(x)
-
-    model = Late()
-    data = torch.randn(12, 4), torch.randint(3, (12,))
-    optimizer = torch.optim.AdamW(model.parameters())
-    utility = inrun.Utility(loss_fn, data)
-    with pytest.raises(
-        ReplaceLayerError, match=r"'net\.1' is a BatchNorm1d in training mode.*eval"
-    ):
-        inrun.attach(model, optimizer, utility, progress=False)
-    model.eval()
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
-    model.train()
-    with pytest.raises(ReplaceLayerError, match="GroupNorm"), attribution.batch(range(12)):
-        loss_fn(model, data).backward()
-
-
 def test_models_that_mix_samples_are_refused():
     class Centred(nn.Module):
         def __init__(self):

@@ -171,8 +171,9 @@ def test_another_parameter_of_the_same_name_has_no_old_memory(name):
     books, said = changed_between(name, replace_a_group)
     momentum, paid = (books[c].to_numpy() for c in ("momentum", "paid_out"))
     assert paid.sum() == pytest.approx(momentum.sum(), rel=1e-9)
-    assert [text for text in said if "2.bias and 1 more end here" in text] == said
-    assert said
+    ends = [text for text in said if "2.bias and 1 more end here" in text]
+    assert ends
+    assert all("Weights were changed between two" in text for text in said if text not in ends)
 
 
 def test_a_step_without_a_block_says_that_it_ends_windows():

@@ -24,7 +24,8 @@ def several(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"on{request.param}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={request.param}", script.__file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    here = os.pathsep.join((str(Path.cwd()), str(Path.cwd() / "src")))  # this code, not another's
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

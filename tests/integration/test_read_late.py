@@ -254,7 +254,8 @@ def test_an_edit_past_the_counters_costs_one_step_and_is_said(late):
     size = np.abs(np.array(books["samples"])) + np.abs(np.array(books["momentum"]))
     assert (np.abs(np.array(books["residual"])) < 0.1 * size).all()
     run.model.head.weight.data.mul_(1.1)  # read at once from now on: nothing is lost
-    run.step()
+    with pytest.warns(InRunWarning, match="entry `other`"):
+        run.step()
     assert run.attribution.ledger()["step"].to_pylist() == [1, 2, 4, 5, 6]
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import random
 
 import numpy as np
 import pytest
@@ -254,9 +255,37 @@ def test_weights_moved_by_something_else_are_found(tmp_path):
         recorder.finish().check()
 
 
+def as_older_recording(folder):
+    """Makes a recording what earlier versions wrote: no digests."""
+    manifest = json.loads((folder / "trajectory.json").read_text())
+    for name in ("files", "digest"):
+        manifest.pop(name)
+    (folder / "trajectory.json").write_text(json.dumps(manifest | {"format": 1}))
+
+
+def test_a_flipped_bit_anywhere_in_a_recording_is_a_store_error(tmp_path):
+    train = training("mlp", clip=0.3)
+    recorded(train, folder=tmp_path / "run", budget=1)
+    files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {"trajectory.json", "steps.jsonl"}
+    draw = random.Random(0)
+    for number in range(60):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        bad = bytearray(content)
+        bad[draw.randrange(len(bad))] ^= 1 << draw.randrange(8)
+        file.write_bytes(bytes(bad))
+        with pytest.raises(StoreError):
+            run = inrun.open_trajectory(tmp_path / "run", *train.start(), train.losses, train.fetch)
+            for state in run.kept:
+                run.keeper.state(state)
+        file.write_bytes(content)
+
+
 def test_torn_and_missing_files_are_named(tmp_path):
     train = training("mlp")
     recorded(train, folder=tmp_path / "run")
+    as_older_recording(tmp_path / "run")
     open_ = lambda: inrun.open_trajectory(  # noqa: E731
         tmp_path / "run", *train.start(), train.losses, train.fetch
     )

@@ -5,13 +5,12 @@ import io
 import re
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 import inrun
+from inrun.ledger import TokenFolder
 from inrun.report import write_report
 from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
@@ -114,7 +113,7 @@ def test_a_filter_acts_on_everything(page, run):
 def test_group_sums_are_those_of_rollup(page, run):
     page.page.select_option("#rank", "value")
     page.page.select_option("#by", label="source")
-    page.page.wait_for_function("report.state.rank === 'value'")
+    page.page.wait_for_function("() => report.state.rank === 'value'")
     page.page.evaluate("report.update().then(() => null)")
     shown = {bar["group"]: bar["value"] for bar in page.chart("groups")}
     booked = {r["group"]: r["booked"] for r in inrun.rollup(run, "source").table.to_pylist()}
@@ -133,7 +132,7 @@ def test_search_finds_text_labels_and_ids(page):
 def test_score_limits_and_rankings(page, run):
     ranked = rank(run.visits(), run.targets)
     page.page.select_option("#rank", "harm")
-    page.page.wait_for_function("report.state.rank === 'harm'")
+    page.page.wait_for_function("() => report.state.rank === 'harm'")
     limit = float(np.median(ranked.scores))
     page.filtered(lambda p: p.fill("#high", str(limit)))
     assert {int(i) for i in page.ids()} <= set(np.flatnonzero(ranked.scores <= limit).tolist())
@@ -294,10 +293,11 @@ def test_large_ids_keep_every_digit(browser, tmp_path):
 
 def test_tokens_shade_a_text_by_their_sums_over_visits(browser, tmp_path):
     stored = random_run(tmp_path / "run", 20)
-    (stored.path / "tokens").mkdir()
     visit = {"sample_id": 3, "tokens": ["good", " <b>bad</b>"], "values": [1.0, -4.0]}
-    rows = [visit | {"step": 1}, visit | {"step": 2, "values": [2.0, -2.0]}]
-    pq.write_table(pa.Table.from_pylist(rows), stored.path / "tokens" / "000000.parquet")
+    kept = TokenFolder(stored.path)
+    kept.add(1, [visit])
+    kept.add(2, [visit | {"values": [2.0, -2.0]}])
+    kept.flush()
     write_report(stored, tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()
     opened.filtered(lambda p: p.fill("#search", "3"))

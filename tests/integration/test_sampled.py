@@ -44,6 +44,7 @@ def trained(store=None, blocks=1, until=None, resumed=None, at=None, **options):
         model, optimizer, inrun.Utility(passes, (x[SAMPLES:], y[SAMPLES:])),
         store=store, smoothed_steps=0, progress=False, self_test=False, **options,
     )  # fmt: skip
+    passes.count = 0  # attaching calls the loss to see where samples lie
     step, kept = 0, None
     if resumed is not None:
         step = resumed["step"]
@@ -229,6 +230,7 @@ def test_passes_look_at_half_of_the_rows_once_the_budget_says_so(options, seen):
         model, optimizer, inrun.Utility(watched, (x, y)), max_overhead=1e-9, progress=False,
         self_test=False, **options,
     )  # fmt: skip
+    rows.clear()  # attaching looks at a few rows
     for _ in range(60):
         with attribution.batch(range(4)):
             nn.functional.cross_entropy(model(x[:4]), y[:4]).backward()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
 from inrun.optim import Together
+from inrun.utility import Utility, is_repeatable
 
 
 class Advice:
@@ -16,6 +20,7 @@ class Advice:
 
     def __init__(self) -> None:
         self._given: set[str] = set()
+        self._tried = False  # whether the loss was called twice already
 
     def once(self, text: str) -> None:
         """Warns, unless these words were said before."""
@@ -32,6 +37,23 @@ class Advice:
                 f"{coverage.explain(first)}. What they did is in no sample's value; it shows in "
                 "the books' residual. See attribution.coverage()."
             )
+
+    def of_samples(self, capture: Capture) -> None:
+        """Samples that interact, owners that are not known, rows in another order."""
+        for operation in capture.coverage.interactions:
+            self.once(
+                f"Samples interact before the loss ({operation}): a sample's value is what passes "
+                "through its own slots, with the others as they are, and not what the gradient "
+                "would have been without it. See the page on samples that interact."
+            )
+        for operation in capture.coverage.unknown:
+            self.once(
+                f"The loss depends on an operation of which it is not known whose its results are: "
+                f"{operation}. Shares are those of the slots that were followed; compare with "
+                "attribution.audit."
+            )
+        for note in capture.inputs.notes:
+            self.once(note)
 
     def of_stale(self, refresh: int) -> None:
         """Steps that are judged by a validation gradient of steps before them."""
@@ -72,6 +94,53 @@ class Advice:
                 "earlier steps are paid what momentum did until now; what it may still do for them "
                 "is in the books' momentum and in no value."
             )
+
+    def of_random_loss(self, model: nn.Module, utility: Utility) -> None:
+        """A validation loss that is another one at each call."""
+        if utility.draws > 1 or self._tried:
+            return
+        self._tried = True
+        if not is_repeatable(utility, model):
+            self.once(
+                "The validation loss draws random numbers: two calls at the same weights differ. "
+                "What it falls by in a step is then mostly chance, and so are values and the "
+                "books. Fix the noise inside loss_fn (its own seeded torch.Generator, model.eval() "
+                "left as it is), or attach with Utility(..., draws=8): the mean over so many "
+                "draws, the same ones at a step's opening and closing."
+            )
+
+    def of_batch_statistics(self, model: nn.Module) -> None:
+        """Layers by whose statistics samples act on each other."""
+        for name, module in model.named_modules():
+            by_batch = module.training or getattr(module, "running_mean", 0) is None
+            if isinstance(module, _BatchNorm) and by_batch:
+                self.once(
+                    f"Layer {name!r} ({type(module).__name__}) normalizes by the statistics of "
+                    "the batch, through which samples act on each other. A sample's value is what "
+                    "passes through its own slots, with the others as they are: values add up and "
+                    "the books close, and it is not what the step would have been without the "
+                    "sample. What running statistics change in the validation loss is in the "
+                    "books' entry `other`."
+                )
+                return
+
+    def of_another_optimizer(self, kind: str) -> None:
+        """An optimizer that is not attached moved weights whose steps are scored."""
+        self.once(
+            f"An optimizer that is not attached ({kind}) moved weights of this model: its steps "
+            "are in no sample's value, and in the books under the entry `other`. If it took the "
+            "place of the attached one, or trains beside it, attach again: attribution.detach(), "
+            "then inrun.attach(model, optimizer, ...), with all optimizers that step together."
+        )
+
+    def of_edited_weights(self) -> None:
+        """Weights that were changed between two steps, by no step."""
+        self.once(
+            "Weights were changed between two optimizer steps (clipped, re-normalised, reset, or "
+            "by an optimizer that is not attached). Each step is scored at the weights that it "
+            "found; what the change itself did to the validation loss is in the books, in the "
+            "entry `other`."
+        )
 
     def of_strangers(self, optimizers: Together, capture: Capture) -> None:
         """Parameters that the optimizer moves and no block has watched."""

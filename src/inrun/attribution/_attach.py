@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._distributed import demand_sharded, processes_of, unwrapped_model
@@ -21,7 +20,7 @@ from inrun.attribution._shelf import shelf_of
 from inrun.attribution._unequal import weighed
 from inrun.capture import Offload, Stream
 from inrun.directions import Direction
-from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
 from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
@@ -106,7 +105,7 @@ def attach(
     Raises:
         MisuseError: arguments that do not fit each other.
         NotSupportedError: an optimizer without a rule, complex parameters, tensor parallelism.
-        ReplaceLayerError: BatchNorm in training mode.
+        ReplaceLayerError: a layer that changes its own weights in the forward pass.
         NeverPossibleError: a model that mixes samples even in evaluation mode.
         InvariantError: the self-test failed.
         StoreError: the store holds a run already or cannot be written.
@@ -171,15 +170,16 @@ def attach(
     kind = CAPTURES[capture]
     smoothed = 0 if kind is Stream else smoothed_steps  # streaming keeps no shares to smooth
     payouts = None
+    place = "cpu" if payout_to is None and kind is Offload else payout_to
+    shelf = shelf_of(place)
     if payout:
-        place = "cpu" if payout_to is None and kind is Offload else payout_to
-        payouts = Payouts(
-            payout, copy.deepcopy(met), len(utility.targets), shelf_of(place), processes
-        )
+        payouts = Payouts(payout, copy.deepcopy(met), len(utility.targets), shelf, processes)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
-    return Attribution(
+    attribution = Attribution(
         model, optimizers, utility, scorer, kind, folder, frequency, extra, progress, self_test
     )
+    shelf.adopt(None if folder is None else folder.run)  # once the store is locked
+    return attribution
 
 
 def _contraction(given: str | Contraction) -> Contraction:
@@ -194,14 +194,6 @@ def _contraction(given: str | Contraction) -> Contraction:
 
 
 def _refuse_model(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise ReplaceLayerError(
-                f"Layer {name!r} is a {type(module).__name__} in training mode: it normalizes "
-                "each sample with the statistics of the whole batch, so no sample has a gradient "
-                "of its own. Replace it by GroupNorm, LayerNorm or InstanceNorm, or freeze it: "
-                "call .eval() on every BatchNorm module before attach and after model.train()."
-            )
     for name, p in model.named_parameters():
         if p.is_complex():
             raise NotSupportedError(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from inrun.attribution._audit import Audit
@@ -23,13 +24,14 @@ from inrun.attribution._results import Results
 from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
-from inrun.attribution._step_hooks import StepHooks, release
+from inrun.attribution._step_hooks import StepHooks, release, warn_unheld
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.ledger import Extra, RunFolder, TokenFolder
 from inrun.optim import Together
+from inrun.owners import ownership
 from inrun.utility import Utility
 
 
@@ -73,16 +75,23 @@ class Attribution(Results):
         self._release = weakref.finalize(
             self, release, self._hooks, line, book, self._record, folder
         )
+        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.watch)
 
     # ---- in the loop
 
     @contextmanager
-    def batch(self, ids: Iterable[Any]) -> Iterator[None]:
+    def batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> Iterator[None]:
         """Runs one forward and backward pass of these samples inside.
 
         Args:
-            ids: one id a row of the batch, ints or strings; the same id may come again, also in
-                one batch. Several blocks before one optimizer step are gradient accumulation.
+            ids: one id per row of the tensors that come in, ints or strings; the same id may come
+                again, also in one batch. Several blocks before one optimizer step are gradient
+                accumulation.
+            rows: where a sample has several rows, or ids are in another order than rows: for each
+                row the place of its sample in `ids`. For pairs [0, 1, ..., n-1, 0, 1, ..., n-1].
+            slots: where rows hold several samples (packed texts, nodes of graphs): an integer
+                tensor over the axes with which the data begins, the place in `ids` of each slot's
+                sample, -1 for slots of no sample.
 
         Raises:
             MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
@@ -90,20 +99,22 @@ class Attribution(Results):
                 later: by the next block, or by `optimizer.step()`.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
-        with self._block(ids, at_backward=False):
+        with self._block(ids, rows, slots, at_backward=False):
             yield
 
-    def open_batch(self, ids: Iterable[Any]) -> None:
+    def open_batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> None:
         """Begins a block that ends by itself with the first `loss.backward()` after it.
 
         For callbacks of frameworks, which have no place for a `with` around the forward and the
         backward pass. See `batch`.
 
         Args:
-            ids: one id a row of the batch.
+            ids: one id per row of the batch.
+            rows: see `batch`.
+            slots: see `batch`.
         """
         self.close_batch()
-        self._open.begin(self._block(ids, at_backward=True))
+        self._open.begin(self._block(ids, rows, slots, at_backward=True))
 
     def close_batch(self, *, failed: bool = False, skipped: bool = False) -> None:
         """Takes an open block's eyes off the loop; the next block and the step do it too.
@@ -121,16 +132,56 @@ class Attribution(Results):
             self._open.close()
 
     @contextmanager
-    def _block(self, ids: Iterable[Any], *, at_backward: bool) -> Iterator[None]:
+    def _block(
+        self, ids: Iterable[Any], rows: Any, slots: Any, *, at_backward: bool
+    ) -> Iterator[None]:
         self._refuse_detached()
         self._hooks.demand_in_place()
         if self._steps.inside:
-            raise MisuseError("attribution.batch blocks cannot be nested.")
+            raise MisuseError(
+                "attribution.batch blocks cannot be nested, nor be inside unattributed()."
+            )
         if self._steps.paused:
             yield
             return
         self._steps.finish()
-        with self._steps.block(self._ids.read(ids), at_backward=at_backward):
+        names = self._ids.read(ids)
+        owned = ownership(len(names), rows, slots, names)
+        with self._steps.block(names, owned, at_backward=at_backward):
+            yield
+
+    @contextmanager
+    def unattributed(self) -> Iterator[None]:
+        """Runs a backward pass inside whose gradient belongs to no sample.
+
+            with attribution.batch(ids):
+                loss_fn(model, batch).backward()
+            with attribution.unattributed():
+                (1e-4 * sum(p.abs().sum() for p in model.parameters())).backward()
+            optimizer.step()
+
+        For penalties on parameters (L1, EWC), gradient penalties, and whatever else is added to
+        `.grad`. What it does in the step is the books' entry `unattributed`; samples' values are
+        those of the real step, to which it belongs. It may come before, between or after the
+        blocks of a step, and a copy of the gradients is held while it runs.
+
+        Raises:
+            MisuseError: inside a block.
+            NotSupportedError: sharded parameters.
+        """
+        self._refuse_detached()
+        self._open.close()
+        if self._steps.inside:
+            raise MisuseError(
+                "attribution.unattributed() inside an attribution.batch(ids) block: close the "
+                "block first, so that it is known which gradient is the samples'."
+            )
+        if self._steps.paused:
+            yield
+            return
+        self._hooks.demand_in_place()
+        self._steps.finish()
+        with self._steps.unattributed():
             yield
 
     @contextmanager
@@ -270,15 +321,18 @@ class Attribution(Results):
 
     def _end(self, *, failed: bool) -> None:
         self._open.abandon()
+        self._unheld.detach()
         self._hooks.remove()
         try:
             self._steps.finish()
             self._steps.booking.end()
             self._steps.drop(moved=True, failed=failed)
         finally:
-            self._release()
-            self._steps.paying.close()
-            self.flush()
+            try:
+                self.flush()  # while the store is still this run's
+            finally:
+                self._release()
+                self._steps.paying.close()
 
     def __enter__(self) -> Attribution:
         return self
@@ -298,6 +352,11 @@ class Attribution(Results):
     def _after_step(self, k: int) -> None:
         """The k-th optimizer has stepped."""
         self._steps.after(k)
+
+    def _stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer that is not attached has stepped, on this model or on another."""
+        if not self._steps.paused:
+            self._steps.stranger_stepped(optimizer)
 
     def _refuse_detached(self) -> None:
         if not self._release.alive:

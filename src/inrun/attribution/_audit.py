@@ -25,6 +25,7 @@ from inrun.attribution._audit_utility import AuditUtility
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._unattributed import Unowned
 from inrun.capture import Capture, Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
@@ -176,8 +177,18 @@ class Auditor:
         """The step is not scored, or samples of it dropped out: another will be checked."""
         self._shares = self._played = None
 
-    def before_step(self, scorer: Scorer) -> None:
-        """Plays the coming step out on copies."""
+    @property
+    def listens(self) -> bool:
+        """Whether the step under way is drawn."""
+        return self._shares is not None
+
+    def before_step(self, scorer: Scorer, unowned: Sequence[Unowned] = ()) -> None:
+        """Plays the coming step out on copies.
+
+        Args:
+            scorer: has read the step.
+            unowned: gradients of no sample.
+        """
         if self._shares is None:
             return
         started = time.perf_counter()
@@ -195,6 +206,7 @@ class Auditor:
                 name: sums[:players] * scorer.share_scale(name)
                 for name, sums in self._shares.of_everyone().items()
             }
+            shares = self._with_no_one(shares, scorer, unowned)
             fixed = self._unowned(shares)
 
         def play() -> tuple[StepGame, float, np.ndarray]:
@@ -212,10 +224,10 @@ class Auditor:
                 "every coalition has the same validation loss: loss_fn does not compute it from "
                 "the model that it is given (the audit passes copies)"
             )
-        truth = shapley_values(table)[: game.players]
+        truth = shapley_values(table)[:players]
         self._played = {
             "game": scorer.game,
-            "players": game.players,
+            "players": players,
             "age": scorer.age,
             "truth": truth,
             "noise": noise,
@@ -236,6 +248,31 @@ class Auditor:
             for name, p in self._model.named_parameters()
             if p.grad is not None and name not in shares
         }
+
+    def _with_no_one(
+        self, shares: dict[str, Tensor], scorer: Scorer, unowned: Sequence[Unowned]
+    ) -> dict[str, Tensor]:
+        """The groups' shares, and as one more player the gradients that are of no sample.
+
+        It is a player as the past is one: samples' values come of the path on which all of the
+        gradient comes in together.
+        """
+        names = dict.fromkeys(name for block in unowned for name in block.gradients)
+        if not names:
+            return shares
+        players = next(iter(shares.values())).shape[0]
+        joined: dict[str, Tensor] = {}
+        for name in dict.fromkeys([*shares, *names]):
+            own = [b.gradients[name] for b in unowned if name in b.gradients]
+            sums = shares.get(name)
+            if sums is None:
+                sums = torch.zeros(players, *own[0].shape, dtype=own[0].dtype, device=own[0].device)
+            last = torch.zeros_like(sums[:1])
+            if own:
+                everyones = self._processes.mean(torch.stack(own).sum(0)) * self._processes.size
+                last[0] = everyones * scorer.share_scale(name)
+            joined[name] = torch.cat([sums, last])
+        return joined
 
     def after_step(self, step: int, scored: Scored, facts: Mapping[str, Any]) -> pa.Table | None:
         """Compares the step's values with the truth.

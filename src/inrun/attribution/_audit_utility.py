@@ -47,6 +47,7 @@ class AuditUtility:
             },
             rows_axis=utility.rows_axis,
             batch_size=utility.batch_size,
+            draws=utility.draws,
         )
         try:
             losses_of(halved, model)

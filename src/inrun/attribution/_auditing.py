@@ -19,6 +19,7 @@ from inrun.attribution._live import Stopwatch
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._unattributed import Unowned
 from inrun.capture import Capture, Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
@@ -94,11 +95,16 @@ class Auditing:
         if self._auditor is not None:
             self._auditor.cancel()
 
-    def before_step(self, scorer: Scorer) -> None:
+    @property
+    def listens(self) -> bool:
+        """Whether the step under way is to be played out."""
+        return self._auditor is not None and self._auditor.listens
+
+    def before_step(self, scorer: Scorer, unowned: Sequence[Unowned] = ()) -> None:
         """See `Auditor.before_step`."""
         auditor = self._auditor
         if auditor is not None:
-            self._guarded(lambda: auditor.before_step(scorer))
+            self._guarded(lambda: auditor.before_step(scorer, unowned))
 
     def after_step(self, step: int, scored: Scored, facts: Mapping[str, Any]) -> pa.Table | None:
         """See `Auditor.after_step`."""

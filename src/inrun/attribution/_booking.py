@@ -5,6 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
@@ -52,6 +55,10 @@ class Booking:
             self._scorer.watcher.scored(step.number, step.weight, scored.values)
         ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
+        if self._scorer.processes.size > 1:  # each has its own part of what is no sample's
+            unowned = torch.as_tensor(np.asarray(entries.unattributed))
+            summed = self._scorer.processes.mean(unowned) * self._scorer.processes.size
+            entries = entries._replace(unattributed=summed.numpy())
         everyones = scored._replace(values=values, entries=entries)
         self.scored += 1
         waits = self._scorer.payouts is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Capture, Hold, MeasuredLayouts, Processes, Stream
+from inrun.capture import Capture, Hold, Processes, Stream
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.optim import Together
@@ -25,7 +25,7 @@ def build_capture(
     Raises:
         MisuseError: the optimizer holds none of the model's parameters.
     """
-    capture = kind(model, _named(model, optimizers), MeasuredLayouts(), processes)
+    capture = kind(model, _named(model, optimizers), processes)
     if isinstance(capture, Stream):
         if capture.processes.size > 1:
             capture.processes.apart()  # made here, where all processes are

@@ -58,6 +58,11 @@ class IdReader:
                     f"The id at position {position} is {value}, which does not fit 64 bits. Pass "
                     "it as a string."
                 )
+            if isinstance(value, str) and not _is_text(value):
+                raise MisuseError(
+                    f"The id at position {position} is {value!r}, which is no text: it holds half "
+                    "of a surrogate pair and cannot be stored. Pass the id decoded."
+                )
             if self._kind is None:
                 self._kind = type(value)
             if type(value) is not self._kind:
@@ -66,6 +71,14 @@ class IdReader:
                     f"{self._kind.__name__} before. Use one kind throughout a run."
                 )
         return values
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

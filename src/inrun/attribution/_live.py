@@ -42,8 +42,9 @@ class LiveLine:
         if self._live is None or time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
+        left = f"{residual_share:.2%}" if isfinite(residual_share) else "not known"
         known = (
-            f"validation loss {row['closing_loss']:.4f}  books' residual {residual_share:.2%}  "
+            f"validation loss {row['closing_loss']:.4f}  books' residual {left}  "
             if isfinite(row["closing_loss"])
             else f"samples {row['samples']:+.4g}  "
         )
@@ -78,6 +79,11 @@ class Stopwatch:
         self._depth -= 1
         if self._depth == 0:
             self.inside += time.perf_counter() - self._entered
+
+    @property
+    def started(self) -> bool:
+        """Whether there was a first block."""
+        return self._started is not None
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

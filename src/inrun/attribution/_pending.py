@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.capture import Block, Capture
 from inrun.ledger import Ids
 
@@ -14,6 +15,16 @@ class Pending:
 
     def __len__(self) -> int:
         return len(self._ended)
+
+    @property
+    def samples(self) -> int:
+        """How many of the blocks are of samples."""
+        return len(samples_of(self.blocks))
+
+    @property
+    def unowned(self) -> list[Unowned]:
+        """The others: gradients of no sample."""
+        return [block for block in self.blocks if isinstance(block, Unowned)]
 
     def add(self, ids: Ids, block: Block) -> None:
         """A block ended."""
@@ -37,6 +48,9 @@ class Pending:
         except BaseException:
             del self._ended[len(self._ended) - unread :]
             raise
+        for block in self.blocks:  # a gap is one for the whole step
+            for name in capture.check.excluded:
+                block.factors.pop(name, None)
         if not any(flags):
             return False
         del self._ended[: len(self._ended) - flags[::-1].index(True) - 1]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inrun.directions import (
@@ -45,6 +46,13 @@ class ParameterPlan(ABC):
     scale: Tensor | float | None
     held: bool
     processes: int
+
+    def update_square(self) -> Tensor:
+        """||d(g) - d(0)||^2, of what the gradient moves; before the step."""
+        move = self.move
+        moved = move.displacement(move.gradient)
+        moved = moved - move.displacement(torch.zeros_like(move.gradient))
+        return moved.float().square().sum()
 
     @property
     def share_scale(self) -> Tensor | float:

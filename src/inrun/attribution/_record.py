@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from inrun.attribution._payout import Paid
 from inrun.attribution._scored import Scored
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, StoreError
 from inrun.ledger import (
+    ENTRIES,
     LEDGER,
     TOTAL,
     Extra,
@@ -26,6 +29,7 @@ from inrun.ledger import (
     as_tensor,
     balance,
     books_of,
+    in_present_columns,
     ledger_rows,
     residual_shares,
 )
@@ -58,6 +62,7 @@ class Record:
         self._tally, self._extra = Tally(targets, weights, extra), extra
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
+        self._unknown = False  # whether of any step the residual is not known
         self._waiting: dict[int, _Waiting] = {}
         self.latest: dict[str, Any] = {}
 
@@ -77,20 +82,24 @@ class Record:
             step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
         )
         self.latest = dict(rows[0])
-        self._residual += abs(self.latest["residual"])
-        self._size += sum(abs(self.latest[n]) for n in ("samples", "momentum", "weight_decay"))
-        self._tally.add(step, ids, scored.values, weight)
-        if waits:
-            self._waiting[step] = _Waiting(ids, scored.values, rows)
+        if isfinite(self.latest["residual"]):  # where losses are not known, neither is that
+            self._residual += abs(self.latest["residual"])
+            self._size += sum(abs(self.latest[name]) for name in ENTRIES)
+        else:
+            self._unknown = True
         if self._folder is None:
             self._ledger += rows
-        elif not waits:
+        if waits:
+            self._waiting[step] = _Waiting(ids, scored.values, rows)
+            return
+        self._tally.add(step, ids, scored.values, weight)
+        if self._folder is not None:
             self._folder.add(step, ids, scored.values, rows, weight)
 
     def pay_out(self, step: int, paid_NK: np.ndarray) -> None:
         """Adds what momentum paid to a step's samples; after this nothing is owed to them."""
         ids, values, rows = self._waiting.pop(step)
-        self._tally.pay_out(ids, values, paid_NK)
+        self._tally.add(step, ids, values + paid_NK, paid_BK=paid_NK)
         for row in rows:
             row["paid_out"] = self._of_target(str(row["target"]), paid_NK)
         if self._folder is not None:
@@ -114,8 +123,10 @@ class Record:
 
     @property
     def residual_share(self) -> float:
-        """Residuals so far over the entries' size so far."""
-        return self._residual / self._size if self._size else 0.0
+        """Residuals so far over the entries' size so far; NaN where no residual is known."""
+        if self._size:
+            return self._residual / self._size
+        return nan if self._unknown else 0.0
 
     @property
     def relative_error(self) -> float:
@@ -123,13 +134,16 @@ class Record:
         return self._tally.relative_error
 
     def values(self) -> pa.Table:
-        """See `Attribution.values`."""
-        return self._tally.table()
+        """See `Attribution.values`: steps that momentum still pays with what they have."""
+        tally = self._tally.copy() if self._waiting else self._tally
+        for step, waiting in self._waiting.items():
+            tally.add(step, waiting.ids, waiting.values)
+        return tally.table()
 
     def ledger(self, target: str, coverage: pa.Table) -> pa.Table:
         """See `Attribution.ledger`."""
         if self._folder is not None:
-            return self._stored(coverage).ledger(target)
+            return books_of(self._stored(coverage).books(), target)
         return books_of(pa.Table.from_pylist(self._ledger, schema=LEDGER), target)
 
     def balance(self, target: str, coverage: pa.Table, owed: Sequence[Paid]) -> dict[str, float]:
@@ -168,7 +182,7 @@ class Record:
         paid = self
         if owed:
             paid = Record(self._targets, self._weights, None, extra=self._extra)
-            paid._tally, paid._ledger = copy.deepcopy(self._tally), copy.deepcopy(self._ledger)
+            paid._tally, paid._ledger = self._tally.copy(), copy.deepcopy(self._ledger)
         rows = {(row["step"], row["target"]): row for row in paid._ledger} if owed else {}
         tables: dict[str, Tensor] = {}
         for step, values in owed:
@@ -178,7 +192,7 @@ class Record:
             paid.pay_out(step, values)
             if self._folder is not None:
                 tables |= _settled(step, waiting.ids, waiting.values, values, own)
-        tables["values"] = as_tensor(paid._tally.table())
+        tables["values"] = as_tensor(paid._tally.state())
         if self._folder is None:
             tables["ledger"] = as_tensor(pa.Table.from_pylist(paid._ledger, schema=LEDGER))
         return {
@@ -186,6 +200,7 @@ class Record:
             "settled": [step for step, _ in owed] if self._folder is not None else [],
             "residual": self._residual,
             "size": self._size,
+            "unknown": self._unknown,
             "latest": self.latest,
         }, tables
 
@@ -213,9 +228,10 @@ class Record:
                 )  # fmt: skip
             self._folder.flush()
         elif "ledger" in tables:
-            self._ledger = as_table(tables["ledger"]).to_pylist()
+            self._ledger = in_present_columns(as_table(tables["ledger"])).to_pylist()
         self._tally.restore(as_table(tables["values"]))
-        self._residual, self._size = header["residual"], header["size"]
+        self._residual, self._size = float(header["residual"]), float(header["size"])
+        self._unknown = bool(header.get("unknown"))
         self.latest = dict(header["latest"])
 
     def stored_books(self) -> list[dict[str, object]] | None:
@@ -230,10 +246,12 @@ class Record:
         if self._folder is None and books is not None:
             self._ledger = books
 
-    def _stored(self, coverage: pa.Table) -> Run:
+    def _stored(self, coverage: pa.Table) -> RunFolder:
+        """The store, with everything that the disk takes written to it."""
         assert self._folder is not None
-        self._folder.flush(coverage)
-        return Run(self._folder.path)
+        with suppress(StoreError):  # what cannot be written is read from memory; the loop was told
+            self._folder.flush(coverage)
+        return self._folder
 
 
 def _settled(

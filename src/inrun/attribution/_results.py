@@ -68,12 +68,14 @@ class Results:
         return self._booked.visits(self.coverage())
 
     def coverage(self) -> pa.Table:
-        """Which parameters are captured, how, and what share of the gradient they have.
+        """Which parameters are captured, how, and what share of the update they have.
 
         Returns:
             A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
-            'not captured', 'no gradient', 'not trained'), `captured_as`, `gradient_share` (of the
-            last step's squared gradient norm), `sample_axis` ('measured' or 'assumed'),
+            'not captured', 'no gradient', 'not trained'), `captured_as`, `update_share` (of the
+            squared norm of what gradients moved, learning rate and all, in the last step in which
+            it was measured: the 1st, 2nd, 4th and so on, or every one where something is not
+            captured), `sample_axis` ('measured' or 'assumed'),
             `contraction` ('dense', or the rank and its measured relative error).
         """
         table = self._steps.capture.coverage.table()
@@ -95,7 +97,10 @@ class Results:
 
     @property
     def covered(self) -> float:
-        """Share of the last step's squared gradient norm that is captured, 0 to 1."""
+        """Share of the update that is captured, 0 to 1.
+
+        Of the squared norm of what the last step's gradients moved: lr * (u(g) - u(0)).
+        """
         return self._steps.capture.coverage.share
 
     @property

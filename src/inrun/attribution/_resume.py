@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from inrun.attribution._ids import IdReader
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._steps import Steps
-from inrun.errors import MisuseError
+from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.ledger import seal, unseal
 
 
@@ -71,6 +73,18 @@ class Resume:
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `Attribution.load_state_dict`."""
         header, tensors = unseal(state)
+        try:
+            self._restore(header, tensors)
+        except InRunError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"The attribution's state is malformed ({type(error).__name__}: {error}): another "
+                "version or program wrote it. Resume from another checkpoint, or start a new run."
+            ) from error
+
+    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """The same, of a state whose seal fits."""
         for name, now in self._kind.items():
             then = header["kind"].get(name)
             if then != now:

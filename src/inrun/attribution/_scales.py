@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrun.attribution._changes import explains
 from inrun.attribution._plan import ParameterPlan
 from inrun.capture import Block, Capture, Processes
 from inrun.errors import MisuseError
@@ -67,7 +68,9 @@ def scales_of(
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
     for name, k in capture.check.scales().items():
-        if name in gaps or (k is not None and norms[name] == 0):
+        nothing = k is not None and norms[name] == 0
+        unseen = name in gaps and not any(block.factors.get(name) for block in blocks)
+        if nothing or unseen:
             scales[name] = None
         elif k is None:
             if capture.check.overwritten(name, gradients[name]):
@@ -86,7 +89,7 @@ def scales_of(
 def elementwise_scale(
     name: str, p: Tensor, gradient: Tensor, blocks: Sequence[Block], processes: Processes
 ) -> Tensor:
-    """What clipping by value left of each element, as a factor of the sum of shares.
+    """What was left of each element, as a factor of the sum of shares.
 
     Args:
         name: of the parameter.
@@ -102,32 +105,22 @@ def elementwise_scale(
     factors = [factor for block in blocks for factor in block.factors.get(name, [])]
     if not factors:
         raise MisuseError(
-            f"The gradient of {name} was changed element by element between backward() and step() "
-            "(clip_grad_value_ does this). With capture='stream' the shares are gone by then. "
-            "Attach with capture='hold', or clip by norm."
+            f"The gradient of {name} was changed between backward() and step() by something that "
+            "is no common factor (clip_grad_value_ does this, and masks). With capture='stream' "
+            "the shares are gone by then. Attach with capture='hold', or clip by norm."
         )
     dtype = compute_dtype(gradient)
     own = torch.stack([factor.on(p.device).total(dtype) for factor in factors]).sum(0)
     everyones = processes.mean(own)
     raw = part_of(everyones, p)
     changed = gradient.detach().to(dtype)
-    if not _is_clip(raw, changed):
+    if not explains(raw, changed):
         raise MisuseError(
             f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
-            "step() by something that is neither a common factor nor clipping by value: a backward "
-            "pass outside a block, or terms added to .grad by hand (use weight_decay). No sample "
-            "accounts for it."
+            "step() by something that is neither a common factor nor clipping by value, nor a mask "
+            "or a factor for each unit: a backward pass outside a block, terms added to .grad by "
+            "hand, or elements that were mixed with each other (centralisation, a projection). No "
+            "sample accounts for it. Run a penalty's backward pass inside "
+            "attribution.unattributed(), or use weight_decay."
         )
     return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
-
-
-def _is_clip(raw: Tensor, changed: Tensor) -> bool:
-    """Whether large elements were cut to one size and the others left alone, to rounding."""
-    close = 1e-3 if raw.dtype == torch.float32 else 1e-9
-    if not raw.numel():  # of a sharded parameter this process may hold nothing
-        return True
-    cut = changed.abs() < raw.abs() * (1 - close)
-    size = changed[cut].abs()
-    limit = size.max() if size.numel() else raw.abs().max()
-    clipped = raw.clamp(-limit, limit)
-    return bool(((changed - clipped).abs() <= close * limit).all())

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from inrun.attribution._payout import Paid
 from inrun.attribution._plan import ParameterPlan
 from inrun.attribution._sums import Sums
 from inrun.capture import Block, Reading
-from inrun.ledger import Entries
-from inrun.utility import Evaluation, demand_finite
+from inrun.errors import MisuseError
+from inrun.ledger import NEXT_BATCH, NO_PASS, OTHER_ROWS, Entries
+from inrun.utility import NEXT, Evaluation, demand_finite, demand_finite_gradients
 
 
 class Scored(NamedTuple):
@@ -30,7 +32,17 @@ class Scored(NamedTuple):
 
 
 class Unread:
-    """A scored step whose numbers are on their way from the device."""
+    """A scored step whose numbers are on their way from the device.
+
+    Args:
+        sums: what its parameters added up to.
+        passes: before and after it.
+        targets: their names.
+        estimator: the method really used.
+        paid: what earlier steps' samples were paid.
+        unowned: of each share of the step whether it is no sample's.
+        other: what changed the loss before the step's opening pass, (K,).
+    """
 
     def __init__(
         self,
@@ -39,25 +51,59 @@ class Unread:
         targets: Sequence[str],
         estimator: str,
         paid: Sequence[Paid],
+        unowned: Sequence[bool] = (),
+        other: Tensor | None = None,
     ):
         sums.send()
         self._sums, self._targets, self._estimator, self._paid = sums, targets, estimator, paid
-        self._checked = [found.checked for found in passes]
-        self._losses = Reading(*(found.losses for found in passes))
+        self._unowned = np.array(unowned, dtype=bool)
+        self._passes = passes
+        none = torch.zeros(len(targets), dtype=torch.float64)
+        self._read = Reading(*(found.losses for found in passes), none if other is None else other)
 
     def read(self) -> Scored:
         """The step's result.
 
         Raises:
-            MisuseError: a validation loss is not finite.
+            MisuseError: a validation loss, a validation gradient or a value is not finite.
         """
-        opening, closing = self._losses.wait()
+        opening, closing, other = (t.numpy() for t in self._read.wait())
         values, momentum, decay = self._sums.fetch()
-        for losses, checked in zip((opening, closing), self._checked, strict=True):
-            if not checked:
-                demand_finite(self._targets, losses)
-        entries = Entries(opening.numpy(), closing.numpy(), values.sum(0), momentum, decay)
-        return Scored(values, entries, self._estimator, self._paid)
+        for found, losses in zip(self._passes, (opening, closing), strict=True):
+            if not found.checked:
+                demand_finite(self._targets, torch.from_numpy(losses))
+        _demand_values(self._passes, values, momentum, decay)
+        opening, note = opening + other, ""  # the last step's closing loss
+        if NEXT in self._targets and np.isnan(closing).all():
+            note = NEXT_BATCH
+        elif np.isnan(closing).any() or np.isnan(opening).any():
+            note = NO_PASS
+        elif self._passes[0].rows != self._passes[1].rows:
+            opening, note = np.full_like(opening, np.nan), OTHER_ROWS
+        owned, unowned = (values, np.zeros((0, values.shape[1])))
+        if self._unowned.any():
+            owned, unowned = values[~self._unowned], values[self._unowned]
+        entries = Entries(
+            opening, closing, owned.sum(0), momentum, decay, unowned.sum(0), other, note
+        )
+        return Scored(owned, entries, self._estimator, self._paid)
+
+
+def _demand_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
+    """Refuses numbers that would stay in totals for good.
+
+    Raises:
+        MisuseError: one is not finite.
+    """
+    if all(np.isfinite(numbers).all() for numbers in found):
+        return
+    for evaluation in passes:
+        demand_finite_gradients(evaluation)
+    raise MisuseError(
+        "The values of this step are not finite, though the validation loss and its gradient are: "
+        "the optimizer's update has no slope where it was taken (eps=0, moments that underflowed, "
+        "weights that overflowed). The step is not booked. Use eps=1e-8, or a wider dtype."
+    )
 
 
 @dataclass
@@ -69,6 +115,7 @@ class Taken:
     opening: Evaluation | None
     extra: dict[str, dict[str, Tensor]]
     step: int
+    other: Tensor | None = None
 
     def kept(self) -> Taken:
         """The same with gradients that the loop does not overwrite."""

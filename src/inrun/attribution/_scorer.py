@@ -25,6 +25,7 @@ from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._scales import common_scale, norms_of, scales_of
 from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
+from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.attribution._validation import Validation, following
 from inrun.capture import Alone, Block, Capture, Processes, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
@@ -57,6 +58,7 @@ class Scorer:
         self._rule_check = RuleCheck()
         self.validation = Validation(model, utility, self.processes)
         self._late: Taken | None = None
+        self._steps_read = 0
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
@@ -176,10 +178,22 @@ class Scorer:
                     held=name in held, processes=self.processes.size,
                 )  # fmt: skip
             self._rule_check.before(self._optimizers, plans)
+            self._measure_updates(capture, plans)
         self._plans = plans
         if len(self._optimizers.members) > 1:
             self._norms = norms_of(plans)
         self._extra = self.validation.extra(self._direction, plans, capture)
+
+    def _measure_updates(self, capture: Capture, plans: Mapping[str, ParameterPlan]) -> None:
+        """For `coverage()`: how much of the update each parameter has."""
+        self._steps_read += 1
+        if not capture.coverage.wants_updates(self._steps_read):
+            return
+        squares = {name: plan.update_square() for name, plan in plans.items()}
+        if capture.sharded and squares:  # each process has its own parts
+            rows = torch.stack([square.double() for square in squares.values()])
+            squares = dict(zip(squares, self.processes.mean(rows), strict=True))
+        capture.coverage.updated(squares)
 
     @torch.no_grad()
     def conclude(self, capture: Capture, blocks: Sequence[Block]) -> None:
@@ -243,7 +257,8 @@ class Scorer:
             blocks = conclude()
         for block in blocks:
             block.check_untouched()
-        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step)
+        other = self.validation.take_other()
+        taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, other)
         self._plans, self._extra, self._at_open = {}, {}, None
         if closing is None:
             self._late = taken.kept()
@@ -303,10 +318,12 @@ class Scorer:
         paid: list[Paid] = []
         if self.payouts is not None:
             scales = {name: plan.share_scale for name, plan in taken.plans.items()}
-            paid = self.payouts.end_step(taken.step, taken.blocks, scales)
+            paid = self.payouts.end_step(taken.step, samples_of(taken.blocks), scales)
         used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
-        return Unread(sums, (opening, closing), self._utility.targets, estimator, paid)
+        unowned = [isinstance(b, Unowned) for b in taken.blocks for _ in range(b.samples)]
+        passes, targets = (opening, closing), self._utility.targets
+        return Unread(sums, passes, targets, estimator, paid, unowned, taken.other)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.

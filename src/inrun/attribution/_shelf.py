@@ -13,9 +13,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import tempfile
-import weakref
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from inrun.attribution._own_folder import OwnFolder
 from inrun.errors import StoreError
+from inrun.ledger import store_path
 
 HOST = torch.device("cpu")
 
@@ -112,7 +113,8 @@ class _Filed(Kept):
         try:
             path.write_bytes(content)
         except OSError:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that cannot be written to any more
+                path.unlink(missing_ok=True)
             raise
 
     def look(self) -> Tensor:
@@ -130,7 +132,8 @@ class _Filed(Kept):
             ) from error
 
     def let_go(self) -> None:
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder goes with the shelf, or with the next run
+            self._path.unlink(missing_ok=True)
 
 
 class Shelf(ABC):
@@ -156,6 +159,13 @@ class Shelf(ABC):
     def free(self, device: torch.device) -> int | None:
         """Bytes that are left for tensors of a device; None where that is not known."""
         return _free_memory(HOST)
+
+    def adopt(self, run: str | None) -> None:  # noqa: B027 - memory leaves nothing behind
+        """Says whose it is, and clears away what killed processes left in its place.
+
+        Args:
+            run: the stored run's id, whose lock is held; None without a store.
+        """
 
     def close(self) -> None:  # noqa: B027 - memory goes by itself
         """Nothing that was kept is needed any more."""
@@ -208,14 +218,17 @@ class OnDisk(Shelf):
 
     def __init__(self, folder: str | os.PathLike[str]):
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="inrun-payout-", dir=Path(folder)))
-        except OSError as error:
+            self._own = OwnFolder(store_path(folder, "payout_to"))
+        except (OSError, StoreError) as error:
             raise StoreError(
                 f"payout_to={str(folder)!r} cannot take files ({error}). Name a folder that is "
                 "there, on a disk with room for the steps that wait."
             ) from error
-        self._numbers = itertools.count()
-        self._close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder, self._numbers = self._own.path, itertools.count()
+
+    def adopt(self, run: str | None) -> None:
+        """See `Shelf.adopt`."""
+        self._own.adopt(run)
 
     def keep(self, t: Tensor) -> Kept:
         """See `Shelf.keep`: in memory where the disk refuses."""
@@ -247,7 +260,7 @@ class OnDisk(Shelf):
 
     def close(self) -> None:
         """See `Shelf.close`."""
-        self._close()
+        self._own.close()
 
 
 def shelf_of(place: str | os.PathLike[str] | None) -> Shelf:

@@ -6,10 +6,11 @@ or when the loop goes on without the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
@@ -23,9 +24,12 @@ from inrun.attribution._record import Record
 from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._unattributed import Before, streamed, unowned_block
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
+from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped, trained_parameters
+from inrun.owners import Ownership
 from inrun.utility import Utility
 
 
@@ -56,6 +60,7 @@ class Steps:
         self.paused = self._inside = self._stepping = False
         self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
+        self._told_statistics = False
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
@@ -75,17 +80,12 @@ class Steps:
     @property
     def blocks(self) -> int:
         """How many blocks the step under way has so far."""
-        return len(self._pending)
+        return self._pending.samples
 
     @contextmanager
-    def block(self, names: Ids, *, at_backward: bool = False) -> Iterator[None]:
+    def block(self, names: Ids, owned: Ownership, *, at_backward: bool = False) -> Iterator[None]:
         """One forward and backward pass of these samples; see `Attribution.batch`."""
-        with self.watch:
-            if self._weight is None:
-                self._weight = self.frequency.weight(self.taken + 1)
-                self._scorer.validation.deal(self.frequency.parts)
-                self._scorer.validation.reads_late = self._reads_late()
-        if self._weight == 0:
+        if not self._is_scored():
             yield
             return
 
@@ -98,20 +98,73 @@ class Steps:
 
         self._scorer.processes.demand_together()
         with self.watch:
-            self._refresh_capture()
-            self._advice.of_compiled(self.capture.compiled)
-            if isinstance(self.capture, Stream):
-                self._conclude()  # the forecast counts blocks
-                self._scorer.block_begins(self.capture, len(self._pending))
+            self._begin_pass()
             self.auditing.block_begins(
-                self.capture, self.taken + 1, len(names), first=not self._pending
+                self.capture, self.taken + 1, len(names), first=not self._pending.samples
             )
         self._inside = True
         try:
-            with self.capture.block(len(names), ended, at_backward=at_backward):
+            with self.capture.block(owned, ended, at_backward=at_backward):
                 yield
         finally:
             self._inside = False
+
+    def _is_scored(self) -> bool:
+        """Whether the step under way is scored, which its first block settles."""
+        with self.watch:
+            if self._weight is None:
+                self._weight = self.frequency.weight(self.taken + 1)
+                self._scorer.validation.deal(self.frequency.parts)
+                self._scorer.validation.reads_late = self._reads_late()
+        return self._weight != 0
+
+    def _begin_pass(self) -> None:
+        """Before a forward and a backward pass of a scored step."""
+        self._refresh_capture()
+        if not self._told_statistics:  # the model is in training mode by now
+            self._advice.of_batch_statistics(self._model)
+            self._told_statistics = True
+        self._advice.of_compiled(self.capture.compiled)
+        if isinstance(self.capture, Stream):
+            self._conclude()  # the forecast counts blocks
+            self._scorer.block_begins(self.capture, len(self._pending))
+
+    @contextmanager
+    def unattributed(self) -> Iterator[None]:
+        """A backward pass whose gradient is no sample's; see `Attribution.unattributed`."""
+        if not self._is_scored():
+            yield
+            return
+        if self.capture.sharded:
+            raise NotSupportedError(
+                "attribution.unattributed() reads whole gradients, and this model's parameters "
+                "are sharded (fully_shard). Use the optimizer's weight_decay, or train under "
+                "DistributedDataParallel."
+            )
+        with self.watch:
+            self._begin_pass()
+            before = Before(self.capture.trained)
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+        with self.watch:
+            self._end_unattributed(before.added())
+
+    def _end_unattributed(self, added: Mapping[str, Tensor]) -> None:
+        late = self._scorer.validation.reads_late
+        if late:
+            self._conclude()
+        self._scorer.processes.demand_alike("the end of a block")
+        block = unowned_block(self.capture, added)
+        if isinstance(self.capture, Stream):
+            streamed(self.capture, block, added)
+        if self.auditing.listens:
+            block.gradients = dict(added)
+        self._pending.add([], block)
+        if not late:
+            self._conclude()
 
     def _reads_late(self) -> bool:
         """Whether the host reads this step's numbers after it has queued other work.
@@ -137,6 +190,7 @@ class Steps:
         if self._pending.conclude(self.capture):
             self.auditing.cancel()
         self._advice.of_gaps(self.capture.coverage)
+        self._advice.of_samples(self.capture)
 
     def before(self, k: int) -> None:
         """Before the k-th optimizer steps: the first of them in a step has all of them read."""
@@ -151,7 +205,7 @@ class Steps:
             return
         skips = skipped(self._optimizers.members[k])
         if self._weight != 0:
-            what = "no" if skips else "a scored" if self._pending else "an unscored"
+            what = "no" if skips else "a scored" if self.blocks else "an unscored"
             self._demand_alike(f"{what} optimizer step")
         if not skips:
             self._score_late()
@@ -160,7 +214,7 @@ class Steps:
             return
         if not self._pending and not self._gradients(k):
             return  # a batch was skipped: nothing moves
-        if not self._pending:
+        if not self.blocks:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
                 "not scored. Wrap forward and backward in a block, or the step in "
@@ -181,7 +235,9 @@ class Steps:
             except Exception:
                 self.drop(moved=True, failed=True)
                 raise
-        self.auditing.before_step(self._scorer)
+        if self._scorer.validation.weights_edited:
+            self._advice.of_edited_weights()
+        self.auditing.before_step(self._scorer, self._pending.unowned)
         self._stepping = True
 
     def _gradients(self, k: int) -> bool:
@@ -211,6 +267,16 @@ class Steps:
             self._stepped.add(k)
             if len(self._stepped) == len(self._optimizers.members):
                 self.finish()
+
+    def stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer that is not attached has stepped."""
+        moved = [p for group in optimizer.param_groups for p in group["params"]]
+        validation = self._scorer.validation
+        if validation.surroundings.holds(moved):
+            validation.disturb()
+        scored = {id(p) for p in self.capture.trained.values()}
+        if any(id(p) in scored for p in moved):
+            self._advice.of_another_optimizer(type(optimizer).__name__)
 
     def finish(self) -> None:
         """Scores what has stepped: when all have, or when the loop goes on without the others."""
@@ -341,8 +407,10 @@ class Steps:
             self._scorer,
             self._scorer.processes,
         )
-        if self._self_test and self._utility.batches:
-            self_test(capture, self._model, self._utility)
+        if self._utility.batches:
+            self_test(capture, self._model, self._utility, sums=self._self_test)
+            if self._self_test:
+                self._advice.of_random_loss(self._model, self._utility)
         return capture
 
     def _refresh_capture(self) -> None:

@@ -4,7 +4,6 @@ from inrun.capture._capture import Block, Capture
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._hold import Hold
-from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._offload import Moves, Offload
 from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
@@ -22,7 +21,6 @@ __all__ = [
     "Coverage",
     "GradientCheck",
     "Hold",
-    "MeasuredLayouts",
     "Moves",
     "Offload",
     "Processes",

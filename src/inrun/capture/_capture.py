@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from inrun.capture._coverage import Coverage
 from inrun.capture._gathered import GatheredParameters
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._layouts import LayoutBook, MeasuredLayouts
+from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
+from inrun.capture._opaque import opaque_calls
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
+from inrun.capture._uses import Missed, Use
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
+from inrun.owners import Owners, Ownership, ownership
 from inrun.shards import is_sharded
 
 
@@ -64,11 +67,11 @@ class Capture(ABC):
         self,
         model: nn.Module,
         trained: Mapping[str, Tensor],
-        layouts: MeasuredLayouts,
         processes: Processes | None = None,
     ):
-        self.trained, self.layouts = dict(trained), layouts
+        self.trained = dict(trained)
         self.processes = processes or Alone()
+        self.inputs = Inputs(model)
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
@@ -77,7 +80,8 @@ class Capture(ABC):
         self.low_precision = False
         self.compiled = bool(compiled_parts(model))
         self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
-        self._skipped: dict[str, str] = {}
+        self._missed: dict[str, str] = {}
+        self._terms: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
         rest = [*model.parameters(), *model.buffers()]
@@ -89,18 +93,24 @@ class Capture(ABC):
         self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
         self._constants = frozenset(id(t) for t in self._same_for_all)
 
-    def mode(self, samples: int, layouts: LayoutBook) -> CaptureMode:
-        """A mode that sees these parameters' uses."""
-        return CaptureMode(self._roots, self._constants, samples, layouts, self._gathered)
+    def mode(self, owned: Ownership) -> CaptureMode:
+        """A mode that sees these parameters' uses in a block of these samples."""
+        constants = self._constants | self.inputs.constants
+        owners = Owners(self.inputs.entries(owned), constants)
+        return CaptureMode(self._roots, constants, owners, self._gathered)
 
     @contextmanager
     def block(
-        self, samples: int, ended: Callable[[Block], None] = _ignore, *, at_backward: bool = False
+        self,
+        owned: Ownership | int,
+        ended: Callable[[Block], None] = _ignore,
+        *,
+        at_backward: bool = False,
     ) -> Iterator[Block]:
         """Records what runs inside; the block that it gives is filled when it ends.
 
         Args:
-            samples: in the block.
+            owned: how many samples, and whose rows or slots are whose, where that is said.
             ended: called with the filled block.
             at_backward: the block ends with its first backward pass, not when it is left: whatever
                 runs between the two may change gradients already.
@@ -109,10 +119,11 @@ class Capture(ABC):
             MisuseError: no operation used a trained parameter, or no gradient came back.
             InvariantError: the shares do not sum to the gradient.
         """
-        block, mode = Block(samples), self.mode(samples, self.layouts)
+        owned = ownership(owned) if isinstance(owned, int) else owned
+        block, mode = Block(owned.samples), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
-        mode.before_backward = self._note_reduction
+        mode.before_backward = lambda _: self._note_reduction()
 
         def end() -> None:
             self._fill(block, mode)
@@ -120,7 +131,13 @@ class Capture(ABC):
 
         if at_backward:
             mode.after_backward = end
-        with uncompiled(self.compiled), self._listening(block, mode), mode:
+        with (
+            uncompiled(self.compiled),
+            self._listening(block, mode),
+            self.inputs.watched(mode.owners),
+            opaque_calls(mode.opaque),
+            mode,
+        ):
             yield block
         if not mode.over:
             end()
@@ -130,13 +147,16 @@ class Capture(ABC):
         self._reduced = self.processes.reducing()
 
     def _fill(self, block: Block, mode: CaptureMode) -> None:
-        self._demand_uses(mode)
+        self._require_uses(mode)
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode)
         for use in mode.uses:
             use.release()  # the graph's hooks know it as long as the loss lives
-        self._skipped = mode.skipped
-        self.coverage.skipped(mode.skipped)
+        self._missed, self._terms = mode.skipped, mode.terms
+        for name in self._missed:
+            block.factors.pop(name, None)
+        self.check.exclude(self._missed)
+        self.coverage.followed(mode)
 
     def end_block(self) -> None:
         """Takes down what the invariant needs of `.grad`, for `conclude`.
@@ -157,7 +177,7 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        self.check.end_block(gradients, self.low_precision, self._skipped, reduced=self._reduced)
+        self.check.end_block(gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced)
 
     def conclude(self) -> list[bool]:
         """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.
@@ -168,7 +188,6 @@ class Capture(ABC):
         flags = self.check.conclude()
         if flags:
             self.coverage.measured(self.check.norms, self.check.gaps)
-            self.coverage.unmeasured_axes |= self.layouts.assumed
         return flags
 
     @abstractmethod
@@ -180,23 +199,40 @@ class Capture(ABC):
     def _collect(self, block: Block, mode: CaptureMode) -> None:
         """Fills the block after the backward pass."""
 
-    def _demand_uses(self, mode: CaptureMode) -> None:
-        if not mode.uses and mode.skipped:
-            name, reason = next(iter(mode.skipped.items()))
+    def _require_uses(self, mode: CaptureMode) -> None:
+        """Raises where nothing can be scored, each cause in words of its own."""
+        entries = mode.owners.entries
+        if not mode.operations:
             raise MisuseError(
-                f"No sample's share could be told apart in this block; {name}: {reason}. Pass one "
-                "id a row of the batch to attribution.batch(ids)."
+                "No torch operation ran inside attribution.batch(ids). Run the forward and the "
+                "backward pass inside the block."
+            )
+        if not entries.any and not mode.uses:
+            raise MisuseError(entries.missing())
+        if not mode.uses and mode.missed:
+            m = mode.missed[0]
+            raise MisuseError(
+                f"No sample's share can be told in this block; {m.names[0]}: {m.reason}. Samples "
+                "that lie in rows of their own, or slots= where rows hold several, can be told "
+                "apart."
             )
         if not mode.uses:
             raise MisuseError(
-                "No operation inside attribution.batch(ids) used a trained parameter: the model "
-                "did not run there, ran without gradients, or runs compiled, where operations "
-                "cannot be seen. Run forward and backward of the plain model inside the block."
+                "No operation inside attribution.batch(ids) used a parameter that the attached "
+                "optimizer trains together with the samples' data. The forward pass ran outside "
+                "the block or under no_grad, another model ran, or a part is compiled in a way "
+                "that PyTorch cannot switch off. Run this model's forward and backward pass inside."
             )
-        if not any(use.reached for use in mode.uses):
+        if not mode.started_from and not any(use.reached for use in mode.uses):
             raise MisuseError(
                 "No gradient came back inside attribution.batch(ids). Call loss.backward() inside "
                 "the block: shares are read while it runs."
+            )
+        if not any(use.reached for use in mode.uses) and not mode.skipped:
+            raise MisuseError(
+                "The backward pass inside attribution.batch(ids) reached no parameter's use that "
+                "the block saw: the loss does not depend on this forward pass, or its gradient was "
+                "detached."
             )
 
     def _register(self, name: str, how: str, factor: Factor) -> None:
@@ -204,3 +240,11 @@ class Capture(ABC):
         self.check.add(name, factor)
         if self.observer is not None:
             self.observer(name, factor)
+
+    def _untold(self, use: Use, mode: CaptureMode) -> bool:
+        """Whether a use that was reached has gradient at slots of no sample: then it is a gap."""
+        if not use.strays:
+            return False
+        reason = f"{use.name}: slots that belong to no sample carry gradient"
+        mode.missed.append(Missed(tuple(sorted(use.roots)), reason, reached=True))
+        return True

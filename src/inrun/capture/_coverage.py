@@ -1,11 +1,15 @@
-"""Which parameters are captured, how, and what share of the gradient that is."""
+"""Which parameters are captured, how, and what share of the update that is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
+
+from inrun.capture._mode import CaptureMode
+from inrun.capture._reading import Reading
 
 
 class Coverage:
@@ -17,68 +21,106 @@ class Coverage:
         self._untrained = {n: p for n, p in model.named_parameters() if id(p) not in ids}
         self._how: dict[str, set[str]] = {}
         self._why_not: dict[str, str] = {}
-        self._norms: dict[str, float] = {}
+        self._norms: dict[str, float] = {}  # of gradients
+        self._squares: dict[str, float] = {}  # of updates
+        self._unread: tuple[list[str], Reading] | None = None
         self.gaps: list[str] = []
-        self.unmeasured_axes: set[str] = set()
+        self._owners: dict[str, set[str]] = {}
+        self.interactions: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
+        self.by_exchange: set[str] = set()
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
         self._how.setdefault(name, set()).add(how)
 
-    def skipped(self, reasons: Mapping[str, str]) -> None:
-        """Uses that have no share for a sample, and why."""
-        self._why_not.update(reasons)
+    def followed(self, mode: CaptureMode) -> None:
+        """What following the owners of a block came upon."""
+        self._why_not.update(mode.skipped)
+        self.by_exchange |= mode.owners.by_exchange
+        for use in mode.uses:
+            for name in use.roots:
+                self._owners.setdefault(name, set()).add(use.owners)
+        self.interactions |= mode.owners.interactions
+        if "mixed" in mode.started_from:
+            self.interactions[mode.root_why] = None
+        if "unknown" in mode.started_from:
+            self.unknown[mode.root_why] = None
 
     def measured(self, norms: Mapping[str, float], gaps: list[str]) -> None:
         """Gradient norms of a step, and the parameters of which it captured nothing."""
         self._norms, self.gaps = dict(norms), gaps
 
+    def updated(self, squares: Mapping[str, Tensor]) -> None:
+        """Squared norms of what a step's gradients move, lr * (u(g) - u(0)), by parameter."""
+        if squares:
+            rows = torch.stack([t.detach().float() for t in squares.values()])
+            self._unread = list(squares), Reading(rows)
+
+    def wants_updates(self, step: int) -> bool:
+        """Whether a step's updates are to be measured.
+
+        Where there are gaps those of every step; else of the 1st, 2nd, 4th, 8th and so on, since
+        the share is 1 anyway.
+        """
+        return bool(self.gaps) or not step & (step - 1)
+
+    def _shares(self) -> dict[str, float]:
+        """Of each parameter, of the squared update; of the squared gradient before any step."""
+        if self._unread is not None:
+            (names, reading), self._unread = self._unread, None
+            self._squares = dict(zip(names, reading.wait()[0].tolist(), strict=True))
+        found = self._squares or {name: norm**2 for name, norm in self._norms.items()}
+        total = sum(found.values())
+        return {name: size / total if total > 0 else 0.0 for name, size in found.items()}
+
     @property
     def share(self) -> float:
-        """Captured part of the last step's squared gradient norm, 0 to 1."""
-        total = sum(norm**2 for norm in self._norms.values())
-        missed = sum(self._norms[name] ** 2 for name in self.gaps)
-        return 1.0 - missed / total if total > 0 else 1.0
+        """Captured part of the squared norm of the last step's update by gradients, 0 to 1."""
+        if not self.gaps:
+            return 1.0
+        shares = self._shares()
+        return 1.0 - sum(shares.get(name, 0.0) for name in self.gaps)
 
     def explain(self, name: str) -> str:
         """Why a parameter is not captured."""
         return self._why_not.get(
             name,
-            "no torch operation was seen to use it (custom autograd function or compiled code)",
+            "no torch operation was seen to use it: code that PyTorch compiled, or that is hidden "
+            "from it, did",
         )
 
     def table(self) -> pa.Table:
         """A row a parameter.
 
         Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
-        'not trained'), captured_as (operation: form), gradient_share (of the last step's squared
-        gradient norm), sample_axis ('measured' on the model or 'assumed' from shapes).
+        'not trained'), captured_as (operation: form), update_share (of the squared norm of what
+        gradients moved, in the last step in which it was measured), owners ('followed', 'exchanged'
+        or 'given': how it is known whose slots are whose).
         """
-        total = sum(norm**2 for norm in self._norms.values())
-        rows = [self._row(name, p, total) for name, p in self._trained.items()]
+        shares = self._shares()
+        rows = [self._row(name, p, shares) for name, p in self._trained.items()]
         rows += [
             {
                 **self._facts(name, p),
                 "status": "not trained",
                 "captured_as": "",
-                "gradient_share": 0.0,
-                "sample_axis": "",
+                "update_share": 0.0,
+                "owners": "",
             }
             for name, p in self._untrained.items()
         ]
         return pa.Table.from_pylist(rows)
 
-    def _row(self, name: str, p: Tensor, total: float) -> dict[str, object]:
+    def _row(self, name: str, p: Tensor, shares: Mapping[str, float]) -> dict[str, object]:
         how = sorted(self._how.get(name, ()))
-        norm = self._norms.get(name, 0.0)
         missed = name in self.gaps
-        axis = "assumed" if name in self.unmeasured_axes else "measured"
         return {
             **self._facts(name, p),
             "status": "not captured" if missed else "captured" if how else "no gradient",
             "captured_as": self.explain(name) if missed else ", ".join(how),
-            "gradient_share": norm**2 / total if total > 0 else 0.0,
-            "sample_axis": axis if how and not missed else "",
+            "update_share": shares.get(name, 0.0),
+            "owners": "" if missed else ", ".join(sorted(self._owners.get(name, ()))),
         }
 
     @staticmethod

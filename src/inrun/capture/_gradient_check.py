@@ -1,28 +1,31 @@
 """Shares sum to the gradient: the invariant, and what became of the gradient before the step.
 
-Sum over samples of <r, share_i> = <r, grad>, for a random r a parameter (see `_probe`), is checked
-when a batch block ends (of large shares in turn, see `_rota`). From then to the optimizer's step
-the gradient may be scaled (unscaling, clipping by norm, averaging): the factor k is read off the
-gradient itself. Where no one factor explains the change, it was elementwise (clipping by value),
-and the raw gradient is needed.
+Sum over samples of <r, share_i> = <r, grad>, for a random r per parameter and step (see `_probe`),
+is checked when a batch block ends (of large shares in turn, see `_rota`). Gradient that belongs to
+no sample comes as a block of its own and counts on the shares' side. From then to the optimizer's
+step the gradient may be scaled (unscaling, clipping by norm, averaging): the factor k is read off
+the gradients themselves (see `_common_factor`). Where no one factor explains the change, it was
+elementwise (clipping by value), and the raw gradient is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from inrun.capture._probe import SINGLE, Probe, coarseness, is_single, tolerance
+from inrun.capture._common_factor import Change, factors
+from inrun.capture._measuring import Measuring
+from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
-from inrun.capture._small import is_small, of_gradients, of_shares
-from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed, summed
+from inrun.capture._small import is_small, of_shares
+from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
-from inrun.shards import is_sharded, own_part, parts
 
 
 class GradientCheck:
@@ -35,8 +38,8 @@ class GradientCheck:
         processes: Processes | None = None,
     ):
         self._parameters, self._processes = dict(parameters), processes or Alone()
-        generator = torch.Generator().manual_seed(seed)
-        self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
+        self._probes = Probes(self._parameters, seed)
+        self._measuring = Measuring(self._parameters, self._probes, self._processes)
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
         self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         self._present: set[str] = set()  # parameters with shares in the present block
@@ -46,10 +49,14 @@ class GradientCheck:
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
         self._versions: dict[str, int] = {}
+        self._at_mark: Mapping[str, tuple[int, int]] = {}
+        self._at_consume: Mapping[str, tuple[int, int]] = {}
         self._compared = 0  # blocks of the step
+        self._met = False  # whether all processes have come to the end of a block of it
         self._before: dict[str, Summed] = {}
         self._marks: dict[str, Measured] = {}
         self._seen: set[str] = set()
+        self.excluded: set[str] = set()  # in this step
 
     def add(self, name: str, factor: Factor) -> None:
         """Adds a factor's shares to the present block's sum."""
@@ -64,6 +71,15 @@ class GradientCheck:
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
 
+    def exclude(self, names: Iterable[str]) -> None:
+        """These parameters' shares cannot be told in this step: they are gaps as a whole."""
+        gone = set(names)
+        self.excluded |= gone
+        self._small = [(name, factor) for name, factor in self._small if name not in gone]
+        for name in gone:
+            self._block.pop(name, None)
+            self._present.discard(name)
+
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
         self._block, self._small, self._present = {}, [], set()
@@ -75,6 +91,7 @@ class GradientCheck:
         skipped: Mapping[str, str] | None = None,
         *,
         reduced: bool = True,
+        unowned: bool = False,
     ) -> None:
         """Takes sums and gradients down as they are now, for `conclude` to compare.
 
@@ -84,14 +101,21 @@ class GradientCheck:
             skipped: uses that have no share for a sample, and why: for the message.
             reduced: whether the backward pass averaged the processes' gradients. If not, nothing is
                 asked of the other processes, whose blocks may be others.
+            unowned: whether the block's gradient belongs to no sample.
         """
-        found = self._measure({name: g for name, g in gradients.items() if g is not None})
-        for name, g in gradients.items():
-            if g is not None and self._computed.get(name, 1.0) < SINGLE and is_single(g):
+        there = {name: g for name, g in gradients.items() if g is not None}
+        for name, g in there.items():
+            if self._computed.get(name, 1.0) < SINGLE and is_single(g):
                 self._computed[name] = SINGLE
+        versions = {name: (id(g), g._version) for name, g in there.items()}
+        present = set() if unowned else self._present
         self._ended.append(
-            Ended(self._block_sums(), found, self._present, low_precision, skipped or {}, reduced)
-        )
+            Ended(
+                self._block_sums(), self._measuring.measure(there), present, low_precision,
+                skipped or {}, reduced, versions, unowned,
+            )
+        )  # fmt: skip
+        self._met |= reduced
         self.discard_block()
 
     def conclude(self) -> list[bool]:
@@ -108,33 +132,41 @@ class GradientCheck:
         return [self._conclude(block) for block in ended]
 
     def _conclude(self, block: Ended) -> bool:
-        found = self._measured(block.gradients)
-        sums = summed(block.sums)
+        found = self._measuring.read(block.gradients)
+        sums = {n: s for n, s in block.summed().items() if n not in self.excluded}
+        overflowed = not all(mark.is_finite for mark in self._marks.values())
+        now_finite = all(measured.is_finite for measured in found.values())
+        if overflowed and now_finite:  # what was not finite is not in there any more
+            self._before = dict.fromkeys(self._before, _UNLIKE)
         together = self._with_before(sums)
         readings = self._readings if block.reduced else self._own_readings
-        wrong, alone = readings(together, sums, found, block.low_precision)
+        by_itself = sums
+        if block.unowned:  # alone there, it would be all that there is
+            by_itself = {name: one._replace(owned=1.0) for name, one in sums.items()}
+        wrong, alone = readings(together, by_itself, found, block.low_precision)
         if wrong:
             self._raise(wrong, together, found, block.skipped)
         self._before, self._marks = (sums if alone else together), found
+        self._at_mark = block.versions
         self._shared = block.present if alone else self._shared | block.present
+        self._shared -= self.excluded
         self._seen |= self._shared
         return alone
 
     def end_unreduced_block(self) -> None:
         """Adds the block to the step's sums; its gradient will be seen with a later block's."""
-        self._before = self._with_before(summed(self._block_sums()))
+        rows = self._block_sums().read()
+        self._before = self._with_before({name: Summed(*row) for name, row in rows.items()})
         self._shared |= self._present
         self.discard_block()
 
     def _with_before(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
         """The block's sums and those of the blocks before it."""
         return {
-            name: Summed(
-                *(x + y for x, y in zip(sums.get(name, NOTHING), self._before.get(name, NOTHING),
-                                        strict=True))
-            )
+            name: sums.get(name, NOTHING) + self._before.get(name, NOTHING)
             for name in {**self._before, **sums}
-        }  # fmt: skip
+            if name not in self.excluded
+        }
 
     def _own_readings(
         self,
@@ -144,7 +176,7 @@ class GradientCheck:
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """As `_readings`, of this process's own gradient."""
-        self._seen = set(together)
+        self._seen = _owned(together)
         wrong = [self._disagreements(s, found, low_precision) for s in (together, sums)]
         alone = bool(wrong[0]) and not wrong[1]
         return ([] if alone else wrong[0]), alone
@@ -165,7 +197,7 @@ class GradientCheck:
         if self._processes.size > 1:
             readings = [*(self._mean(reading) for reading in readings), *readings]
         wrong = [self._disagreements(reading, found, low_precision) for reading in readings]
-        self._seen = set(readings[0])
+        self._seen = _owned(readings[0])
         for number, right in enumerate(self._processes.all([not names for names in wrong])):
             if right:
                 return [], number % 2 == 1
@@ -176,15 +208,16 @@ class GradientCheck:
         rows = [(*sums.get(n, NOTHING), float(n in sums)) for n in self._parameters]
         mean = self._processes.mean(torch.tensor(rows, dtype=torch.float64)).tolist()
         return {
-            name: Summed(total, size)
-            for name, (total, size, seen) in zip(self._parameters, mean, strict=True)
+            name: Summed(total, size, owned)
+            for name, (total, size, owned, seen) in zip(self._parameters, mean, strict=True)
             if seen
         }
 
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
-        self._consumed = self._measure(gradients)
+        self._consumed = self._measuring.measure(gradients)
         self._versions = {name: g._version for name, g in gradients.items()}
+        self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
 
     def overwritten(self, name: str, gradient: Tensor) -> bool:
         """Whether a gradient was written to since it was taken down for the optimizer."""
@@ -202,7 +235,7 @@ class GradientCheck:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = {} if self._consumed is None else self._measured(self._consumed)
+        now = {} if self._consumed is None else self._measuring.read(self._consumed)
         self._consumed = None
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
@@ -211,39 +244,40 @@ class GradientCheck:
                 "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
                 "after step(), or before the block."
             )
-        return {name: self._scale(name, measured) for name, measured in now.items()}
+        noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
+        return factors({name: self._change(name, m) for name, m in now.items()}, noise)
 
-    def _scale(self, name: str, now: Measured) -> float | None:
+    def _change(self, name: str, now: Measured) -> Change:
         mark = self._marks.get(name)
         if mark is None:
             raise MisuseError(
                 f"{name} got a gradient outside every attribution.batch(ids) block, so no sample "
-                "accounts for it. Run every backward() of a scored step inside a block, or the "
-                "whole step inside attribution.paused()."
+                "accounts for it. Run every backward() of a scored step inside a block, a penalty "
+                "on parameters inside attribution.unattributed(), or the whole step inside "
+                "attribution.paused()."
             )
         if not now.is_finite:
             raise MisuseError(
                 f"The gradient of {name} is not finite in this step: no contribution can be "
                 "computed, and none is booked. Skip such steps, or lower the learning rate."
             )
-        if mark.norm == 0:
-            return 1.0 if now.norm == 0 else None
-        k = now.norm / mark.norm
-        informative = abs(mark.probe) > 1e-2 * mark.norm
-        if informative and now.probe * mark.probe < 0:
-            k = -k
-        if not abs(now.probe - k * mark.probe) <= 1e-3 * (now.norm + abs(now.probe)):
-            return None
-        return k
+        return Change(mark, now, _close(self._parameters[name]), self._is_untouched(name))
+
+    def _is_untouched(self, name: str) -> bool:
+        """Whether nothing was written to a gradient between its block and the step."""
+        return self._at_mark.get(name) == self._at_consume.get(name)
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
         self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
-        self._shared, self._seen = set(), set()
+        self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
             self._rota.next_step(self._compared)
         self._compared = 0
+        if self._met:  # all processes have come there, and draw together
+            self._probes.draw()
+        self._met = False
 
     @property
     def norms(self) -> dict[str, float]:
@@ -254,9 +288,19 @@ class GradientCheck:
     def gaps(self) -> list[str]:
         """Parameters that have a gradient in this step, and no share of any sample."""
         noise = self._noise(self._marks)
+        if not self._seen:  # no block of samples was compared yet
+            return []
+
+        def unexplained(name: str, mark: Measured) -> bool:
+            if name not in self._before:
+                return mark.norm > noise(name)
+            total, size, _ = self._before[name]
+            allowed = tolerance(self._parameters[name], True) * (mark.norm + size) + noise(name)
+            return abs(mark.probe - total) > allowed
+
         return [
             name for name, mark in self._marks.items()
-            if name not in self._seen and mark.norm > noise(name)
+            if name not in self._seen and unexplained(name, mark)
         ]  # fmt: skip
 
     def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
@@ -272,31 +316,6 @@ class GradientCheck:
             return 100 * max(eps, self._computed.get(name, 0.0)) * whole
 
         return noise
-
-    def _measure(self, gradients: Mapping[str, Tensor]) -> Rows:
-        """Probe and norm of each gradient; of sharded parameters this process's part."""
-        own = {name: own_part(g.detach()) for name, g in gradients.items()}
-        small = {n: g for n, g in own.items() if is_small(self._parameters[n])}
-        rows = of_gradients(self._probes, small)
-        pairs = [rows[n] if n in rows else self._probes[n].and_norm(g) for n, g in own.items()]
-        return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
-
-    def _measured(self, found: Rows) -> dict[str, Measured]:
-        """The same as numbers, of the whole parameters."""
-        whole = {name: self._parameters[name] for name in found.names}
-        cut = {name: parts(p) for name, p in whole.items() if is_sharded(p)}
-        if cut:
-            (rows,) = found.reading.wait()
-            rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in found.names]))
-            found = Rows(found.names, Reading(rows))
-        return {name: Measured(*row) for name, row in found.read().items()}
-
-    def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
-        """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
-        squared = torch.stack((rows[:, 0], rows[:, 1].square()), 1)
-        whole = self._processes.mean(squared) * cut.unsqueeze(1)
-        whole[:, 1] = whole[:, 1].sqrt()
-        return torch.where((cut > 0).unsqueeze(1), whole, rows)
 
     def _block_sums(self) -> Rows:
         for name, found in of_shares(self._probes, self._small).items():
@@ -314,14 +333,14 @@ class GradientCheck:
         low_precision: bool,
     ) -> list[str]:
         wrong, noise = [], self._noise(found)
-        for name, (total, size) in sums.items():
+        for name, (total, size, owned) in sums.items():
             now = found.get(name, Measured(0.0, 0.0))
-            if not now.is_finite:
+            if not now.is_finite or not owned:
                 continue  # a step that will be skipped, or else `scales` names the parameter
             p = self._parameters[name]
             near = tolerance(p, low_precision, self._computed.get(name, 0.0))
             allowed = near * (now.norm + size) + noise(name)
-            if not abs(total - now.probe) <= allowed:
+            if not math.isfinite(size) or not abs(total - now.probe) <= allowed:
                 wrong.append(name)
         return wrong
 
@@ -342,8 +361,23 @@ class GradientCheck:
             f"the samples' shares give {total:.6g}, the gradient {now.probe:.6g} (norm "
             f"{now.norm:.3g}; {len(wrong)} parameters disagree). {known}Likely reasons: a backward "
             "pass outside attribution.batch(ids) left its gradient there (call zero_grad before "
-            "the block); the loss has a term of parameters alone, such as a penalty on their norm "
-            "(use the optimizer's weight_decay); a hook on the parameter changes its gradient; a "
-            "gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot be "
-            "seen; an operation that draws random numbers inside itself."
+            "the block); the loss has a term of parameters alone, such as a penalty on their norm: "
+            "run its backward pass apart, `with attribution.unattributed(): penalty.backward()` "
+            "(or use the optimizer's weight_decay); a hook on the parameter changes its gradient; "
+            "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
+            "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def _owned(sums: Mapping[str, Summed]) -> set[str]:
+    """Parameters with shares of samples in their sums."""
+    return {name for name, found in sums.items() if found.owned}
+
+
+_UNLIKE = Summed(math.inf, math.inf)  # what no finite gradient holds
+
+
+def _close(p: Tensor) -> float:
+    """How far a gradient's numbers may be from k times those before, for its precision."""
+    exact = {torch.float64: 1e-9, torch.float32: 1e-4}
+    return exact.get(p.dtype) or 4 * torch.finfo(p.dtype).eps

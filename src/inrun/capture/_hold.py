@@ -26,7 +26,7 @@ class Hold(Capture):
 
             def take(use: Use) -> None:
                 with torch.no_grad():
-                    self._take(block, use)
+                    self._take(block, use, mode)
 
             mode.when_complete = take
         yield
@@ -39,10 +39,11 @@ class Hold(Capture):
     def _collect(self, block: Block, mode: CaptureMode) -> None:
         for use in mode.uses:
             if use.reached and use.pending:
-                self._take(block, use)
+                self._take(block, use, mode)
 
-    def _take(self, block: Block, use: Use) -> None:
-        for name, how, factor in use.factors():
+    def _take(self, block: Block, use: Use, mode: CaptureMode) -> None:
+        factors = () if self._untold(use, mode) else use.factors()
+        for name, how, factor in factors:
             self._register(name, how, factor)
             self._keep(block, name, factor)
         if self._builds_early:

@@ -1,4 +1,4 @@
-"""Sees every torch operation of a forward pass and picks out those that consume parameters.
+"""Sees every torch operation of a block: follows owners, and picks out uses of parameters.
 
 A torch function mode rather than module hooks: rules are then about operations, and whatever a
 module's class is called, the operations in it are the same. The mode only looks. It calls each
@@ -8,8 +8,7 @@ of; the numbers of the training step are those without it, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,24 +16,37 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from inrun.capture._gathered import GatheredParameters
-from inrun.capture._layouts import Key, LayoutBook, Seen
+from inrun.capture._layouts import layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, Root, Source
-from inrun.capture._uses import Use
+from inrun.capture._uses import Missed, Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
+from inrun.owners import SUM, Owners, root_kind
 
-_RESHAPES = {"flatten", "reshape", "view"}
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
+_GRAD = torch.autograd.grad
+_ADDS = {"add", "sub", "__add__", "__radd__", "__sub__", "__rsub__", "__iadd__", "add_", "sub_"}
 _FORM_ONLY = {"expand_as", "reshape_as", "to", "type_as", "view_as"}  # of the second argument
+_GETTERS = {  # properties that are tensors
+    getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag")
+}
+_QUIET = frozenset(  # that give no tensor, or none of the samples'
+    "size dim stride numel is_contiguous item tolist __len__ __bool__ __int__ __float__ __index__ "
+    "__hash__ is_floating_point untyped_storage storage_offset data_ptr element_size get_device "
+    "__repr__ __format__ register_hook nelement ndimension is_complex __contains__ _is_view "
+    "__array__ numpy is_same_size storage __reduce_ex__ retain_grad is_nonzero __dlpack__ "
+    "__dlpack_device__ register_post_accumulate_grad_hook is_pinned is_shared apply_ "
+    "_set_grad_enabled set_grad_enabled is_signed is_inference is_tensor dense_dim sparse_dim "
+    "result_type can_cast promote_types get_default_dtype manual_seed set_rng_state".split()
+)
 
 
 class CaptureMode(TorchFunctionMode):
-    """Records the uses of `roots` in a batch of `samples` samples.
+    """Records the uses of `roots` in a block.
 
     Args:
         roots: the trained parameters.
         constants: ids of tensors that are the same for all samples (buffers, other parameters).
-        samples: B.
-        layouts: tells where samples lie in an output.
+        owners: says whose every tensor's slots are.
         gathered: finds the parameters of a sharded model.
     """
 
@@ -42,23 +54,35 @@ class CaptureMode(TorchFunctionMode):
         self,
         roots: Sequence[Root],
         constants: frozenset[int],
-        samples: int,
-        layouts: LayoutBook,
+        owners: Owners,
         gathered: GatheredParameters | None = None,
     ):
         super().__init__()
+        self.owners = owners
         self.uses: list[Use] = []
-        self.skipped: dict[str, str] = {}
+        self.missed: list[Missed] = []
+        self.operations = 0
         self._sources: dict[int, Source] = {id(root.parameter): root for root in roots}
-        self._constants, self._samples, self._layouts = set(constants), samples, layouts
+        self._constants, self._samples = set(constants), owners.samples
         self._gathered = gathered
-        self._flattened: frozenset[int] = frozenset()
         self._alive: list[Tensor] = []  # derived tensors: an id is theirs while they live
         self.muted = self.over = False
         self.after_backward: Callable[[], None] | None = None
-        self.before_backward: Callable[[], None] | None = None
+        self.before_backward: Callable[[Sequence[Tensor]], None] | None = None
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
+        self.started_from: set[str] = set()  # kinds of what backward passes began with
+        self.root_why = ""
         self._depth = 0  # of backward passes within each other
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Parameters with a use whose shares cannot be told, and why."""
+        return {n: m.reason for m in self.missed if m.reached and not m.term for n in m.names}
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """Parameters of which a term of no sample was added to the loss, and how."""
+        return {n: m.reason for m in self.missed if m.reached and m.term for n in m.names}
 
     def __torch_function__(
         self,
@@ -70,39 +94,62 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or not torch.is_grad_enabled() or _recomputing():
+        if self.over or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
-        operation = find(name)
-        if operation is not None and operation.check is not None:
-            operation.check(operation.bind(args, kwargs))
-        given = [*_tensors(args), *_tensors(kwargs.values())]
-        if self._gathered is not None:
-            self._learn_gathered(self._gathered, given)
-        consumed = {id(t): self._sources[id(t)] for t in given if id(t) in self._sources}
-        if not consumed or (name in _FORM_ONLY and id(args[0]) not in consumed):
-            return self._pass(function, name, args, kwargs)
+        if name in _QUIET or (name == "__get__" and function not in _GETTERS):
+            return function(*args, **kwargs)
+        if function is _GRAD:
+            return self._inner_gradient(args, kwargs)
         stepped = inside(function)
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
-        if operation is not None and operation.skip is not None:
-            reason = operation.skip(operation.bind(args, kwargs))
-            if reason is not None:
-                self.skipped.update(dict.fromkeys(_names(consumed), reason))
-                return function(*args, **kwargs)
-        ruled = operation is not None and operation.rule is not None
-        random = None if ruled else RandomState.now(_tensors(args))
+        return self._operation(function, name, args, kwargs, _tensors(args, kwargs))
+
+    def opaque(
+        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call whose inside is hidden, as one operation; see `_opaque`."""
+        if self.over or _recomputing() or self not in _active_modes():
+            return function(*args, **kwargs)
+        function.__name__ = name
+        return self._operation(
+            function, name, args, kwargs, outputs_of([list(args), list(kwargs.values())])
+        )
+
+    def _operation(
+        self, function: Callable[..., Any], name: str, args: Sequence[Any],
+        kwargs: Mapping[str, Any], tensors: list[Tensor],
+    ) -> Any:  # fmt: skip
+        """Runs an operation and files it as a derived tensor, a use, or neither."""
+        self.operations += 1
+        operation = find(name)
+        if operation is not None and operation.check is not None:
+            operation.check(operation.bind(args, kwargs))
+        if self._gathered is not None:
+            self._learn_gathered(self._gathered, tensors)
+        consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
+                       "no batch axis")  # fmt: skip
+            return function(*args, **kwargs)
+        op = self.owners.begin(function, name, args, kwargs, tensors)
+        used = bool(consumed) and torch.is_grad_enabled()
+        if not used or (name in _FORM_ONLY and id(args[0]) not in consumed):
+            returned = function(*args, **kwargs)
+            self.owners.end(op, returned)
+            return returned
+        random = RandomState.now(tensors) if operation is None else None
+        seen_args, seen = args, function
         if name == "__setitem__":
-            before = args[0].detach().clone().requires_grad_(args[0].requires_grad)
-            function(*args, **kwargs)
-            self._note(set_item, (before, *args[1:]), {}, consumed, args[0], random)
-            return None
-        seen_args, seen_kwargs = args, kwargs
-        if is_in_place(name):  # the operation is about to overwrite what its rule will need
             seen_args, consumed = _copied(args, consumed)
-        returned = _own_node(function(*args, **kwargs), [*args, *kwargs.values()])
-        self._note(function, seen_args, seen_kwargs, consumed, returned, random)
+            seen = set_item
+        elif is_in_place(name):  # it is about to overwrite what its rule will need
+            seen_args, consumed = _copied(args, consumed)
+        returned = _own_nodes(function(*args, **kwargs), tensors)
+        outs = self.owners.end(op, returned)
+        self._note(seen, name, seen_args, kwargs, consumed, outs, random)
         return returned
 
     def _learn_gathered(self, gathered: GatheredParameters, given: Sequence[Tensor]) -> None:
@@ -125,8 +172,15 @@ class CaptureMode(TorchFunctionMode):
         A checkpoint with use_reentrant=True runs its layers without gradients first, and for the
         gradients here.
         """
-        if self.before_backward is not None:
-            self.before_backward()
+        given = kwargs.get("tensors", args[0] if args else ())
+        starts = [given] if isinstance(given, Tensor) else list(given)
+        if not self.over and not self._depth:
+            for t in starts:
+                m = self.owners.of(t)
+                self.started_from.add(root_kind(m))
+                self.root_why = self.root_why or (m.why if m is not None else "")
+            if self.before_backward is not None:
+                self.before_backward(starts)
         self._depth += 1
         try:
             with self:
@@ -139,74 +193,71 @@ class CaptureMode(TorchFunctionMode):
             self.over = True
             self.after_backward()
 
-    def _pass(
-        self, function: Callable[..., Any], name: str, args: Sequence[Any], kwargs: Any
-    ) -> Any:
-        """Calls an operation that consumes no parameter."""
-        if function is torch.autograd.grad:  # an attack or a penalty, not the training gradient
-            self.muted = True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.muted = False
-        returned = function(*args, **kwargs)
-        if name in _RESHAPES and self._samples:
-            self._flattened |= _slots(args[0].shape, returned.shape, self._samples)
+    def _inner_gradient(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """`torch.autograd.grad`: an attack or a penalty, not the training gradient.
+
+        A gradient with respect to a tensor is slot by slot that tensor's samples'.
+        """
+        self.muted = True
+        try:
+            returned = torch.autograd.grad(*args, **kwargs)
+        finally:
+            self.muted = False
+        inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+        inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        for t, gradient in zip(inputs, returned, strict=True):
+            if gradient is not None:
+                self.owners.give(gradient, self.owners.of(t))
         return returned
 
     def _note(
-        self,
-        function: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        consumed: dict[int, Source],
-        returned: Any,
+        self, function: Callable[..., Any], name: str, args: Sequence[Any],
+        kwargs: Mapping[str, Any], consumed: dict[int, Source], outputs: list[Tensor],
         random: RandomState | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Files the operation as a derived tensor or as a use."""
-        outputs = outputs_of(returned)
         if not any(out.requires_grad for out in outputs):
             return
-        others = [
-            t
-            for t in [*_tensors(args), *_tensors(kwargs.values())]
-            if id(t) not in consumed and id(t) not in self._constants
-        ]
-        roots = _names(consumed)
-        name = getattr(function, "__name__", repr(function))
-        batched = any(t.requires_grad for t in others)
-        seen = Seen(self._samples, batched, self._flattened)
-        layouts = [
-            self._layouts.layout(Key(name, roots, i), out, seen)
-            if others and out.requires_grad
-            else None
-            for i, out in enumerate(outputs)
-        ]
-        if all(layout is None for layout in layouts):
-            if batched:
-                self._no_samples_in(name, roots, outputs[0])
-                return
+        maps = [self.owners.of(out) if out.requires_grad else None for out in outputs]
+        if all(m is None or m.nobodys for m in maps):
             for i, out in enumerate(outputs):
-                self._sources[id(out)] = DerivedTensor(function, args, kwargs, consumed, i)
+                self._sources[id(out)] = DerivedTensor(function, args, kwargs, consumed, i, random)
                 self._alive.append(out)
             return
-        use = Use(function, args, kwargs, consumed, layouts, self._samples, random)
+        for out in outputs:
+            self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
+        reason = missing_reason(name, maps)
+        if reason is not None:
+            added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
+            self._miss(consumed, reason, outputs, term=added)
+            return
+        layouts = layouts_of(maps, outputs, self._samples)
+        how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
+        use = Use(function, args, kwargs, consumed, layouts, self._samples, random, how)
         self.uses.append(use)
         for i, out in enumerate(outputs):
-            self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
             if out.grad_fn is not None:
                 self._when_reached(out, i, use)
 
-    def _no_samples_in(self, name: str, roots: tuple[str, ...], output: Tensor) -> None:
-        """An output that depends on the batch and yet has no axis for its samples."""
-        if output.ndim == 0:
-            reason = f"{name} combines it with a value that is already summed over the batch"
-        else:
-            reason = (
-                f"{name} gives shape {tuple(output.shape)}, in which no axis was found to run over "
-                f"{self._samples} samples in equal parts"
-            )
-        self.skipped.update(dict.fromkeys(roots, reason))
+    def _miss(
+        self, consumed: Mapping[int, Source], reason: str, outputs: Sequence[Tensor] = (),
+        *, term: bool = False,
+    ) -> None:  # fmt: skip
+        """A use whose shares cannot be told: its parameters are gaps, if gradient comes by."""
+        names = _names(consumed)
+        if not names or not torch.is_grad_enabled():
+            return
+        missed = Missed(names, reason, reached=not outputs, term=term)
+        self.missed.append(missed)
+        for out in outputs:
+            if out.grad_fn is not None:
+                out.grad_fn.register_prehook(self._reaches(missed))
+
+    def _reaches(self, missed: Missed) -> Callable[[Any], None]:
+        def reach(_: Any) -> None:
+            missed.reached |= not self.muted
+
+        return reach
 
     def _when_reached(self, out: Tensor, position: int, use: Use) -> None:
         """Hands the output's gradient to the use when the backward pass comes by.
@@ -228,6 +279,11 @@ class CaptureMode(TorchFunctionMode):
         node.register_prehook(receive)
 
 
+def _active_modes() -> list[Any]:
+    modes: list[Any] = torch.overrides._get_current_function_mode_stack()
+    return modes
+
+
 def _recomputing() -> bool:
     """Whether a checkpoint without re-entry fills in what its forward pass did not save.
 
@@ -244,47 +300,43 @@ def set_item(target: Tensor, index: Any, value: Any) -> Tensor:
     return changed
 
 
-def _slots(before: torch.Size, after: torch.Size, samples: int) -> frozenset[int]:
-    """Slots of a sample, where a reshape put them into the axis of the batch.
-
-    They were an axis of their own before, or several next to the batch's; attention also has its
-    heads in the batch's axis for a while.
-    """
-    if len(before) < 3 or not after or after[0] % samples:
-        return frozenset()
-    axes = {*before, *(prod(before[1 : i + 1]) for i in range(1, len(before)))}
-    return frozenset({after[0] // samples} & axes)
-
-
-def _own_node(returned: Any, arguments: Sequence[Any]) -> Any:
-    """The same tensor, made no view where the operation itself made it one of its own result.
+def _own_nodes(returned: Any, arguments: Sequence[Tensor]) -> Any:
+    """The same tensors, on nodes of the graph that are theirs alone.
 
     `linear` gives a view for inputs of three axes and more. If the model then overwrites it
     (`ReLU(inplace=True)`), autograd writes the history of views anew and the node that was hooked
-    is not in it. The numbers and the memory are the same.
+    is not in it. And of an operation with several outputs one may lie on the way to another (an
+    LSTM cell's state): a hook on its node would see both gradients. The numbers and the memory are
+    the same.
     """
+    if isinstance(returned, tuple) and type(returned) is tuple:
+        graded = [t for t in returned if isinstance(t, Tensor) and t.grad_fn is not None]
+        if len({t.grad_fn for t in graded}) > 1:
+            return tuple(torch.ops.aten.alias(t) if isinstance(t, Tensor) else t for t in returned)
+        return returned
     if not isinstance(returned, Tensor) or not returned._is_view() or not returned.requires_grad:
         return returned
-    storage = returned.untyped_storage().data_ptr()
-    if any(t.untyped_storage().data_ptr() == storage for t in _tensors(arguments)):
+    storage = returned.untyped_storage()._cdata
+    if any(t.untyped_storage()._cdata == storage for t in arguments):
         return returned  # a view of something that the model holds
     return torch.ops.aten._unsafe_view(returned, list(returned.shape))
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Tensors among arguments, also one level down in lists (`torch.cat`)."""
-    for value in values:
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
 
 
 def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:
-    """Names of the parameters behind what an operation consumed."""
-    return tuple(sorted({root.name for source in consumed.values() for root in source.roots}))
+    """Names of the scored parameters behind what an operation consumed."""
+    roots = {root for source in consumed.values() for root in source.roots if root.scored}
+    return tuple(sorted(root.name for root in roots))
 
 
 def _copied(

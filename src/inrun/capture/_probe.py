@@ -1,11 +1,18 @@
 """The invariant: shares sum to the gradient, checked against a random direction with every step.
 
-The direction is of rank one, r = x y^T with random signs x and y, so that <r, share_i> and
-<r, grad> cost as little as two matrix-vector products, and a share that is missing, counted twice
-or laid out wrongly is seen with near certainty.
+The direction is of rank one, r = x y^T with Gaussian x and y, so that <r, share_i> and <r, grad>
+cost as little as two matrix-vector products, and a share that is missing, counted twice or laid out
+wrongly is seen with near certainty. Signs would not do: gradients of a softmax head sum to zero
+over the classes, and of two classes a pair of equal signs sees nothing at all.
+
+Directions are drawn anew for every step, as windows into two rows of numbers that stay where the
+parameters are: a draw costs two integers, and every process makes the same draws.
 """
 
 from __future__ import annotations
+
+import random
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,16 +23,27 @@ from inrun.shards import is_sharded, own_part, part_of
 
 SINGLE = torch.finfo(torch.float32).eps
 
+PLACES = 65_536  # at which a window may begin
+
 
 class Probe:
     """One parameter's random direction."""
 
     def __init__(self, parameter: Tensor, generator: torch.Generator):
-        shape = parameter.shape or torch.Size((1,))
         dtype = compute_dtype(parameter)
-        self._left = _signs(shape[:1], generator).to(parameter.device, dtype)
-        self._right = _signs(shape[1:] or torch.Size((1,)), generator).to(parameter.device, dtype)
+        self.rows = parameter.shape[:1] or torch.Size((1,))
+        self.columns = parameter.shape[1:] or torch.Size((1,))
         self._parameter = parameter if is_sharded(parameter) else None
+        left, right = (
+            torch.randn(shape, generator=generator, dtype=torch.float32)
+            for shape in (self.rows, self.columns)
+        )
+        self.point(left.to(parameter.device, dtype), right.to(parameter.device, dtype))
+
+    def point(self, left: Tensor, right: Tensor) -> None:
+        """Takes another direction; of an axis of one element it is 1, not a number near 0."""
+        self._left = torch.ones_like(left) if left.numel() == 1 else left
+        self._right = torch.ones_like(right) if right.numel() == 1 else right
 
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
@@ -41,8 +59,8 @@ class Probe:
         if self._parameter is not None:
             shape, on = self._parameter.shape, self._parameter
             left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)
-            signs = part_of(left, on) * part_of(self._right.expand(shape), on)
-            return (signs * gradient.detach()).sum()
+            direction = part_of(left, on) * part_of(self._right.expand(shape), on)
+            return (direction * gradient.detach()).sum()
         return self._left @ (self._as_matrix(gradient) @ self._right.reshape(-1))
 
     def and_norm(self, gradient: Tensor) -> Tensor:
@@ -59,11 +77,60 @@ class Probe:
         return torch.stack((self.of_gradient(gradient).double(), norm.double()))
 
     def _as_matrix(self, gradient: Tensor) -> Tensor:
-        return gradient.detach().to(self._left.dtype).reshape(self._left.shape[0], -1)
+        shape = self.rows[0], self.columns.numel()
+        return gradient.detach().to(self._left.dtype).reshape(shape)
 
 
-def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1)
+class Probes:
+    """All parameters' directions, drawn together.
+
+    Args:
+        parameters: by name.
+        seed: of all draws.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
+        self._seed, self._draws = seed, 0
+        places = {name: (p.device, compute_dtype(p)) for name, p in parameters.items()}
+        self._numbers = {
+            place: self._row_pair(place, [n for n, at in places.items() if at == place], generator)
+            for place in dict.fromkeys(places.values())
+        }
+        self._places = places
+
+    def __getitem__(self, name: str) -> Probe:
+        return self._probes[name]
+
+    def draw(self) -> None:
+        """Draws all directions anew."""
+        self._draws += 1
+        draw = random.Random(self._seed * 1_000_003 + self._draws)
+        for name, probe in self._probes.items():
+            lefts, rights = self._numbers[self._places[name]]
+            probe.point(
+                _window(lefts, draw.randrange(PLACES), probe.rows),
+                _window(rights, draw.randrange(PLACES), probe.columns),
+            )
+
+    def _row_pair(
+        self, place: tuple[torch.device, torch.dtype], names: list[str], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Two rows of numbers, long enough for each of these parameters at any place."""
+        device, dtype = place
+        lengths = (
+            max(self._probes[name].rows.numel() for name in names),
+            max(self._probes[name].columns.numel() for name in names),
+        )
+        left, right = (
+            torch.randn(PLACES + n, generator=generator).to(device, dtype) for n in lengths
+        )
+        return left, right
+
+
+def _window(numbers: Tensor, begin: int, shape: torch.Size) -> Tensor:
+    return numbers[begin : begin + shape.numel()].view(shape)
 
 
 def coarseness(factor: Factor) -> float:

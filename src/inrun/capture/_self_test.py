@@ -1,151 +1,150 @@
-"""Before the first step: where samples lie in every operation, and whether shares sum up.
+"""Before the first step: what enters the model beside its data, and whether shares sum up.
 
-Both are measured on a few rows of the validation batch, on the side, in evaluation mode.
+One pass over a few rows of the validation batch, on the side, in evaluation mode.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inrun.capture._capture import Capture
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._layouts import (
-    Constant,
-    Key,
-    MeasuredLayouts,
-    RecordingLayouts,
-    Verdict,
-    judge,
-)
+from inrun.capture._opaque import opaque_calls
 from inrun.capture._uncompiled import uncompiled
 from inrun.capture._uses import Use
-from inrun.errors import InRunError, InRunWarning
+from inrun.errors import InRunError
+from inrun.operations import replace
+from inrun.owners import ownership
 from inrun.utility import (
     Utility,
-    differing_row,
     gradients_of,
     loss_of,
     row_count,
     take_rows,
+    tensors_of,
     undisturbed,
 )
 
 ROWS = 3
 
-Recorded = list[tuple[Key, Tensor]]
 
+def self_test(capture: Capture, model: nn.Module, utility: Utility, *, sums: bool = True) -> None:
+    """Learns what enters a validation pass, and checks the invariant on its gradient.
 
-def self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
-    """Measures layouts into `capture.layouts` and checks the invariant on validation rows.
-
-    Warns (`InRunWarning`) where the validation batch cannot be cut into rows: sample axes are then
-    taken from shapes.
+    Args:
+        capture: of the trained parameters.
+        model: the model.
+        utility: its validation batches.
+        sums: whether the invariant is checked.
 
     Raises:
         InvariantError: shares do not sum to the gradient.
-        NeverPossibleError: the model mixes samples.
-        ReplaceLayerError: a layer that mixes samples is in use.
+        ReplaceLayerError: a layer whose gradients cannot be divided is in use.
     """
-    with uncompiled(capture.compiled):
-        _self_test(capture, model, utility)
-
-
-def _self_test(capture: Capture, model: nn.Module, utility: Utility) -> None:
     axis = utility.rows_axis
-    target, batch = max(utility.batches.items(), key=lambda item: row_count(item[1], axis) or 0)
+    with uncompiled(capture.compiled):
+        for target, whole in utility.batches.items():
+            batch = _few_rows(capture, model, utility, target, whole)
+            capture.inputs.lies(axis, _axes(model, utility, target, whole))
+            _learn(capture, model, utility, target, [*tensors_of(batch), *tensors_of(whole)], batch)
+            if sums:
+                _check_sums(capture, model, utility, target, batch)
+            return
+
+
+def _few_rows(
+    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object
+) -> object:
+    """A few rows of the batch, or all of it where loss_fn takes no fewer."""
+    axis = utility.rows_axis
     rows = row_count(batch, axis)
     if capture.sharded:
         counts = capture.processes.gathered(rows)
         rows = None if None in counts else min(counts)
-    if rows is None or rows < 2:
-        _warn_assumed("its tensors do not share an axis of two rows or more")
-        _check_sums(capture, model, utility, target, batch, 1)
-        return
-    count = min(ROWS, rows)
+    if rows is None or rows <= ROWS:
+        return batch
+    few = take_rows(batch, range(ROWS), axis)
     try:
-        verdicts = _measure(capture, model, utility, target, batch, count)
-        _check_sums(
-            capture, model, utility, target, take_rows(batch, range(count), axis), count, verdicts
-        )
+        with undisturbed(model), torch.no_grad():
+            loss_of(utility, model, target, few)
     except InRunError:
         raise
-    except Exception as error:  # loss_fn is the user's: it may not take fewer rows
-        _warn_assumed(f"loss_fn failed on {count} rows of it ({type(error).__name__}: {error})")
-        _check_sums(capture, model, utility, target, batch, 1)
-        return
-    capture.layouts.learn(verdicts)
+    except Exception:  # loss_fn is the user's
+        return batch
+    return few
 
 
-def _warn_assumed(why: str) -> None:
-    warnings.warn(
-        f"The validation batch cannot be used to find each operation's sample axis: {why}. The "
-        "axis is taken from shapes: axis 0, or 1 where only that fits. If the model puts samples "
-        "elsewhere, values go to the wrong samples.",
-        InRunWarning,
-        stacklevel=4,
-    )
+def _learn(
+    capture: Capture, model: nn.Module, utility: Utility, target: str, own: Sequence[Tensor],
+    batch: object,
+) -> None:  # fmt: skip
+    mode = capture.mode(ownership(1))
+    mode.owners.entered = []
+    with (
+        undisturbed(model),
+        capture.inputs.watched(mode.owners, learning=True),
+        torch.no_grad(),
+        opaque_calls(mode.opaque),
+        mode,
+    ):
+        loss_of(utility, model, target, batch)
+    capture.inputs.learn(own, mode.owners.entered)
 
 
-def _measure(
-    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object, count: int
-) -> dict[Key, Verdict]:
-    """Three runs, repeated while they find more outputs that are the same for all samples."""
-    axis = utility.rows_axis
-    other = differing_row(batch, count, axis)
-    whole, exchanged = list(range(count)), [*range(count - 1), other]
-    known: dict[Key, Verdict] = {}
-    while True:
-        record = _recorder(capture, model, utility, target, known)
-        verdicts = judge(
-            record(take_rows(batch, whole, axis)),
-            record(take_rows(batch, exchanged, axis)),
-            record(take_rows(batch, whole[:-1], axis)),
-            count,
-        )
-        constants = {key for key, verdict in verdicts.items() if isinstance(verdict, Constant)}
-        nothing_new = constants <= {key for key in known if isinstance(known[key], Constant)}
-        if capture.sharded:  # a pass is every process's: they end together
-            (nothing_new,) = capture.processes.all([nothing_new])
-        if nothing_new:
-            return {**known, **verdicts}
-        known |= {key: verdicts[key] for key in constants}
+def _axes(
+    model: nn.Module, utility: Utility, target: str, batch: Any
+) -> dict[tuple[int, bool], int]:
+    """Where the batch lies, by number of axes and kind of numbers, where not all in one axis.
 
+    Sequence-first models have it in the second axis of their data and in the first of their labels.
+    One length that all tensors have says so if the loss agrees: of some rows it must be the mean,
+    or the sum, of theirs.
+    """
+    tensors = tensors_of(batch)
+    if len(tensors) < 2 or row_count(batch, utility.rows_axis) is not None:
+        return {}
+    common = set.intersection(*[set(t.shape) for t in tensors])
+    if len(common) != 1 or (size := common.pop()) < ROWS:
+        return {}
+    places = {id(t): [i for i, n in enumerate(t.shape) if n == size] for t in tensors}
+    if any(len(axes) != 1 for axes in places.values()):
+        return {}
 
-def _recorder(
-    capture: Capture,
-    model: nn.Module,
-    utility: Utility,
-    target: str,
-    known: dict[Key, Verdict],
-) -> Callable[[object], Recorded]:
-    def record(batch: object) -> Recorded:
-        layouts = RecordingLayouts(known)
-        with undisturbed(model), capture.mode(1, layouts):
-            loss_of(utility, model, target, batch)
-        return layouts.outputs
+    def loss(rows: list[int]) -> float:
+        index = torch.tensor(rows)
 
-    return record
+        def few(t: Tensor) -> Tensor:
+            return t.index_select(places[id(t)][0], index.to(t.device)) if id(t) in places else t
+
+        with undisturbed(model), torch.no_grad():
+            return float(loss_of(utility, model, target, replace(batch, few)))
+
+    try:
+        together, each = loss(list(range(ROWS))), [loss([row]) for row in range(ROWS)]
+    except InRunError:
+        raise
+    except Exception:  # loss_fn is the user's: rows do not lie there
+        return {}
+    total = sum(each)
+    close = 1e-3 * sum(abs(x) for x in each)
+    if min(abs(together - total), abs(together - total / ROWS)) > close:
+        return {}
+    return {(t.ndim, t.is_floating_point()): places[id(t)][0] for t in tensors}
 
 
 def _check_sums(
-    capture: Capture,
-    model: nn.Module,
-    utility: Utility,
-    target: str,
-    batch: object,
-    samples: int,
-    verdicts: dict[Key, Verdict] | None = None,
+    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object
 ) -> None:
-    """The invariant for the gradient of the validation loss on these rows."""
+    """The invariant for the gradient of the validation loss, all rows taken for one sample."""
     check = GradientCheck(capture.trained, processes=capture.processes if capture.sharded else None)
     parameters = list(capture.trained.values())
     with undisturbed(model):
-        layouts = MeasuredLayouts(verdicts)
-        mode = capture.mode(samples, layouts)
+        mode = capture.mode(ownership(1))
+        mode.owners.entries.everything = True
 
         def add(use: Use) -> None:
             for name, how, factor in use.factors():
@@ -155,7 +154,7 @@ def _check_sums(
 
         if capture.sharded:  # weights, which a rule may need, are whole in the backward pass alone
             mode.when_complete = torch.no_grad()(add)
-        with mode:
+        with opaque_calls(mode.opaque), mode:
             loss = loss_of(utility, model, target, batch)
         gradients = gradients_of(loss, model, parameters)
         reached = [use for use in mode.uses if use.reached]
@@ -164,6 +163,7 @@ def _check_sums(
                 add(use)
     low_precision = any(use.low_precision for use in reached)
     found: dict[str, Tensor | None] = dict(zip(capture.trained, gradients, strict=True))
-    check.end_block(found, low_precision, mode.skipped)
+    missed = mode.skipped
+    check.exclude(missed)
+    check.end_block(found, low_precision, missed)
     check.conclude()
-    capture.coverage.unmeasured_axes |= layouts.assumed

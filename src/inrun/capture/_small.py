@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from inrun.capture._probe import Probe
+from inrun.capture._probe import Probe, Probes
 from inrun.factors import Dense, Factor
 from inrun.shards import is_sharded
 
@@ -23,7 +23,7 @@ def is_small(parameter: Tensor, factor: Factor | None = None) -> bool:
     return plain and (factor is None or type(factor) is Dense)
 
 
-def of_gradients(probes: Mapping[str, Probe], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def of_gradients(probes: Probes, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """<r, gradient> and the gradient's norm, (2,) float64, of each small one."""
     found: dict[str, Tensor] = {}
     alike: dict[object, list[str]] = {}
@@ -43,7 +43,7 @@ def of_gradients(probes: Mapping[str, Probe], gradients: Mapping[str, Tensor]) -
 
 
 def of_shares(
-    probes: Mapping[str, Probe], factors: Sequence[tuple[str, Factor]]
+    probes: Probes, factors: Sequence[tuple[str, Factor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The sums of <r, share_b> and of their sizes, of each small parameter's dense shares."""
     found: dict[str, tuple[Tensor, Tensor]] = {}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import Dense, Derived, Factor
-from inrun.operations import outputs_of, replace
+from inrun.operations import RandomState, outputs_of, repeated, replace
 
 _CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
 _LINEAR = _CASTS | {
@@ -52,9 +52,10 @@ class DerivedTensor:
         kwargs: Mapping[str, Any],
         sources: Mapping[int, Source],
         output: int,
+        random: RandomState | None = None,
     ):
         self._function, self._args, self._kwargs = function, args, kwargs
-        self._sources, self._output = sources, output
+        self._sources, self._output, self._random = sources, output, random
         self.roots: tuple[Root, ...] = tuple(
             {root.name: root for source in sources.values() for root in source.roots}.values()
         )
@@ -83,7 +84,8 @@ class DerivedTensor:
             return t if source is None else value_of(source)
 
         args, kwargs = replace(list(self._args), swap), replace(dict(self._kwargs), swap)
-        return outputs_of(self._function(*args, **kwargs))[self._output]
+        with repeated(self._random):  # a mask that is drawn on a weight is drawn once
+            return outputs_of(self._function(*args, **kwargs))[self._output]
 
     def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
         """(parameter's name, its shares) for each parameter behind this tensor."""

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture._capture import Block, Capture
-from inrun.capture._layouts import MeasuredLayouts
 from inrun.capture._mode import CaptureMode
 from inrun.capture._processes import Processes
 from inrun.capture._turns import Turns
@@ -38,10 +37,9 @@ class Stream(Capture):
         self,
         model: nn.Module,
         trained: Mapping[str, Tensor],
-        layouts: MeasuredLayouts,
         processes: Processes | None = None,
     ):
-        super().__init__(model, trained, layouts, processes)
+        super().__init__(model, trained, processes)
         self._turns = Turns(trained, self.processes)
 
     @contextmanager
@@ -67,16 +65,19 @@ class Stream(Capture):
                 handle.remove()
 
     def _contract_reached(self, block: Block, mode: CaptureMode, name: str) -> None:
-        factors: list[Factor] = []
+        factors: list[tuple[str, Factor]] = []
         for use in mode.uses:
             if use.reached and name in use.pending:
-                for _, how, factor in use.factors(only=name):
-                    self._register(name, how, factor)
-                    factors.append(factor)
+                if not self._untold(use, mode):
+                    factors += [(how, factor) for _, how, factor in use.factors(only=name)]
                 use.pending.discard(name)
                 if not use.pending:
                     use.release()
-        for values in self.contract(name, factors):
+        if name in mode.skipped:  # a gap as a whole
+            factors = []
+        for how, factor in factors:
+            self._register(name, how, factor)
+        for values in self.contract(name, [factor for _, factor in factors]):
             block.values_BK = values if block.values_BK is None else block.values_BK + values
 
     def _collect(self, block: Block, mode: CaptureMode) -> None:

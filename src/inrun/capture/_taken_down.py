@@ -22,13 +22,21 @@ class Measured(NamedTuple):
 
 
 class Summed(NamedTuple):
-    """Shares along the random direction: their sum, and the sum of their sizes."""
+    """Along the random direction: the sum of shares, and the sum of their sizes.
+
+    What belongs to no sample is in both; `owned` is 0 where there is nothing else.
+    """
 
     total: float
     size: float
+    owned: float = 1.0
+
+    def __add__(self, other: object) -> Summed:
+        assert isinstance(other, Summed)
+        return Summed(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-NOTHING = Summed(0.0, 0.0)
+NOTHING = Summed(0.0, 0.0, 0.0)
 
 
 class Rows(NamedTuple):
@@ -43,7 +51,10 @@ class Rows(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A block that was not compared yet: its shares' sums, gradients, and names with shares."""
+    """A block that was not compared yet: its shares' sums, gradients, and names with shares.
+
+    `unowned`: its gradient belongs to no sample.
+    """
 
     sums: Rows
     gradients: Rows
@@ -51,8 +62,11 @@ class Ended(NamedTuple):
     low_precision: bool
     skipped: Mapping[str, str]
     reduced: bool
+    versions: Mapping[str, tuple[int, int]]
+    unowned: bool = False
 
-
-def summed(rows: Rows) -> dict[str, Summed]:
-    """Shares' sums, by parameter name."""
-    return {name: Summed(*row) for name, row in rows.read().items()}
+    def summed(self) -> dict[str, Summed]:
+        """Shares' sums, by parameter name."""
+        owned = 0.0 if self.unowned else 1.0
+        rows = self.sums.read()
+        return {name: Summed(total, size, owned) for name, (total, size) in rows.items()}

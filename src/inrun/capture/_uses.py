@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,17 +11,33 @@ from torch import Tensor
 
 from inrun.capture._sources import Source
 from inrun.errors import NotSupportedError
-from inrun.factors import Factor
+from inrun.factors import Factor, by_owner
 from inrun.operations import (
     Call,
     Layout,
     RandomState,
+    Rule,
+    Slots,
     fallback,
     find,
     outputs_of,
     repeated,
     replace,
 )
+
+
+@dataclass
+class Missed:
+    """A use whose shares cannot be told: of which parameters, why, and whether it mattered.
+
+    `term`: a term of parameters alone, added to the loss: its gradient is of no sample, and the
+    invariant will say so.
+    """
+
+    names: tuple[str, ...]
+    reason: str
+    reached: bool
+    term: bool = False
 
 
 class Use:
@@ -32,10 +49,12 @@ class Use:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         sources: Mapping[int, Source],
-        layouts: Sequence[Layout | None],
+        layouts: Sequence[Layout | Slots | None],
         samples: int,
         random: RandomState | None,
+        owners: str = "followed",
     ):
+        self.owners = owners  # how it is known whose slots are whose
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
         # detached, or every held input would keep the whole graph behind it alive
@@ -88,19 +107,44 @@ class Use:
         self._args, self._kwargs = (), {}
         self._gradients = []
 
+    @property
+    def strays(self) -> bool:
+        """Whether slots of no sample carry gradient."""
+        return any(
+            isinstance(layout, Slots) and gradient is not None and layout.strays(gradient)
+            for gradient, layout in zip(self._gradients, self._layouts, strict=True)
+        )
+
     def _shares_of(self, tensor_id: int) -> Factor:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
         operation = find(self.name)
-        if operation is not None and operation.rule is not None and len(self._gradients) == 1:
+        if operation is not None and len(self._gradients) == 1 and not self._is_complex:
             arguments = operation.bind(self._args, self._kwargs)
             gradient, layout = self._gradients[0], self._layouts[0]
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
             if len(named) == 1 and gradient is not None and layout is not None:
-                call = Call(self.name, arguments, gradient, layout, self.samples)
-                factor = operation.rule(call, named[0])
+                factor = self._by_rule(operation.rule, arguments, named[0], gradient, layout)
                 if factor is not None:
                     return factor
         return self._fallback(tensor_id)
+
+    @property
+    def _is_complex(self) -> bool:
+        """Whether conjugates are in it, which rules do not know and the fallback does."""
+        held = [g for g in self._gradients if g is not None]
+        return any(t.is_complex() for t in (*held, *outputs_of([list(self._args)])))
+
+    def _by_rule(
+        self, rule: Rule, arguments: Mapping[str, Any], name: str, gradient: Tensor,
+        layout: Layout | Slots,
+    ) -> Factor | None:  # fmt: skip
+        if not isinstance(layout, Slots):
+            return rule(Call(self.name, arguments, gradient, layout, self.samples), name)
+        if gradient.ndim - 1 in layout.axes:  # features that belong to several samples
+            return None
+        owner_P = layout.owners(gradient.device)
+        slots = rule(Call(self.name, arguments, gradient, layout, len(owner_P)), name)
+        return None if slots is None else by_owner(slots, owner_P, self.samples)
 
     def _fallback(self, tensor_id: int) -> Factor:
         (tensor,) = {

@@ -43,7 +43,7 @@ def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> Non
     for line in _books(run, training.config, outcome.steps):
         console.print(line, soft_wrap=True, highlight=False)
     if doubted:
-        console.print(_doubtful(folder))
+        console.print(_doubtful(run))
     if (folder / "plan.json").exists():
         console.print(read_comparison(folder))
     console.print(
@@ -57,21 +57,20 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     """What the books say, by what kind of run it was."""
     import numpy as np
 
-    from inrun.ledger import relative_error, residual_shares
+    from inrun.ledger import known_residual_shares, relative_error
 
     ledger = run.ledger()
     if not ledger.num_rows:
         return [f"None of the {steps} steps was drawn to be scored: there are no values."]
+    shares = known_residual_shares(ledger)
     if config.next_batch:
         said = ["Books: each step was judged by the next batch, so the residual is not known."]
+    elif not shares.size:
+        why = next((note for note in ledger["note"].to_pylist() if note), "no loss was measured")
+        said = [f"Books: the residual is not known: {why}."]
     else:
-        share = np.median(residual_shares(ledger))
-        parts = (
-            ", the difference between the parts of the validation rows among it"
-            if config.rotating > 1
-            else ""
-        )
-        said = [f"Books: a step's residual is {share:.2%} of its entries in the median{parts}."]
+        share = np.median(shares)
+        said = [f"Books: a step's residual is {share:.2%} of its entries in the median."]
     if run.extra == "standard_error":
         values = run.values()
         error = relative_error(values["value"].to_numpy(), values["standard_error"].to_numpy() ** 2)
@@ -89,13 +88,12 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     return said
 
 
-def _doubtful(folder: Path, rows: int = 5) -> Any:
+def _doubtful(run: Any, rows: int = 5) -> Any:
     """The labels that look most wrong."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
     from rich.table import Table
 
-    samples = pq.read_table(folder / "samples.parquet").sort_by([("label_doubt", "descending")])
+    samples = run.samples().sort_by([("label_doubt", "descending")])
     table = Table(title="Labels to look at first", title_justify="left")
     for name in ("sample", "labelled", "rather", "doubt", "content"):
         table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))
@@ -103,7 +101,7 @@ def _doubtful(folder: Path, rows: int = 5) -> Any:
     for row in seen.slice(0, rows).to_pylist():
         content = row.get("text") or row.get("file") or ""
         table.add_row(
-            str(row["sample_id"]), row["label"], row["suggested_label"],
-            f"{row['label_doubt']:.3f}", str(content)[:60].replace("[", r"\["),
+            plain(row["sample_id"]), plain(row["label"]), plain(row["suggested_label"]),
+            f"{row['label_doubt']:.3f}", plain(str(content)[:60]),
         )  # fmt: skip
     return table

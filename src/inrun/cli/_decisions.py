@@ -10,8 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import inrun
-from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
-from inrun.cli._terminal import plain
+from inrun.cli._options import (
+    IdColumn,
+    PicturesFolder,
+    RunFolder,
+    SamplesFile,
+    TextColumn,
+    samples_of,
+)
+from inrun.cli._terminal import plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
@@ -24,15 +31,16 @@ def report(
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
     text_column: TextColumn = None,
+    pictures: PicturesFolder = None,
 ) -> None:
     """Write a run's report: one HTML file, opened offline, with words, charts and the samples."""
     from inrun.report import write_report
 
     stored = inrun.load(run)
-    told = samples_of(stored, samples, id_column, text_column)
+    told = samples_of(stored, samples, id_column, text_column, pictures)
     path = out or run / "report.html"
     write_report(stored, path, samples=told)
-    console = Console()
+    console = terminal()
     if told is None:
         console.print(
             "The run was not told what its samples are, so the page shows ids. Pass --samples FILE."
@@ -117,7 +125,7 @@ def rollup(
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
     found = inrun.rollup(stored, by, samples=told, duplicates=duplicates)
-    console = Console()
+    console = terminal()
     _print_rollup(console, found)
     if out is not None:
         write_table(out, found.table)
@@ -141,10 +149,10 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             f"{row['harmful']:.0%}",
             f"{row['duplicated']:,}",
         )
-    for name, value in found.books.items():
+    for name in found.books:
         if name not in ("samples", "fall"):
-            table.add_row(name.replace("_", " "), "", f"{value:+.4g}", "", "", "", "")
-    table.add_row("fall of the loss", "", f"{found.books['fall']:+.4g}", "", "", "", "")
+            table.add_row(name.replace("_", " "), "", found.booked(name), "", "", "", "")
+    table.add_row("fall of the loss", "", found.booked("fall"), "", "", "", "")
     console.print(table)
     for note in found.notes():
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)

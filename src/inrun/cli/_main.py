@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import inrun
 from inrun.cli import _decisions, _trace, _train
-from inrun.cli._terminal import plain
+from inrun.cli._terminal import plain, terminal
 from inrun.errors import InRunError
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they hold the data
     help="What each training sample did to a PyTorch model, while it trains.",
 )
 
@@ -42,7 +44,7 @@ def demo(
     """Find the wrong labels among handwritten digits: about a minute, ends with a report."""
     from inrun.demo import run_demo
 
-    run_demo(out, seed=seed, seeds=seeds)
+    run_demo(out, seed=seed, seeds=seeds, console=terminal())
 
 
 @app.command()
@@ -53,13 +55,16 @@ def audit(
     from inrun.truth import report
 
     checks = inrun.load(run).audit()
-    console = Console()
+    console = terminal()
     table = Table("step", "estimator", "groups", "R", "sum ratio", "error", "residual")
     for check in checks.to_pylist():
         numbers = [f"{check['pearson']:.4f}", f"{check['sum_ratio']:.3f}"]
-        shares = [f"{check[name]:.2%}" for name in ("relative_error", "residual")]
+        shares = [
+            f"{check[name]:.2%}" if check[name] == check[name] else "not known"  # NaN
+            for name in ("relative_error", "residual")
+        ]
         table.add_row(
-            str(check["step"]), check["estimator"], str(check["players"]), *numbers, *shares
+            str(check["step"]), plain(check["estimator"]), str(check["players"]), *numbers, *shares
         )
     console.print(table)
     console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
@@ -73,10 +78,21 @@ for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trac
 
 def main() -> None:
     """Runs the command; the library's own errors are one readable line, with exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except InRunError as error:
-        Console(stderr=True).print(
+        terminal(stderr=True).print(
             f"[bold red]inrun:[/bold red] {plain(error)}", highlight=False, soft_wrap=True
         )
         sys.exit(2)
+    except Exception:  # a fault of the library's; what it says may quote the data too
+        terminal(stderr=True).print(traceback.format_exc(), highlight=False, markup=False)
+        sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a line on the terminal, like everything else."""
+    terminal(stderr=True).print(
+        f"[bold yellow]inrun:[/bold yellow] {plain(message)}", highlight=False, soft_wrap=True
+    )

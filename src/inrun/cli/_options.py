@@ -26,12 +26,27 @@ TextColumn = Annotated[
 ]
 
 
+PicturesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where files lie that the file's column 'image' names; others are not read. Default: "
+        "the file's own folder."
+    ),
+]
+
+
 def samples_of(
-    run: Run, file: Path | None, id_column: str, text_column: str | None = None
+    run: Run,
+    file: Path | None,
+    id_column: str,
+    text_column: str | None = None,
+    pictures: Path | None = None,
 ) -> pa.Table | None:
     """The samples that the command line named, or those that the run was told of."""
     if file is None:
         if text_column is not None or id_column != "sample_id":
             raise MisuseError("--id-column and --text-column say how --samples FILE is read.")
         return run.samples()
-    return read_samples(file, id_column=id_column, id_type=run.id_type, text_column=text_column)
+    return read_samples(
+        file, id_column=id_column, id_type=run.id_type, text_column=text_column, pictures=pictures
+    )

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import plain
+from inrun.cli._terminal import plain, terminal
 from inrun.ledger import Run
 from inrun.uses import (
     ARMS,
@@ -51,7 +51,7 @@ class Trainings(NamedTuple):
 
 def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> None:
     """Prints the list, checks it where asked, and writes what is kept unless the check says no."""
-    console = Console()
+    console = terminal()
     if place.out is not None:
         check_place(place.out)
     train = _training(stored, trainings.entry) if trainings.check else None
@@ -79,9 +79,9 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
 
 def _print_list(console: Console, pruning: Pruning) -> None:
     every, dropped = pruning.table.num_rows, pruning.table.filter(pruning.table["dropped"])
-    balance = f", balanced over {pruning.balanced}" if pruning.balanced else ""
+    balance = f", balanced over {plain(pruning.balanced)}" if pruning.balanced else ""
     console.print(
-        f"{dropped.num_rows:,} of {every:,} samples to leave out, by {pruning.by}{balance}.",
+        f"{dropped.num_rows:,} of {every:,} samples to leave out, by {plain(pruning.by)}{balance}.",
         soft_wrap=True,
     )
     if pruning.perhaps_harmless is None:
@@ -143,4 +143,4 @@ def _print_check(console: Console, found: Check) -> None:
     console.print(table)
     for arm in ARMS[::2]:
         console.print(f"pruned - {arm}: {found.gain(arm):+.4f}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]{found.verdict}[/bold]", soft_wrap=True)
+    console.print(f"[bold]{plain(found.verdict)}[/bold]", soft_wrap=True)

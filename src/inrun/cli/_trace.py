@@ -14,7 +14,7 @@ from rich.text import Text
 import inrun
 from inrun.cli._entry import entry as load_entry
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn
-from inrun.cli._terminal import plain, printable
+from inrun.cli._terminal import plain, printable, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
@@ -83,14 +83,14 @@ def trace(
         id_type = "string" if isinstance(first, str) else "int64"
     told = _samples(run, samples, id_column, id_type, text_column)
     shown = _shown(found, told, tokens, top)
-    _print(Console(), found, queries, shown)
+    _print(terminal(), found, queries, shown)
     if out is not None:
         write_table(out, found.table)
     if page is not None:
         from inrun.report import write_trace
 
         write_trace(found, queries, shown, page)
-        Console().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
+        terminal().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
 
 
 def _replayable(run: Path, entry: str | None) -> Replayable:
@@ -174,7 +174,7 @@ def _print(
             )
             console.print(_text(row))
     console.print(
-        f"\nBy {found.method}{', standardised within steps' if found.standardised else ''}; "
+        f"\nBy {plain(found.method)}{', standardised within steps' if found.standardised else ''}; "
         "positive: took that much off the query's loss. Shares are of all that lowered it.",
         highlight=False,
         soft_wrap=True,

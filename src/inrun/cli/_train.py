@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from inrun.cli._concluded import conclude, introduce
-from inrun.cli._terminal import plain
+from inrun.cli._terminal import plain, terminal
 
 DATA = (
     "Training rows: a CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of images, "
@@ -92,6 +91,10 @@ Every = Annotated[float | None, typer.Option(help="Seconds between checkpoints. 
 Skip = Annotated[
     bool | None, typer.Option("--skip-bad-rows", help="Leave them out instead of stopping.")
 ]
+Pictures = Annotated[
+    str | None,
+    typer.Option(help="Where files lie that rows name. Default: the data's own folder alone."),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="Do as this config.json says; other options go before it."),
@@ -110,6 +113,7 @@ SHARED: dict[str, Any] = {
     "contraction": Contraction, "payout": Payout, "payout_to": PayoutTo, "every": Scored,
     "max_overhead": Overhead, "rotating": Rotating, "next_batch": NextBatch,
     "keep_tokens": Tokens, "record": Record, "save_every": Every, "skip_bad_rows": Skip,
+    "pictures": Pictures,
 }  # fmt: skip
 """What `train` and `plan` both take; None where it was not given."""
 FIRST = 4  # of them stand before the verb's own options in its help
@@ -159,7 +163,7 @@ def train(
         run_training,
     )
 
-    console = Console()
+    console = terminal()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
     setting.demand_place()
@@ -168,7 +172,7 @@ def train(
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
-        console.print(f"\nStopped {cut}.")
+        console.print(f"\nStopped {plain(cut)}.")
         if (folder / CHECKPOINT).exists():
             console.print(f"Go on with: inrun train --resume {plain(folder)}")
         sys.exit(130)
@@ -190,7 +194,7 @@ def plan(
     """
     from inrun.training import Training, plan_training, read_comparison
 
-    console = Console()
+    console = terminal()
     if out is not None and (out / "measured.json").exists():
         console.print(read_comparison(out))
         return
@@ -210,7 +214,7 @@ def _setting(options: dict[str, Any]) -> Any:
 
     file = options.pop("config")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in ("model", "data", "validation", "test", "tokenizer", "payout_to"):
+    for name in ("model", "data", "validation", "test", "tokenizer", "payout_to", "pictures"):
         if name == "payout_to" and given.get(name) == "cpu":
             continue  # a device, even where a folder is called so
         if name in given and Path(given[name]).exists():  # found again from any folder

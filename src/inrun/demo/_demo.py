@@ -16,7 +16,7 @@ from inrun.demo._experiment import Tick, Trained, train
 from inrun.demo._findings import BEST, DROPPED_SHARE, Findings, findings, retrained
 from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
-from inrun.ledger import load, residual_shares
+from inrun.ledger import known_residual_shares, load
 from inrun.report import charts
 
 
@@ -87,7 +87,7 @@ def _print_summary(
     found: Findings,
     retraining: dict[str, list[float]],
 ) -> None:
-    shares = residual_shares(trained.ledger)
+    shares = known_residual_shares(trained.ledger)
     console.print(
         f"\n[bold]Wrong labels[/bold]  inrun.label_doubts finds them with AUC "
         f"{found.auc[BEST]:.3f} and names the true label of {found.right_suggestions:.0%}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import Trained
 from inrun.demo._findings import BALANCED, BEST, DROPPED_SHARE, LOSS, Findings
-from inrun.ledger import Run, residual_shares
+from inrun.ledger import Run, known_residual_shares
 from inrun.report import Figure, Paragraph, Section, Table, Told, charts, write_report
 
 SHOWN = 24
@@ -70,7 +70,7 @@ def _figures(trained: Trained, found: Findings, retraining: dict[str, list[float
     gain = np.mean(retraining[f"without the worst by {BEST}"]) - np.mean(
         retraining["without random ones (control)"]
     )
-    unexplained = float(np.median(residual_shares(trained.ledger)))
+    unexplained = float(np.median(known_residual_shares(trained.ledger)))
     return [
         Figure(f"{found.auc[BEST]:.3f}", "AUC of the label doubts for wrong labels"),
         Figure(f"{found.right_suggestions:.0%}", "of wrong labels: the true one is suggested"),

@@ -1,7 +1,7 @@
 """Gradient shares as algebra: held as factors, contracted with directions, rarely built.
 
-`Outer` (matrices), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule) and
-`Derived` (a parameter used through a linear map of it). No module and no hook is known here.
+`Outer` (matrices), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule),
+`Derived` (a parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No module and no hook is known here.
 """
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
@@ -12,6 +12,7 @@ from inrun.factors._factor import Factor, compute_dtype
 from inrun.factors._indexed import Indexed
 from inrun.factors._low_rank import LowRank, factorize
 from inrun.factors._outer import Outer
+from inrun.factors._owned import Owned, by_owner
 
 __all__ = [
     "Contraction",
@@ -25,6 +26,8 @@ __all__ = [
     "LowRank",
     "LowRankContraction",
     "Outer",
+    "Owned",
+    "by_owner",
     "compute_dtype",
     "factorize",
 ]

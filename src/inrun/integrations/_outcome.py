@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from inrun.attribution import Attribution
 from inrun.errors import StoreError
 from inrun.integrations._trackers import Tracker, worst
-from inrun.ledger import read_state, write_state
+from inrun.ledger import ENTRIES, read_state, write_state
 
 STATE = "inrun.safetensors"
 VALUES = "inrun-values.parquet"
@@ -27,7 +27,7 @@ def scalars(attribution: Attribution) -> dict[str, float]:
     row = attribution.latest
     if not row:
         return {}
-    names = ("closing_loss", "samples", "momentum", "weight_decay", "residual")
+    names = ("closing_loss", *ENTRIES, "residual")
     numbers = {f"inrun/{name}": float(row[name]) for name in names}
     numbers |= {
         "inrun/residual_share": attribution.residual_share,

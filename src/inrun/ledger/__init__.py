@@ -1,49 +1,72 @@
 """The books, the totals a sample, and the run on disk."""
 
 from inrun.ledger._books import (
+    ENTRIES,
     LEDGER,
+    NEXT_BATCH,
+    NO_PASS,
+    OTHER_ROWS,
     TOTAL,
     Entries,
     balance,
+    in_present_columns,
+    known_residual_shares,
     ledger_rows,
     residual_shares,
     totals,
 )
 from inrun.ledger._doubt import relative_error
+from inrun.ledger._files import Seal, read_table, store_path, write_table
+from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._sample_file import read_samples
-from inrun.ledger._samples import samples_table
+from inrun.ledger._samples import opened_picture, samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
-from inrun.ledger._tally import Extra, Ids, Tally, normalised, target_columns
-from inrun.ledger._tokens import TokenFolder, read_tokens
+from inrun.ledger._tally import Tally
+from inrun.ledger._tokens import TokenFolder, read_tokens, token_parts
+from inrun.ledger._visits import Extra, Ids, normalised, target_columns
 
 __all__ = [
+    "ENTRIES",
     "LEDGER",
+    "NEXT_BATCH",
+    "NO_PASS",
+    "OTHER_ROWS",
     "TOTAL",
     "Entries",
     "Extra",
     "Ids",
+    "Lock",
     "Run",
     "RunFolder",
+    "Seal",
     "Tally",
     "TokenFolder",
     "as_table",
     "as_tensor",
     "balance",
     "books_of",
+    "in_present_columns",
+    "known_residual_shares",
     "ledger_rows",
     "load",
+    "machine",
     "normalised",
+    "opened_picture",
     "read_samples",
     "read_state",
+    "read_table",
     "read_tokens",
     "relative_error",
     "residual_shares",
     "samples_table",
     "seal",
+    "store_path",
     "target_columns",
+    "token_parts",
     "totals",
     "unseal",
     "write_state",
+    "write_table",
 ]

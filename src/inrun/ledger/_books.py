@@ -1,10 +1,14 @@
 """The books: where a step's change of the validation loss came from.
 
-    opening loss - closing loss = samples + momentum + weight decay + residual
+    opening loss - closing loss
+        = samples + momentum + weight decay + unattributed + other + residual
 
-All entries are in units of the validation loss, positive where they lowered it. The residual is
-what the method does not account for; it is judged against the size of the entries, because a step's
-gains and losses may cancel.
+All entries are in units of the validation loss, positive where they lowered it. `unattributed` is
+what gradients did that the user declared to be of no sample; `other` is what changed the loss
+between the last step and this one's opening pass without any step: running statistics, weights that
+were edited, a second model that the loss depends on. The residual is what the method does not
+account for; it is judged against the size of the entries, because a step's gains and losses may
+cancel. Where a number is not known it is NaN, and the row's `note` says why.
 
 Under momentum a sample acts again in later steps. Where that is paid out to it, the step that it
 was in has it as `paid_out`: it is part of the samples' values and of the momentum entries of the
@@ -39,26 +43,49 @@ LEDGER = pa.schema(
         ("samples", pa.float64()),
         ("momentum", pa.float64()),
         ("weight_decay", pa.float64()),
+        ("unattributed", pa.float64()),
+        ("other", pa.float64()),
         ("residual", pa.float64()),
         ("paid_out", pa.float64()),
+        ("note", pa.string()),
     ]
 )
 
+ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
+"""What the books explain the fall of the loss by; what they leave is the residual."""
+
+NEXT_BATCH = "each step is judged by the next training batch, and no validation loss is known"
+NO_PASS = "no validation pass was run after this step (refresh)"
+OTHER_ROWS = "opening and closing loss are of different validation rows (rotating)"
+
+NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
+
+_LATER = ("unattributed", "other", "note")  # columns that older stores do not have
+
 
 class Entries(NamedTuple):
-    """One step's entries for K targets, each (K,) float64."""
+    """One step's entries for K targets, each (K,) float64; `note`: why some are not known."""
 
     opening: np.ndarray
     closing: np.ndarray
     samples: np.ndarray
     momentum: np.ndarray
     weight_decay: np.ndarray
+    unattributed: np.ndarray | float = 0.0
+    other: np.ndarray | float = 0.0
+    note: str = ""
+
+    @property
+    def explained(self) -> list[np.ndarray | float]:
+        """In the order of `ENTRIES`."""
+        return [getattr(self, name) for name in ENTRIES]
 
     @property
     def residual(self) -> np.ndarray:
         """What the entries leave of the loss's change."""
-        change = self.opening - self.closing
-        left: np.ndarray = change - self.samples - self.momentum - self.weight_decay
+        left: np.ndarray = self.opening - self.closing
+        for entry in self.explained:
+            left = left - entry
         return left
 
 
@@ -72,14 +99,13 @@ def ledger_rows(
     weight: float = 1.0,
 ) -> list[dict[str, object]]:
     """The step's rows: the weighted total, and one a target where there are several."""
-    booked = [entries.samples, entries.momentum, entries.weight_decay, entries.residual]
-    scaled = [weight * entry for entry in booked]
-    columns = np.stack([entries.opening, entries.closing, *scaled])  # (6, K)
+    scaled = [weight * entry for entry in (*entries.explained, entries.residual)]
+    columns = np.stack(np.broadcast_arrays(entries.opening, entries.closing, *scaled))  # (8, K)
     parts = [(TOTAL, columns @ np.asarray(weights))]
     if len(targets) > 1:
         parts += [(target, columns[:, k]) for k, target in enumerate(targets)]
-    names = LEDGER.names[5:]
-    about = {"estimator": estimator, "visits": visits, "weight": weight}
+    names = LEDGER.names[5:-1]
+    about = {"estimator": estimator, "visits": visits, "weight": weight, "note": entries.note}
     return [
         {"step": step, "target": target}
         | about
@@ -88,14 +114,47 @@ def ledger_rows(
     ]
 
 
+def in_present_columns(rows: pa.Table) -> pa.Table:
+    """Books that an older version stored, with the entries that it did not know as 0."""
+    missing = [name for name in _LATER if name not in rows.column_names]
+    if sorted([*rows.column_names, *missing]) != sorted(LEDGER.names):
+        return rows
+    for name in missing:
+        field = LEDGER.field(name)
+        nothing = "" if name == "note" else 0.0
+        rows = rows.append_column(field, pa.array([nothing] * rows.num_rows, field.type))
+    return _finite(rows.select(LEDGER.names))
+
+
+def _finite(rows: pa.Table) -> pa.Table:
+    """Entries that are not finite as 0, and the row's note says so; its residual is not known."""
+    entries = {name: rows[name].to_numpy() for name in (*ENTRIES, "paid_out")}
+    bad = ~np.all([np.isfinite(entry) for entry in entries.values()], axis=0)
+    if not bad.any():
+        return rows
+    columns = {name: np.where(np.isfinite(entry), entry, 0.0) for name, entry in entries.items()}
+    columns["residual"] = np.where(bad, np.nan, rows["residual"].to_numpy())
+    for name, column in columns.items():
+        place = LEDGER.get_field_index(name)
+        rows = rows.set_column(place, LEDGER.field(name), pa.array(column, from_pandas=False))
+    notes = [NOT_FINITE if b else n for b, n in zip(bad, rows["note"].to_pylist(), strict=True)]
+    return rows.set_column(LEDGER.get_field_index("note"), LEDGER.field("note"), pa.array(notes))
+
+
 def residual_shares(ledger: pa.Table) -> np.ndarray:
-    """|residual| / (|samples| + |momentum| + |weight decay|) of each row; 0 / 0 counts 0."""
-    size = sum(np.abs(ledger[name].to_numpy()) for name in ("samples", "momentum", "weight_decay"))
+    """|residual| / size of the entries of each row; 0 / 0 counts 0, NaN where it is not known."""
+    size = sum(np.abs(ledger[name].to_numpy()) for name in ENTRIES)
     residual = np.abs(ledger["residual"].to_numpy())
-    shares: np.ndarray = np.divide(
-        residual, size, out=np.zeros_like(residual), where=np.asarray(size) > 0
-    )
+    none = np.where(np.isnan(residual), np.nan, 0.0)
+    shares: np.ndarray = np.divide(residual, size, out=none, where=np.asarray(size) > 0)
     return shares
+
+
+def known_residual_shares(ledger: pa.Table) -> np.ndarray:
+    """Those of `residual_shares` that are known, of which there may be none."""
+    shares = residual_shares(ledger)
+    known: np.ndarray = shares[np.isfinite(shares)]
+    return known
 
 
 def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float]:
@@ -108,10 +167,7 @@ def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float
     Returns:
         See `Attribution.balance`.
     """
-    sums = {
-        name: float(pc.sum(ledger[name]).as_py() or 0.0)
-        for name in ("samples", "momentum", "weight_decay", "residual", "paid_out")
-    }
+    sums = _sums(ledger)
     fall = 0.0
     if ledger.num_rows:
         opening, closing = ledger["opening_loss"][0].as_py(), ledger["closing_loss"][-1].as_py()
@@ -122,8 +178,7 @@ def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float
         "paid_out": sums["paid_out"],
         "still_in_momentum": still_in_momentum,
         "before_window": sums["momentum"] - sums["paid_out"] - still_in_momentum,
-        "weight_decay": sums["weight_decay"],
-        "residual": sums["residual"],
+        **{name: sums[name] for name in ("weight_decay", "unattributed", "other", "residual")},
     }
 
 
@@ -132,13 +187,17 @@ def totals(ledger: pa.Table) -> dict[str, float]:
 
     What momentum paid out to samples counts with the samples, and not with momentum.
     """
-    sums = {
-        name: float(pc.sum(ledger[name]).as_py() or 0.0)
-        for name in ("samples", "momentum", "weight_decay", "residual", "paid_out")
-    }
+    sums = _sums(ledger)
     sums["samples"] += sums["paid_out"]
     sums["momentum"] -= sums["paid_out"]
     if ledger.num_rows:
         sums["opening_loss"] = float(ledger["opening_loss"][0].as_py())
         sums["closing_loss"] = float(ledger["closing_loss"][-1].as_py())
     return sums
+
+
+def _sums(ledger: pa.Table) -> dict[str, float]:
+    return {
+        name: float(pc.sum(ledger[name]).as_py() or 0.0)
+        for name in (*ENTRIES, "residual", "paid_out")
+    }

@@ -16,17 +16,23 @@ import math
 import numpy as np
 
 
-def visit_variances(samples: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What each visit of a step adds to the variance of its sample's total.
+def visit_variances(
+    samples: np.ndarray, values: np.ndarray, weights: np.ndarray, steps: np.ndarray
+) -> np.ndarray:
+    """What each visit adds to the variance of its sample's total.
 
     Args:
         samples: (N,) a number a sample, the same for visits of one sample.
         values: (N,) times the step's weight.
-        weights: (N,) or a number, how many steps the step stands for.
+        weights: (N,) how many steps the step stands for.
+        steps: (N,) which one it is; a sample's visits of one step come or stay away together.
     """
-    _, inverse = np.unique(samples, return_inverse=True)
-    together = np.bincount(inverse, values)[inverse] if len(values) else values
-    variances: np.ndarray = (1 - 1 / np.asarray(weights)) * values * together
+    if not len(values):
+        return values
+    pairs = (steps - steps.min()) * (samples.max() + 1) + samples
+    _, inverse = np.unique(pairs, return_inverse=True)
+    together = np.bincount(inverse, values)[inverse]
+    variances: np.ndarray = (1 - 1 / weights) * values * together
     return variances
 
 

@@ -1,21 +1,161 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that say when they are not what was written.
+
+A table is a Parquet file that carries, in its key-value metadata, whose it is (`inrun.run`), what
+(`inrun.kind`, `inrun.number`) and the SHA-256 of the whole file (`inrun.sha256`), computed with the
+digest's own 64 digits as zeros. Any Parquet reader reads it. Here the digest is checked before a
+byte is parsed, so that a flipped bit is never a number, and never an error of the parser's.
+
+Files are read as bytes and parsed from memory: no path is ever read as a pattern, or as
+`column=value`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inrun.errors import StoreError
+from inrun.errors import MisuseError, StoreError
+
+_MARK, _ZEROS = b"inrun-sha256:", b"0" * 64
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a table as Parquet; see `replace_file`."""
-    replace_file(path, lambda f: pq.write_table(table, f, compression="zstd"))
+class Seal(NamedTuple):
+    """Whose a table is and what: the run's id ('' where it had none yet), kind and number."""
+
+    kind: str
+    run: str = ""
+    number: int = 0
+
+
+def store_path(given: object, what: str = "store") -> Path:
+    """The path of a folder or file that somebody named.
+
+    Raises:
+        MisuseError: it is empty, or can be no file's name.
+    """
+    try:
+        path = os.fspath(given)  # type: ignore[call-overload]  # what is no path is said below
+        os.fsencode(path)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise MisuseError(f"{what}={given!r} is no path ({error}). Name a folder.") from None
+    if not isinstance(path, str):
+        raise MisuseError(f"{what}={given!r} is a path in bytes. Pass it as text.")
+    if not path.strip() or "\0" in path:
+        wrong = "holds a NUL character" if path.strip() else "is empty"
+        raise MisuseError(
+            f"{what}={given!r} {wrong}, so it names no folder. Name one; '.' is the present one."
+        )
+    return Path(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists.
+
+    Raises:
+        StoreError: the file system does not say, as for a name that it cannot have.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be looked at ({error}).") from error
+
+
+def write_table(path: Path, table: pa.Table, seal: Seal) -> None:
+    """Writes a table as Parquet with its seal; see `replace_file`."""
+    replace_file(path, lambda file: file.write(_sealed(table, seal)))
+
+
+def read_table(path: Path, seal: Seal, *, sealed: bool) -> pa.Table:
+    """The table that `write_table` was given.
+
+    Args:
+        path: the file.
+        seal: what it must be; a run '' is not compared.
+        sealed: whether it must carry a digest. Files of older versions do not.
+
+    Raises:
+        StoreError: it is not there, torn, changed, or another one.
+    """
+    return parsed(path, checked_bytes(path, seal, sealed=sealed))
+
+
+def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
+    """A file's content, once its seal was found to fit; see `read_table`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    at = content.rfind(_MARK) + len(_MARK)  # the last: the metadata come after all columns
+    if at < len(_MARK) or len(content) < at + len(_ZEROS):
+        if sealed:
+            raise StoreError(
+                f"{path} is torn, or was not written by this run: it has no checksum, and the "
+                "run's files have one. Put the original back."
+            )
+        return content
+    found, plain = content[at : at + 64], content[:at] + _ZEROS + content[at + 64 :]
+    if hashlib.sha256(plain).hexdigest().encode() != found:
+        raise StoreError(
+            f"{path} is torn or was changed: its content does not fit its checksum, so what it "
+            "says cannot be relied on. Put the original back."
+        )
+    _demand_seal(path, content, seal)
+    return content
+
+
+def _demand_seal(path: Path, content: bytes, seal: Seal) -> None:
+    """Raises where a whole file is not the one that belongs here."""
+    about = pq.read_metadata(pa.BufferReader(content)).metadata or {}
+    run, kind, number = (
+        about.get(f"inrun.{name}".encode(), b"").decode() for name in ("run", "kind", "number")
+    )
+    if run and seal.run and run != seal.run:
+        raise StoreError(
+            f"{path} is of another run ({run}, and this one is {seal.run}): its visits would be "
+            "counted here. Take it away, or put the original back."
+        )
+    if (kind, number) != (seal.kind, str(seal.number)):
+        raise StoreError(
+            f"{path} is part {number} of {kind!r}, and part {seal.number} of {seal.kind!r} "
+            "belongs here: it would be counted twice. Take it away, or put the original back."
+        )
+
+
+def parsed(path: Path, content: bytes) -> pa.Table:
+    """The table of a Parquet file's content.
+
+    Raises:
+        StoreError: it is none.
+    """
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
+        table.validate(full=True)
+    except Exception as error:  # a broken file makes the parser raise errors of any kind
+        raise StoreError(f"{path} is torn or not a Parquet file ({error}).") from error
+    return table.replace_schema_metadata(None)
+
+
+def _sealed(table: pa.Table, seal: Seal) -> bytes:
+    about = {
+        "inrun.kind": seal.kind,
+        "inrun.run": seal.run,
+        "inrun.number": str(seal.number),
+        "inrun.sha256": (_MARK + _ZEROS).decode(),
+    }
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(about), sink, compression="zstd")
+    content = sink.getvalue()
+    at = content.rfind(_MARK) + len(_MARK)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[:at] + digest + content[at + 64 :]
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
@@ -32,7 +172,8 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that cannot be written to keeps it
+            beside.unlink(missing_ok=True)
         raise StoreError(
             f"{path} could not be written ({error}). Parts written before are whole and readable."
         ) from error

@@ -1,29 +1,121 @@
-"""What a run's folder says of itself: `run.json`."""
+"""What a run's folder says of itself: `run.json`.
+
+Format 2 has a digest over everything else in it, and says how many parts of each kind were written
+and what they are (`digests`, see `_position`). Format 1, of earlier versions, has neither.
+`unsealed` is there where a run of format 1 was continued: so many of its parts carry no checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
+from inrun.ledger._files import replace_file
 
-FORMAT = 1
+FORMAT, OLDER = 2, 1
 MANIFEST = "run.json"
+LONGEST = 50_000_000  # bytes: hundreds of thousands of targets
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What a run's folder says that it holds.
 
     Raises:
-        StoreError: it is not a run, or of another format.
+        StoreError: it is not a run, of another format, changed, or not what a run says.
     """
+    place = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
+        with open(place, "rb") as file:
+            content = file.read(LONGEST + 1)
+        manifest = json.loads(content.decode("utf-8"))
+        digest = _digest(manifest) if isinstance(manifest, dict) else None
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path} is not a run: it has no {MANIFEST}.") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError(f"{path / MANIFEST} is not of format {FORMAT}, which this version reads.")
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{place} cannot be read: {error}") from error
+    known = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict) or isinstance(known, bool) or known not in (OLDER, FORMAT):
+        raise StoreError(f"{place} is not of format {OLDER} or {FORMAT}, which this version reads.")
+    if manifest.get("digest") != (digest if known == FORMAT else None):
+        raise StoreError(
+            f"{place} was changed since it was written: its digest does not fit. Put the original "
+            "back."
+        )
+    wrong = next((name for name, fits in _FIELDS.items() if not fits(manifest)), None)
+    if wrong is not None:
+        raise StoreError(
+            f"{place} is malformed: {wrong!r} is {manifest.get(wrong)!r:.80}. Put the original "
+            "back."
+        )
     return manifest
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes `run.json` with its digest.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n"
+    replace_file(path / MANIFEST, lambda file: file.write(text.encode()))
+
+
+def is_sealed(manifest: Mapping[str, Any], kind: str, number: int = 0) -> bool:
+    """Whether a run's part, or the one file of a kind, carries a checksum."""
+    if manifest["format"] == OLDER:
+        return False
+    older = manifest.get("unsealed")
+    return older is None or number >= older.get(kind, 1)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _targets(manifest: Mapping[str, Any]) -> bool:
+    names = manifest.get("targets")
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and 0 < len(names) == len(set(names))
+    )
+
+
+def _weights(manifest: Mapping[str, Any]) -> bool:
+    weights = manifest.get("weights")
+    if weights is None:
+        return bool(manifest["format"] == OLDER)
+    return (
+        isinstance(weights, list)
+        and all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights)
+        and len(weights) == len(manifest["targets"])
+    )
+
+
+def _counts(manifest: Mapping[str, Any], name: str) -> bool:
+    found = manifest.get(name)
+    if found is None:
+        return bool(manifest["format"] == OLDER) or name == "unsealed"
+    return isinstance(found, dict) and all(map(_is_count, found.values()))
+
+
+_FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "estimator": lambda m: isinstance(m.get("estimator"), str),
+    "targets": _targets,
+    "weights": _weights,
+    "id_type": lambda m: m.get("id_type", "none") in (None, "int64", "string"),
+    "extra": lambda m: m.get("extra") in (None, "standard_error", "paid_out"),
+    "run": lambda m: isinstance(m.get("run", "" if m["format"] == OLDER else None), str),
+    "parts": lambda m: _counts(m, "parts"),
+    "unsealed": lambda m: _counts(m, "unsealed"),
+    "digests": lambda m: m["format"] == OLDER or isinstance(m.get("digests"), dict),
+}

@@ -17,16 +17,24 @@ from typing import Any
 from inrun.errors import StoreError
 
 KINDS = ("visits", "ledger")
-_BLOCK = 1 << 20
 
 
-def chained(digest: str, part: Path) -> str:
+def chained(digest: str, content: bytes) -> str:
     """The digest with one more part."""
-    own = hashlib.sha256()
-    with open(part, "rb") as file:
-        while block := file.read(_BLOCK):
-            own.update(block)
-    return hashlib.sha256(bytes.fromhex(digest) + own.digest()).hexdigest()
+    own = hashlib.sha256(content).digest()
+    return hashlib.sha256(bytes.fromhex(digest) + own).hexdigest()
+
+
+def chain(digest: str, part: Path) -> str:
+    """The digest with one more part that is on disk.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        return chained(digest, part.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{part} cannot be read ({error}).") from error
 
 
 def part_name(number: int) -> str:
@@ -45,6 +53,10 @@ def demand(path: Path, run: str, where: Mapping[str, Any]) -> None:
     Raises:
         StoreError: it is another run, or a part is missing or was changed; it is named.
     """
+    if not _is_position(where):
+        raise StoreError(
+            "The state's position in its store is malformed. Resume from another checkpoint."
+        )
     if run != where["run"]:
         raise StoreError(
             f"{path} is not the run that this state was taken from. Attach to the store that the "
@@ -59,12 +71,24 @@ def demand(path: Path, run: str, where: Mapping[str, Any]) -> None:
                     f"{part} is missing, which was there when the checkpoint was written: the run "
                     "cannot be continued without losing visits. Put it back."
                 )
-            digest = chained(digest, part)
+            digest = chain(digest, part)
         if digest != where["digests"][kind]:
             raise StoreError(
                 f"The parts in {path / kind} are not those of the checkpoint: at least one was "
                 "changed or cut off since. Put the original files back, or start a new run."
             )
+
+
+def _is_position(where: object) -> bool:
+    if not isinstance(where, Mapping) or not isinstance(where.get("run"), str):
+        return False
+    parts, digests = where.get("parts"), where.get("digests")
+    return (
+        isinstance(parts, Mapping)
+        and isinstance(digests, Mapping)
+        and all(isinstance(parts.get(kind), int) for kind in KINDS)
+        and all(isinstance(digests.get(kind), str) for kind in KINDS)
+    )
 
 
 def set_aside(path: Path, parts: Mapping[str, int]) -> int:

@@ -3,41 +3,87 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from inrun.errors import MisuseError, StoreError
-from inrun.ledger._books import LEDGER, TOTAL, balance
-from inrun.ledger._files import write_table
-from inrun.ledger._manifest import read_manifest
+from inrun.errors import InRunWarning, MisuseError, StoreError
+from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
+from inrun.ledger._files import Seal, is_there, read_table, store_path, write_table
+from inrun.ledger._manifest import is_sealed, read_manifest
+from inrun.ledger._parts import demand_columns, demand_whole, listed, whole
+from inrun.ledger._position import KINDS
 from inrun.ledger._samples import FILES, samples_table
-from inrun.ledger._tally import Extra, target_columns, values_schema
+from inrun.ledger._tally import Tally, values_schema
+from inrun.ledger._visits import Extra, stored_visits, visits_schema
 
 
-def load(path: str | os.PathLike[str]) -> Run:
-    """Opens a run's folder.
+def load(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
+    """Opens a run's folder. Every file in it is read once, and its checksum compared.
+
+    A run of an earlier version, whose files carry no checksums, is read with an `InRunWarning`.
+
+    Args:
+        path: the folder.
+        incomplete: reads of a damaged run what comes before the first part that is torn, changed
+            or missing, and warns which one that is.
 
     Raises:
-        StoreError: no run is there, a part is missing, torn or of another run; it is named.
+        MisuseError: the path is empty, or can be none.
+        StoreError: no run is there, or a file is missing, torn, changed, there twice or of another
+            run; it is named.
     """
-    return Run(Path(path))
+    place = store_path(path, "path")
+    manifest = read_manifest(place)
+    parts = {}
+    for kind in KINDS:
+        parts[kind], fault = whole(place, manifest, kind)
+        if fault is not None and not incomplete:
+            raise fault
+        if fault is not None:
+            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=2)
+    demand_whole(place, manifest, SINGLE)
+    run = Run(place, parts)
+    for note in run.notes:
+        warnings.warn(note, InRunWarning, stacklevel=2)
+    return run
 
 
 class Run:
-    """A run's folder, checked on opening. Tables are computed when they are asked for."""
+    """A run's folder. Tables are computed when they are asked for, each file checked as it is read.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the folder.
+        parts: by kind, those to read; all that are there where not given.
+
+    Raises:
+        StoreError: no run is there, or a part is missing.
+    """
+
+    def __init__(self, path: Path, parts: dict[str, list[Path]] | None = None):
         self.path = path
         self.manifest = read_manifest(path)
-        self._parts = {kind: _checked_parts(path / kind) for kind in ("visits", "ledger")}
+        if parts is None:
+            parts = {kind: listed(path, self.manifest, kind) for kind in KINDS}
+        self._parts = parts
 
     def __repr__(self) -> str:
         targets = ", ".join(self.targets)
         return f"Run({str(self.path)!r}, estimator={self.estimator!r}, targets: {targets})"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know about how far the files can be relied on."""
+        if is_sealed(self.manifest, "visits"):
+            return ()
+        return (
+            f"{self.path} was written by an earlier version: its files carry no checksums, so one "
+            "that was changed since is not noticed.",
+        )
 
     @property
     def estimator(self) -> str:
@@ -56,30 +102,15 @@ class Run:
         return found
 
     def values(self) -> pa.Table:
-        """A row a sample: see `Attribution.values`. Summed by duckdb, also beyond memory."""
-        id_type = pa.string() if self.manifest["id_type"] == "string" else pa.int64()
-        schema = values_schema(id_type, self.targets, self.extra)
-        if not self._parts["visits"]:
-            return schema.empty_table()
-        named = "".join(
-            f", sum({_quoted(t)}) as {_quoted(t)}" for t in target_columns(self.targets)
-        )
-        extra = {
-            None: "",
-            "paid_out": ", sum(paid_out) as paid_out",
-            "standard_error": ", sqrt(sum((1 - 1 / weight) * value * together)) as standard_error",
-        }[self.extra]
-        visits = (  # an id's rows of one step are drawn together
-            "(select *, sum(value) over (partition by sample_id, step) as together "
-            "from read_parquet($parts))"
-        )
-        query = (
-            "select sample_id, sum(value) as value, sum(value_normalised) as value_normalised, "
-            "count(*) as visits, min(step) as first_step, max(step) as last_step"
-            f"{extra}{named} from {visits} group by sample_id order by sample_id"
-        )
-        table = _to_arrow(query, {"parts": [str(p) for p in self._parts["visits"]]})
-        return table.cast(schema)
+        """A row a sample: see `Attribution.values`.
+
+        Visits are added up in the order in which they were stored, a part at a time: the sums are
+        bit for bit those of the live run, and memory grows with samples, not with visits.
+        """
+        tally = Tally(self.targets, [1.0] * len(self.targets), self.extra)
+        for part in self._visits():
+            tally.fold(stored_visits(part))
+        return tally.table().cast(values_schema(self._id_type, self.targets, self.extra))
 
     def visits(self) -> pa.Table:
         """A row a visit: step, sample_id, value, value_normalised, and one column a target.
@@ -90,7 +121,25 @@ class Run:
         """
         if not self._parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")
-        return pa.concat_tables([pq.read_table(part) for part in self._parts["visits"]])
+        return pa.concat_tables(self._visits())
+
+    def _visits(self) -> Iterator[pa.Table]:
+        schema = visits_schema(self._id_type, self.targets, self.extra)
+        for part, table in self._read_parts("visits"):
+            visits = demand_columns(part, table, schema)
+            yield visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE
+
+    @property
+    def _id_type(self) -> pa.DataType:
+        return pa.string() if self.id_type == "string" else pa.int64()
+
+    def _read_parts(self, kind: str) -> Iterator[tuple[Path, pa.Table]]:
+        for number, part in enumerate(self._parts[kind]):
+            sealed = is_sealed(self.manifest, kind, number)
+            yield part, read_table(part, self._seal(kind, number), sealed=sealed)
+
+    def _seal(self, kind: str, number: int = 0) -> Seal:
+        return Seal(kind, self.manifest.get("run", ""), number)
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """A row a step: see `Attribution.ledger`."""
@@ -106,27 +155,31 @@ class Run:
 
     def books(self) -> pa.Table:
         """The ledgers of all targets and of their total, a row a step and target."""
-        parts = [pq.read_table(part) for part in self._parts["ledger"]]
-        for path, part in zip(self._parts["ledger"], parts, strict=True):
-            if not part.schema.equals(LEDGER):
-                strange = sorted(set(part.column_names) ^ set(LEDGER.names))
-                raise StoreError(
-                    f"{path} does not have the columns that this version reads ({strange} differ): "
-                    "another version wrote it. Read it with that one, or with any Parquet reader."
-                )
-        return pa.concat_tables([LEDGER.empty_table(), *parts])
+        return books_of_parts(
+            demand_columns(part, in_present_columns(table), LEDGER)
+            for part, table in self._read_parts("ledger")
+        )
 
     def coverage(self) -> pa.Table:
         """A row a parameter: see `Attribution.coverage`."""
-        path = self.path / "coverage.parquet"
-        if not path.exists():
-            raise StoreError(f"{path} is missing: the run was not flushed to its end.")
-        return _read(path)
+        found = self._single("coverage")
+        if found is None:
+            raise StoreError(
+                f"{self.path / SINGLE['coverage']} is missing: the run was not flushed to its end."
+            )
+        return found
+
+    def _single(self, kind: str) -> pa.Table | None:
+        """The table of a kind that has one file, or None where it is not there."""
+        path = self.path / SINGLE[kind]
+        if not is_there(path):
+            return None
+        return read_table(path, self._seal(kind), sealed=is_sealed(self.manifest, kind))
 
     @property
     def id_type(self) -> str | None:
         """'int64' or 'string'; None before the first visit."""
-        found: str | None = self.manifest["id_type"]
+        found: str | None = self.manifest.get("id_type")
         return found
 
     def describe(self, samples: Any, validation: Any = None) -> None:
@@ -149,12 +202,19 @@ class Run:
         if validation is not None:
             tables["validation"] = samples_table(validation, None)
         for split, table in tables.items():
-            write_table(self.path / FILES[split], table)
+            self.write_samples(table, split)
 
     def samples(self, split: str = "training") -> pa.Table | None:
         """What `describe` was told, or None; split 'training' or 'validation'."""
-        path = self.path / FILES[split]
-        return _read(path) if path.exists() else None
+        return self._single(split)
+
+    def write_samples(self, table: pa.Table, split: str = "training") -> None:
+        """Keeps a table of samples as it is, in place of the earlier one.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        write_table(self.path / FILES[split], table, self._seal(split))
 
     def audit(self) -> pa.Table:
         """A row a checked step: see `inrun.truth.AUDIT`.
@@ -162,13 +222,17 @@ class Run:
         Raises:
             StoreError: the run was not audited.
         """
-        path = self.path / "audit.parquet"
-        if not path.exists():
+        found = self._single("audit")
+        if found is None:
             raise StoreError(
                 f"{self.path} was not audited: there is nothing to compare its values with. Call "
                 "attribution.audit(seconds=60, steps=number_of_steps) before the training loop."
             )
-        return _read(path)
+        return found
+
+
+SINGLE = {"coverage": "coverage.parquet", "audit": "audit.parquet", **FILES}
+"""Kinds that have one file each."""
 
 
 def books_of(ledger: pa.Table, target: str) -> pa.Table:
@@ -184,35 +248,6 @@ def books_of(ledger: pa.Table, target: str) -> pa.Table:
     return rows.drop_columns(["target"])
 
 
-def _checked_parts(folder: Path) -> list[Path]:
-    """The parts in their order; each one's footer is read, so that a torn one is found now."""
-    parts = sorted(folder.glob("*.parquet"))
-    for number, part in enumerate(parts):
-        if part.name != f"{number:06d}.parquet":
-            raise StoreError(f"{folder / f'{number:06d}.parquet'} is missing: the run has a gap.")
-        try:
-            pq.read_metadata(part)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"{part} is torn or not a Parquet file ({error}). The other parts are whole: move "
-                "it and the later ones away to read what came before."
-            ) from error
-    return parts
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is torn or not a Parquet file ({error}).") from error
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _to_arrow(query: str, parameters: dict[str, Any]) -> pa.Table:
-    import duckdb  # takes long to import, and only reading a stored run needs it
-
-    with duckdb.connect() as connection:
-        return connection.sql(query, params=parameters).to_arrow_table()
+def books_of_parts(parts: Iterator[pa.Table] | Sequence[pa.Table]) -> pa.Table:
+    """The books of several parts, in their order."""
+    return pa.concat_tables([LEDGER.empty_table(), *parts])

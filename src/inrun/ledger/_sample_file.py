@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from inrun.errors import MisuseError
-from inrun.ledger._samples import ID, ROW, samples_table
+from inrun.errors import InRunWarning, MisuseError
+from inrun.ledger._samples import ID, ROW, Pictures, samples_table
 
 
 def read_samples(
@@ -21,6 +22,7 @@ def read_samples(
     id_column: str = ID,
     id_type: str | None = None,
     text_column: str | None = None,
+    pictures: Path | None = None,
 ) -> pa.Table:
     """A file's rows as a table of samples.
 
@@ -29,6 +31,9 @@ def read_samples(
         id_column: the column that holds the run's ids; ':row' for the row's number, from 0.
         id_type: 'int64' or 'string', the run's.
         text_column: the column to show as the sample's text, if it is not called `text`.
+        pictures: the folder in which files that the column `image` names must lie, and from which
+            relative names begin; the file's own where not given. Pictures that lie elsewhere or
+            are damaged are left out with an `InRunWarning`.
 
     Raises:
         MisuseError: no such file, form or column, or a row that cannot be read, named by its line.
@@ -61,7 +66,15 @@ def read_samples(
             f"holds the run's ids with --id-column, or --id-column {ROW} if ids are row numbers "
             "from 0."
         )
-    return samples_table(table, id_type)
+    picture = Pictures(place.parent if pictures is None else pictures)
+    found = samples_table(table, id_type, picture)
+    if picture.left_out:
+        warnings.warn(
+            f"{len(picture.left_out)} pictures of {str(place)!r} are left out. The first: "
+            f"{picture.left_out[0]}",
+            InRunWarning, stacklevel=2,
+        )  # fmt: skip
+    return found
 
 
 def _without(table: pa.Table, name: str) -> pa.Table:
@@ -79,8 +92,8 @@ def _renamed(table: pa.Table, name: str, to: str, place: Path) -> pa.Table:
 
 def _parquet(place: Path, _: str | None) -> pa.Table:
     try:
-        return pq.read_table(place)
-    except (pa.ArrowException, OSError) as error:
+        return pq.ParquetFile(pa.BufferReader(place.read_bytes())).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise MisuseError(f"{place} is torn or not a Parquet file ({error}).") from error
 
 
@@ -116,7 +129,7 @@ def _lines(place: Path, _: str | None) -> pa.Table:
 def _row(place: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MisuseError(f"{place}, line {number}: not JSON ({error}).") from None
     if not isinstance(row, dict):
         raise MisuseError(f"{place}, line {number}: a JSON object is wanted, not {line.strip()!r}.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,24 @@ import pyarrow.compute as pc
 from inrun.errors import MisuseError
 
 ID, ROW = "sample_id", ":row"
+Picture = Callable[[Any], "bytes | None"]
 FILES = {"training": "samples.parquet", "validation": "validation.parquet"}
 
 
-def samples_table(samples: Any, id_type: str | None) -> pa.Table:
+def samples_table(samples: Any, id_type: str | None, picture: Picture | None = None) -> pa.Table:
     """Samples in the form that a run keeps.
 
     Args:
         samples: a pyarrow table, a data frame, a mapping from column names to values, or a sequence
             of mappings, one a row; with a column `sample_id`.
         id_type: 'int64' or 'string', the run's; None where it has no visits yet.
+        picture: how a cell of `image` becomes PNG; `png` where not given.
 
     Raises:
         MisuseError: no ids, ids twice or of another kind, or an image that is not one.
     """
-    table = _as_table(samples)
+    picture = picture or png
+    table = _as_table(samples, picture)
     if ID not in table.column_names:
         raise MisuseError(
             f"The samples have no column {ID!r}, so no value can be joined to them. They have "
@@ -47,22 +50,22 @@ def samples_table(samples: Any, id_type: str | None) -> pa.Table:
             "given to attribution.batch(ids)."
         )
     table = _with_ids(table, id_type)
-    columns = {name: _plain(name, table[name]) for name in table.column_names}
+    columns = {name: _plain(name, table[name], picture) for name in table.column_names}
     return pa.table({ID: columns.pop(ID), **columns})
 
 
-def _as_table(samples: Any) -> pa.Table:
+def _as_table(samples: Any, picture: Picture) -> pa.Table:
     if isinstance(samples, pa.Table):
         return samples
     if isinstance(samples, Mapping):
-        columns = {str(name): _column(str(name), list(v)) for name, v in samples.items()}
+        columns = {str(name): _column(str(name), list(v), picture) for name, v in samples.items()}
         lengths = {len(column) for column in columns.values()}
         if len(lengths) > 1:
             raise MisuseError(f"The samples' columns have different lengths: {sorted(lengths)}.")
         return pa.table(columns)
     if isinstance(samples, Sequence) and all(isinstance(row, Mapping) for row in samples):
         names = list(dict.fromkeys(str(name) for row in samples for name in row))
-        return _as_table({name: [row.get(name) for row in samples] for name in names})
+        return _as_table({name: [row.get(name) for row in samples] for name in names}, picture)
     if hasattr(samples, "columns") and hasattr(samples, "to_dict"):
         return pa.Table.from_pandas(samples, preserve_index=False)
     raise MisuseError(
@@ -71,14 +74,18 @@ def _as_table(samples: Any) -> pa.Table:
     )
 
 
-def _column(name: str, values: list[Any]) -> pa.Array:
+def _column(name: str, values: list[Any], picture: Picture) -> pa.Array:
     if name == "image":
-        return pa.array([None if v is None else png(v) for v in values], type=pa.binary())
+        return pa.array([None if v is None else picture(v) for v in values], type=pa.binary())
     plain = [v.item() if hasattr(v, "item") else v for v in values]
     try:
         return pa.array(plain)
     except pa.ArrowException:  # values of several kinds in one column
         return pa.array([None if v is None else _text(v) for v in plain])
+    except UnicodeEncodeError as error:
+        raise MisuseError(
+            f"A cell of the column {name!r} is no text and cannot be stored ({error}). Decode it."
+        ) from None
 
 
 def _with_ids(table: pa.Table, id_type: str | None) -> pa.Table:
@@ -104,11 +111,11 @@ def _with_ids(table: pa.Table, id_type: str | None) -> pa.Table:
     return table.set_column(table.column_names.index(ID), ID, column)
 
 
-def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(name: str, column: pa.ChunkedArray, picture: Picture) -> pa.ChunkedArray:
     """Plain values as they are, images as PNG, anything nested as JSON."""
     kind = column.type
     if name == "image":
-        return pa.chunked_array([_column(name, column.to_pylist())])
+        return pa.chunked_array([_column(name, column.to_pylist(), picture)])
     if pa.types.is_dictionary(kind):
         return column.cast(kind.value_type)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -123,6 +130,9 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
+MOST_PIXELS = 50_000_000  # a small file can say that it is of any size
+
+
 def png(image: Any) -> bytes:
     """An image as PNG: a PIL image, a file's path or bytes, or an array.
 
@@ -132,7 +142,7 @@ def png(image: Any) -> bytes:
         MisuseError: it is not an image.
     """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         if isinstance(image, dict):  # as Hugging Face's data sets store them
@@ -143,11 +153,68 @@ def png(image: Any) -> bytes:
             image = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
         elif not isinstance(image, Image.Image):
             image = Image.fromarray(_pixels(np.asarray(image)))
-    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"it says that it has {image.width} x {image.height} pixels")
+        buffer = io.BytesIO()
+        image.convert("RGB" if image.mode not in ("L", "RGBA") else image.mode).save(buffer, "PNG")
+    except Exception as error:  # a damaged image makes PIL raise errors of any kind
         raise MisuseError(f"A cell of the column 'image' is not an image: {error}") from error
-    buffer = io.BytesIO()
-    image.convert("RGB" if image.mode not in ("L", "RGBA") else image.mode).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def opened_picture(content: bytes) -> Any | None:
+    """A stored picture as PIL has it.
+
+    None where it cannot be read, or says that it has more than `MOST_PIXELS` pixels.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MOST_PIXELS:
+            return None
+        image.load()
+    except Exception:  # a damaged image makes PIL raise errors of any kind
+        return None
+    return image
+
+
+class Pictures:
+    """Pictures of a table that somebody else may have written: they are read from one folder alone.
+
+    A cell that cannot be read, or names a file elsewhere, stays empty; `left_out` says which.
+
+    Args:
+        folder: where files may lie; relative names begin there.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self.left_out = folder, list[str]()
+
+    def __call__(self, cell: Any) -> bytes | None:
+        """A cell's picture as PNG, or None."""
+        try:
+            return png(self._own(cell))
+        except MisuseError as error:
+            self.left_out.append(str(error))
+            return None
+
+    def _own(self, cell: Any) -> Any:
+        if isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
+        if not isinstance(cell, str):
+            return cell
+        try:
+            file = (self._folder / cell).resolve()
+            inside = file.is_relative_to(self._folder.resolve())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MisuseError(f"{cell!r} can be no file: {error}") from None
+        if not inside:
+            raise MisuseError(
+                f"{cell!r} is not in {str(self._folder)!r}, the data's own folder, and other files "
+                "are not read. Name the pictures' folder: --pictures FOLDER."
+            )
+        return file
 
 
 def _pixels(array: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -52,14 +52,23 @@ def unseal(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]
             "This is not an attribution's state: pass what Attribution.state_dict() returned."
         )
     if state["format"] != STATE_FORMAT:
-        raise StoreError(f"The state is of format {state['format']}, not {STATE_FORMAT}.")
-    tensors = {name: t.cpu() for name, t in state["tensors"].items()}
-    if _digest(state["header"], tensors) != state["digest"]:
+        raise StoreError(f"The state is of format {state['format']!r:.40}, not {STATE_FORMAT}.")
+    try:
+        tensors = {name: t.cpu() for name, t in state["tensors"].items()}
+        fits = _digest(state["header"], tensors) == state["digest"]
+        header = json.loads(state["header"]) if fits else {}
+    except Exception as error:  # what is no header or no tensor fails in any way
+        raise StoreError(
+            f"The attribution's state is malformed ({type(error).__name__}: {error}). Resume from "
+            "another checkpoint, or start a new run."
+        ) from error
+    if not fits:
         raise StoreError(
             "The attribution's state was changed or cut off since it was written: its digest does "
             "not fit. Resume from another checkpoint, or start a new run."
         )
-    header: dict[str, Any] = json.loads(state["header"])
+    if not isinstance(header, dict):
+        raise StoreError("The attribution's state is malformed: its header is no JSON object.")
     return header, tensors
 
 
@@ -113,7 +122,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             "digest": found["digest"],
             "tensors": tensors,
         }
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except Exception as error:  # a broken file makes the parser raise errors of any kind
         raise StoreError(
             f"{path} is no attribution's state, or torn ({type(error).__name__}: {error})."
         ) from error

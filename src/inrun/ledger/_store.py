@@ -6,24 +6,23 @@
                              where momentum is paid out, `paid_out`: how much of the value that is
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
+    tokens/000000.parquet    values a token, where they are kept: `_tokens.py`
+    run.lock                 while a process writes: which one, on which machine
     discarded/               parts after the checkpoint that a run was resumed from, if it was
     audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
     samples.parquet          what the samples are, where `Run.describe` was told: `_samples.py`
 
-A part is written beside its place, synchronized and renamed: it is there whole or not at all. What
-a killed process loses is the block that was not flushed yet: 16,384 visits or half a minute. Any
-Parquet reader reads the parts:
-`select * from 'RUN/visits/*.parquet'`.
+A part is written beside its place, synchronized and renamed: it is there whole or not at all, and
+carries the run's id, its number and a checksum (`_files.py`). What a killed process loses is the
+block that was not flushed yet: 16,384 visits or half a minute. Any Parquet reader reads the parts.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,13 @@ import pyarrow as pa
 
 from inrun.errors import StoreError
 from inrun.ledger._books import LEDGER
-from inrun.ledger._files import replace_file, write_table
-from inrun.ledger._manifest import FORMAT, MANIFEST, read_manifest
-from inrun.ledger._position import KINDS, chained, demand, part_name, position, set_aside
-from inrun.ledger._tally import Extra, Ids, normalised, target_columns
+from inrun.ledger._files import Seal, is_there, store_path, write_table
+from inrun.ledger._lock import Lock
+from inrun.ledger._manifest import FORMAT, MANIFEST, OLDER, read_manifest, write_manifest
+from inrun.ledger._position import KINDS, chain, demand, part_name, position, set_aside
+from inrun.ledger._run import Run, books_of_parts
+from inrun.ledger._tokens import TOKENS
+from inrun.ledger._visits import Extra, Ids, Visits, visits_of_step, visits_schema
 
 FLUSH_SECONDS = 30.0
 
@@ -68,7 +70,7 @@ class RunFolder:
         resume: bool = False,
         extra: Extra = None,
     ):
-        self.path = Path(path)
+        self.path = store_path(path)
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
             "run": uuid.uuid4().hex,
@@ -79,37 +81,77 @@ class RunFolder:
             "extra": extra,
             "sign": "positive values lowered the validation loss",
             "unit": "validation loss",
+            "parts": dict.fromkeys(KINDS, 0),
+            "digests": dict.fromkeys(KINDS, ""),
         }
-        self._columns, self._extra = target_columns(targets), extra
+        self._targets, self._extra = tuple(targets), extra
         self._weights = np.asarray(weights)
-        self._block_visits = block_visits
-        self._visits: list[pa.RecordBatch] = []
+        self._block_visits, self._resume = block_visits, resume
+        self._visits: list[Visits] = []
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
         self._parts, self._digests = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, "")
         self._resumes = False
+        self._lock: Lock | None = None
+        self._ending, self._said_id_type = False, None
         self._flushed = time.monotonic()
-        if (self.path / MANIFEST).exists() or any((self.path / "visits").glob("*.parquet")):
-            if not resume:
-                raise StoreError(
-                    f"{self.path} holds a run already. Writing into it would count its visits "
-                    "twice. Name a new folder or remove the old one first; to go on with it from a "
-                    "checkpoint, attach with resume=True and load_state_dict."
-                )
-            self._take_over(read_manifest(self.path))
+        self._look()
 
-    def create(self) -> None:
-        """Makes the folder and says in it what the run is.
+    def _look(self) -> None:
+        """Takes over what the folder holds, if that was said.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: it holds a run and is not resumed, or that run is another kind of run.
+        """
+        try:
+            holds = is_there(self.path / MANIFEST) or any((self.path / "visits").glob("*.parquet"))
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be looked into ({error}).") from error
+        if not holds:
+            return
+        if not self._resume:
+            raise StoreError(
+                f"{self.path} holds a run already. Writing into it would count its visits "
+                "twice. Name a new folder or remove the old one first; to go on with it from a "
+                "checkpoint, attach with resume=True and load_state_dict."
+            )
+        self._take_over(read_manifest(self.path))
+
+    def create(self) -> None:
+        """Makes the folder, locks it and says in it what the run is.
+
+        Raises:
+            StoreError: it cannot be written, or another process writes it.
         """
         try:
             for folder in self._parts:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-            self._write_manifest()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
+        self._lock = Lock(self.path)
+        try:
+            self._look()  # again: whoever held the lock may have gone on since
+            if not self._resumes:
+                write_manifest(self.path, self._manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Lets other processes write into the folder, as soon as nothing waits to be written."""
+        self._ending = True
+        if self._lock is not None and (self.superseded or not (self._visits or self._ledger)):
+            self._lock.release()
+
+    @property
+    def superseded(self) -> bool:
+        """Whether somebody else goes on with the run, so that nothing more is written here."""
+        return self._lock is not None and not self._ending and not self._lock.is_held()
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return str(self._manifest["run"])
 
     def _take_over(self, manifest: dict[str, Any]) -> None:
         for name in ("estimator", "targets", "weights", "extra"):
@@ -118,7 +160,13 @@ class RunFolder:
                     f"{self.path} holds a run with {name} {manifest.get(name)!r}, and this one has "
                     f"{self._manifest[name]!r}: it cannot be continued so. Attach as before."
                 )
-        self._manifest |= {"run": manifest["run"], "id_type": manifest["id_type"]}
+        for name in ("run", "id_type", "parts", "digests", "unsealed"):
+            if name in manifest:
+                self._manifest[name] = manifest[name]
+        if manifest["format"] == OLDER:
+            self._manifest["unsealed"] = {
+                kind: len(list((self.path / kind).glob("*.parquet"))) for kind in (*KINDS, TOKENS)
+            }
         self._resumes = True
 
     def position(self) -> dict[str, Any]:
@@ -136,19 +184,33 @@ class RunFolder:
         demand(self.path, self._manifest["run"], where)
         self._visits, self._waiting, self._ledger = [], 0, []
         self._parts, self._digests = dict(where["parts"]), dict(where["digests"])
+        self._resumes = True
         self._begin()
 
     def _begin(self) -> None:
         """Before the first writing: what a resumed run holds after its position is set aside."""
-        if self._resumes:
-            self._resumes = False
-            if not any(self._parts.values()):
-                self._manifest["id_type"] = None
-            set_aside(self.path, self._parts)
+        if not self._resumes:
+            return
+        self._demand_lock()
+        if not any(self._parts.values()):
+            self._manifest["id_type"] = None
+        if "unsealed" in self._manifest:
+            older = self._manifest["unsealed"]
+            left = {kind: min(older[kind], self._parts[kind]) for kind in KINDS}
+            self._manifest["unsealed"] = {**older, **left}
+        self._commit()  # first: the folder never says that it has more than it has
+        set_aside(self.path, self._parts)
+        self._resumes = False
 
-    def _write_manifest(self) -> None:
-        text = json.dumps(self._manifest, indent=2) + "\n"
-        replace_file(self.path / MANIFEST, lambda f: f.write(text.encode()))
+    def _commit(self) -> None:
+        """Says in the folder which parts it has."""
+        self._manifest |= {"parts": dict(self._parts), "digests": dict(self._digests)}
+        self._said_id_type = self._manifest["id_type"]
+        write_manifest(self.path, self._manifest)
+
+    def _demand_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.demand()
 
     def add(
         self,
@@ -172,24 +234,12 @@ class RunFolder:
         self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"
-            self._write_manifest()
         if ids:
-            total = values_BK @ self._weights
-            columns: dict[str, Any] = {
-                "step": pa.array(np.full(len(ids), step, dtype=np.int64)),
-                "sample_id": pa.array(ids),
-                "value": pa.array(weight * total),
-                "value_normalised": pa.array(weight * normalised(total)),
-            }
-            columns |= {
-                name: pa.array(weight * values_BK[:, k]) for k, name in enumerate(self._columns)
-            }
-            if self._extra == "standard_error":
-                columns["weight"] = pa.array(np.full(len(ids), weight))
-            if self._extra == "paid_out":
-                paid = 0 * total if paid_BK is None else paid_BK @ self._weights
-                columns["paid_out"] = pa.array(paid)
-            self._visits.append(pa.RecordBatch.from_pydict(columns))
+            visits = visits_of_step(
+                step, ids, values_BK, self._weights,
+                extra=self._extra, weight=weight, paid_BK=paid_BK,
+            )  # fmt: skip
+            self._visits.append(visits)
             self._waiting += len(ids)
         self._ledger += rows
         full = max(self._waiting, len(self._ledger)) >= self._block_visits
@@ -197,24 +247,55 @@ class RunFolder:
             self.flush()
 
     def flush(self, coverage: pa.Table | None = None) -> None:
-        """Writes what is waiting as new parts."""
+        """Writes what is waiting as new parts.
+
+        Raises:
+            StoreError: the disk refused, or another process has taken the folder over.
+        """
         self._flushed = time.monotonic()
+        if self._ending and not (self._visits or self._ledger):
+            return
+        self._demand_lock()
         if self._visits:
-            self._write_part("visits", pa.Table.from_batches(self._visits))
+            if self._said_id_type != self._manifest["id_type"]:
+                self._commit()  # first: it says how a part's ids are read
+            self._write_part("visits", self._waiting_visits())
             self._visits, self._waiting = [], 0
         if self._ledger:
             self._write_part("ledger", pa.Table.from_pylist(self._ledger, schema=LEDGER))
             self._ledger = []
+        if not self._resumes and self._manifest["parts"] != self._parts:
+            self._commit()
         if coverage is not None:
-            write_table(self.path / "coverage.parquet", coverage)
+            write_table(self.path / "coverage.parquet", coverage, Seal("coverage", self.run))
+        if self._ending:
+            self.close()
+
+    def books(self) -> pa.Table:
+        """All books so far, also those that the disk did not take."""
+        stored = Run(self.path).books()
+        return books_of_parts([stored, pa.Table.from_pylist(self._ledger, schema=LEDGER)])
+
+    def visits(self) -> pa.Table:
+        """All visits so far, also those that the disk did not take."""
+        if not self._visits:
+            return Run(self.path).visits()
+        stored = [Run(self.path).visits()] if any(self._parts.values()) else []
+        return pa.concat_tables([*stored, self._waiting_visits()])
+
+    def _waiting_visits(self) -> pa.Table:
+        id_type = pa.string() if self._manifest["id_type"] == "string" else pa.int64()
+        schema = visits_schema(id_type, self._targets, self._extra)
+        return pa.concat_tables([visits.table(schema) for visits in self._visits])
 
     def write_audit(self, checks: pa.Table) -> None:
         """Writes an audit's checks so far, in place of the earlier ones."""
-        write_table(self.path / "audit.parquet", checks)
+        self._demand_lock()
+        write_table(self.path / "audit.parquet", checks, Seal("audit", self.run))
 
     def _write_part(self, kind: str, table: pa.Table) -> None:
         number = self._parts[kind]
         part = self.path / kind / part_name(number)
-        write_table(part, table)
-        self._digests[kind] = chained(self._digests[kind], part)
+        write_table(part, table, Seal(kind, self.run, number))
+        self._digests[kind] = chain(self._digests[kind], part)
         self._parts[kind] = number + 1

@@ -6,12 +6,16 @@ they add up to the visit's value).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from inrun.errors import StoreError
+from inrun.ledger._files import Seal, is_there, read_table, write_table
+from inrun.ledger._manifest import MANIFEST, OLDER, is_sealed, read_manifest
+from inrun.ledger._position import part_name
 
 TOKENS = "tokens"
 FLUSH_ROWS = 4096
@@ -21,7 +25,7 @@ class TokenFolder:
     """Writes parts; a part is there whole or not at all."""
 
     def __init__(self, run: Path, parts: int = 0):
-        self.path, self.parts = run / TOKENS, parts
+        self.run, self.path, self.parts = run, run / TOKENS, parts
         self._rows: list[dict[str, Any]] = []
 
     def add(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
@@ -31,14 +35,20 @@ class TokenFolder:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is waiting."""
+        """Writes what is waiting.
+
+        Raises:
+            StoreError: the disk refused; it still waits.
+        """
         if not self._rows:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        place = self.path / f"{self.parts:06d}.parquet"
-        beside = place.with_suffix(".part")
-        pq.write_table(pa.Table.from_pylist(self._rows), beside, compression="zstd")
-        beside.replace(place)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path} could not be made ({error}).") from error
+        run = read_manifest(self.run)["run"] if is_there(self.run / MANIFEST) else ""
+        table = pa.Table.from_pylist(self._rows)
+        write_table(self.path / part_name(self.parts), table, Seal(TOKENS, run, self.parts))
         self._rows, self.parts = [], self.parts + 1
 
     def state(self) -> dict[str, int]:
@@ -46,14 +56,37 @@ class TokenFolder:
         return {"parts": self.parts}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Removes parts that came after a checkpoint: those steps will be trained again."""
-        self.parts, self._rows = state["parts"], []
-        for part in self.path.glob("*.parquet"):
-            if int(part.stem) >= self.parts:
-                part.unlink()
+        """Removes parts that came after a checkpoint: those steps will be trained again.
+
+        Raises:
+            StoreError: the state is malformed, or the disk refused.
+        """
+        parts = state.get("parts")
+        if not isinstance(parts, int):
+            raise StoreError("The state of values a token is malformed: it has no number of parts.")
+        self.parts, self._rows = parts, []
+        try:
+            for part in self.path.glob("*.parquet"):
+                if part.name >= part_name(self.parts):
+                    part.unlink()
+        except OSError as error:
+            raise StoreError(f"Parts of {self.path} could not be removed ({error}).") from error
 
 
 def read_tokens(run: Path) -> pa.Table | None:
-    """All visits' tokens, or None where the run kept none."""
+    """All visits' tokens, or None where the run kept none.
+
+    Raises:
+        StoreError: a part is missing, torn, changed or of another run.
+    """
+    parts = list(token_parts(run))
+    return pa.concat_tables(parts) if parts else None
+
+
+def token_parts(run: Path) -> Iterator[pa.Table]:
+    """The same a part at a time."""
     parts = sorted((run / TOKENS).glob("*.parquet"))
-    return pa.concat_tables([pq.read_table(part) for part in parts]) if parts else None
+    manifest = read_manifest(run) if is_there(run / MANIFEST) else {"format": OLDER}
+    for number, part in enumerate(parts):
+        seal = Seal(TOKENS, str(manifest.get("run", "")), number)
+        yield read_table(part, seal, sealed=is_sealed(manifest, TOKENS, number))

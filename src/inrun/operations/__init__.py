@@ -10,11 +10,10 @@ from inrun.operations import (
     embedding,
     matrix,
     normalization,
-    recurrent,
 )
-from inrun.operations._call import Call, Layout
+from inrun.operations._call import Call, Layout, Slots
 from inrun.operations._random import RandomState, repeated
-from inrun.operations._registry import Operation, find, is_in_place, operation
+from inrun.operations._registry import Operation, Rule, find, is_in_place, operation
 from inrun.operations.composite import inside
 from inrun.operations.fallback import fallback, outputs_of, replace
 
@@ -23,6 +22,8 @@ __all__ = [
     "Layout",
     "Operation",
     "RandomState",
+    "Rule",
+    "Slots",
     "convolution",
     "elementwise",
     "embedding",
@@ -34,7 +35,6 @@ __all__ = [
     "normalization",
     "operation",
     "outputs_of",
-    "recurrent",
     "repeated",
     "replace",
 ]

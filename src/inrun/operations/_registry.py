@@ -15,17 +15,12 @@ Check = Callable[[Mapping[str, Any]], None]
 """Raises where the operation, called with these arguments, cannot be attributed."""
 
 
-Skip = Callable[[Mapping[str, Any]], str | None]
-"""Why, called with these arguments, its output cannot be divided among samples; None if it can."""
-
-
 class Operation(NamedTuple):
-    """An operation's argument names, its rule (None: the fallback), what is refused or skipped."""
+    """An operation's argument names, its rule, and what is refused."""
 
     signature: tuple[str, ...]
-    rule: Rule | None
+    rule: Rule
     check: Check | None = None
-    skip: Skip | None = None
 
     def bind(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name; positional ones beyond the signature are not named."""
@@ -48,17 +43,6 @@ def operation(*names: str, signature: str, check: Check | None = None) -> Callab
         for name in names:
             _OPERATIONS[name] = Operation(tuple(signature.split()), rule, check)
         return rule
-
-    return register
-
-
-def skipping(*names: str, signature: str) -> Callable[[Skip], Skip]:
-    """Registers, for operations that go to the fallback, when they are left out, and why."""
-
-    def register(skip: Skip) -> Skip:
-        for name in names:
-            _OPERATIONS[name] = Operation(tuple(signature.split()), None, skip=skip)
-        return skip
 
     return register
 

@@ -26,7 +26,8 @@ def convolution(call: Call, argument: str) -> Factor | None:
     """Weight (O, I/groups, *window), bias (O,)."""
     if call.layout.axis not in (None, 0):
         return None
-    gradient = call.split(call.gradient)  # (B, S, O, *space)
+    batched = call.gradient.ndim == call["weight"].ndim
+    gradient = call.images(call.gradient, batched=batched)  # (B, S, O, *space)
     if argument == "bias":
         return Dense(gradient.flatten(3).sum((1, 3)))
     if argument != "weight":
@@ -40,4 +41,4 @@ def convolution(call: Call, argument: str) -> Factor | None:
         dilation=_each(call["dilation"], 1, n),
         groups=call["groups"] or 1,
     )
-    return Convolution(call.split(call["input"]), gradient, geometry)
+    return Convolution(call.images(call["input"], batched=batched), gradient, geometry)

@@ -9,22 +9,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from inrun.factors import Dense, Factor
-from inrun.operations._call import Call
+from inrun.operations._call import Call, Slots
 from inrun.operations._registry import operation
 
 
 def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | None:
     """Sums products (of the output's shape) to (B, *shape of the parameter), sample by sample."""
-    axis = call.layout.axis
-    shape = list(parameter.shape)
-    products = products.expand(call.gradient.shape)
-    if axis is None:
-        split = products.unsqueeze(0)
-    else:
+    products, shape = products.expand(call.gradient.shape), list(parameter.shape)
+    axes = call.layout.axes if isinstance(call.layout, Slots) else (call.layout.axis,)
+    for axis in sorted((a for a in axes if a is not None), reverse=True):
         own = axis - (products.ndim - parameter.ndim)
         if own >= 0 and shape.pop(own) != 1:
             return None  # the parameter itself was spread over samples before
-        split = call.split(products).sum(1)
+    one = call.layout.axis is None
+    split = products.unsqueeze(0) if one else call.split(products).sum(1)
     while split.ndim - 1 > len(shape):
         split = split.sum(1)
     for position, size in enumerate(shape, start=1):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import Dense
-from inrun.operations._call import Layout
+from inrun.operations._call import Layout, Slots
 
 
 def replace(value: Any, swap: Callable[[Tensor], Any]) -> Any:
@@ -43,7 +43,7 @@ def fallback(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     parameter: Tensor,
-    gradients: Sequence[tuple[Tensor | None, Layout | None]],
+    gradients: Sequence[tuple[Tensor | None, Layout | Slots | None]],
     samples: int,
 ) -> Dense:
     """Shares of `parameter`, one of the tensors among the arguments.
@@ -71,19 +71,10 @@ def fallback(
     ]
     shares = torch.zeros(samples, *parameter.shape, dtype=leaf.dtype, device=leaf.device)
     for b in range(samples):
-        masked = [
-            _only(gradient.to(out.dtype), layout, b, samples) for out, gradient, layout in used
-        ]
+        masked = [layout.only(gradient.to(out.dtype), b, samples) for out, gradient, layout in used]
         (share,) = torch.autograd.grad(
             [out for out, _, _ in used], leaf, masked, retain_graph=True, allow_unused=True
         )
         if share is not None:
             shares[b] = share
     return Dense(shares)
-
-
-def _only(gradient: Tensor, layout: Layout, b: int, samples: int) -> Tensor:
-    """The gradient with every other sample's part set to zero."""
-    masked = torch.zeros_like(gradient)
-    layout.split(masked, samples)[b] = layout.split(gradient, samples)[b]
-    return masked

@@ -1,18 +1,17 @@
 """Normalizations: y = gain * x_hat + bias, with x_hat the input normalized within the sample.
 
 The share of the gain is the sum over positions of b * x_hat; x_hat is computed again, without
-gain and bias, from the input that the operation saw. Batch statistics mix samples: refused.
+gain and bias, from the input that the operation saw. Of batch normalization in training mode x_hat
+is normalized with the statistics of the whole batch, which belong to the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrun.errors import ReplaceLayerError
 from inrun.factors import Dense, Factor
 from inrun.kernels import gain_shares, takes
 from inrun.operations._call import Call, over_rows
@@ -33,7 +32,7 @@ def _by_channel(call: Call, argument: str, normalized: Callable[[], Tensor]) -> 
     if call.layout.axis not in (None, 0) or argument not in ("weight", "bias"):
         return None
     products = call.gradient if argument == "bias" else call.gradient * normalized()
-    split = call.split(products)  # (B, S, C, *space)
+    split = call.images(products, batched=True)  # (B, S, C, *space)
     return Dense(split.flatten(3).sum((1, 3)) if split.ndim > 3 else split.sum(1))
 
 
@@ -72,30 +71,19 @@ def group_norm(call: Call, argument: str) -> Factor | None:
     )
 
 
-def _refuse_batch_statistics(arguments: Mapping[str, Any]) -> None:
-    if arguments.get("training"):
-        raise ReplaceLayerError(
-            "BatchNorm in training mode normalizes each sample with the statistics of the whole "
-            "batch, so no sample has a gradient of its own and no share exists. Replace it by "
-            "GroupNorm, LayerNorm or InstanceNorm, or freeze it: call .eval() on every BatchNorm "
-            "module after model.train()."
-        )
-
-
 @operation(
     "batch_norm",
     signature="input running_mean running_var weight bias training momentum eps",
-    check=_refuse_batch_statistics,
 )
 def batch_norm(call: Call, argument: str) -> Factor | None:
-    """torch.nn.functional.batch_norm with running statistics: elementwise, so shares exist."""
-    return _by_channel(
-        call,
-        argument,
-        lambda: F.batch_norm(
-            call["input"], call["running_mean"], call["running_var"], eps=_eps(call, 1e-5)
-        ),
-    )
+    """torch.nn.functional.batch_norm, by the batch's statistics or by running ones."""
+    by_batch = bool(call["training"])
+
+    def normalized() -> Tensor:
+        mean, var = (None, None) if by_batch else (call["running_mean"], call["running_var"])
+        return F.batch_norm(call["input"], mean, var, training=by_batch, eps=_eps(call, 1e-5))
+
+    return _by_channel(call, argument, normalized)
 
 
 def _eps(call: Call, default: float) -> float:

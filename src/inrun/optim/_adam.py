@@ -32,6 +32,8 @@ from inrun.kernels import SettlingNumbers, SlopeNumbers, passes_for
 from inrun.optim._rule import History, Memory, Move, Rule, Settled
 from inrun.optim._slope import Diagonal
 
+MOST_DECAY = 0.5  # of a weight in one step, if what it was is to be told from what it became
+
 
 class AdamState(NamedTuple):
     """Moments before the step, and how many steps they have seen."""
@@ -230,7 +232,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
         plain = s.v_max is None and not (h.coupled and h.decay)
         # what b2 v or (1 - lr decay) w is a small part of has lost its digits after the step
-        told = h.eps >= NO_EPS and h.b2 >= 0.5 and abs(h.lr * h.decay) <= 0.5
+        told = h.eps >= NO_EPS and h.b2 >= 0.5 and abs(h.lr * h.decay) <= MOST_DECAY
         return precise and plain and told
 
     def settled(

@@ -286,11 +286,19 @@ class Move(Generic[State, Setting]):
 
     def displacement(self, gradient: Tensor) -> Tensor:
         """The displacement at any gradient, for this step's weight and state."""
-        return self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        return moved if self._divides else self._defined(moved)
 
     def defined_displacement(self, gradient: Tensor) -> Tensor:
-        """The same, and d(0) where the formula has nothing to divide by: a sum that is 0."""
-        moved = self.displacement(gradient)
+        """The same, and d(0) where the formula has nothing to divide by: a sum that is 0.
+
+        Also of rules that name no eps; it waits for the device.
+        """
+        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        return self._defined(moved)
+
+    def _defined(self, moved: Tensor) -> Tensor:
+        """The same, and d(0) where it is no number."""
         defined = torch.isfinite(moved)
         if bool(defined.all()):
             return moved
@@ -299,7 +307,8 @@ class Move(Generic[State, Setting]):
 
     def smooth_displacement(self, gradient: Tensor) -> Tensor:
         """The same, not rounded to less than its arguments' precision."""
-        return self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
+        moved = self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
+        return moved if self._divides else self._defined(moved)
 
     def history(self) -> History:
         """d(0), in its two parts."""

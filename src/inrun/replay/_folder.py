@@ -2,7 +2,7 @@
 
 On disk there is what a replay needs, and nothing that could run code:
 
-    trajectory.json               format, steps, interval, clip norm, parameters, modes
+    trajectory.json               format, steps, interval, clip norm, parameters, modes, digests
     steps.jsonl                   a line a step, appended as training goes
     states/00000000.safetensors   the state after that many steps, see `_snapshot.py`
     random/00000001.safetensors   random state before each block of that step, where it was used
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from inrun.errors import StoreError
 from inrun.replay import _snapshot
+from inrun.replay._digests import demand_file, file_digests, manifest_digest
 
-FORMAT = 1
+FORMAT, OLDER = 2, 1
 MANIFEST = "trajectory.json"
 
 Ids = list[int] | list[str]
@@ -159,6 +160,7 @@ class Folder(Keeper):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._written: tuple[Mapping[str, Any], ...] | None = None
+        self._digests: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         return repr(str(self.path))
@@ -183,7 +185,9 @@ class Folder(Keeper):
         """Writes what the run is, whole or not at all."""
         beside = self.path / (MANIFEST + ".partial")
         try:
-            beside.write_text(json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+            told = {"format": FORMAT, **manifest, "files": file_digests(self.path)}
+            told["digest"] = manifest_digest(told)
+            beside.write_text(json.dumps(told, indent=2) + "\n")
             beside.replace(self.path / MANIFEST)
         except OSError as error:
             raise StoreError(f"{self.path / MANIFEST} could not be written: {error}") from error
@@ -195,16 +199,23 @@ class Folder(Keeper):
             StoreError: no recorded run is there, or of another format.
         """
         try:
-            found = json.loads((self.path / MANIFEST).read_text())
+            found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            digest = manifest_digest(found) if isinstance(found, dict) else None
         except FileNotFoundError:
             raise StoreError(
                 f"{self.path} is not a recorded run: it has no {MANIFEST}. A recording is complete "
                 "after recorder.finish()."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{self.path / MANIFEST} cannot be read: {error}") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise StoreError(f"{self.path / MANIFEST} is not of format {FORMAT}.")
+        if not isinstance(found, dict) or found.get("format") not in (OLDER, FORMAT):
+            raise StoreError(f"{self.path / MANIFEST} is not of format {OLDER} or {FORMAT}.")
+        if found.get("digest") != (digest if found["format"] == FORMAT else None):
+            raise StoreError(
+                f"{self.path / MANIFEST} was changed since it was written: its digest does not "
+                "fit. Put the original back, or record the run again."
+            )
+        self._digests = found.get("files")
         return found
 
     def add(self, step: Step) -> None:
@@ -232,6 +243,7 @@ class Folder(Keeper):
         found: list[Step] = []
         groups: tuple[Mapping[str, Any], ...] = ()
         path = self.path / "steps.jsonl"
+        demand_file(self.path, path, self._digests)
         try:
             for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 line = json.loads(text)
@@ -240,7 +252,7 @@ class Folder(Keeper):
                 if line["number"] != number:
                     raise ValueError(f"line {number} is of step {line['number']}")
                 found.append(Step(number, blocks, groups, line["norm"], line["clip"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise StoreError(f"{path} is torn ({error}): record the run again.") from error
         return found
 
@@ -258,7 +270,7 @@ class Folder(Keeper):
 
     def state(self, state: int) -> _snapshot.Snapshot:
         """A kept state."""
-        return _snapshot.read(self._state(state))
+        return self._read(self._state(state))
 
     def kept(self) -> list[int]:
         """Numbers of the kept states, ascending."""
@@ -270,7 +282,11 @@ class Folder(Keeper):
 
     def random(self, step: int) -> dict[str, Tensor]:
         """A step's random states."""
-        return _snapshot.read(self.path / "random" / f"{step:08d}.safetensors")
+        return self._read(self.path / "random" / f"{step:08d}.safetensors")
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        demand_file(self.path, path, self._digests)
+        return _snapshot.read(path)
 
     def size(self) -> int:
         """Bytes on disk."""

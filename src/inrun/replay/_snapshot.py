@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(dict(tensors), beside)
         beside.replace(path)
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise StoreError(f"{path} could not be written ({error}).") from error
 
 
@@ -166,7 +168,7 @@ def read(path: Path) -> Snapshot:
     """
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # a broken file makes the parser raise errors of any kind
         raise StoreError(
             f"{path} is missing or torn ({error}). A replay starts from it: record the run again."
         ) from error

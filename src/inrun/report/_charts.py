@@ -16,6 +16,8 @@ ENTRY_COLORS = {
     "samples": "#2a9d8f",
     "momentum": "#e9a23b",
     "weight decay": "#8d99ae",
+    "unattributed": "#7b6d8d",
+    "other": "#5f6f52",
     "residual": "#d1495b",
 }
 PAID_COLORS = {
@@ -23,8 +25,11 @@ PAID_COLORS = {
     "samples, through momentum": "#8cc7a1",
     "momentum from before the window": "#e9a23b",
     "weight decay": "#8d99ae",
+    "unattributed": "#7b6d8d",
+    "other": "#5f6f52",
     "residual": "#d1495b",
 }
+RARE = ("unattributed", "other")  # shown where there is anything of them
 GOOD, BAD, NEUTRAL = "#2a9d8f", "#d1495b", "#7f8c99"
 HEIGHT = 280
 MOST_STEPS = 1500
@@ -67,6 +72,8 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
         colors = PAID_COLORS
         found = [found[0], paid, found[1] - paid, *found[2:]]
     entries = dict(zip(colors, found, strict=True))
+    colors = {n: c for n, c in colors.items() if n not in RARE or np.nan_to_num(entries[n]).any()}
+    entries = {name: entries[name] for name in colors}
     columns = {name: np.cumsum(np.nan_to_num(entry))[some] for name, entry in entries.items()}
     steps = ledger["step"].to_numpy()[some]
     opening = ledger["opening_loss"].to_numpy()
@@ -111,6 +118,7 @@ def residuals(ledger: pa.Table) -> alt.TopLevelMixin:
             ledger["estimator"].take(some).to_pylist(),
             strict=True,
         )
+        if np.isfinite(share)  # of some steps it is not known
     ]
     return _wide(
         alt.Chart(_data(rows))

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.errors import StoreError
-from inrun.ledger import Run, residual_shares, totals
+from inrun.ledger import Run, known_residual_shares, totals
 from inrun.report import _charts as charts
 from inrun.report._judges import judges
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
-from inrun.report._words import lead, losses_known, summary
+from inrun.report._words import covered_column, lead, losses_known, summary
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,17 @@ def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
         return counted
     return [
         *counted,
+        *_fall(sums),
         Figure(
-            f"{sums['opening_loss'] - sums['closing_loss']:+.4g}", "taken off the validation loss"
-        ),
-        Figure(
-            f"{float(np.median(residual_shares(ledger))):.2%}",
+            f"{float(np.median(known_residual_shares(ledger))):.2%}",
             "of a step's entries in the books unexplained (median)",
         ),
     ]
+
+
+def _fall(sums: dict[str, float]) -> list[Figure]:
+    fall = sums["opening_loss"] - sums["closing_loss"]
+    return [Figure(f"{fall:+.4g}", "taken off the validation loss")] if np.isfinite(fall) else []
 
 
 def _residual(run: Run) -> Section:
@@ -85,11 +88,13 @@ def _residual(run: Run) -> Section:
     known = losses_known(ledger)
     words = (
         "At every step, opening loss - closing loss = samples + momentum + weight decay + "
-        "residual. The residual is what the method does not explain, here as a share of the "
-        "step's entries."
+        "unattributed (gradients that were declared to be of no sample) + other (changes of the "
+        "loss between steps) + residual. The residual is what the method does not explain, here as "
+        "a share of the step's entries."
         if known
-        else "Each step was judged by the gradient of the batch after it. The losses themselves "
-        "are not known, and so neither is what the entries leave unexplained."
+        else "What the entries leave unexplained is not known: "
+        + "; ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
+        + "."
     )
     return Section(
         "Do the books close?",
@@ -119,7 +124,9 @@ def _entries(run: Run) -> dict[str, float]:
             "still in the momentum, not paid yet": found["still_in_momentum"],
             "momentum from before the window": found["before_window"],
         }
-    return entries | {"weight decay": found["weight_decay"], "residual": found["residual"]}
+    entries["weight decay"] = found["weight_decay"]
+    entries |= {name: found[name] for name in ("unattributed", "other") if found[name]}
+    return entries | {"residual": found["residual"]}
 
 
 def _coverage(run: Run) -> list[Section]:
@@ -127,11 +134,12 @@ def _coverage(run: Run) -> list[Section]:
         coverage = run.coverage()
     except StoreError:  # the run was cut off; the words at the top say so
         return []
+    column, of = covered_column(coverage)
     rows = [
-        [r["parameter"], r["shape"], r["status"], r["captured_as"], f"{r['gradient_share']:.1%}"]
+        [r["parameter"], r["shape"], r["status"], r["captured_as"], f"{r[column]:.1%}"]
         for r in coverage.to_pylist()
     ]
-    head = ["parameter", "shape", "status", "captured as", "share of squared gradient norm"]
+    head = ["parameter", "shape", "status", "captured as", f"share of the {of}"]
     return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
 
 

@@ -36,7 +36,6 @@ def write_rollup(rollup: Rollup, path: Path, *, only: str | None = None) -> None
                 f"{', '.join(row['group'] for row in rows)}."
             )
         rows = own
-    books = rollup.books
     Page(
         title=f"What the data was worth, by {rollup.by}" + (f": {only}" if only else ""),
         lead=(
@@ -47,8 +46,8 @@ def write_rollup(rollup: Rollup, path: Path, *, only: str | None = None) -> None
             Figure(f"{sum(row['share'] for row in rows):.1%}", "of the samples' entry in the books")
             if only
             else Figure(f"{len(rows)}", f"values of {rollup.by}"),
-            Figure(f"{books['samples']:+.4g}", "taken off the loss by all samples in their steps"),
-            Figure(f"{books['fall']:+.4g}", "fall of the validation loss over the scored steps"),
+            Figure(rollup.booked("samples"), "taken off the loss by all samples in their steps"),
+            Figure(rollup.booked("fall"), "fall of the validation loss over the scored steps"),
         ],
         sections=[_sums(rollup, rows, only), _books(rollup)],
         footer="95 % intervals. Values are Shapley values of each optimizer step, summed.",
@@ -104,7 +103,7 @@ def _books(rollup: Rollup) -> Section:
         tables=[
             Table(
                 ["entry", "validation loss taken off"],
-                [[name.replace("_", " "), f"{v:+.4g}"] for name, v in rollup.books.items()],
+                [[name.replace("_", " "), rollup.booked(name)] for name in rollup.books],
             )
         ],
     )

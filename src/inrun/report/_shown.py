@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
 
-from inrun.ledger import Run
+from inrun.ledger import Run, opened_picture, token_parts
 
 TEXT_CHARACTERS = 12_000_000
 IMAGE_BYTES = 16_000_000
@@ -26,6 +24,7 @@ TOKENS = 400_000
 LONGEST, SHORTEST = 4000, 80
 LARGEST_SIDE = 256
 EXTREMES = 400
+MOST_BYTES = 400_000  # of one that is shown as it is
 
 
 def priority(scores: Sequence[np.ndarray]) -> np.ndarray:
@@ -70,15 +69,17 @@ def images(column: pa.ChunkedArray, order: np.ndarray) -> tuple[list[str | None]
 
 def small_image(image: bytes) -> bytes | None:
     """At most `LARGEST_SIDE` pixels a side, as PNG; None where it cannot be read."""
-    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
-    if image.startswith(b"\x89PNG") and max(width, height) <= LARGEST_SIDE:
+    opened = opened_picture(image)
+    if opened is None:
+        return None
+    small = max(opened.size) <= LARGEST_SIDE and len(image) <= MOST_BYTES
+    if opened.format == "PNG" and small:
         return image
     buffer = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-            opened.save(buffer, "PNG", optimize=True)
-    except (OSError, ValueError):
+        opened.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        opened.save(buffer, "PNG", optimize=True)
+    except Exception:  # PIL cannot write every kind that it reads
         return None
     return buffer.getvalue()
 
@@ -100,15 +101,12 @@ def _cell(value: Any) -> Any:
 
 def tokens(run: Run, ids: pa.ChunkedArray, order: np.ndarray) -> dict[int, list[list[Any]]]:
     """By row, [tokens, values summed over the sample's visits], where the run holds them."""
-    parts = sorted((run.path / "tokens").glob("*.parquet"))
-    if not parts:
-        return {}
     wanted = pa.array(ids.combine_chunks().take(order[: 4 * EXTREMES]))
     row_of = {i: row for row, i in zip(order.tolist(), ids.take(order).to_pylist(), strict=True)}
     found: dict[int, list[list[Any]]] = {}
     count = 0
-    for part in parts:
-        table = pq.read_table(part, columns=["sample_id", "tokens", "values"])
+    for part in token_parts(run.path):
+        table = part.select(["sample_id", "tokens", "values"])
         table = table.filter(pc.is_in(table["sample_id"], value_set=wanted))
         for visit in table.to_pylist():
             row = row_of[visit["sample_id"]]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from scipy.stats import norm
 
 from inrun.errors import StoreError
-from inrun.ledger import relative_error, residual_shares, totals
+from inrun.ledger import NEXT_BATCH, known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
@@ -35,7 +35,7 @@ def lead(of: Contents) -> str:
     seen = (
         f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps"
     )
-    if not losses_known(ledger):
+    if not losses_known(ledger) and set(ledger["note"].to_pylist()) <= {NEXT_BATCH, ""}:
         return (
             f"{seen}, each judged by the training batch that came next. A value is what a sample "
             "took off the loss of the training data: positive helped, negative harmed."
@@ -43,16 +43,27 @@ def lead(of: Contents) -> str:
     when = (
         "in its own steps and, through momentum, later" if _pays(of) else "when it was trained on"
     )
+    went = (
+        f"the validation loss went from {sums['opening_loss']:.4g} to {sums['closing_loss']:.4g}"
+        if np.isfinite(sums.get("opening_loss", 0.0) - sums.get("closing_loss", 0.0))
+        else "by how much the validation loss fell in all is not known"
+    )
     return (
-        f"{seen}; the validation loss went from {sums['opening_loss']:.4g} to "
-        f"{sums['closing_loss']:.4g}. A value is what a sample took off that loss {when}: positive "
+        f"{seen}; {went}. A value is what a sample took off that loss {when}: positive "
         "helped, negative harmed."
     )
 
 
+def covered_column(coverage: pa.Table) -> tuple[str, str]:
+    """Which column has parameters' shares, and of what; older runs have those of the gradient."""
+    if "update_share" in coverage.column_names:
+        return "update_share", "squared update"
+    return "gradient_share", "squared gradient"
+
+
 def losses_known(ledger: pa.Table) -> bool:
-    """Whether there was a validation loss, and not only its gradient."""
-    return bool(np.isfinite(ledger["closing_loss"].to_numpy()).all())
+    """Whether of any step it is known what the validation loss fell by."""
+    return bool(known_residual_shares(ledger).size)
 
 
 def _pays(of: Contents) -> bool:
@@ -106,13 +117,14 @@ def _hurt(of: Contents) -> list[str]:
 
 def _trust(of: Contents) -> list[str]:
     ledger = of.run.ledger()
-    shares = residual_shares(ledger)
+    shares = known_residual_shares(ledger)
     said = [
         f"The books: what the values leave unexplained of a step is {np.median(shares):.2%} of its "
         f"entries in the median and {shares.max():.1%} at most."
         if losses_known(ledger)
-        else "There was no validation set, so the books have no residual: what the values leave "
-        "unexplained was not measured, and each step's values are as noisy as one batch."
+        else "The books have no residual: what the values leave unexplained was not measured, "
+        "since by how much a step lowered the validation loss is not known. "
+        + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
     said += _sampled(of)
     said.append(_audited(of))
@@ -121,8 +133,9 @@ def _trust(of: Contents) -> list[str]:
     except StoreError:
         said.append("The run was not flushed to its end, so its coverage is not known.")
     else:
-        covered = [r["gradient_share"] for r in coverage.to_pylist() if r["status"] == "captured"]
-        said.append(f"The values cover {sum(covered):.1%} of the gradient.")
+        column, whole = covered_column(coverage)
+        covered = [r[column] for r in coverage.to_pylist() if r["status"] == "captured"]
+        said.append(f"The values cover {sum(covered):.1%} of the {whole}.")
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(

@@ -56,6 +56,7 @@ class TrainConfig:
         record: keep the trajectory, for look-ahead.
         save_every: seconds between checkpoints.
         skip_bad_rows: leave them out instead of stopping.
+        pictures: the folder in which files that rows name must lie; None is the data's own.
     """
 
     task: str
@@ -95,6 +96,7 @@ class TrainConfig:
     record: bool = False
     save_every: float = 60.0
     skip_bad_rows: bool = False
+    pictures: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the numbers, and what goes together, before anything is loaded.

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from torch import nn
 
 from inrun.attribution import Attribution, Tokens, attach
 from inrun.errors import NotSupportedError, StoreError
+from inrun.ledger import Run, Seal, write_table
 from inrun.replay import Recorder, record
 from inrun.training import _checkpoint as checkpoint
 from inrun.training._interrupt import Interrupt
@@ -202,14 +202,17 @@ class _Loop:
         if self.recorder is not None:
             self.recorder.finish()
         seconds = self.meter.seconds
-        table = pq.read_table(self.run / SAMPLES)
+        stored = Run(self.run)
+        table = stored.samples()
+        assert table is not None
         for name, column in self.seen.columns().items():
             table = table.append_column(name, column)
-        pq.write_table(table, self.run / SAMPLES)
+        stored.write_samples(table)
         classes = self.training.splits.classes
         if classes:
             mean = dict(zip(classes, self.seen.probabilities.T, strict=True))
-            pq.write_table(pa.table({":id": table["sample_id"]} | mean), self.run / PROBABILITIES)
+            seen = pa.table({":id": table["sample_id"]} | mean)
+            write_table(self.run / PROBABILITIES, seen, Seal("probabilities"))
         self.training.task.save(self.model, self.run / MODEL)
         score = self.training.score(self.model)
         (self.run / checkpoint.CHECKPOINT).unlink(missing_ok=True)
@@ -234,8 +237,9 @@ def _opened(training: Training, run: Path, resume: bool) -> dict[str, Any] | Non
             )
         run.mkdir(parents=True, exist_ok=True)
         config.write(run, versions={"torch": torch.__version__})
-        pq.write_table(samples_of(training.splits.training, config), run / SAMPLES)
-        pq.write_table(samples_of(training.judges(), config), run / VALIDATION)
+        trained_on = samples_of(training.splits.training, config)
+        write_table(run / SAMPLES, trained_on, Seal("training"))
+        write_table(run / VALIDATION, samples_of(training.judges(), config), Seal("validation"))
         return None
     if config.record:
         raise NotSupportedError(

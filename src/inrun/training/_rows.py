@@ -134,7 +134,8 @@ def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
 
 def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:  # a path would be read as column=value too
+            table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise MisuseError(f"{path} is torn or not a Parquet file ({error}).") from error
     for number, cells in enumerate(table.to_pylist()):

@@ -91,8 +91,11 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
                 f"{', '.join(map(str, rows[0].cells))}. Name the right one, for instance with "
                 "--text-column, --label-column or --id-column."
             )
+    folder = _pictures_folder(config, source) if image else None
     found = []
     for number, row in enumerate(rows):
+        if image:
+            row = _with_own_picture(row, folder)
         problem = _problem(row, content, label if labelled else None, image)
         if problem is not None:
             bad.add(row.where, problem)
@@ -108,6 +111,37 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
     return found
 
 
+def _pictures_folder(config: TrainConfig, source: str) -> Path | None:
+    """Where files that rows name must lie; None where that was not said and the data has none."""
+    if config.pictures is not None:
+        return Path(config.pictures)
+    place = Path(source)
+    return place if place.is_dir() else place.parent if place.is_file() else None
+
+
+def _with_own_picture(row: Row, folder: Path | None) -> Row:
+    """The row with a file that it names as `_Elsewhere`, unless it lies in the folder."""
+    value = row.cells.get("image")
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, str):
+        return row
+    found: Any = _Elsewhere(value)
+    if folder is not None:
+        try:
+            for file in (folder / value, Path(value)):
+                if file.resolve().is_relative_to(folder.resolve()) and file.exists():
+                    found = str(file)
+                    break
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have
+            pass
+    return Row({**row.cells, "image": found}, row.where)
+
+
+class _Elsewhere(str):
+    """The name of a file that is not there, or outside the folder that pictures are read from."""
+
+
 def _problem(row: Row, content: str, label: str | None, image: bool) -> str | None:
     """What is wrong with a row, or None."""
     value = row.cells.get(content)
@@ -117,6 +151,11 @@ def _problem(row: Row, content: str, label: str | None, image: bool) -> str | No
         return f"{content!r} is a {type(value).__name__}, not a text"
     if not image and not value.strip():
         return f"{content!r} is empty"
+    if isinstance(value, _Elsewhere):
+        return (
+            f"its picture {str(value)!r} is not in the data's own folder, and others are not read: "
+            "name theirs with --pictures FOLDER"
+        )
     if image:
         try:
             open_image(value)

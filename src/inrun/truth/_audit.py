@@ -93,7 +93,12 @@ class AuditReport:
             ("Spearman R", f"{self.spearman:.4f}"),
             ("sum of the values over the true sum", f"{self.sum_ratio:.3f}"),
             ("relative error of the values", f"{self.relative_error:.2%}"),
-            ("residual of the books", f"{self.residual:.2%}"),
+            (
+                "residual of the books",
+                f"{self.residual:.2%}"
+                if np.isfinite(self.residual.median)
+                else "not known: no step's opening and closing loss are of the same rows",
+            ),
             ("noise ceiling", none if self.ceiling is None else f"{self.ceiling:.2f}"),
         ]
         lines = [f"{self.checks} steps played out in {self.seconds:.0f} s (median, 95 % interval)"]

@@ -33,8 +33,10 @@ class Cause(NamedTuple):
 
 def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause, ...]:
     """The causes that the checks and their noise ceiling speak for, of low agreement first."""
-    low = [c for c in checks if _is_low(c)]
+    every_low = [c for c in checks if _is_low(c)]
+    low = [c for c in every_low if not np.isnan(c["residual"])]
     of_low = [
+        _turns([c for c in every_low if np.isnan(c["residual"])], checks),
         _first_steps(low, checks),
         _signs(low),
         _estimator(low),
@@ -48,6 +50,20 @@ def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause
         found.append(_unknown(low))
     always = [_coverage(checks), _validation(checks, ceiling), _alike(checks)]
     return tuple(found + [cause for cause in always if cause is not None])
+
+
+def _turns(unknown: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
+    """Checks of steps of which it is not known by how much the loss fell: nothing else is named."""
+    if not unknown:
+        return None
+    return Cause(
+        "Not judged by all rows",
+        f"At {len(unknown)} of {len(checks)} checks agreement is low, and the step was judged by a "
+        "part of the validation rows (rotating, max_overhead) or by an older pass (refresh), "
+        "while the truth is that of all rows at the step.",
+        "Totals over a run average parts out; single steps do not. To audit single steps attach "
+        "with rotating=1, refresh=1 and without max_overhead.",
+    )
 
 
 def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
@@ -156,7 +172,7 @@ def _coverage(checks: Sequence[Check]) -> Cause | None:
         return None
     return Cause(
         "Uncovered layers",
-        f"Only {covered:.0%} of the squared gradient is captured; the rest is in no value.",
+        f"Only {covered:.0%} of the squared update is captured; the rest is in no value.",
         "See attribution.coverage() for the parameters and the reason.",
     )
 

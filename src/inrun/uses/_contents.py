@@ -9,12 +9,13 @@ text under two labels is one of the things that must be seen.
 from __future__ import annotations
 
 import hashlib
-import io
 import unicodedata
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from inrun.ledger import opened_picture
 
 NOT_CONTENT = ("sample_id", "label", "source")
 
@@ -58,8 +59,8 @@ def _text(text: Any) -> bytes:
 
 
 def _pixels(image: bytes) -> bytes:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(image)) as opened:
-        pixels: bytes = opened.tobytes()
-        return f"{opened.mode}{opened.size}".encode() + pixels
+    opened = opened_picture(image)
+    if opened is None:  # damaged: equal where its bytes are
+        return repr(image).encode()
+    pixels: bytes = opened.tobytes()
+    return f"{opened.mode}{opened.size}".encode() + pixels

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.stats import rankdata
 
 from inrun.errors import MisuseError
-from inrun.ledger import Run
-from inrun.training import PROBABILITIES, SAMPLES
+from inrun.ledger import Run, Seal, read_table
+from inrun.training import PROBABILITIES
 from inrun.uses._harm import harm_sums
 
 
@@ -89,10 +88,10 @@ def doubt_labels(run: Run) -> bool:
     Raises:
         StoreError: a part of the run is missing or torn.
     """
-    seen, samples = run.path / PROBABILITIES, run.path / SAMPLES
-    if len(run.targets) < 2 or not seen.exists():
+    seen, table = run.path / PROBABILITIES, run.samples()
+    if len(run.targets) < 2 or table is None or not seen.exists():
         return False
-    known, table = pq.read_table(seen), pq.read_table(samples)
+    known = read_table(seen, Seal("probabilities"), sealed=not run.notes)
     classes = known.column_names[1:]
     if not set(run.targets) <= set(classes) or not run.ledger().num_rows:
         return False
@@ -112,5 +111,5 @@ def doubt_labels(run: Run) -> bool:
         if name in table.column_names:
             table = table.drop_columns([name])
         table = table.append_column(name, pa.array(column))
-    pq.write_table(table, samples)
+    run.write_samples(table)
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from inrun.capture import Hold, MeasuredLayouts, self_test
+from inrun.capture import Hold, self_test
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
@@ -104,7 +104,7 @@ def online(
             "choose this one. Pass a utility with a validation batch."
         )
     parameters = _trained(model, optimizer)
-    capture = Hold(model, parameters, MeasuredLayouts())
+    capture = Hold(model, parameters)
     self_test(capture, model, utility)
     drawn = Drawn(seed)
     task = None if losses is None or fetch is None else Task(losses, fetch, clip_norm)

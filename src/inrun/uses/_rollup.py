@@ -2,7 +2,8 @@
 
 Over the scored steps,
 
-    fall of the validation loss = sum over groups + momentum + weight decay + residual
+    fall of the validation loss
+        = sum over groups + momentum + weight decay + unattributed + other + residual
 
 so a group's share of the samples' entry is exact, and momentum, which belongs to no group, stands
 apart. Equal contents delivered by several groups are one thing that was bought twice: with
@@ -30,7 +31,7 @@ from inrun.uses._contents import duplicate_groups
 from inrun.uses._join import described
 
 UNNAMED = "(not described)"
-ENTRIES = ("samples", "momentum", "weight_decay", "residual")
+ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other", "residual")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Rollup:
             samples with a negative value), `duplicated` (samples whose content another group
             delivered too).
         books: the entries over the run, in units of the validation loss: `fall`, `samples`,
-            `momentum`, `weight_decay`, `residual`.
+            `momentum`, `weight_decay`, `unattributed`, `other`, `residual`.
         duplicates: 'split' or 'booked'.
     """
 
@@ -54,15 +55,20 @@ class Rollup:
     books: dict[str, float]
     duplicates: str
 
+    def booked(self, name: str) -> str:
+        """An entry, or `fall`, as it is shown; the residual may not be known."""
+        number = self.books[name]
+        return f"{number:+.4g}" if np.isfinite(number) else "not known"
+
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers, in sentences."""
         copies = sum(self.table["duplicated"].to_pylist())
         said = [
             "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
-            f"entry in the books, {self.books['samples']:+.4g}; the loss fell by "
-            f"{self.books['fall']:+.4g} over the scored steps.",
-            "Momentum, weight decay and the residual belong to no group: momentum is what earlier "
-            "gradients of all groups still did.",
+            f"entry in the books, {self.booked('samples')}; what the loss fell by over the scored "
+            f"steps: {self.booked('fall')}.",
+            "The other entries belong to no group: momentum is what earlier gradients of all "
+            "groups still did.",
             "An interval says how far a sum would move had the group delivered other rows like "
             "its own, not how far another training would move it.",
         ]

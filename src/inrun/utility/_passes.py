@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inrun.errors import MisuseError
 from inrun.shards import is_sharded, own_part, reduced_gradients
+from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of
 from inrun.utility._twice import differentiable_twice
@@ -28,12 +29,13 @@ class Evaluation:
 
     `losses` (K,) float64, on the CPU where they were `checked`; `gradients` by parameter name,
     (K, *shape), zero where a target does not use the parameter. Of sharded parameters they are
-    this process's parts of the mean over processes.
+    this process's parts of the mean over processes. `rows`: which part of the rows it looked at.
     """
 
     losses: Tensor
     gradients: dict[str, Tensor]
     checked: bool = True
+    rows: int = 0
 
 
 def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
@@ -43,7 +45,7 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
         MisuseError: `loss_fn` returned no scalar tensor.
     """
     try:
-        loss = utility.loss_fn(model, batch)
+        loss = drawn(utility.loss_fn, utility.draws, model, batch)
     except RuntimeError as error:
         _explain_devices(model, batch, target, error)
         raise
@@ -88,7 +90,8 @@ def evaluate(
         checked: whether to wait for the losses; if not, call `demand_finite` once they are read.
 
     Raises:
-        MisuseError: a loss is not finite, or has no graph to any trained parameter.
+        MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
+            parameter.
     """
     if utility.follows:
         no_loss(model, None)
@@ -98,11 +101,11 @@ def evaluate(
         for target, batch in utility.batches.items():
             loss, gradients = None, None
             for part, share in _in_parts(utility, model, target, batch):
-                found = loss_of(utility, model, target, part)
-                found = found if share == 1.0 else found * share
-                _demand_graph(target, found)
-                more = gradients_of(found, model, list(parameters.values()))
-                loss = found.detach() if loss is None else loss + found.detach()
+                of_part = loss_of(utility, model, target, part)
+                of_part = of_part if share == 1.0 else of_part * share
+                _demand_graph(target, of_part)
+                more = gradients_of(of_part, model, list(parameters.values()))
+                loss = of_part.detach() if loss is None else loss + of_part.detach()
                 gradients = more if gradients is None else _added(gradients, more)
             assert loss is not None
             assert gradients is not None
@@ -115,7 +118,10 @@ def evaluate(
         name: torch.stack([row[i] for row in rows]) if len(rows) > 1 else rows[0][i].unsqueeze(0)
         for i, name in enumerate(parameters)
     }
-    return Evaluation(values, stacked, checked)
+    found = Evaluation(values, stacked, checked)
+    if checked and not any(map(is_sharded, parameters.values())):
+        demand_finite_gradients(found, utility.targets)
+    return found
 
 
 def _demand_graph(target: str, loss: Tensor) -> None:
@@ -181,6 +187,34 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
         )
 
 
+def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
+    """Refuses gradients that nothing can be judged by.
+
+    Raises:
+        MisuseError: one is not finite; it waits for the device.
+    """
+    gradients = {name: g.detach() for name, g in evaluation.gradients.items() if g.numel()}
+    # sums are quick; one of finite numbers overflows where they are huge, and is looked at again
+    sums = [g.sum(dtype=_wide(g)).isfinite().cpu() for g in gradients.values()]
+    if all(map(bool, sums)):
+        return
+    for name, g in gradients.items():
+        finite_K = g.isfinite().reshape(len(g), -1).all(1).tolist()
+        if not all(finite_K):
+            k = finite_K.index(False)
+            target = f" of target {targets[k]!r}" if targets else ""
+            raise MisuseError(
+                f"The validation loss{target} is finite and its gradient is not, at {name}, so "
+                "nothing can be judged by it: a square root or a norm at 0, a division by 0, or "
+                "half precision that overflows. Step around the point in loss_fn (add a small "
+                "number under the root), or leave the rows out that lie on it."
+            )
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
 def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:
     """The loss's gradients, zero where it does not use a parameter; see `Evaluation`."""
     if not any(map(is_sharded, parameters)):
@@ -192,17 +226,17 @@ def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> li
     ]
 
 
-def losses_of(utility: Utility, model: nn.Module) -> Tensor:
-    """Losses of every target without gradients, (K,) float64 on the CPU."""
+def losses_of(utility: Utility, model: nn.Module, *, checked: bool = True) -> Tensor:
+    """Losses of every target without gradients, (K,) float64, on the CPU where `checked`."""
     with undisturbed(model), torch.no_grad():
-        values = [
+        losses = [
             torch.stack([
                 loss_of(utility, model, t, part).double() * share
                 for part, share in _in_parts(utility, model, t, batch)
             ]).sum()
             for t, batch in utility.batches.items()
         ]  # fmt: skip
-    return torch.stack([value.double().cpu() for value in values])
+    return torch.stack([loss.cpu() for loss in losses] if checked else losses)
 
 
 def curvature(

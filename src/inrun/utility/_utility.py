@@ -7,7 +7,7 @@ V(w) = sum_k weight_k V_k(w), the weights adding up to 1. A value is a contribut
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ NEXT = "next batch"
 
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
+    "weight", "paid_out", "standard_error", "variance",
 }  # fmt: skip
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -29,7 +30,8 @@ class Utility:
 
     Args:
         loss_fn: `loss_fn(model, batch)` returns the loss, a scalar tensor with a graph. It is
-            called in evaluation mode and must not depend on random numbers.
+            called in evaluation mode and must not depend on random numbers, unless `draws` fixes
+            them.
         batch: one validation batch in any form that `loss_fn` takes: a tensor, a tuple, a dict with
             tensors, flags, texts or dicts in it.
         targets: a dict from target names to batches, in place of `batch`.
@@ -41,9 +43,14 @@ class Utility:
             few rows at attach.
         rows_axis: the axis of a validation batch's tensors that runs over rows; 1 for data that
             has its sequence first.
+        draws: of a loss that draws random numbers (diffusion, a VAE, masked tokens), the mean over
+            so many calls, with the same random numbers in every pass: those of `torch`, `numpy` and
+            `random`. Opening and closing loss are then comparable, as a loss must be whose change
+            is to be explained. Memory is that of so many calls at once. 1 calls it once, and leaves
+            random numbers alone.
         rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
             as much less, and each step's values are those for the part's loss: over a run they
-            average out, and the books' residual has the difference between parts.
+            average out. By how much a step lowered the loss is not known then, nor is the residual.
         refresh: a validation pass after every so many steps only; the steps between are judged by
             the last pass's gradient. Totals over a run keep most of their agreement
             (docs/budget.md), but in a single step an older gradient can be worth nothing or less
@@ -77,6 +84,7 @@ class Utility:
         rows_axis: int = 0,
         rotating: int = 1,
         refresh: int = 1,
+        draws: int = 1,
     ):
         if not callable(loss_fn):
             raise MisuseError("loss_fn must be callable: loss_fn(model, batch) -> scalar loss.")
@@ -93,6 +101,7 @@ class Utility:
         )
         if not self.batches:
             raise MisuseError("The utility has no targets: there is nothing to be judged by.")
+        _demand_names(self.batches)
         taken = sorted(_RESERVED & set(self.batches))
         if taken:
             raise MisuseError(
@@ -105,6 +114,9 @@ class Utility:
         if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
             raise MisuseError(f"refresh={refresh!r} is no number of steps.")
         self.refresh = refresh
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+            raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
+        self.draws = draws
         self._parts = _parts(self.batches, rotating, rows_axis)
         self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
         self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
@@ -172,6 +184,17 @@ class Utility:
     def targets(self) -> tuple[str, ...]:
         """The targets' names, in their order."""
         return (NEXT,) if self.follows else tuple(self.batches)
+
+
+def _demand_names(names: Iterable[str]) -> None:
+    """Raises where a name cannot be a column's in every file and table that is written of it."""
+    for name in names:
+        whole = name.isascii() or name.encode("utf-8", "replace").decode() == name
+        if not name.strip() or not whole or any(c in name for c in "\0\n\r"):
+            raise MisuseError(
+                f"A target cannot be called {name!r}: tables have a column by each target's name, "
+                "which must be a line of text that is not empty. Choose another name."
+            )
 
 
 def no_loss(model: nn.Module, batch: Any) -> Tensor:

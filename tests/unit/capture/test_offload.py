@@ -7,7 +7,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import inrun
-from inrun.capture import Hold, MeasuredLayouts, Moves, Offload
+from inrun.capture import Hold, Moves, Offload
 
 META = torch.device("meta")  # stands for a device: tensors there have no storage to read
 
@@ -48,7 +48,7 @@ def activations(model):
 @pytest.mark.parametrize(("kind", "kept"), [(Hold, True), (Offload, False)])
 def test_activations_are_free_when_the_backward_pass_is_over(kind, kept):
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
-    capture = kind(model, dict(model.named_parameters()), MeasuredLayouts())
+    capture = kind(model, dict(model.named_parameters()))
     found = activations(model)
     with capture.block(5) as block:
         model(torch.randn(5, 6)).square().sum().backward()
@@ -59,7 +59,7 @@ def test_activations_are_free_when_the_backward_pass_is_over(kind, kept):
 
 def test_factors_are_on_the_cpu_and_brought_back_whole():
     model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 2))
-    capture = Hold(model, dict(model.named_parameters()), MeasuredLayouts())
+    capture = Hold(model, dict(model.named_parameters()))
     with capture.block(3) as block:
         model(torch.randn(3, 2, 4)).square().sum().backward()
     for factors in block.factors.values():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from inrun.capture import Hold, MeasuredLayouts, self_test
+from inrun.capture import Hold, self_test
 from inrun.utility import Utility
 
 sizes = st.integers(1, 4)
@@ -15,9 +15,7 @@ checked = settings(max_examples=25, deadline=None)
 
 def shares(model, run, samples, terms=None):
     """{name: (B, *shape)} as captured while `run` computes one loss term a sample."""
-    capture = Hold(
-        model, {n: p for n, p in model.named_parameters() if p.requires_grad}, MeasuredLayouts()
-    )
+    capture = Hold(model, {n: p for n, p in model.named_parameters() if p.requires_grad})
     model.zero_grad()
     with capture.block(samples) as block:
         run(model).sum().backward()
@@ -64,9 +62,12 @@ def test_permuting_the_batch_permutes_the_shares(samples, seed):
     x = torch.randn(samples, 3, 3, dtype=torch.float64, generator=generator)
     order = torch.randperm(samples, generator=generator)
     before = shares(model, lambda m: m(x).cos().flatten(1).sum(1), samples)
-    after = shares(model, lambda m: m(x[order]).cos().flatten(1).sum(1), samples)
+    other = x[order]
+    after = shares(model, lambda m: m(other).cos().flatten(1).sum(1), samples)
+    inside = shares(model, lambda m: m(x[order]).cos().flatten(1).sum(1), samples)
     for name in before:
         torch.testing.assert_close(after[name], before[name][order], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(inside[name], before[name], rtol=1e-9, atol=1e-12)
 
 
 @checked
@@ -127,7 +128,7 @@ def test_as_many_samples_as_positions_are_not_mixed_up():
     def terms(m, inputs):
         return m(inputs).sin().flatten(1).sum(1)
 
-    capture = Hold(model, dict(model.named_parameters()), MeasuredLayouts())
+    capture = Hold(model, dict(model.named_parameters()))
     validation = torch.randn(5, 4, 3, dtype=torch.float64)
     self_test(capture, model, Utility(lambda m, b: terms(m, b).mean(), validation))
     with capture.block(4) as block:

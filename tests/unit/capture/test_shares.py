@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inrun.capture import Hold, MeasuredLayouts, Offload, Stream, self_test
+from inrun.capture import Hold, Offload, Stream, self_test
 from inrun.utility import Utility, take_rows
 from tests.oracles import shares as oracle
 from tests.oracles.cases import CASES, LANGUAGE_MODELS
@@ -17,8 +17,8 @@ def trained(model):
 
 
 def captured(case, model, inputs, kind=Hold, test=True):
-    """A capture whose layouts were measured on other rows than the ones that it will see."""
-    capture = kind(model, trained(model), MeasuredLayouts())
+    """A capture that learned its inputs from other rows than the ones that it will see."""
+    capture = kind(model, trained(model))
     if test:
         self_test(capture, model, Utility(case.loss_fn, tuple(case.inputs(7))))
     return capture
@@ -137,7 +137,10 @@ def test_every_operation_rule_is_met_by_a_case():
 
 
 @pytest.mark.parametrize("case", LANGUAGE_MODELS, ids=lambda case: case.name)
-def test_sample_axes_of_language_models_are_measured(case):
-    model = case.model()
-    capture = captured(case, model, case.inputs(4))
-    assert set(capture.coverage.table()["sample_axis"].to_pylist()) <= {"measured", ""}
+def test_owners_in_language_models_are_followed_by_rules_alone(case):
+    model, inputs = case.model(), case.inputs(4)
+    capture = captured(case, model, inputs)
+    with capture.block(4):
+        case.terms(model, inputs).sum().backward()
+    assert set(capture.coverage.table()["owners"].to_pylist()) <= {"followed", ""}
+    assert not capture.coverage.by_exchange

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 import inrun
-from inrun.errors import InvariantError, MisuseError
+from inrun.errors import InRunWarning, InvariantError, MisuseError, StoreError
 from inrun.uses import duplicate_groups
-from tests.integration.stored import random_run, stored_run
+from tests.integration.stored import as_older_version, random_run, stored_run
 from tests.oracles import decisions as oracle
 
 TEXTS = ["one", "Two", "three", "two ", "two", "six", "seven", "one", "nine", "ten"]
@@ -79,8 +79,13 @@ def test_a_single_row_has_no_interval(tmp_path):
 def test_books_that_do_not_fit_the_values_are_refused(run):
     part = sorted((run.path / "ledger").glob("*.parquet"))[0]
     part.unlink()
+    with pytest.raises(StoreError, match=f"{part.name} is missing"):
+        inrun.load(run.path)
+    as_older_version(run.path)  # which does not say how many parts there were
+    with pytest.warns(InRunWarning, match="no checksums"):
+        stored = inrun.load(run.path)
     with pytest.raises(InvariantError, match="add up to"):
-        inrun.rollup(inrun.load(run.path))
+        inrun.rollup(stored)
 
 
 def test_missing_samples_and_columns_are_said(tmp_path, run):

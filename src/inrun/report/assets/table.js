@@ -133,11 +133,16 @@
     setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
   }
 
-  // A spreadsheet would run a cell that begins like a formula: such cells get an apostrophe.
+  // A spreadsheet would run a cell that begins like a formula, also behind blanks and behind other
+  // separators than the comma: an apostrophe goes there. `defused` in cli/_formulas.py is its twin.
   function csvCell(x) {
     let text = x === null || x === undefined ? "" : String(x);
-    if (typeof x === "string" && /^[=+\-@\t\r]/.test(text) && !/^-?\d+$/.test(text)) text = "'" + text;
-    return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+    if (typeof x === "string" && !/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(text)) {
+      const first = /^([\s|;]*[=+\-@\uff0b\uff0d\uff1d\uff20]|[\t\r])/.test(text);
+      text = text.replace(/([|;\t\r\n][\s|;]*)(?=[=+\-@\uff0b\uff0d\uff1d\uff20])/g, "$1'");
+      if (first) text = "'" + text;
+    }
+    return /[",;|\t\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   }
 
   function chosenRows() { return ticked.size ? ordered.filter(function (i) { return ticked.has(i); }) : ordered; }

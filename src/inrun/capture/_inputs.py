@@ -1,0 +1,188 @@
+"""What enters a block: which tensors are the samples' data, and what the model is called with.
+
+One pass over a few validation rows, before the first step, shows what enters that is no data (a
+bank, a table that is no buffer), where the batch lies in tensors of each kind, and with how many
+axes the model is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrun.errors import MisuseError
+from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
+
+
+class Inputs:
+    """What is known of the tensors that enter a model's blocks."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._axes = Axes()
+        self._roots = Roots()
+        self._kept: list[Tensor] = []  # so that ids stay theirs
+        self.constants: frozenset[int] = frozenset()
+        self._called_with: dict[str, int] = {}
+        self.notes: dict[str, None] = {}
+
+    def entries(self, owned: Ownership) -> Entries:
+        """Gives the tensors that enter one block their maps."""
+        return Entries(owned, self._axes, self._roots)
+
+    def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
+        """Says where the batch lies in tensors that enter.
+
+        Args:
+            axis: where nothing else is known.
+            known: by number of axes, and whether numbers are floating-point.
+        """
+        self._axes = Axes(axis, known)
+
+    def learn(self, batch: Sequence[Tensor], entered: Sequence[Tensor]) -> None:
+        """Takes note of a validation pass.
+
+        Args:
+            batch: the tensors of the validation batch.
+            entered: all tensors that entered the pass: the others are no samples' data.
+        """
+        own = {id(t) for t in batch}
+        self._kept = [t for t in entered if id(t) not in own]
+        self.constants = frozenset(id(t) for t in self._kept)
+
+    @contextmanager
+    def watched(self, owners: Owners, *, learning: bool = False) -> Iterator[None]:
+        """Takes note of the outermost model call while the block runs.
+
+        Raises:
+            MisuseError: nothing that the model is called with is any sample's.
+        """
+        depth = 0
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal depth
+            depth += 1
+            if depth == 1:
+                owners.in_model = True
+                if learning:
+                    self._called_with |= {path: t.ndim for path, t in _named(args, kwargs)}
+                else:
+                    self._called(owners, args, kwargs)
+
+        def after(*_: Any) -> None:
+            nonlocal depth
+            depth = max(0, depth - 1)
+            owners.in_model = depth > 0
+
+        handles = [
+            self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+            self._model.register_forward_hook(after, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            named = list(_named(args, kwargs))
+            maps = {path: owners.of(t) for path, t in named}
+            if any(m is not None for m in maps.values()):
+                self._compare_axes(owners, named, maps)
+                self._note_order(maps)
+                return
+            if self._take_lists(owners, args, kwargs) or self._take_data(owners, named):
+                return
+        if named and not owners.entries.any:
+            raise MisuseError(owners.entries.missing())
+
+    def _compare_axes(
+        self, owners: Owners, named: Sequence[tuple[str, Tensor]], maps: Mapping[str, Map | None]
+    ) -> None:
+        """Raises where a tensor has fewer axes than in validation: one sample, taken for many."""
+        if owners.entries.owned.given:
+            return
+        for path, t in named:
+            known = self._called_with.get(path)
+            m = maps[path]
+            if m is not None and known is not None and t.ndim < known and m.varying:
+                raise MisuseError(
+                    f"The model is called with a tensor of shape {tuple(t.shape)} where the "
+                    f"validation pass calls it with {known} axes: it may be one sample, whose "
+                    f"axis happens to be as long as there are ids ({owners.samples}). Say with "
+                    "rows= or slots= of attribution.batch whose its entries are."
+                )
+
+    def _note_order(self, maps: Mapping[str, Map | None]) -> None:
+        for m in maps.values():
+            if m is None or m.how == "given" or len(m.varying) != 1:
+                continue
+            flat = m.codes.flatten()
+            if m.owned and len(flat) > 1 and bool((flat[1:] < flat[:-1]).any()) and _once(flat):
+                self.notes[
+                    "Rows were put in another order inside attribution.batch(ids) before the model "
+                    "was called. Ids are taken for the rows in the order in which they came in. If "
+                    "they are meant for the rows that the model sees, put rows in order before the "
+                    "block, or say so with rows=."
+                ] = None
+
+    @staticmethod
+    def _take_lists(owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """A list with one item per sample: each item is its sample's as a whole."""
+        taken = False
+        if owners.entries.owned.given:
+            return False
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, (list, tuple)) and len(value) == owners.samples:
+                for sample, item in enumerate(value):
+                    for _, t in _tensors_in("", item):
+                        owners.give(t, owners.entries.whole(sample, t.ndim))
+                        taken = True
+        return taken
+
+    def _take_data(self, owners: Owners, named: Sequence[tuple[str, Tensor]]) -> bool:
+        """What enters validation passes too, if it is the model's only argument; one sample alone.
+
+        A loop may keep training data and validation data in one tensor; and a model may be called
+        with one sample without an axis for it.
+        """
+        taken = False
+        for path, t in named:
+            if isinstance(t, nn.Parameter) or t.grad_fn is not None:
+                continue
+            found = owners.entries.map_of(t) if id(t) in self.constants else None
+            if owners.samples == 1 and self._called_with.get(path) == t.ndim + 1:
+                found = owners.entries.whole(0, t.ndim)
+            if found is not None:
+                owners.give(t, found)
+                taken = True
+        return taken
+
+
+def _once(flat: Tensor) -> bool:
+    """Whether each owner comes once."""
+    return len(torch.unique(flat)) == len(flat)
+
+
+def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for place, value in enumerate(args):
+        yield from _tensors_in(str(place), value)
+    for name, value in kwargs.items():
+        yield from _tensors_in(name, value)
+
+
+def _tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in nested containers, with where they lie."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors_in(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _tensors_in(f"{path}.{place}", item)

@@ -1,0 +1,98 @@
+"""Shares whose slots lie anywhere: each slot has an owner, and a sample's share sums its own.
+
+share_b = sum over p with owner_p = b of slot_p          (P slots, B samples)
+
+The slots are a factor of their own with one slot a row, so that each form (outer, indexed,
+convolution) is contracted as ever, and sums by owner follow: a long document does not pad the
+others, and an expert's tokens cost what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from inrun.factors._dense import Dense
+from inrun.factors._factor import Factor
+from inrun.factors._low_rank import LowRank
+
+
+def by_owner(slots: Factor, owner_P: Tensor, samples: int) -> Factor:
+    """Shares of B samples from those of P slots; small ones are summed at once."""
+    if isinstance(slots, Dense):
+        (shares_P,) = slots.held
+        return Dense(_summed(shares_P, owner_P, samples))
+    return Owned(slots, owner_P, samples)
+
+
+def _summed(values_P: Tensor, owner_P: Tensor, samples: int) -> Tensor:
+    """Sums over each owner's slots, (B, ...)."""
+    return values_P.new_zeros(samples, *values_P.shape[1:]).index_add_(0, owner_P, values_P)
+
+
+class Owned(Factor):
+    """Slots (a factor of P rows), and the owner of each (P,), from 0 to B-1."""
+
+    def __init__(self, slots: Factor, owner_P: Tensor, samples: int):
+        self._slots, self._owner_P, self._samples = slots, owner_P, samples
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
+        return self._slots.shape
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return self._samples
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The slots' tensors, and their owners."""
+        return (*self._slots.held, self._owner_P)
+
+    @property
+    def positions(self) -> int:
+        """P, where there is a matrix to multiply them."""
+        return self._slots.positions
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract`."""
+        return self._by_sample(self._slots.contract(directions_K))
+
+    def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract_low_rank`."""
+        return self._by_sample(self._slots.contract_low_rank(low, directions_K))
+
+    def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        """See `Factor.contract_rank_one`."""
+        return self._by_sample(self._slots.contract_rank_one(left, right))
+
+    def _by_sample(self, values_P: Tensor) -> Tensor:
+        return _summed(values_P, self._owner_P, self._samples)
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.materialize`: a sample at a time, so that no slot's share is ever built."""
+        shares = [self._of(b).total(dtype) for b in range(self._samples)]
+        device = self._owner_P.device
+        none = torch.zeros(0, *self.shape, dtype=dtype, device=device)
+        return torch.stack(shares) if shares else none
+
+    def _of(self, sample: int) -> Factor:
+        return self._slots.select((self._owner_P == sample).nonzero().flatten())
+
+    def select(self, samples: Tensor) -> Owned:
+        """See `Factor.select`."""
+        pairs = samples.unsqueeze(1) == self._owner_P.unsqueeze(0)
+        owner, slots = pairs.nonzero(as_tuple=True)
+        return Owned(self._slots.select(slots), owner, len(samples))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Owned:
+        """See `Factor.mapped`."""
+        return Owned(self._slots.mapped(change), change(self._owner_P), self._samples)
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`."""
+        return self._slots.total(dtype)

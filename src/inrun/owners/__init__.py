@@ -1,0 +1,41 @@
+"""Owners follow the data: which sample every slot of every tensor of a block belongs to.
+
+`Owners` gives each operation's outputs their `Map`. `pointwise`, `moves`, `joins`, `contractions`,
+`along` and `layers` hold the rules, one registered function a family; `exchanged` asks an operation
+itself. See docs/samples.md.
+"""
+
+from inrun.owners import along, contractions, joins, layers, moves, pointwise
+from inrun.owners._entries import Axes, Entries, Ownership, Roots, ownership
+from inrun.owners._exchange import exchanged
+from inrun.owners._follower import Owners, root_kind
+from inrun.owners._map import MIXED, NONE, SUM, UNKNOWN, Map, adopted
+from inrun.owners._operation import Op
+from inrun.owners._registry import families, find, rule
+
+__all__ = [
+    "MIXED",
+    "NONE",
+    "SUM",
+    "UNKNOWN",
+    "Axes",
+    "Entries",
+    "Map",
+    "Op",
+    "Owners",
+    "Ownership",
+    "Roots",
+    "adopted",
+    "along",
+    "contractions",
+    "exchanged",
+    "families",
+    "find",
+    "joins",
+    "layers",
+    "moves",
+    "ownership",
+    "pointwise",
+    "root_kind",
+    "rule",
+]

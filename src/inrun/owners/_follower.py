@@ -1,0 +1,235 @@
+"""Follows owners through a block: every operation's outputs get the maps that their slots have.
+
+A rule knows most operations; what has none, or what its rule calls mixed where masks may keep
+samples apart, is asked by exchange; what cannot be asked is UNKNOWN, by name. Nothing is guessed
+from a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.operations import outputs_of
+from inrun.owners._entries import Entries
+from inrun.owners._exchange import exchanged
+from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
+from inrun.owners._operation import Found, Op, is_mixed
+from inrun.owners._registry import find
+from inrun.owners._table import Table
+
+_MISSING = object()
+_RAW = object()  # data without an axis of the batch: what is cut out of it may have one
+_KEEPS_RAW = frozenset(
+    "__getitem__ index_select to float double half bfloat16 long int contiguous view reshape "
+    "unsqueeze squeeze transpose permute narrow select chunk split unbind stack cat concat "
+    "tensor as_tensor asarray pad clone detach cuda cpu flatten unflatten div mul sub add "
+    "__truediv__ __mul__ __sub__ __add__ __rsub__ __radd__ __rmul__ type".split()
+)
+_MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
+    "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli".split()
+)
+
+
+class Owners:
+    """Owners of one block's tensors.
+
+    Args:
+        entries: of data that enters.
+        constants: ids of tensors that are the same for all samples.
+    """
+
+    def __init__(self, entries: Entries, constants: Iterable[int]):
+        self.entries, self._constants = entries, set(constants)
+        self.samples = entries.owned.samples
+        self._table = Table()
+        self._began = _sequence_number()
+        self.in_model = False
+        self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
+        self.interactions: dict[str, None] = {}
+        self.by_exchange: set[str] = set()
+        self.unknown: set[str] = set()
+        self.sums: Callable[[Op, Found], None] | None = None  # sees where sums over samples begin
+
+    def of(self, t: Tensor) -> Map | None:
+        """The map of a tensor; None where it is the same for all samples."""
+        found = self._entry(t)
+        return None if found is _RAW else found
+
+    def _entry(self, t: Tensor) -> Any:
+        found = self._table.get(t, _MISSING)
+        if found is not _MISSING:
+            return found
+        if id(t) in self._constants or isinstance(t, torch.nn.Parameter):
+            return None
+        found = self._enter(t)
+        self._table.put(t, found)
+        return found
+
+    def _enter(self, t: Tensor) -> Any:
+        """A tensor that nobody has seen: data that enters, or what was computed out of sight."""
+        node = t.grad_fn
+        if node is not None and (self._began is None or node._sequence_nr() >= self._began):  # type: ignore[attr-defined]
+            name = node.name().removesuffix("0").removesuffix("Backward") or node.name()
+            self.unknown.add(name)
+            return uniform(UNKNOWN, t.ndim, f"{name}, computed out of sight")
+        if torch._C._functorch.is_functorch_wrapped_tensor(t) or t.is_nested:
+            what = "a nested tensor" if t.is_nested else "a tensor of torch.func"
+            return Map(torch.tensor(UNKNOWN, dtype=torch.int32), what)
+        if self.entered is not None:
+            self.entered.append(t)
+        found = self.entries.map_of(t)
+        return _RAW if found is None else found
+
+    def give(self, t: Tensor, m: Map | None) -> None:
+        """Says whose a tensor is."""
+        self._table.put(t, m)
+
+    def is_data(self, t: Tensor) -> bool:
+        """Whether a tensor entered as data without an axis of the batch."""
+        return self._entry(t) is _RAW
+
+    # ---- one operation
+
+    def begin(
+        self, function: Callable[..., Any], name: str, args: Sequence[Any],
+        kwargs: Mapping[str, Any], tensors: list[Tensor],
+    ) -> Op:  # fmt: skip
+        """An operation is about to run: its arguments' owners, before it overwrites any."""
+        maps = [self.of(t) for t in tensors]
+        return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+
+    def end(self, op: Op, returned: Any) -> list[Tensor]:
+        """The operation ran: its outputs get their maps.
+
+        Returns:
+            The outputs.
+        """
+        name = op.name
+        written = op.args[0] if name == "__setitem__" else None
+        outs = [written] if written is not None else (
+            [returned] if isinstance(returned, Tensor) else outputs_of(returned)
+        )  # fmt: skip
+        if not outs:
+            return outs
+        op.outs = outs
+        known = [m for m in op.maps if m is not None]
+        if not known:
+            self._end_without(op)
+            return outs
+        found = self._found(op)
+        if self.sums is not None:
+            self.sums(op, found)
+        for note in op.interactions:
+            self.interactions[note] = None
+        first = outs[0]
+        into = op.kwargs.get("out")
+        if written is not None or into is first or (op.args and first is op.args[0]):
+            self._table.write(first, self.of(first), found[0])
+            outs, found = outs[1:], found[1:]
+        for out, m in zip(outs, found, strict=True):
+            self._table.put(out, m)
+        return op.outs
+
+    def _end_without(self, op: Op) -> None:
+        """Nothing in it was any sample's: neither is the result, unless it is cut out of data."""
+        raw = any(self._table.get(t, None) is _RAW for t in op.tensors)
+        data = (op.name in _KEEPS_RAW and raw) or (op.name in _MAKES_DATA and not self.in_model)
+        for out in op.outs:
+            if op.tensors and out is op.tensors[0]:
+                continue  # returned as it was
+            if data and out.grad_fn is None and not out.requires_grad:
+                self._table.put(out, self._cut_out(op, out))
+            elif id(out) not in self._constants:
+                self._table.put(out, None)
+
+    def _cut_out(self, op: Op, out: Tensor) -> Any:
+        found = self.entries.map_of(out)
+        return _RAW if found is None else found
+
+    def _found(self, op: Op) -> Found:
+        if op.outs[0].is_nested:
+            self.unknown.add(f"{op.name} of nested tensors")
+            why = f"{op.name} of nested tensors"
+            return [Map(torch.tensor(UNKNOWN, dtype=torch.int32), why) for _ in op.outs]
+        if op.name == "__getitem__" and not self.in_model:
+            looked_up = self._looked_up_by_ids(op)
+            if looked_up is not None:
+                return looked_up
+        registered = find(op.function, op.name)
+        if registered is not None:
+            found = registered.rule(op)
+            if found is not None:
+                return self._refined(op, found) if registered.refined else found
+        return self._asked(op)
+
+    def _looked_up_by_ids(self, op: Op) -> Found | None:
+        """`data[ids]`, where data has as many rows as there are ids: row j is sample ids[j]'s.
+
+        By the rows' order it would be the sample of row ids[j]; nobody means that.
+        """
+        ids = self.entries.owned.ids
+        if ids is None:
+            return None
+        index = op.args[1]
+        values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
+        if not isinstance(values, list) or tuple(values) != ids:
+            return None
+        found = self.entries.map_of(op.outs[0])
+        return None if found is None else [found]
+
+    def _refined(self, op: Op, found: Found) -> Found:
+        """Where a rule says MIXED of clean data, the operation itself may know better."""
+        if not any(is_mixed(m) for m in found):
+            return found
+        known = [m for m in op.maps if m is not None]
+        key = ("hopeless", op.function, *[id(m) for m in known], op.outs[0].shape)
+        if known[0].memo.get(key):
+            return found
+        better = exchanged(op)
+        if better is None or all(
+            m is None or n is None or m.low > NONE or _same(m, n)
+            for m, n in zip(found, better, strict=True)
+        ):
+            known[0].memo[key] = True
+            known[0].kept += known
+            return found
+        self.by_exchange.add(op.name)
+        op.interactions.clear()
+        return better
+
+    def _asked(self, op: Op) -> Found:
+        found = exchanged(op)
+        if found is None:
+            self.unknown.add(op.name)
+            return op.unknown()
+        self.by_exchange.add(op.name)
+        return found
+
+
+def _same(a: Map, b: Map) -> bool:
+    """Whether two maps say the same of the same slots."""
+    try:
+        return bool((a.codes == b.codes).all()) and a.ndim == b.ndim
+    except RuntimeError:
+        return False
+
+
+def root_kind(m: Map | None) -> str:
+    """What a backward pass starts from: 'sum', 'mixed', 'unknown', or 'none' of any sample."""
+    if m is None or m.nobodys:
+        return "none"
+    codes = m.codes
+    if bool((codes == UNKNOWN).any()):
+        return "unknown"
+    return "mixed" if bool((codes == MIXED).any()) else "sum"
+
+
+def _sequence_number() -> int | None:
+    """The number that the next node of the graph will have, in this thread."""
+    with torch.enable_grad():
+        node = (torch.zeros((), requires_grad=True) * 1).grad_fn
+    return None if node is None else node._sequence_nr()  # type: ignore[attr-defined]

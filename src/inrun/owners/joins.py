@@ -1,0 +1,236 @@
+"""Operations that put tensors together, or write a part of one: `cat`, `pad`, `x[i] = y`, scatter.
+
+Slots of no one (a class token in front of patches, zeros that are written over) are adopted by
+their row where all others of it have one owner; see `adopted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inrun.owners._map import MIXED, NONE, SUM, Map, adopted, squeezed
+from inrun.owners._operation import Found, Op
+from inrun.owners._registry import rule, stem
+from inrun.owners.moves import host
+
+
+@rule("cat concat concatenate stack hstack vstack dstack column_stack row_stack")
+def put_together(op: Op) -> Found:
+    """Tensors side by side along one axis."""
+    parts = [(t, op.map_of(t)) for t in op.args[0]] if op.args else list(
+        zip(op.tensors, op.maps, strict=True)
+    )  # fmt: skip
+    if all(m is None for _, m in parts):
+        return [None]
+    if op.name not in ("cat", "concat", "concatenate", "stack"):
+        return [_by_running(op, parts)]
+    stacked, ndim = op.name == "stack", op.out.ndim
+    parts = [(t, m) for t, m in parts if stacked or t.ndim == ndim]  # cat takes empty vectors
+    axis = op.get(1, "dim", op.kwargs.get("axis", 0)) % ndim
+    maps = [m for _, m in parts]
+    first = maps[0]
+    if first is not None and all(m is first for m in maps):
+        wide = stacked or first.shape[axis] == 1
+        if wide and first.owned and (first.varying or op.samples == 1):
+            key = ("stacked", axis)
+            return [
+                first.remembered(key, lambda: first.derived(first.codes.unsqueeze(axis)))
+                if stacked
+                else first
+            ]
+    key = ("cat", stacked, axis, *[(id(m), t.shape) for t, m in parts])
+    known = next(m for m in maps if m is not None)
+    made = known.remembered(
+        key, lambda: _cat(parts, axis, stacked=stacked, ndim=ndim, samples=op.samples), *maps
+    )
+    return [made]
+
+
+def _cat(
+    parts: Sequence[tuple[Tensor, Map | None]], axis: int, *, stacked: bool, ndim: int, samples: int
+) -> Map:
+    pieces, lengths = [], []
+    for t, m in parts:
+        codes = None if m is None else m.codes.unsqueeze(axis) if stacked else m.codes
+        pieces.append(codes)
+        lengths.append(1 if stacked else t.shape[axis])
+    known = [p for p in pieces if p is not None]
+    size = [max(p.shape[i] for p in known) for i in range(ndim)]
+    laid = []
+    for codes, length in zip(pieces, lengths, strict=True):
+        shape = [length if i == axis else n for i, n in enumerate(size)]
+        none = torch.full((1,) * ndim, NONE, dtype=torch.int32)
+        laid.append((none if codes is None else codes).expand(shape))
+    m = next(m for _, m in parts if m is not None)
+    return m.derived(squeezed(adopted(torch.cat(laid, axis), samples, alone=not stacked)))
+
+
+def _by_running(op: Op, parts: Sequence[tuple[Tensor, Map | None]]) -> Map:
+    """The rarer ways to put tensors side by side, done to the maps."""
+    none = torch.tensor(NONE, dtype=torch.int32)
+    laid = [(none if m is None else m.codes).expand(t.shape) for t, m in parts]
+    m = next(m for _, m in parts if m is not None)
+    return m.derived(squeezed(adopted(op.function(laid), op.samples, alone=True)))
+
+
+@rule("pad constant_pad_nd")
+def pad(op: Op) -> Found | None:
+    """Constants around, or entries repeated there."""
+    m, x = op.first, op.args[0]
+    if m is None:
+        return [None]
+    mode = "constant" if op.name != "pad" else op.get(2, "mode", "constant")
+    widths = tuple(op.get(1, "pad"))
+    if mode == "constant":
+        axes = [x.ndim - 1 - i for i in range(len(widths) // 2) if any(widths[2 * i : 2 * i + 2])]
+        if all(m.shape[axis] == 1 for axis in axes) and m.owned:
+            return [m]  # adopted
+        codes = torch.nn.functional.pad(m.codes.expand(x.shape), widths, value=NONE)
+        return [m.derived(squeezed(adopted(codes, op.samples, alone=True)))]
+    codes = torch.nn.functional.pad(m.codes.expand(x.shape).double(), widths, mode=mode)
+    return [m.derived(squeezed(codes.to(torch.int32)))]
+
+
+@rule("__setitem__ index_put index_copy scatter masked_scatter slice_scatter select_scatter "
+      "diagonal_scatter index_fill")  # fmt: skip
+def overwrite(op: Op) -> Found | None:
+    """A part of a tensor overwritten by another, or by a number."""
+    name = stem(op.name)
+    if name == "index_put" and op.get(3, "accumulate", False):
+        return accumulate(op)
+    if op.kwargs.get("reduce") is not None:
+        return None
+    target = op.args[0]
+    source = {
+        "__setitem__": (2, "value"),
+        "index_put": (2, "values"),
+        "index_copy": (3, "source"),
+        "scatter": (3, "src"),
+        "masked_scatter": (2, "source"),
+        "index_fill": (3, "value"),
+    }
+    place, named = source.get(name, (1, "src"))
+    value = op.get(place, named)
+    before, written = op.first, op.map_of(value)
+    if before is None and written is None:
+        return op.every(None)
+    codes = _laid(before, target.shape).clone()
+    new = torch.tensor(NONE, dtype=torch.int32) if written is None else written.codes
+    if isinstance(value, Tensor):
+        new = new.expand(value.shape) if new.ndim == value.ndim else new
+    if name == "__setitem__":
+        index = op.args[1]
+        index = tuple(host(index)) if isinstance(index, tuple) else host([index])[0]
+        region = codes[index]
+        codes[index] = _broadcast(new, region.shape)
+    else:
+        args = host(op.args)
+        args[0] = codes
+        kwargs = dict(zip(op.kwargs, host(list(op.kwargs.values())), strict=True))
+        if name == "masked_scatter" and isinstance(value, Tensor):
+            new = new.reshape(-1) if new.ndim == value.ndim else new
+        if named in kwargs or len(args) <= place:
+            kwargs[named] = new
+        else:
+            args[place] = new
+        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
+        codes = function(*args, **kwargs)
+    m = before if before is not None else written
+    assert m is not None
+    return [m.derived(squeezed(adopted(codes, op.samples, alone=False)))]
+
+
+def _broadcast(codes: Tensor, shape: torch.Size) -> Tensor:
+    while codes.ndim > len(shape):
+        codes = codes.squeeze(0)
+    return codes.expand(shape)
+
+
+def _laid(m: Map | None, shape: torch.Size) -> Tensor:
+    codes = torch.tensor(NONE, dtype=torch.int32) if m is None else m.codes
+    return codes.expand(shape)
+
+
+@rule("index_add scatter_add scatter_reduce index_reduce")
+def accumulate(op: Op) -> Found | None:
+    """Parts of a tensor added to: terms of several samples make a SUM there."""
+    name, target = stem(op.name), op.args[0]
+    linear = name in ("index_add", "scatter_add", "index_put") or op.get(4, "reduce") in (
+        "sum", "mean",
+    )  # fmt: skip
+    before = op.first
+    if name == "index_put":
+        return _accumulated_put(op)
+    axis = op.get(1, "dim") % max(target.ndim, 1)
+    index = op.get(2, "index")
+    source = op.get(3, "source" if name.startswith("index") else "src")
+    written = op.map_of(source)
+    if before is None and written is None:
+        return op.every(None)
+    if not isinstance(source, Tensor):
+        return op.every(before)
+    if name.startswith("index"):
+        shape = [-1 if i == axis else 1 for i in range(target.ndim)]
+        places = index.cpu().reshape(shape)
+        other = [1 if i == axis else n for i, n in enumerate(_laid(written, source.shape).shape)]
+        codes = _laid(written, source.shape)
+        # only the axes along which owners vary, or the index runs
+        keep = tuple(
+            slice(None) if i == axis or (written is not None and written.shape[i] > 1) or
+            (before is not None and before.shape[i] > 1) else slice(0, 1)
+            for i in range(target.ndim)
+        )  # fmt: skip
+        del other
+        codes = codes[keep]
+        places = places.expand(codes.shape)
+        size = [target.shape[i] if i == axis else n for i, n in enumerate(codes.shape)]
+        base = _laid(before, target.shape)[keep] if before is not None else None
+    else:
+        places = index.cpu()
+        codes = _laid(written, source.shape)[tuple(slice(0, n) for n in places.shape)]
+        size = list(target.shape)
+        base = None if before is None else _laid(before, target.shape)
+    clash = SUM if linear else MIXED
+    found = _scattered(places.long(), codes, axis, size, base, clash)
+    m = before if before is not None else written
+    assert m is not None
+    result = Map(squeezed(adopted(found, op.samples, alone=False)), m.why, m.how)
+    if result.low < NONE <= m.low:
+        result.why = op.name
+    return [result]
+
+
+def _scattered(
+    places: Tensor, codes: Tensor, axis: int, size: Sequence[int], base: Tensor | None, clash: int
+) -> Tensor:
+    """Owners after entries were put together along an axis."""
+    large = 2**30
+    low = torch.full(tuple(size), large, dtype=torch.int32)
+    high = torch.full(tuple(size), NONE, dtype=torch.int32)
+    if base is not None:
+        low = torch.where(base == NONE, low, base)
+        high = torch.where(base == NONE, high, base)
+    smallest = torch.where(codes == NONE, large, codes).to(torch.int32)
+    low = low.scatter_reduce(axis, places, smallest, "amin")
+    high = high.scatter_reduce(axis, places, codes.to(torch.int32).contiguous(), "amax")
+    one = torch.where(low == high, low, torch.where(low < NONE, torch.minimum(low, high), clash))
+    return torch.where(low == large, NONE, one).to(torch.int32)
+
+
+def _accumulated_put(op: Op) -> Found | None:
+    """`x.index_put_(indices, values, accumulate=True)` with one index."""
+    target, indices, values = op.args[0], op.get(1, "indices"), op.get(2, "values")
+    before, written = op.first, op.map_of(values)
+    if before is None and written is None:
+        return op.every(None)
+    index = [i for i in indices if i is not None]
+    if len(index) != 1 or indices[0] is None or index[0].dtype == torch.bool or index[0].ndim != 1:
+        return None
+    codes = _laid(written, values.shape).expand(len(index[0]), *target.shape[1:])
+    places = index[0].cpu().reshape(-1, *(1,) * (target.ndim - 1)).expand(codes.shape)
+    base = None if before is None else _laid(before, target.shape)
+    found = _scattered(places.long(), codes, 0, list(target.shape), base, SUM)
+    return [Map(squeezed(adopted(found, op.samples, alone=False)), op.name)]

@@ -1,0 +1,74 @@
+"""Validation losses that draw random numbers: whether one does, and its mean over fixed draws."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inrun.utility._undisturbed import undisturbed
+from inrun.utility._utility import LossFunction, Utility
+
+SEED = 20_260_201  # of the first draw
+ROUNDING = 1e-4  # of a loss: what kernels that add in another order may make
+
+
+def drawn(loss_fn: LossFunction, draws: int, model: nn.Module, batch: Any) -> Any:
+    """The loss, or its mean over so many draws, which are the same at every call.
+
+    To be called where torch's random state is put back by the caller.
+    """
+    if draws == 1:
+        return loss_fn(model, batch)
+    losses: list[Any] = []
+    with _states_kept():
+        for number in range(draws):
+            _seed(SEED + number)
+            losses.append(loss_fn(model, batch))
+    if not all(isinstance(loss, Tensor) and loss.numel() == 1 for loss in losses):
+        return losses[0]  # whose form the caller complains of
+    return torch.stack([loss.reshape(()) for loss in losses]).mean()
+
+
+def is_repeatable(utility: Utility, model: nn.Module) -> bool:
+    """Whether two calls at the same weights, with other random numbers, give the same losses.
+
+    A loss function that fails says so elsewhere.
+    """
+
+    def call(seed: int) -> list[float]:
+        with undisturbed(model), _states_kept(), torch.no_grad():
+            _seed(seed)
+            return [float(utility.loss_fn(model, batch)) for batch in utility.batches.values()]
+
+    try:
+        first, second = call(SEED), call(SEED + 1)
+    except Exception:
+        return True
+    pairs = zip(first, second, strict=True)
+    return all(
+        abs(a - b) <= ROUNDING * max(abs(a), abs(b)) or not math.isfinite(a - b) for a, b in pairs
+    )
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def _states_kept() -> Iterator[None]:
+    """Puts back the random states that `undisturbed` does not: numpy's and Python's."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

@@ -1,0 +1,88 @@
+"""What is printed is text: no control character of the data reaches a terminal or a spreadsheet."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
+
+from inrun.cli._formulas import defused
+from inrun.cli._terminal import Terminal, plain, printable
+
+ESCAPES = [
+    "\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x1b[31mred", "\x9b31m", "\x08\x08\x08", "\r overwritten",
+    "\x00", "\x7f", "\u202egnihtemos", "\u2066x\u2069", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\",
+]  # fmt: skip
+
+
+def printed(*what, **how):
+    console = Terminal(file=io.StringIO(), width=100)
+    console.print(*what, **how)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("text", ESCAPES, ids=ascii)
+def test_no_way_of_printing_sends_an_escape(text):
+    table = Table(text, title=text)
+    table.add_row(text)
+    table.add_row(Text(text))
+    ways = [text, Text(text), table, plain(text), f"[bold]{plain(text)}[/bold]", ["list", text]]
+    for way in ways:
+        for markup in (True, False):
+            found = printed(way, markup=markup)
+            assert all(c == "\n" or c == " " or c.isprintable() for c in found), ascii(found)
+
+
+def test_ordinary_text_stays_as_it_is():
+    text = "naïve 日本 café\u00a0\u3000ok 🙂 [not markup]"
+    assert printable(text) == text
+    assert printed(plain(text)).rstrip("\n") == text
+
+
+FORMULAS = [
+    "=1+1", "+1+1", "-1+cmd", "@SUM(A1)", " =1+1", "\u00a0=1", "\t=1", "\r=1", "\n=1", "|=1", ";=1",
+    "; ;| =1", "a;=1", "a ; =1", "a|=1", "a\t=1", "a\n=1", "\uff1d1+1", "=cmd|' /C calc'!A0",
+]  # fmt: skip
+
+
+def cells_as_a_spreadsheet_splits(text):
+    return [cell.strip() for cell in re.split(r"[;|\t\r\n]", text)]
+
+
+@pytest.mark.parametrize("text", FORMULAS, ids=ascii)
+def test_no_cell_begins_a_formula_however_it_is_split(text):
+    found = defused(text)
+    assert found.startswith("'") == (text[0] != "a")
+    for cell in [found.strip(), *cells_as_a_spreadsheet_splits(found)]:
+        assert not re.match(r"[=+\-@\uff0b\uff0d\uff1d\uff20]", cell)
+
+
+@given(st.text(alphabet="=+-@;|\t\r\n a1,\"'", max_size=12))
+def test_whatever_the_text_no_part_of_it_is_a_formula(text):
+    for cell in cells_as_a_spreadsheet_splits(defused(text)):
+        assert not re.match(r"[=+\-@]", cell) or re.fullmatch(r"[+-]?[\d.]+", text)
+
+
+@pytest.mark.parametrize("text", ["-5", "+1.5e-3", "-.5", "3", "plain", "a - b", "a = b", ""])
+def test_numbers_and_prose_stay(text):
+    assert defused(text) == text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_reports_script_writes_the_same_cells():
+    code = (resources.files("inrun.report") / "assets" / "table.js").read_text(encoding="utf-8")
+    function = re.search(r"function csvCell\(x\) \{.*?\n  \}\n", code, re.DOTALL).group()
+    texts = [*FORMULAS, "-5", "+1.5e-3", "a - b", "plain", 'say "x"', ""]
+    program = (
+        f"{function} console.log(JSON.stringify({json.dumps(texts)}.map(csvCell).map(function (c) "
+        """{ return c[0] === '"' ? c.slice(1, -1).replaceAll('""', '"') : c; })))"""
+    )
+    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [defused(text) for text in texts]
