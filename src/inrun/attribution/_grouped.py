@@ -16,7 +16,7 @@ from torch import Tensor
 from inrun.attribution._plan import ParameterPlan, SettledAfter
 from inrun.capture import Block
 from inrun.directions import Gradients, Pulled
-from inrun.factors import Dense
+from inrun.factors import Dense, Outer
 from inrun.optim import Move, as_rows, joined
 from inrun.shards import is_sharded
 
@@ -101,3 +101,39 @@ def dense_together(names: Sequence[str], block: Block) -> Tensor | None:
         columns.append(as_rows(factors[0].held[0]))
     alike = {(c.shape[0], c.device) for c in columns}
     return torch.cat(columns, 1) if len(alike) == 1 else None
+
+
+def outer_together(
+    directions: Mapping[str, Tensor], block: Block
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Contributions (B, K) of small outer products, a product for each shape; what is left.
+
+    Args:
+        directions: (K, M, N) by name.
+        block: the samples, whose factors b (B, T, M) and a (B, T, N) are taken.
+    """
+    alike: dict[object, list[str]] = {}
+    rest = dict(directions)
+    for name, directions_K in directions.items():
+        factors = block.factors.get(name, [])
+        if len(factors) == 1 and type(factors[0]) is Outer:
+            held = factors[0].held
+            if directions_K.ndim == 3 and sum(t.numel() for t in held) <= SMALL:
+                kind = tuple((t.shape, t.dtype, t.device) for t in held)
+                alike.setdefault(kind, []).append(name)
+    values: list[Tensor] = []
+    for names in alike.values():
+        if len(names) >= FEW:
+            D_PKMN = torch.stack([rest.pop(name) for name in names])
+            pairs = zip(*(block.factors[name][0].held for name in names), strict=True)
+            b_PBTM, a_PBTN = (torch.stack(tensors).to(D_PKMN) for tensors in pairs)
+            values.append(_met(D_PKMN, b_PBTM, a_PBTN))
+    return values, rest
+
+
+def _met(D_PKMN: Tensor, b_PBTM: Tensor, a_PBTN: Tensor) -> Tensor:
+    """Sum over P and T of b_t D_k a_t, (B, K)."""
+    P, B, T, M = b_PBTM.shape
+    K = D_PKMN.shape[1]
+    pushed = a_PBTN.flatten(1, 2) @ D_PKMN.flatten(1, 2).mT  # (P, B * T, K * M)
+    return (pushed.reshape(P, B, T, K, M) * b_PBTM.unsqueeze(3)).sum((0, 2, 4))

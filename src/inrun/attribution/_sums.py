@@ -17,6 +17,7 @@ from inrun.attribution._grouped import (
     Member,
     dense_together,
     directions_of,
+    outer_together,
     pulled_together,
 )
 from inrun.attribution._plan import ParameterPlan, SampleBySample
@@ -115,16 +116,20 @@ class Sums:
         vectors = [name for name, directions_K in directions.items() if directions_K.ndim < 3]
         flat = torch.cat([as_rows(directions[n]) for n in vectors], 1).T if vectors else None
         for number, block in enumerate(blocks):
+            rest = dict(directions)
             shares = None if flat is None else dense_together(vectors, block)
+            together: list[Tensor] = []
             if shares is not None and flat is not None:
-                values_BK = shares.to(flat.device, dtype) @ flat
+                together.append(shares.to(flat.device, dtype) @ flat)
+                rest = {n: t for n, t in rest.items() if t.ndim >= 3}
+            outer, rest = outer_together(rest, block)
+            for values_BK in [*together, *outer]:
                 contraction.note([values_BK])
                 self._add(number, values_BK)
-            for name, directions_K in directions.items():
-                if shares is None or directions_K.ndim >= 3:
-                    found = [f.on(directions_K.device) for f in block.factors.get(name, [])]
-                    for values_BK in contraction.contract(name, found, directions_K):
-                        self._add(number, values_BK)
+            for name, directions_K in rest.items():
+                found = [f.on(directions_K.device) for f in block.factors.get(name, [])]
+                for values_BK in contraction.contract(name, found, directions_K):
+                    self._add(number, values_BK)
 
     def _shares(self, plan: ParameterPlan, factors: Sequence[Sequence[Factor]]) -> Tensor:
         """Materialized, of all blocks' samples."""

@@ -20,12 +20,13 @@ from inrun.capture._common_factor import Change, factors
 from inrun.capture._measuring import Measuring
 from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
 from inrun.capture._processes import Alone, Processes
-from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
 from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
+
+WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
 
 class GradientCheck:
@@ -46,6 +47,8 @@ class GradientCheck:
         self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
         self._small: list[tuple[str, Factor]] = []  # shares that are met together
+        self._waiting = 0  # numbers in them
+        self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
         self._versions: dict[str, int] = {}
@@ -58,14 +61,24 @@ class GradientCheck:
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
-    def add(self, name: str, factor: Factor) -> None:
-        """Adds a factor's shares to the present block's sum."""
+    def add(self, name: str, factor: Factor, *, early: bool = False) -> None:
+        """Adds a factor's shares to the present block's sum.
+
+        Args:
+            name: of the parameter.
+            factor: of the block's samples.
+            early: it was built inside the backward pass, so that its activations are not to wait
+                for the block's end.
+        """
         self._present.add(name)
         self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
         if not self._rota.asks(name, factor):
             return
-        if is_small(self._parameters[name], factor):
+        if is_small(self._parameters[name], factor, early=early):
             self._small.append((name, factor))
+            self._waiting += sum(t.numel() for t in factor.held)
+            if self._waiting > WAITING:
+                self._meet_small()
             return
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
@@ -76,13 +89,15 @@ class GradientCheck:
         gone = set(names)
         self.excluded |= gone
         self._small = [(name, factor) for name, factor in self._small if name not in gone]
+        # sums that were made already are left out by `_conclude`
         for name in gone:
             self._block.pop(name, None)
             self._present.discard(name)
 
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
-        self._block, self._small, self._present = {}, [], set()
+        self._block, self._present = {}, set()
+        self._small, self._small_sums, self._waiting = [], [], 0
 
     def end_block(
         self,
@@ -317,14 +332,17 @@ class GradientCheck:
 
         return noise
 
+    def _meet_small(self) -> None:
+        self._small_sums += of_shares(self._probes, self._small)
+        self._small, self._waiting = [], 0
+
     def _block_sums(self) -> Rows:
-        for name, found in of_shares(self._probes, self._small).items():
-            before = self._block.get(name)
-            pair = (found[0] + before[0], found[1] + before[1]) if before else found
-            self._block[name] = pair
-        self._small = []
-        rows = [torch.stack(pair).double() for pair in self._block.values()]
-        return Rows(list(self._block), Reading(torch.stack(rows) if rows else torch.zeros(0, 2)))
+        self._meet_small()
+        groups = list(self._small_sums)
+        if self._block:
+            rows = torch.stack([torch.stack(pair).double() for pair in self._block.values()])
+            groups.append((list(self._block), rows))
+        return Rows.of(groups)
 
     def _disagreements(
         self,

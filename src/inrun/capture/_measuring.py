@@ -25,9 +25,12 @@ class Measuring:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
         own = {name: own_part(g.detach()) for name, g in gradients.items()}
         small = {name: g for name, g in own.items() if is_small(self._parameters[name])}
-        rows = of_gradients(self._probes, small)
-        pairs = [rows[n] if n in rows else self._probes[n].and_norm(g) for n, g in own.items()]
-        return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
+        groups = of_gradients(self._probes, small)
+        large = [name for name in own if name not in small]
+        if large:
+            rows = torch.stack([self._probes[name].and_norm(own[name]) for name in large])
+            groups.append((large, rows))
+        return Rows.of(groups)
 
     def read(self, found: Rows) -> dict[str, Measured]:
         """The same as numbers, of the whole parameters."""

@@ -12,7 +12,7 @@ parameters are: a draw costs two integers, and every process makes the same draw
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,6 +93,9 @@ class Probes:
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
         self._seed, self._draws = seed, 0
+        self._begins: dict[str, tuple[int, int]] = {}  # of both windows, since the last draw
+        self._unset: dict[str, tuple[int, int]] = {}  # of directions that were not asked for yet
+        self._sides: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         places = {name: (p.device, compute_dtype(p)) for name, p in parameters.items()}
         self._numbers = {
             place: self._row_pair(place, [n for n, at in places.items() if at == place], generator)
@@ -101,18 +104,48 @@ class Probes:
         self._places = places
 
     def __getitem__(self, name: str) -> Probe:
-        return self._probes[name]
-
-    def draw(self) -> None:
-        """Draws all directions anew."""
-        self._draws += 1
-        draw = random.Random(self._seed * 1_000_003 + self._draws)
-        for name, probe in self._probes.items():
+        probe, begin = self._probes[name], self._unset.pop(name, None)
+        if begin is not None:
             lefts, rights = self._numbers[self._places[name]]
             probe.point(
-                _window(lefts, draw.randrange(PLACES), probe.rows),
-                _window(rights, draw.randrange(PLACES), probe.columns),
+                _window(lefts, begin[0], probe.rows), _window(rights, begin[1], probe.columns)
             )
+        return probe
+
+    def place(self, name: str) -> tuple[torch.device, torch.dtype]:
+        """Where a parameter's direction is, and in which precision."""
+        return self._places[name]
+
+    def sides(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Directions' two factors, (P, rows) and (P, columns), of one shape and place."""
+        key = tuple(names)
+        if key not in self._sides:
+            self._sides[key] = self._sides_now(names)
+        return self._sides[key]
+
+    def _sides_now(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        probe, numbers = self._probes[names[0]], self._numbers[self._places[names[0]]]
+        if not self._begins or numbers[0].device.type != "cpu":  # begins would wait for the device
+            lefts, rights = zip(*(self[name].sides for name in names), strict=True)
+            return torch.stack(lefts), torch.stack(rights)
+        begins = torch.tensor([self._begins[name] for name in names])
+        left, right = (
+            _windows(row, begins[:, side], shape.numel())
+            for side, (row, shape) in enumerate(
+                zip(numbers, (probe.rows, probe.columns), strict=True)
+            )
+        )
+        return left, right
+
+    def draw(self) -> None:
+        """Draws all directions anew; each is made when it is asked for."""
+        self._draws += 1
+        draw = random.Random(self._seed * 1_000_003 + self._draws)
+        places = range(PLACES)
+        drawn = iter(draw.choices(places, k=2 * len(self._probes)))
+        self._begins = {name: (next(drawn), next(drawn)) for name in self._probes}
+        self._unset = dict(self._begins)
+        self._sides = {}
 
     def _row_pair(
         self, place: tuple[torch.device, torch.dtype], names: list[str], generator: torch.Generator
@@ -131,6 +164,13 @@ class Probes:
 
 def _window(numbers: Tensor, begin: int, shape: torch.Size) -> Tensor:
     return numbers[begin : begin + shape.numel()].view(shape)
+
+
+def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
+    """The same of several parameters, (P, length); see `Probe.point` for one element."""
+    if length == 1:
+        return numbers.new_ones(len(begins_P), 1)
+    return numbers[begins_P.unsqueeze(1) + torch.arange(length)]
 
 
 def coarseness(factor: Factor) -> float:
