@@ -236,7 +236,9 @@ def test_each_pass_looks_at_the_next_part_of_the_rows(capture):
 def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     x, y = data()
     model, _ = started()
-    utility = inrun.Utility(loss_fn, {"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}, rotating=4)
+    utility = inrun.Utility(
+        loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}, rotating=4
+    )
     for name in ("a", "b"):
         parts = [utility.part(number).batches[name] for number in range(4)]
         whole = utility.batches[name]
