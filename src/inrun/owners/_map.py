@@ -238,7 +238,7 @@ def is_statistic(statistic: Map, of: Map) -> bool:
     Such a number (a batch mean, a norm over the batch) is the same for all of them, so each slot
     stays its sample's own, and samples interact through the number.
     """
-    if not of.varying or of.low < 0 or not SUM <= statistic.low or statistic.high >= NONE:
+    if not of.varying or of.low < 0 or not statistic.low >= SUM or statistic.high >= NONE:
         return False
     lead = of.ndim - statistic.ndim
     return all(axis < lead or statistic.shape[axis - lead] == 1 for axis in of.varying)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.owners._map import NONE, Map, uniform, squeezed, UNKNOWN
+from inrun.owners._map import NONE, UNKNOWN, Map, squeezed, uniform
 
 _OWN = 2  # uses of a storage: the tensor's and the one that asks
 

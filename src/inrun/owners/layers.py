@@ -153,8 +153,7 @@ def loss(op: Op) -> Found | None:
 
 
 _LAST = frozenset(
-    "multi_margin_loss multilabel_margin_loss cosine_embedding_loss triplet_margin_loss "
-    "triplet_margin_with_distance_loss linear_cross_entropy".split()
+    ["multi_margin_loss", "multilabel_margin_loss", "cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "linear_cross_entropy"]
 )
 
 

@@ -34,9 +34,7 @@ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __rand__ __ror__ __rxor__ __l
 ldexp isin fake_quantize_per_channel_affine
 """
 _LINEAR_UNARY = frozenset(
-    "to float half double bfloat16 type contiguous clone detach cpu cuda alias neg negative positive "
-    "requires_grad __neg__ __pos__ tril triu dropout native_dropout conj resolve_conj resolve_neg "
-    "lift_fresh _to_copy".split()
+    ["to", "float", "half", "double", "bfloat16", "type", "contiguous", "clone", "detach", "cpu", "cuda", "alias", "neg", "negative", "positive", "requires_grad", "__neg__", "__pos__", "tril", "triu", "dropout", "native_dropout", "conj", "resolve_conj", "resolve_neg", "lift_fresh", "_to_copy"]
 )
 
 

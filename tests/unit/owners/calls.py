@@ -43,14 +43,13 @@ def found(name):
 # ---- entries in their places
 
 _POSITIVE = frozenset(
-    "log log2 log10 log1p sqrt rsqrt lgamma digamma acosh arccosh logit erfinv special_log_ndtr "
-    "mvlgamma polygamma".split()
+    ["log", "log2", "log10", "log1p", "sqrt", "rsqrt", "lgamma", "digamma", "acosh", "arccosh", "logit", "erfinv", "special_log_ndtr", "mvlgamma", "polygamma"]
 )
 _MORE = {  # arguments beside the tensor
     "clamp_min": (-0.5,), "clamp_max": (0.5,), "threshold": (0.1, 0.0), "mvlgamma": (2,),
     "to": (torch.float32,), "type": (torch.float32,), "fill_diagonal": (1.0,),
 }  # fmt: skip
-_WHOLE = frozenset("bitwise_not __invert__".split())
+_WHOLE = frozenset(["bitwise_not", "__invert__"])
 
 
 @calls("family:unary")
@@ -102,8 +101,7 @@ def in_place(d, name):
 
 
 _WITH_WHOLE = frozenset(
-    "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm __and__ "
-    "__or__ __xor__ __rand__ __ror__ __rxor__ __lshift__ __rshift__".split()
+    ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm", "__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__lshift__", "__rshift__"]
 )
 
 
@@ -295,7 +293,7 @@ def fourier(d, name):
         axes = d.one_of((-2, -1), (0, 1))
     else:
         axes = d.axis((1, 1, 1))
-    if "irfft" in name or "hfft" in name and "ihfft" not in name:
+    if "irfft" in name or ("hfft" in name and "ihfft" not in name):
         x = d.x((*x.tensor.shape[:2], 3))
         axes = -1 if not name.endswith(("n", "2")) else (-2, -1)
     return lambda t: function(t, dim=axes), [x]
