@@ -220,10 +220,9 @@ def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
     x = a.codes.reshape((1,) * (ndim - a.ndim) + tuple(a.shape))
     y = b.codes.reshape((1,) * (ndim - b.ndim) + tuple(b.shape))
     how = "exchanged" if "exchanged" in (a.how, b.how) else a.how
-    same = torch.where(x == SUM, SUM if adds else MIXED, x)
-    clash = MIXED
-    if adds:
-        clash = torch.where((x == MIXED) | (y == MIXED), MIXED, SUM)
+    terms = SUM if adds else MIXED
+    same = torch.where(x == SUM, terms, x)
+    clash = torch.where((x == MIXED) | (y == MIXED), MIXED, terms)
     t = torch.where(x == NONE, y, torch.where(y == NONE, x, torch.where(x == y, same, clash)))
     t = torch.where((x == UNKNOWN) | (y == UNKNOWN), UNKNOWN, t).to(torch.int32)
     found = Map(t, a.why or b.why, how)

@@ -56,7 +56,7 @@ class Table:
         storage = t.untyped_storage()
         key = storage._cdata
         if key not in self._shared:
-            if torch._C._storage_Use_Count(key) <= _OWN:  # type: ignore[attr-defined]
+            if torch._C._storage_Use_Count(key) <= _OWN:
                 self.put(t, after)
                 return
             self._shared[key] = self._elements(t, before, storage)
