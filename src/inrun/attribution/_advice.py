@@ -53,7 +53,7 @@ class Advice:
                 f"{operation}. Shares are those of the slots that were followed; compare with "
                 "attribution.audit."
             )
-        for note in capture.inputs.notes:
+        for note in (*capture.inputs.notes, *capture.owner_checks.notes):
             self.once(note)
 
     def of_stale(self, refresh: int) -> None:

@@ -117,6 +117,7 @@ class Steps:
         """Before a forward and a backward pass of a scored step."""
         self._refresh_capture()
         self._advice.of_compiled(self.capture.compiled)
+        self.capture.owner_checks.step = self.taken + 1
         if isinstance(self.capture, Stream):
             self._conclude()  # the forecast counts blocks
             self._scorer.block_begins(self.capture, len(self._pending))
@@ -173,6 +174,7 @@ class Steps:
         if late:
             self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
+        self.auditing.block_ended(self.capture, block)
         self._pending.add(names, block)
         if not late:
             self._conclude()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._calls import Calls
+from inrun.capture._replaying import tensors_in
 from inrun.errors import MisuseError
 from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
 
@@ -23,7 +25,8 @@ class Inputs:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._axes = Axes()
+        self.axes = Axes()
+        self.silent = False  # while calls are made again
         self._roots = Roots()
         self._kept: list[Tensor] = []  # so that ids stay theirs
         self.constants: frozenset[int] = frozenset()
@@ -32,7 +35,7 @@ class Inputs:
 
     def entries(self, owned: Ownership) -> Entries:
         """Gives the tensors that enter one block their maps."""
-        return Entries(owned, self._axes, self._roots)
+        return Entries(owned, self.axes, self._roots)
 
     def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
         """Says where the batch lies in tensors that enter.
@@ -41,7 +44,7 @@ class Inputs:
             axis: where nothing else is known.
             known: by number of axes, and whether numbers are floating-point.
         """
-        self._axes = Axes(axis, known)
+        self.axes = Axes(axis, known)
 
     def learn(self, batch: Sequence[Tensor], entered: Sequence[Tensor]) -> None:
         """Takes note of a validation pass.
@@ -55,7 +58,9 @@ class Inputs:
         self.constants = frozenset(id(t) for t in self._kept)
 
     @contextmanager
-    def watched(self, owners: Owners, *, learning: bool = False) -> Iterator[None]:
+    def watched(
+        self, owners: Owners, calls: Calls | None = None, *, learning: bool = False
+    ) -> Iterator[None]:
         """Takes note of the outermost model call while the block runs.
 
         Raises:
@@ -63,8 +68,10 @@ class Inputs:
         """
         depth = 0
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal depth
+            if self.silent:
+                return
             depth += 1
             if depth == 1:
                 owners.in_model = True
@@ -72,11 +79,19 @@ class Inputs:
                     self._note_call(owners, args, kwargs)
                 else:
                     self._called(owners, args, kwargs)
+                if calls is not None:
+                    with torch._C.DisableTorchFunction():
+                        calls.before(model, args, kwargs)
 
-        def after(*_: Any) -> None:
+        def after(model: nn.Module, _: Any, output: Any) -> None:
             nonlocal depth
+            if self.silent:
+                return
             depth = max(0, depth - 1)
             owners.in_model = depth > 0
+            if calls is not None and depth == 0:
+                with torch._C.DisableTorchFunction():
+                    calls.after(model, output)
 
         handles = [
             self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
@@ -149,7 +164,7 @@ class Inputs:
         for value in (*args, *kwargs.values()):
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
                 for sample, item in enumerate(value):
-                    for _, t in _tensors_in("", item):
+                    for _, t in tensors_in("", item):
                         owners.give(t, owners.entries.whole(sample, t.ndim))
                         taken = True
         return taken
@@ -180,18 +195,6 @@ def _once(flat: Tensor) -> bool:
 
 def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for place, value in enumerate(args):
-        yield from _tensors_in(str(place), value)
+        yield from tensors_in(str(place), value)
     for name, value in kwargs.items():
-        yield from _tensors_in(name, value)
-
-
-def _tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested containers, with where they lie."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors_in(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from _tensors_in(f"{path}.{place}", item)
+        yield from tensors_in(name, value)

@@ -51,6 +51,7 @@ class Owners:
         self.in_model = False
         self._made: set[int] = set()  # ids of maps of batches that were made in the block
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
+        self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()
@@ -83,8 +84,14 @@ class Owners:
             return Map(torch.tensor(UNKNOWN, dtype=torch.int32), what)
         if self.entered is not None:
             self.entered.append(t)
-        found = self.entries.map_of(t)
+        found = self._given(t)
         return _RAW if found is None else found
+
+    def _given(self, t: Tensor) -> Map | None:
+        found = self.entries.map_of(t)
+        if found is not None and self.by_entry is not None:
+            self.by_entry.append(t)
+        return found
 
     def give(self, t: Tensor, m: Map | None) -> None:
         """Says whose a tensor is."""
@@ -106,6 +113,8 @@ class Owners:
         op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
         if _may_be_asked(find(function, name)) and any(m is not None for m in maps):
             op.random = RandomState.now(tensors)
+        if self.sums is not None:  # before an operation in place gives its argument another node
+            op.nodes = [(t.grad_fn, t.output_nr) for t in tensors]
         return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
@@ -170,7 +179,7 @@ class Owners:
                 return False
         elif op.name != "pad_sequence" and len(op.args[0]) != self.samples:
             return False
-        found = self.entries.map_of(out)
+        found = self._given(out)
         if found is None:
             return False
         self._table.put(out, found)
@@ -182,7 +191,7 @@ class Owners:
         return id(self._table.get(t, None)) in self._made
 
     def _cut_out(self, op: Op, out: Tensor) -> Any:
-        found = self.entries.map_of(out)
+        found = self._given(out)
         return _RAW if found is None else found
 
     def _found(self, op: Op) -> Found:
@@ -237,7 +246,7 @@ class Owners:
         values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
         if not isinstance(values, list) or tuple(values) != ids:
             return None
-        found = self.entries.map_of(op.outs[0])
+        found = self._given(op.outs[0])
         return None if found is None else [found]
 
     def _refined(self, op: Op, found: Found) -> Found:

@@ -34,6 +34,7 @@ class Op:
     samples: int
     random: RandomState | None = None  # before it ran, where it may have to draw the same again
     interactions: list[str] = field(default_factory=list)
+    nodes: list[tuple[Any, int]] = field(default_factory=list)  # of `tensors`, where asked for
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""

@@ -12,7 +12,7 @@ from inrun.utility._passes import (
     losses_of,
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
-from inrun.utility._undisturbed import displaced, undisturbed
+from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._utility import NEXT, LossFunction, Utility
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "is_repeatable",
     "loss_of",
     "losses_of",
+    "restored",
     "row_count",
     "take_rows",
     "tensors_of",
