@@ -52,7 +52,7 @@ UNREACHED = frozenset(
 )
 
 bulk = settings(
-    max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate],
+    max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 
