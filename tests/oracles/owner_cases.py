@@ -486,7 +486,8 @@ ROWS = [
     Owned("written-in-place", two(), ragged(), written_in_place),
     Owned("scattered", two(), ragged(), scattered),
     Owned(
-        "packed-lstm", lambda: Function(None, rnn=nn.LSTM(4, 4, batch_first=True), b=nn.Linear(4, 4)),
+        "packed-lstm",
+        lambda: Function(None, rnn=nn.LSTM(4, 4, batch_first=True), b=nn.Linear(4, 4)),
         ragged(), packed,
     ),
     Owned(

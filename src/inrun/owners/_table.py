@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.owners._map import NONE, Map, uniform, squeezed, UNKNOWN
+from inrun.owners._map import NONE, UNKNOWN, Map, squeezed, uniform
 
 _OWN = 2  # uses of a storage: the tensor's and the one that asks
 
@@ -56,7 +56,7 @@ class Table:
         storage = t.untyped_storage()
         key = storage._cdata
         if key not in self._shared:
-            if torch._C._storage_Use_Count(key) <= _OWN:  # type: ignore[attr-defined]
+            if torch._C._storage_Use_Count(key) <= _OWN:
                 self.put(t, after)
                 return
             self._shared[key] = self._elements(t, before, storage)
@@ -87,9 +87,9 @@ class Table:
             t = reference()
             if t is None or t.layout != torch.strided or t.is_nested:
                 continue
-            if not torch._C._functorch.is_functorch_wrapped_tensor(t):
-                if t.untyped_storage()._cdata == key:
-                    found.append((t, entry))
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(t)
+            if not wrapped and t.untyped_storage()._cdata == key:
+                found.append((t, entry))
         return found
 
     @staticmethod

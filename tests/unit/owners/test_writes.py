@@ -49,7 +49,21 @@ def write(random, into, x):
     axis = random.randrange(into.ndim)
     place = torch.tensor([random.randrange(into.shape[axis])])
     kind = random.choice(
-        "copy fill zero add mul set index_add index_copy masked iadd out put set_many".split()
+        [
+            "copy",
+            "fill",
+            "zero",
+            "add",
+            "mul",
+            "set",
+            "index_add",
+            "index_copy",
+            "masked",
+            "iadd",
+            "out",
+            "put",
+            "set_many",
+        ]
     )
     if kind == "copy":
         into.copy_(value)
@@ -66,9 +80,13 @@ def write(random, into, x):
     elif kind == "set_many":
         into[place % len(into)] = value if into.ndim > 1 else row[0]
     elif kind == "index_add":
-        into.index_add_(axis, place, row[0].expand([1 if i == axis else n for i, n in enumerate(into.shape)]))
+        into.index_add_(
+            axis, place, row[0].expand([1 if i == axis else n for i, n in enumerate(into.shape)])
+        )
     elif kind == "index_copy":
-        into.index_copy_(axis, place, row[0].expand([1 if i == axis else n for i, n in enumerate(into.shape)]))
+        into.index_copy_(
+            axis, place, row[0].expand([1 if i == axis else n for i, n in enumerate(into.shape)])
+        )
     elif kind == "masked":
         into.masked_fill_(torch.arange(into.numel()).view(into.shape) % 2 == 0, 0.5)
     elif kind == "put":
@@ -188,5 +206,6 @@ def test_a_buffer_that_is_filled_sample_by_sample_is_known_slot_by_slot(run):
     owner = torch.arange(SAMPLES)[:, None].expand(3, 4)
     data = [Data(torch.randn(3, 4, dtype=torch.float64), owner)]
     for _, m, each in check(run, data):
-        assert m is not None and m.low >= 0
+        assert m is not None
+        assert m.low >= 0
         assert not oracle.faults(m.codes, each, each)
