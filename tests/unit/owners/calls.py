@@ -519,7 +519,8 @@ _MOVES = {
     "chunk": lambda t: t.chunk(2), "split": lambda t: t.split(1, 1),
     "tensor_split": lambda t: t.tensor_split(2), "unbind": lambda t: t.unbind(1),
     "split_with_sizes": lambda t: t.split([1, t.shape[0] - 1]),
-    "diagonal": lambda t: t.diagonal(), "rot90": lambda t: t.rot90(), "flip": lambda t: t.flip(0, 1),
+    "diagonal": lambda t: t.diagonal(), "rot90": lambda t: t.rot90(),
+    "flip": lambda t: t.flip(0, 1),
     "roll": lambda t: t.roll(1, 0), "fliplr": lambda t: t.fliplr(), "flipud": lambda t: t.flipud(),
     "unfold": lambda t: t.unfold(0, 1, 1), "unsafe_chunk": lambda t: t.unsafe_chunk(2),
     "unsafe_split": lambda t: t.unsafe_split(1), "vsplit": lambda t: t.vsplit(1),
@@ -558,7 +559,8 @@ def get_item(d, name):
     index = d.one_of(
         0, slice(None, None, 2), (slice(None), 0), (Ellipsis, 0), (None, slice(1)),
         (0, None, 0),
-        numbers(a, 5), numbers(a, 2, 2), (slice(None), numbers(b, 4)), (numbers(a, 4), numbers(b, 4)),
+        numbers(a, 5), numbers(a, 2, 2), (slice(None), numbers(b, 4)),
+        (numbers(a, 4), numbers(b, 4)),
         (numbers(a, 4), slice(None), numbers(c, 4)), (Ellipsis, numbers(c, 3)), [0, a - 1],
         (slice(None), [0, 0]), torch.rand(a, generator=d.generator()) < 0.5,
         torch.rand(a, b, generator=d.generator()) < 0.5, numbers(a, 0),
@@ -759,7 +761,8 @@ def _images(d, ndim, channels=2):
        "lp_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
        "adaptive_max_pool2d adaptive_max_pool3d interpolate upsample pixel_shuffle "
        "pixel_unshuffle unfold fold grid_sample max_unpool2d affine_grid "
-       "max_pool2d_with_indices adaptive_max_pool2d_with_indices fractional_max_pool2d")  # fmt: skip
+       "max_pool2d_with_indices adaptive_max_pool2d_with_indices "
+       "fractional_max_pool2d")  # fmt: skip
 def images(d, name):
     ndim = 3 if "3d" in name else 1 if "1d" in name else 2
     x = _images(d, ndim, 4 if name == "pixel_shuffle" else 2)
