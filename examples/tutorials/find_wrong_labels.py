@@ -76,7 +76,7 @@ STORE = Path(tempfile.mkdtemp(), "run")
 torch.manual_seed(0)
 model = network()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, by_class), store=STORE)
+attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, targets=by_class), store=STORE)
 losses, probabilities = np.zeros(TRAIN), np.zeros((TRAIN, CLASSES))
 for ids in batches(seed=0):
     with attribution.batch(ids):

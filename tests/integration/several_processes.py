@@ -39,6 +39,11 @@ CASES = {
     "fewer": {"smoothed_steps": 2, "rows": 2},  # and here none
     "clipped by value": {"smoothed_steps": 0, "value_clip": 0.02},
     "split validation": {"smoothed_steps": 0, "split": True},
+    "unequal validation": {"smoothed_steps": 0, "split": "unequal"},
+    "unequal validation, a sum": {"smoothed_steps": 0, "split": "unequal", "summed": True},
+    "unequal validation, given": {"estimator": "path-given", "split": "unequal"},
+    "unequal validation, second": {"estimator": "sgd-second", "split": "unequal"},
+    "sharded, unequal validation": {"smoothed_steps": 0, "sharded": True, "split": "unequal"},
     "streamed": {"capture": "stream"},
     "streamed, accumulated": {"capture": "stream", "parts": 2},
     "streamed, fewer": {"capture": "stream", "rows": 2},
@@ -136,7 +141,8 @@ def terms(model, batch):
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, sharded=False, replicas=False, rotating=1, follows=False, **options):  # fmt: skip
+        eps=1e-8, sharded=False, replicas=False, rotating=1, follows=False,
+        summed=False, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
@@ -150,8 +156,12 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
     wrapped = spread(model, sharded=sharded, **mesh)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1, eps=eps)
     held = torch.arange(60, 72)
-    held = held.chunk(size)[rank] if split else held
-    mean = lambda m, b: terms(m, b).mean()  # noqa: E731
+    if split == "unequal":
+        held = held.split([12 - 2 * (size - 1)] + [2] * (size - 1))[rank]
+    else:
+        held = held.chunk(size)[rank] if split else held
+    over = size / 12 if summed else None  # of several processes the loss is the mean
+    mean = lambda m, b: terms(m, b).sum() * over if over else terms(m, b).mean()  # noqa: E731
     utility = inrun.Utility(mean, (x[held], y[held]), rotating=rotating)
     utility = inrun.Utility.next_batch(mean, (x[held], y[held])) if follows else utility
     attribution = inrun.attach(

@@ -29,8 +29,8 @@ def data(rows=80):
 
 
 def train(
-    steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, build=None,
-    loss=loss_fn, clip=None, kind=torch.optim.AdamW, **options,
+    steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, targets=None,
+    build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW, **options,
 ):  # fmt: skip
     """(audit, model) after a short run."""
     torch.manual_seed(0)
@@ -38,9 +38,9 @@ def train(
     model = (build or (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))))()
     model = model.double()
     optimizer = kind(model.parameters(), lr=rate)
-    held_out = validation or (x[40:], y[40:])
+    held_out = None if targets else validation or (x[40:], y[40:])
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, held_out), progress=False, **options
+        model, optimizer, inrun.Utility(loss, held_out, targets=targets), progress=False, **options
     )
     found = attribution.audit(**audit) if audit else None
     generator = torch.Generator().manual_seed(1)
@@ -157,6 +157,7 @@ def test_a_validation_loss_that_is_not_repeatable_is_named():
     assert "Validation loss that is not repeatable" in causes(audit)
 
 
+@pytest.mark.filterwarnings("ignore:Samples interact")
 def test_uncovered_layers_are_named_and_act_in_every_coalition():
     class Own(nn.Module):
         """A matrix that meets the mean of the batch, which is no sample's."""
@@ -231,7 +232,7 @@ def test_targets_are_judged_by_their_weighted_sum():
     x, y = data()
     halves = {"a": (x[40:60], y[40:60]), "b": (x[60:], y[60:])}
     together, _ = train(4, audit=ALWAYS, smoothed_steps=0)
-    apart, _ = train(4, audit=ALWAYS, validation=halves, smoothed_steps=0)
+    apart, _ = train(4, audit=ALWAYS, targets=halves, smoothed_steps=0)
     for one, two in zip(together.table().to_pylist(), apart.table().to_pylist(), strict=True):
         np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
         np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)

@@ -197,3 +197,58 @@ def test_misuse_is_said(tmp_path):
         InRun(HELD, ids="id")
     with pytest.raises(MisuseError, match=r"trainer\.fit"):
         _ = InRun(inrun.Utility(loss_fn, HELD), ids="id").attribution
+
+
+class Skipping(Classifier):
+    """Gives no loss for some batches, before or after its forward pass."""
+
+    skipped = (0, 2, 5)
+
+    def training_step(self, batch, number):
+        if number in self.skipped:
+            if number == 5:
+                self(batch["x"])
+            return None
+        return super().training_step(batch, number)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_batch_without_a_loss_is_skipped(tmp_path, manual):
+    found = callback(tmp_path)
+    fit(tmp_path, found, Skipping(manual), shuffle=False, max_epochs=1, max_steps=-1)
+    expected = [i for number in (1, 3, 4, 6, 7) for i in range(6 * number, min(44, 6 * number + 6))]
+    assert found.attribution.values()["sample_id"].to_pylist() == expected
+    assert found.attribution.ledger().num_rows == 5
+
+
+def test_a_skipped_part_of_an_accumulated_step_is_left_out(tmp_path):
+    found = callback(tmp_path)
+    settings = {"accumulate_grad_batches": 2, "max_epochs": 1, "max_steps": -1}
+    fit(tmp_path, found, Skipping(), shuffle=False, **settings)
+    visits = [v["sample_id"] for v in stored(tmp_path)]
+    whole = [i for i in range(44) if i // 6 not in Skipping.skipped]
+    assert set(visits) <= set(whole)
+    assert all(row["residual"] < 1e-3 for row in found.attribution.ledger().to_pylist())
+
+
+class Converted(Classifier):
+    """In whatever precision the trainer has; plain SGD, which half precision can bear."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_the_validation_batch_is_converted_as_the_trainer_converts_its_own(tmp_path, precision):
+    seen = set()
+
+    def loss(model, batch):
+        seen.update((batch["x"].dtype, torch.zeros(1).dtype))
+        return loss_fn(model, batch)
+
+    found = InRun(inrun.Utility(loss, HELD), ids="id", smoothed_steps=0)
+    fit(tmp_path, found, Converted(), precision=precision)
+    assert found.attribution.ledger().num_rows == 8
+    wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+    assert seen == {wanted[precision]}
+    assert HELD["x"].dtype == torch.float32

@@ -184,7 +184,7 @@ def test_several_targets_add_up_to_the_total():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     targets = {"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])}
     weights = {"a": 1.0, "b": 3.0}
-    utility = inrun.Utility(mean_loss, targets, weights=weights)
+    utility = inrun.Utility(mean_loss, targets=targets, weights=weights)
     attribution = inrun.attach(model, optimizer, utility, progress=False)
     for step in range(3):
         rows = list(range(step * B, step * B + B))
@@ -207,12 +207,10 @@ def test_several_targets_add_up_to_the_total():
 
 
 def test_targets_are_each_what_they_would_be_alone():
-    def values(batch):
+    def values(utility):
         model, x, y = setting()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        attribution = inrun.attach(
-            model, optimizer, inrun.Utility(mean_loss, batch(x, y)), progress=False
-        )
+        attribution = inrun.attach(model, optimizer, utility(x, y), progress=False)
         for step in range(7):
             rows = list(range(step, step + B))
             with attribution.batch(rows):
@@ -221,8 +219,12 @@ def test_targets_are_each_what_they_would_be_alone():
             optimizer.zero_grad()
         return attribution.values()
 
-    both = values(lambda x, y: {"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])})
-    alone = values(lambda x, y: (x[50:], y[50:]))
+    both = values(
+        lambda x, y: inrun.Utility(
+            mean_loss, targets={"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])}
+        )
+    )
+    alone = values(lambda x, y: inrun.Utility(mean_loss, (x[50:], y[50:])))
     np.testing.assert_allclose(both["b"].to_numpy(), alone["value"].to_numpy(), rtol=1e-8)
 
 

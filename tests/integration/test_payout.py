@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import InRunWarning, MisuseError, NotSupportedError
 from tests.oracles import payouts as oracle
 from tests.oracles import shares as oracle_shares
 
@@ -180,7 +180,8 @@ def test_unscored_steps_end_the_windows():
     run = Training(payout=WINDOW).run(4)
     with run.attribution.paused():
         loss_fn(run.model, (run.x, run.y)).backward()
-        run.optimizer.step()
+        with pytest.warns(InRunWarning, match=r"windows of 0\.bias and 3 more end here"):
+            run.optimizer.step()
     run.optimizer.zero_grad()
     assert run.attribution.waiting["steps"] == 0
     run.run(2)

@@ -68,7 +68,7 @@ def test_targets_have_columns():
     loss = lambda m, batch: train.terms(m, *batch).mean()  # noqa: E731
     parts = {"a": tuple(t[12:15] for t in train.data), "b": tuple(t[15:] for t in train.data)}
     run = recorded(train)
-    table = inrun.truth.retrain(run, inrun.Utility(loss, parts), CHOSEN)
+    table = inrun.truth.retrain(run, inrun.Utility(loss, targets=parts), CHOSEN)
     for name, part in parts.items():
         alone = inrun.truth.retrain(run, inrun.Utility(loss, part), CHOSEN)
         np.testing.assert_allclose(table[name], alone["value"], rtol=1e-12)

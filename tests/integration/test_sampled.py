@@ -44,6 +44,7 @@ def trained(store=None, blocks=1, until=None, resumed=None, at=None, **options):
         model, optimizer, inrun.Utility(passes, (x[SAMPLES:], y[SAMPLES:])),
         store=store, smoothed_steps=0, progress=False, self_test=False, **options,
     )  # fmt: skip
+    passes.count = 0  # attaching calls the loss to see where samples lie
     step, kept = 0, None
     if resumed is not None:
         step = resumed["step"]
@@ -143,7 +144,8 @@ def test_the_standard_error_is_that_of_the_visits_live_and_stored(tmp_path):
     expected = variance.groupby(visits["sample_id"]).sum() ** 0.5
     for table in (live, stored):
         np.testing.assert_allclose(table["standard_error"].to_numpy(), expected, rtol=1e-12)
-    relative = live["standard_error"].to_numpy().sum() / np.abs(live["value"].to_numpy()).sum()
+    doubt = (live["standard_error"].to_numpy() ** 2).sum()
+    relative = (doubt / ((live["value"].to_numpy() ** 2).sum() - doubt)) ** 0.5
     assert attribution.sampling["relative_error"] == pytest.approx(relative)
     assert "standard_error" not in trained()[0].values().column_names
 
@@ -228,6 +230,7 @@ def test_passes_look_at_half_of_the_rows_once_the_budget_says_so(options, seen):
         model, optimizer, inrun.Utility(watched, (x, y)), max_overhead=1e-9, progress=False,
         self_test=False, **options,
     )  # fmt: skip
+    rows.clear()  # attaching looks at a few rows
     for _ in range(60):
         with attribution.batch(range(4)):
             nn.functional.cross_entropy(model(x[:4]), y[:4]).backward()
@@ -255,3 +258,60 @@ def test_a_budget_is_kept_to_what_it_says_of_itself():
 def test_frequencies_that_mean_nothing_are_refused(options):
     with pytest.raises(MisuseError, match=r"every|max_overhead"):
         trained(**options)
+
+
+@pytest.mark.parametrize("every", [3, 12])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_relative_error_that_is_told_is_the_true_one(every, rows):
+    """Over many draws of the same visits; with several rows of an id in one step."""
+    rng = np.random.default_rng(0)
+    steps, samples = 240, 300
+    visits = [
+        (
+            np.repeat(rng.choice(samples, 20, replace=False), rows),
+            rng.normal(0.2, 1, (20 * rows, 1)),
+        )
+        for _ in range(steps)
+    ]
+    if rows > 1:  # an id's rows are alike
+        visits = [(ids, values[:20].repeat(rows, 0)) for ids, values in visits]
+    exact = np.zeros(samples)
+    for ids, values in visits:
+        np.add.at(exact, ids, values[:, 0])
+    told, squares, doubts = [], np.zeros(samples), np.zeros(samples)
+    for seed in range(300):
+        draw = np.random.default_rng(seed)
+        tally = inrun.ledger.Tally(("validation",), (1.0,), "standard_error")
+        for step, (ids, values) in enumerate(visits):
+            if draw.random() < 1 / every:
+                tally.add(step, ids.tolist(), values, float(every))
+        table = tally.table().to_pandas().set_index("sample_id")
+        found = table["value"].reindex(range(samples), fill_value=0.0).to_numpy()
+        squares += (found - exact) ** 2 / 300
+        doubts += table["standard_error"].reindex(range(samples), fill_value=0.0) ** 2 / 300
+        told.append(tally.relative_error)
+    assert doubts.sum() == pytest.approx(squares.sum(), rel=0.1)
+    assert np.median(told) == pytest.approx(np.sqrt(squares.sum() / (exact**2).sum()), rel=0.1)
+
+
+def test_rows_of_one_id_in_one_step_are_drawn_together_live_and_stored(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6), torch.randint(3, (40,))
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss_fn, (x[30:], y[30:])), store=tmp_path / "run",
+        progress=False, every=2,
+    )  # fmt: skip
+    for step in range(8):
+        rows = torch.arange(6) + 3 * step
+        with attribution.batch([0, 0, 1, 1, 1, 2 + step]):
+            loss_fn(model, (x[rows], y[rows])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    visits = attribution.visits().to_pandas()
+    steps = visits.groupby(["sample_id", "step"])["value"].sum()
+    expected = (0.5 * steps**2).groupby("sample_id").sum() ** 0.5
+    for table in (attribution.values(), inrun.load(tmp_path / "run").values()):
+        np.testing.assert_allclose(table["standard_error"].to_numpy(), expected, rtol=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -83,6 +84,17 @@ class Advice:
                 f"window is full, {more / 1e9:.1f} GB more than now, and {free / 1e9:.1f} GB are "
                 "free there. Attach with a smaller payout, with payout_to='cpu', or with "
                 "payout_to='FOLDER' on a disk with more room."
+            )
+
+    def of_ended(self, names: Sequence[str]) -> None:
+        """Parameters whose memory of earlier steps is gone before their windows are over."""
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.once(
+                f"The momentum windows of {names[0]}{more} end here: steps were taken without "
+                "being scored, or the optimizer's memory was emptied, edited or loaded. Samples of "
+                "earlier steps are paid what momentum did until now; what it may still do for them "
+                "is in the books' momentum and in no value."
             )
 
     def of_random_loss(self, model: nn.Module, utility: Utility) -> None:

@@ -17,13 +17,14 @@ from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._settings import CAPTURES, demand_settings
 from inrun.attribution._shelf import shelf_of
+from inrun.attribution._unequal import weighed
 from inrun.capture import Offload, Stream
 from inrun.directions import Direction
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
 from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
-from inrun.utility import Utility
+from inrun.utility import Utility, demand_divisible
 
 _CONTRACTIONS: dict[str, type[DenseContraction] | type[LowRankContraction]] = {
     "auto": LowRankContraction,
@@ -74,9 +75,11 @@ def attach(
         contraction: 'auto' meets large matrices' directions through a low rank, to a relative error
             of 1 % of the values, which it measures; 'dense' is exact; or a contraction of
             `inrun.factors`, as `LowRankContraction(rank=32)`. `coverage()` says what is used.
-        smoothed_steps: for 'path' with 'hold', how many steps after the optimizer acted like a sign
-            are scored by 'path-smoothed', as long as that is cheap: Adam's first ones, every step
-            of Lion, Rprop and Muon. 0 never smooths. The ledger says for each step which was used.
+        smoothed_steps: for 'path' with 'hold', steps are scored by 'path-smoothed' where the size
+            that divides them is made of fewer gradients than this, so that the optimizer acts like
+            a sign, and as long as that is cheap: Adam's first ones, every step of Adam where
+            1 / (1 - b2) is no more than this, of Lion, Rprop and Muon. 0 never smooths. The ledger
+            says for each step which was used.
         every: score one random step of each `every`, or, below 1, each step with this probability.
             Scored steps stand for the others: values are multiplied so that totals stay unbiased,
             and `values()` has their `standard_error`. The other steps cost nothing.
@@ -152,6 +155,8 @@ def attach(
         )
     extra: Extra = "paid_out" if payout else "standard_error" if frequency.sampled else None
     _refuse_model(model)
+    demand_divisible(utility, model)
+    utility = weighed(utility, model, processes)
     folder = None
     if store is not None and processes.rank == 0:
         folder = RunFolder(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inrun.attribution._audit import Audit
-from inrun.attribution._closures import Arguments, with_closure_run
+from inrun.attribution._closures import Arguments, gave_nothing, with_closure_run
 from inrun.attribution._demands import demand_losses, demand_whole_directions
 from inrun.attribution._frequency import Frequency
 from inrun.attribution._ids import IdReader
@@ -116,16 +116,17 @@ class Attribution(Results):
         self.close_batch()
         self._open.begin(self._block(ids, rows, slots, at_backward=True))
 
-    def close_batch(self, *, failed: bool = False) -> None:
+    def close_batch(self, *, failed: bool = False, skipped: bool = False) -> None:
         """Takes an open block's eyes off the loop; the next block and the step do it too.
 
         Args:
             failed: the pass came to no end and is not to be scored.
+            skipped: there may have been no backward pass, and then nothing is to be scored.
 
         Raises:
             MisuseError: there was no backward pass in it.
         """
-        if failed:
+        if failed or (skipped and not self._steps.ended):
             self._open.abandon()
         else:
             self._open.close()
@@ -344,7 +345,7 @@ class Attribution(Results):
     def _before_step(self, k: int, args: Any, kwargs: Any) -> Arguments | None:
         """The k-th optimizer is about to step; what its step is to be called with, if changed."""
         changed = None if self._steps.paused else with_closure_run(args, kwargs)
-        self._open.close()
+        self.close_batch(skipped=gave_nothing(changed))
         self._steps.before(k)
         return changed
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from inrun.attribution._unequal import weighed
 from inrun.capture import Processes
 from inrun.utility import Utility, losses_of, row_count, take_rows
 
@@ -33,7 +34,7 @@ class AuditUtility:
             halved = self._halved(utility, model)
         (everyone,) = processes.all([halved is not None])
         if everyone and halved is not None:
-            self.utility, self._parts = halved, 3
+            self.utility, self._parts = weighed(halved, model, processes), 3
 
     def _halved(self, utility: Utility, model: nn.Module) -> Utility | None:
         """The whole and its halves as targets; None where the loss function does not take them."""
@@ -45,6 +46,7 @@ class AuditUtility:
                 for name, batch in batches.items()
             },
             rows_axis=utility.rows_axis,
+            batch_size=utility.batch_size,
             draws=utility.draws,
         )
         try:

@@ -44,7 +44,7 @@ def _named(model: nn.Module, optimizers: Together) -> dict[str, Tensor]:
         names.get(id(p), f"param_groups[{g}].params[{i}]"): p
         for g, group in enumerate(optimizers.groups)
         for i, p in enumerate(group["params"])
-        if p.requires_grad
+        if p.requires_grad and p.numel()
     }
     if not set(trained) & set(names.values()):
         raise MisuseError(

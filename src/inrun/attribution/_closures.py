@@ -26,17 +26,28 @@ def with_closure_run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Argument
     )
 
 
-def _run(closure: Callable[[], Any]) -> Callable[[], Any]:
-    with torch.enable_grad():
-        results = [closure()]
+def gave_nothing(arguments: Arguments | None) -> bool:
+    """Whether a closure was run and returned no loss: Lightning's does so for a skipped batch."""
+    args, kwargs = arguments or ((), {})
+    return any(isinstance(a, _Result) and a.nothing for a in [*args, *kwargs.values()])
 
-    def result() -> Any:
-        if not results:
+
+def _run(closure: Callable[[], Any]) -> _Result:
+    with torch.enable_grad():
+        return _Result(closure())
+
+
+class _Result:
+    """Stands in for a closure that was run; gives its result once."""
+
+    def __init__(self, result: Any):
+        self._results, self.nothing = [result], result is None
+
+    def __call__(self) -> Any:
+        if not self._results:
             raise MisuseError(
                 "The optimizer called its closure a second time in one step. A step that is scored "
                 "has one gradient. Call the closure's passes yourself, or attach to an optimizer "
                 "that takes one gradient a step."
             )
-        return results.pop()
-
-    return result
+        return self._results.pop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from inrun.attribution._advice import Advice
@@ -33,6 +33,7 @@ class Paying:
         for step, values in paid:
             self._record.pay_out(step, gathered_step(self._processes, [], values)[1])
         self._payouts.complain()
+        self._advice.of_ended(self._payouts.ended())
         if self._payouts.waiting == 2:  # what two steps share is known now
             self._advice.of_payouts(
                 self._payouts.held(), self._payouts.expected(), self._payouts.free(),
@@ -54,6 +55,19 @@ class Paying:
                 self._record.let_go()
             else:
                 self.book(self._payouts.settle())
+
+    def pause(self, names: Collection[str]) -> bool:
+        """Parameters move without being scored, and their memory with them.
+
+        Returns:
+            Whether all windows are over by that, and nothing else waits.
+        """
+        if self._payouts is None or not self._payouts.waiting:
+            return True
+        with self._watch:
+            self._payouts.end(names)
+            self._advice.of_ended(self._payouts.ended())
+            return self._payouts.names <= set(names)
 
     def owed(self) -> list[Paid]:
         """What is still in the momentum of each step that waits; all processes call it."""

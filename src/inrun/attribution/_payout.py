@@ -16,19 +16,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inrun.attribution._memory_marks import MemoryMark, edited, mark_of
 from inrun.attribution._shelf import Holding, InPlace, Kept, Shelf, holding
 from inrun.attribution._sliding import SlidingSum
 from inrun.attribution._waiting import StepValues, WaitingStep
 from inrun.capture import Alone, Block, Processes
 from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.factors import Contraction, DenseContraction
-from inrun.optim import Memory
+from inrun.optim import Memory, Move
 from inrun.shards import is_sharded, whole
 
 
@@ -63,6 +64,10 @@ class Payouts:
         self._shelf, self._processes = shelf or InPlace(), processes or Alone()
         self._parameters: dict[str, Tensor] = {}
         self._memories: dict[str, Memory] = {}
+        self._found: dict[str, MemoryMark | None] = {}
+        self._left: dict[str, MemoryMark | None] = {}
+        self._leaving: dict[str, MemoryMark | None] = {}  # the same of the step under way
+        self._ended: set[str] = set()
         self._earned: dict[str, Tensor] = {}
         self._sums: dict[str, SlidingSum] = {}
         self._held: deque[WaitingStep] = deque()
@@ -75,9 +80,35 @@ class Payouts:
 
     # ---- as steps go by
 
-    def remember(self, name: str, memory: Memory, parameter: Tensor) -> None:
+    def remember(self, name: str, move: Move[Any, Any], parameter: Tensor) -> None:
         """Before a step: how a parameter's earlier gradients will act in it."""
-        self._memories[name], self._parameters[name] = memory, parameter
+        if self._parameters.get(name, parameter) is not parameter:
+            self.end([name])  # another one goes by the name now
+        self._memories[name], self._parameters[name] = move.memory(), parameter
+        self._found[name] = mark_of(move.memorized())
+
+    def left(self, name: str, move: Move[Any, Any]) -> None:
+        """After it: the memory that the optimizer goes on from, if nobody edits it."""
+        self._leaving[name] = mark_of(move.memorized())
+
+    def end(self, names: Iterable[str]) -> None:
+        """Ends these parameters' windows: their memory of all steps so far acts no more."""
+        for name in names:
+            sliding = self._sums.get(name)
+            if sliding is not None and sliding.waits:
+                sliding.cut()
+                self._ended.add(name)
+            self._left.pop(name, None)
+
+    @property
+    def names(self) -> set[str]:
+        """Of the parameters whose steps are held."""
+        return set(self._sums)
+
+    def ended(self) -> list[str]:
+        """Parameters whose windows ended before their time since this was last asked."""
+        ended, self._ended = sorted(self._ended), set()
+        return ended
 
     def earn(self, name: str, gradient_K: Tensor) -> None:
         """After it: what they acted on.
@@ -98,13 +129,19 @@ class Payouts:
         Where something cannot be kept or paid, steps are paid what can be, and `complain` says why
         once the caller has booked that.
         """
+        try:
+            self.end(edited(self._left, self._found))
+        except StoreError as lost:
+            self._failure = lost
+            return self.abandon()
         self._held.append(WaitingStep(step, blocks, scales, self._shelf))
         # in one order in all processes, which gather sharded directions one after the other
         for name in dict.fromkeys([*self._sums, *self._memories]):
             memory = self._memories.get(name, Memory(0.0, 1.0, 0.0))  # it was not moved
             sliding = self._sums.setdefault(name, SlidingSum(self._shelf, len(self._held) - 1))
             sliding.push(self._earned.get(name), memory.kept, memory.enters)
-        self._memories, self._earned = {}, {}
+        self._left |= self._leaving
+        self.forget_step()
         paid = self._pay() if len(self._held) > self.window else []
         return paid + self._stop_where_full()
 
@@ -134,7 +171,7 @@ class Payouts:
 
     def forget_step(self) -> None:
         """A step that was read was not taken after all."""
-        self._memories, self._earned = {}, {}
+        self._memories, self._found, self._leaving, self._earned = {}, {}, {}, {}
 
     def complain(self) -> None:
         """Raises what went wrong since it was last asked, if anything did.
@@ -159,6 +196,7 @@ class Payouts:
             held.let_go()
         self._held.clear()
         self._sums, self._memories, self._earned = {}, {}, {}
+        self._found, self._left, self._leaving = {}, {}, {}
 
     # ---- what they are paid
 

@@ -24,7 +24,7 @@ from inrun.directions import (
     evaluations,
 )
 from inrun.factors import compute_dtype
-from inrun.optim import Diagonal, History, Move, Slope
+from inrun.optim import Diagonal, History, Move, Slope, as_rows
 
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
@@ -97,7 +97,7 @@ class ReadBefore(ParameterPlan):
 
     def _entries(self, at: Gradients, gradient_K: Tensor) -> tuple[Tensor, Tensor]:
         """What momentum and decay did, each (K,)."""
-        along_KP = self.direction.history_gradient(at, gradient_K).reshape(len(gradient_K), -1)
+        along_KP = as_rows(self.direction.history_gradient(at, gradient_K))
         momentum, decay = (
             along_KP @ displaced.reshape(-1).to(along_KP.dtype)
             if isinstance(displaced, Tensor)  # a number displaces nothing: it is 0
@@ -156,8 +156,8 @@ class Smoothing:
 
     def direction_for(self, move: Move[Any, Any], work: float) -> Direction:
         """The direction of one parameter; `work` is what smoothing the whole step costs."""
-        taken = move.steps_taken()
-        young = taken is not None and taken < self.steps
+        age = move.age()
+        young = age is not None and age < self.steps
         if young and work <= SMOOTHED_WORK and self._direction.name == "path":
             return ESTIMATORS["path-smoothed"]
         return self._direction

@@ -116,10 +116,11 @@ class Results:
     def sampling(self) -> dict[str, float]:
         """Which share of the steps was scored, and what that costs in accuracy.
 
-        `steps` taken and `scored`; `relative_error`, the totals' mean standard error over their
-        mean size. With `max_overhead` also `every` and `parts` (of the validation rows, one a
-        pass), as they are now, and as soon as both kinds of step were timed `extra`, what scoring
-        adds to a step's time, and `expected`, to the training's.
+        `steps` taken and `scored`; `relative_error`, the totals' standard error over their size,
+        root mean squares over all samples, those without a scored step among them; infinite where
+        too few steps were scored to tell. With `max_overhead` also `every` and `parts` (of the
+        validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
+        `extra`, what scoring adds to a step's time, and `expected`, to the training's.
         """
         error = self._booked.relative_error
         counts = {"steps": float(self._steps.taken), "scored": float(self._steps.booking.scored)}

@@ -44,7 +44,7 @@ def norms_of(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
     norms = [
         torch.zeros((), device=plan.parameter.device)
         if g is None
-        else torch.linalg.vector_norm(own_part(g.detach()))
+        else torch.linalg.vector_norm(own_part(g.detach()), dtype=torch.float64)
         for g, plan in zip(gradients, plans.values(), strict=True)
     ]
     rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution._forecast import Forecast
+from inrun.attribution._grouped import Member, groups_of
 from inrun.attribution._payout import Paid, Payouts
 from inrun.attribution._plan import (
     ParameterPlan,
@@ -26,7 +27,7 @@ from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.attribution._validation import Validation, following
-from inrun.capture import Alone, Block, Capture, Processes
+from inrun.capture import Alone, Block, Capture, Processes, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
@@ -121,8 +122,8 @@ class Scorer:
 
     @property
     def age(self) -> int | None:
-        """How many steps the youngest moments have seen; None where that does not matter."""
-        seen = [plan.move.steps_taken() for plan in self._plans.values()]
+        """How many gradients the youngest moments are made of; None where that does not matter."""
+        seen = [plan.move.age() for plan in self._plans.values()]
         return min((steps for steps in seen if steps is not None), default=None)
 
     @property
@@ -171,7 +172,7 @@ class Scorer:
                 name = names[id(p)]
                 direction = self._smoothing.direction_for(move, work)
                 if self.payouts is not None:
-                    self.payouts.remember(name, move.memory(), p)
+                    self.payouts.remember(name, move, p)
                 plans[name] = plan_parameter(
                     k, p, move, direction,
                     held=name in held, processes=self.processes.size,
@@ -286,20 +287,33 @@ class Scorer:
         sums = Sums(samples, len(self._utility.targets), self.processes)
         sums.watcher = self.watcher
         after = {id(p): move for _, p, move in self._optimizers.moves()}
-        for name, plan in taken.plans.items():
-            at = Gradients(
-                opening.gradients[name],
-                closing.gradients[name],
-                *(taken.extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+        members = [
+            Member(
+                name, plan,
+                Gradients(
+                    opening.gradients[name],
+                    closing.gradients[name],
+                    *(taken.extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+                ),
+                after.get(id(plan.parameter)),
             )
-            move = after.get(id(plan.parameter))
+            for name, plan in taken.plans.items()
+        ]  # fmt: skip
+        groups, rest = groups_of(members)
+        for group in groups:
+            sums.add_group(group, taken.blocks, self.contraction)
+        for name, plan, at, move in rest:
             sums.add(name, plan, at, move, taken.blocks, self.contraction)
+        for name, plan, at, move in members:
             if self.payouts is not None:
                 self.payouts.earn(name, plan.direction.gradient(at, plan.move))
+                if move is not None:
+                    self.payouts.left(name, move)
         if any(block.values_BK is not None for block in taken.blocks):
             scale = common_scale(taken.plans)
             self._forecast.learn(scale, len(taken.blocks))
             sums.add_streamed(taken.blocks, scale)
+        self.contraction.read_by(Reading if self.validation.reads_late else None)
         self.contraction.end_step()
         paid: list[Paid] = []
         if self.payouts is not None:

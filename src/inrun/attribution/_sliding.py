@@ -57,12 +57,36 @@ class SlidingSum:
         if not self._older:
             self._turn()
         enters, reached, kept = self._older.popleft()
-        since = None if self._since is None else self._since * kept
+        since = None if self._since is None or not kept else self._since * kept
         if reached is None:
             whole = since
         else:
             whole = reached.take() if since is None else reached.take().add_(since)
         return None if whole is None or enters == 0 else whole.mul_(enters)
+
+    def cut(self) -> None:
+        """Nothing that is remembered acts any more: every X stays what it is now.
+
+        Raises:
+            StoreError: a part of it is not where it was kept.
+        """
+        before, self._older = self._older, deque()
+        since = self._since
+        self._turn()
+        for enters, reached, kept in reversed(before):
+            if since is not None and kept:
+                whole = since * kept
+                whole = whole if reached is None else reached.take().add_(whole)
+                reached = self._shelf.keep(whole)
+            self._older.appendleft((enters, reached, 0.0))
+        self._older = deque((enters, reached, 0.0) for enters, reached, _ in self._older)
+
+    @property
+    def waits(self) -> bool:
+        """Whether later steps still add to what any held step has."""
+        return any(enters for _, _, enters in self._newer) or any(
+            enters and kept for enters, _, kept in self._older
+        )
 
     def _turn(self) -> None:
         reached: Tensor | None = None
@@ -86,7 +110,7 @@ class SlidingSum:
             StoreError: a part of it is not where it was kept.
         """
         for place, (enters, reached, kept) in enumerate(self._older):
-            since = None if self._since is None else self._since * kept
+            since = None if self._since is None or not kept else self._since * kept
             whole = since if reached is None else reached.look() if since is None \
                 else since.add_(reached.look())  # fmt: skip
             if whole is not None and enters:

@@ -28,7 +28,7 @@ from inrun.attribution._unattributed import Before, streamed, unowned_block
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
-from inrun.optim import Together, skipped
+from inrun.optim import Together, skipped, trained_parameters
 from inrun.owners import Ownership
 from inrun.utility import Utility
 
@@ -58,6 +58,7 @@ class Steps:
         self.taken = 0
         self._weight: float | None = None  # of the step under way; 0 where it is not scored
         self.paused = self._inside = self._stepping = False
+        self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
@@ -87,7 +88,10 @@ class Steps:
             yield
             return
 
+        self.ended = False
+
         def ended(block: Block) -> None:
+            self.ended = True
             with self.watch:
                 self._end_block(names, block)
 
@@ -195,7 +199,7 @@ class Steps:
             return
         self._stepping = False
         if self.paused:
-            self.drop(moved=True)
+            self.drop(moved=True, by=k)
             return
         skips = skipped(self._optimizers.members[k])
         if self._weight != 0:
@@ -206,13 +210,15 @@ class Steps:
         if self._weight == 0:
             self._stepping = not skips
             return
+        if not self._pending and not self._gradients(k):
+            return  # a batch was skipped: nothing moves
         if not self.blocks:
             self._advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
                 "not scored. Wrap forward and backward in a block, or the step in "
                 "attribution.paused()."
             )
-            self.drop(moved=True)
+            self.drop(moved=True, by=k)
             return
         if skips:
             self.drop()
@@ -231,6 +237,10 @@ class Steps:
             self._advice.of_edited_weights()
         self.auditing.before_step(self._scorer, self._pending.unowned)
         self._stepping = True
+
+    def _gradients(self, k: int) -> bool:
+        """Whether the k-th optimizer has any gradient to step by."""
+        return any(p.grad is not None for p in trained_parameters(self._optimizers.members[k]))
 
     def _demand_alike(self, where: str) -> None:
         """Raises where other processes are somewhere else."""
@@ -343,6 +353,16 @@ class Steps:
         if checks is not None:
             self._record.audited(checks)
 
+    def _unscored(self, k: int) -> None:
+        """The k-th optimizer moves its parameters without being scored: ends what that ends."""
+        self._late = None
+        self.booking.complete()
+        moving = {
+            id(p) for p in trained_parameters(self._optimizers.members[k]) if p.grad is not None
+        }
+        if self.paying.pause([n for n, p in self.capture.trained.items() if id(p) in moving]):
+            self.paying.settle()
+
     def settle(self, *, parted: bool = False) -> None:
         """Ends what waits for later steps.
 
@@ -356,15 +376,18 @@ class Steps:
         self.booking.complete()
         self.paying.settle(parted=parted)
 
-    def drop(self, *, moved: bool = False, failed: bool = False) -> None:
+    def drop(self, *, moved: bool = False, failed: bool = False, by: int | None = None) -> None:
         """Forgets the step under way.
 
         Args:
             moved: weights may have changed without being scored.
             failed: an error is the reason, maybe in this process alone.
+            by: the number of the optimizer that alone moves them.
         """
         try:
-            if moved:
+            if moved and by is not None:
+                self._unscored(by)
+            elif moved:
                 self.settle(parted=failed)
         finally:
             self._stepping, self._weight = False, None
@@ -392,5 +415,6 @@ class Steps:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
-            self.settle()
-            self.capture = self._new_capture()
+            self._late = None
+            self.booking.complete()
+            self.capture = self._new_capture()  # windows of momentum go on: see `Payouts`

@@ -13,11 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrun.attribution._grouped import (
+    Member,
+    dense_together,
+    directions_of,
+    outer_together,
+    pulled_together,
+)
 from inrun.attribution._plan import ParameterPlan, SampleBySample
 from inrun.capture import Block, Processes, Reading
 from inrun.directions import Gradients
 from inrun.factors import Contraction, Factor, compute_dtype
-from inrun.optim import Move
+from inrun.optim import Move, as_rows
 from inrun.shards import is_sharded, part_of, parts, whole
 
 
@@ -91,6 +98,38 @@ class Sums:
             for number, part in enumerate(factors):
                 for _ in part:
                     self._add(number, next(found))
+
+    def add_group(
+        self, group: Sequence[Member], blocks: Sequence[Block], contraction: Contraction
+    ) -> None:
+        """What small parameters' samples, momentum and decay did; see `groups_of`."""
+        pulled = pulled_together(group)
+        for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
+            self._rows(entries_K.device)[row].add_(entries_K)
+        if pulled.direction is None:
+            return
+        dtype = compute_dtype(group[0].plan.parameter)
+        directions = directions_of(group, pulled.direction)
+        if self.watcher is not None:
+            for name, directions_K in directions.items():
+                self.watcher.direction(name, directions_K)
+        vectors = [name for name, directions_K in directions.items() if directions_K.ndim < 3]
+        flat = torch.cat([as_rows(directions[n]) for n in vectors], 1).T if vectors else None
+        for number, block in enumerate(blocks):
+            rest = dict(directions)
+            shares = None if flat is None else dense_together(vectors, block)
+            together: list[Tensor] = []
+            if shares is not None and flat is not None:
+                together.append(shares.to(flat.device, dtype) @ flat)
+                rest = {n: t for n, t in rest.items() if t.ndim >= 3}
+            outer, rest = outer_together(rest, block)
+            for values_BK in [*together, *outer]:
+                contraction.note([values_BK])
+                self._add(number, values_BK)
+            for name, directions_K in rest.items():
+                found = [f.on(directions_K.device) for f in block.factors.get(name, [])]
+                for values_BK in contraction.contract(name, found, directions_K):
+                    self._add(number, values_BK)
 
     def _shares(self, plan: ParameterPlan, factors: Sequence[Sequence[Factor]]) -> Tensor:
         """Materialized, of all blocks' samples."""

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.attribution._scorer import Scorer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import TokenFolder
-from inrun.utility import undisturbed
+from inrun.utility import differentiable_twice, undisturbed
 
 TokenLosses = Callable[[nn.Module, Any], Tensor]
 CLOSE = 1e-2  # of the step's largest value: how far a sample's tokens may be from their sum
@@ -165,7 +164,7 @@ class Tokens:
     def _values(self, one: _Pass, directions: Mapping[str, Tensor]) -> np.ndarray:
         """(B, T), float64."""
         trained = self._trained()
-        with undisturbed(self._model), sdpa_kernel(SDPBackend.MATH):
+        with undisturbed(self._model), differentiable_twice():
             for module, training in one.modes.items():
                 module.training = training
             torch.set_rng_state(one.random)

@@ -14,6 +14,7 @@ from torch import Tensor
 from inrun.capture import Reading
 from inrun.shards import own_part
 
+SMALL = 4096  # elements
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 
 
@@ -28,7 +29,8 @@ class WeightsMark:
         parameters = list(parameters)
         self._versions = [p._version for p in parameters]
         with torch.no_grad():
-            sums = [_bits(_part(own_part(p.detach()).reshape(-1))) for p in parameters]
+            large, small = _by_size(parameters)
+            sums = [checksum(t) for t in large] + [_bits(t) for t in small]
             self._checksums = Reading(torch.stack(sums) if sums else torch.zeros(0))
 
     def same_versions(self, other: WeightsMark) -> bool:
@@ -43,6 +45,25 @@ class WeightsMark:
         """Whether checksums tell of no edit; it waits for the device."""
         here, there = (mark._checksums.wait()[0] for mark in (self, other))
         return here.equal(there)
+
+
+def _by_size(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Large ones, and small ones of a kind joined: a call costs more than their elements."""
+    joined: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    large = []
+    for p in parameters:
+        own = own_part(p.detach())
+        if own.numel() > SMALL:
+            large.append(own)
+        else:
+            joined.setdefault((own.dtype, own.device), []).append(own.reshape(-1))
+    return large, [torch.cat(found) for found in joined.values()]
+
+
+@torch.no_grad()
+def checksum(t: Tensor) -> Tensor:
+    """Of a tensor, or of this process's part of it."""
+    return _bits(_part(own_part(t.detach()).reshape(-1)))
 
 
 def _part(flat: Tensor) -> Tensor:

@@ -254,9 +254,14 @@ class Capture(ABC):
                 "detached."
             )
 
+    @property
+    def _builds_early(self) -> bool:
+        """Whether factors are built inside the backward pass."""
+        return True
+
     def _register(self, name: str, how: str, factor: Factor) -> None:
         self.coverage.saw(name, how)
-        self.check.add(name, factor)
+        self.check.add(name, factor, early=self._builds_early)
         if self.observer is not None:
             self.observer(name, factor)
 

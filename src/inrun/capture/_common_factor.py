@@ -36,8 +36,10 @@ class Change(NamedTuple):
     def sign(self) -> int:
         """Of k; 0 where this gradient's component along its direction does not tell."""
         sure = self.close * (0.1 if self.close < FULL else 1.0)
-        told = all(abs(m.probe) > sure * m.norm for m in (self.mark, self.now))
-        return 0 if not told else 1 if self.now.probe * self.mark.probe > 0 else -1
+        mark, now = self.mark, self.now
+        if not (abs(mark.probe) > sure * mark.norm and abs(now.probe) > sure * now.norm):
+            return 0
+        return 1 if now.probe * mark.probe > 0 else -1
 
     def explained_by(self, k: float, noise: float = 0.0) -> bool:
         """Whether multiplying by k is what happened; `noise` counts as 0 in this step."""
@@ -56,8 +58,9 @@ def factors(changes: Mapping[str, Change], noise: float) -> dict[str, float | No
         noise: norm of a gradient that is rounding, in this step.
     """
     found = {name: _own(change) for name, change in changes.items()}
-    common = _common([c for n, c in changes.items() if found[n] is not None and c.sign()])
-    signs = {c.sign() for n, c in changes.items() if found[n] is not None} - {0}
+    sign_of = {n: c.sign() for n, c in changes.items() if found[n] is not None}
+    common = _common([changes[n] for n, told in sign_of.items() if told])
+    signs = set(sign_of.values()) - {0}
     sign = signs.pop() if len(signs) == 1 else None
     for name, change in changes.items():
         if change.mark.norm == 0:
@@ -65,7 +68,7 @@ def factors(changes: Mapping[str, Change], noise: float) -> dict[str, float | No
         k = found[name]
         if common is not None and change.explained_by(common, abs(common) * noise):
             found[name] = common
-        elif k is not None and change.sign() == 0 and k != 0 and not change.untouched:
+        elif k is not None and sign_of[name] == 0 and k != 0 and not change.untouched:
             found[name] = None if sign is None else k * sign
     return found
 
@@ -74,8 +77,9 @@ def _own(change: Change) -> float | None:
     """What one parameter says by itself; positive where it cannot tell the sign."""
     if change.mark.norm == 0:
         return 1.0 if change.now.norm == 0 else None
-    k = change.size() * (change.sign() or 1)
-    if change.sign():
+    sign = change.sign()
+    k = change.size() * (sign or 1)
+    if sign:
         return k if change.explained_by(k) else None
     either = change.explained_by(k) or change.explained_by(-k)
     return k if either else None

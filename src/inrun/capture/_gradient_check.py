@@ -18,13 +18,15 @@ from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measuring import Measuring
-from inrun.capture._probe import Probes, tolerance
+from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
 from inrun.capture._processes import Alone, Processes
-from inrun.capture._reading import Reading
 from inrun.capture._rota import Rota
+from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
+
+WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
 
 class GradientCheck:
@@ -40,9 +42,13 @@ class GradientCheck:
         self._probes = Probes(self._parameters, seed)
         self._measuring = Measuring(self._parameters, self._probes, self._processes)
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
+        self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
         self._block: dict[str, tuple[Tensor, Tensor]] = {}
+        self._small: list[tuple[str, Factor]] = []  # shares that are met together
+        self._waiting = 0  # numbers in them
+        self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
         self._versions: dict[str, int] = {}
@@ -55,10 +61,24 @@ class GradientCheck:
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
-    def add(self, name: str, factor: Factor) -> None:
-        """Adds a factor's shares to the present block's sum."""
+    def add(self, name: str, factor: Factor, *, early: bool = False) -> None:
+        """Adds a factor's shares to the present block's sum.
+
+        Args:
+            name: of the parameter.
+            factor: of the block's samples.
+            early: it was built inside the backward pass, so that its activations are not to wait
+                for the block's end.
+        """
         self._present.add(name)
+        self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
         if not self._rota.asks(name, factor):
+            return
+        if is_small(self._parameters[name], factor, early=early):
+            self._small.append((name, factor))
+            self._waiting += sum(t.numel() for t in factor.held)
+            if self._waiting > WAITING:
+                self._meet_small()
             return
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
@@ -66,14 +86,18 @@ class GradientCheck:
 
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
-        self.excluded |= set(names)
-        for name in names:
+        gone = set(names)
+        self.excluded |= gone
+        self._small = [(name, factor) for name, factor in self._small if name not in gone]
+        # sums that were made already are left out by `_conclude`
+        for name in gone:
             self._block.pop(name, None)
             self._present.discard(name)
 
     def discard_block(self) -> None:
         """Forgets the present block's sums."""
         self._block, self._present = {}, set()
+        self._small, self._small_sums, self._waiting = [], [], 0
 
     def end_block(
         self,
@@ -95,6 +119,9 @@ class GradientCheck:
             unowned: whether the block's gradient belongs to no sample.
         """
         there = {name: g for name, g in gradients.items() if g is not None}
+        for name, g in there.items():
+            if self._computed.get(name, 1.0) < SINGLE and is_single(g):
+                self._computed[name] = SINGLE
         versions = {name: (id(g), g._version) for name, g in there.items()}
         present = set() if unowned else self._present
         self._ended.append(
@@ -298,11 +325,24 @@ class GradientCheck:
         largest one: its shares are rounding too.
         """
         whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
-        return lambda name: 100 * torch.finfo(self._parameters[name].dtype).eps * whole
+
+        def noise(name: str) -> float:
+            eps = torch.finfo(self._parameters[name].dtype).eps
+            return 100 * max(eps, self._computed.get(name, 0.0)) * whole
+
+        return noise
+
+    def _meet_small(self) -> None:
+        self._small_sums += of_shares(self._probes, self._small)
+        self._small, self._waiting = [], 0
 
     def _block_sums(self) -> Rows:
-        rows = [torch.stack(pair).double() for pair in self._block.values()]
-        return Rows(list(self._block), Reading(torch.stack(rows) if rows else torch.zeros(0, 2)))
+        self._meet_small()
+        groups = list(self._small_sums)
+        if self._block:
+            rows = torch.stack([torch.stack(pair).double() for pair in self._block.values()])
+            groups.append((list(self._block), rows))
+        return Rows.of(groups)
 
     def _disagreements(
         self,
@@ -316,7 +356,8 @@ class GradientCheck:
             if not now.is_finite or not owned:
                 continue  # a step that will be skipped, or else `scales` names the parameter
             p = self._parameters[name]
-            allowed = tolerance(p, low_precision) * (now.norm + size) + noise(name)
+            near = tolerance(p, low_precision, self._computed.get(name, 0.0))
+            allowed = near * (now.norm + size) + noise(name)
             if not math.isfinite(size) or not abs(total - now.probe) <= allowed:
                 wrong.append(name)
         return wrong

@@ -10,6 +10,7 @@ from torch import Tensor
 from inrun.capture._probe import Probes
 from inrun.capture._processes import Processes
 from inrun.capture._reading import Reading
+from inrun.capture._small import is_small, of_gradients
 from inrun.capture._taken_down import Measured, Rows
 from inrun.shards import is_sharded, own_part, parts
 
@@ -23,8 +24,13 @@ class Measuring:
     def measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
         own = {name: own_part(g.detach()) for name, g in gradients.items()}
-        pairs = [self._probes[name].and_norm(g) for name, g in own.items()]
-        return Rows(list(own), Reading(torch.stack(pairs) if pairs else torch.zeros(0, 2)))
+        small = {name: g for name, g in own.items() if is_small(self._parameters[name])}
+        groups = of_gradients(self._probes, small)
+        large = [name for name in own if name not in small]
+        if large:
+            rows = torch.stack([self._probes[name].and_norm(own[name]) for name in large])
+            groups.append((large, rows))
+        return Rows.of(groups)
 
     def read(self, found: Rows) -> dict[str, Measured]:
         """The same as numbers, of the whole parameters."""

@@ -77,8 +77,8 @@ class CaptureMode(TorchFunctionMode):
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
-        self._hidden = False
         self._depth = 0  # of backward passes within each other
+        self._handed: set[int] = set()  # ids of what the vmap under way was called with
 
     @property
     def operations(self) -> int:
@@ -105,7 +105,7 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or self._hidden or _recomputing():
+        if self.over or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
@@ -123,15 +123,18 @@ class CaptureMode(TorchFunctionMode):
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call whose inside is hidden, as one operation; see `_opaque`."""
-        if self.over or self._hidden or _recomputing() or self not in _active_modes():
+        if self.over or _recomputing() or self not in _active_modes():
             return function(*args, **kwargs)
         function.__name__ = name
         tensors = outputs_of([list(args), list(kwargs.values())])
-        self._hidden = True  # no use of its own; subclasses' functions stay on
+        if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
+            with unseen():
+                return self._operation(function, name, args, kwargs, tensors)
+        before, self._handed = self._handed, {id(t) for t in tensors}
         try:
             return self._operation(function, name, args, kwargs, tensors)
         finally:
-            self._hidden = False
+            self._handed = before
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
@@ -146,6 +149,7 @@ class CaptureMode(TorchFunctionMode):
             self._learn_gathered(self._gathered, tensors)
         consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
         if torch._C._functorch.peek_interpreter_stack() is not None:
+            consumed = {key: s for key, s in consumed.items() if key not in self._handed}
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)

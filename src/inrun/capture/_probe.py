@@ -12,14 +12,16 @@ parameters are: a draw costs two integers, and every process makes the same draw
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from inrun.factors import Factor, compute_dtype
 from inrun.kernels import probe_and_squares, takes
-from inrun.shards import is_sharded, part_of
+from inrun.shards import is_sharded, own_part, part_of
+
+SINGLE = torch.finfo(torch.float32).eps
 
 PLACES = 65_536  # at which a window may begin
 
@@ -43,6 +45,11 @@ class Probe:
         self._left = torch.ones_like(left) if left.numel() == 1 else left
         self._right = torch.ones_like(right) if right.numel() == 1 else right
 
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """The direction's two factors, (rows,) and (columns,)."""
+        return self._left, self._right.reshape(-1)
+
     def of_shares(self, factor: Factor) -> Tensor:
         """<r, share_b>, (B,)."""
         return factor.contract_rank_one(self._left, self._right)
@@ -64,7 +71,9 @@ class Probe:
             if takes(matrix, left, right):
                 probe, squares = probe_and_squares(matrix, left, right)
                 return torch.tensor((probe, squares**0.5), dtype=torch.float64)
-        norm = torch.linalg.vector_norm(gradient)
+        # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
+        wide = None if gradient.device.type == "mps" else torch.float64
+        norm = torch.linalg.vector_norm(gradient, dtype=wide)
         return torch.stack((self.of_gradient(gradient).double(), norm.double()))
 
     def _as_matrix(self, gradient: Tensor) -> Tensor:
@@ -84,6 +93,9 @@ class Probes:
         generator = torch.Generator().manual_seed(seed)
         self._probes = {name: Probe(p, generator) for name, p in parameters.items()}
         self._seed, self._draws = seed, 0
+        self._begins: dict[str, tuple[int, int]] = {}  # of both windows, since the last draw
+        self._unset: dict[str, tuple[int, int]] = {}  # of directions that were not asked for yet
+        self._sides: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         places = {name: (p.device, compute_dtype(p)) for name, p in parameters.items()}
         self._numbers = {
             place: self._row_pair(place, [n for n, at in places.items() if at == place], generator)
@@ -92,18 +104,48 @@ class Probes:
         self._places = places
 
     def __getitem__(self, name: str) -> Probe:
-        return self._probes[name]
-
-    def draw(self) -> None:
-        """Draws all directions anew."""
-        self._draws += 1
-        draw = random.Random(self._seed * 1_000_003 + self._draws)
-        for name, probe in self._probes.items():
+        probe, begin = self._probes[name], self._unset.pop(name, None)
+        if begin is not None:
             lefts, rights = self._numbers[self._places[name]]
             probe.point(
-                _window(lefts, draw.randrange(PLACES), probe.rows),
-                _window(rights, draw.randrange(PLACES), probe.columns),
+                _window(lefts, begin[0], probe.rows), _window(rights, begin[1], probe.columns)
             )
+        return probe
+
+    def place(self, name: str) -> tuple[torch.device, torch.dtype]:
+        """Where a parameter's direction is, and in which precision."""
+        return self._places[name]
+
+    def sides(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Directions' two factors, (P, rows) and (P, columns), of one shape and place."""
+        key = tuple(names)
+        if key not in self._sides:
+            self._sides[key] = self._sides_now(names)
+        return self._sides[key]
+
+    def _sides_now(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        probe, numbers = self._probes[names[0]], self._numbers[self._places[names[0]]]
+        if not self._begins or numbers[0].device.type != "cpu":  # begins would wait for the device
+            lefts, rights = zip(*(self[name].sides for name in names), strict=True)
+            return torch.stack(lefts), torch.stack(rights)
+        begins = torch.tensor([self._begins[name] for name in names])
+        left, right = (
+            _windows(row, begins[:, side], shape.numel())
+            for side, (row, shape) in enumerate(
+                zip(numbers, (probe.rows, probe.columns), strict=True)
+            )
+        )
+        return left, right
+
+    def draw(self) -> None:
+        """Draws all directions anew; each is made when it is asked for."""
+        self._draws += 1
+        draw = random.Random(self._seed * 1_000_003 + self._draws)
+        places = range(PLACES)
+        drawn = iter(draw.choices(places, k=2 * len(self._probes)))
+        self._begins = {name: (next(drawn), next(drawn)) for name in self._probes}
+        self._unset = dict(self._begins)
+        self._sides = {}
 
     def _row_pair(
         self, place: tuple[torch.device, torch.dtype], names: list[str], generator: torch.Generator
@@ -124,8 +166,38 @@ def _window(numbers: Tensor, begin: int, shape: torch.Size) -> Tensor:
     return numbers[begin : begin + shape.numel()].view(shape)
 
 
-def tolerance(parameter: Tensor, low_precision: bool) -> float:
-    """How far sums may differ, relative to their terms, for the arithmetic that made them."""
+def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
+    """The same of several parameters, (P, length); see `Probe.point` for one element."""
+    if length == 1:
+        return numbers.new_ones(len(begins_P), 1)
+    return numbers[begins_P.unsqueeze(1) + torch.arange(length)]
+
+
+def coarseness(factor: Factor) -> float:
+    """The largest eps of what a factor's shares are made of: a layer may compute in less."""
+    found = (t.dtype for t in factor.held if t.is_floating_point())
+    return max((torch.finfo(dtype).eps for dtype in found), default=0.0)
+
+
+def is_single(gradient: Tensor) -> bool:
+    """Whether a gradient in double precision holds numbers of single precision alone."""
+    wide = own_part(gradient.detach())
+    return (
+        wide.dtype == torch.float64
+        and bool(wide.any())
+        and torch.equal(wide.float().double(), wide)
+    )
+
+
+def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> float:
+    """How far sums may differ, relative to their terms, for the arithmetic that made them.
+
+    Args:
+        parameter: whose gradient it is.
+        low_precision: whether half precision took part.
+        computed: see `coarseness`.
+    """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
-    return 1e-8 if parameter.dtype == torch.float64 else 2e-3
+    single = parameter.dtype != torch.float64 or computed > torch.finfo(torch.float64).eps
+    return 2e-3 if single else 1e-8

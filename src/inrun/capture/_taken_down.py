@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from inrun.capture._reading import Reading
 
@@ -45,9 +48,24 @@ class Rows(NamedTuple):
     names: list[str]
     reading: Reading
 
+    @classmethod
+    def of(cls, groups: Sequence[tuple[Sequence[str], Tensor]]) -> Rows:
+        """Of names and their numbers, (P, 2) float64, a group each."""
+        names = [name for group, _ in groups for name in group]
+        rows = [numbers for _, numbers in groups]
+        empty = torch.zeros(0, 2, dtype=torch.float64)
+        return cls(names, Reading(torch.cat(rows) if rows else empty))
+
     def read(self) -> dict[str, list[float]]:
+        """The numbers; those of one name are added up."""
         (rows,) = self.reading.wait()
-        return dict(zip(self.names, rows.tolist(), strict=True))
+        found: dict[str, list[float]] = {}
+        for name, row in zip(self.names, rows.tolist(), strict=True):
+            before = found.get(name)
+            found[name] = (
+                row if before is None else [a + b for a, b in zip(before, row, strict=True)]
+            )
+        return found
 
 
 class Ended(NamedTuple):

@@ -57,7 +57,7 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     """What the books say, by what kind of run it was."""
     import numpy as np
 
-    from inrun.ledger import known_residual_shares
+    from inrun.ledger import known_residual_shares, relative_error
 
     ledger = run.ledger()
     if not ledger.num_rows:
@@ -73,10 +73,10 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
         said = [f"Books: a step's residual is {share:.2%} of its entries in the median."]
     if run.extra == "standard_error":
         values = run.values()
-        error, size = (np.abs(values[n].to_numpy()).mean() for n in ("standard_error", "value"))
+        error = relative_error(values["value"].to_numpy(), values["standard_error"].to_numpy() ** 2)
         said.append(
             f"Scored {ledger.num_rows} of {steps} steps: the standard error of a row's total is "
-            f"{error / size:.0%} of its size in the mean."
+            f"{error:.0%} of its size."
         )
     if run.extra == "paid_out":
         found = run.balance()

@@ -46,7 +46,7 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
     torch.manual_seed(seed)
     network = digits.model()
     optimizer = digits.optimizer_of(network)
-    utility = inrun.Utility(digits.loss_fn, data.targets)
+    utility = inrun.Utility(digits.loss_fn, targets=data.targets)
     attribution = inrun.attach(network, optimizer, utility, store=store, progress=progress)
     batches = _batches(seed)
     audit = attribution.audit(seconds=AUDIT_SECONDS, steps=len(batches), groups=GROUPS, seed=seed)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from inrun.directions._coalitions import balanced_orders, every_coalition, shapley_weights
 from inrun.directions._direction import Gradients, SampleDirection, closing_or_opening
-from inrun.optim import Move, Slope, gauss_hermite, gauss_legendre
+from inrun.optim import Move, Slope, as_rows, gauss_hermite, gauss_legendre
 
 ALPHAS = 4
 DEVIATES = 6
@@ -69,10 +69,10 @@ class PathSmoothed(SampleDirection):
 def _worth(move: Move[Any, Any], sums_S: Tensor, gradient_K: Tensor) -> Tensor:
     """<gradient_k, d(sum)> for each of S sums, (S, K)."""
     if move.rule.elementwise:
-        moved_S = move.displacement(sums_S)
+        moved_S = move.defined_displacement(sums_S)
     else:
-        moved_S = torch.stack([move.displacement(x) for x in sums_S])
-    return moved_S.flatten(1).to(gradient_K.dtype) @ gradient_K.flatten(1).T
+        moved_S = torch.stack([move.defined_displacement(x) for x in sums_S])
+    return as_rows(moved_S).to(gradient_K.dtype) @ as_rows(gradient_K).T
 
 
 def _enumerated(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ def _ordered(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tens
 
 def _gaussian(move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
     """By quadrature over the others' partial sum, taken as Gaussian."""
-    samples, flat_KP = len(shares_B), gradient_K.flatten(1)
+    samples, flat_KP = len(shares_B), as_rows(gradient_K)
     total, squares = shares_B.sum(0), (shares_B * shares_B).sum(0)
     chunk = max(1, CHUNK_ELEMENTS // max(1, total.numel()))
     rows = [
-        _mean_marginals(move, part, total, squares).flatten(1) @ flat_KP.T
+        as_rows(_mean_marginals(move, part, total, squares)) @ flat_KP.T
         for part in shares_B.split(chunk)
     ]
     values_BK = torch.cat(rows)
@@ -123,6 +123,6 @@ def _mean_marginals(
     for alpha, weight_a in gauss_legendre(ALPHAS):
         for deviate, weight_z in gauss_hermite(DEVIATES):
             x = alpha * others + (alpha * (1 - alpha)) ** 0.5 * deviate * spread
-            marginal = move.displacement(x + shares_B) - move.displacement(x)
+            marginal = move.defined_displacement(x + shares_B) - move.defined_displacement(x)
             mean.add_(marginal, alpha=weight_a * weight_z)
     return mean

@@ -17,12 +17,8 @@ from inrun.errors import MisuseError
 from inrun.factors import cost
 from inrun.factors._factor import Factor
 from inrun.factors._low_rank import factorize
-
-LOWEST_RANK = 16  # and the first: thin products of 8 columns take as long
-CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
-PATIENCE = 5  # comparisons before a rank that was not enough is tried again
-MEMORY = 0.5  # of an earlier comparison in the running error
-WARM_UP = 4  # steps that are dense: an optimizer's first directions are not like its later ones
+from inrun.factors._measured import Numbers, Reader, mean_square, total
+from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial
 
 
 class Contraction(ABC):
@@ -37,6 +33,12 @@ class Contraction(ABC):
             factors: of one step or a part of it.
             directions_K: (K, *shape).
         """
+
+    def read_by(self, reader: Reader | None) -> None:  # noqa: B027 - most read nothing
+        """How numbers get to the host from now on; None where they are read at once."""
+
+    def note(self, values: Sequence[Tensor]) -> None:  # noqa: B027 - most have no use for it
+        """Takes note of contributions (B, K) to the step that were found elsewhere."""
 
     def end_step(self) -> None:  # noqa: B027 - most have nothing to do
         """All parameters of a step were contracted."""
@@ -65,20 +67,29 @@ class DenseContraction(Contraction):
         return "dense"
 
 
+Compared = Sequence[tuple[Trial, bool]]
+"""Ranks that were compared in a step, and whether they were in use."""
+
+
 class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
     A parameter's error is the root mean square difference of its contributions from the dense ones,
     in units of all parameters' contributions to the same step (the root of the sum of their mean
-    squares): what it does to a sample's value. After four dense steps a rank is on trial: values
-    are the dense ones, and it is admitted if all errors together stay within the tolerance; or else
-    the largest of them put twice the rank on trial. Once admitted a rank is checked on one sample
-    every 16 steps, and one that is better by far than it needs to be puts half of it on trial.
+    squares): what it does to a sample's value. Of several targets it is the worst one's, each in
+    its own units. After four dense steps a rank is on trial: values are the dense ones, and it is
+    admitted if all errors together stay within the tolerance; or else the largest of them put twice
+    the rank on trial. Where all contributions are 0 there is nothing to compare, and the trial goes
+    on. Once admitted a rank is checked on one sample every 16 steps, and one that is better by far
+    than it needs to be puts half of it on trial. Where the directions' size jumps, or what the rank
+    misses of them, it is on trial again in the same step (on an accelerator, whose numbers are read
+    later, in the next), and where its part in the values outgrows its error in the next.
 
     Args:
         tolerance: relative error of values that is accepted, errors of parameters adding up as
             independent ones do.
-        rank: a fixed rank instead; the error is measured all the same.
+        rank: a fixed rank instead. The first four steps are dense all the same, the error is
+            measured in them and whenever something jumps, and said; nothing comes of it.
 
     Raises:
         MisuseError: numbers out of range.
@@ -91,36 +102,52 @@ class LowRankContraction(Contraction):
                 f"tolerance={tolerance}, rank={rank}."
             )
         self._tolerance, self._fixed_rank = tolerance, rank
-        self._known: dict[str, dict[int, _Kept]] = {}  # by parameter, then by map of it
+        self._known: dict[str, dict[int, Trial]] = {}  # by parameter, then by map of it
         self._steps = 0
+        self._values: list[list[Tensor]] = []  # of this step's parameters
+        self._later: tuple[list[Trial], Compared, Numbers] | None = None  # not read yet
+        self._reader: Reader | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
         reduced = [factor.reduced(directions_K) for factor in factors]
         found: list[Tensor | None] = [None] * len(factors)
         for number, members in enumerate(_alike([directions for _, directions in reduced])):
-            kept = self._known.setdefault(name, {}).setdefault(number, _Kept(self._fixed_rank))
-            inner = [reduced[i][0] for i in members]
-            values = self._contract_alike(kept, inner, reduced[members[0]][1])
-            kept.weigh(values)
+            inner, directions = [reduced[i][0] for i in members], reduced[members[0]][1]
+            values = self._contract_alike(name, number, inner, directions)
+            self._values.append(values)
             for i, value in zip(members, values, strict=True):
                 found[i] = value
         return [value for value in found if value is not None]
 
+    def note(self, values: Sequence[Tensor]) -> None:
+        """See `Contraction.note`."""
+        self._values.append(list(values))
+
     def _contract_alike(
-        self, kept: _Kept, factors: Sequence[Factor], directions_K: Tensor
+        self, name: str, number: int, factors: Sequence[Factor], directions_K: Tensor
     ) -> list[Tensor]:
         """Factors that meet the same directions, which are factorized once."""
-        if not self._pays(kept.rank, factors, directions_K):
-            kept.give_up()
+        kept = self._known.get(name, {}).get(number)
+        rank = self._fixed_rank or LOWEST_RANK if kept is None else kept.rank
+        if not self._pays(rank, factors, directions_K):
+            if kept is not None:
+                kept.give_up()
+            return [factor.contract(directions_K) for factor in factors]
+        if kept is None:
+            kept = self._known.setdefault(name, {})[number] = Trial(self._fixed_rank)
         if kept.waits:
             return [factor.contract(directions_K) for factor in factors]
-        low = factorize(_as_matrices(directions_K), kept.start(directions_K), kept.rank)
-        kept.right_KNr = low.right
+        matrices = _as_matrices(directions_K)
+        low = factorize(matrices, kept.start(directions_K), kept.rank)
+        kept.see(matrices, low.right)
         found = [factor.contract_low_rank(low, directions_K) for factor in factors]
+        if kept.admitted and self._jumped(kept):
+            kept.retry()
         if not kept.admitted:
             dense = [factor.contract(directions_K) for factor in factors]
             kept.compare(found, dense)
+            kept.weigh(dense)
             return dense
         if self._steps % CHECK_EVERY == CHECK_EVERY - 1:
             sample = self._steps // CHECK_EVERY
@@ -128,10 +155,18 @@ class LowRankContraction(Contraction):
                 values[sample % len(values) :][:1] if len(values) else values for values in found
             ]
             kept.compare(one, [_one(f, sample, directions_K) for f in factors])
+        kept.weigh(found)
         return found
+
+    def _jumped(self, kept: Trial) -> bool:
+        """Asked within a step where numbers are on the host anyway."""
+        assert kept.seen is not None
+        there = self._reader is None and kept.seen.device.type == "cpu"
+        return there and kept.jumped(self._tolerance, kept.seen.tolist())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Contraction.state`."""
+        self._read_later()
         kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
         bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
         maps = {key: k.numbers() for key, k in kept.items()}
@@ -140,36 +175,79 @@ class LowRankContraction(Contraction):
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """See `Contraction.restore`."""
         self._known, self._steps = {}, header["steps"]
+        self._values, self._later = [], None
         for key, numbers in header["maps"].items():
             number, name = key.split("/", 1)
-            kept = _Kept(self._fixed_rank)
+            kept = Trial(self._fixed_rank)
             kept.take(numbers, tensors.get(key))
             self._known.setdefault(name, {})[int(number)] = kept
+
+    def read_by(self, reader: Reader | None) -> None:
+        """See `Contraction.read_by`."""
+        self._reader = reader
 
     def end_step(self) -> None:
         """See `Contraction.end_step`: ranks that were compared in this step are judged."""
         self._steps += 1
+        self._read_later()
+        values, self._values = self._values, []
         kept = [k for maps in self._known.values() for k in maps.values()]
-        compared = [k for k in kept if k.difference is not None]
-        if compared:
-            sizes = _numbers([k.size for k in kept if k.size is not None])
-            whole, wrong = sum(sizes), _numbers([k.difference for k in compared])
-            for k, difference in zip(compared, wrong, strict=True):
-                k.learn(difference / whole if whole else 0.0)
-            if self._fixed_rank is None:
-                self._adapt(compared, [k for k in kept if k.used])
+        active = [k for k in kept if k.size is not None]
+        compared = [(k, k.admitted) for k in active if k.difference is not None]
+        if active:
+            late = self._reader is not None and not (compared and self._fixed_rank is None)
+            numbers = Numbers(
+                total([mean_square(found) for found in values]),
+                [k.size for k in active],
+                [k.difference for k, _ in compared],
+                [k.seen for k in active],
+                self._reader if late else None,
+            )
+            if late:
+                self._later = active, compared, numbers
+            else:
+                self._judge(active, compared, numbers)
         for k in kept:
             k.end_step()
 
-    def _adapt(self, compared: Sequence[_Kept], used: Sequence[_Kept]) -> None:
+    def _judge(self, active: Sequence[Trial], compared: Compared, numbers: Numbers) -> None:
+        """Learns from comparisons, and says how wrong the step's values are."""
+        whole, sizes, wrong, seen = numbers.read()
+        found = dict(zip(map(id, active), zip(sizes, seen, strict=True), strict=True))
+        for (k, again), difference in zip(compared, wrong, strict=True):
+            k.learn(difference, *found[id(k)], again=again)
+        judged = [k for k, _ in compared]
+        for k in active:
+            size, met = found[id(k)]
+            k.share(size, whole)
+            if k.admitted and k not in judged and k.jumped(self._tolerance, met):
+                k.retry()
+        if self._fixed_rank is None:
+            self._adapt(active, judged)
+
+    def _adapt(self, active: Sequence[Trial], compared: Sequence[Trial]) -> None:
         """Doubles the ranks that the tolerance is exceeded by; halves what is needlessly exact."""
-        excess = sum(k.error for k in used) - self._tolerance**2
-        for k in sorted(compared, key=lambda k: k.error, reverse=True):
+        used = [k for k in active if k.used]
+        if not used:
+            return
+        totals = [sum(errors) for errors in zip(*(k.error for k in used), strict=True)]
+        worst = max(range(len(totals)), key=totals.__getitem__)
+        excess = totals[worst] - self._tolerance**2
+        for k in sorted(used, key=lambda k: k.error[worst], reverse=True):
             if excess > 0:
-                excess -= k.error
-                k.double()
-            elif k.error < self._tolerance**2 / (16 * len(used)):
+                excess -= k.error[worst]
+                if k in compared:
+                    k.double()
+                else:
+                    k.retry()
+            elif k in compared and max(k.error) < self._tolerance**2 / (16 * len(used)):
                 k.halve()
+
+    def _read_later(self) -> None:
+        """What was seen in the step before, where that was not read in it."""
+        later, self._later = self._later, None
+        if later is not None:
+            self._judge(*later)
 
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
@@ -183,104 +261,14 @@ class LowRankContraction(Contraction):
 
     def describe(self, name: str) -> str:
         """See `Contraction.describe`."""
-        used = [kept for kept in self._known.get(name, {}).values() if kept.used]
-        if not used:
+        self._read_later()
+        known = [kept for kept in self._known.get(name, {}).values() if kept.measured]
+        if not known:
             return "dense"
-        error = sum(kept.error for kept in used) ** 0.5
-        return f"rank {max(kept.rank for kept in used)}, error {error:.2%}"
-
-
-class _Kept:
-    """What is remembered of one parameter, or of one map of it.
-
-    `error`: mean square of what the low rank got wrong, in units of all contributions. `size` and
-    `difference`: mean squares of this step's contributions, and of what was wrong in them where
-    that was looked at. `waits`: how many more steps are dense without a trial.
-    """
-
-    def __init__(self, fixed_rank: int | None):
-        self._first, self._trusted = fixed_rank or LOWEST_RANK, fixed_rank is not None
-        self.rank, self.admitted = self._first, self._trusted
-        self.waits = 0 if self._trusted else WARM_UP
-        self.right_KNr: Tensor | None = None
-        self.error = 0.0
-        self.size: Tensor | None = None
-        self.difference: Tensor | None = None
-        self._patience = 0
-
-    def numbers(self) -> dict[str, Any]:
-        """Everything but the tensors; between two steps there is only one."""
-        return {n: v for n, v in vars(self).items() if not isinstance(v, Tensor)}
-
-    def take(self, numbers: Mapping[str, Any], right_KNr: Tensor | None) -> None:
-        """Takes over what `numbers` gave, and the tensor."""
-        vars(self).update(numbers)
-        self.right_KNr = right_KNr
-
-    @property
-    def used(self) -> bool:
-        return self.admitted and not self.waits
-
-    def start(self, directions_K: Tensor) -> Tensor | None:
-        if self.right_KNr is not None:
-            self.right_KNr = self.right_KNr.to(directions_K.device)  # it may come from a checkpoint
-        right = self.right_KNr
-        fits = right is not None and right.shape[0] == len(directions_K)
-        return right if fits and right is not None and right.shape[2] == self.rank else None
-
-    def give_up(self) -> None:
-        """No rank that is worth its work suffices: dense for a while, then from the start."""
-        self.rank, self.admitted = self._first, self._trusted
-        self.waits = self.waits or CHECK_EVERY
-
-    def weigh(self, values: Sequence[Tensor]) -> None:
-        """Adds contributions to this step's size."""
-        self.size = _plus(self.size, values)
-
-    def compare(self, found: Sequence[Tensor], dense: Sequence[Tensor]) -> None:
-        """Adds differences to this step's."""
-        wrong = [a - b for a, b in zip(found, dense, strict=True)]
-        self.difference = _plus(self.difference, wrong)
-
-    def learn(self, error: float) -> None:
-        """Takes note of a comparison; a rank on trial is admitted."""
-        self.error = MEMORY * self.error + (1 - MEMORY) * error if self.admitted else error
-        self._patience -= 1
-        self.admitted = True
-
-    def double(self) -> None:
-        """Puts twice the rank on trial."""
-        self._patience = PATIENCE
-        self._renew(2 * self.rank)
-
-    def halve(self) -> None:
-        """Puts half the rank on trial, unless it was not enough a short while ago."""
-        if self._patience <= 0 and self.rank > LOWEST_RANK:
-            self._renew(self.rank // 2)
-
-    def end_step(self) -> None:
-        """Forgets this step's sizes."""
-        self.size = self.difference = None
-        self.waits = max(0, self.waits - 1)
-
-    def _renew(self, rank: int) -> None:
-        self.rank, self.right_KNr, self.admitted = rank, None, False
-
-
-def _plus(before: Tensor | None, values: Sequence[Tensor]) -> Tensor | None:
-    """Adds the mean square over samples and targets; of none, nothing."""
-    flat = torch.cat([v.reshape(-1) for v in values]) if values else torch.zeros(0)
-    if not flat.numel():
-        return before
-    now = flat.square().mean()
-    return now if before is None else before + now
-
-
-def _numbers(scalars: Sequence[Tensor | None]) -> list[float]:
-    """On the host, with one transfer from the device."""
-    there = [t.double() for t in scalars if t is not None]
-    found: list[float] = torch.stack([t.to(there[0].device) for t in there]).tolist()
-    return found
+        found = [kept.told() for kept in known]
+        error = max(sum(errors) for errors in zip(*found, strict=True)) ** 0.5
+        trial = "" if all(kept.used for kept in known) else " (on trial: values are dense)"
+        return f"rank {max(kept.rank for kept in known)}, error {error:.2%}{trial}"
 
 
 def _one(factor: Factor, number: int, directions_K: Tensor) -> Tensor:

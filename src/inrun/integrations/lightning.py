@@ -39,7 +39,8 @@ class InRun(Callback):
     `with callback.attribution.batch(ids)`.
 
     Args:
-        utility: what contributions are measured in; its batches are moved to the model's device.
+        utility: what contributions are measured in; its batches are moved to the model's device
+            and precision.
         ids: where a batch has its samples' ids: a key, an index, or a function of the batch; None
             where `training_step` opens its blocks itself.
         options: for `inrun.attach`: estimator, capture, store, ...
@@ -71,7 +72,7 @@ class InRun(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches, and goes on from the checkpoint that was loaded."""
         self._detach()
-        utility = _on_device(self._utility, trainer)
+        utility = _as_trained(self._utility, trainer)
         options = {"resume": bool(self._resumed), **self._options}
         self._attribution = attach(pl_module, trainer.optimizers, utility, **options)
         if self._resumed:
@@ -93,8 +94,12 @@ class InRun(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ends the block, if no step did, and logs the books."""
-        self.attribution.close_batch()
+        """Ends the block, if no step did, and logs the books.
+
+        A batch for which `training_step` returned None is skipped, if nothing was run backward.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        self.attribution.close_batch(skipped=loss is None)
         numbers = _outcome.scalars(self.attribution)
         if numbers:
             pl_module.log_dict(numbers, on_step=True, batch_size=1)
@@ -142,9 +147,21 @@ class InRun(Callback):
             self._attribution.detach()
 
 
-def _on_device(utility: Utility, trainer: Trainer) -> Utility:
-    moved = {name: trainer.strategy.batch_to_device(b) for name, b in utility.batches.items()}
-    return utility.on(moved)
+def _as_trained(utility: Utility, trainer: Trainer) -> Utility:
+    """On the model's device and in its precision, as the trainer does with its own batches."""
+    precision = trainer.precision_plugin
+    made = utility.on({
+        name: trainer.strategy.batch_to_device(precision.convert_input(batch))
+        for name, batch in utility.batches.items()
+    })  # fmt: skip
+    if precision.precision in ("64-true", "bf16-true", "16-true"):
+
+        def loss_fn(model: Any, batch: Any) -> Any:
+            with precision.forward_context():  # new tensors are of the model's precision
+                return utility.loss_fn(model, batch)
+
+        made.loss_fn = loss_fn
+    return made
 
 
 def _trackers(trainer: Trainer) -> list[Tracker]:

@@ -15,6 +15,7 @@ from inrun.ledger._books import (
     residual_shares,
     totals,
 )
+from inrun.ledger._doubt import relative_error
 from inrun.ledger._files import Seal, read_table, store_path, write_table
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load
@@ -57,6 +58,7 @@ __all__ = [
     "read_state",
     "read_table",
     "read_tokens",
+    "relative_error",
     "residual_shares",
     "samples_table",
     "seal",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from inrun.ledger._doubt import relative_error, visit_variances
 from inrun.ledger._visits import Extra, Ids, Visits, target_columns, visits_of_step
 
 _NONE_YET = (0, np.iinfo(np.int64).max, np.iinfo(np.int64).min)  # visits, first step, last step
@@ -38,8 +39,8 @@ class Tally:
     """Sums over visits, folded in the order in which they come.
 
     A visit of a step that stands for n steps counts n times, and leaves a doubt of its own: scored
-    with probability 1/n, it adds (1 - 1/n) (n value)^2 to the variance of the sum
-    (Horvitz-Thompson). A visit that momentum pays is added when it is paid.
+    with probability 1/n, it adds to the variance of the sum (`_doubt.py`). A visit that momentum
+    pays is added when it is paid.
     """
 
     def __init__(self, targets: Sequence[str], weights: Sequence[float], extra: Extra = None):
@@ -80,7 +81,8 @@ class Tally:
         columns = visits.numbers
         if self._extra == "standard_error":
             value, weight = columns[0], columns[-1]
-            columns = [*columns[:-1], (1 - 1 / weight) * value * value]
+            drawn = visit_variances(rows, value, weight, visits.steps)
+            columns = [*columns[:-1], drawn]
         for sums, column in zip(self._sums, columns, strict=False):  # the last only with an extra
             np.add.at(sums, rows, column)  # in the order of the visits
         np.add.at(self._steps[0], rows, 1)
@@ -114,12 +116,11 @@ class Tally:
 
     @property
     def relative_error(self) -> float:
-        """The mean standard error over the mean size of the values; 0 where there is none."""
+        """The totals' standard error over their size; see `relative_error`."""
         if self._extra != "standard_error":
             return 0.0
         used = self._sums[:, : len(self._row)]
-        size = float(np.abs(used[0]).sum())
-        return float(np.sqrt(used[-1]).sum()) / size if size else 0.0
+        return relative_error(used[0], used[-1])
 
     def _rows_of(self, names: Ids) -> np.ndarray:
         rows = np.fromiter((self._row_of(i) for i in names), dtype=np.int64, count=len(names))

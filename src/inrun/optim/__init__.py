@@ -8,7 +8,7 @@ from inrun.optim._copies import copies, state_copy
 from inrun.optim._derivative import Along, StepDerivative, joined
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._live import skipped
-from inrun.optim._pieces import each_piece
+from inrun.optim._pieces import as_rows, each_piece
 from inrun.optim._quadrature import gauss_hermite, gauss_legendre
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
 from inrun.optim._rule import History, Memory, Move, Rule
@@ -36,6 +36,7 @@ __all__ = [
     "StepDerivative",
     "Together",
     "aftermath_of",
+    "as_rows",
     "copies",
     "derivative_of",
     "each_piece",

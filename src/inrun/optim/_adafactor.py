@@ -93,10 +93,15 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
         update = (-g if h.maximize else g) * variance.clamp(min=h.eps1**2).rsqrt()
         rate = min(h.lr, float(after.steps) ** -0.5)
         size = (w.norm() / w.numel() ** 0.5).clamp(min=h.eps2)
-        clip = (update.norm() / (w.numel() ** 0.5 * h.clip)).clamp(min=1.0)
+        clip = update.norm() / (w.numel() ** 0.5 * h.clip)
+        clip = torch.where(clip > 1, clip, 1.0)  # also of what is no number, as the optimizer does
         moved: Tensor = rate * size * update / clip
         return moved + h.lr * h.decay * w
 
     def steps_taken(self, s: AdafactorState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def age(self, s: AdafactorState, h: AdafactorSetting) -> int:
+        """See `Rule.age`: the window grows with the steps, t^-beta2_decay."""
+        return int(min(s.steps, float(s.steps) ** -h.beta2_decay) + 0.05) if s.steps else 0

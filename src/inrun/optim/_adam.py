@@ -14,10 +14,14 @@ The slope is written out so that nothing cancels: with x = e + y,
     (M(x)/A(x) - M(e)/A(e)) / y = (1 - b1)/A(x) - M(e) * ((V(x) - V(e))/y) / (c2 (r + r0) A(x) A(e))
 
 where r = sqrt(V(x)/c2), r0 = sqrt(V(e)/c2), and (V(x) - V(e))/y = (1 - b2)(y + 2e) without amsgrad.
+
+Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to divide by and counts 0
+(`Rule`), and the slope is d / y. Such settings are worked out in double precision.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,6 +54,9 @@ class AdamSetting(NamedTuple):
     decay: float
     coupled: bool
     maximize: bool
+
+
+NO_EPS = 1e-15  # roots of float32's smallest numbers are no smaller than a ten-thousandth of it
 
 
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -136,8 +143,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
             return History(momentum, 0.0)
         if not h.coupled:
             return History(momentum, h.lr * h.decay * w)
-        whole = self.displacement(torch.zeros_like(w), w, s, h)
-        return History(momentum, whole - momentum)
+        return History(momentum, self.without_gradient(w, s, h) - momentum)
 
     def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
         """See `Rule.memory`: lr b1 / (c1 A(0))."""
@@ -145,9 +151,16 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         if not s.steps:
             return Memory(0.0, h.b1, enters)
         second = self._second(0.0, s, h)
+        if h.eps < NO_EPS:
+            second = second.double()
         second = second.mul_(1 / (1 - h.b2 ** (s.steps + 1))).clamp_(min=_tiny(second))
         denominator = _touched_root(second).add_(h.eps)
-        return Memory(denominator.reciprocal_().mul_(self._rate(s, h) * h.b1), h.b1, enters)
+        slope = denominator.reciprocal_().mul_(self._rate(s, h) * h.b1)
+        return Memory(slope.to(w.dtype), h.b1, enters)
+
+    def memorized(self, s: AdamState) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return s.m if s.steps else None
 
     def _second_slope(self, y: Tensor, e: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
         """(V(e + y) - V(e)) / y."""
@@ -160,6 +173,8 @@ class AdamRule(Rule[AdamState, AdamSetting]):
 
     def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
         """See `Rule.slope`."""
+        if h.eps < NO_EPS:
+            return self._slope_without_eps(g, w, s, h)
         y, e = -g if h.maximize else g, self._entering(w, h)
         over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
         rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
@@ -176,9 +191,25 @@ class AdamRule(Rule[AdamState, AdamSetting]):
         slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
         return Diagonal(slope)
 
+    def _slope_without_eps(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
+        """The slope where the second moment alone divides, and may be nothing without g."""
+        largest = None if s.v_max is None else s.v_max.double()
+        s, kind = AdamState(s.m.double(), s.v.double(), largest, s.steps), g.dtype
+        g, w = g.double(), w.double()
+        y, e = -g if h.maximize else g, self._entering(w, h)
+        over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
+        r0, r = ((self._second(x, s, h) * over_c2).sqrt_() for x in (e, e + y))
+        carried = h.b1 * s.m + (1 - h.b1) * e
+        bent = carried * self._second_slope(y, e, s, h) * over_c2
+        bent = bent / (r + r0) / (r0 + h.eps)
+        bent = torch.where(r0 + h.eps > 0, bent, -_over(carried, y))  # d(e) counts 0
+        slope = _over((1 - h.b1) - bent, r + h.eps) * self._rate(s, h)
+        slope = torch.where(r > 0, slope, 0.0)
+        return Diagonal((-slope if h.maximize else slope).to(kind))
+
     def slope_at_once(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal | None:
         """See `Rule.slope_at_once`: where nothing but the gradient enters."""
-        plain = s.v_max is None and not (h.coupled and h.decay)
+        plain = s.v_max is None and not (h.coupled and h.decay) and h.eps >= NO_EPS
         passes = passes_for(g, s.m, s.v) if plain else None
         if passes is None:
             return None
@@ -199,9 +230,10 @@ class AdamRule(Rule[AdamState, AdamSetting]):
     def settles(self, s: AdamState, h: AdamSetting) -> bool:
         """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
         precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
-        plain = s.v_max is None and h.eps > 0 and not (h.coupled and h.decay)
-        kept = h.lr * h.decay < MOST_DECAY  # of the weight there is enough left to tell it by
-        return precise and plain and kept
+        plain = s.v_max is None and not (h.coupled and h.decay)
+        # what b2 v or (1 - lr decay) w is a small part of has lost its digits after the step
+        told = h.eps >= NO_EPS and h.b2 >= 0.5 and abs(h.lr * h.decay) <= MOST_DECAY
+        return precise and plain and told
 
     def settled(
         self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting, scale: float | None = 1.0
@@ -319,3 +351,7 @@ class AdamRule(Rule[AdamState, AdamSetting]):
     def steps_taken(self, s: AdamState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: AdamState, h: AdamSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.b2) if s.v_max is None else math.inf  # a maximum forgets nothing

@@ -105,8 +105,13 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
         """See `Rule.memory`: d(0) is proportional to m, so it is d(0) with m = 1."""
         enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
         slope = self.displacement(torch.zeros_like(w), w, unit, self.without_decay(h))
-        untouched = torch.zeros_like(slope)  # where v is 0, so was every gradient
-        return Memory(torch.where(s.v > 0, slope, untouched), h.b1, enters)
+        # where v is 0, so was every gradient; where nothing is left of it d(0) counts 0
+        acts = (s.v > 0) & torch.isfinite(slope)
+        return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
+
+    def memorized(self, s: MomentsState) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return s.m if s.steps else None
 
     def advance(self, g: Tensor, w: Tensor, s: MomentsState, h: MomentsSetting) -> MomentsState:
         """See `Rule.advance`."""
@@ -116,6 +121,10 @@ class _MomentsRule(ElementwiseRule[MomentsState, MomentsSetting]):
     def steps_taken(self, s: MomentsState) -> int | None:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: MomentsState, h: MomentsSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.b2)
 
 
 class AdamaxRule(_MomentsRule):
@@ -156,19 +165,24 @@ class NAdamRule(_MomentsRule):
 
 
 class RAdamRule(_MomentsRule):
-    """`torch.optim.RAdam`: momentum alone while the second moment is young, so never a sign."""
+    """`torch.optim.RAdam`: momentum alone while the second moment is young."""
+
+    def _rectification(self, s: MomentsState, h: MomentsSetting) -> float | None:
+        """What the second moment's step is multiplied by; None while momentum alone acts."""
+        step, most = s.steps + 1, 2 / (1 - h.b2) - 1
+        rho = most - 2 * step * h.b2**step / (1 - h.b2**step)
+        if rho <= 5:
+            return None
+        return math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
 
     def _update(self, x: Tensor, s: MomentsState, h: MomentsSetting) -> Tensor:
-        step, most = s.steps + 1, 2 / (1 - h.b2) - 1
-        c2 = 1 - h.b2**step
+        step, rectification = s.steps + 1, self._rectification(s, h)
         first = self._first(x, s, h) / (1 - h.b1**step)
-        rho = most - 2 * step * h.b2**step / c2
-        if rho <= 5:
+        if rectification is None:
             return first
-        rectified = (rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)
         root = torch.sqrt(self._second(x, s, h)) + h.eps
-        return first / root * math.sqrt(rectified * c2)
+        return first / root * (rectification * math.sqrt(1 - h.b2**step))
 
-    def steps_taken(self, s: MomentsState) -> int | None:
-        """See `Rule.steps_taken`."""
-        return None
+    def age(self, s: MomentsState, h: MomentsSetting) -> int | None:
+        """See `Rule.age`; None while momentum alone acts."""
+        return None if self._rectification(s, h) is None else super().age(s, h)

@@ -70,7 +70,7 @@ class AutomaticDerivative(StepDerivative):
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         after = rule.advance(gradient, w, s, h)
         moments = tuple(after[place] for place in _places(move))
-        return Along(-rule.displacement(gradient, w, s, h), moments)
+        return Along(-move.defined_displacement(gradient), moments)
 
     def shifted(self, move: Move[Any, Any], moments: tuple[Tensor, ...]) -> Move[Any, Any]:
         """See `StepDerivative.shifted`. Moments that are nowhere negative stay so."""

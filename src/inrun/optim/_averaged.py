@@ -161,3 +161,7 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
     def steps_taken(self, s: ScheduleFreeState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: ScheduleFreeState, h: ScheduleFreeSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.b2)

@@ -147,6 +147,8 @@ class AdamDerivative(StepDerivative):
         c2, rate = 1 - h.b2**state.steps, h.lr / (1 - h.b1**state.steps)
         root = (moments[-1] * (1 / c2)).sqrt_().add_(h.eps)
         change = (state.m / root).mul_(-rate)
+        if not h.eps:  # nothing has touched these elements
+            change = torch.where(root == 0, 0.0, change)
         if h.decay and not h.coupled:
             change = change.sub_(w, alpha=h.lr * h.decay)
         return Along(change, moments)

@@ -13,7 +13,9 @@ Slopes obey a calculus of their own, exact and without subtracting what is nearl
 and where the two points are one it is the calculus of derivatives, so that tangents come out of the
 same code. A rule's `displacement`, written in operators and the functions below, is run once on a
 `Divided` gradient. Where a slope is 0 / 0 (nothing has touched the element, and the root of a
-second moment has a corner there) it is not a number, which `ElementwiseRule` takes as 0.
+second moment has a corner there) it is not a number, which `ElementwiseRule` takes as 0. So is a
+quotient without the gradient, (f / g)(0), where it is none (eps = 0, and only the gradient makes a
+denominator): without it nothing is displaced there, and all that is displaced is the gradient's.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ class Divided:
     def __truediv__(self, other: object) -> Divided:
         if not isinstance(other, Divided):
             return self * (1 / cast(Number, other))
-        base = _over(self.base, other.base)
+        base = _tensor(self.base) / _tensor(other.base)
+        base = torch.where(torch.isfinite(base), base, 0.0)
         slope = (self.slope - base * other.slope) / other.end
         return Divided(self.end / other.end, base, slope)
 
@@ -149,15 +152,6 @@ class Divided:
         return _FUNCTIONS[name](_divided(args[0]), *args[1:], **(kwargs or {}))
 
 
-def _over(above: Number, below: Number) -> Number:
-    """Above / below, and 0 for 0 / 0: without the gradient nothing moves there."""
-    if not isinstance(above, Tensor) and not isinstance(below, Tensor):
-        return above / below
-    nothing = (_tensor(above) == 0) & (_tensor(below) == 0)
-    quotient = _tensor(above / below)
-    return torch.where(nothing, torch.zeros_like(quotient), quotient)
-
-
 def _divided(value: object) -> Divided:
     """A quantity that does not depend on the gradient has slope 0."""
     if isinstance(value, Divided):
@@ -226,6 +220,12 @@ class ElementwiseRule(Rule[State, Setting]):
     def displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
         """See `Rule.displacement`; in operators and functions that `Divided` knows."""
 
+    def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
+        """See `Rule.without_gradient`; where a part of it is 0 / 0, the part is 0."""
+        nothing = torch.zeros_like(w)
+        gradient: Any = Divided(nothing, nothing, 0.0)
+        return nothing + _divided(self.displacement(gradient, w, s, h)).base
+
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
         """See `Rule.slope`."""
         return self._between(g.new_zeros(()), g, w, s, h)
@@ -238,4 +238,7 @@ class ElementwiseRule(Rule[State, Setting]):
         gradient: Any = Divided(g, base, 1.0)
         moved = _divided(self.displacement(gradient, w, s, h))
         slope = torch.zeros_like(g) + moved.slope
+        # where a part of the slope is no number the whole may still be: the plain quotient
+        plain = (moved.end - moved.base) / (g - base)
+        slope = torch.where(torch.isfinite(slope), slope, plain)
         return Diagonal(slope.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun.optim._pieces import as_rows
 from inrun.optim._quadrature import Nodes, gauss_legendre
 from inrun.optim._rule import Move, Rule, Setting, State
 from inrun.optim._slope import Slope
@@ -47,8 +48,8 @@ class Jacobian(Slope):
             pull = torch.func.vjp(d, alpha * g)[1]
             pulled_K.add_(torch.stack([pull(v)[0] for v in gradient_K]), alpha=weight)
         if self._secant:
-            missing_K = gradient_K.flatten(1) @ (d(g) - d(torch.zeros_like(g))).flatten()
-            missing_K -= pulled_K.flatten(1) @ g.flatten()
+            missing_K = as_rows(gradient_K) @ (d(g) - d(torch.zeros_like(g))).flatten()
+            missing_K -= as_rows(pulled_K) @ g.flatten()
             pulled_K += torch.einsum("k,...->k...", missing_K, _over_its_square(g))
         return pulled_K * scale
 

@@ -101,3 +101,7 @@ class LambRule(MatrixRule[LambState, LambSetting]):
     def steps_taken(self, s: LambState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: LambState, h: LambSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.b2)

@@ -97,7 +97,8 @@ def orthogonalized(x: Tensor, h: MuonSetting) -> Tensor:
     a, b, c = h.coefficients
     tall = x.shape[0] > x.shape[1]
     flat = x.T if tall else x
-    flat = flat / flat.norm().clamp(min=h.eps)
+    norm = flat.norm().clamp(min=h.eps)
+    flat = flat / torch.where(norm == 0, 1.0, norm)  # of nothing, without eps: nothing
     for _ in range(h.iterations):
         gram = flat @ flat.T
         flat = torch.addmm(flat, torch.addmm(gram, gram, gram, beta=b, alpha=c), flat, beta=a)

@@ -75,6 +75,11 @@ def _room(part: Tensor | float, weight: Tensor) -> Tensor | float:
     return torch.empty_like(weight, dtype=part.dtype) if isinstance(part, Tensor) else part
 
 
+def as_rows(t_K: Tensor) -> Tensor:
+    """(K, elements) of (K, *shape), for any shape: that of a number and of nothing too."""
+    return t_K.reshape(t_K.shape[0], t_K.shape[1:].numel())
+
+
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A state with each of its tensors changed: states are named tuples, or mappings in them."""
     if isinstance(value, Tensor):

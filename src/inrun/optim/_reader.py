@@ -151,8 +151,11 @@ def tested(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Every parameter of every group, in the optimizer's order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    """Every parameter of every group, in the optimizer's order.
+
+    Those without elements are left out: no step moves them.
+    """
+    return [p for group in optimizer.param_groups for p in group["params"] if p.numel()]
 
 
 def device_numbers(optimizer: torch.optim.Optimizer, rule: Rule[Any, Any]) -> DeviceNumbers | None:
@@ -174,7 +177,7 @@ def moves(
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is not None:
+            if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
                 yield p, _move(optimizer, rule, group, p, gradient, numbers)
 

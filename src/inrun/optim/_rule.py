@@ -14,11 +14,13 @@ does w' = w - d(g), and d is all that attribution needs to know about it:
 All of them contain the learning rate. Slope, tangent and linearization are `Slope`s: linear maps
 that know how to pull a validation gradient back. Where d is elementwise the slope is diagonal,
 (d(g) - d(0)) / g; where a formula is 0 / 0 because nothing has touched the element yet (no gradient
-now, none before), it is 0: no sample moved it.
+now, none before), it is 0: no sample moved it. Where d(0) has nothing to divide by (eps = 0) it is
+0 too, and all of d(g) is the gradient's.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
@@ -32,7 +34,6 @@ from inrun.optim._slope import Diagonal, Slope
 
 State = TypeVar("State")
 Setting = TypeVar("Setting")
-Touched = TypeVar("Touched", Tensor, "Tensor | float")
 
 
 class History(NamedTuple):
@@ -66,6 +67,11 @@ class Memory(NamedTuple):
     slope: Tensor | float
     kept: float
     enters: float
+
+
+def _defined(displaced: Tensor) -> Tensor:
+    """0 where it is no number."""
+    return torch.where(torch.isfinite(displaced), displaced, 0.0)
 
 
 def steps_seen(state: Mapping[str, Any]) -> int:
@@ -107,12 +113,15 @@ class Rule(ABC, Generic[State, Setting]):
 
     def history(self, w: Tensor, s: State, h: Setting) -> History:
         """d(0), in its two parts: without decay, and what decay adds."""
-        nothing = torch.zeros_like(w)
-        whole, undecayed = self.displacement(nothing, w, s, h), self.without_decay(h)
+        whole, undecayed = self.without_gradient(w, s, h), self.without_decay(h)
         if undecayed == h:
             return History(whole, 0.0)
-        momentum = self.displacement(nothing, w, s, undecayed)
+        momentum = self.without_gradient(w, s, undecayed)
         return History(momentum, whole - momentum)
+
+    def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
+        """d(0), and 0 where the formula has nothing to divide by."""
+        return _defined(self.displacement(torch.zeros_like(w), w, s, h))
 
     def without_decay(self, h: Setting) -> Setting:
         """The setting of the same optimizer without weight decay."""
@@ -208,6 +217,10 @@ class Rule(ABC, Generic[State, Setting]):
         """
         raise NotImplementedError(f"{type(self).__name__} has no momentum that is linear.")
 
+    def memorized(self, s: State) -> Tensor | None:
+        """The tensor that earlier gradients are remembered in; None where there is none (yet)."""
+        return None
+
     def effort(self, shape: torch.Size) -> float:
         """Cost of one displacement an element, in units of an elementwise rule's."""
         return 1.0
@@ -228,6 +241,26 @@ class Rule(ABC, Generic[State, Setting]):
         Adam's first steps are nearly signs, where a straight path says little; the attribution then
         smooths. A rule that takes signs always says 0, one that is linear in g says None.
         """
+
+    def window(self, s: State, h: Setting) -> float:
+        """Over how many gradients the size that divides the step is averaged: 1 / (1 - b2).
+
+        Infinite where none is forgotten, or where nothing divides the step.
+        """
+        return math.inf
+
+    def age(self, s: State, h: Setting) -> int | None:
+        """How many gradients that size is made of, the present one apart; None where none divides.
+
+        It is what makes a step less like a sign of its own gradient, and follows from the window:
+        (1 - b2^t) / (1 - b2) of t steps. With b2 = 0.999 that is t for long, with 0.9 never 10.
+        """
+        taken = self.steps_taken(s)
+        if taken is None:
+            return None
+        n = self.window(s, h)
+        seen = taken if math.isinf(n) else n * (1 - (1 - 1 / n) ** taken)
+        return math.floor(min(seen + 0.05, n - 0.05))  # a hair is no step
 
 
 class Move(Generic[State, Setting]):
@@ -254,18 +287,28 @@ class Move(Generic[State, Setting]):
     def displacement(self, gradient: Tensor) -> Tensor:
         """The displacement at any gradient, for this step's weight and state."""
         moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
-        return self._touched(moved)
+        return moved if self._divides else self._defined(moved)
 
-    def _touched(self, moved: Touched) -> Touched:
-        """The same, and 0 where it is 0 / 0 because nothing touched the element and eps is 0."""
-        if getattr(self.setting, "eps", None) != 0.0 or not isinstance(moved, Tensor):
+    def defined_displacement(self, gradient: Tensor) -> Tensor:
+        """The same, and d(0) where the formula has nothing to divide by: a sum that is 0.
+
+        Also of rules that name no eps; it waits for the device.
+        """
+        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
+        return self._defined(moved)
+
+    def _defined(self, moved: Tensor) -> Tensor:
+        """The same, and d(0) where it is no number."""
+        defined = torch.isfinite(moved)
+        if bool(defined.all()):
             return moved
-        return torch.where(moved.isnan(), torch.zeros_like(moved), moved)
+        history = self.history()
+        return torch.where(defined, moved, history.momentum + history.decay)
 
     def smooth_displacement(self, gradient: Tensor) -> Tensor:
         """The same, not rounded to less than its arguments' precision."""
         moved = self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
-        return self._touched(moved)
+        return moved if self._divides else self._defined(moved)
 
     def history(self) -> History:
         """d(0), in its two parts."""
@@ -274,10 +317,17 @@ class Move(Generic[State, Setting]):
 
         def history(arrays: Arrays) -> Parts:
             weight, _, state = arrays
-            momentum, decay = self.rule.history(weight, state, self.setting)
-            return History(self._touched(momentum), self._touched(decay))
+            found = self.rule.history(weight, state, self.setting)
+            if self._divides:
+                return found
+            return [_defined(part) if isinstance(part, Tensor) else part for part in found]
 
         return History(*in_pieces((self.weight, self.gradient, self.state), history))
+
+    @property
+    def _divides(self) -> bool:
+        """Whether an eps keeps every quotient a number, also of rows that nothing touched."""
+        return bool(getattr(self.setting, "eps", 1.0) > 0)
 
     def slope(self) -> Slope:
         """The mean Jacobian from no gradient to the consumed one."""
@@ -308,6 +358,10 @@ class Move(Generic[State, Setting]):
         (found,) = in_pieces((self.weight, self.gradient, self.state), slope)
         return Memory(found, *numbers)
 
+    def memorized(self) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return self.rule.memorized(self.state)
+
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""
         return self.rule.tangent(self.gradient, self.weight, self.state, self.setting)
@@ -327,3 +381,7 @@ class Move(Generic[State, Setting]):
     def steps_taken(self) -> int | None:
         """How many steps the state has seen, or None (see `Rule.steps_taken`)."""
         return self.rule.steps_taken(self.state)
+
+    def age(self) -> int | None:
+        """See `Rule.age`."""
+        return self.rule.age(self.state, self.setting)

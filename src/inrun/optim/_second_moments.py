@@ -12,6 +12,7 @@ All start like the sign of the gradient, while v is mostly made of the present s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -129,6 +130,10 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         """See `Rule.steps_taken`."""
         return s.steps
 
+    def window(self, s: AdadeltaState, h: AdadeltaSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.rho) if h.rho < 1 else math.inf
+
 
 class RMSpropState(NamedTuple):
     """The mean square; where the setting has them, the mean gradient and the momentum buffer."""
@@ -198,6 +203,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
     def steps_taken(self, s: RMSpropState) -> int:
         """See `Rule.steps_taken`."""
         return s.steps
+
+    def window(self, s: RMSpropState, h: RMSpropSetting) -> float:
+        """See `Rule.window`."""
+        return 1 / (1 - h.alpha) if h.alpha < 1 else math.inf
 
 
 def entering(g: Tensor, w: Tensor, h: Any) -> Tensor:

@@ -83,6 +83,10 @@ class SGDRule(Rule[SGDState, SGDSetting]):
         carried = h.momentum * (h.momentum if h.nesterov else 1.0)
         return Memory(0.0 if s.buffer is None else h.lr * carried, h.momentum, enters)
 
+    def memorized(self, s: SGDState) -> Tensor | None:
+        """See `Rule.memorized`."""
+        return s.buffer
+
     def _slope(self, s: SGDState, h: SGDSetting) -> float:
         """One number for every element and every g: d is affine."""
         return (-1.0 if h.maximize else 1.0) * h.lr * self._gain(s, h)

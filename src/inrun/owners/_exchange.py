@@ -45,7 +45,7 @@ def exchanged(op: Op) -> Found | None:
             chosen = (select(number) & (codes != NONE)).to(t.device)
             return torch.where(chosen, noise[id(t)], t.detach())
 
-        with repeated(state), torch.no_grad():
+        with torch._C.DisableTorchFunction(), repeated(state), torch.no_grad():
             args, kwargs = replace(list(op.args), swap), replace(dict(op.kwargs), swap)
             return outputs_of(op.function(*args, **kwargs))
 

@@ -17,10 +17,9 @@ from inrun.replay._folder import Step
 from inrun.replay._replica import Replica
 
 
-def tolerance(parameters: Mapping[str, Tensor]) -> float:
-    """Relative difference that rounding may make over a segment."""
-    double = all(p.dtype == torch.float64 for p in parameters.values())
-    return 1e-7 if double else 5e-3
+def tolerance(replica: Replica) -> float:
+    """Relative difference that rounding may make over a segment, for what computes in it."""
+    return 1e-7 if replica.double else 5e-3
 
 
 def check_first_step(
@@ -39,7 +38,7 @@ def check_first_step(
     replica.set_groups(step)
     norm = replica.backward(step)
     wanted, found = _flat(live) / (step.clip or 1.0), _flat(replica.parameters)
-    near = max(tolerance(live), 1e-6)
+    near = max(tolerance(replica), 1e-6)
     if float((wanted - found).norm()) <= near * step.norm:
         return
     ratio = float(wanted @ found) / max(norm**2, 1e-300)
@@ -65,7 +64,7 @@ def check_norm(replica: Replica, step: Step, norm: float) -> None:
     Raises:
         InvariantError: they differ.
     """
-    near = tolerance(replica.parameters)
+    near = tolerance(replica)
     if abs(norm - step.norm) <= near * max(norm, step.norm):
         return
     again = replica.backward(step) if replica.task else norm
@@ -85,7 +84,7 @@ def check_state(
     """
     found = replica.take()
     missed, way = _snapshot.distance(found, wanted), _snapshot.distance(start, wanted)
-    if missed > tolerance(replica.parameters) * way:
+    if missed > tolerance(replica) * way:
         raise InvariantError(
             f"After {number} steps the replay is {missed:.3g} away from the recorded parameters, "
             f"{missed / max(way, 1e-300):.2g} of the way since the last kept state. Each step's "

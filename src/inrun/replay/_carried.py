@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.optim import Along, Move, derivative_of, joined
+from inrun.optim import Along, Move, as_rows, derivative_of, joined
 
 Names = tuple[str, ...]
 
@@ -128,14 +128,14 @@ class Carried:
         for name in names:
             p = self._parameters[name]
             part = tensors.get(name)
-            found.append(p.new_zeros(self._targets, p.numel()) if part is None else part.flatten(1))
+            found.append(p.new_zeros(self._targets, p.numel()) if part is None else as_rows(part))
         return torch.cat(found, 1)
 
     def split(self, names: Names, flat: Tensor) -> dict[str, Tensor]:
         """(K, *shape) a parameter, of (K, n) for all of them."""
         sizes = [self._parameters[name].numel() for name in names]
         return {
-            name: part.reshape(-1, *self._parameters[name].shape)
+            name: part.reshape(len(flat), *self._parameters[name].shape)
             for name, part in zip(names, flat.split(sizes, 1), strict=True)
         }
 

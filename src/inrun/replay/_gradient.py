@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inrun.optim import Move, moves
+from inrun.optim import Move, as_rows, moves
 from inrun.replay._folder import Step
 from inrun.replay._kinks import SmoothKinks
 from inrun.replay._random import undisturbed_random
 from inrun.replay._replica import Losses, Replica
+from inrun.utility import differentiable_twice
 
 SIDE_BY_SIDE = 8  # directions; with more, what they carry outgrows the cache and each takes longer
 FEW = 3  # directions; batching has a price of its own, which fewer do not earn
@@ -43,10 +43,10 @@ class Graph(NamedTuple):
 
 
 @contextmanager
-def differentiable_twice(kink_width: float) -> Iterator[None]:
-    """Attention through its plain kernel, the fused ones having no second derivative; kinks."""
+def with_curvature(kink_width: float) -> Iterator[None]:
+    """Right second derivatives, and kinks that have one."""
     kinks = SmoothKinks(kink_width) if kink_width else nullcontext()
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), kinks:
+    with torch.enable_grad(), differentiable_twice(), kinks:
         yield
 
 
@@ -74,9 +74,9 @@ class StepGradient:
     def _graph(self, number: int) -> Graph:
         replica, step = self._replica, self._step
         block = step.blocks[number]
-        with undisturbed_random(replica.model), differentiable_twice(self._kink_width):
+        with undisturbed_random(replica.model), with_curvature(self._kink_width):
             replica.begin_block(step, block, number)
-            terms, batch = replica.task.terms(replica.model, block.ids)
+            terms, batch = replica.terms(block.ids)
             omega = torch.ones_like(terms, requires_grad=True)
             gradients = torch.autograd.grad(
                 (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
@@ -154,7 +154,7 @@ class StepGradient:
         """
         replica, step = self._replica, self._step
         block = step.blocks[number]
-        with undisturbed_random(replica.model), differentiable_twice(self._kink_width):
+        with undisturbed_random(replica.model), with_curvature(self._kink_width):
             replica.begin_block(step, block, number)
             terms = parts(replica.model, replica.task.fetch(block.ids))
             omega = torch.ones_like(terms, requires_grad=True)
@@ -188,7 +188,7 @@ def unclipped(
     """
     if clip == 1.0:
         return dict(q)
-    along = torch.stack([(q[n] * raw[n]).flatten(1).sum(1) for n in q]).sum(0)
+    along = torch.stack([as_rows(q[n] * raw[n]).sum(1) for n in q]).sum(0)
     factor = along * (clip / ((norm + 1e-6) * norm))
     return {
         name: clip * part - factor.view(-1, *[1] * (part.ndim - 1)) * raw[name]

@@ -140,13 +140,13 @@ class Lookahead:
         )
 
     def visits(self) -> pa.Table:
-        """Every visit, in the order of the steps.
+        """Every visit, in the order of the steps, and of their blocks.
 
         Returns:
             `step`, `sample_id`, `value`, `ends_at` (the state that the value looks ahead to), and
             with several targets one column each.
         """
-        parts = self._parts[::-1]
+        parts = sorted(self._parts, key=lambda part: part["step"])  # blocks stay in their order
         ids = [i for part in parts for i in part["ids"]]
         values = np.concatenate([part["values"] for part in parts])
         columns: dict[str, Any] = {

@@ -27,6 +27,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from inrun.optim import as_rows
 from inrun.replay._folder import Ids
 from inrun.replay._forward import perturbation
 from inrun.replay._removal import Removal
@@ -149,7 +150,7 @@ def second_order(
     for k in range(count * mixtures):
         along = {name: part[k] for name, part in delta.items()}
         curved = curvature(utility, model, run.replica.parameters, along)
-        forms = [(curved[n] * d).flatten(1).sum(1).double().cpu() for n, d in along.items()]
+        forms = [as_rows(curved[n] * d).sum(1).double().cpu() for n, d in along.items()]
         second.append(float(torch.stack(forms).sum(0) @ weights) / 2)
     first = np.bincount(list(group_of.values()), np.abs([values[who] for who in ids]), count)
     sizes = np.abs(np.reshape(second, (count, mixtures)).mean(1))

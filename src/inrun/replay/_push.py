@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
-from inrun.optim import Aftermath, Along, Move, aftermath_of, derivative_of, paired
+from inrun.optim import Aftermath, Along, Move, aftermath_of, as_rows, derivative_of, paired
 from inrun.replay._carried import Names
 from inrun.replay._folder import Step
 from inrun.replay._gradient import Graph, StepGradient, pulled_back
@@ -143,7 +143,7 @@ class FinitePush(Push):
             for name in names:
                 part, p = shares[name], moment.parameters[name]
                 zero = p.new_zeros(len(rows), p.numel())
-                parts.append(zero if part is None else part.detach().flatten(1))
+                parts.append(zero if part is None else as_rows(part.detach()))
             changes[names] = torch.cat(parts, 1)
         return changes
 

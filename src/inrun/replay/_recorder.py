@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inrun.errors import MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.replay import _snapshot
 from inrun.replay._agreement import check_first_step
+from inrun.replay._edits import Marks, edited, marks
 from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
 from inrun.replay._random import drawn_since, random_state
 from inrun.replay._replica import (
@@ -61,7 +62,8 @@ def record(
 
     Args:
         model: the model that is trained. BatchNorm in it is refused.
-        optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule.
+        optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule. Nothing
+            else may change weights or moments between two steps: that is refused.
         losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
             that the loop calls `backward()` on: for a mean, each row's loss over the number of
             rows. It is held against the loop's own gradient at the first step.
@@ -121,6 +123,7 @@ class Recorder:
         self._blocks: list[tuple[Block, dict[str, Tensor] | None]] = []
         self._norm, self._steps = 0.0, 0
         self._inside = self._stepping = False
+        self._closing: Marks | None = None  # of the state that the last step left
         self._trajectory: Trajectory | None = None
         this = weakref.ref(self)  # dropping the recorder takes its hooks off
 
@@ -181,6 +184,7 @@ class Recorder:
                 "A gradient scaler unscales inside this fused optimizer's kernel; such a step is "
                 "not recorded. Use fused=False, or bfloat16, which needs no scaler."
             )
+        self._demand_unedited()
         step = Step(
             self._steps + 1,
             tuple(block for block, _ in self._blocks),
@@ -200,6 +204,24 @@ class Recorder:
             check_first_step(self._replica, step, snapshot, self._parameters)
         self._keeper.add(step)
         self._stepping = True
+
+    def _demand_unedited(self) -> None:
+        """Raises where something besides the recorded steps moved weights or moments.
+
+        Raises:
+            InvariantError: it names what.
+        """
+        if self._closing is None:
+            return
+        what = edited(self._closing, marks(self._parameters, self._optimizer))
+        if what is not None:
+            raise InvariantError(
+                f"Something besides optimizer.step() changed {what} after step {self._steps} "
+                "(clipped or normalised weights, averaged weights put back, a reset). A run is "
+                "played again by its steps alone, so look-ahead would give values of another run. "
+                "Call finish() before such an edit and record the rest as a run of its own, or "
+                "make it part of the model, as a parametrization."
+            )
 
     def _clip(self) -> float:
         """What the gradient was multiplied with since the last block.
@@ -225,16 +247,19 @@ class Recorder:
             self._stepping = False
             self._steps += 1
             self._blocks.clear()
+            self._closing = marks(self._parameters, self._optimizer)
 
     def finish(self) -> Trajectory:
         """Ends the recording: the run, ready to be played again. May be called twice.
 
         Raises:
             MisuseError: no step was recorded.
+            InvariantError: weights were edited after the last one.
         """
         if self._trajectory is None:
             if not self._steps:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
+            self._demand_unedited()
             self._release()
             self._keeper.keep(
                 self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)

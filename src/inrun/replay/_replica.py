@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inrun.errors import MisuseError
 from inrun.optim import rule_for
@@ -81,6 +82,7 @@ class Replica:
         self.modes: list[Sequence[str]] = []
         self.parameters = _snapshot.names_of(self.model, self.optimizer)
         self._modules = list(self.model.named_modules())
+        self.double = all(p.dtype == torch.float64 for p in self.parameters.values())
         for p in self.parameters.values():
             p.grad = None
 
@@ -121,12 +123,19 @@ class Replica:
         with undisturbed_random(self.model), torch.enable_grad():
             for number, block in enumerate(step.blocks):
                 self.begin_block(step, block, number)
-                terms, batch = self.task.terms(self.model, block.ids)
+                terms, batch = self.terms(block.ids)
                 if without is not None and without in block.ids:
                     terms = self._left(terms, batch, block, without, renormalise)
                 if terms.requires_grad:
                     terms.sum().backward()
         return self.gradient_norm()
+
+    def terms(self, ids: Ids) -> tuple[Tensor, Any]:
+        """See `Task.terms`, on this model; sees whether parts of it compute in less than double."""
+        with Precisions() as precisions:
+            found = self.task.terms(self.model, ids)
+        self.double &= not precisions.coarse
+        return found
 
     def _left(
         self, terms: Tensor, batch: Any, block: Block, without: object, renormalise: bool
@@ -190,3 +199,24 @@ def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str
         for number, block in enumerate(states)
         for device, state in (block or {}).items()
     }
+
+
+class Precisions(TorchFunctionMode):
+    """Sees whether anything inside computes in less than double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Looks at what comes out, and changes nothing."""
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_floating_point():
+            self.coarse |= found.requires_grad and found.dtype != torch.float64
+        return found

@@ -9,7 +9,7 @@ import pyarrow as pa
 from scipy.stats import norm
 
 from inrun.errors import StoreError
-from inrun.ledger import NEXT_BATCH, known_residual_shares, totals
+from inrun.ledger import NEXT_BATCH, known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
@@ -163,10 +163,10 @@ def _sampled(of: Contents) -> list[str]:
         return []
     ledger, values = of.run.ledger(), of.values
     weight = float(np.mean(ledger["weight"].to_numpy()))
-    error = values["standard_error"].to_numpy().mean() / np.abs(values["value"].to_numpy()).mean()
+    error = relative_error(values["value"].to_numpy(), values["standard_error"].to_numpy() ** 2)
     return [
         f"Only some steps were scored, each standing for {weight:.3g}: totals are unbiased, and "
-        f"their standard error is {error:.0%} of their size in the mean. Samples that were in none "
+        f"their standard error is {error:.0%} of their size. Samples that were in none "
         "of the scored steps have no value."
     ]
 

@@ -110,7 +110,8 @@ def _signs(low: Sequence[Check]) -> Cause | None:
     return Cause(
         "Signs",
         f"At {len(straight)} of {len(low)} checks with low agreement the optimizer acted like a "
-        "sign, as Lion, Rprop and Muon do in every step, and the step was not smoothed.",
+        "sign, as Lion, Rprop and Muon do in every step, and Adam and its kin where the second "
+        "moment is an average over few steps, 1 / (1 - b2); and the step was not smoothed.",
         "Keep smoothed_steps with capture='hold'; smoothing stops where samples times parameters "
         "make it dear. Otherwise sums are right, and single samples rough.",
     )
@@ -236,4 +237,5 @@ def _is_young(check: Check) -> bool:
 
 def _is_sign(check: Check) -> bool:
     """Whether the rule still acts like a sign in a later step: then it always does."""
-    return bool(check["age"] == 0 and check["step"] > 1)
+    age, steps = check["age"], check["step"] - 1
+    return age is not None and steps > 0 and age < min(YOUNG, max(1, steps / 2))

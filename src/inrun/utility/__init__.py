@@ -1,17 +1,21 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
 from inrun.utility._draws import is_repeatable
+from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
     Evaluation,
     curvature,
+    demand_divisible,
     demand_finite,
     demand_finite_gradients,
     evaluate,
     gradients_of,
+    loss_kinds,
     loss_of,
     losses_of,
 )
-from inrun.utility._rows import row_count, take_rows, tensors_of
+from inrun.utility._rows import differing_row, row_count, take_rows, tensors_of
+from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._utility import NEXT, LossFunction, Utility
 
@@ -20,13 +24,18 @@ __all__ = [
     "Evaluation",
     "LossFunction",
     "Utility",
+    "counts_of",
     "curvature",
+    "demand_divisible",
     "demand_finite",
     "demand_finite_gradients",
+    "differentiable_twice",
+    "differing_row",
     "displaced",
     "evaluate",
     "gradients_of",
     "is_repeatable",
+    "loss_kinds",
     "loss_of",
     "losses_of",
     "restored",

@@ -6,18 +6,19 @@ Letters: K targets. Gradients are kept by parameter name as (K, *shape of the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inrun.errors import MisuseError
 from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._draws import drawn
-from inrun.utility._rows import tensors_of
+from inrun.utility._parts import kinds_of, no_kind, parts_of
+from inrun.utility._rows import row_count, tensors_of
+from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility, no_loss
 
@@ -47,6 +48,14 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
         loss = drawn(utility.loss_fn, utility.draws, model, batch)
     except RuntimeError as error:
         _explain_devices(model, batch, target, error)
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        if isinstance(batch, Mapping) and not any(isinstance(v, Tensor) for v in batch.values()):
+            raise MisuseError(
+                f"loss_fn failed on the validation batch, a dict of {', '.join(map(str, batch))} "
+                f"({type(error).__name__}: {error}). A dict is one batch; where its keys are "
+                "names of targets, give it as Utility(loss_fn, targets=...)."
+            ) from error
         raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
@@ -90,14 +99,18 @@ def evaluate(
     rows: list[list[Tensor]] = []
     with undisturbed(model):
         for target, batch in utility.batches.items():
-            loss = loss_of(utility, model, target, batch)
-            if not loss.requires_grad:
-                raise MisuseError(
-                    f"The validation loss of target {target!r} has no graph to the parameters. "
-                    "Compute it from the model that was passed in, without torch.no_grad()."
-                )
-            rows.append(gradients_of(loss, model, list(parameters.values())))
-            losses.append(loss.detach())
+            loss, gradients = None, None
+            for part, share in _in_parts(utility, model, target, batch):
+                of_part = loss_of(utility, model, target, part)
+                of_part = of_part if share == 1.0 else of_part * share
+                _demand_graph(target, of_part)
+                more = gradients_of(of_part, model, list(parameters.values()))
+                loss = of_part.detach() if loss is None else loss + of_part.detach()
+                gradients = more if gradients is None else _added(gradients, more)
+            assert loss is not None
+            assert gradients is not None
+            rows.append(gradients)
+            losses.append(loss)
     values = torch.stack([loss.double().cpu() if checked else loss.double() for loss in losses])
     if checked:
         demand_finite(utility.targets, values)
@@ -109,6 +122,55 @@ def evaluate(
     if checked and not any(map(is_sharded, parameters.values())):
         demand_finite_gradients(found, utility.targets)
     return found
+
+
+def _demand_graph(target: str, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise MisuseError(
+            f"The validation loss of target {target!r} has no graph to the parameters. "
+            "Compute it from the model that was passed in, without torch.no_grad()."
+        )
+
+
+def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return [a.add_(b) for a, b in zip(sums, more, strict=True)]
+
+
+def _in_parts(
+    utility: Utility, model: nn.Module, target: str, batch: Any
+) -> Iterator[tuple[Any, float]]:
+    """Parts of a batch, and what their losses are multiplied by; the whole where it fits."""
+    size, axis, scale = utility.batch_size, utility.rows_axis, utility.scales.get(target, 1.0)
+    if size is None or (row_count(batch, axis) or 0) <= size:
+        yield batch, scale
+        return
+    kinds = loss_kinds(utility, model, target, batch)
+    if not kinds:
+        raise no_kind(target, "passing it in parts (batch_size)")
+    for part, share in parts_of(batch, size, axis, kinds[0]):
+        yield part, share * scale
+
+
+def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> list[str]:
+    """What a target's loss may be, see `kinds_of`; found out once, by a few rows."""
+    if target not in utility.kinds:
+        with undisturbed(model):
+            utility.kinds[target] = kinds_of(
+                lambda part: loss_of(utility, model, target, part), batch,
+                utility.rows_axis, utility.batch_size,
+            )  # fmt: skip
+    return utility.kinds[target]
+
+
+def demand_divisible(utility: Utility, model: nn.Module) -> None:
+    """Tries whether every target's loss can be passed in parts, where it is to be.
+
+    Raises:
+        MisuseError: one cannot.
+    """
+    for target, batch in utility.batches.items():
+        next(_in_parts(utility, model, target, batch))
 
 
 def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
@@ -167,8 +229,13 @@ def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> li
 def losses_of(utility: Utility, model: nn.Module, *, checked: bool = True) -> Tensor:
     """Losses of every target without gradients, (K,) float64, on the CPU where `checked`."""
     with undisturbed(model), torch.no_grad():
-        values = [loss_of(utility, model, t, batch) for t, batch in utility.batches.items()]
-    losses = [value.double() for value in values]
+        losses = [
+            torch.stack([
+                loss_of(utility, model, t, part).double() * share
+                for part, share in _in_parts(utility, model, t, batch)
+            ]).sum()
+            for t, batch in utility.batches.items()
+        ]  # fmt: skip
     return torch.stack([loss.cpu() for loss in losses] if checked else losses)
 
 
@@ -180,7 +247,7 @@ def curvature(
 ) -> dict[str, Tensor]:
     """H_k g for every target's Hessian H_k and one vector g, by a double backward pass.
 
-    Attention runs through its plain kernel here: the fused ones have no second derivative.
+    Operations that have no right second derivative run by their formulas: `differentiable_twice`.
 
     Args:
         utility: the targets.
@@ -194,18 +261,19 @@ def curvature(
     used = [parameters[name] for name in along]
     names = list(parameters)
     rows: list[list[Tensor]] = []
-    with undisturbed(model), sdpa_kernel(SDPBackend.MATH):
+    with undisturbed(model), differentiable_twice():
         for target, batch in utility.batches.items():
-            loss = loss_of(utility, model, target, batch)
-            first = _gradients(loss, used, create_graph=True)
-            product = sum(
-                ((a * b).sum() for a, b in zip(first, along.values(), strict=True)),
-                start=torch.zeros((), device=loss.device),
-            )
-            if product.requires_grad:
-                rows.append(_gradients(product, list(parameters.values())))
-            else:  # the loss is linear in the parameters
-                rows.append([torch.zeros_like(p) for p in parameters.values()])
+            row = [torch.zeros_like(p) for p in parameters.values()]
+            for part, share in _in_parts(utility, model, target, batch):
+                loss = loss_of(utility, model, target, part) * share
+                first = _gradients(loss, used, create_graph=True)
+                product = sum(
+                    ((a * b).sum() for a, b in zip(first, along.values(), strict=True)),
+                    start=torch.zeros((), device=loss.device),
+                )
+                if product.requires_grad:  # else the loss is linear in the parameters
+                    row = _added(row, _gradients(product, list(parameters.values())))
+            rows.append(row)
     return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 

@@ -38,19 +38,41 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 
 def take_rows(batch: Any, rows: Sequence[int], axis: int = 0) -> Any:
-    """The same batch with only these rows, in this order."""
+    """The same batch with only these rows, in this order.
+
+    Lists with one text or flag a row are cut like tensors; anything else is the same for all rows.
+    Rows in a row are a view.
+    """
+    return _taken(batch, rows, axis, row_count(batch, axis))
+
+
+def _taken(batch: Any, rows: Sequence[int], axis: int, count: int | None) -> Any:
     if isinstance(batch, Tensor):
+        if isinstance(rows, range) and rows.step == 1 and len(rows):
+            return batch.narrow(axis, rows.start, len(rows))
         return batch.index_select(axis, torch.as_tensor(rows, device=batch.device))
     if isinstance(batch, np.ndarray):
         return batch.take(np.asarray(rows), axis)
     if isinstance(batch, Mapping):
-        taken = {key: take_rows(value, rows, axis) for key, value in batch.items()}
+        taken = {key: _taken(value, rows, axis, count) for key, value in batch.items()}
         return taken if type(batch) is dict else type(batch)(taken)  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[take_rows(value, rows, axis) for value in batch])
+        return type(batch)(*[_taken(value, rows, axis, count) for value in batch])
     if isinstance(batch, (list, tuple)):
-        return type(batch)(take_rows(value, rows, axis) for value in batch)
+        if _one_a_row(batch, count):
+            return type(batch)(batch[row] for row in rows)
+        return type(batch)(_taken(value, rows, axis, count) for value in batch)
     return batch
+
+
+def _one_a_row(batch: Sequence[Any], count: int | None) -> bool:
+    """Texts, numbers or nothing, as many as there are rows; a tuple of numbers may be a size."""
+    kinds = (
+        (str, bytes, type(None))
+        if isinstance(batch, tuple)
+        else (str, bytes, type(None), int, float)
+    )
+    return len(batch) == count and all(isinstance(value, kinds) for value in batch)
 
 
 def differing_row(batch: Any, count: int, axis: int = 0) -> int:

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
@@ -33,12 +32,15 @@ class Utility:
         loss_fn: `loss_fn(model, batch)` returns the loss, a scalar tensor with a graph. It is
             called in evaluation mode and must not depend on random numbers, unless `draws` fixes
             them.
-        batch: one validation batch in any form that `loss_fn` takes, or a dict from target names
-            to batches. A dict whose values are all tensors or arrays is one batch (the form that
-            `transformers` uses); any other dict names targets.
-        targets: named batches, said explicitly; excludes `batch`.
+        batch: one validation batch in any form that `loss_fn` takes: a tensor, a tuple, a dict with
+            tensors, flags, texts or dicts in it.
+        targets: a dict from target names to batches, in place of `batch`.
         weights: of the named targets in the total; equal where not given. They are scaled to
             add up to 1.
+        batch_size: how many rows are passed at a time, where the whole does not fit: the parts'
+            losses and gradients are added up, and memory is as for so many rows. The loss must be a
+            sum or a mean over rows, or over labels (those that are not -100), which is tried on a
+            few rows at attach.
         rows_axis: the axis of a validation batch's tensors that runs over rows; 1 for data that
             has its sequence first.
         draws: of a loss that draws random numbers (diffusion, a VAE, masked tokens), the mean over
@@ -56,7 +58,8 @@ class Utility:
             without a pass are not known, nor is their residual.
 
     Raises:
-        MisuseError: no batch, both forms at once, or weights that do not fit the targets.
+        MisuseError: no batch, both forms at once, weights that do not fit the targets, or rows that
+            cannot be told apart where they must be.
 
     Example:
         >>> import torch, inrun
@@ -66,7 +69,7 @@ class Utility:
         >>> inrun.Utility(loss_fn, (x, y)).targets
         ('validation',)
         >>> by_class = {f"class {c}": (x[y == c], y[y == c]) for c in (0, 1)}
-        >>> inrun.Utility(loss_fn, by_class).targets
+        >>> inrun.Utility(loss_fn, targets=by_class).targets
         ('class 0', 'class 1')
     """
 
@@ -77,6 +80,7 @@ class Utility:
         *,
         targets: Mapping[str, Any] | None = None,
         weights: Mapping[str, float] | None = None,
+        batch_size: int | None = None,
         rows_axis: int = 0,
         rotating: int = 1,
         refresh: int = 1,
@@ -90,8 +94,6 @@ class Utility:
                 f"{given} of batch and targets was given. Pass either a validation batch or "
                 "targets={name: batch, ...}."
             )
-        if targets is None and isinstance(batch, dict) and not _is_batch(batch):
-            targets = batch
         self.named = targets is not None
         self.loss_fn, self.rows_axis = loss_fn, rows_axis
         self.batches: dict[str, Any] = (
@@ -116,6 +118,9 @@ class Utility:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
         self.draws = draws
         self._parts = _parts(self.batches, rotating, rows_axis)
+        self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
+        self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
+        self.kinds: dict[str, list[str]] = {}  # by target, what its loss turned out to be
 
     @classmethod
     def next_batch(
@@ -147,6 +152,12 @@ class Utility:
         made = copy.copy(self)
         made.batches = dict(batches)
         made._parts = _parts(made.batches, self.rotating, self.rows_axis)
+        return made
+
+    def scaled(self, scales: Mapping[str, float]) -> Utility:
+        """The same with losses that are multiplied by numbers, a target."""
+        made = copy.copy(self)
+        made.scales = dict(scales)
         return made
 
     def deals(self, count: int) -> bool:
@@ -217,8 +228,19 @@ def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, 
     return parts
 
 
-def _is_batch(batch: Mapping[Any, Any]) -> bool:
-    return bool(batch) and all(isinstance(v, (Tensor, np.ndarray)) for v in batch.values())
+def _demand_size(size: int | None, batches: Mapping[str, Any], axis: int) -> int | None:
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise MisuseError(f"batch_size={size!r} is no number of rows.")
+    for name, batch in batches.items():
+        if row_count(batch, axis) is None:
+            raise MisuseError(
+                f"batch_size={size} needs a validation batch whose rows can be told apart, and the "
+                f"tensors of target {name!r} are not of one length along axis {axis}. Give them "
+                "one, or say rows_axis."
+            )
+    return size
 
 
 def _weights(names: tuple[str, ...], given: Mapping[str, float] | None) -> tuple[float, ...]:

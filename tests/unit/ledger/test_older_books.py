@@ -29,7 +29,7 @@ def run(tmp_path):
     x, y = torch.randn(60, 4), torch.randint(3, (60,))
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters())
-    utility = inrun.Utility(loss_fn, {"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])})
+    utility = inrun.Utility(loss_fn, targets={"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])})
     attribution = inrun.attach(model, optimizer, utility, store=tmp_path / "run", progress=False)
     for _ in range(10):
         ids = torch.randint(40, (8,))

@@ -29,7 +29,7 @@ def trained(store, steps=6, ids=None, block_visits=None):
     model = nn.Linear(4, 3)
     x, y = torch.randn(30, 4), torch.randint(3, (30,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    utility = inrun.Utility(loss_fn, {"a": (x[20:25], y[20:25]), "b": (x[25:], y[25:])})
+    utility = inrun.Utility(loss_fn, targets={"a": (x[20:25], y[20:25]), "b": (x[25:], y[25:])})
     attribution = inrun.attach(model, optimizer, utility, store=store, progress=False)
     if block_visits:
         attribution._record._folder._block_visits = block_visits

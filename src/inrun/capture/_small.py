@@ -1,0 +1,96 @@
+"""The invariant's sums of many small parameters, a few operations for all of one shape.
+
+Letters: P parameters of one shape (M, N), B samples, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from inrun.capture._probe import Probes
+from inrun.factors import Dense, Factor, Outer
+from inrun.shards import is_sharded
+
+SMALL = 4096  # elements; above it the elements cost more than the calls
+
+
+def is_small(parameter: Tensor, factor: Factor | None = None, *, early: bool = False) -> bool:
+    """Whether a parameter, or its shares, are better met together with others'.
+
+    Args:
+        parameter: which one.
+        factor: its shares.
+        early: activations must not wait: dense shares alone do.
+    """
+    plain = parameter.numel() <= SMALL and not is_sharded(parameter)
+    if factor is None or not plain or type(factor) is Dense:
+        return plain
+    small = type(factor) is Outer and sum(t.numel() for t in factor.held) <= SMALL
+    return small and not early
+
+
+def of_gradients(probes: Probes, gradients: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    """<r, gradient> and the gradient's norm, (P, 2) float64, of small parameters' groups."""
+    found: list[tuple[list[str], Tensor]] = []
+    alike: dict[object, list[str]] = {}
+    for name, g in gradients.items():
+        alike.setdefault((g.shape, g.dtype, g.device, probes.place(name)), []).append(name)
+    for names in alike.values():
+        left_PM, right_PN = probes.sides(names)
+        P, M = left_PM.shape
+        N = right_PN.shape[1]
+        G_PMN = torch.stack([gradients[name] for name in names]).reshape(P, M, N)
+        along_P = _met(left_PM, G_PMN.to(left_PM.dtype), right_PN)
+        wide = None if G_PMN.device.type == "mps" else torch.float64
+        norms_P = torch.linalg.vector_norm(G_PMN, dim=(1, 2), dtype=wide)
+        found.append((names, torch.stack([along_P.double(), norms_P.double()], 1)))
+    return found
+
+
+def of_shares(
+    probes: Probes, factors: Sequence[tuple[str, Factor]]
+) -> list[tuple[list[str], Tensor]]:
+    """The sums of <r, share_b> and of their sizes, (P, 2) float64, of small shares' groups.
+
+    A parameter that is used several times is there as often.
+    """
+    found: list[tuple[list[str], Tensor]] = []
+    alike: dict[object, list[tuple[str, tuple[Tensor, ...]]]] = {}
+    for name, factor in factors:
+        held = factor.held
+        kind = probes.place(name), *((t.shape, t.dtype, t.device) for t in held)
+        alike.setdefault(kind, []).append((name, held))
+    for members in alike.values():
+        names = [name for name, _ in members]
+        stacked = [
+            torch.stack(tensors) for tensors in zip(*(held for _, held in members), strict=True)
+        ]
+        left_PM, right_PN = probes.sides(names)
+        met_PB = (_dense if len(stacked) == 1 else _outer)(left_PM, right_PN, *stacked)
+        sums = torch.stack([met_PB.sum(1), met_PB.abs().sum(1)], 1)
+        found.append((names, sums.double()))
+    return found
+
+
+def _dense(left_PM: Tensor, right_PN: Tensor, shares_PB: Tensor) -> Tensor:
+    """(P, B) of shares (P, B, M, N), the parameters' own axes."""
+    P, B = shares_PB.shape[:2]
+    M, N = left_PM.shape[1], right_PN.shape[1]
+    S = shares_PB.reshape(P, B * M, N).to(left_PM)
+    return ((S @ right_PN.unsqueeze(2)).reshape(P, B, M) @ left_PM.unsqueeze(2)).squeeze(2)
+
+
+def _outer(left_PM: Tensor, right_PN: Tensor, b_PBTM: Tensor, a_PBTN: Tensor) -> Tensor:
+    """(P, B) of shares b_t a_t^T, added over T."""
+    left, right = (
+        t.to(side).flatten(1, 2) @ side.unsqueeze(2)
+        for t, side in ((b_PBTM, left_PM), (a_PBTN, right_PN))
+    )
+    return (left * right).reshape(b_PBTM.shape[:3]).sum(2)
+
+
+def _met(left_PM: Tensor, G_PMN: Tensor, right_PN: Tensor) -> Tensor:
+    return (left_PM.unsqueeze(1) @ (G_PMN @ right_PN.unsqueeze(2))).reshape(-1)

@@ -1,0 +1,177 @@
+"""What is remembered of a rank: how well it did where it was tried, and what it was tried on.
+
+A rank is on trial until its contributions were held against the dense ones. Two numbers say how it
+did, for each of K targets in that target's own units:
+
+    own     mean square of what was wrong in a parameter's contributions, over that of themselves
+    error   the same over the mean square of all parameters' contributions to the step, summed
+
+and two say what it was tried on: the directions' energy |Q|^2, and what the rank misses of it,
+|Q|^2 - |L^T Q|^2. Where either jumps the trial says nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrun.factors._measured import mean_square
+
+LOWEST_RANK = 16  # and the first: thin products of 8 columns take as long
+CHECK_EVERY = 16  # steps between comparisons with the dense contraction, on one sample
+PATIENCE = 5  # comparisons before a rank that was not enough is tried again
+MEMORY = 0.75  # of earlier comparisons in the running error: one sample tells little by itself
+WARM_UP = 4  # steps that are dense: an optimizer's first directions are not like its later ones
+JUMP = 4.0  # times as much energy, or as large a missed part of it, as when the rank was tried
+
+
+class Trial:
+    """One parameter's rank, or that of one map of it.
+
+    `waits`: how many more steps are dense without a trial. `trials`: how many more are dense and
+    measured, of a fixed rank. The tensors are of the step under way: mean squares of contributions
+    and of what was wrong in them (K,), energies and what was missed of them (K,).
+    """
+
+    def __init__(self, fixed_rank: int | None):
+        self._fixed = fixed_rank
+        self.rank, self.admitted = fixed_rank or LOWEST_RANK, False
+        self.waits = 0 if fixed_rank else WARM_UP
+        self.trials = WARM_UP if fixed_rank else 1
+        self.right_KNr: Tensor | None = None
+        self.own: list[float] = []
+        self.error: list[float] = []
+        self.tried_on: list[list[float]] = []
+        self._patience = 0
+        self.size: Tensor | None = None
+        self.difference: Tensor | None = None
+        self.seen: Tensor | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything but the tensors; between two steps there is only one."""
+        return {n: v for n, v in vars(self).items() if not isinstance(v, Tensor)}
+
+    def take(self, numbers: Mapping[str, Any], right_KNr: Tensor | None) -> None:
+        """Takes over what `numbers` gave, and the tensor."""
+        if "own" not in numbers:  # from before trials were remembered: it is tried again
+            numbers = {k: numbers[k] for k in ("rank", "waits")}
+        vars(self).update(numbers)
+        self.right_KNr = right_KNr
+
+    @property
+    def used(self) -> bool:
+        """Whether values are those of the rank."""
+        return self.admitted and not self.waits
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a rank to speak of, and an error."""
+        return not self.waits and (self.used or self._fixed is not None)
+
+    def told(self) -> list[float]:
+        """The error, a target; of a step that is not over, what was measured so far."""
+        if self.difference is None or self.size is None:
+            return self.error or [0.0]
+        pairs = zip(self.difference.tolist(), self.size.tolist(), strict=True)
+        return [d / s if s else 0.0 for d, s in pairs]
+
+    def start(self, directions_K: Tensor) -> Tensor | None:
+        """The basis of the step before, where it fits."""
+        if self.right_KNr is not None:
+            self.right_KNr = self.right_KNr.to(directions_K.device)  # it may come from a checkpoint
+        right = self.right_KNr
+        fits = right is not None and right.shape[0] == len(directions_K)
+        return right if fits and right is not None and right.shape[2] == self.rank else None
+
+    def see(self, directions_KMN: Tensor, right_KNr: Tensor) -> None:
+        """Takes note of what the rank meets: directions and its product."""
+        energy, met = (t.flatten(1).square().sum(1) for t in (directions_KMN, right_KNr))
+        self.seen, self.right_KNr = torch.stack([energy, (energy - met).clamp(min=0)]), right_KNr
+
+    def jumped(self, tolerance: float, seen: Sequence[Sequence[float]]) -> bool:
+        """Whether what is seen is another thing than what the rank was tried on."""
+        if len(self.tried_on) != 2 or len(self.tried_on[0]) != len(seen[0]):
+            return True
+        for energy, missed, tried, missed_then in zip(*seen, *self.tried_on, strict=True):
+            allowed = JUMP * missed_then / tried if tried else 0.0
+            if energy > JUMP * tried or missed > (allowed + tolerance**2) * energy:
+                return True
+        return False
+
+    def weigh(self, values: Sequence[Tensor]) -> None:
+        """Takes note of this step's contributions, or of one of its blocks'."""
+        self.size = _plus(self.size, mean_square(values))
+
+    def compare(self, found: Sequence[Tensor], dense: Sequence[Tensor]) -> None:
+        """Takes note of what was wrong in them, or in one sample's."""
+        wrong = mean_square([a - b for a, b in zip(found, dense, strict=True)])
+        self.difference = _plus(self.difference, wrong)
+
+    def learn(
+        self,
+        difference: Sequence[float],
+        size: Sequence[float],
+        seen: list[list[float]],
+        *,
+        again: bool,
+    ) -> None:
+        """Judges a comparison; a comparison of nothing is none.
+
+        Args:
+            difference: mean squares, a target.
+            size: of what they are differences of.
+            seen: energies and what was missed of them, as it was compared.
+            again: whether the rank was in use already.
+        """
+        if not any(size):
+            return
+        now = [d / s if s else 1.0 for d, s in zip(difference, size, strict=True)]  # 1: unknown
+        old = self.own if again and len(self.own) == len(now) else now
+        self.own = [MEMORY * a + (1 - MEMORY) * b for a, b in zip(old, now, strict=True)]
+        self._patience -= 1
+        if self._fixed is None:
+            self.admitted = True
+        self.tried_on = seen
+
+    def share(self, size: Sequence[float], whole: Sequence[float]) -> None:
+        """How wrong the step's values are by it, from its own error and its part in them."""
+        own = self.own or [1.0] * len(size)
+        self.error = [o * s / w if w else 0.0 for o, s, w in zip(own, size, whole, strict=True)]
+
+    def retry(self) -> None:
+        """Puts the rank on trial again, basis and all."""
+        self.admitted, self.trials = False, 1
+
+    def give_up(self) -> None:
+        """No rank that is worth its work suffices: dense for a while, then from the start."""
+        self.rank, self.waits = self._fixed or LOWEST_RANK, self.waits or CHECK_EVERY
+        self.retry()
+
+    def double(self) -> None:
+        """Puts twice the rank on trial."""
+        self._patience = PATIENCE
+        self._renew(2 * self.rank)
+
+    def halve(self) -> None:
+        """Puts half the rank on trial, unless it was not enough a short while ago."""
+        if self._patience <= 0 and self.rank > LOWEST_RANK:
+            self._renew(self.rank // 2)
+
+    def end_step(self) -> None:
+        """Forgets this step's numbers. A fixed rank is used after so many trials anyway."""
+        if self._fixed is not None and self.difference is not None and not self.admitted:
+            self.trials -= 1
+            self.admitted = self.trials <= 0
+        self.size = self.difference = self.seen = None
+        self.waits = max(0, self.waits - 1)
+
+    def _renew(self, rank: int) -> None:
+        self.rank, self.right_KNr = rank, None
+        self.retry()
+
+
+def _plus(before: Tensor | None, now: Tensor | None) -> Tensor | None:
+    return now if before is None else before if now is None else before + now
