@@ -253,6 +253,7 @@ def refused(ids, train=None, **given):
     )  # fmt: skip
     with pytest.raises(inrun.errors.MisuseError) as told, attribution.batch(ids, **given):
         model(train).pow(2).mean().backward()
+    attribution.detach()
     return str(told.value)
 
 
