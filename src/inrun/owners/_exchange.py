@@ -119,7 +119,7 @@ def _told(
 
 
 def _differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~((a != a) & (b != b))
+    return (a != b) & ~((a != a) & (b != b))  # two NaN are alike
 
 
 def _by_row(owner: Tensor) -> Tensor:

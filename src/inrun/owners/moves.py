@@ -57,10 +57,10 @@ def move(op: Op) -> Found:
     if any(isinstance(a, Tensor) for a in (*op.args[1:], *op.kwargs.values())):
         return _moved(op, m, x)  # by numbers that may be others next time
     rest = tuple(tuple(a) if isinstance(a, (list, torch.Size)) else a for a in op.args[1:])
-    key: Any = (op.function, x.shape, rest, tuple(op.kwargs.items()))
+    key: tuple[Any, ...] = (op.function, x.shape, rest, tuple(op.kwargs.items()))
     if op.name == "as_strided":
         key = (*key, x.stride(), x.storage_offset())
-    return list(m.remembered(key, lambda: _moved(op, m, x)))
+    return [*m.remembered(key, lambda: _moved(op, m, x))]
 
 
 def _moved(op: Op, m: Map, x: Tensor) -> Found:
