@@ -144,10 +144,7 @@ class Inputs:
 
     def _note_order(self, maps: Mapping[str, Map | None]) -> None:
         for m in maps.values():
-            if m is None or m.how == "given" or len(m.varying) != 1:
-                continue
-            flat = m.codes.flatten()
-            if m.owned and len(flat) > 1 and bool((flat[1:] < flat[:-1]).any()) and _once(flat):
+            if m is not None and m.remembered("reordered", lambda m=m: (_reordered(m),))[0]:  # type: ignore[misc]
                 self.notes[
                     "Rows were put in another order inside attribution.batch(ids) before the model "
                     "was called. Ids are taken for the rows in the order in which they came in. If "
@@ -188,9 +185,13 @@ class Inputs:
         return taken
 
 
-def _once(flat: Tensor) -> bool:
-    """Whether each owner comes once."""
-    return len(torch.unique(flat)) == len(flat)
+def _reordered(m: Map) -> bool:
+    """Whether a map has each sample once, and not in the order of the ids."""
+    if m.how == "given" or len(m.varying) != 1 or not m.owned:
+        return False
+    flat = m.codes.flatten()
+    falls = len(flat) > 1 and bool((flat[1:] < flat[:-1]).any())
+    return falls and len(torch.unique(flat)) == len(flat)
 
 
 def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -39,6 +39,9 @@ def of_gradients(probes: Probes, gradients: Mapping[str, Tensor]) -> list[tuple[
     for name, g in gradients.items():
         alike.setdefault((g.shape, g.dtype, g.device, probes.place(name)), []).append(name)
     for names in alike.values():
+        if len(names) == 1:  # nobody to be met together with
+            found.append((names, probes[names[0]].and_norm(gradients[names[0]]).unsqueeze(0)))
+            continue
         left_PM, right_PN = probes.sides(names)
         P, M = left_PM.shape
         N = right_PN.shape[1]
@@ -58,16 +61,18 @@ def of_shares(
     A parameter that is used several times is there as often.
     """
     found: list[tuple[list[str], Tensor]] = []
-    alike: dict[object, list[tuple[str, tuple[Tensor, ...]]]] = {}
+    alike: dict[object, list[tuple[str, Factor]]] = {}
     for name, factor in factors:
-        held = factor.held
-        kind = probes.place(name), *((t.shape, t.dtype, t.device) for t in held)
-        alike.setdefault(kind, []).append((name, held))
+        kind = probes.place(name), *((t.shape, t.dtype, t.device) for t in factor.held)
+        alike.setdefault(kind, []).append((name, factor))
     for members in alike.values():
         names = [name for name, _ in members]
-        stacked = [
-            torch.stack(tensors) for tensors in zip(*(held for _, held in members), strict=True)
-        ]
+        if len(members) == 1:
+            met_B = probes[names[0]].of_shares(members[0][1])
+            found.append((names, torch.stack([met_B.sum(), met_B.abs().sum()])[None].double()))
+            continue
+        held = zip(*(factor.held for _, factor in members), strict=True)
+        stacked = [torch.stack(tensors) for tensors in held]
         left_PM, right_PN = probes.sides(names)
         met_PB = (_dense if len(stacked) == 1 else _outer)(left_PM, right_PN, *stacked)
         sums = torch.stack([met_PB.sum(1), met_PB.abs().sum(1)], 1)
