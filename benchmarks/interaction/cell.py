@@ -96,7 +96,8 @@ class Cell:
         model, twins = copies(self.model, [self.optimizer])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that samples interact
-            attribution = inrun.attach(model, twins, self.utility, progress=False, self_test=False)
+            options = {"progress": False, "self_test": False, **self.task.options}
+            attribution = inrun.attach(model, twins, self.utility, **options)
             with attribution.batch(range(SAMPLES)):
                 self.loss(model, batch).backward()
             twins[0].step()

@@ -9,8 +9,8 @@ Letters: B samples, I inputs, O outputs, P pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,13 @@ INPUTS, CLASSES, PIXELS = 8, 3, 16
 
 
 class Task(NamedTuple):
-    """A loss, what it is called on a page, its model, and data of so many rows."""
+    """A loss, what it is called on a page, its model, data of so many rows, options of attach."""
 
     shown: str
     loss: Callable[[Net, Batch], tuple[Tensor, int]]
     build: Callable[[], nn.Sequential]
     data: Callable[[torch.Generator, int], Batch]
+    options: Mapping[str, Any] = {}
 
 
 def network(outputs: int) -> nn.Sequential:
@@ -120,6 +121,10 @@ TASKS = {
     "batch-norm-bias": Task(
         "BatchNorm after a layer with a bias", cross_entropy,
         lambda: normalized(bias=True), _classes,
+    ),
+    "batch-norm-smoothed": Task(
+        "the same, `smoothed_steps=1000`", cross_entropy,
+        lambda: normalized(bias=True), _classes, {"smoothed_steps": 1000},
     ),
     "info-nce": Task("InfoNCE, in-batch negatives", info_nce, lambda: network(4), _views),
     "batch-hard": Task("batch-hard triplets", batch_hard, lambda: network(4), _classes),
