@@ -15,6 +15,10 @@ import numpy as np
 
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.import_time import REFERENCE, ratios
+from benchmarks.interaction.cell import OPTIMIZERS
+from benchmarks.interaction.losses import TASKS
+from benchmarks.interaction.page import found as of_loss
+from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
@@ -182,6 +186,27 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
     ]
 
 
+def _interaction(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, task in TASKS.items():
+        records = [r for optimizer in OPTIMIZERS for r in of_loss(cells, name, optimizer)]
+        each = [
+            f"{np.nanmedian(measured(records, game, 'pearson')):.3f}"
+            for game in ("own slots", "left out")
+        ]
+        what = f"{task.shown}: median R with exact values of own slots, and of rows left out"
+        rows.append((what, ", ".join(each), ""))
+    return rows
+
+
+def _following(cells: Cells) -> list[tuple[str, str, str]]:
+    return [
+        (f"{size}: a step over that of the version before", f"{ratio[0]:.2f}", "")
+        for size, cell in cells.items()
+        if (ratio := cell["result"].get("now / before"))
+    ]
+
+
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
     rows = []
     for key, cell in cells.items():
@@ -209,9 +234,11 @@ def _import_time(cells: Cells) -> list[tuple[str, str, str]]:
 TOPICS = (
     Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
     Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
+    Topic("interaction", "interaction.md", "Where samples interact?", _interaction),
     Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
     Topic("selection", "selection.md", "Does choosing what to train on pay?", _selection),
     Topic("overhead", "cost.md", "What does it cost?", _overhead),
+    Topic("following", "following.md", "What does following owners cost?", _following),
     Topic("budget", "budget.md", "What does spending less cost?", _budget),
     Topic("payout", "payout.md", "What does momentum's part add?", _payout),
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),

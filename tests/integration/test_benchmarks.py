@@ -1,7 +1,9 @@
-"""The overhead benchmark fits the library: what it times is there, every method takes its steps."""
+"""Benchmarks fit the library, and the games that they play out are the games that they say."""
 
+import numpy as np
 import pytest
 import torch
+from benchmarks.interaction.cell import SAMPLES, Cell, Setting
 from benchmarks.overhead.cell import _parts, _times
 from benchmarks.overhead.methods import METHODS, PROFILED, Size
 from benchmarks.overhead.parts import PARTS
@@ -28,3 +30,12 @@ def test_every_way_to_train_is_timed(monkeypatch):
     assert seen == {part for _, _, part in PARTS} - too_small
     for method in methods.values():
         method.detach()
+
+
+@pytest.mark.parametrize(("loss", "interacts"), [("cross-entropy", False), ("info-nce", True)])
+def test_leaving_rows_out_is_the_game_of_own_slots_where_nothing_interacts(loss, interacts):
+    cell = Cell(Setting(loss, "adamw"))
+    batch = tuple(t[:SAMPLES] for t in cell.data)
+    truths = cell._check(batch)["truths"]
+    assert np.allclose(truths["own slots"], truths["left out"], rtol=1e-6) is not interacts
+    assert not np.allclose(truths["left out"], truths["left out, divided anew"], rtol=1e-6)

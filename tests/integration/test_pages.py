@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 import inrun
+import inrun.owners
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
-READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/lookahead",
-                 "uses/select", "extending")  # fmt: skip
+READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup",
+                 "uses/lookahead", "uses/select", "extending", "samples")  # fmt: skip
 
 
 def written():
@@ -50,6 +51,12 @@ def test_the_pages_code_runs_one_page_after_the_other(tmp_path, capsys):
     assert "Pearson R with exact Shapley values" in printed
     assert "trust" in printed
     assert "['halfway']" in printed
+
+
+def test_the_page_on_samples_names_every_family_of_rules():
+    lines = (DOCS / "samples.md").read_text().split("| families |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in lines.split("\n")[2:]))
+    assert sorted(named) == sorted(inrun.owners.families())
 
 
 def test_no_page_with_tested_code_is_left_out():

@@ -85,9 +85,10 @@ def linear(op: Op) -> Found:
 def _plus(op: Op, m: Map | None, term: Tensor | None) -> Map | None:
     """With a term that is added."""
     other = None if term is None else op.map_of(term)
-    if other is None or m is None or term is None:
-        return other if m is None else m
-    return op.join([(op.out, m), (term, other)], adds=True)
+    if other is None or term is None:
+        return m
+    parts = [(term, other)] if m is None else [(op.out, m), (term, other)]
+    return op.join(parts, adds=True)
 
 
 @rule("matmul __matmul__ __rmatmul__ mm bmm mv dot vdot inner chain_matmul multi_dot", refined=True)
