@@ -196,3 +196,37 @@ def test_a_pass_that_was_not_wrapped_is_refused(run):
 def test_values_that_are_no_single_product_are_refused(run, how):
     with pytest.raises(MisuseError, match="hold"):
         run(**how)
+
+
+@pytest.mark.parametrize("how", ["rows", "slots"])
+def test_rows_of_one_sample_and_rows_of_several_give_the_samples_their_tokens(run, how):
+    """The same step with one id per row, and with two samples laid over the four rows."""
+    model, optimizer, data, attribution, tokens = run()
+    step(model, optimizer, data, attribution, tokens)
+    optimizer.step()
+    apart = [row["values"] for row in tokens.latest]
+
+    model, optimizer, data, attribution, tokens = run()
+    batch, rows = data[:ROWS], torch.tensor([0, 1, 0, 1])
+    given = {how: rows if how == "rows" else rows[:, None].expand(ROWS, LENGTH)}
+    words = [[str(k) for k in range(2 * LENGTH)]] * 2
+    with attribution.batch([7, 8], **given), tokens.batch([7, 8], batch, words, **given):
+        loss_fn(model, batch).backward()
+    optimizer.step()
+    found = {row["sample_id"]: row["values"] for row in tokens.latest}
+    np.testing.assert_allclose(found[7], apart[0] + apart[2], rtol=1e-9)
+    np.testing.assert_allclose(found[8], apart[1] + apart[3], rtol=1e-9)
+    assert attribution.values()["value"].to_pylist() == pytest.approx(
+        [sum(found[7]), sum(found[8])], rel=1e-6
+    )
+
+
+def test_places_that_do_not_fit_the_terms_are_refused(run):
+    model, optimizer, data, attribution, tokens = run()
+    batch = data[:ROWS]
+    with attribution.batch([7, 8], rows=[0, 1, 0, 1]):
+        with tokens.batch([7, 8], batch, [["a"]] * 2, rows=[0, 1]):
+            loss_fn(model, batch).backward()
+    with pytest.raises(MisuseError, match="one place per row, or per term"):
+        optimizer.step()
+    attribution.detach()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from inrun.attribution._scorer import Scorer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import TokenFolder
+from inrun.owners import ownership
 from inrun.utility import differentiable_twice, undisturbed
 
 TokenLosses = Callable[[nn.Module, Any], Tensor]
@@ -37,6 +38,7 @@ class _Pass:
     batch: Any
     tokens: Sequence[Sequence[str]]
     share: float
+    owners: np.ndarray | None
     modes: dict[nn.Module, bool]
     random: Tensor
     random_cuda: list[Tensor]
@@ -66,25 +68,40 @@ class Tokens:
 
     @contextmanager
     def batch(
-        self, ids: Iterable[Any], batch: Any, tokens: Sequence[Sequence[str]], share: float = 1.0
+        self,
+        ids: Iterable[Any],
+        batch: Any,
+        tokens: Sequence[Sequence[str]],
+        share: float = 1.0,
+        *,
+        rows: Any = None,
+        slots: Any = None,
     ) -> Iterator[None]:
         """Put round the same forward and backward pass as `attribution.batch`, inside of it.
 
         Args:
             ids: the same as there.
             batch: what `token_losses` takes.
-            tokens: each row's tokens as text, in the order of its terms.
+            tokens: each sample's tokens as text, in the order of its terms.
             share: what the loop multiplies the pass's loss with, as accumulation does.
+            rows: where a sample has several rows of terms, the place of each row's sample in ids.
+            slots: where rows of terms hold several samples, the same for each term, -1 for none.
+
+        Raises:
+            MisuseError: places out of range.
         """
+        names = [i.item() if hasattr(i, "item") else i for i in ids]
+        owned = ownership(len(names), rows, slots)
+        places = owned.rows if owned.slots is None else owned.slots
+        owners = None if places is None else places.numpy()
         self._keep_pending()
         if not self._passes:
             self._before = {name: p.detach().clone() for name, p in self._trained().items()}
         modes = {module: module.training for module in self._model.modules()}
         random = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        names = [i.item() if hasattr(i, "item") else i for i in ids]
         yield
-        self._passes.append(_Pass(names, batch, tokens, share, modes, random, cuda))
+        self._passes.append(_Pass(names, batch, tokens, share, owners, modes, random, cuda))
 
     def _keep_pending(self) -> None:
         """Forgets passes whose gradients were zeroed, or whose step was skipped or not scored."""
@@ -132,7 +149,7 @@ class Tokens:
         begin, rows = 0, []
         with self._weights_before():
             for one in passes:
-                found = self._values(one, directions)
+                found = _by_sample(self._values(one, directions), one)
                 self._check(found, values[begin : begin + len(one.ids)], values)
                 begin += len(one.ids)
                 rows += [
@@ -186,8 +203,9 @@ class Tokens:
         return found_BT.detach().double().cpu().numpy()
 
     @staticmethod
-    def _check(found_BT: np.ndarray, values: np.ndarray, step: np.ndarray) -> None:
-        off = np.abs(found_BT.sum(1) - values).max(initial=0.0)
+    def _check(found: Sequence[np.ndarray], values: np.ndarray, step: np.ndarray) -> None:
+        sums = np.array([row.sum() for row in found])
+        off = np.abs(sums - values).max(initial=0.0)
         size = np.abs(step).max(initial=0.0)
         if off > CLOSE * size:
             raise InvariantError(
@@ -196,3 +214,23 @@ class Tokens:
                 "whose sum the loop calls backward() on (times share), and the pass must be "
                 "repeatable: dropout inside a fused attention kernel is not."
             )
+
+
+def _by_sample(found_RT: np.ndarray, one: _Pass) -> Sequence[np.ndarray]:
+    """Each sample's terms in their order, from rows that may hold several or a part of one.
+
+    Raises:
+        MisuseError: the terms are not as many as the places that were given.
+    """
+    if one.owners is None:
+        return found_RT
+    owners = one.owners
+    if owners.ndim == 1 and len(owners) == len(found_RT) and found_RT.ndim == 2:
+        owners = np.repeat(owners[:, None], found_RT.shape[1], 1)
+    if owners.size != found_RT.size:
+        raise MisuseError(
+            f"token_losses gives terms of shape {found_RT.shape}, and rows= or slots= of "
+            f"tokens.batch has shape {one.owners.shape}: one place per row, or per term, is needed."
+        )
+    flat, places = found_RT.reshape(-1), owners.reshape(-1)
+    return [flat[places == b] for b in range(len(one.ids))]
