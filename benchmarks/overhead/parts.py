@@ -27,7 +27,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Outer, "contract_low_rank", "low-rank contraction"),
     (Outer, "contract", "dense contraction"),
     (_gradient_check.GradientCheck, "add", "invariant: shares"),
-    (_gradient_check.GradientCheck, "_measure", "invariant: gradients"),
+    (_measuring.Measuring, "measure", "invariant: gradients"),
     (Hold, "_collect", "building factors"),
     (_mode.CaptureMode, "_note", "seeing operations"),
     (_validation, "WeightsMark", "whether weights moved"),

@@ -193,11 +193,11 @@ def test_what_needs_a_validation_loss_is_refused():
             inrun.attach(model, optimizer, inrun.Utility.next_batch(), **options)
 
 
-def test_without_rows_the_sample_axes_are_taken_from_shapes():
+def test_without_validation_rows_owners_are_followed_all_the_same():
     model, optimizer = started()
     attribution = inrun.attach(model, optimizer, inrun.Utility.next_batch(), progress=False)
     step(model, optimizer, attribution, 0)
-    assert set(attribution.coverage()["sample_axis"].to_pylist()) == {"assumed"}
+    assert set(attribution.coverage()["owners"].to_pylist()) == {"followed"}
 
 
 def rotated(parts, steps=12, **options):
@@ -221,6 +221,8 @@ def rotated(parts, steps=12, **options):
 @pytest.mark.parametrize("capture", ["hold", "stream"])
 def test_each_pass_looks_at_the_next_part_of_the_rows(capture):
     attribution, seen = rotated(4, capture=capture)
+    look, *seen = seen  # at three rows, when it is attached
+    assert look == 3
     assert set(seen) == {10}
     assert len(seen) == 13  # an opening pass, and one a step
     books = attribution.ledger()

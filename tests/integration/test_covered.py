@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from tests.oracles.cases import HiddenScale
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not captured:")
 
@@ -24,7 +23,7 @@ class Hiding(nn.Module):
         x = self.inner(x) * 1e3
         if not self.training:
             return x * 1e-3 * self.scale
-        return HiddenScale.apply(x * 1e-3, self.scale)
+        return torch.vmap(lambda row: row * self.scale)(x * 1e-3)
 
 
 def loss_fn(model, batch):

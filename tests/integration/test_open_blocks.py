@@ -143,7 +143,7 @@ def test_a_closure_that_is_called_twice_in_a_step_is_refused():
 def test_activation_checkpoints_change_nothing(reentrant, loop, capture):
     found = run(loop, capture, build=lambda: Net(reentrant))
     assert found.covered == 1.0
-    assert set(found.coverage()["sample_axis"].to_pylist()) == {"measured"}
+    assert set(found.coverage()["owners"].to_pylist()) == {"followed"}
     np.testing.assert_allclose(
         found.values()["value"].to_numpy(), values(plain, capture), rtol=1e-9, atol=1e-15
     )

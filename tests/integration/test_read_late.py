@@ -189,6 +189,9 @@ def _place():
     lines = [line for line in traceback.extract_stack() if "src/inrun/" in line.filename]
     names = [f"{line.filename.split('src/inrun/')[-1]}: {line.name}" for line in lines]
     # an optimizer's own count of steps lies on the CPU, wherever its moments are
+    # and owner maps lie there too, wherever the activations are
+    if any("owners/" in name or "_inputs.py" in name for name in names):
+        return ""
     if not names or "optim/_adam.py: read" in names or names[-1].startswith("capture/_reading.py"):
         return ""
     return names[-1]

@@ -30,6 +30,20 @@ class Case:
     def loss_fn(self, model, inputs):
         return self.terms(model, inputs).mean()
 
+    tolerance = 1e-9
+
+    def owned(self, samples, inputs):
+        """What `batch` is told of rows and slots: each row is a sample."""
+        return {}
+
+    def alone(self, inputs, i):
+        """Sample i's entries of the inputs."""
+        return tuple(t[[i]] for t in inputs)
+
+    def loss(self, model, inputs):
+        """The sum of all samples' terms."""
+        return self.terms(model, inputs).sum()
+
 
 def normal(*shape):
     return lambda samples: (torch.randn(samples, *shape, dtype=torch.float64),)

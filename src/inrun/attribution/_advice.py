@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
@@ -20,6 +19,7 @@ class Advice:
 
     def __init__(self) -> None:
         self._given: set[str] = set()
+        self._told_interaction = False
         self._tried = False  # whether the loss was called twice already
 
     def once(self, text: str) -> None:
@@ -39,12 +39,14 @@ class Advice:
             )
 
     def of_samples(self, capture: Capture) -> None:
-        """Samples that interact, owners that are not known, rows in another order."""
-        for operation in capture.coverage.interactions:
+        """That samples interact, said once; owners not known; rows in another order."""
+        if capture.coverage.interactions and not self._told_interaction:
+            self._told_interaction = True
             self.once(
-                f"Samples interact before the loss ({operation}): a sample's value is what passes "
-                "through its own slots, with the others as they are, and not what the gradient "
-                "would have been without it. See the page on samples that interact."
+                f"Samples interact before the loss ({', '.join(capture.coverage.interactions)}): a "
+                "sample's value is what passes through its own slots, with the others as they "
+                "are. Values add up and the books close; it is not what the step would have been "
+                "without the sample. See the page on samples that interact."
             )
         for operation in capture.coverage.unknown:
             self.once(
@@ -52,7 +54,7 @@ class Advice:
                 f"{operation}. Shares are those of the slots that were followed; compare with "
                 "attribution.audit."
             )
-        for note in capture.inputs.notes:
+        for note in (*capture.inputs.notes, *capture.owner_checks.notes):
             self.once(note)
 
     def of_stale(self, refresh: int) -> None:
@@ -108,21 +110,6 @@ class Advice:
                 "left as it is), or attach with Utility(..., draws=8): the mean over so many "
                 "draws, the same ones at a step's opening and closing."
             )
-
-    def of_batch_statistics(self, model: nn.Module) -> None:
-        """Layers by whose statistics samples act on each other."""
-        for name, module in model.named_modules():
-            by_batch = module.training or getattr(module, "running_mean", 0) is None
-            if isinstance(module, _BatchNorm) and by_batch:
-                self.once(
-                    f"Layer {name!r} ({type(module).__name__}) normalizes by the statistics of "
-                    "the batch, through which samples act on each other. A sample's value is what "
-                    "passes through its own slots, with the others as they are: values add up and "
-                    "the books close, and it is not what the step would have been without the "
-                    "sample. What running statistics change in the validation loss is in the "
-                    "books' entry `other`."
-                )
-                return
 
     def of_another_optimizer(self, kind: str) -> None:
         """An optimizer that is not attached moved weights whose steps are scored."""

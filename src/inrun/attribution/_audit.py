@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution._audit_utility import AuditUtility
+from inrun.attribution._group_shares import GroupShares
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Unowned
-from inrun.capture import Capture, Processes, agreed
+from inrun.capture import Block, Capture, Processes, agreed
 from inrun.errors import MisuseError
-from inrun.factors import Factor, compute_dtype
+from inrun.factors import Factor
 from inrun.truth import (
     AUDIT,
     AuditReport,
@@ -40,6 +41,7 @@ from inrun.truth import (
 
 FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at most
 CHECKS_AIMED_AT = 12
+PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error")  # into the row
 
 
 class Audit:
@@ -47,6 +49,7 @@ class Audit:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.ended = ""  # why, where an error ended it
 
     def table(self) -> pa.Table:
         """A row a check; the columns are those of `inrun.truth.AUDIT`."""
@@ -56,64 +59,11 @@ class Audit:
         """Medians with intervals, and the likely causes of what is low; `print` it.
 
         Raises:
-            MisuseError: no step has been checked yet.
+            MisuseError: no step has been checked yet, or none could be.
         """
+        if self.ended and not self.rows:
+            raise MisuseError(f"The audit ended before a step was checked: {self.ended}")
         return report(self.table())
-
-
-class GroupShares:
-    """Sums of shares over groups, while factors come in."""
-
-    def __init__(
-        self,
-        trained: Mapping[str, Tensor],
-        groups: int,
-        rng: np.random.Generator,
-        processes: Processes,
-    ):
-        self._trained, self._groups, self._rng = trained, groups, rng
-        self._processes = processes
-        self._block = torch.empty(0, dtype=torch.long)
-        self._labels: list[Tensor] = []
-        self.sums: dict[str, Tensor] = {}
-
-    def begin_block(self, samples: int) -> None:
-        """Draws the groups of a block's samples, going round so that groups stay alike in size."""
-        before = sum(len(labels) for labels in self._labels) + samples * self._processes.rank
-        turn = torch.arange(before, before + samples) % self._groups
-        self._block = turn[torch.from_numpy(self._rng.permutation(samples))]
-        self._labels.append(self._block)
-
-    def add(self, name: str, factor: Factor) -> None:
-        """Adds one factor of the present block."""
-        p = self._trained[name]
-        dtype = compute_dtype(p)
-        if name not in self.sums:
-            self.sums[name] = torch.zeros(self._groups, *p.shape, dtype=dtype, device=p.device)
-        for group in range(self._groups):
-            members = (self._block == group).nonzero().flatten().to(p.device)
-            if len(members):
-                self.sums[name][group] += factor.select(members).total(dtype)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The group of each sample of this process, in the step's order."""
-        return torch.cat(self._labels).numpy()
-
-    def of_everyone(self) -> dict[str, Tensor]:
-        """Sums over the groups' samples in all processes, in units of the mean gradient's."""
-        if self._processes.size == 1:
-            return self.sums
-        seen = {name for names in self._processes.gathered(list(self.sums)) for name in names}
-        for name in self._trained:  # in an order that is everyone's
-            if name in seen:
-                p = self._trained[name]
-                own = self.sums.get(name)
-                if own is None:
-                    shape = (self._groups, *p.shape)
-                    own = torch.zeros(shape, dtype=compute_dtype(p), device=p.device)
-                self.sums[name] = self._processes.mean(own) * self._processes.size
-        return self.sums
 
 
 class Auditor:
@@ -133,6 +83,7 @@ class Auditor:
         self._groups = groups or FIRST
         self._shares: GroupShares | None = None
         self._played: dict[str, Any] | None = None
+        self._seconds = 0.0  # that the step under way has cost so far
         self.audit = Audit()
 
     def state(self) -> dict[str, Any]:
@@ -153,6 +104,7 @@ class Auditor:
         """Before a block: who wants to see its factors, if the step is drawn."""
         if first:
             self.cancel()
+            self._seconds = 0.0
             if self._schedule.wants(step):
                 rng = self._schedule.rng
                 if self._processes.size > 1:  # whose draws are everyone's
@@ -162,6 +114,13 @@ class Auditor:
             return None
         self._shares.begin_block(samples)
         return self._shares.add
+
+    def block_ended(self, capture: Capture, block: Block) -> None:
+        """A block of a drawn step has ended, and nothing has overwritten its inputs yet."""
+        if self._shares is not None:
+            started = time.perf_counter()
+            self._shares.end_block(capture, block)
+            self._seconds += time.perf_counter() - started
 
     @property
     def over(self) -> bool:
@@ -233,7 +192,9 @@ class Auditor:
             "noise": noise,
             "coalitions": 2**game.all_players,
             "samples": samples,
-            "seconds": max(self._processes.gathered(time.perf_counter() - started)),
+            "owners": self._shares.owners,
+            "share_error": self._shares.share_error,
+            "seconds": max(self._processes.gathered(time.perf_counter() - started + self._seconds)),
         }
 
     def _mean(self, numbers: np.ndarray) -> np.ndarray:
@@ -305,7 +266,7 @@ class Auditor:
                 "validation_rows": self._utility.rows,
                 "values": values.tolist(),
                 "truth": truth.tolist(),
-                **{name: played[name] for name in ("game", "players", "age", "samples", "seconds")},
+                **{name: played[name] for name in PLAYED},
                 **agreement(values, truth)._asdict(),
                 **facts,
             }

@@ -20,7 +20,7 @@ from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Unowned
-from inrun.capture import Capture, Processes
+from inrun.capture import Block, Capture, Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.utility import Utility
@@ -70,6 +70,7 @@ class Auditing:
     def block_begins(self, capture: Capture, step: int, samples: int, *, first: bool) -> None:
         """See `Auditor.block_begins`; puts its ear to the capture."""
         capture.observer = None
+        capture.owner_checks.keeps_calls = False
         if self._auditor is None:
             return
         listen = self._auditor.block_begins(capture, step, samples, first=first)
@@ -79,6 +80,14 @@ class Auditing:
                 self._guarded(lambda: listen(name, factor))
 
             capture.observer = guarded
+            capture.owner_checks.keeps_calls = True
+
+    def block_ended(self, capture: Capture, block: Block) -> None:
+        """See `Auditor.block_ended`."""
+        auditor = self._auditor
+        if auditor is not None:
+            self._guarded(lambda: auditor.block_ended(capture, block))
+        block.calls = []
 
     @property
     def under_way(self) -> bool:
@@ -118,9 +127,11 @@ class Auditing:
             try:
                 return work()
             except Exception as error:
+                if self._auditor is not None:
+                    self._auditor.audit.ended = str(error)
                 self._auditor = None
                 self._advice.once(
-                    f"The audit ended: {error}. Training and scoring go on; checks made before "
-                    "stay in the audit's table."
+                    f"The audit ended: {str(error).removesuffix('.')}. Training and scoring go on; "
+                    "checks made before stay in the audit's table."
                 )
                 return None

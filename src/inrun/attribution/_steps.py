@@ -60,7 +60,6 @@ class Steps:
         self.paused = self._inside = self._stepping = False
         self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
-        self._told_statistics = False
         self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
@@ -121,10 +120,8 @@ class Steps:
     def _begin_pass(self) -> None:
         """Before a forward and a backward pass of a scored step."""
         self._refresh_capture()
-        if not self._told_statistics:  # the model is in training mode by now
-            self._advice.of_batch_statistics(self._model)
-            self._told_statistics = True
         self._advice.of_compiled(self.capture.compiled)
+        self.capture.owner_checks.step = self.taken + 1
         if isinstance(self.capture, Stream):
             self._conclude()  # the forecast counts blocks
             self._scorer.block_begins(self.capture, len(self._pending))
@@ -181,6 +178,7 @@ class Steps:
         if late:
             self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
+        self.auditing.block_ended(self.capture, block)
         self._pending.add(names, block)
         if not late:
             self._conclude()

@@ -1,5 +1,6 @@
 """From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
 
+from inrun.capture._calls import CannotReplayError, ModelCall, taken
 from inrun.capture._capture import Block, Capture
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
@@ -16,11 +17,13 @@ from inrun.capture._uncompiled import compiled_parts
 __all__ = [
     "Alone",
     "Block",
+    "CannotReplayError",
     "Capture",
     "CaptureMode",
     "Coverage",
     "GradientCheck",
     "Hold",
+    "ModelCall",
     "Moves",
     "Offload",
     "Processes",
@@ -33,4 +36,5 @@ __all__ = [
     "gathered_step",
     "reads_late",
     "self_test",
+    "taken",
 ]

@@ -6,17 +6,20 @@ What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
+from inrun.capture._calls import ModelCall
 from inrun.capture._coverage import Coverage
 from inrun.capture._gathered import GatheredParameters
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._opaque import opaque_calls
+from inrun.capture._owner_checks import OwnerChecks
 from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
@@ -38,6 +41,7 @@ class Block:
         self.samples = samples
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
+        self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
 
     def keep(self, name: str, factor: Factor) -> None:
@@ -76,6 +80,9 @@ class Capture(ABC):
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
         self._gathered = GatheredParameters(model, trained) if self.sharded else None
+        self.owner_checks = OwnerChecks(
+            model, trained, self.coverage, self.inputs, self.processes, sharded=self.sharded
+        )
         self._reduced = True
         self.low_precision = False
         self.compiled = bool(compiled_parts(model))
@@ -123,10 +130,20 @@ class Capture(ABC):
         block, mode = Block(owned.samples), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
-        mode.before_backward = lambda _: self._note_reduction()
+        calls = self.owner_checks.begin(mode, owned)
+
+        def before_backward(starts: Sequence[Tensor], gradients: Any) -> None:
+            self._note_reduction()
+            self.owner_checks.before_backward(mode, starts, gradients)
+
+        mode.before_backward = before_backward
 
         def end() -> None:
             self._fill(block, mode)
+            mode.owners.by_entry = None
+            self.owner_checks.end(calls, lambda: self.mode(owned))
+            if calls is not None and self.owner_checks.keeps_calls:
+                block.calls = calls.found
             ended(block)
 
         if at_backward:
@@ -134,7 +151,7 @@ class Capture(ABC):
         with (
             uncompiled(self.compiled),
             self._listening(block, mode),
-            self.inputs.watched(mode.owners),
+            self.inputs.watched(mode.owners, calls),
             opaque_calls(mode.opaque),
             mode,
         ):
@@ -177,7 +194,9 @@ class Capture(ABC):
                     f"The gradient of {name} is sparse, which SGD and Adam here do not read. Build "
                     "its layer with sparse=False."
                 )
-        self.check.end_block(gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced)
+        self.check.end_block(
+            gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced
+        )
 
     def conclude(self) -> list[bool]:
         """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.

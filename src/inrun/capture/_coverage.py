@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import torch
@@ -29,6 +29,8 @@ class Coverage:
         self.interactions: dict[str, None] = {}
         self.unknown: dict[str, None] = {}
         self.by_exchange: set[str] = set()
+        self._checked: dict[str, dict[str, int]] = {}
+        self._unchecked: dict[str, str] = {}
 
     def saw(self, name: str, how: str) -> None:
         """A factor of this parameter was built, in this way."""
@@ -50,6 +52,15 @@ class Coverage:
     def measured(self, norms: Mapping[str, float], gaps: list[str]) -> None:
         """Gradient norms of a step, and the parameters of which it captured nothing."""
         self._norms, self.gaps = dict(norms), gaps
+
+    def checked(self, names: Iterable[str], how: str, step: int) -> None:
+        """The owners of these parameters' slots were right in a check."""
+        for name in names:
+            self._checked.setdefault(name, {})[how] = step
+
+    def not_checked(self, how: str, why: str) -> None:
+        """A check could not be made."""
+        self._unchecked[how] = why
 
     def updated(self, squares: Mapping[str, Tensor]) -> None:
         """Squared norms of what a step's gradients move, lr * (u(g) - u(0)), by parameter."""
@@ -96,7 +107,8 @@ class Coverage:
         Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
         'not trained'), captured_as (operation: form), update_share (of the squared norm of what
         gradients moved, in the last step in which it was measured), owners ('followed', 'exchanged'
-        or 'given': how it is known whose slots are whose).
+        or 'given': how it is known whose slots are whose), owners_checked (the checks on training
+        batches that agreed, each with its last step, or 'not checked: ' and why).
         """
         shares = self._shares()
         rows = [self._row(name, p, shares) for name, p in self._trained.items()]
@@ -107,6 +119,7 @@ class Coverage:
                 "captured_as": "",
                 "update_share": 0.0,
                 "owners": "",
+                "owners_checked": "",
             }
             for name, p in self._untrained.items()
         ]
@@ -121,7 +134,15 @@ class Coverage:
             "captured_as": self.explain(name) if missed else ", ".join(how),
             "update_share": shares.get(name, 0.0),
             "owners": "" if missed else ", ".join(sorted(self._owners.get(name, ()))),
+            "owners_checked": "" if missed or not how else self._checks_of(name),
         }
+
+    def _checks_of(self, name: str) -> str:
+        done = self._checked.get(name)
+        if not done:
+            reasons = dict.fromkeys(self._unchecked.values()) or ["no block has ended yet"]
+            return f"not checked: {'; '.join(reasons)}"
+        return ", ".join(f"{how} step {step}" for how, step in done.items())
 
     @staticmethod
     def _facts(name: str, p: Tensor) -> dict[str, object]:

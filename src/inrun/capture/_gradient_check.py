@@ -303,7 +303,7 @@ class GradientCheck:
     def gaps(self) -> list[str]:
         """Parameters that have a gradient in this step, and no share of any sample."""
         noise = self._noise(self._marks)
-        if not self._seen:  # no block of samples was compared yet
+        if not self._seen and not self.excluded:  # no block of samples was compared yet
             return []
 
         def unexplained(name: str, mark: Measured) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._calls import Calls
+from inrun.capture._replaying import tensors_in
 from inrun.errors import MisuseError
 from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
 
@@ -23,16 +25,17 @@ class Inputs:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._axes = Axes()
+        self.axes = Axes()
+        self.silent = False  # while calls are made again
         self._roots = Roots()
         self._kept: list[Tensor] = []  # so that ids stay theirs
         self.constants: frozenset[int] = frozenset()
-        self._called_with: dict[str, int] = {}
+        self._called_with: dict[str, tuple[int, tuple[int, ...]]] = {}  # axes, those of samples
         self.notes: dict[str, None] = {}
 
     def entries(self, owned: Ownership) -> Entries:
         """Gives the tensors that enter one block their maps."""
-        return Entries(owned, self._axes, self._roots)
+        return Entries(owned, self.axes, self._roots)
 
     def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
         """Says where the batch lies in tensors that enter.
@@ -41,7 +44,7 @@ class Inputs:
             axis: where nothing else is known.
             known: by number of axes, and whether numbers are floating-point.
         """
-        self._axes = Axes(axis, known)
+        self.axes = Axes(axis, known)
 
     def learn(self, batch: Sequence[Tensor], entered: Sequence[Tensor]) -> None:
         """Takes note of a validation pass.
@@ -55,7 +58,9 @@ class Inputs:
         self.constants = frozenset(id(t) for t in self._kept)
 
     @contextmanager
-    def watched(self, owners: Owners, *, learning: bool = False) -> Iterator[None]:
+    def watched(
+        self, owners: Owners, calls: Calls | None = None, *, learning: bool = False
+    ) -> Iterator[None]:
         """Takes note of the outermost model call while the block runs.
 
         Raises:
@@ -63,20 +68,30 @@ class Inputs:
         """
         depth = 0
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal depth
+            if self.silent:
+                return
             depth += 1
             if depth == 1:
                 owners.in_model = True
                 if learning:
-                    self._called_with |= {path: t.ndim for path, t in _named(args, kwargs)}
+                    self._note_call(owners, args, kwargs)
                 else:
                     self._called(owners, args, kwargs)
+                if calls is not None:
+                    with torch._C.DisableTorchFunction():
+                        calls.before(model, args, kwargs)
 
-        def after(*_: Any) -> None:
+        def after(model: nn.Module, _: Any, output: Any) -> None:
             nonlocal depth
+            if self.silent:
+                return
             depth = max(0, depth - 1)
             owners.in_model = depth > 0
+            if calls is not None and depth == 0:
+                with torch._C.DisableTorchFunction():
+                    calls.after(model, output)
 
         handles = [
             self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
@@ -87,6 +102,12 @@ class Inputs:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _note_call(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            for path, t in _named(args, kwargs):
+                m = owners.of(t)
+                self._called_with[path] = t.ndim, () if m is None else m.varying
 
     def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
@@ -104,18 +125,21 @@ class Inputs:
     def _compare_axes(
         self, owners: Owners, named: Sequence[tuple[str, Tensor]], maps: Mapping[str, Map | None]
     ) -> None:
-        """Raises where a tensor has fewer axes than in validation: one sample, taken for many."""
-        if owners.entries.owned.given:
+        """Raises where samples lie in other axes than in validation: one is taken for many."""
+        if owners.entries.owned.given or owners.samples == 1:
             return
         for path, t in named:
-            known = self._called_with.get(path)
+            ndim, axes = self._called_with.get(path, (t.ndim, ()))
             m = maps[path]
-            if m is not None and known is not None and t.ndim < known and m.varying:
+            if m is None or not m.varying or not axes:
+                continue
+            if t.ndim < ndim or (t.ndim == ndim and m.varying != axes):
                 raise MisuseError(
-                    f"The model is called with a tensor of shape {tuple(t.shape)} where the "
-                    f"validation pass calls it with {known} axes: it may be one sample, whose "
-                    f"axis happens to be as long as there are ids ({owners.samples}). Say with "
-                    "rows= or slots= of attribution.batch whose its entries are."
+                    f"The model is called with a tensor of shape {tuple(t.shape)}, in which "
+                    f"{owners.samples} samples would lie along axis {m.varying[0]}; in the "
+                    f"validation pass it has {ndim} axes, and samples lie along axis {axes[0]}. "
+                    "An axis may just happen to be as long as there are ids. Say with rows= or "
+                    "slots= of attribution.batch whose the entries are."
                 )
 
     def _note_order(self, maps: Mapping[str, Map | None]) -> None:
@@ -140,7 +164,7 @@ class Inputs:
         for value in (*args, *kwargs.values()):
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
                 for sample, item in enumerate(value):
-                    for _, t in _tensors_in("", item):
+                    for _, t in tensors_in("", item):
                         owners.give(t, owners.entries.whole(sample, t.ndim))
                         taken = True
         return taken
@@ -156,7 +180,7 @@ class Inputs:
             if isinstance(t, nn.Parameter) or t.grad_fn is not None:
                 continue
             found = owners.entries.map_of(t) if id(t) in self.constants else None
-            if owners.samples == 1 and self._called_with.get(path) == t.ndim + 1:
+            if owners.samples == 1 and self._called_with.get(path, (0,))[0] == t.ndim + 1:
                 found = owners.entries.whole(0, t.ndim)
             if found is not None:
                 owners.give(t, found)
@@ -171,18 +195,6 @@ def _once(flat: Tensor) -> bool:
 
 def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for place, value in enumerate(args):
-        yield from _tensors_in(str(place), value)
+        yield from tensors_in(str(place), value)
     for name, value in kwargs.items():
-        yield from _tensors_in(name, value)
-
-
-def _tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested containers, with where they lie."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors_in(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from _tensors_in(f"{path}.{place}", item)
+        yield from tensors_in(name, value)

@@ -9,6 +9,7 @@ of; the numbers of the training step are those without it, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ _QUIET = frozenset(  # that give no tensor, or none of the samples'
     "result_type can_cast promote_types get_default_dtype manual_seed set_rng_state".split()
 )
 
+_HOOKS = ("register_hook", "retain_grad")
+
 
 class CaptureMode(TorchFunctionMode):
     """Records the uses of `roots` in a block.
@@ -61,18 +64,25 @@ class CaptureMode(TorchFunctionMode):
         self.owners = owners
         self.uses: list[Use] = []
         self.missed: list[Missed] = []
-        self.operations = 0
+        self.names: list[str] = []  # of operations, in their order
+        self.hooked = False  # whether a hook was hung on a tensor of the graph
         self._sources: dict[int, Source] = {id(root.parameter): root for root in roots}
         self._constants, self._samples = set(constants), owners.samples
         self._gathered = gathered
         self._alive: list[Tensor] = []  # derived tensors: an id is theirs while they live
         self.muted = self.over = False
         self.after_backward: Callable[[], None] | None = None
-        self.before_backward: Callable[[Sequence[Tensor]], None] | None = None
+        self.before_backward: Callable[[Sequence[Tensor], Any], None] | None = None
+        self.tinting: Callable[[Use, int, Tensor], None] | None = None  # gets gradients instead
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
         self._depth = 0  # of backward passes within each other
+
+    @property
+    def operations(self) -> int:
+        """How many operations were seen."""
+        return len(self.names)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -98,6 +108,7 @@ class CaptureMode(TorchFunctionMode):
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
+            self.hooked |= name in _HOOKS and args[0].grad_fn is not None
             return function(*args, **kwargs)
         if function is _GRAD:
             return self._inner_gradient(args, kwargs)
@@ -114,16 +125,16 @@ class CaptureMode(TorchFunctionMode):
         if self.over or _recomputing() or self not in _active_modes():
             return function(*args, **kwargs)
         function.__name__ = name
-        return self._operation(
-            function, name, args, kwargs, outputs_of([list(args), list(kwargs.values())])
-        )
+        tensors = outputs_of([list(args), list(kwargs.values())])
+        with torch._C.DisableTorchFunction():  # or all that an exchange computes would be followed
+            return self._operation(function, name, args, kwargs, tensors)
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
         kwargs: Mapping[str, Any], tensors: list[Tensor],
     ) -> Any:  # fmt: skip
         """Runs an operation and files it as a derived tensor, a use, or neither."""
-        self.operations += 1
+        self.names.append(name)
         operation = find(name)
         if operation is not None and operation.check is not None:
             operation.check(operation.bind(args, kwargs))
@@ -180,7 +191,8 @@ class CaptureMode(TorchFunctionMode):
                 self.started_from.add(root_kind(m))
                 self.root_why = self.root_why or (m.why if m is not None else "")
             if self.before_backward is not None:
-                self.before_backward(starts)
+                named = kwargs.get("gradient", kwargs.get("grad_tensors"))
+                self.before_backward(starts, args[1] if len(args) > 1 else named)
         self._depth += 1
         try:
             with self:
@@ -255,7 +267,7 @@ class CaptureMode(TorchFunctionMode):
 
     def _reaches(self, missed: Missed) -> Callable[[Any], None]:
         def reach(_: Any) -> None:
-            missed.reached |= not self.muted
+            missed.reached |= not self.muted and self.tinting is None
 
         return reach
 
@@ -271,12 +283,22 @@ class CaptureMode(TorchFunctionMode):
 
         def receive(gradients: tuple[Tensor | None, ...]) -> None:
             gradient = gradients[slot]
-            if gradient is not None and not self.muted:
+            if self.tinting is not None:
+                if gradient is not None:
+                    self.tinting(use, position, gradient)
+            elif gradient is not None and not self.muted:
                 use.receive(position, gradient)
                 if self.when_complete is not None and use.complete:
-                    self.when_complete(use)
+                    with unseen():
+                        self.when_complete(use)
 
         node.register_prehook(receive)
+
+
+def unseen() -> AbstractContextManager[object]:
+    """For the library's own work inside a backward pass: no mode sees it."""
+    found: AbstractContextManager[object] = torch._C.DisableTorchFunction()
+    return found
 
 
 def _active_modes() -> list[Any]:

@@ -82,7 +82,7 @@ def _learn(
     capture: Capture, model: nn.Module, utility: Utility, target: str, own: Sequence[Tensor],
     batch: object,
 ) -> None:  # fmt: skip
-    mode = capture.mode(ownership(1))
+    mode = capture.mode(ownership(row_count(batch, utility.rows_axis) or 1))
     mode.owners.entered = []
     with (
         undisturbed(model),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture._capture import Block, Capture
-from inrun.capture._mode import CaptureMode
+from inrun.capture._mode import CaptureMode, unseen
 from inrun.capture._processes import Processes
 from inrun.capture._turns import Turns
 from inrun.factors import Factor
@@ -46,7 +46,7 @@ class Stream(Capture):
     def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
         def on_gradient(name: str) -> Callable[[Tensor], None]:
             def contract(_: Tensor) -> None:
-                with torch.no_grad():
+                with unseen(), torch.no_grad():
                     for turn in self._turns.ready(name):
                         self._contract_reached(block, mode, turn)
 

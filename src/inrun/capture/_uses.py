@@ -86,6 +86,18 @@ class Use:
             self._gradients[output] = gradient if before is None else before + gradient
 
     @property
+    def layouts(self) -> Sequence[Layout | Slots | None]:
+        """Whose the slots of each output are."""
+        return self._layouts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest kind of number among its arguments."""
+        given = outputs_of([list(self._args), list(self._kwargs.values())])
+        kinds = [t.dtype for t in given if t.is_floating_point()]
+        return max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
+
+    @property
     def complete(self) -> bool:
         """Whether the gradient of every output is there."""
         return bool(self._gradients) and all(g is not None for g in self._gradients)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.errors import MisuseError
+
 
 def copies(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
@@ -19,12 +21,30 @@ def copies(
     so loses what other packages keep on the object, which their `step` reads.
     """
     known = _packed_copies([optimizer.state for optimizer in optimizers])
-    model_copy, copied = copy.deepcopy((model, list(optimizers)), known)
+    try:
+        model_copy, copied = copy.deepcopy((model, list(optimizers)), known)
+    except Exception as error:  # whatever the model keeps that cannot be copied
+        raise MisuseError(_why_not(model, error)) from error
     for optimizer, twin in zip(optimizers, copied, strict=True):
         for name, value in vars(optimizer).items():
             if name not in vars(twin):
                 setattr(twin, name, copy.deepcopy(value, known))
     return model_copy, copied
+
+
+def _why_not(model: nn.Module, error: Exception) -> str:
+    """Which module keeps a tensor of the graph, if one does."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if any(t.grad_fn is not None for t in _tensors(value)):
+                where = f"module {path!r}" if path else "the model itself"
+                return (
+                    f"copy.deepcopy cannot copy the model: {where} keeps a tensor with a graph as "
+                    f"its attribute {name!r}. Keep {name}.detach() there, or delete it when the "
+                    "backward pass is over."
+                )
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"copy.deepcopy cannot copy the model and its optimizer: {line}"
 
 
 def state_copy(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def exchanged(op: Op) -> Found | None:
     samples = op.samples
     bits = max(1, samples.bit_length())  # numbers 0 to B: B stands for what is mixed already
     noise = {key: _other_numbers(t) for key, (t, _) in moving.items()}
-    state = RandomState.now(op.tensors)
+    state = op.random or RandomState.now(op.tensors)
 
     def run(select: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
         def swap(t: Tensor) -> Tensor:
@@ -93,6 +93,8 @@ def _other_numbers(t: Tensor) -> Tensor:
     with torch.no_grad():
         own = t.detach()
         noise = torch.rand(own.shape, generator=generator, device=t.device)
+        if t.is_complex():
+            noise = torch.complex(noise, noise.flip(-1) if t.ndim else noise) + 0.1j
         finite = torch.nan_to_num(own.abs().float(), 0.0, 0.0, 0.0)
         size = finite.mean() + 1 if own.numel() else 1.0
         return own + (noise * size + 0.1).to(own.dtype)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.operations import outputs_of
+from inrun.operations import RandomState, outputs_of
 from inrun.owners._entries import Entries
 from inrun.owners._exchange import exchanged
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
-from inrun.owners._operation import Found, Op, is_mixed
-from inrun.owners._registry import find
+from inrun.owners._operation import Found, Op, is_mixed, led
+from inrun.owners._registry import Registered, find
 from inrun.owners._table import Table
 
 _MISSING = object()
@@ -32,6 +32,7 @@ _KEEPS_RAW = frozenset(
 _MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
     "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli".split()
 )
+_COLLATES = frozenset("stack cat concat pad_sequence __setitem__ copy_".split())
 
 
 class Owners:
@@ -48,7 +49,9 @@ class Owners:
         self._table = Table()
         self._began = _sequence_number()
         self.in_model = False
+        self._made: set[int] = set()  # ids of maps of batches that were made in the block
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
+        self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
         self.interactions: dict[str, None] = {}
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()
@@ -81,8 +84,14 @@ class Owners:
             return Map(torch.tensor(UNKNOWN, dtype=torch.int32), what)
         if self.entered is not None:
             self.entered.append(t)
-        found = self.entries.map_of(t)
+        found = self._given(t)
         return _RAW if found is None else found
+
+    def _given(self, t: Tensor) -> Map | None:
+        found = self.entries.map_of(t)
+        if found is not None and self.by_entry is not None:
+            self.by_entry.append(t)
+        return found
 
     def give(self, t: Tensor, m: Map | None) -> None:
         """Says whose a tensor is."""
@@ -100,7 +109,13 @@ class Owners:
     ) -> Op:  # fmt: skip
         """An operation is about to run: its arguments' owners, before it overwrites any."""
         maps = [self.of(t) for t in tensors]
-        return Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        args, kwargs = led(name, args, kwargs)
+        op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
+        if _may_be_asked(find(function, name)) and any(m is not None for m in maps):
+            op.random = RandomState.now(tensors)
+        if self.sums is not None:  # before an operation in place gives its argument another node
+            op.nodes = [(t.grad_fn, t.output_nr) for t in tensors]
+        return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
         """The operation ran: its outputs get their maps.
@@ -116,11 +131,13 @@ class Owners:
         if not outs:
             return outs
         op.outs = outs
+        if not self.in_model and name in _COLLATES and self._collated(op):
+            return outs
         known = [m for m in op.maps if m is not None]
         if not known:
             self._end_without(op)
             return outs
-        found = self._found(op)
+        found = self._placed(op, self._found(op))
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
@@ -146,8 +163,35 @@ class Owners:
             elif id(out) not in self._constants:
                 self._table.put(out, None)
 
+    def _collated(self, op: Op) -> bool:
+        """Whether a batch was made of its samples here, before the model: then it enters now.
+
+        Its rows are samples in their order, whatever the parts' own axes may have looked like.
+        """
+        if any(t.requires_grad for t in op.tensors):
+            return False
+        out = op.outs[0]
+        if op.name in ("__setitem__", "copy_"):
+            written, out = out, out if out._base is None else out._base
+            if isinstance(self._table.get(out, None), Map) and out is not written:
+                return self._table.get(out, None).ndim == out.ndim and self._is_entry(out)
+            if isinstance(self._table.get(out, None), Map):
+                return False
+        elif op.name != "pad_sequence" and len(op.args[0]) != self.samples:
+            return False
+        found = self._given(out)
+        if found is None:
+            return False
+        self._table.put(out, found)
+        self._made.add(id(found))
+        return True
+
+    def _is_entry(self, t: Tensor) -> bool:
+        """Whether a tensor is a batch that was made in the block."""
+        return id(self._table.get(t, None)) in self._made
+
     def _cut_out(self, op: Op, out: Tensor) -> Any:
-        found = self.entries.map_of(out)
+        found = self._given(out)
         return _RAW if found is None else found
 
     def _found(self, op: Op) -> Found:
@@ -161,10 +205,34 @@ class Owners:
                 return looked_up
         registered = find(op.function, op.name)
         if registered is not None:
-            found = registered.rule(op)
+            found = self._ruled(registered, op)
             if found is not None:
                 return self._refined(op, found) if registered.refined else found
         return self._asked(op)
+
+    def _placed(self, op: Op, found: Found) -> Found:
+        """With `slots=`, numbers that were made of several samples' lie where the slots say.
+
+        Positions within packed documents, for instance, made by comparing neighbours.
+        """
+        slots = self.entries.owned.slots
+        if slots is None or all(m is None or m.low >= NONE for m in found):
+            return found
+        return [
+            m
+            if m is None or m.low >= NONE or out.requires_grad
+            or out.shape[: slots.ndim] != slots.shape
+            else self.entries.map_of(out) or m
+            for out, m in zip(op.outs, found, strict=True)
+        ]  # fmt: skip
+
+    @staticmethod
+    def _ruled(registered: Registered, op: Op) -> Found | None:
+        """What the rule says; nothing where it does not understand how it was called."""
+        try:
+            return registered.rule(op)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # a call in a form that the rule does not know must not end a training
 
     def _looked_up_by_ids(self, op: Op) -> Found | None:
         """`data[ids]`, where data has as many rows as there are ids: row j is sample ids[j]'s.
@@ -178,7 +246,7 @@ class Owners:
         values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
         if not isinstance(values, list) or tuple(values) != ids:
             return None
-        found = self.entries.map_of(op.outs[0])
+        found = self._given(op.outs[0])
         return None if found is None else [found]
 
     def _refined(self, op: Op, found: Found) -> Found:
@@ -199,7 +267,7 @@ class Owners:
             return found
         self.by_exchange.add(op.name)
         op.interactions.clear()
-        return better
+        return [n if is_mixed(m) else m for m, n in zip(found, better, strict=True)]
 
     def _asked(self, op: Op) -> Found:
         found = exchanged(op)
@@ -208,6 +276,11 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _may_be_asked(registered: Registered | None) -> bool:
+    """Whether an operation that draws random numbers may be run again."""
+    return registered is None or registered.family in ("recurrent", "attention")
 
 
 def _same(a: Map, b: Map) -> bool:

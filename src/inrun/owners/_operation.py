@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun.operations import RandomState
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, is_statistic, joined, uniform
 
 Found = list[Map | None]
@@ -31,7 +32,9 @@ class Op:
     maps: list[Map | None]
     outs: list[Tensor]
     samples: int
+    random: RandomState | None = None  # before it ran, where it may have to draw the same again
     interactions: list[str] = field(default_factory=list)
+    nodes: list[tuple[Any, int]] = field(default_factory=list)  # of `tensors`, where asked for
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""
@@ -48,8 +51,10 @@ class Op:
 
     @property
     def first(self) -> Map | None:
-        """The map of the first argument, where it is a tensor."""
-        return self.map_of(self.args[0]) if self.args else (self.maps[0] if self.maps else None)
+        """The map of the first argument, or of the first that is a tensor."""
+        if self.args and isinstance(self.args[0], Tensor):
+            return self.map_of(self.args[0])
+        return self.maps[0] if self.maps else None
 
     @property
     def out(self) -> Tensor:
@@ -99,6 +104,21 @@ class Op:
             else:
                 found = joined(found, m, ndim, adds=adds, why=self.name)
         return found
+
+
+_LEADING = {"where": "condition", "cat": "tensors", "stack": "tensors", "concat": "tensors"}
+_UNLED = frozenset({"polygamma", "bucketize", "searchsorted", "isin"})
+
+
+def led(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The first argument in its place where it was given by its name: `torch.sum(input=x)`."""
+    leading = _LEADING.get(name, "input")
+    if args or leading not in kwargs or name in _UNLED:
+        return args, kwargs
+    rest = {key: value for key, value in kwargs.items() if key != leading}
+    return (kwargs[leading],), rest
 
 
 def _axes(m: Map, ndim: int) -> Map:

@@ -14,7 +14,7 @@ from inrun.owners._registry import rule, stem
 from inrun.owners.pointwise import kept, several
 
 _DIM_AT = {"normalize": 2, "topk": 2, "kthvalue": 2, "glu": 1, "norm": 2, "quantile": 2,
-           "nanquantile": 2, "renorm": 2, "vector_norm": 2}  # fmt: skip
+           "nanquantile": 2, "linalg_vector_norm": 2, "linalg_norm": 2}  # fmt: skip
 _DIM_UNSAID = {"normalize": 1, "softmin": -1}
 
 
@@ -31,8 +31,8 @@ def _dim(op: Op, default: Any) -> Any:
 
 
 @rule(
-    "softmax log_softmax softmin normalize gumbel_softmax glu renorm logcumsumexp cummax cummin "
-    "cumprod gradient",
+    "softmax log_softmax softmin normalize gumbel_softmax glu logcumsumexp cummax cummin cumprod "
+    "gradient",
     refined=True,
 )
 def along(op: Op) -> Found:
@@ -40,6 +40,13 @@ def along(op: Op) -> Found:
     axis = _dim(op, _DIM_UNSAID.get(stem(op.name), -1))
     axes = axis if isinstance(axis, (list, tuple)) else (axis,)
     return _kept_along(op, axes, linear=False)
+
+
+@rule("renorm", refined=True)
+def renorm(op: Op) -> Found:
+    """Each entry by the norm of its part of the tensor: over all axes but one."""
+    ndim, own = op.args[0].ndim, op.get(2, "dim")
+    return _kept_along(op, [i for i in range(ndim) if i != own % ndim], linear=False)
 
 
 @rule("cumsum diff trapezoid cumulative_trapezoid", refined=True)
@@ -103,7 +110,7 @@ def shifted(op: Op) -> Found:
 
 
 @rule(
-    "sum mean nansum nanmean var std prod amax amin any all norm vector_norm logsumexp "
+    "sum mean nansum nanmean var std prod amax amin any all norm logsumexp "
     "std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile nanquantile",
     refined=True,
 )

@@ -237,4 +237,5 @@ def bilinear(op: Op) -> Found:
     """Two tensors' rows by a matrix a feature."""
     rows = [(t, op.map_of(t)) for t in op.args[:2]]
     m = op.join(rows, ndim=op.out.ndim)
-    return [None if m is None else collapsed(kept(op, m), (-1,), linear=True, why=op.name)]
+    both = all(part is not None for _, part in rows)  # products of the two rows' features
+    return [None if m is None else collapsed(kept(op, m), (-1,), linear=not both, why=op.name)]

@@ -119,8 +119,8 @@ def overwrite(op: Op) -> Found | None:
         return op.every(None)
     codes = _laid(before, target.shape).clone()
     new = torch.tensor(NONE, dtype=torch.int32) if written is None else written.codes
-    if isinstance(value, Tensor):
-        new = new.expand(value.shape) if new.ndim == value.ndim else new
+    if isinstance(value, Tensor) and new.ndim in (0, value.ndim):
+        new = new.expand(value.shape)
     if name == "__setitem__":
         index = op.args[1]
         index = tuple(host(index)) if isinstance(index, tuple) else host([index])[0]

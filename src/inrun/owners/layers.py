@@ -16,7 +16,7 @@ from inrun.owners.pointwise import kept
 
 @rule(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc convolution "
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d "
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
     "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
     "adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices fractional_max_pool2d "
@@ -55,6 +55,8 @@ def recurrent(op: Op) -> Found | None:
     if m is None:
         return None
     if isinstance(second, Tensor) and second.ndim == 1 and not second.is_floating_point():
+        if set(m.varying) - {0}:
+            return None
         sizes = second.tolist()
         steps = m.codes.reshape(-1) if m.varying else m.codes.reshape(-1).expand(sum(sizes))
         sequences, start = steps[: sizes[0]], 0
@@ -131,7 +133,7 @@ def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int,
 def loss(op: Op) -> Found | None:
     """Terms a sample, or their sum or mean."""
     given = [(t, m) for t, m in zip(op.tensors, op.maps, strict=True) if m is not None]
-    graded = [(t, m) for t, m in given if t.requires_grad] or given[:1]
+    graded = [(t, m) for t, m in given if t.requires_grad] or given
     if not graded:
         return [None]
     ndim = max(t.ndim for t, _ in graded)
@@ -139,6 +141,7 @@ def loss(op: Op) -> Found | None:
     assert m is not None
     m = kept(op, m)
     if op.out.ndim == 0:
+        m = collapsed(m, _of_one_term(op, ndim), linear=False, why=op.name)
         m = collapsed(m, range(ndim), linear=True, why=op.name)
         return [m.remembered("scalar", lambda: m.derived(m.codes.reshape(())))]
     if op.out.ndim == ndim and op.name != "ctc_loss":
@@ -147,6 +150,21 @@ def loss(op: Op) -> Found | None:
     m = collapsed(m, axes, linear=False, why=op.name)
     gone = {axis % ndim for axis in axes}
     return [m.derived(m.codes.reshape([n for i, n in enumerate(m.shape) if i not in gone]))]
+
+
+_LAST = frozenset(
+    "multi_margin_loss multilabel_margin_loss cosine_embedding_loss triplet_margin_loss "
+    "triplet_margin_with_distance_loss linear_cross_entropy".split()
+)
+
+
+def _of_one_term(op: Op, ndim: int) -> tuple[int, ...]:
+    """Axes whose entries are in one term together: classes, features."""
+    if op.name in ("cross_entropy", "nll_loss"):
+        return (min(1, ndim - 1),)
+    if op.name == "ctc_loss":
+        return (0, 2)
+    return (-1,) if op.name in _LAST else ()
 
 
 def _term_axes(op: Op, ndim: int) -> tuple[int, ...]:

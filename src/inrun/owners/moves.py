@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, Map, compressed, reshaped, squeezed
+from inrun.owners._map import MIXED, NONE, Map, adopted, compressed, reshaped, squeezed
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule
 
@@ -203,9 +203,15 @@ def gather(op: Op) -> Found | None:
 def select_flat(op: Op) -> Found | None:
     """Entries in a row, by a mask or by their number."""
     m, x, by = op.first, op.args[0], op.args[1] if len(op.args) > 1 else None
-    if m is None or by is None:
+    if by is None:
+        return None
+    if m is None:  # the same for all, read by the samples' own numbers
         own = op.map_of(by)
-        return op.every(None) if own is None else None
+        if own is None or op.name == "take":
+            return op.every(own)
+        shape = torch.broadcast_shapes(x.shape, by.shape)
+        codes = own.codes.expand(by.shape).expand(shape)
+        return [own.derived(squeezed(codes[by.cpu().expand(shape)]))]
     if op.name == "take":
         return [m.derived(squeezed(m.codes.expand(x.shape).take(by.cpu())))]
     shape = torch.broadcast_shapes(x.shape, by.shape)
@@ -234,10 +240,9 @@ def pack(op: Op) -> Found:
     m, x = op.first, op.args[0]
     if m is None:
         return op.every(None)
-    codes = m.codes.expand(*x.shape[:2], *m.shape[2:]).reshape(*x.shape[:2], -1)[..., :1]
+    codes = m.codes.expand(*x.shape[:2], *m.shape[2:])
     data, _ = op.function(codes.double(), *host(op.args[1:]), **_host_named(op.kwargs))
-    packed = data.to(torch.int32).reshape(-1, *(1,) * (op.out.ndim - 1))
-    return [m.derived(packed), *[None] * (len(op.outs) - 1)]
+    return [m.derived(squeezed(data.to(torch.int32))), *[None] * (len(op.outs) - 1)]
 
 
 @rule("_pad_packed_sequence")
@@ -246,12 +251,11 @@ def unpack(op: Op) -> Found | None:
     m, x, sizes = op.first, op.args[0], op.args[1]
     if m is None:
         return op.every(None)
-    codes = m.codes.expand(x.shape[0], *m.shape[1:])
-    batch_first = op.get(2, "batch_first")
-    length = int(sizes[0])
-    sequence = codes[:length].reshape(-1)
-    owners = sequence.reshape((-1, 1) if batch_first else (1, -1))
-    return [m.derived(owners.reshape(*owners.shape, *(1,) * (op.out.ndim - 2))), None]
+    codes = m.codes.expand(x.shape[0], *m.shape[1:]).double()
+    batch_first, total = op.get(2, "batch_first"), op.get(4, "total_length", 0)
+    padded, _ = op.function(codes, sizes.cpu(), batch_first, float(NONE), total)
+    owners = adopted(padded.to(torch.int32), op.samples, alone=True)
+    return [m.derived(squeezed(owners)), *[None] * (len(op.outs) - 1)]
 
 
 @rule("unique _unique2 unique_consecutive")

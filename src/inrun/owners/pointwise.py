@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, SUM, Map
+from inrun.owners._map import MIXED, NONE, SUM, Map, squeezed
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule, stem
 
 _UNARY = """
 to float half double bfloat16 type long int bool short char byte contiguous clone detach cpu cuda alias
 requires_grad dropout alpha_dropout feature_alpha_dropout feature_dropout dropout1d dropout2d dropout3d
-relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid tanh hardtanh hardswish
+relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid log_sigmoid tanh hardtanh hardswish
 hardsigmoid relu6 softsign threshold hardshrink softshrink tanhshrink rrelu exp expm1 exp2 log log2
 log10 log1p sqrt rsqrt square abs absolute neg negative positive sign sgn sin cos tan asin acos atan
 sinh cosh asinh acosh atanh arcsin arccos arctan erf erfc erfinv reciprocal round floor ceil trunc frac
 fix clamp_min clamp_max nan_to_num logit sinc isnan isinf isfinite isposinf isneginf signbit deg2rad
 rad2deg lgamma digamma polygamma i0 mvlgamma expit special_expit special_erf special_log_ndtr angle
 conj resolve_conj resolve_neg conj_physical tril triu logical_not bitwise_not __neg__ __abs__ __invert__
-__pos__ bernoulli pin_memory fill_diagonal quantize_per_tensor fake_quantize_per_tensor_affine
+__pos__ bernoulli pin_memory fill_diagonal quantize_per_tensor dequantize fake_quantize_per_tensor_affine
 _to_copy lift_fresh native_dropout
 """
 _SEVERAL = """
@@ -127,7 +127,22 @@ def choose(op: Op) -> Found:
     if all(m is None for _, m in data):
         own = op.map_of(mask)
         return op.every(None if own is None else op.join([(mask, own)]))
-    return op.every(op.join(data, adds=True))
+    m = op.join(data, adds=True)
+    if m is not None and m.low < NONE and stem(op.name) == "where":
+        return op.every(_by_mask(op, mask, data, m))
+    return op.every(m)
+
+
+def _by_mask(op: Op, mask: Any, data: list[tuple[Tensor, Map | None]], m: Map) -> Map:
+    """Two tensors of different samples' entries: each slot is one of them."""
+    maps = [own for _, own in data]
+    if len(maps) != 2 or any(own is None or own.low < NONE for own in maps):
+        return m
+    yes, no = (
+        own.codes.reshape((1,) * (op.out.ndim - own.ndim) + tuple(own.shape))
+        for own in maps if own is not None
+    )  # fmt: skip
+    return Map(squeezed(torch.where(mask.cpu(), yes, no)))
 
 
 @rule("copy fill zero uniform normal exponential random log_normal cauchy geometric set_ resize")
@@ -144,7 +159,7 @@ def batch_norm(op: Op) -> Found:
     """Each entry by statistics; those of the batch let samples interact."""
     m = op.map_of(op.get(0, "input"))
     if m is not None and op.get(5, "training", False):
-        op.interactions.append("batch_norm: batch statistics")
+        op.interactions.append("batch_norm, by statistics of the batch")
     return [m]
 
 

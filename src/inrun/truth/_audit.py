@@ -41,6 +41,8 @@ AUDIT = pa.schema(
         ("seconds", pa.float64()),
         ("values", pa.list_(pa.float64())),
         ("truth", pa.list_(pa.float64())),
+        ("owners", pa.string()),
+        ("share_error", pa.float64()),
     ]
 )
 """Of a check: `residual` of the step's books, as a share of their entries; `spread`, the standard
@@ -48,7 +50,10 @@ deviation of the true values over their mean size; `half_agreement`, the correla
 one half of the validation rows with that by the other, null where it cannot be had; `age`, how many
 steps the optimizer's youngest moments have seen, null where that does not matter;
 `forecast_error`, how far `stream` misjudged the clip coefficient; `loss_noise`, by how much two
-validation losses at the same weights differ, over the spread of the true values."""
+validation losses at the same weights differ, over the spread of the true values; `owners`,
+'checked' where the truth is made of each sample's own gradient, computed apart from all others, or
+'not checked: ' and why it is made of the captured shares instead; `share_error`, how far those two
+are apart, relative to the shares, null where they were not compared."""
 
 
 class Interval(NamedTuple):
@@ -72,7 +77,7 @@ class AuditReport:
     """An audit in a few numbers; `str()` puts it in words.
 
     Agreement, sums, errors and residuals are medians over the checks. `ceiling` is the noise
-    ceiling, see `noise_ceiling`.
+    ceiling, see `noise_ceiling`; `owners` says whether the truth could tell a wrong owner.
     """
 
     checks: int
@@ -84,6 +89,7 @@ class AuditReport:
     residual: Interval
     ceiling: Interval | None
     causes: tuple[Cause, ...]
+    owners: str = "not checked"
 
     def __str__(self) -> str:
         """The report as text."""
@@ -103,6 +109,7 @@ class AuditReport:
         ]
         lines = [f"{self.checks} steps played out in {self.seconds:.0f} s (median, 95 % interval)"]
         lines += [f"  {name:<38} {value}" for name, value in rows]
+        lines.append(f"  {'whose gradient is whose':<38} {self.owners}")
         for cause in self.causes:
             lines += [f"{cause.name}: {cause.evidence}", f"  -> {cause.remedy}"]
         if not self.causes:
@@ -133,7 +140,21 @@ def report(checks: pa.Table) -> AuditReport:
         residual=_interval([row["residual"] for row in rows]),
         ceiling=ceiling,
         causes=likely_causes(rows, None if ceiling is None else ceiling.median),
+        owners=_owners(rows),
     )
+
+
+def _owners(checks: Sequence[Mapping[str, Any]]) -> str:
+    """In how many checks owners were checked, and why not in the others."""
+    told = [
+        check.get("owners") or "not checked: an older version made this check" for check in checks
+    ]
+    not_checked = [text for text in told if text.startswith("not")]
+    if not not_checked:
+        return next((text for text in told if text != "checked"), "checked")
+    if len(not_checked) == len(told):
+        return not_checked[0]
+    return f"checked in {len(told) - len(not_checked)} of {len(told)} steps; else {not_checked[0]}"
 
 
 def noise_ceiling(checks: Sequence[Mapping[str, Any]]) -> Interval | None:

@@ -19,6 +19,7 @@ FEW_ROWS = 16
 LOW_CEILING = 0.8
 LARGE_FORECAST_ERROR = 0.1
 LARGE_NOISE = 0.01
+LARGE_SHARE_ERROR, LARGE_ROUNDING = 0.01, 0.1  # in single precision or better, and below
 
 Check = Mapping[str, Any]
 
@@ -45,7 +46,7 @@ def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause
         _precision(low),
         _noise(low),
     ]
-    found = [cause for cause in of_low if cause is not None]
+    found = [cause for cause in (_owners(checks), *of_low) if cause is not None]
     if low and not found:
         found.append(_unknown(low))
     always = [_coverage(checks), _validation(checks, ceiling), _alike(checks)]
@@ -64,6 +65,27 @@ def _turns(unknown: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
         "Totals over a run average parts out; single steps do not. To audit single steps attach "
         "with rotating=1, refresh=1 and without max_overhead.",
     )
+
+
+def _owners(checks: Sequence[Check]) -> Cause | None:
+    """Not only of low checks: groups may hide what single samples show."""
+    off = {c["step"]: c.get("share_error") or 0.0 for c in checks if _has_wrong_shares(c)}
+    if not off:
+        return None
+    step = max(off, key=lambda s: off[s])
+    return Cause(
+        "Owners",
+        f"At {len(off)} of {len(checks)} checks the captured shares are not the samples' own "
+        f"gradients, computed one sample at a time (off by up to {off[step]:.0%}, step {step}): "
+        "slots are taken for another sample's, or samples mix inside the model out of sight.",
+        "See attribution.coverage() for how owners are known; say with rows= or slots= of "
+        "attribution.batch whose the data is. Until then do not trust these values.",
+    )
+
+
+def _has_wrong_shares(check: Check) -> bool:
+    allowed = LARGE_ROUNDING if check["low_precision"] else LARGE_SHARE_ERROR
+    return (check.get("share_error") or 0.0) > allowed
 
 
 def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:

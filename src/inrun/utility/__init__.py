@@ -16,7 +16,7 @@ from inrun.utility._passes import (
 )
 from inrun.utility._rows import differing_row, row_count, take_rows, tensors_of
 from inrun.utility._twice import differentiable_twice
-from inrun.utility._undisturbed import displaced, undisturbed
+from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._utility import NEXT, LossFunction, Utility
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "loss_kinds",
     "loss_of",
     "losses_of",
+    "restored",
     "row_count",
     "take_rows",
     "tensors_of",

@@ -24,12 +24,9 @@ from inrun.shards import is_sharded, own_part, sharded_afterwards
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients on, everything as before on leaving."""
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(restored(model))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_hooks_silent(model))
         stack.enter_context(_checkpoints_without_reentry())
         stack.enter_context(sharded_afterwards(model))
         try:
@@ -38,6 +35,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Random state and buffers as before on leaving; hooks on parameters are silent inside."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), _hooks_silent(model):
+        try:
+            yield
+        finally:
             with torch.no_grad():
                 for buffer, before in buffers:
                     _restore(buffer, before)

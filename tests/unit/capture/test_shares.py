@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from inrun.capture import Hold, Offload, Stream, self_test
-from inrun.utility import Utility, take_rows
+from inrun.owners import ownership
+from inrun.utility import Utility
 from tests.oracles import shares as oracle
 from tests.oracles.cases import CASES, LANGUAGE_MODELS
+from tests.oracles.owner_cases import OWNED, REENTRANT
 
-ALL = CASES + LANGUAGE_MODELS
+ALL = CASES + LANGUAGE_MODELS + OWNED
 SAMPLES = [1, 2, 4, 5]
 
 
@@ -24,8 +26,18 @@ def captured(case, model, inputs, kind=Hold, test=True):
     return capture
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+def close(found, expected, tolerance=1e-9):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance / 100)
+
+
+def owned(case, samples, inputs):
+    return ownership(samples, **case.owned(samples, inputs))
+
+
+def true_shares(case, model, inputs, samples):
+    return oracle.shares(
+        model, lambda m, rows: case.loss(m, case.alone(inputs, rows[0])), samples, trained(model)
+    )
 
 
 @pytest.mark.parametrize("samples", SAMPLES)
@@ -33,13 +45,11 @@ def close(found, expected):
 def test_shares_are_each_samples_own_gradient(case, samples):
     model, inputs = case.model(), case.inputs(samples)
     capture = captured(case, model, inputs)
-    with capture.block(samples) as block:
-        case.terms(model, inputs).sum().backward()
+    with capture.block(owned(case, samples, inputs)) as block:
+        case.loss(model, inputs).backward()
     capture.end_block()
     assert capture.conclude() == [False]
-    expected = oracle.shares(
-        model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
-    )
+    expected = true_shares(case, model, inputs, samples)
     torch.manual_seed(0)
     for name, p in trained(model).items():
         factors = block.factors.get(name, [])
@@ -68,13 +78,11 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
     Q = {name: torch.randn(K, *p.shape, dtype=p.dtype) for name, p in trained(model).items()}
     capture = captured(case, model, inputs, Stream)
     capture.contract = lambda name, factors: [factor.contract(Q[name]) for factor in factors]
-    with capture.block(samples) as block:
-        case.terms(model, inputs).sum().backward()
+    with capture.block(owned(case, samples, inputs)) as block:
+        case.loss(model, inputs).backward()
     capture.end_block()
     capture.conclude()
-    expected = oracle.shares(
-        model, lambda m, rows: case.terms(m, take_rows(inputs, rows)), samples, trained(model)
-    )
+    expected = true_shares(case, model, inputs, samples)
     close(
         block.values_BK,
         sum(expected[n].reshape(samples, -1) @ Q[n].reshape(K, -1).T for n in Q),
@@ -87,19 +95,14 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
     samples = 4
     model, inputs = case.model(), case.inputs(samples)
     capture = captured(case, model, inputs, Offload)
-    with capture.block(samples) as block:
-        case.terms(model, inputs).sum().backward()
+    with capture.block(owned(case, samples, inputs)) as block:
+        case.loss(model, inputs).backward()
     capture.end_block()
     capture.conclude()
     for x in inputs:
         x.zero_()  # what was moved is the run's own
     block.check_untouched()
-    expected = oracle.shares(
-        model,
-        lambda m, rows: case.terms(m, take_rows(case.inputs(samples), rows)),
-        samples,
-        trained(model),
-    )
+    expected = true_shares(case, model, case.inputs(samples), samples)
     for name, factors in block.factors.items():
         close(sum(factor.materialize(torch.float64) for factor in factors), expected[name])
 
@@ -108,9 +111,9 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
 def test_gradients_are_bitwise_those_without_capture(case):
     plain, watched, inputs = case.model(), case.model(), case.inputs(4)
     capture = captured(case, watched, inputs)
-    case.terms(plain, inputs).mean().backward()
-    with capture.block(4):
-        case.terms(watched, inputs).mean().backward()
+    case.loss(plain, inputs).backward()
+    with capture.block(owned(case, 4, inputs)):
+        case.loss(watched, inputs).backward()
     for p, q in zip(plain.parameters(), watched.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None)
         assert p.grad is None or torch.equal(p.grad, q.grad)
@@ -140,7 +143,7 @@ def test_every_operation_rule_is_met_by_a_case():
 def test_owners_in_language_models_are_followed_by_rules_alone(case):
     model, inputs = case.model(), case.inputs(4)
     capture = captured(case, model, inputs)
-    with capture.block(4):
-        case.terms(model, inputs).sum().backward()
+    with capture.block(owned(case, 4, inputs)):
+        case.loss(model, inputs).backward()
     assert set(capture.coverage.table()["owners"].to_pylist()) <= {"followed", ""}
     assert not capture.coverage.by_exchange

@@ -1,0 +1,203 @@
+"""A lone sample: has it alone the outputs and the gradient share that it has in its batch?
+
+The model's call of a training batch is made again in evaluation mode, with all samples under the
+capture and a random gradient at its outputs, and with the entries of one sample alone under plain
+autograd. Its outputs must be those at its slots, and its share of every parameter the lone call's
+gradient. Nothing that was followed is trusted but which slots of the outputs are whose, and that
+the outputs themselves tell.
+
+Where outputs differ and are those of another sample's slots, owners are wrong. Where they are no
+sample's, samples depend on each other inside the model, and what the capture owes is the gradient
+of the sample's outputs: parameters whose shares are not that either are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
+from inrun.capture._mode import CaptureMode
+from inrun.capture._opaque import opaque_calls
+from inrun.capture._probe import Probe
+from inrun.capture._tinted import tolerance_of_ratio
+from inrun.operations import RandomState
+
+Found = dict[str, Tensor]
+
+
+class LoneVerdict(NamedTuple):
+    """Parameters that agreed, those that did not and why, and what is to be told besides."""
+
+    right: frozenset[str]
+    wrong: Mapping[str, str]
+    note: str = ""
+
+
+def lone(
+    call: ModelCall, mode: CaptureMode, model: nn.Module, trained: Mapping[str, Tensor],
+    sample: int, hidden: AbstractContextManager[None],
+) -> LoneVerdict:  # fmt: skip
+    """Makes the call twice and compares.
+
+    Args:
+        call: kept in a training block.
+        mode: a new one, for the call with all samples.
+        model: the model.
+        trained: the parameters by name.
+        sample: that is to be alone.
+        hidden: in which calls leave no trace.
+
+    Raises:
+        CannotReplayError: there is nothing to compare.
+    """
+    call.check_untouched()
+    with hidden:
+        before = RandomState.now(model.parameters())
+        whole = _under(mode, call, model)
+        if not same_state(before, RandomState.now(model.parameters())):
+            raise CannotReplayError("the model draws random numbers in evaluation mode too")
+        maps = {path: mode.owners.of(t) for path, t in whole.items() if t.requires_grad}
+        codes = {path: m.codes for path, m in maps.items() if m is not None and m.owned}
+        outputs = {path: whole[path] for path in codes}
+        if not outputs:
+            raise CannotReplayError("the model's outputs are not slot by slot some sample's")
+        own = call.alone(model, sample)
+        return _Comparison(mode, trained, outputs, own, codes, sample).verdict()
+
+
+def _under(mode: CaptureMode, call: ModelCall, model: nn.Module) -> Found:
+    """The call with all samples, under the capture."""
+    mode.owners.entries.any = mode.owners.in_model = True
+    with opaque_calls(mode.opaque), mode:
+        return call.whole(model, mode.owners.give)
+
+
+class _Comparison:
+    def __init__(
+        self, mode: CaptureMode, trained: Mapping[str, Tensor], outputs: Found, own: Found,
+        codes: Mapping[str, Tensor], sample: int,
+    ):  # fmt: skip
+        self._mode, self._trained, self._codes, self._sample = mode, trained, codes, sample
+        self._outputs, self._own = outputs, own
+        self._dtype = min((t.dtype for t in (*outputs.values(), *trained.values())),
+                          key=lambda d: -torch.finfo(d).eps)  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        self._gradients = {
+            path: torch.randn(t.shape, generator=generator).to(t.device, t.dtype)
+            for path, t in outputs.items()
+        }
+        self._probes = {name: Probe(p, generator) for name, p in trained.items()}
+
+    def verdict(self) -> LoneVerdict:
+        shares = self._captured()
+        if self._same_outputs(self._sample):
+            wrong = self._differing(shares, self._of_lone())
+            why = "its share in the batch is not the gradient that the sample alone has"
+            return self._verdict(shares, wrong, why)
+        other = next((s for s in self._samples() if self._same_outputs(s)), None)
+        if other is not None:
+            why = (f"the outputs of the sample at place {self._sample} of the ids alone are those "
+                   f"that in the batch are taken for place {other}'s")  # fmt: skip
+            return self._verdict(shares, set(shares), why)
+        wrong = self._differing(shares, self._of_outputs())
+        why = "samples depend on each other inside the model, and its share is not one sample's"
+        known = self._mode.owners.interactions
+        note = "" if known else (
+            "A sample alone does not have the outputs that it has in its batch, in evaluation "
+            "mode: samples depend on each other inside the model, where following their owners "
+            "does not see it. A value is what passes through the sample's own slots, with the "
+            "others as they are."
+        )  # fmt: skip
+        return self._verdict(shares, set() if known else wrong, why, note)
+
+    def _verdict(
+        self, shares: Mapping[str, Tensor], wrong: set[str], why: str, note: str = ""
+    ) -> LoneVerdict:
+        told = dict.fromkeys(sorted(wrong), f"{why} (a lone sample)")
+        right = frozenset() if note else frozenset(set(shares) - wrong)
+        return LoneVerdict(right, told, note)
+
+    def _samples(self) -> Sequence[int]:
+        return sorted({s for codes in self._codes.values() for s in codes.unique().tolist()})
+
+    def _same_outputs(self, sample: int) -> bool:
+        """Whether the lone outputs are those at a sample's slots."""
+        same = [self._is_close(self._own[path], taken(t, self._codes[path], sample))
+                for path, t in self._outputs.items() if path in self._own]  # fmt: skip
+        if not same:
+            raise CannotReplayError("alone, a sample has outputs of another form")
+        return all(same)
+
+    def _is_close(self, own: Tensor, there: Any) -> bool:
+        if not isinstance(there, Tensor):
+            return False
+        if own.shape != there.shape:
+            raise CannotReplayError("alone, a sample has outputs of another shape")
+        size = torch.linalg.vector_norm(there.detach().double())
+        off = torch.linalg.vector_norm(own.detach().double() - there.detach().double())
+        return bool(off <= tolerance_of_ratio(self._dtype) * size)
+
+    def _captured(self) -> dict[str, Tensor]:
+        """The probe of the sample's share by parameter, as the capture has it."""
+        self._whole_gradient = self._gradient(self._outputs, self._gradients, retain=True)
+        skipped = self._mode.skipped
+        found: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for use in self._mode.uses:
+                for name, _, factor in use.factors() if use.reached else ():
+                    if name not in skipped:
+                        self._take_coarser(factor.held)
+                        product = self._probes[name].of_shares(factor)[self._sample]
+                        found[name] = found.get(name, product.new_zeros(())) + product
+        return found
+
+    def _take_coarser(self, tensors: Sequence[Tensor]) -> None:
+        """A layer may compute in less than its parameters' precision."""
+        kinds = [t.dtype for t in tensors if t.is_floating_point()]
+        self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
+
+    def _of_lone(self) -> Found:
+        gradients = {
+            path: taken(g, self._codes[path], self._sample) for path, g in self._gradients.items()
+        }
+        return self._gradient(self._own, gradients)
+
+    def _of_outputs(self) -> Found:
+        """The gradient of the sample's outputs in the batch, through all samples' slots."""
+        gradients = {
+            path: g * (self._codes[path] == self._sample).to(g.device)
+            for path, g in self._gradients.items()
+        }
+        self._mode.tinting = lambda *_: None
+        try:
+            return self._gradient(self._outputs, gradients)
+        finally:
+            self._mode.tinting = None
+
+    def _gradient(self, outputs: Found, gradients: Found, *, retain: bool = False) -> Found:
+        parameters = {name: p for name, p in self._trained.items() if p.requires_grad}
+        paths = [path for path in gradients if path in outputs and outputs[path].requires_grad]
+        found = torch.autograd.grad(
+            [outputs[path] for path in paths], list(parameters.values()),
+            [gradients[path] for path in paths], retain_graph=retain, allow_unused=True,
+        )  # fmt: skip
+        return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+    def _differing(self, shares: Mapping[str, Tensor], own: Found) -> set[str]:
+        """Parameters whose share is not the gradient, by more than rounding."""
+        norms = {name: float(torch.linalg.vector_norm(g.float())) for name, g in own.items()}
+        floor = 100 * torch.finfo(self._dtype).eps * max(norms.values(), default=0.0)
+        wrong = set()
+        for name, share in shares.items():
+            g = own.get(name)
+            product = 0.0 if g is None else float(self._probes[name].of_gradient(g))
+            size = norms.get(name, 0.0) + abs(float(share))
+            allowed = tolerance_of_ratio(self._dtype) * size + floor
+            if not abs(float(share) - product) <= allowed:
+                wrong.add(name)
+        return wrong

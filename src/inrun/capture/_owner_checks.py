@@ -1,0 +1,180 @@
+"""Owners checked on the training's own batches, and what became of it.
+
+Two checks, each blind where the other sees: tinted gradients (`_tinted`), in the first block and
+whenever the sequence of operations changes, in training mode and through the whole loss; and a lone
+sample (`_lone`), at a few random steps, which trusts nothing that was followed but runs in
+evaluation mode and through the model's call only. Where one disagrees the parameter is a gap from
+then on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrun.capture._calls import Calls, CannotReplayError
+from inrun.capture._coverage import Coverage
+from inrun.capture._inputs import Inputs
+from inrun.capture._lone import LoneVerdict, lone
+from inrun.capture._mode import CaptureMode
+from inrun.capture._processes import Processes
+from inrun.capture._replaying import replaying
+from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
+from inrun.capture._uses import Missed
+from inrun.owners import Ownership
+
+MOST_SEQUENCES = 5  # that are tinted in one run
+RARER = 1.5, 4.0  # times as late as the last lone sample comes the next, between these
+
+
+class OwnerChecks:
+    """Decides when blocks are checked, and keeps what was found.
+
+    Args:
+        model: whose blocks they are.
+        trained: its scored parameters by name.
+        coverage: that is told.
+        inputs: what is known of tensors that enter.
+        processes: that train together.
+        sharded: whether parameters are.
+    """
+
+    def __init__(
+        self, model: nn.Module, trained: Mapping[str, Tensor], coverage: Coverage,
+        inputs: Inputs, processes: Processes, *, sharded: bool,
+    ):  # fmt: skip
+        self.model, self._trained, self._coverage = model, dict(trained), coverage
+        self._inputs, self._rng = inputs, random.Random(0)
+        self._next_lone = 1
+        self.keeps_calls = False  # all of a block's, for an audit
+        self.notes: dict[str, None] = {}
+        self._alone, self._sharded = processes.size == 1, sharded
+        self._sequences: set[int] = set()
+        self._armed = True
+        self._borders: Borders | None = None
+        self.step = 1  # that is under way
+        self.refused: dict[str, str] = {}
+
+    def begin(self, mode: CaptureMode, owned: Ownership) -> Calls | None:
+        """A block begins: who is to keep its calls of the model, if anybody."""
+        self._borders = None
+        self._refuse(mode, self.refused)
+        if self._armed and not self._sharded:
+            self._borders = Borders()
+            mode.owners.sums = self._borders
+        elif self._sharded:
+            self._coverage.not_checked("both", "parameters are sharded")
+        if self._sharded or not (self._wants_lone or self.keeps_calls):
+            return None
+        return Calls(owned, self._inputs.axes, mode, first_only=not self.keeps_calls)
+
+    @property
+    def _wants_lone(self) -> bool:
+        return self.step >= self._next_lone
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Calls of the model that are made inside leave no trace."""
+        before, self._inputs.silent = self._inputs.silent, True
+        try:
+            with replaying(self.model):
+                yield
+        finally:
+            self._inputs.silent = before
+
+    def end(self, calls: Calls | None, new_mode: Callable[[], CaptureMode]) -> None:
+        """A block has ended; its call of the model is made again with one sample alone.
+
+        Args:
+            calls: of the model in it.
+            new_mode: makes a mode for the same samples.
+        """
+        if calls is None or not self._wants_lone:
+            return
+        low, high = RARER
+        self._next_lone = self.step + max(1, int(self.step * self._rng.uniform(low - 1, high - 1)))
+        try:
+            found = self._lone(calls, new_mode())
+        except CannotReplayError as reason:
+            self._coverage.not_checked("lone", str(reason))
+        except Exception as error:  # the model is the user's: it need not run in evaluation mode
+            why = f"the model cannot be called again ({_first_line(error)})"
+            self._coverage.not_checked("lone", why)
+        else:
+            self._note(found)
+
+    def _lone(self, calls: Calls, mode: CaptureMode) -> LoneVerdict:
+        if not calls.found:
+            raise CannotReplayError("the model was not called inside the block")
+        call = calls.found[0]
+        there = call.present()
+        if not there:
+            raise CannotReplayError("the model is called with nothing that is some samples'")
+        sample = self._rng.choice(there)
+        return lone(call, mode, self.model, self._trained, sample, self.hidden())
+
+    def _note(self, found: LoneVerdict) -> None:
+        self._coverage.checked(found.right, "lone", self.step)
+        new = {name: why for name, why in found.wrong.items() if name not in self.refused}
+        if found.note:
+            self.notes[found.note] = None
+            self._coverage.not_checked("lone", "a lone sample has other outputs than in its batch")
+        if new:
+            first = next(iter(new))
+            self.notes[
+                f"Whose the slots of {first} are ({len(new)} parameters in all) is not what it was "
+                f"taken for: {new[first]}. Its part of the values up to here is wrong, and from "
+                "now on it is a gap. See attribution.coverage(); rows= and slots= of "
+                "attribution.batch say whose the data is."
+            ] = None
+        self.refused |= new
+
+    def before_backward(self, mode: CaptureMode, starts: Sequence[Tensor], given: Any) -> None:
+        """The block's backward pass is about to run."""
+        if self._sharded or len(self._sequences) >= MOST_SEQUENCES:
+            return
+        sequence = hash(tuple(mode.names))
+        if sequence in self._sequences:
+            return
+        if self._borders is None:  # the next such block will be looked at
+            self._armed = self._alone
+            return
+        self._sequences.add(sequence)
+        self._armed = False
+        self._tint(mode, self._borders, _with_gradients(starts, given))
+
+    def _tint(self, mode: CaptureMode, borders: Borders, starts: Sequence[Start]) -> None:
+        parameters = list(self._trained.values())
+        try:
+            with torch._C.DisableTorchFunction():
+                found = tinted(mode, borders, starts, self.model, parameters, alone=self._alone)
+        except CannotTellError as reason:
+            self._coverage.not_checked("tinted", str(reason))
+            return
+        except Exception as error:  # a graph that cannot be passed twice: anybody's nodes are in it
+            why = f"a second backward pass failed ({_first_line(error)})"
+            self._coverage.not_checked("tinted", why)
+            return
+        self._coverage.checked(found.right, "tinted", self.step)
+        self.refused |= found.wrong
+        self._refuse(mode, found.wrong)
+
+    @staticmethod
+    def _refuse(mode: CaptureMode, wrong: Mapping[str, str]) -> None:
+        mode.missed += [Missed((name,), why, reached=True) for name, why in wrong.items()]
+
+
+def _with_gradients(starts: Sequence[Tensor], given: Any) -> list[Start]:
+    gradients = [given] if given is None or isinstance(given, Tensor) else list(given)
+    gradients += [None] * (len(starts) - len(gradients))
+    return list(zip(starts, gradients, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:160]
