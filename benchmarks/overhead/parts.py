@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inrun.attribution import _scorer, _validation
-from inrun.capture import Hold, _gradient_check, _mode
+from inrun.capture import Hold, _gradient_check, _measuring, _mode
 from inrun.directions.path import Path
 from inrun.factors import Outer, _contraction
 

@@ -157,6 +157,7 @@ def test_a_validation_loss_that_is_not_repeatable_is_named():
     assert "Validation loss that is not repeatable" in causes(audit)
 
 
+@pytest.mark.filterwarnings("ignore:Samples interact")
 def test_uncovered_layers_are_named_and_act_in_every_coalition():
     class Own(nn.Module):
         """A matrix that meets the mean of the batch, which is no sample's."""

@@ -68,7 +68,10 @@ def test_blocks_that_are_misused():
     with pytest.raises(MisuseError, match="cannot be nested"):
         with attribution.batch(range(12)), attribution.batch(range(12)):
             pass
-    with pytest.raises(MisuseError, match="No torch operation ran inside"), attribution.batch(range(12)):
+    with (
+        pytest.raises(MisuseError, match="No torch operation ran inside"),
+        attribution.batch(range(12)),
+    ):
         pass
     with pytest.raises(MisuseError, match=r"loss\.backward\(\) inside"):
         with attribution.batch(range(12)):

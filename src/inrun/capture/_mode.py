@@ -31,13 +31,16 @@ _GETTERS = {  # properties that are tensors
     getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag")
 }
 _QUIET = frozenset(  # that give no tensor, or none of the samples'
-    "size dim stride numel is_contiguous item tolist __len__ __bool__ __int__ __float__ __index__ "
-    "__hash__ is_floating_point untyped_storage storage_offset data_ptr element_size get_device "
-    "__repr__ __format__ register_hook nelement ndimension is_complex __contains__ _is_view "
-    "__array__ numpy is_same_size storage __reduce_ex__ retain_grad is_nonzero __dlpack__ "
-    "__dlpack_device__ register_post_accumulate_grad_hook is_pinned is_shared apply_ "
-    "_set_grad_enabled set_grad_enabled is_signed is_inference is_tensor dense_dim sparse_dim "
-    "result_type can_cast promote_types get_default_dtype manual_seed set_rng_state".split()
+    (
+        "size dim stride numel is_contiguous item tolist __len__ __bool__ __int__ __float__ "
+        "__index__ __hash__ is_floating_point untyped_storage storage_offset data_ptr "
+        "element_size get_device __repr__ __format__ register_hook nelement ndimension is_complex "
+        "__contains__ _is_view __array__ numpy is_same_size storage __reduce_ex__ retain_grad "
+        "is_nonzero __dlpack__ __dlpack_device__ register_post_accumulate_grad_hook is_pinned "
+        "is_shared apply_ _set_grad_enabled set_grad_enabled is_signed is_inference is_tensor "
+        "dense_dim sparse_dim result_type can_cast promote_types get_default_dtype manual_seed "
+        "set_rng_state"
+    ).split()
 )
 
 _HOOKS = ("register_hook", "retain_grad")
@@ -78,6 +81,7 @@ class CaptureMode(TorchFunctionMode):
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
         self._depth = 0  # of backward passes within each other
+        self._handed: set[int] = set()  # ids of what the vmap under way was called with
 
     @property
     def operations(self) -> int:
@@ -126,8 +130,14 @@ class CaptureMode(TorchFunctionMode):
             return function(*args, **kwargs)
         function.__name__ = name
         tensors = outputs_of([list(args), list(kwargs.values())])
-        with torch._C.DisableTorchFunction():  # or all that an exchange computes would be followed
+        if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
+            with unseen():
+                return self._operation(function, name, args, kwargs, tensors)
+        before, self._handed = self._handed, {id(t) for t in tensors}
+        try:
             return self._operation(function, name, args, kwargs, tensors)
+        finally:
+            self._handed = before
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
@@ -142,6 +152,7 @@ class CaptureMode(TorchFunctionMode):
             self._learn_gathered(self._gathered, tensors)
         consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
         if torch._C._functorch.peek_interpreter_stack() is not None:
+            consumed = {key: s for key, s in consumed.items() if key not in self._handed}
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)

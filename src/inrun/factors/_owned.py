@@ -75,13 +75,13 @@ class Owned(Factor):
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`: a sample at a time, so that no slot's share is ever built."""
-        shares = [self._of(b).total(dtype) for b in range(self._samples)]
         device = self._owner_P.device
-        none = torch.zeros(0, *self.shape, dtype=dtype, device=device)
-        return torch.stack(shares) if shares else none
-
-    def _of(self, sample: int) -> Factor:
-        return self._slots.select((self._owner_P == sample).nonzero().flatten())
+        shares = torch.zeros(self._samples, *self.shape, dtype=dtype, device=device)
+        for b in range(self._samples):
+            slots = (self._owner_P == b).nonzero().flatten()
+            if len(slots):
+                shares[b] = self._slots.select(slots).total(dtype)
+        return shares
 
     def select(self, samples: Tensor) -> Owned:
         """See `Factor.select`."""

@@ -11,7 +11,6 @@ word on operations without a rule, and the oracle of those that have one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ def exchanged(op: Op) -> Found | None:
             chosen = (select(number) & (codes != NONE)).to(t.device)
             return torch.where(chosen, noise[id(t)], t.detach())
 
-        with repeated(state), torch.no_grad():
+        with torch._C.DisableTorchFunction(), repeated(state), torch.no_grad():
             args, kwargs = replace(list(op.args), swap), replace(dict(op.kwargs), swap)
             return outputs_of(op.function(*args, **kwargs))
 
@@ -79,7 +78,7 @@ def _repeatable(op: Op) -> bool:
 
 
 def _moving(op: Op) -> list[tuple[Tensor, Map]]:
-    """The samples' data whose numbers can be exchanged: what carries gradients, if anything does."""
+    """The samples' data that can be exchanged: what carries gradients, if anything does."""
     data = [
         (t, m)
         for t, m in zip(op.tensors, op.maps, strict=True)
@@ -120,7 +119,7 @@ def _told(
 
 
 def _differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - two NaN are alike here
+    return (a != b) & ~((a != a) & (b != b))  # two NaN are alike
 
 
 def _by_row(owner: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def _dim(op: Op, default: Any) -> Any:
             return op.kwargs[name]
     at = _DIM_AT.get(stem(op.name), 1)
     given = op.args[at] if len(op.args) > at else default
-    if isinstance(given, (bool, Tensor)) or isinstance(given, torch.dtype):
+    if isinstance(given, (bool, Tensor, torch.dtype)):
         return default
     return default if given is None else given
 
@@ -141,9 +141,9 @@ def _dropped(c: Map, axes: Sequence[int]) -> Map:
 
 
 @rule("max min median mode kthvalue argmax argmin", refined=True)
-def chosen(op: Op) -> Found:
+def chosen(op: Op) -> Found | None:
     """One entry of those along an axis: its owner is that entry's."""
-    if len(op.args) > 1 and isinstance(op.args[1], Tensor) or "other" in op.kwargs:
+    if (len(op.args) > 1 and isinstance(op.args[1], Tensor)) or "other" in op.kwargs:
         return several(op)
     m, x = op.first, op.args[0]
     axis = _dim(op, None)
