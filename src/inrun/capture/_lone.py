@@ -151,9 +151,15 @@ class _Comparison:
             for use in self._mode.uses:
                 for name, _, factor in use.factors() if use.reached else ():
                     if name not in skipped:
+                        self._take_coarser(factor.held)
                         product = self._probes[name].of_shares(factor)[self._sample]
                         found[name] = found.get(name, product.new_zeros(())) + product
         return found
+
+    def _take_coarser(self, tensors: Sequence[Tensor]) -> None:
+        """A layer may compute in less than its parameters' precision."""
+        kinds = [t.dtype for t in tensors if t.is_floating_point()]
+        self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
 
     def _of_lone(self) -> Found:
         gradients = {
