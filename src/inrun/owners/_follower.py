@@ -24,10 +24,67 @@ from inrun.owners._table import Table
 _MISSING = object()
 _RAW = object()  # data without an axis of the batch: what is cut out of it may have one
 _KEEPS_RAW = frozenset(
-    ["__getitem__", "index_select", "to", "float", "double", "half", "bfloat16", "long", "int", "contiguous", "view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "narrow", "select", "chunk", "split", "unbind", "stack", "cat", "concat", "tensor", "as_tensor", "asarray", "pad", "clone", "detach", "cuda", "cpu", "flatten", "unflatten", "div", "mul", "sub", "add", "__truediv__", "__mul__", "__sub__", "__add__", "__rsub__", "__radd__", "__rmul__", "type"]
+    [
+        "__getitem__",
+        "index_select",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "long",
+        "int",
+        "contiguous",
+        "view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "transpose",
+        "permute",
+        "narrow",
+        "select",
+        "chunk",
+        "split",
+        "unbind",
+        "stack",
+        "cat",
+        "concat",
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "pad",
+        "clone",
+        "detach",
+        "cuda",
+        "cpu",
+        "flatten",
+        "unflatten",
+        "div",
+        "mul",
+        "sub",
+        "add",
+        "__truediv__",
+        "__mul__",
+        "__sub__",
+        "__add__",
+        "__rsub__",
+        "__radd__",
+        "__rmul__",
+        "type",
+    ]
 )
 _MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
-    ["tensor", "as_tensor", "asarray", "scalar_tensor", "rand", "randn", "randint", "normal", "bernoulli"]
+    [
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "scalar_tensor",
+        "rand",
+        "randn",
+        "randint",
+        "normal",
+        "bernoulli",
+    ]
 )
 _COLLATES = frozenset(["stack", "cat", "concat", "pad_sequence", "__setitem__", "copy_"])
 

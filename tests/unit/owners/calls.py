@@ -43,7 +43,23 @@ def found(name):
 # ---- entries in their places
 
 _POSITIVE = frozenset(
-    ["log", "log2", "log10", "log1p", "sqrt", "rsqrt", "lgamma", "digamma", "acosh", "arccosh", "logit", "erfinv", "special_log_ndtr", "mvlgamma", "polygamma"]
+    [
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "lgamma",
+        "digamma",
+        "acosh",
+        "arccosh",
+        "logit",
+        "erfinv",
+        "special_log_ndtr",
+        "mvlgamma",
+        "polygamma",
+    ]
 )
 _MORE = {  # arguments beside the tensor
     "clamp_min": (-0.5,), "clamp_max": (0.5,), "threshold": (0.1, 0.0), "mvlgamma": (2,),
@@ -101,7 +117,23 @@ def in_place(d, name):
 
 
 _WITH_WHOLE = frozenset(
-    ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm", "__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__lshift__", "__rshift__"]
+    [
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "bitwise_left_shift",
+        "bitwise_right_shift",
+        "gcd",
+        "lcm",
+        "__and__",
+        "__or__",
+        "__xor__",
+        "__rand__",
+        "__ror__",
+        "__rxor__",
+        "__lshift__",
+        "__rshift__",
+    ]
 )
 
 
@@ -335,6 +367,8 @@ def reduced(d, name):
     ):
         axes = tuple(range(max(1, x.tensor.ndim - 1)))
         return lambda t: function(t, dim=axes, keepdim=keep), [x]
+    if name == "count_nonzero":
+        return lambda t: function(t > 0, dim=axis), [x]
     return lambda t: function(t, dim=axis, keepdim=keep), [x]
 
 

@@ -21,7 +21,44 @@ NOWHERE = 99  # the axis of the batch in tensors that the data does not name: we
 # what picks entries or is flat nearly everywhere: whose slots are is told as gradients would pass,
 # so changes are small
 LOCAL = frozenset(
-    ["max", "min", "amax", "amin", "median", "nanmedian", "mode", "kthvalue", "sort", "topk", "msort", "aminmax", "quantile", "nanquantile", "fmod", "remainder", "floor_divide", "nextafter", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__", "cummax", "cummin", "clamp", "clip", "clamp_min", "ldexp", "rnn_relu", "heaviside", "maximum", "minimum", "fmax", "fmin", "max_unpool2d", "fractional_max_pool2d"]
+    [
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "median",
+        "nanmedian",
+        "mode",
+        "kthvalue",
+        "sort",
+        "topk",
+        "msort",
+        "aminmax",
+        "quantile",
+        "nanquantile",
+        "fmod",
+        "remainder",
+        "floor_divide",
+        "nextafter",
+        "__floordiv__",
+        "__rfloordiv__",
+        "__mod__",
+        "__rmod__",
+        "cummax",
+        "cummin",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "ldexp",
+        "rnn_relu",
+        "heaviside",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "max_unpool2d",
+        "fractional_max_pool2d",
+    ]
 )
 
 # where a slot may be given up though just now it depends on one sample alone
