@@ -1,4 +1,4 @@
-"""Whose the slots are, on inputs that were found to fail: values are those of autograd, by sample."""
+"""Whose slots are whose, on inputs that were found to fail: values are autograd's, by sample."""
 
 import copy
 import warnings
@@ -187,7 +187,7 @@ def test_samples_taken_for_the_channels_of_one_image_are_told():
             return self.h(torch.tanh(self.c(x[:, 0])))
 
     x, y = rows()
-    with pytest.raises(inrun.errors.MisuseError, match="c.*conv1d"):
+    with pytest.raises(inrun.errors.MisuseError, match=r"c.*conv1d"):
         values_and_truth(
             Channels(), (x[24:30], y[24:30]), loss_of, lambda m: CE(m(x[:B]), y[:B]),
             lambda m, i: CE(m(x[:B])[[i]], y[[i]]) / B,

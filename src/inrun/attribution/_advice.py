@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -56,6 +56,17 @@ class Advice:
             )
         for note in (*capture.inputs.notes, *capture.owner_checks.notes):
             self.once(note)
+
+    def of_cancelling(self, names: Collection[str]) -> None:
+        """Parameters whose shares cancel, under an optimizer that magnifies what is left."""
+        if names:
+            self.once(
+                f"The shares of {len(names)} parameters, {min(names)} first, cancel to a gradient "
+                "that is rounding beside them (a bias in front of BatchNorm), and the optimizer "
+                "magnifies it: single samples' values there mean nothing, although they add up. "
+                "Attach with capture='hold' and smoothing on (the defaults), or build the layer "
+                "with bias=False."
+            )
 
     def of_stale(self, refresh: int) -> None:
         """Steps that are judged by a validation gradient of steps before them."""

@@ -154,11 +154,25 @@ class Smoothing:
     def __init__(self, direction: Direction, steps: int):
         self._direction, self.steps = direction, steps
 
-    def direction_for(self, move: Move[Any, Any], work: float) -> Direction:
-        """The direction of one parameter; `work` is what smoothing the whole step costs."""
+    def direction_for(
+        self, move: Move[Any, Any], work: float, *, cancels: float | None = None
+    ) -> Direction:
+        """The direction of one parameter.
+
+        Args:
+            move: its move.
+            work: what smoothing the whole step costs.
+            cancels: what smoothing this parameter costs, where its shares cancel to a gradient that
+                is rounding beside them (a bias in front of BatchNorm): the update's slope there
+                says nothing of any single share.
+        """
+        if not self.steps or self._direction.name != "path":
+            return self._direction
         age = move.age()
-        young = age is not None and age < self.steps
-        if young and work <= SMOOTHED_WORK and self._direction.name == "path":
+        if age is None:  # the update is linear in the gradient, or nearly so
+            return self._direction
+        young = age < self.steps and work <= SMOOTHED_WORK
+        if young or (cancels is not None and cancels <= SMOOTHED_WORK):
             return ESTIMATORS["path-smoothed"]
         return self._direction
 

@@ -56,6 +56,7 @@ class Scorer:
         self._smoothing, self.contraction = Smoothing(direction, smoothed_steps), contraction
         self._forecast = Forecast()
         self._rule_check = RuleCheck()
+        self.untold: set[str] = set()  # whose shares cancel, and that are not smoothed
         self.validation = Validation(model, utility, self.processes)
         self._late: Taken | None = None
         self._steps_read = 0
@@ -168,9 +169,15 @@ class Scorer:
             held = self._held(capture, blocks)
             samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work(((p, move) for _, p, move in moving), samples)
+            cancelling = capture.check.cancelling
             for k, p, move in moving:
                 name = names[id(p)]
-                direction = self._smoothing.direction_for(move, work)
+                own = None
+                if name in cancelling:
+                    own = smoothing_work([(p, move)], samples)
+                direction = self._smoothing.direction_for(move, work, cancels=own)
+                if own is not None and direction.name == "path" and move.age() is not None:
+                    self.untold.add(name)
                 if self.payouts is not None:
                     self.payouts.remember(name, move, p)
                 plans[name] = plan_parameter(

@@ -233,6 +233,7 @@ class Steps:
             except Exception:
                 self.drop(moved=True, failed=True)
                 raise
+        self._advice.of_cancelling(self._scorer.untold)
         if self._scorer.validation.weights_edited:
             self._advice.of_edited_weights()
         self.auditing.before_step(self._scorer, self._pending.unowned)

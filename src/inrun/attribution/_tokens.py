@@ -223,7 +223,7 @@ def _by_sample(found_RT: np.ndarray, one: _Pass) -> Sequence[np.ndarray]:
         MisuseError: the terms are not as many as the places that were given.
     """
     if one.owners is None:
-        return found_RT
+        return list(found_RT)
     owners = one.owners
     if owners.ndim == 1 and len(owners) == len(found_RT) and found_RT.ndim == 2:
         owners = np.repeat(owners[:, None], found_RT.shape[1], 1)

@@ -28,6 +28,8 @@ from inrun.factors import Factor
 
 WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
+CANCELLED = 1e-4  # of the shares' sizes: where a gradient is what rounding left of their sum
+
 
 class GradientCheck:
     """The invariant over the blocks of one step."""
@@ -298,6 +300,14 @@ class GradientCheck:
     def norms(self) -> dict[str, float]:
         """Each gradient's norm when the last block ended."""
         return {name: mark.norm for name, mark in self._marks.items()}
+
+    @property
+    def cancelling(self) -> set[str]:
+        """Parameters whose shares cancel to a gradient that is next to nothing beside them."""
+        return {
+            name for name, mark in self._marks.items()
+            if name in self._before and mark.norm < CANCELLED * self._before[name].size
+        }  # fmt: skip
 
     @property
     def gaps(self) -> list[str]:

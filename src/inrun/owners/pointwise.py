@@ -117,7 +117,7 @@ def _scaled(op: Op, parts: list[tuple[Tensor, Map | None]], linear: bool) -> Map
 def choose(op: Op) -> Found:
     """One tensor's entries or another's: the mask is a number."""
     if len(op.args) == 1 and not op.kwargs:
-        return op.every(None)  # the places where it holds
+        return places(op)
     mask: Any = op.get(1, "mask") if stem(op.name) == "masked_fill" else op.args[0]
     if stem(op.name) == "where" and not (
         isinstance(op.args[0], Tensor) and op.args[0].dtype == torch.bool
@@ -165,8 +165,7 @@ def batch_norm(op: Op) -> Found:
 
 @rule(
     "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros "
-    "new_ones new_full new_empty new_tensor nonzero bincount histc multinomial searchsorted "
-    "bucketize "
+    "new_ones new_full new_empty new_tensor bincount histc "
     "is_floating_point arange zeros ones full empty rand randn randint randperm linspace eye "
     "tril_indices triu_indices combinations logspace"
 )
