@@ -111,7 +111,7 @@ def shifted(op: Op) -> Found:
 
 @rule(
     "sum mean nansum nanmean var std prod amax amin any all norm logsumexp "
-    "std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile nanquantile",
+    "count_nonzero std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile nanquantile",
     refined=True,
 )
 def reduced(op: Op) -> Found:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import NONE, Map, collapsed
+from inrun.owners._map import MIXED, NONE, Map, collapsed, uniform
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule
 from inrun.owners.moves import spread_owners
@@ -29,6 +29,9 @@ def images(op: Op) -> Found | None:
     m, x = op.first, op.args[0]
     if m is None or any(other is not None for other in op.maps if other is not m):
         return None if any(other is not None for other in op.maps) else op.every(None)
+    channels = op.name.startswith("conv") and x.ndim == op.args[1].ndim - 1  # one image, no batch
+    if channels and m.varying:
+        return None
     if m.ndim and set(m.varying) <= {0} and op.name != "conv_tbc":
         if op.out.ndim == m.ndim:
             return op.every(m)
@@ -67,10 +70,20 @@ def recurrent(op: Op) -> Found | None:
         state = m.derived(sequences.reshape(1, -1, 1))
         return [m, *[state] * (len(op.outs) - 1)]
     axis = 0 if op.args[-1] else 1
+    if any(
+        other is not None and other.varying == (1,) and not _alike(other, m)
+        for t, other in zip(op.tensors[1:], op.maps[1:], strict=True) if t.requires_grad
+    ):  # the state of another sample's
+        return [uniform(MIXED, out.ndim, op.name) for out in op.outs]
     if m.ndim == 3 and set(m.varying) <= {axis}:
         state = m.remembered("state", lambda: m.derived(m.codes.reshape(1, -1, 1)))
         return [m, *[state] * (len(op.outs) - 1)]
     return op.every(m) if m.ndim == 2 and not m.varying else None
+
+
+def _alike(state: Map, rows: Map) -> bool:
+    a, b = torch.broadcast_tensors(state.codes.reshape(-1), rows.codes.reshape(-1))
+    return torch.equal(a, b)
 
 
 @rule("scaled_dot_product_attention", refined=True)
@@ -179,6 +192,9 @@ def embedding_bag(op: Op) -> Found | None:
     index, offsets = op.get(0, "input"), op.get(2, "offsets")
     m: Any = op.map_of(index)
     rest: Found = [None] * (len(op.outs) - 1)
+    bag = None if offsets is None else op.map_of(offsets)
+    if bag is not None and (m is None or m.how != "given"):  # where each sample's bag begins
+        return [bag.derived(bag.codes[: op.out.shape[0]].unsqueeze(1)), *rest]
     if m is None:
         return op.every(None)
     if index.ndim == 2:

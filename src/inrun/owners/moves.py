@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def _moved(op: Op, m: Map, x: Tensor) -> list[Map]:
         codes = torch.empty_like(x, dtype=torch.int32, device="cpu").copy_(codes)
     moved = op.function(codes, *host(op.args[1:]), **_host_named(op.kwargs))
     several = [moved] if isinstance(moved, Tensor) else list(moved)
-    return [m.derived(compressed(codes)) for codes in several]
+    return [m.derived(squeezed(compressed(codes))) for codes in several]
 
 
 def host(values: Sequence[Any]) -> list[Any]:
@@ -103,13 +104,13 @@ def get_item(op: Op) -> Found | None:
     x, index = op.args
     m = op.first
     parts = index if isinstance(index, tuple) else (index,)
-    by_data = any(isinstance(p, (Tensor, list)) for p in parts)
+    by_data = not all(_plain(p) for p in parts)
     if m is None:
         return _table(op, x, parts) if by_data else op.every(None)
     if not by_data:
         key = ("get", x.shape, str(parts))
         return [m.remembered(key, lambda: m.derived(compressed(m.codes.expand(x.shape)[index])))]
-    parts = tuple(host(parts))
+    parts = tuple(_as_tensor(p) for p in host(parts))
     used = sum(_axes_of(p) for p in parts)
     if any(p is Ellipsis for p in parts):
         codes = m.codes.expand(x.shape)
@@ -118,13 +119,25 @@ def get_item(op: Op) -> Found | None:
     return [m.derived(squeezed(compressed(codes[parts])))]
 
 
+def _plain(part: Any) -> bool:
+    """Whether a part of an index says all by its text, so that it can be remembered by it."""
+    if isinstance(part, slice):
+        return all(_plain(p) for p in (part.start, part.stop, part.step))
+    return part is None or part is Ellipsis or isinstance(part, (int, np.integer))
+
+
+def _as_tensor(part: Any) -> Any:
+    """An array, or a sequence of numbers, as the tensor that it is taken for."""
+    return part if _plain(part) or isinstance(part, (slice, Tensor)) else torch.as_tensor(part)
+
+
 def _axes_of(part: Any) -> int:
     """How many axes of the tensor a part of an index takes."""
     if part is None:
         return 0
     if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
         return part.ndim
-    return 0 if part is Ellipsis or isinstance(part, bool) else 1
+    return 0 if part is Ellipsis or isinstance(part, (bool, np.bool_)) else 1
 
 
 def _table(op: Op, x: Tensor, parts: tuple[Any, ...]) -> Found | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, SUM, Map, squeezed
+from inrun.owners._map import MIXED, NONE, SUM, Map, collapsed, squeezed
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule, stem
 
@@ -115,7 +115,7 @@ def _scaled(op: Op, parts: list[tuple[Tensor, Map | None]], linear: bool) -> Map
 def choose(op: Op) -> Found:
     """One tensor's entries or another's: the mask is a number."""
     if len(op.args) == 1 and not op.kwargs:
-        return op.every(None)  # the places where it holds
+        return places(op)
     mask: Any = op.args[1 if stem(op.name) == "masked_fill" else 0]
     if stem(op.name) == "where" and not (
         isinstance(op.args[0], Tensor) and op.args[0].dtype == torch.bool
@@ -163,10 +163,40 @@ def batch_norm(op: Op) -> Found:
 
 @rule(
     "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros new_ones "
-    "new_full new_empty new_tensor nonzero bincount histc multinomial searchsorted bucketize "
+    "new_full new_empty new_tensor bincount histc "
     "is_floating_point arange zeros ones full empty rand randn randint randperm linspace eye "
-    "argwhere tril_indices triu_indices combinations logspace count_nonzero"
+    "tril_indices triu_indices combinations logspace"
 )
 def created(op: Op) -> Found:
     """New tensors, and places: the same for all."""
     return op.every(None)
+
+
+@rule("nonzero argwhere")
+def places(op: Op) -> Found:
+    """Places of entries that are not zero: each is its entry's sample's."""
+    m, x, out = op.first, op.args[0], op.out
+    if m is None:
+        return op.every(None)
+    listed = out.ndim == 2 and len(op.outs) == 1  # (n, axes); else a tensor for each axis
+    at = out.unbind(1) if listed else op.outs
+    codes = squeezed(m.codes.expand(x.shape)[tuple(i.detach().cpu() for i in at)])
+    return op.every(m.derived(codes.unsqueeze(1) if listed else codes))
+
+
+@rule("bucketize searchsorted")
+def bucket(op: Op) -> Found:
+    """Each number by itself among boundaries."""
+    first = op.name == "bucketize"
+    values = op.get(0 if first else 1, "input")
+    bounds = op.get(1, "boundaries") if first else op.get(0, "sorted_sequence")
+    by = op.map_of(bounds) if isinstance(bounds, Tensor) else None
+    by = None if by is None else collapsed(by, (-1,), linear=False, why=op.name)
+    return op.every(op.join([(values, op.map_of(values)), (bounds, by)]))
+
+
+@rule("multinomial")
+def drawn(op: Op) -> Found:
+    """Numbers drawn by each row's weights."""
+    m = op.first
+    return [None if m is None else collapsed(m, (-1,), linear=False, why=op.name)]

@@ -335,6 +335,8 @@ def reduced(d, name):
     ):
         axes = tuple(range(max(1, x.tensor.ndim - 1)))
         return lambda t: function(t, dim=axes, keepdim=keep), [x]
+    if name == "count_nonzero":
+        return lambda t: function(t > 0, dim=axis), [x]
     return lambda t: function(t, dim=axis, keepdim=keep), [x]
 
 

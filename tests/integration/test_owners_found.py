@@ -1,0 +1,213 @@
+"""Whose slots are, on inputs that were found to fail: values are those of autograd, by sample."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import inrun
+
+B, T = 6, 6  # as long as each other and as the features, so that no shape gives the batch away
+CE = F.cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def values_and_truth(model, validation, loss, batch_loss, own_loss, ids=range(B), **said):
+    """Values of one step of plain SGD, and lr * <validation gradient, gradient of the own loss>."""
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss, validation), estimator="sgd", contraction="dense",
+        progress=False,
+    )  # fmt: skip
+    with attribution.batch(ids, **said):
+        batch_loss(model).backward()
+    optimizer.step()
+    table = attribution.values()
+    found = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
+    attribution.detach()
+    weights = list(twin.parameters())
+    wanted = torch.autograd.grad(loss(twin.eval(), validation), weights, allow_unused=True)
+    twin.train()
+    truth = []
+    for i in range(len(ids)):
+        own = torch.autograd.grad(own_loss(twin, i), weights, allow_unused=True)
+        pairs = [
+            (p, q) for p, q in zip(wanted, own, strict=True) if p is not None and q is not None
+        ]
+        truth.append(0.01 * sum(float((p * q).sum()) for p, q in pairs))
+    return [found[i] for i in ids], truth
+
+
+def loss_of(model, batch):
+    return CE(model(*batch[:-1]), batch[-1])
+
+
+def check(model, *data, **said):
+    """A model of rows: every tensor has the batch in front; the first B rows are trained on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            model, tuple(t[20:] for t in data), loss_of,
+            lambda m: loss_of(m, [t[:B] for t in data]),
+            lambda m, i: loss_of(m, [t[[i]] for t in data]) / B, **said,
+        )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def rows():
+    return torch.randn(60, T, 6), torch.randint(3, (60,))
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
+
+
+class ByTable(nn.Module):
+    def __init__(self, index):
+        super().__init__()
+        self.index, self.e, self.h = index, nn.Embedding(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.h(torch.tanh(self.e(self.index(x))))
+
+
+BOUNDARIES = [-1.0, -0.3, 0.3, 1.0]
+
+
+@pytest.mark.parametrize("index", [
+    lambda x: torch.bucketize(x[:, 0, 0].contiguous(), torch.tensor(BOUNDARIES)),
+    lambda x: torch.searchsorted(torch.tensor(BOUNDARIES), x[:, 0, 0].contiguous()),
+    lambda x: torch.count_nonzero(x[:, 0] > 0, dim=1),
+], ids=["bucketize", "searchsorted", "count_nonzero"])  # fmt: skip
+def test_a_table_read_by_what_is_counted_of_a_sample_is_its_sample_s(index):
+    check(ByTable(index), *rows())
+
+
+class ByPlaces(Base):
+    def forward(self, x, mask):
+        places = mask.nonzero()
+        z = torch.tanh(self.a.weight[places[:, 1]])
+        return self.h(torch.zeros(len(x), 6).index_add(0, places[:, 0], z))
+
+
+def test_places_of_a_sample_s_entries_are_its_own():
+    x, y = rows()
+    mask = torch.rand(60, T) > 0.4
+    mask[:, 0] = True
+    mask[0, 1:] = False
+    check(ByPlaces(), x, mask, y)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("lengths", [[3, 1, 5, 0, 4, 4], [0, 1, 1, 2, 1, 1]])
+def test_bags_begin_where_their_samples_offsets_say(mode, lengths):
+    """Also with as many tokens as bags, whose entries are then no rows."""
+
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.h = nn.EmbeddingBag(12, 6, mode=mode), nn.Linear(6, 3)
+
+        def forward(self, tokens, offsets):
+            return self.h(torch.tanh(self.e(tokens, offsets)))
+
+    ends = torch.tensor(lengths).cumsum(0)
+    starts = ends - torch.tensor(lengths)
+    tokens, y = torch.randint(12, (int(ends[-1]),)), torch.randint(3, (B,))
+    validation = (torch.randint(12, (80,)), torch.arange(0, 80, 2), torch.randint(3, (40,)))
+    found, truth = values_and_truth(
+        Bags(), validation, loss_of, lambda m: CE(m(tokens, starts), y),
+        lambda m, i: CE(m(tokens[starts[i] : ends[i]], torch.tensor([0])), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+class ByArray(Base):
+    def forward(self, x):
+        mask = (x[..., 0] > 0).numpy()
+        out = torch.zeros(*x.shape[:2], 6)
+        out[mask] = torch.tanh(self.a(x[mask]))
+        return self.h(out.mean(1))
+
+
+def test_an_array_as_index_is_read_entry_by_entry():
+    """Its text leaves entries out where it has more than 1000, so that two masks have one text."""
+    model, lr = ByArray(), 0.01
+    x, y = torch.randn(60, 400, 6), torch.randint(3, (60,))
+    x[:, :3, 0], x[:, -3:, 0] = 1.0, 1.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss_of, (x[40:], y[40:])), estimator="sgd",
+        contraction="dense", progress=False,
+    )  # fmt: skip
+    for first in (0, B):
+        own = slice(first, first + B)
+        weights = list(model.parameters())
+        wanted = torch.autograd.grad(loss_of(model, (x[40:], y[40:])), weights)
+        truth = [
+            lr * sum(float((p * q).sum()) for p, q in zip(wanted, g, strict=True))
+            for g in (
+                torch.autograd.grad(loss_of(model, (x[[i]], y[[i]])) / B, weights)
+                for i in range(first, first + B)
+            )
+        ]
+        optimizer.zero_grad()
+        with attribution.batch(range(first, first + B)):
+            loss_of(model, (x[own], y[own])).backward()
+        optimizer.step()
+        table = attribution.values()
+        found = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
+        np.testing.assert_allclose([found[i] for i in range(first, first + B)], truth, rtol=1e-9)
+
+
+def test_samples_taken_for_the_channels_of_one_image_are_told():
+    """`conv1d` of two axes has no batch axis: its output channels read all samples."""
+
+    class Channels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.h = nn.Conv1d(B, B, 1), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.h(torch.tanh(self.c(x[:, 0])))
+
+    x, y = rows()
+    with pytest.raises(inrun.errors.MisuseError, match=r"c.*conv1d"):
+        values_and_truth(
+            Channels(), (x[24:30], y[24:30]), loss_of, lambda m: CE(m(x[:B]), y[:B]),
+            lambda m, i: CE(m(x[:B])[[i]], y[[i]]) / B,
+        )  # fmt: skip
+
+
+def test_a_state_of_another_sample_s_is_told():
+    class FromOther(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.r = nn.GRU(6, 6, batch_first=True)
+
+        def forward(self, x):
+            state = torch.tanh(self.i(x[:, 0]))[None].flip(1)
+            return self.h(self.r(x, state)[0][:, -1])
+
+    x, y = rows()
+    with pytest.warns(inrun.errors.InRunWarning, match="gru"):
+        values_and_truth(
+            FromOther(), (x[20:], y[20:]), loss_of, lambda m: CE(m(x[:B]), y[:B]),
+            lambda m, i: CE(m(x[:B])[[i]], y[[i]]) / B,
+        )  # fmt: skip
