@@ -106,7 +106,8 @@ def test_what_a_full_window_holds_is_said_beforehand(tmp_path, disk):
         if run.attribution.waiting["steps"] == WINDOW:
             held = run.attribution.waiting
             off = abs(held[kind[1]] - said[kind[0]])
-            assert off <= 1.05 * term + heads * WINDOW  # how much is clipped differs by step
+            # how much is clipped differs by step, and with it who has a factor for each element
+            assert off <= 1.05 * term + term / 4 + heads * WINDOW
             assert held["bytes"] <= 2 * term or not disk
             files = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
             assert held["disk_bytes"] == files

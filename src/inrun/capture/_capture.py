@@ -103,7 +103,7 @@ class Capture(ABC):
     def mode(self, owned: Ownership) -> CaptureMode:
         """A mode that sees these parameters' uses in a block of these samples."""
         constants = self._constants | self.inputs.constants
-        owners = Owners(self.inputs.entries(owned), constants)
+        owners = Owners(self.inputs.entries(owned), constants, self.inputs.constants)
         return CaptureMode(self._roots, constants, owners, self._gathered)
 
     @contextmanager

@@ -128,7 +128,11 @@ def in_present_columns(rows: pa.Table) -> pa.Table:
 
 def _finite(rows: pa.Table) -> pa.Table:
     """Entries that are not finite as 0, and the row's note says so; its residual is not known."""
-    entries = {name: rows[name].to_numpy() for name in (*ENTRIES, "paid_out")}
+    names = (*ENTRIES, "paid_out", "residual")
+    strange = [rows.schema.field(name).type != LEDGER.field(name).type for name in names]
+    if any(strange) or any(rows[name].null_count for name in names):
+        return rows  # for the reader to refuse
+    entries = {name: rows[name].to_numpy() for name in names[:-1]}
     bad = ~np.all([np.isfinite(entry) for entry in entries.values()], axis=0)
     if not bad.any():
         return rows

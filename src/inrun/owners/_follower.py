@@ -41,10 +41,13 @@ class Owners:
     Args:
         entries: of data that enters.
         constants: ids of tensors that are the same for all samples.
+        tables: ids of those that are no part of the model: outside of it, batches are cut out of
+            them, where training and validation data lie in one tensor.
     """
 
-    def __init__(self, entries: Entries, constants: Iterable[int]):
+    def __init__(self, entries: Entries, constants: Iterable[int], tables: Iterable[int] = ()):
         self.entries, self._constants = entries, set(constants)
+        self._tables = frozenset(tables)
         self.samples = entries.owned.samples
         self._table = Table()
         self._began = _sequence_number()
@@ -67,7 +70,7 @@ class Owners:
         if found is not _MISSING:
             return found
         if id(t) in self._constants or isinstance(t, torch.nn.Parameter):
-            return None
+            return _RAW if id(t) in self._tables and not self.in_model else None
         found = self._enter(t)
         self._table.put(t, found)
         return found
@@ -153,7 +156,7 @@ class Owners:
 
     def _end_without(self, op: Op) -> None:
         """Nothing in it was any sample's: neither is the result, unless it is cut out of data."""
-        raw = any(self._table.get(t, None) is _RAW for t in op.tensors)
+        raw = any(self._entry(t) is _RAW for t in op.tensors)
         data = (op.name in _KEEPS_RAW and raw) or (op.name in _MAKES_DATA and not self.in_model)
         for out in op.outs:
             if op.tensors and out is op.tensors[0]:

@@ -320,3 +320,9 @@ def spread_owners(
     high.scatter_reduce_(0, places[some], owners[some].to(torch.int32), "amax")
     codes = torch.where(low == large, NONE, torch.where(low == high, low, clash))
     return Map(codes.to(torch.int32), why)
+
+
+@rule("as_tensor asarray tensor")
+def made_of(op: Op) -> Found | None:
+    """A tensor as it is, or a copy; one that is put together of several is asked."""
+    return op.every(op.first) if op.args and isinstance(op.args[0], Tensor) else None
