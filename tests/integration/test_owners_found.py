@@ -350,3 +350,59 @@ def test_nothing_is_told_of_a_lone_sample_where_ids_do_not_divide_the_data():
             lambda m, i: CE(m(tokens[[i]], images[ends[i] - counts[i] : ends[i]]), y[[i]]) / B,
         )  # fmt: skip
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def _padded(items, order):
+    out = torch.zeros(B, T, 6)
+    for place in order:
+        out[place, : len(items[place])] = items[place]
+    return out
+
+
+@pytest.mark.parametrize("order", [range(B), [5, 3, 0, 1, 4, 2]])
+def test_a_batch_filled_sample_by_sample_has_them_in_their_places(order):
+    class Masked(Base):
+        def forward(self, x):
+            there = (x.abs().sum(-1, keepdim=True) > 0).double()
+            return self.h((torch.tanh(self.a(x)) * there).sum(1) / there.sum(1))
+
+    items, y = [torch.randn(n, 6) for n in LENGTHS], torch.randint(3, (B,))
+    found, truth = values_and_truth(
+        Masked(), (torch.randn(20, 3, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(_padded(items, order)), y), lambda m, i: CE(m(items[i][None]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_a_batch_filled_with_one_token_of_each_sample_has_them_in_their_places():
+    class Flat(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)))
+
+    samples, y = [torch.randn(B, 6) for _ in range(B)], torch.randint(3, (B,))
+
+    def filled():
+        out = torch.zeros(B, 6)
+        for place, sample in enumerate(samples):
+            out[place] = sample[(3 * place + 1) % B]
+        return out
+
+    found, truth = values_and_truth(
+        Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(filled()), y), lambda m, i: CE(m(filled()[[i]]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_columns_put_side_by_side_keep_their_rows_though_there_are_as_many_as_rows():
+    class Flat(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)))
+
+    columns, y = [torch.randn(B) for _ in range(B)], torch.randint(3, (B,))
+    found, truth = values_and_truth(
+        Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(torch.stack(columns, 1)), y),
+        lambda m, i: CE(m(torch.stack(columns, 1)[[i]]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)

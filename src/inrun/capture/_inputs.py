@@ -178,8 +178,6 @@ class Inputs:
                 for sample, item in enumerate(value):
                     for _, t in tensors_in("", item):
                         owners.give(t, owners.entries.whole(sample, t.ndim))
-                        if owners.by_entry is not None:
-                            owners.by_entry = [other for other in owners.by_entry if other is not t]
                         taken = True
         return taken
 

@@ -50,6 +50,7 @@ class Owners:
         self.in_model = False
         self._made: set[int] = set()  # ids of maps of batches that were made in the block
         self._cuts: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # data, and what it is cut of
+        self._filled: dict[int, tuple[weakref.ref[Tensor], dict[int, Any]]] = {}  # row by row
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
         self.interactions: dict[str, None] = {}
@@ -94,8 +95,10 @@ class Owners:
         return found
 
     def give(self, t: Tensor, m: Map | None) -> None:
-        """Says whose a tensor is."""
+        """Says whose a tensor is, whatever its shape said where it entered."""
         self._table.put(t, m)
+        if self.by_entry is not None:
+            self.by_entry = [other for other in self.by_entry if other is not t]
 
     def is_data(self, t: Tensor) -> bool:
         """Whether a tensor entered as data without an axis of the batch."""
@@ -182,9 +185,11 @@ class Owners:
                 return False
             if known and out is not written:
                 return self._table.get(out, None).ndim == out.ndim
-            if op.name == "__setitem__" and isinstance(op.args[1], int):
-                if self._moves(op.args[2:], [op.args[1]]):
-                    return False
+            index = op.args[1] if op.name == "__setitem__" else None
+            row = index[0] if isinstance(index, tuple) and index else index
+            if isinstance(row, int):
+                if self._fills_in_order(out, row % len(out), op.args[2], whole=row is index):
+                    return True
             elif known:
                 return False
         else:
@@ -204,6 +209,25 @@ class Owners:
         self._made.add(id(found))
         return True
 
+    def _fills_in_order(self, out: Tensor, place: int, value: Any, *, whole: bool) -> bool:
+        """Whether a tensor is filled with rows of one known batch, in another order than its own.
+
+        Then its rows so far get their owners. One row alone does not tell.
+        """
+        if id(out) not in self._filled or self._filled[id(out)][0]() is not out:
+            self._filled[id(out)] = weakref.ref(out), {}
+        rows = self._filled[id(out)][1]
+        rows[place] = value if whole else None
+        if len(rows) < 2 or not self._moves(list(rows.values()), list(rows)):
+            return False
+        codes = torch.full((len(out), *[1] * (out.ndim - 1)), NONE, dtype=torch.int32)
+        for at, row in rows.items():
+            m = self.of(row)
+            assert m is not None
+            codes[at] = m.low
+        self.give(out, Map(codes))
+        return True
+
     def _moves(self, parts: Sequence[Any], places: Iterable[int]) -> bool:
         """Whether rows of a batch that is known come to other places than theirs and their ids'."""
         ids = self.entries.owned.ids
@@ -215,7 +239,7 @@ class Owners:
             cut = self._cuts.get(id(part))
             m = self.of(part) if cut is not None and cut[0]() is part else None
             if cut is None or m is None or not m.owned or m.varying:
-                continue
+                return False
             batches.add(cut[1])
             named = ids is not None and -len(ids) <= place < len(ids) and ids[place] == m.low
             moves = moves or (m.low != place and not named)
@@ -319,7 +343,7 @@ def _made_along(op: Op) -> int | None:
     """The axis along which a batch was put together of its samples, one at each place."""
     if op.name == "pad_sequence":
         return 0 if op.get(1, "batch_first", False) else 1
-    if op.name == "stack":
+    if op.name == "stack" and all(m is None for m in op.maps):  # else parts may be columns
         return int(op.get(1, "dim", 0)) % op.outs[0].ndim
     return None
 
