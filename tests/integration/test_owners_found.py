@@ -406,3 +406,35 @@ def test_columns_put_side_by_side_keep_their_rows_though_there_are_as_many_as_ro
         lambda m, i: CE(m(torch.stack(columns, 1)[[i]]), y[[i]]) / B,
     )  # fmt: skip
     np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("closed", [-torch.inf, torch.finfo(torch.float64).min, -1e9, -1e4])
+def test_packed_texts_apart_by_any_mask_do_not_interact(closed):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x, mask):
+            q = self.q(x)
+            return self.h(F.scaled_dot_product_attention(q, q, q, attn_mask=mask))
+
+    def loss(m, batch):
+        return CE(m(*batch[:2]).flatten(0, 1), batch[2].flatten())
+
+    slots = torch.tensor([[0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5]])
+    x, y = torch.randn(1, 12, 6), torch.randint(3, (1, 12))
+    mask = torch.where(slots[0][:, None] == slots[0][None], 0.0, closed)[None]
+    validation = torch.randn(5, 12, 6), torch.zeros(5, 12, 12), torch.randint(3, (5, 12))
+
+    def own(m, i):
+        at = slots[0] == i
+        logits = m(x[:, at], None).flatten(0, 1)
+        return CE(logits, y[:, at].flatten(), reduction="sum") / 12
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            Attention(), validation, loss, lambda m: loss(m, (x, mask, y)), own, slots=slots
+        )
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)

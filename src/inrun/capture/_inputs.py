@@ -172,8 +172,8 @@ class Inputs:
             return False
         for place, value in (*((str(i), v) for i, v in enumerate(args)), *kwargs.items()):
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
-                within = [self._called_with.get(path, (0, ()))[1] for path, _ in tensors_in(place, value)]
-                if any(within):
+                paths = [path for path, _ in tensors_in(place, value)]
+                if any(self._called_with.get(path, (0, ()))[1] for path in paths):
                     continue
                 for sample, item in enumerate(value):
                     for _, t in tensors_in("", item):

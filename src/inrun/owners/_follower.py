@@ -184,7 +184,7 @@ class Owners:
             if known and not self._is_entry(out):
                 return False
             if known and out is not written:
-                return self._table.get(out, None).ndim == out.ndim
+                return bool(self._table.get(out, None).ndim == out.ndim)
             index = op.args[1] if op.name == "__setitem__" else None
             row = index[0] if isinstance(index, tuple) and index else index
             if isinstance(row, int):
@@ -237,8 +237,10 @@ class Owners:
         moves = False
         for part, place in zip(parts, places, strict=True):
             cut = self._cuts.get(id(part))
-            m = self.of(part) if cut is not None and cut[0]() is part else None
-            if cut is None or m is None or not m.owned or m.varying:
+            if cut is None or cut[0]() is not part or not isinstance(part, Tensor):
+                return False
+            m = self.of(part)
+            if m is None or not m.owned or m.varying:
                 return False
             batches.add(cut[1])
             named = ids is not None and -len(ids) <= place < len(ids) and ids[place] == m.low
