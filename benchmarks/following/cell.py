@@ -63,7 +63,7 @@ def measure(size: str) -> dict[str, Any]:
             "now": Side(size, "scored", here),
         }
         try:
-            return _in_turns({name: side for name, side in sides.items()})
+            return _in_turns(sides)
         finally:
             for side in sides.values():
                 side.end()

@@ -447,6 +447,70 @@ def recomputed(reentrant):
     return run
 
 
+def columns(m, x):
+    """Samples in the last axis."""
+    hidden = torch.tanh(m.w @ x.transpose(0, 2).flatten(1))
+    return (m.v @ hidden).view(4, x.shape[1], len(x)).permute(2, 1, 0)
+
+
+def columns_in_another_order(m, x, n):
+    order = n.argsort()
+    hidden = torch.einsum("oi,bi->ob", m.w, x[order].sum(1))
+    return (m.v @ torch.tanh(hidden))[:, order.argsort()].T
+
+
+def assigned_by_mask(m, x, n):
+    keep = torch.arange(x.shape[1]) < n[:, None]
+    out = torch.zeros_like(x)
+    out[keep] = torch.tanh(m.a(x[keep]))
+    out[~keep] = m.b(x[~keep])
+    return m.b(out)
+
+
+def added_up_in_place(m, x, n):
+    loss = torch.zeros((), dtype=x.dtype)
+    for row, k in zip(x, n, strict=True):
+        loss += m.b(torch.tanh(m.a(row[:k]))).sin().sum()
+    return loss
+
+
+def masked_pooling(m, x, n):
+    keep = (torch.arange(x.shape[1]) < n[:, None])[..., None].to(x.dtype)
+    hidden = torch.tanh(m.a(x)) * keep
+    return m.b(hidden.sum(1) / keep.sum(1) + hidden.amax(1))
+
+
+def called_by_names(m, x):
+    """Every first argument by its name."""
+    hidden = torch.tanh(input=F.linear(input=x, weight=m.a.weight, bias=m.a.bias))
+    hidden = torch.cat(tensors=[hidden, torch.flip(input=hidden, dims=(1,))], dim=1)
+    hidden = torch.mean(input=F.softmax(input=hidden, dim=-1), dim=1)
+    return F.linear(input=torch.sort(input=hidden, dim=1)[0], weight=m.b.weight)
+
+
+def patches(m, x):
+    """Windows of a picture, one row each, folded again."""
+    windows = F.unfold(x, 2, stride=2).transpose(1, 2)
+    hidden = m.b(torch.tanh(m.a(windows.flatten(0, 1))))
+    return F.fold(hidden.view(len(x), -1, 4).transpose(1, 2), (4, 4), 2, stride=2)
+
+
+def by_groups_of_length(m, x, n):
+    """Buckets of equal length, each a batch of its own, put back."""
+    out, places = [], []
+    for length in n.unique().tolist():
+        rows = (n == length).nonzero().flatten()
+        out.append(m.b(torch.tanh(m.a(x[rows, :length])).sum(1)))
+        places.append(rows)
+    return torch.cat(out)[torch.cat(places).argsort()]
+
+
+def shifted_tokens(m, x):
+    """A next-token loss: two views of one tensor, flattened."""
+    hidden = torch.tanh(m.a(x))
+    return (m.b(hidden)[:, :-1].reshape(-1, 4) - x[:, 1:].reshape(-1, 4)).pow(2)
+
+
 def square():
     return Function(None, w=torch.randn(4, 4), v=torch.randn(4, 4))
 
@@ -486,7 +550,8 @@ ROWS = [
     Owned("written-in-place", two(), ragged(), written_in_place),
     Owned("scattered", two(), ragged(), scattered),
     Owned(
-        "packed-lstm", lambda: Function(None, rnn=nn.LSTM(4, 4, batch_first=True), b=nn.Linear(4, 4)),
+        "packed-lstm",
+        lambda: Function(None, rnn=nn.LSTM(4, 4, batch_first=True), b=nn.Linear(4, 4)),
         ragged(), packed,
     ),
     Owned(
@@ -539,6 +604,15 @@ ROWS = [
     ),
     Owned("vmap", square, normal(4, 4), mapped),
     Owned("checkpoint", two(), normal(4, 4), recomputed(False)),
+    Owned("columns", square, normal(4, 4), columns),
+    Owned("columns-in-another-order", square, ragged(), columns_in_another_order),
+    Owned("assigned-by-mask", two(), ragged(), assigned_by_mask),
+    Owned("added-up-in-place", two(), ragged(), added_up_in_place),
+    Owned("masked-pooling", two(), ragged(), masked_pooling),
+    Owned("called-by-names", two(), normal(4, 4), called_by_names),
+    Owned("patches", two(), normal(1, 4, 4), patches),
+    Owned("by-groups-of-length", two(), ragged(), by_groups_of_length),
+    Owned("shifted-tokens", two(), normal(4, 4), shifted_tokens),
 ]  # fmt: skip
 
 GIVEN = [

@@ -139,7 +139,8 @@ OTHERS = [
     Owned(
         "swin",
         built("Swin", "ForImageClassification", image_size=16, patch_size=2, embed_dim=8,
-              depths=[2, 2], num_attention_heads=[2, 2], window_size=2, drop_path_rate=0.0, num_labels=3,
+              depths=[2, 2], num_attention_heads=[2, 2], window_size=2,
+              drop_path_rate=0.0, num_labels=3,
               **QUIET),
         pictures(), of_pixels,
     ),

@@ -159,9 +159,7 @@ class Inputs:
                     "block, or say so with rows=."
                 ] = None
 
-    def _take_lists(
-        self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> bool:
+    def _take_lists(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """A list with one item per sample: each item is its sample's as a whole.
 
         Also where some of them just happen to be as long as there are samples; but not where the

@@ -31,7 +31,16 @@ _GETTERS = {  # properties that are tensors
     getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag")
 }
 _QUIET = frozenset(  # that give no tensor, or none of the samples'
-    ["size", "dim", "stride", "numel", "is_contiguous", "item", "tolist", "__len__", "__bool__", "__int__", "__float__", "__index__", "__hash__", "is_floating_point", "untyped_storage", "storage_offset", "data_ptr", "element_size", "get_device", "__repr__", "__format__", "register_hook", "nelement", "ndimension", "is_complex", "__contains__", "_is_view", "__array__", "numpy", "is_same_size", "storage", "__reduce_ex__", "retain_grad", "is_nonzero", "__dlpack__", "__dlpack_device__", "register_post_accumulate_grad_hook", "is_pinned", "is_shared", "apply_", "_set_grad_enabled", "set_grad_enabled", "is_signed", "is_inference", "is_tensor", "dense_dim", "sparse_dim", "result_type", "can_cast", "promote_types", "get_default_dtype", "manual_seed", "set_rng_state"]
+    (
+        "size dim stride numel is_contiguous item tolist __len__ __bool__ __int__ __float__ "
+        "__index__ __hash__ is_floating_point untyped_storage storage_offset data_ptr "
+        "element_size get_device __repr__ __format__ register_hook nelement ndimension is_complex "
+        "__contains__ _is_view __array__ numpy is_same_size storage __reduce_ex__ retain_grad "
+        "is_nonzero __dlpack__ __dlpack_device__ register_post_accumulate_grad_hook is_pinned "
+        "is_shared apply_ _set_grad_enabled set_grad_enabled is_signed is_inference is_tensor "
+        "dense_dim sparse_dim result_type can_cast promote_types get_default_dtype manual_seed "
+        "set_rng_state"
+    ).split()
 )
 
 _HOOKS = ("register_hook", "retain_grad")

@@ -22,7 +22,7 @@ def opaque_calls(intercept: Intercept) -> Iterator[None]:
     """Hands custom functions and vmaps to `intercept` while the block runs."""
     function = torch.autograd.Function
     apply = function.__dict__.get("apply")
-    original = function.apply.__func__
+    original: Any = function.apply.__func__  # type: ignore[attr-defined]
 
     def watched(cls: type, *args: Any, **kwargs: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -52,11 +52,13 @@ def _vmaps(intercept: Intercept) -> Iterator[None]:
         yield
         return
 
-    def watched(func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk: Any, *args: Any, **kwargs: Any) -> Any:  # fmt: skip
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return original(func, in_dims, out_dims, randomness, chunk, *args, **kwargs)
+    own = 5  # func, in_dims, out_dims, randomness, chunk_size
 
-        return intercept(call, "vmap", args, kwargs)
+    def watched(*given: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return original(*given[:own], *args, **kwargs)
+
+        return intercept(call, "vmap", given[own:], kwargs)
 
     module.vmap_impl = watched
     try:

@@ -1,7 +1,8 @@
 """Gradient shares as algebra: held as factors, contracted with directions, rarely built.
 
 `Outer` (matrices), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule),
-`Derived` (a parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No module and no hook is known here.
+`Derived` (a parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No
+module and no hook is known here.
 """
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction

@@ -2,8 +2,8 @@
 
 A layer is the operations that it calls, so rules are written for operations (`linear`, `conv2d`,
 `mul`): any module that calls them is covered, whatever its class. A rule needs to know which part
-of the output belongs to which sample: its `Layout` where samples follow one another along an axis, as
-they mostly do, or else its `Slots`.
+of the output belongs to which sample: its `Layout` where samples follow one another along an axis,
+as they mostly do, or else its `Slots`.
 
 Letters: B samples; S slots of a sample along the batch axis (1, or more where batch and positions
 were flattened into one axis); T positions; the last axis of rows is the features'.

@@ -78,7 +78,7 @@ def _repeatable(op: Op) -> bool:
 
 
 def _moving(op: Op) -> list[tuple[Tensor, Map]]:
-    """The samples' data whose numbers can be exchanged: what carries gradients, if anything does."""
+    """The samples' data that can be exchanged: what carries gradients, if anything does."""
     data = [
         (t, m)
         for t, m in zip(op.tensors, op.maps, strict=True)
@@ -119,7 +119,7 @@ def _told(
 
 
 def _differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~((a != a) & (b != b))
+    return (a != b) & ~((a != a) & (b != b))  # two NaN are alike
 
 
 def _by_row(owner: Tensor) -> Tensor:

@@ -19,18 +19,21 @@ from inrun.owners._entries import Entries
 from inrun.owners._exchange import exchanged
 from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, uniform
 from inrun.owners._operation import Found, Op, is_mixed, led
-from inrun.owners._registry import Registered, find
+from inrun.owners._registry import Registered, find, names
 from inrun.owners._table import Table
 
 _MISSING = object()
 _RAW = object()  # data without an axis of the batch: what is cut out of it may have one
-_KEEPS_RAW = frozenset(
-    ["__getitem__", "index_select", "to", "float", "double", "half", "bfloat16", "long", "int", "contiguous", "view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "narrow", "select", "chunk", "split", "unbind", "stack", "cat", "concat", "tensor", "as_tensor", "asarray", "pad", "clone", "detach", "cuda", "cpu", "flatten", "unflatten", "div", "mul", "sub", "add", "__truediv__", "__mul__", "__sub__", "__add__", "__rsub__", "__radd__", "__rmul__", "type"]
+_KEEPS_RAW = names(
+    "__getitem__ index_select to float double half bfloat16 long int contiguous view reshape "
+    "unsqueeze squeeze transpose permute narrow select chunk split unbind stack cat concat "
+    "tensor as_tensor asarray pad clone detach cuda cpu flatten unflatten div mul sub add "
+    "__truediv__ __mul__ __sub__ __add__ __rsub__ __radd__ __rmul__ type"
 )
-_MAKES_DATA = frozenset(  # outside of the model: a batch is made there, or noise for each sample
-    ["tensor", "as_tensor", "asarray", "scalar_tensor", "rand", "randn", "randint", "normal", "bernoulli"]
+_MAKES_DATA = names(  # outside of the model: a batch is made there, or noise for each sample
+    "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli"
 )
-_COLLATES = frozenset(["stack", "cat", "concat", "pad_sequence", "__setitem__", "copy_"])
+_COLLATES = names("stack cat concat pad_sequence __setitem__ copy_")
 _WHOLE = (Ellipsis, slice(None))
 
 
@@ -76,7 +79,7 @@ class Owners:
     def _enter(self, t: Tensor) -> Any:
         """A tensor that nobody has seen: data that enters, or what was computed out of sight."""
         node = t.grad_fn
-        if node is not None and (self._began is None or node._sequence_nr() >= self._began):  # type: ignore[attr-defined]
+        if node is not None and (self._began is None or node._sequence_nr() >= self._began):
             name = node.name().removesuffix("0").removesuffix("Backward") or node.name()
             self.unknown.add(name)
             return uniform(UNKNOWN, t.ndim, f"{name}, computed out of sight")
@@ -377,4 +380,4 @@ def _sequence_number() -> int | None:
     """The number that the next node of the graph will have, in this thread."""
     with torch.enable_grad():
         node = (torch.zeros((), requires_grad=True) * 1).grad_fn
-    return None if node is None else node._sequence_nr()  # type: ignore[attr-defined]
+    return None if node is None else node._sequence_nr()

@@ -221,9 +221,8 @@ def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
     y = b.codes.reshape((1,) * (ndim - b.ndim) + tuple(b.shape))
     how = "exchanged" if "exchanged" in (a.how, b.how) else a.how
     same = torch.where(x == SUM, SUM if adds else MIXED, x)
-    clash = MIXED
-    if adds:
-        clash = torch.where((x == MIXED) | (y == MIXED), MIXED, SUM)
+    mixed = (x == MIXED) | (y == MIXED)
+    clash: Tensor | int = torch.where(mixed, MIXED, SUM) if adds else MIXED
     t = torch.where(x == NONE, y, torch.where(y == NONE, x, torch.where(x == y, same, clash)))
     t = torch.where((x == UNKNOWN) | (y == UNKNOWN), UNKNOWN, t).to(torch.int32)
     found = Map(t, a.why or b.why, how)
@@ -238,7 +237,7 @@ def is_statistic(statistic: Map, of: Map) -> bool:
     Such a number (a batch mean, a norm over the batch) is the same for all of them, so each slot
     stays its sample's own, and samples interact through the number.
     """
-    if not of.varying or of.low < 0 or not statistic.low >= SUM or statistic.high >= NONE:
+    if not of.varying or of.low < 0 or statistic.low < SUM or statistic.high >= NONE:
         return False
     lead = of.ndim - statistic.ndim
     return all(axis < lead or statistic.shape[axis - lead] == 1 for axis in of.varying)

@@ -7,11 +7,12 @@ then the operation is settled by exchange (see `_exchange`), or else is UNKNOWN.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from inrun.owners._operation import Found, Op
 
 Rule = Callable[[Op], Found | None]
+R = TypeVar("R", bound=Rule)
 
 
 class Registered(NamedTuple):
@@ -26,7 +27,7 @@ _BY_NAME: dict[str, Registered] = {}
 _BY_FUNCTION: dict[Any, Registered] = {}
 
 
-def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[Rule], Rule]:
+def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[R], R]:
     """Registers a rule.
 
     Args:
@@ -36,13 +37,18 @@ def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[Rule],
         refined: whether an exchange is tried where the rule says MIXED.
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         entry = Registered(function.__name__, function, refined)
         _BY_NAME.update(dict.fromkeys(names.split(), entry))
         _BY_FUNCTION.update(dict.fromkeys(functions, entry))
         return function
 
     return register
+
+
+def names(text: str) -> frozenset[str]:
+    """Names separated by blanks."""
+    return frozenset(text.split())
 
 
 def find(function: Callable[..., Any], name: str) -> Registered | None:

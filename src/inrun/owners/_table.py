@@ -56,7 +56,7 @@ class Table:
         storage = t.untyped_storage()
         key = storage._cdata
         if key not in self._shared:
-            if torch._C._storage_Use_Count(key) <= _OWN:  # type: ignore[attr-defined]
+            if torch._C._storage_Use_Count(key) <= _OWN:
                 self.put(t, after)
                 return
             self._shared[key] = self._elements(t, before, storage)
@@ -73,13 +73,24 @@ class Table:
         elements = _Elements(
             torch.full((count,), NONE, dtype=torch.int32), t.element_size(), storage
         )
-        base = t._base if t._is_view() and t._base is not None else t
-        whole = before if base is t else self.get(base, None)
-        if isinstance(whole, Map) and base.element_size() == elements.itemsize:
-            self._view(elements, base).copy_(whole.codes.expand(base.shape))
-        if base is not t and before is not None:
-            self._view(elements, t).copy_(before.codes.expand(t.shape))
+        for other, entry in self._over(storage._cdata):  # also `x.data`, whose base is not said
+            if isinstance(entry, Map) and other.element_size() == elements.itemsize:
+                self._view(elements, other).copy_(entry.codes.expand(other.shape))
+        codes = torch.tensor(NONE, dtype=torch.int32) if before is None else before.codes
+        self._view(elements, t).copy_(codes.expand(t.shape))
         return elements
+
+    def _over(self, key: int) -> list[tuple[Tensor, Any]]:
+        """The tensors over a storage, with what was put for them."""
+        found = []
+        for reference, entry in self._rows.values():
+            t = reference()
+            if t is None or t.layout != torch.strided or t.is_nested:
+                continue
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(t)
+            if not wrapped and t.untyped_storage()._cdata == key:
+                found.append((t, entry))
+        return found
 
     @staticmethod
     def _view(elements: _Elements, t: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def _dim(op: Op, default: Any) -> Any:
             return op.kwargs[name]
     at = _DIM_AT.get(stem(op.name), 1)
     given = op.args[at] if len(op.args) > at else default
-    if isinstance(given, (bool, Tensor)) or isinstance(given, torch.dtype):
+    if isinstance(given, (bool, Tensor, torch.dtype)):
         return default
     return default if given is None else given
 
@@ -111,7 +111,8 @@ def shifted(op: Op) -> Found:
 
 @rule(
     "sum mean nansum nanmean var std prod amax amin any all norm logsumexp "
-    "count_nonzero std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile nanquantile",
+    "count_nonzero std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile "
+    "nanquantile",
     refined=True,
 )
 def reduced(op: Op) -> Found:
@@ -141,7 +142,7 @@ def _dropped(c: Map, axes: Sequence[int]) -> Map:
 
 
 @rule("max min median mode kthvalue argmax argmin", refined=True)
-def chosen(op: Op) -> Found:
+def chosen(op: Op) -> Found | None:
     """One entry of those along an axis: its owner is that entry's."""
     if (len(op.args) > 1 and isinstance(op.args[1], Tensor)) or "other" in op.kwargs:
         return several(op)

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from inrun.owners._map import MIXED, NONE, Map, collapsed, uniform
 from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule
+from inrun.owners._registry import names, rule
 from inrun.owners.moves import spread_owners
 from inrun.owners.pointwise import kept
 
 
 @rule(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc convolution "
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "lp_pool1d lp_pool2d lp_pool3d "
     "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices fractional_max_pool2d "
+    "adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d_with_indices "
+    "fractional_max_pool2d "
     "adaptive_max_pool2d_with_indices max_unpool1d max_unpool2d max_unpool3d interpolate upsample "
     "pixel_shuffle pixel_unshuffle fold im2col col2im grid_sample affine_grid",
     torch.nn.functional.unfold,
@@ -72,7 +74,8 @@ def recurrent(op: Op) -> Found | None:
     axis = 0 if op.args[-1] else 1
     if any(
         other is not None and other.varying == (1,) and not _alike(other, m)
-        for t, other in zip(op.tensors[1:], op.maps[1:], strict=True) if t.requires_grad
+        for t, other in zip(op.tensors[1:], op.maps[1:], strict=True)
+        if t.requires_grad
     ):  # the state of another sample's
         return [uniform(MIXED, out.ndim, op.name) for out in op.outs]
     if m.ndim == 3 and set(m.varying) <= {axis}:
@@ -142,10 +145,10 @@ def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int,
 
 @rule(
     "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy "
-    "binary_cross_entropy_with_logits kl_div poisson_nll_loss gaussian_nll_loss soft_margin_loss "
-    "hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss ctc_loss "
-    "multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss "
-    "triplet_margin_with_distance_loss linear_cross_entropy",
+    "binary_cross_entropy_with_logits kl_div poisson_nll_loss gaussian_nll_loss "
+    "soft_margin_loss hinge_embedding_loss margin_ranking_loss cosine_embedding_loss "
+    "triplet_margin_loss ctc_loss multi_margin_loss multilabel_margin_loss "
+    "multilabel_soft_margin_loss triplet_margin_with_distance_loss linear_cross_entropy",
     refined=True,
 )
 def loss(op: Op) -> Found | None:
@@ -161,7 +164,8 @@ def loss(op: Op) -> Found | None:
     if op.out.ndim == 0:
         m = collapsed(m, _of_one_term(op, ndim), linear=False, why=op.name)
         m = collapsed(m, range(ndim), linear=True, why=op.name)
-        return [m.remembered("scalar", lambda: m.derived(m.codes.reshape(())))]
+        whole = m
+        return [whole.remembered("scalar", lambda: whole.derived(whole.codes.reshape(())))]
     if op.out.ndim == ndim and op.name != "ctc_loss":
         return [m]
     axes = _term_axes(op, ndim)
@@ -170,8 +174,9 @@ def loss(op: Op) -> Found | None:
     return [m.derived(m.codes.reshape([n for i, n in enumerate(m.shape) if i not in gone]))]
 
 
-_LAST = frozenset(
-    ["multi_margin_loss", "multilabel_margin_loss", "cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "linear_cross_entropy"]
+_LAST = names(
+    "multi_margin_loss multilabel_margin_loss cosine_embedding_loss triplet_margin_loss "
+    "triplet_margin_with_distance_loss linear_cross_entropy"
 )
 
 

@@ -50,7 +50,7 @@ def expand(op: Op) -> Found:
     *_GETTERS,
     torch.Tensor.unfold,
 )
-def move(op: Op) -> Found | None:
+def move(op: Op) -> Found:
     """Whatever the operation does, done to the map."""
     m, x = op.first, op.args[0]
     if m is None:
@@ -58,13 +58,13 @@ def move(op: Op) -> Found | None:
     if any(isinstance(a, Tensor) for a in (*op.args[1:], *op.kwargs.values())):
         return _moved(op, m, x)  # by numbers that may be others next time
     rest = tuple(tuple(a) if isinstance(a, (list, torch.Size)) else a for a in op.args[1:])
-    key = (op.function, x.shape, rest, tuple(op.kwargs.items()))
+    key: tuple[Any, ...] = (op.function, x.shape, rest, tuple(op.kwargs.items()))
     if op.name == "as_strided":
         key = (*key, x.stride(), x.storage_offset())
-    return list(m.remembered(key, lambda: _moved(op, m, x)))
+    return [*m.remembered(key, lambda: _moved(op, m, x))]
 
 
-def _moved(op: Op, m: Map, x: Tensor) -> list[Map]:
+def _moved(op: Op, m: Map, x: Tensor) -> Found:
     codes = m.codes.expand(x.shape)
     if op.name == "as_strided":  # by the storage's order, which the map has not
         codes = torch.empty_like(x, dtype=torch.int32, device="cpu").copy_(codes)
@@ -242,7 +242,7 @@ def embedding(op: Op) -> Found:
 
 
 @rule("one_hot")
-def one_hot(op: Op) -> Found:
+def one_hot(op: Op) -> Found | None:
     """A new last axis."""
     return embedding(op)
 

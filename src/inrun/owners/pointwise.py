@@ -9,32 +9,36 @@ from torch import Tensor
 
 from inrun.owners._map import MIXED, NONE, SUM, Map, collapsed, squeezed
 from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule, stem
+from inrun.owners._registry import names, rule, stem
 
 _UNARY = """
-to float half double bfloat16 type long int bool short char byte contiguous clone detach cpu cuda alias
-requires_grad dropout alpha_dropout feature_alpha_dropout feature_dropout dropout1d dropout2d dropout3d
-relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid log_sigmoid tanh hardtanh hardswish
-hardsigmoid relu6 softsign threshold hardshrink softshrink tanhshrink rrelu exp expm1 exp2 log log2
-log10 log1p sqrt rsqrt square abs absolute neg negative positive sign sgn sin cos tan asin acos atan
-sinh cosh asinh acosh atanh arcsin arccos arctan erf erfc erfinv reciprocal round floor ceil trunc frac
-fix clamp_min clamp_max nan_to_num logit sinc isnan isinf isfinite isposinf isneginf signbit deg2rad
-rad2deg lgamma digamma polygamma i0 mvlgamma expit special_expit special_erf special_log_ndtr angle
-conj resolve_conj resolve_neg conj_physical tril triu logical_not bitwise_not __neg__ __abs__ __invert__
-__pos__ bernoulli pin_memory fill_diagonal quantize_per_tensor dequantize fake_quantize_per_tensor_affine
-_to_copy lift_fresh native_dropout
+to float half double bfloat16 type long int bool short char byte contiguous clone detach cpu cuda
+alias requires_grad dropout alpha_dropout feature_alpha_dropout feature_dropout dropout1d
+dropout2d dropout3d relu gelu silu elu selu celu leaky_relu mish softplus sigmoid logsigmoid
+log_sigmoid tanh hardtanh hardswish hardsigmoid relu6 softsign threshold hardshrink softshrink
+tanhshrink rrelu exp expm1 exp2 log log2 log10 log1p sqrt rsqrt square abs absolute neg negative
+positive sign sgn sin cos tan asin acos atan sinh cosh asinh acosh atanh arcsin arccos arctan erf
+erfc erfinv reciprocal round floor ceil trunc frac fix clamp_min clamp_max nan_to_num logit sinc
+isnan isinf isfinite isposinf isneginf signbit deg2rad rad2deg lgamma digamma polygamma i0
+mvlgamma expit special_expit special_erf special_log_ndtr angle conj resolve_conj resolve_neg
+conj_physical tril triu logical_not bitwise_not __neg__ __abs__ __invert__ __pos__ bernoulli
+pin_memory fill_diagonal quantize_per_tensor dequantize fake_quantize_per_tensor_affine _to_copy
+lift_fresh native_dropout
 """
 _SEVERAL = """
 clamp clip prelu type_as maximum minimum fmax fmin atan2 arctan2 hypot addcmul addcdiv logaddexp
 logaddexp2 copysign remainder fmod pow float_power floor_divide eq ne lt le gt ge equal not_equal
 greater less greater_equal less_equal isclose logical_and logical_or logical_xor bitwise_and
-bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift heaviside xlogy special_xlogy gcd lcm
-nextafter polar complex __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __eq__ __ne__
-__lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __rand__ __ror__ __rxor__ __lshift__ __rshift__
-ldexp isin fake_quantize_per_channel_affine
+bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift heaviside xlogy special_xlogy gcd
+lcm nextafter polar complex __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __eq__
+__ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __rand__ __ror__ __rxor__ __lshift__
+__rshift__ ldexp isin fake_quantize_per_channel_affine
 """
-_LINEAR_UNARY = frozenset(
-    ["to", "float", "half", "double", "bfloat16", "type", "contiguous", "clone", "detach", "cpu", "cuda", "alias", "neg", "negative", "positive", "requires_grad", "__neg__", "__pos__", "tril", "triu", "dropout", "native_dropout", "conj", "resolve_conj", "resolve_neg", "lift_fresh", "_to_copy"]
+_LINEAR_UNARY = names(
+    "to float half double bfloat16 type contiguous clone detach cpu cuda alias neg negative "
+    "positive requires_grad __neg__ __pos__ tril triu dropout native_dropout conj resolve_conj "
+    "resolve_neg "
+    "lift_fresh _to_copy"
 )
 
 
@@ -58,7 +62,7 @@ def kept(op: Op, m: Map) -> Map:
 
 
 @rule(_SEVERAL, refined=True)
-def several(op: Op) -> Found:
+def several(op: Op) -> Found | None:
     """Entries of several tensors together, in whatever way."""
     return op.every(_nonlinear(op, op.join(_parts(op))))
 
@@ -72,7 +76,7 @@ def _nonlinear(op: Op, m: Map | None) -> Map | None:
 
 
 @rule("add sub subtract rsub __add__ __radd__ __sub__ __rsub__ lerp", refined=True)
-def add(op: Op) -> Found:
+def add(op: Op) -> Found | None:
     """A sum of terms with one owner each is a SUM."""
     if stem(op.name) == "lerp" and isinstance(op.get(2, "weight"), Tensor):
         return several(op)
@@ -104,11 +108,9 @@ def _scaled(op: Op, parts: list[tuple[Tensor, Map | None]], linear: bool) -> Map
     if linear and sum(m.low == SUM == m.high for m in with_map) > 0:
         graded = [(t, m) for t, m in parts if m is not None and t.requires_grad]
         if len(graded) == 1 or len(with_map) == 1:
-            m = graded[0][1] if graded else with_map[0]
-            assert m is not None
-            return op.join([(graded[0][0] if graded else op.tensors[0], m)])
-    m = op.join(parts)
-    return m if m is None or linear else _nonlinear(op, m)
+            return op.join([graded[0] if graded else (op.tensors[0], with_map[0])])
+    joined = op.join(parts)
+    return joined if linear else _nonlinear(op, joined)
 
 
 @rule("masked_fill where", refined=True)
@@ -116,7 +118,7 @@ def choose(op: Op) -> Found:
     """One tensor's entries or another's: the mask is a number."""
     if len(op.args) == 1 and not op.kwargs:
         return places(op)
-    mask: Any = op.args[1 if stem(op.name) == "masked_fill" else 0]
+    mask: Any = op.get(1, "mask") if stem(op.name) == "masked_fill" else op.args[0]
     if stem(op.name) == "where" and not (
         isinstance(op.args[0], Tensor) and op.args[0].dtype == torch.bool
     ):
@@ -162,8 +164,8 @@ def batch_norm(op: Op) -> Found:
 
 
 @rule(
-    "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros new_ones "
-    "new_full new_empty new_tensor bincount histc "
+    "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros "
+    "new_ones new_full new_empty new_tensor bincount histc "
     "is_floating_point arange zeros ones full empty rand randn randint randperm linspace eye "
     "tril_indices triu_indices combinations logspace"
 )

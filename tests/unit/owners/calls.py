@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from inrun.owners import families
+from inrun.owners._registry import names as named
 
 CALLS = {}  # name: list of calls
 
@@ -42,14 +43,15 @@ def found(name):
 
 # ---- entries in their places
 
-_POSITIVE = frozenset(
-    ["log", "log2", "log10", "log1p", "sqrt", "rsqrt", "lgamma", "digamma", "acosh", "arccosh", "logit", "erfinv", "special_log_ndtr", "mvlgamma", "polygamma"]
+_POSITIVE = named(
+    "log log2 log10 log1p sqrt rsqrt lgamma digamma acosh arccosh logit erfinv special_log_ndtr "
+    "mvlgamma polygamma"
 )
 _MORE = {  # arguments beside the tensor
     "clamp_min": (-0.5,), "clamp_max": (0.5,), "threshold": (0.1, 0.0), "mvlgamma": (2,),
     "to": (torch.float32,), "type": (torch.float32,), "fill_diagonal": (1.0,),
 }  # fmt: skip
-_WHOLE = frozenset(["bitwise_not", "__invert__"])
+_WHOLE = named("bitwise_not __invert__")
 
 
 @calls("family:unary")
@@ -100,8 +102,9 @@ def in_place(d, name):
     return lambda t: getattr(t.clone(), f"{name}_")(), [x]
 
 
-_WITH_WHOLE = frozenset(
-    ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm", "__and__", "__or__", "__xor__", "__rand__", "__ror__", "__rxor__", "__lshift__", "__rshift__"]
+_WITH_WHOLE = named(
+    "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm __and__ "
+    "__or__ __xor__ __rand__ __ror__ __rxor__ __lshift__ __rshift__"
 )
 
 
@@ -518,7 +521,8 @@ _MOVES = {
     "chunk": lambda t: t.chunk(2), "split": lambda t: t.split(1, 1),
     "tensor_split": lambda t: t.tensor_split(2), "unbind": lambda t: t.unbind(1),
     "split_with_sizes": lambda t: t.split([1, t.shape[0] - 1]),
-    "diagonal": lambda t: t.diagonal(), "rot90": lambda t: t.rot90(), "flip": lambda t: t.flip(0, 1),
+    "diagonal": lambda t: t.diagonal(), "rot90": lambda t: t.rot90(),
+    "flip": lambda t: t.flip(0, 1),
     "roll": lambda t: t.roll(1, 0), "fliplr": lambda t: t.fliplr(), "flipud": lambda t: t.flipud(),
     "unfold": lambda t: t.unfold(0, 1, 1), "unsafe_chunk": lambda t: t.unsafe_chunk(2),
     "unsafe_split": lambda t: t.unsafe_split(1), "vsplit": lambda t: t.vsplit(1),
@@ -555,8 +559,10 @@ def get_item(d, name):
     a, b, c = x.tensor.shape
     numbers = lambda n, *shape: torch.randint(n, shape, generator=d.generator())  # noqa: E731
     index = d.one_of(
-        0, slice(None, None, 2), (slice(None), 0), (Ellipsis, 0), (None, slice(1)), (0, None, 0),
-        numbers(a, 5), numbers(a, 2, 2), (slice(None), numbers(b, 4)), (numbers(a, 4), numbers(b, 4)),
+        0, slice(None, None, 2), (slice(None), 0), (Ellipsis, 0), (None, slice(1)),
+        (0, None, 0),
+        numbers(a, 5), numbers(a, 2, 2), (slice(None), numbers(b, 4)),
+        (numbers(a, 4), numbers(b, 4)),
         (numbers(a, 4), slice(None), numbers(c, 4)), (Ellipsis, numbers(c, 3)), [0, a - 1],
         (slice(None), [0, 0]), torch.rand(a, generator=d.generator()) < 0.5,
         torch.rand(a, b, generator=d.generator()) < 0.5, numbers(a, 0),
@@ -755,9 +761,11 @@ def _images(d, ndim, channels=2):
 @calls("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc "
        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d "
        "lp_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
-       "adaptive_max_pool2d adaptive_max_pool3d interpolate upsample pixel_shuffle "
+
+             "adaptive_max_pool2d adaptive_max_pool3d interpolate upsample pixel_shuffle "
        "pixel_unshuffle unfold fold grid_sample max_unpool2d affine_grid "
-       "max_pool2d_with_indices adaptive_max_pool2d_with_indices fractional_max_pool2d")  # fmt: skip
+       "max_pool2d_with_indices adaptive_max_pool2d_with_indices "
+       "fractional_max_pool2d")  # fmt: skip
 def images(d, name):
     ndim = 3 if "3d" in name else 1 if "1d" in name else 2
     x = _images(d, ndim, 4 if name == "pixel_shuffle" else 2)
