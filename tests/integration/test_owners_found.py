@@ -211,3 +211,230 @@ def test_a_state_of_another_sample_s_is_told():
             FromOther(), (x[20:], y[20:]), loss_of, lambda m: CE(m(x[:B]), y[:B]),
             lambda m, i: CE(m(x[:B])[[i]], y[[i]]) / B,
         )  # fmt: skip
+
+
+ORDER = [3, 0, 5, 1, 2, 4]
+
+
+def _into_zeros(t):
+    out = torch.zeros_like(t)
+    for place, row in enumerate(ORDER):
+        out[place] = t[row]
+    return out
+
+
+WAYS = {
+    "list": lambda t: t[ORDER],
+    "array": lambda t: t[np.array(ORDER)],
+    "with ellipsis": lambda t: t[ORDER, ...],
+    "index_select": lambda t: t.index_select(0, torch.tensor(ORDER)),
+    "stack": lambda t: torch.stack([t[i] for i in ORDER]),
+    "zeros": _into_zeros,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_whole_batch_read_by_its_ids_is_theirs_however_it_is_read(way):
+    class Mean(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)).mean(1))
+
+    (x, y), read = rows(), WAYS[way]
+    data, labels = x[:B], y[:B]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            Mean(), (x[20:], y[20:]), loss_of, lambda m: CE(m(read(data)), read(labels)),
+            lambda m, j: CE(m(data[[ORDER[j]]]), labels[[ORDER[j]]]) / B, ids=ORDER,
+        )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("way", ["stack", "zeros"])
+def test_rows_put_in_another_order_one_by_one_stay_their_samples_and_it_is_told(way):
+    class Mean(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)).mean(1))
+
+    (x, y), read = rows(), WAYS[way]
+    data, labels = x[:B], y[:B]
+    with pytest.warns(inrun.errors.InRunWarning, match="another order"):
+        found, truth = values_and_truth(
+            Mean(), (x[20:], y[20:]), loss_of, lambda m: CE(m(read(data)), read(labels)),
+            lambda m, i: CE(m(data[[i]]), labels[[i]]) / B,
+        )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_one_token_of_each_sample_is_its_sample_s_though_samples_have_as_many_tokens():
+    class Flat(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)))
+
+    samples, y = [torch.randn(B, 6) for _ in range(B)], torch.randint(3, (B,))
+    at = [(3 * i + 1) % B for i in range(B)]
+    found, truth = values_and_truth(
+        Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(torch.stack([s[k] for s, k in zip(samples, at, strict=True)])), y),
+        lambda m, i: CE(m(samples[i][at[i]][None]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+LENGTHS = [2, 5, 1, B, 3, 4]  # one just happens to be as long as there are samples
+
+
+class OneByOne(Base):
+    def forward(self, items):
+        return torch.stack([self.h(torch.tanh(self.a(t)).mean(0)) for t in items])
+
+
+class Together(Base):
+    def forward(self, items):
+        z = torch.tanh(self.a(torch.cat(items)))
+        return self.h(torch.stack([part.mean(0) for part in z.split([len(t) for t in items])]))
+
+
+@pytest.mark.parametrize("kind", [OneByOne, Together])
+def test_an_item_as_long_as_there_are_samples_is_still_one_sample_s(kind):
+    items, y = [torch.randn(n, 6) for n in LENGTHS], torch.randint(3, (B,))
+    validation = [torch.randn(3, 6) for _ in range(8)], torch.randint(3, (8,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            kind(), validation, loss_of, lambda m: CE(m(items), y),
+            lambda m, i: CE(m([items[i]]), y[[i]]) / B,
+        )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_sequences_are_padded_along_the_axis_that_pad_sequence_puts_them():
+    class Masked(Base):
+        def forward(self, x):
+            there = (x.abs().sum(-1, keepdim=True) > 0).double()
+            return self.h((torch.tanh(self.a(x)) * there).sum(1) / there.sum(1))
+
+    items, y = [torch.randn(n, 6) for n in LENGTHS], torch.randint(3, (B,))
+    found, truth = values_and_truth(
+        Masked(), (torch.randn(20, 3, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(nn.utils.rnn.pad_sequence(items).transpose(0, 1)), y),
+        lambda m, i: CE(m(items[i][None]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_nothing_is_told_of_a_lone_sample_where_ids_do_not_divide_the_data():
+    """Images of some samples: alone, a sample cannot be given its own."""
+
+    class WithImages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.v, self.h = nn.Embedding(12, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens, images):
+            e = self.e(tokens)
+            e = e.masked_scatter((tokens == 11)[..., None].expand_as(e), self.v(images))
+            return self.h(torch.tanh(e).mean(1))
+
+    counts = [2, 0, 1, 1, 2, 1]
+    tokens, images, y = torch.randint(11, (60, T)), torch.randn(70, 6), torch.randint(3, (60,))
+    tokens[20:, 2] = 11
+    for row, count in enumerate(counts):
+        tokens[row, :count] = 11
+    ends = np.cumsum(counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            WithImages(), (tokens[20:], images[20:60], y[20:]), loss_of,
+            lambda m: CE(m(tokens[:B], images[:7]), y[:B]),
+            lambda m, i: CE(m(tokens[[i]], images[ends[i] - counts[i] : ends[i]]), y[[i]]) / B,
+        )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def _padded(items, order):
+    out = torch.zeros(B, T, 6)
+    for place in order:
+        out[place, : len(items[place])] = items[place]
+    return out
+
+
+@pytest.mark.parametrize("order", [range(B), [5, 3, 0, 1, 4, 2]])
+def test_a_batch_filled_sample_by_sample_has_them_in_their_places(order):
+    class Masked(Base):
+        def forward(self, x):
+            there = (x.abs().sum(-1, keepdim=True) > 0).double()
+            return self.h((torch.tanh(self.a(x)) * there).sum(1) / there.sum(1))
+
+    items, y = [torch.randn(n, 6) for n in LENGTHS], torch.randint(3, (B,))
+    found, truth = values_and_truth(
+        Masked(), (torch.randn(20, 3, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(_padded(items, order)), y), lambda m, i: CE(m(items[i][None]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_a_batch_filled_with_one_token_of_each_sample_has_them_in_their_places():
+    class Flat(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)))
+
+    samples, y = [torch.randn(B, 6) for _ in range(B)], torch.randint(3, (B,))
+
+    def filled():
+        out = torch.zeros(B, 6)
+        for place, sample in enumerate(samples):
+            out[place] = sample[(3 * place + 1) % B]
+        return out
+
+    found, truth = values_and_truth(
+        Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(filled()), y), lambda m, i: CE(m(filled()[[i]]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+def test_columns_put_side_by_side_keep_their_rows_though_there_are_as_many_as_rows():
+    class Flat(Base):
+        def forward(self, x):
+            return self.h(torch.tanh(self.a(x)))
+
+    columns, y = [torch.randn(B) for _ in range(B)], torch.randint(3, (B,))
+    found, truth = values_and_truth(
+        Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,
+        lambda m: CE(m(torch.stack(columns, 1)), y),
+        lambda m, i: CE(m(torch.stack(columns, 1)[[i]]), y[[i]]) / B,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("closed", [-torch.inf, torch.finfo(torch.float64).min, -1e9, -1e4])
+def test_packed_texts_apart_by_any_mask_do_not_interact(closed):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x, mask):
+            q = self.q(x)
+            return self.h(F.scaled_dot_product_attention(q, q, q, attn_mask=mask))
+
+    def loss(m, batch):
+        return CE(m(*batch[:2]).flatten(0, 1), batch[2].flatten())
+
+    slots = torch.tensor([[0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5]])
+    x, y = torch.randn(1, 12, 6), torch.randint(3, (1, 12))
+    mask = torch.where(slots[0][:, None] == slots[0][None], 0.0, closed)[None]
+    validation = torch.randn(5, 12, 6), torch.zeros(5, 12, 12), torch.randint(3, (5, 12))
+
+    def own(m, i):
+        at = slots[0] == i
+        logits = m(x[:, at], None).flatten(0, 1)
+        return CE(logits, y[:, at].flatten(), reduction="sum") / 12
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", inrun.errors.InRunWarning)
+        found, truth = values_and_truth(
+            Attention(), validation, loss, lambda m: loss(m, (x, mask, y)), own, slots=slots
+        )
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-14)

@@ -50,6 +50,7 @@ class ModelCall:
     nodes: dict[str, Any] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    raw: bool = False  # whether there is data among them of which it is not known whose it is
 
     def check_untouched(self) -> None:
         """Raises where an argument was overwritten since.
@@ -207,9 +208,11 @@ class Calls:
         meant: dict[int, Tensor] = {}
         followed: dict[int, Map] = {}
         versions: dict[str, int] = {}
+        raw = False
         for path, t in tensors_in("", [args, kwargs]):
             versions[path] = t._version
             m = self._owners.of(t)
+            raw = raw or (m is None and self._owners.is_data(t))
             own = meaning(t, self._owned, self._axes) if id(t) in entered else None
             if m is not None:
                 followed[id(t)] = m
@@ -219,7 +222,7 @@ class Calls:
         flags = [(module, module.training) for module in model.modules()]
         self.open = ModelCall(
             args, kwargs, self._owners.samples, meant, followed, flags,
-            RandomState.now(model.parameters()), versions=versions,
+            RandomState.now(model.parameters()), versions=versions, raw=raw,
         )  # fmt: skip
 
     def after(self, model: nn.Module, output: Any) -> None:

@@ -113,11 +113,15 @@ class Inputs:
         with torch._C.DisableTorchFunction():
             named = list(_named(args, kwargs))
             maps = {path: owners.of(t) for path, t in named}
+            if not all(m is not None for m in maps.values()) and self._take_lists(
+                owners, args, kwargs
+            ):
+                return
             if any(m is not None for m in maps.values()):
                 self._compare_axes(owners, named, maps)
                 self._note_order(maps)
                 return
-            if self._take_lists(owners, args, kwargs) or self._take_data(owners, named):
+            if self._take_data(owners, named):
                 return
         if named and not owners.entries.any:
             raise MisuseError(owners.entries.missing())
@@ -152,14 +156,20 @@ class Inputs:
                     "block, or say so with rows=."
                 ] = None
 
-    @staticmethod
-    def _take_lists(owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """A list with one item per sample: each item is its sample's as a whole."""
+    def _take_lists(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """A list with one item per sample: each item is its sample's as a whole.
+
+        Also where some of them just happen to be as long as there are samples; but not where the
+        validation pass shows that samples lie within the items.
+        """
         taken = False
         if owners.entries.owned.given:
             return False
-        for value in (*args, *kwargs.values()):
+        for place, value in (*((str(i), v) for i, v in enumerate(args)), *kwargs.items()):
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
+                paths = [path for path, _ in tensors_in(place, value)]
+                if any(self._called_with.get(path, (0, ()))[1] for path in paths):
+                    continue
                 for sample, item in enumerate(value):
                     for _, t in tensors_in("", item):
                         owners.give(t, owners.entries.whole(sample, t.ndim))

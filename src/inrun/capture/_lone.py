@@ -67,7 +67,10 @@ def lone(
         if not outputs:
             raise CannotReplayError("the model's outputs are not slot by slot some sample's")
         own = call.alone(model, sample)
-        return _Comparison(mode, trained, outputs, own, codes, sample).verdict()
+        found = _Comparison(mode, trained, outputs, own, codes, sample)
+        if call.raw and not found.has_outputs_of(sample):
+            raise CannotReplayError("the model is called with data that ids do not divide")
+        return found.verdict()
 
 
 def _under(mode: CaptureMode, call: ModelCall, model: nn.Module) -> Found:
@@ -95,11 +98,11 @@ class _Comparison:
 
     def verdict(self) -> LoneVerdict:
         shares = self._captured()
-        if self._same_outputs(self._sample):
+        if self.has_outputs_of(self._sample):
             wrong = self._differing(shares, self._of_lone())
             why = "its share in the batch is not the gradient that the sample alone has"
             return self._verdict(shares, wrong, why)
-        other = next((s for s in self._samples() if self._same_outputs(s)), None)
+        other = next((s for s in self._samples() if self.has_outputs_of(s)), None)
         if other is not None:
             why = (f"the outputs of the sample at place {self._sample} of the ids alone are those "
                    f"that in the batch are taken for place {other}'s")  # fmt: skip
@@ -125,7 +128,7 @@ class _Comparison:
     def _samples(self) -> Sequence[int]:
         return sorted({s for codes in self._codes.values() for s in codes.unique().tolist()})
 
-    def _same_outputs(self, sample: int) -> bool:
+    def has_outputs_of(self, sample: int) -> bool:
         """Whether the lone outputs are those at a sample's slots."""
         same = [self._is_close(self._own[path], taken(t, self._codes[path], sample))
                 for path, t in self._outputs.items() if path in self._own]  # fmt: skip

@@ -155,6 +155,13 @@ class Entries:
         key = ("rows", tuple(places.tolist()), t.ndim, axis)
         return self._roots.get(key, lambda: (_along(places, t.ndim, axis), "", "given"))
 
+    def along(self, ndim: int, axis: int) -> Map:
+        """The map of a batch of which it is known along which axis its samples lie."""
+        self.any = True
+        count = self.owned.samples
+        key = (count, ndim, axis)
+        return self._roots.get(key, lambda: (_along(torch.arange(count), ndim, axis),))
+
     def _by_slot(self, t: Tensor, slots: Tensor) -> Map | None:
         """Axes of length 1 do not count, so that (1, T) fits (T,) as well as (1, T, d)."""
         wanted = [n for n in slots.shape if n != 1]

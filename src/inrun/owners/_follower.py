@@ -7,6 +7,7 @@ from a shape.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ _MAKES_DATA = names(  # outside of the model: a batch is made there, or noise fo
     "tensor as_tensor asarray scalar_tensor rand randn randint normal bernoulli"
 )
 _COLLATES = names("stack cat concat pad_sequence __setitem__ copy_")
+_WHOLE = (Ellipsis, slice(None))
 
 
 class Owners:
@@ -53,6 +55,8 @@ class Owners:
         self._began = _sequence_number()
         self.in_model = False
         self._made: set[int] = set()  # ids of maps of batches that were made in the block
+        self._cuts: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # data, and what it is cut of
+        self._filled: dict[int, tuple[weakref.ref[Tensor], dict[int, Any]]] = {}  # row by row
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
         self.interactions: dict[str, None] = {}
@@ -97,8 +101,10 @@ class Owners:
         return found
 
     def give(self, t: Tensor, m: Map | None) -> None:
-        """Says whose a tensor is."""
+        """Says whose a tensor is, whatever its shape said where it entered."""
         self._table.put(t, m)
+        if self.by_entry is not None:
+            self.by_entry = [other for other in self.by_entry if other is not t]
 
     def is_data(self, t: Tensor) -> bool:
         """Whether a tensor entered as data without an axis of the batch."""
@@ -152,6 +158,8 @@ class Owners:
             outs, found = outs[1:], found[1:]
         for out, m in zip(outs, found, strict=True):
             self._table.put(out, m)
+            if not self.in_model and not out.requires_grad and op.tensors:
+                self._cuts[id(out)] = weakref.ref(out), id(op.tensors[0])
         return op.outs
 
     def _end_without(self, op: Op) -> None:
@@ -169,25 +177,81 @@ class Owners:
     def _collated(self, op: Op) -> bool:
         """Whether a batch was made of its samples here, before the model: then it enters now.
 
-        Its rows are samples in their order, whatever the parts' own axes may have looked like.
+        Its rows are samples in their order, whatever the parts' own axes may have looked like;
+        but rows of a batch that is known are its samples', and stay so in another order.
         """
         if any(t.requires_grad for t in op.tensors):
             return False
         out = op.outs[0]
+        axis = None
         if op.name in ("__setitem__", "copy_"):
             written, out = out, out if out._base is None else out._base
-            if isinstance(self._table.get(out, None), Map) and out is not written:
-                return self._table.get(out, None).ndim == out.ndim and self._is_entry(out)
-            if isinstance(self._table.get(out, None), Map):
+            known = isinstance(self._table.get(out, None), Map)
+            if known and not self._is_entry(out):
                 return False
-        elif op.name != "pad_sequence" and len(op.args[0]) != self.samples:
-            return False
-        found = self._given(out)
+            if known and out is not written:
+                return bool(self._table.get(out, None).ndim == out.ndim)
+            index = op.args[1] if op.name == "__setitem__" else None
+            row = index[0] if isinstance(index, tuple) and index else index
+            if isinstance(row, int):
+                if self._fills_in_order(out, row % len(out), op.args[2], whole=row is index):
+                    return True
+            elif known:
+                return False
+        else:
+            if len(op.args[0]) != self.samples:
+                return op.name == "pad_sequence" and self._enters(out, None)
+            if self._moves(op.args[0], range(self.samples)):
+                return False
+            axis = _made_along(op)
+        return self._enters(out, axis)
+
+    def _enters(self, out: Tensor, axis: int | None) -> bool:
+        given = self.entries.owned.given
+        found = self._given(out) if axis is None or given else self.entries.along(out.ndim, axis)
         if found is None:
             return False
         self._table.put(out, found)
         self._made.add(id(found))
         return True
+
+    def _fills_in_order(self, out: Tensor, place: int, value: Any, *, whole: bool) -> bool:
+        """Whether a tensor is filled with rows of one known batch, in another order than its own.
+
+        Then its rows so far get their owners. One row alone does not tell.
+        """
+        if id(out) not in self._filled or self._filled[id(out)][0]() is not out:
+            self._filled[id(out)] = weakref.ref(out), {}
+        rows = self._filled[id(out)][1]
+        rows[place] = value if whole else None
+        if len(rows) < 2 or not self._moves(list(rows.values()), list(rows)):
+            return False
+        codes = torch.full((len(out), *[1] * (out.ndim - 1)), NONE, dtype=torch.int32)
+        for at, row in rows.items():
+            m = self.of(row)
+            assert m is not None
+            codes[at] = m.low
+        self.give(out, Map(codes))
+        return True
+
+    def _moves(self, parts: Sequence[Any], places: Iterable[int]) -> bool:
+        """Whether rows of a batch that is known come to other places than theirs and their ids'."""
+        ids = self.entries.owned.ids
+        if self.entries.owned.given:
+            return False
+        batches: set[int] = set()
+        moves = False
+        for part, place in zip(parts, places, strict=True):
+            cut = self._cuts.get(id(part))
+            if cut is None or cut[0]() is not part or not isinstance(part, Tensor):
+                return False
+            m = self.of(part)
+            if m is None or not m.owned or m.varying:
+                return False
+            batches.add(cut[1])
+            named = ids is not None and -len(ids) <= place < len(ids) and ids[place] == m.low
+            moves = moves or (m.low != place and not named)
+        return moves and len(batches) == 1  # each of a tensor of its own: that is the sample
 
     def _is_entry(self, t: Tensor) -> bool:
         """Whether a tensor is a batch that was made in the block."""
@@ -202,7 +266,7 @@ class Owners:
             self.unknown.add(f"{op.name} of nested tensors")
             why = f"{op.name} of nested tensors"
             return [Map(torch.tensor(UNKNOWN, dtype=torch.int32), why) for _ in op.outs]
-        if op.name == "__getitem__" and not self.in_model:
+        if op.name in ("__getitem__", "index_select") and not self.in_model:
             looked_up = self._looked_up_by_ids(op)
             if looked_up is not None:
                 return looked_up
@@ -245,8 +309,10 @@ class Owners:
         ids = self.entries.owned.ids
         if ids is None:
             return None
-        index = op.args[1]
-        values = index.tolist() if isinstance(index, Tensor) and index.ndim == 1 else index
+        index = op.get(2, "index") if op.name == "index_select" else op.args[1]
+        if isinstance(index, tuple) and index and all(p in _WHOLE for p in index[1:]):
+            index = index[0]
+        values = index.tolist() if hasattr(index, "tolist") and index.ndim == 1 else index
         if not isinstance(values, list) or tuple(values) != ids:
             return None
         found = self._given(op.outs[0])
@@ -279,6 +345,15 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _made_along(op: Op) -> int | None:
+    """The axis along which a batch was put together of its samples, one at each place."""
+    if op.name == "pad_sequence":
+        return 0 if op.get(1, "batch_first", False) else 1
+    if op.name == "stack" and all(m is None for m in op.maps):  # else parts may be columns
+        return int(op.get(1, "dim", 0)) % op.outs[0].ndim
+    return None
 
 
 def _may_be_asked(registered: Registered | None) -> bool:

@@ -114,6 +114,9 @@ def attention(op: Op) -> Found | None:
     return [own]
 
 
+_CLOSED = 5e3  # that a key which is masked by a number lies below the best one of its query
+
+
 def _heads(read: Map | None, own: Map | None) -> Map | None:
     """Grouped queries: as many heads of keys as may be."""
     if read is None or own is None or read.ndim < 3 or own.ndim != read.ndim:
@@ -132,7 +135,9 @@ def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int,
         others = others & torch.ones(queries, keys, dtype=torch.bool).tril()
     if mask is None:
         return not bool(others.any())
-    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    allowed = mask
+    if mask.dtype != torch.bool:  # -1e4 and -1e9 are in use too: exp of either is 0
+        allowed = mask > mask.amax(-1, keepdim=True) - _CLOSED
     return not bool((others.to(mask.device) & allowed).any())
 
 

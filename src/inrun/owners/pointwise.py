@@ -176,13 +176,18 @@ def created(op: Op) -> Found:
 
 @rule("nonzero argwhere")
 def places(op: Op) -> Found:
-    """Places of entries that are not zero: each is its entry's sample's."""
+    """Places of entries that are not zero: each is its entry's sample's.
+
+    Places that depend on several samples, such as the experts that any token goes to, are numbers.
+    """
     m, x, out = op.first, op.args[0], op.out
     if m is None:
         return op.every(None)
     listed = out.ndim == 2 and len(op.outs) == 1  # (n, axes); else a tensor for each axis
     at = out.unbind(1) if listed else op.outs
     codes = squeezed(m.codes.expand(x.shape)[tuple(i.detach().cpu() for i in at)])
+    if codes.numel() and int(codes.min()) < NONE:
+        return op.every(None)
     return op.every(m.derived(codes.unsqueeze(1) if listed else codes))
 
 
