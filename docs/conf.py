@@ -64,7 +64,7 @@ _FOREIGN = (
     "torch|nn|Tensor|abc|numpy|np|pyarrow|pa|altair|pathlib|collections|os|lightning|transformers"
 )
 # Names that signatures show and that nobody has to build: type variables and records of the inside.
-_INSIDE = "Setting|State|Settled|Step|Sample|Passage|Card|Results|Skip|Memory|Arm"
+_INSIDE = "Setting|State|Settled|Step|Sample|Passage|Card|Results|Memory|Arm|Waiting"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({_FOREIGN})(\..*)?"),
     (r"py:.*", rf"(inrun\.\w+\._\w+\.)?({_INSIDE})"),
