@@ -241,6 +241,11 @@ def created(d, name):
     raise LookupError(name)
 
 
+@calls("as_tensor asarray")
+def made_of(d, name):
+    return lambda t: getattr(torch, name)(t), [d.x(d.shape())]
+
+
 # ---- along axes
 
 
