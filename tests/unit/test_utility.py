@@ -8,7 +8,6 @@ from torch import nn
 from inrun.utility import (
     Utility,
     curvature,
-    differing_row,
     evaluate,
     losses_of,
     row_count,
@@ -38,12 +37,6 @@ def test_rows_may_run_over_another_axis():
 @pytest.mark.parametrize("batch", [(torch.ones(3), torch.ones(4)), torch.ones(()), "text", []])
 def test_a_batch_without_common_rows_has_none(batch):
     assert row_count(batch) is None
-
-
-def test_a_differing_row_is_found_beyond_equal_ones():
-    x = torch.tensor([1, 2, 1])
-    assert differing_row((x,), 3) == 1
-    assert differing_row((torch.ones(3),), 3) == 0
 
 
 def quadratic():

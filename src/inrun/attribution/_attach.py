@@ -95,9 +95,7 @@ def attach(
         payout_to: where they are held: 'cpu', or a folder on a disk with room, which is left empty
             again; else where `capture` keeps factors ('offload': on the CPU). Values are the same.
         progress: show a line with loss, residual and overhead where there is a terminal.
-        self_test: check on a few validation rows that shares sum to the gradient and where samples
-            lie in each operation.
-
+        self_test: check on a few validation rows that shares sum to the gradient.
         process_group: of the processes whose gradients are averaged: 'auto' is that of a
             DistributedDataParallel model, or else the default group where one is running (which a
             model under `fully_shard` must be spread over); None is this process alone.
@@ -106,7 +104,6 @@ def attach(
         MisuseError: arguments that do not fit each other.
         NotSupportedError: an optimizer without a rule, complex parameters, tensor parallelism.
         ReplaceLayerError: a layer that changes its own weights in the forward pass.
-        NeverPossibleError: a model that mixes samples even in evaluation mode.
         InvariantError: the self-test failed.
         StoreError: the store holds a run already or cannot be written.
 

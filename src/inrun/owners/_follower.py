@@ -120,7 +120,8 @@ class Owners:
         maps = [self.of(t) for t in tensors]
         args, kwargs = led(name, args, kwargs)
         op = Op(function, name, args, kwargs, tensors, maps, [], self.samples)
-        if _may_be_asked(find(function, name)) and any(m is not None for m in maps):
+        op.registered = find(function, name)  # once: every operation comes by here
+        if _may_be_asked(op.registered) and any(m is not None for m in maps):
             op.random = RandomState.now(tensors)
         if self.sums is not None:  # before an operation in place gives its argument another node
             op.nodes = [(t.grad_fn, t.output_nr) for t in tensors]
@@ -270,11 +271,10 @@ class Owners:
             looked_up = self._looked_up_by_ids(op)
             if looked_up is not None:
                 return looked_up
-        registered = find(op.function, op.name)
-        if registered is not None:
-            found = self._ruled(registered, op)
+        if op.registered is not None:
+            found = self._ruled(op.registered, op)
             if found is not None:
-                return self._refined(op, found) if registered.refined else found
+                return self._refined(op, found) if op.registered.refined else found
         return self._asked(op)
 
     def _placed(self, op: Op, found: Found) -> Found:

@@ -33,6 +33,7 @@ class Op:
     outs: list[Tensor]
     samples: int
     random: RandomState | None = None  # before it ran, where it may have to draw the same again
+    registered: Any = None  # its rule's entry in the table
     interactions: list[str] = field(default_factory=list)
     nodes: list[tuple[Any, int]] = field(default_factory=list)  # of `tensors`, where asked for
 

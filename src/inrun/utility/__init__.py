@@ -14,7 +14,7 @@ from inrun.utility._passes import (
     loss_of,
     losses_of,
 )
-from inrun.utility._rows import differing_row, row_count, take_rows, tensors_of
+from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._utility import NEXT, LossFunction, Utility
@@ -30,7 +30,6 @@ __all__ = [
     "demand_finite",
     "demand_finite_gradients",
     "differentiable_twice",
-    "differing_row",
     "displaced",
     "evaluate",
     "gradients_of",

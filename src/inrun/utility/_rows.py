@@ -73,23 +73,3 @@ def _one_a_row(batch: Sequence[Any], count: int | None) -> bool:
         else (str, bytes, type(None), int, float)
     )
     return len(batch) == count and all(isinstance(value, kinds) for value in batch)
-
-
-def differing_row(batch: Any, count: int, axis: int = 0) -> int:
-    """A row that differs from the last of `count` in some tensor; 0 where all are alike."""
-    for row in range(count - 1):
-        if not _equal(take_rows(batch, [row], axis), take_rows(batch, [count - 1], axis)):
-            return row
-    return 0
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b))
-    if isinstance(a, Mapping):
-        return all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    return True
