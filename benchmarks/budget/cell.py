@@ -32,11 +32,10 @@ STEADY = 20  # steps that are not timed: the first ones are smoothed
 
 @dataclass(frozen=True)
 class Way:
-    """One way to attach. `follows`: judged by the next batch."""
+    """One way to attach."""
 
     rotating: int = 1
     refresh: int = 1
-    follows: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,7 +45,6 @@ WAYS = {
     **{f"rotating={k}": Way(rotating=k) for k in (2, 5, 10)},
     **{f"rotating=10, every={n}": Way(rotating=10, options={"every": n}) for n in (2, 5)},
     **{f"refresh={n}": Way(refresh=n) for n in (2, 5)},
-    "next batch": Way(follows=True),
     "stream": Way(options={"capture": "stream"}),
     **{f"max_overhead={x}": Way(options={"max_overhead": x}) for x in (0.05, 0.2)},
 }
@@ -63,9 +61,6 @@ class Run:
             utility = inrun.Utility(
                 tasks.weighted_loss, data.whole, rotating=way.rotating, refresh=way.refresh
             )
-            if way.follows:
-                rows = data.fetch(range(4))
-                utility = inrun.Utility.next_batch(tasks.loss_fn, rows)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InRunWarning)  # what is stale is what is measured
                 self.attribution = inrun.attach(

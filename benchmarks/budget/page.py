@@ -18,7 +18,7 @@ from benchmarks.results_file import RESULTS, environments
 DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {
     "every": "fewer steps", "max_overhead": "fewer steps, found by itself",
-    "rotating": "parts of the rows", "refresh": "old gradient", "next": "next batch",
+    "rotating": "parts of the rows", "refresh": "old gradient",
     "stream": "stream",
 }  # fmt: skip
 

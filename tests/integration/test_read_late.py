@@ -112,7 +112,6 @@ KINDS = {
         )
     },
     "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30, rotating=2)},
-    "next batch": {"utility": inrun.Utility.next_batch(loss_fn, torch.zeros(4, 9).long())},
 }
 
 

@@ -61,8 +61,7 @@ def attach(
             `torch.optim` that takes plain gradients, Lion, LAMB, schedule-free AdamW, or your own
             (`inrun.optim.register`). With several, a step is over when all have stepped, or when
             the next block begins.
-        utility: the validation loss that contributions are measured in; `Utility.next_batch()`
-            takes the next training batch's instead.
+        utility: the validation loss that contributions are measured in.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
             'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         capture: 'hold' keeps every layer's input and output gradient until the step is over and is
@@ -131,7 +130,7 @@ def attach(
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
     direction = demand_settings(
         estimator=estimator, capture=capture, every=every, max_overhead=max_overhead,
-        payout=payout, payout_to=payout_to, next_batch=utility.follows,
+        payout=payout, payout_to=payout_to,
     )  # fmt: skip
     optimizers = Together(optimizer)
     if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):

@@ -14,7 +14,7 @@ from torch import nn
 
 from inrun.attribution._audit import Audit
 from inrun.attribution._closures import Arguments, gave_nothing, with_closure_run
-from inrun.attribution._demands import demand_losses, demand_whole_directions
+from inrun.attribution._demands import demand_whole_directions
 from inrun.attribution._frequency import Frequency
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
@@ -219,7 +219,6 @@ class Attribution(Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
-        demand_losses(self._scorer, "An audit")
         if self._steps.capture.sharded:
             raise NotSupportedError(
                 "An audit plays steps out on whole copies of the model, and this one's parameters "
@@ -255,7 +254,6 @@ class Attribution(Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        demand_losses(self._scorer, "A value a token")
         demand_whole_directions(self._scorer, self._steps.capture)
         if self._steps.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
@@ -284,9 +282,9 @@ class Attribution(Results):
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
         noted; the state holds totals a sample, and without a store the books. Nothing is changed in
         this run. One that goes on from the state has what waits for later steps ended there: with
-        `Utility.next_batch()` the last step is not scored, and with `payout` the samples of open
-        windows have what momentum did for them until then; what it does after is booked as from
-        before the window. With several processes and `payout` all of them call it.
+        `payout` the samples of open windows have what momentum did for them until then; what it
+        does after is booked as from before the window. With several processes and `payout` all of
+        them call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.

@@ -8,19 +8,6 @@ from inrun.errors import MisuseError
 from inrun.factors import DenseContraction
 
 
-def demand_losses(scorer: Scorer, what: str) -> None:
-    """Refuses what cannot be done without a validation loss.
-
-    Raises:
-        MisuseError: the next batch stands for a validation set.
-    """
-    if scorer.validation.follows:
-        raise MisuseError(
-            f"{what} needs a validation loss, and Utility.next_batch() has none. Attach with "
-            "Utility(loss_fn, validation_batch)."
-        )
-
-
 def demand_whole_directions(scorer: Scorer, capture: Capture) -> None:
     """Refuses settings under which a value is not one direction's product with a share.
 

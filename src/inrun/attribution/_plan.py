@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,13 +59,6 @@ class ParameterPlan(ABC):
         """What to multiply shares by, so that they sum to the consumed gradient."""
         return 1.0 if self.scale is None else self.scale / self.processes
 
-    def kept(self) -> ParameterPlan:
-        """The same with a gradient that the loop does not overwrite, for scoring it later."""
-        move = self.move
-        gradient = move.gradient.detach().clone()
-        held = Move(move.rule, move.weight, gradient, move.state, move.setting)
-        return replace(self, move=held)
-
     @abstractmethod
     def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
         """The direction that shares meet, and the books, in compute precision.
@@ -110,10 +103,6 @@ class ReadBefore(ParameterPlan):
 @dataclass(frozen=True)
 class SampleBySample(ReadBefore):
     """The direction differs from sample to sample: it meets the shares themselves."""
-
-    def kept(self) -> ParameterPlan:
-        """Its move is a copy already."""
-        return self
 
     def pull(self, at: Gradients, after: Move[Any, Any] | None) -> Pulled:
         """See `ParameterPlan.pull`: the books alone."""

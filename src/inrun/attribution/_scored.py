@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ from inrun.attribution._plan import ParameterPlan
 from inrun.attribution._sums import Sums
 from inrun.capture import Block, Reading
 from inrun.errors import MisuseError
-from inrun.ledger import NEXT_BATCH, NO_PASS, OTHER_ROWS, Entries
-from inrun.utility import NEXT, Evaluation, demand_finite, demand_finite_gradients
+from inrun.ledger import NO_PASS, OTHER_ROWS, Entries
+from inrun.utility import Evaluation, demand_finite, demand_finite_gradients
 
 
 class Scored(NamedTuple):
@@ -74,9 +74,7 @@ class Unread:
                 demand_finite(self._targets, torch.from_numpy(losses))
         _demand_values(self._passes, values, momentum, decay)
         opening, note = opening + other, ""  # the last step's closing loss
-        if NEXT in self._targets and np.isnan(closing).all():
-            note = NEXT_BATCH
-        elif np.isnan(closing).any() or np.isnan(opening).any():
+        if np.isnan(closing).any() or np.isnan(opening).any():
             note = NO_PASS
         elif self._passes[0].rows != self._passes[1].rows:
             opening, note = np.full_like(opening, np.nan), OTHER_ROWS
@@ -116,8 +114,3 @@ class Taken:
     extra: dict[str, dict[str, Tensor]]
     step: int
     other: Tensor | None = None
-
-    def kept(self) -> Taken:
-        """The same with gradients that the loop does not overwrite."""
-        plans = {name: plan.kept() for name, plan in self.plans.items()}
-        return replace(self, plans=plans)

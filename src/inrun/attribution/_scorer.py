@@ -26,7 +26,7 @@ from inrun.attribution._scales import common_scale, norms_of, scales_of
 from inrun.attribution._scored import Taken, Unread
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._unattributed import Unowned, samples_of
-from inrun.attribution._validation import Validation, following
+from inrun.attribution._validation import Validation
 from inrun.capture import Alone, Block, Capture, Processes, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
@@ -58,7 +58,6 @@ class Scorer:
         self._rule_check = RuleCheck()
         self.untold: set[str] = set()  # whose shares cancel, and that are not smoothed
         self.validation = Validation(model, utility, self.processes)
-        self._late: Taken | None = None
         self._steps_read = 0
         self._plans: dict[str, ParameterPlan] = {}
         self._at_open: Evaluation | None = None
@@ -158,8 +157,7 @@ class Scorer:
 
         What became of the gradients is taken down, and told by `conclude`.
         """
-        if not self.validation.follows:
-            self._at_open = self.validation.opening(capture)
+        self._at_open = self.validation.opening(capture)
         names = {id(p): name for name, p in capture.trained.items()}
         plans: dict[str, ParameterPlan] = {}
         with torch.no_grad():
@@ -243,7 +241,7 @@ class Scorer:
         stepped: Collection[int],
         step: int,
         conclude: Callable[[], Sequence[Block]] | None = None,
-    ) -> Unread | None:
+    ) -> Unread:
         """Contracts the directions, now that the closing gradient is known.
 
         Args:
@@ -253,13 +251,10 @@ class Scorer:
             step: the step's number.
             conclude: reads what was taken down before the step, where that was put off until
                 there is other work for the device, and gives the blocks that count.
-
-        Returns:
-            None where the step waits for the next one's gradient: see `score_late`.
         """
         self._keep_only(stepped, blocks)
         self._rule_check.after(self._plans)
-        closing = None if self.validation.follows else self.validation.closing(capture)
+        closing = self.validation.closing(capture)
         if conclude is not None:
             blocks = conclude()
         for block in blocks:
@@ -267,29 +262,13 @@ class Scorer:
         other = self.validation.take_other()
         taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, other)
         self._plans, self._extra, self._at_open = {}, {}, None
-        if closing is None:
-            self._late = taken.kept()
-            return None
         return self._score(taken, closing)
-
-    def score_late(self) -> Unread | None:
-        """The step before, where it waits for the gradient that the coming one consumes."""
-        late, self._late = self._late, None
-        if late is None:
-            return None
-        names = {id(plan.parameter): name for name, plan in late.plans.items()}
-        gradients = {
-            names[id(p)]: move.gradient for _, p, move in self._optimizers.moves() if id(p) in names
-        }
-        late.plans = {name: plan for name, plan in late.plans.items() if name in gradients}
-        for block in late.blocks:
-            block.check_untouched()
-        return self._score(late, following(gradients))
 
     @torch.no_grad()
     def _score(self, taken: Taken, closing: Evaluation) -> Unread:
         """Contracts the directions of a step that was taken."""
-        opening = taken.opening or closing  # what follows a step is all that is known of the loss
+        assert taken.opening is not None
+        opening = taken.opening
         samples = [block.samples for block in taken.blocks]
         sums = Sums(samples, len(self._utility.targets), self.processes)
         sums.watcher = self.watcher
@@ -351,9 +330,7 @@ class Scorer:
 
     def forget(self, *, moved: bool) -> None:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
-        if moved:
-            self._late = None
-        if self.payouts is not None and self._late is None:
+        if self.payouts is not None:
             self.payouts.forget_step()
         self._plans, self._extra, self._at_open, self._consumed = {}, {}, None, {}
         if moved:

@@ -24,7 +24,6 @@ def demand_settings(
     max_overhead: float | None = None,
     payout: int = 0,
     payout_to: str | os.PathLike[str] | None = None,
-    next_batch: bool = False,
 ) -> Direction:
     """Raises what `attach` would raise of these, whatever the model and the optimizer are.
 
@@ -35,7 +34,6 @@ def demand_settings(
         max_overhead: see `estimator`.
         payout: see `estimator`.
         payout_to: see `estimator`; whether it is there is not looked at.
-        next_batch: whether the utility is `Utility.next_batch()`.
 
     Returns:
         The estimator's direction.
@@ -50,11 +48,6 @@ def demand_settings(
         raise MisuseError(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
-        )
-    if next_batch and (capture == "stream" or not direction.streams):
-        raise MisuseError(
-            "Utility.next_batch() gives one gradient, when the next step is read. Use it with "
-            "capture='hold' and an estimator that needs no other passes, such as 'path'."
         )
     sampled = frequency_of(every, max_overhead, Alone(), halves=False).sampled
     if isinstance(payout, bool) or not isinstance(payout, int) or payout < 0:

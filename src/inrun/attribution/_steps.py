@@ -60,7 +60,6 @@ class Steps:
         self.paused = self._inside = self._stepping = False
         self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
-        self._late: Step | None = None  # waits for the next step's gradients
         self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
@@ -205,8 +204,6 @@ class Steps:
         if self._weight != 0:
             what = "no" if skips else "a scored" if self.blocks else "an unscored"
             self._demand_alike(f"{what} optimizer step")
-        if not skips:
-            self._score_late()
         if self._weight == 0:
             self._stepping = not skips
             return
@@ -295,9 +292,6 @@ class Steps:
                     self._read_late if late else None,
                 )  # fmt: skip
                 step = Step(self.taken, weight, self._pending.ids)
-                if unread is None:
-                    self._late = step
-                    return
                 if late:
                     self.booking.book_later(step, unread)
                     return
@@ -326,19 +320,6 @@ class Steps:
         self._scorer.conclude(self.capture, blocks)
         return blocks
 
-    def _score_late(self) -> None:
-        """Scores the step before, where it waits for the gradients that are there now."""
-        step, self._late = self._late, None
-        if step is not None:
-            with self.watch:
-                unread = self._scorer.score_late()
-                if unread is None:
-                    return
-                if self._scorer.validation.reads_late:
-                    self.booking.book_later(step, unread)
-                else:
-                    self.booking.book(step, unread)
-
     def _check(self, scored: Scored) -> None:
         """The audit's part of a step's end."""
         if not self.auditing.has_played:
@@ -356,7 +337,6 @@ class Steps:
 
     def _unscored(self, k: int) -> None:
         """The k-th optimizer moves its parameters without being scored: ends what that ends."""
-        self._late = None
         self.booking.complete()
         moving = {
             id(p) for p in trained_parameters(self._optimizers.members[k]) if p.grad is not None
@@ -367,13 +347,11 @@ class Steps:
     def settle(self, *, parted: bool = False) -> None:
         """Ends what waits for later steps.
 
-        Steps that momentum still pays get what it paid so far; one that waits for the next step's
-        gradient is not scored.
+        Steps that momentum still pays get what it paid so far.
 
         Args:
             parted: other processes may be elsewhere, and are not waited for.
         """
-        self._late = None
         self.booking.complete()
         self.paying.settle(parted=parted)
 
@@ -406,16 +384,14 @@ class Steps:
             self._scorer,
             self._scorer.processes,
         )
-        if self._utility.batches:
-            self_test(capture, self._model, self._utility, sums=self._self_test)
-            if self._self_test:
-                self._advice.of_random_loss(self._model, self._utility)
+        self_test(capture, self._model, self._utility, sums=self._self_test)
+        if self._self_test:
+            self._advice.of_random_loss(self._model, self._utility)
         return capture
 
     def _refresh_capture(self) -> None:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
-            self._late = None
             self.booking.complete()
             self.capture = self._new_capture()  # windows of momentum go on: see `Payouts`

@@ -21,7 +21,7 @@ def weighed(utility: Utility, model: nn.Module, processes: Processes) -> Utility
     Raises:
         MisuseError: unequal parts whose losses cannot be put together; said in every process.
     """
-    if processes.size == 1 or utility.follows:
+    if processes.size == 1:
         return utility
     axis = utility.rows_axis
     own = [row_count(batch, axis) for batch in utility.batches.values()]

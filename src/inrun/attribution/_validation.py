@@ -3,8 +3,6 @@
 Where something moved in between that is no step (running statistics, weights that were edited, a
 second model that the loss depends on), the opening pass is run anew, on the same rows. The
 difference to the closing loss before is the step's entry `other`, so that the books telescope.
-Where there is no validation set, the next training batch's own gradient is the closing one, and no
-pass is run at all.
 """
 
 from __future__ import annotations
@@ -50,11 +48,6 @@ class Validation:
         self._other: Tensor | None = None
         self._disturbed = self._edited = False
         self.weights_edited = False  # whether weights moved between steps without being scored
-
-    @property
-    def follows(self) -> bool:
-        """Whether the next training batch stands for a validation set."""
-        return self._utility.follows
 
     def deal(self, parts: int) -> None:
         """Passes look at one of so many parts of the rows from now on, unless they do already."""
@@ -216,12 +209,6 @@ class Validation:
     def go_to(self, passes: int) -> None:
         """Goes on from a checkpoint: which rows a pass looks at goes by its number."""
         self._passes, self._last, self._age = passes, None, 0
-
-
-def following(gradients: Mapping[str, Tensor], targets: int = 1) -> Evaluation:
-    """The gradients that the next step consumes, as a closing pass whose losses are not known."""
-    rows = {name: g.detach().unsqueeze(0) for name, g in gradients.items()}
-    return Evaluation(_unknown(targets), rows)
 
 
 def _unknown(targets: int) -> Tensor:

@@ -22,7 +22,6 @@ from inrun.utility import Utility
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
-FEW = 4  # rows that show where samples lie in each operation
 
 
 class Training:
@@ -138,13 +137,11 @@ class Training:
         return self._utility(1)
 
     def judged_by(self) -> Utility:
-        """What the run's steps are judged by: `utility()`, or parts of its rows, or the next batch.
+        """What the run's steps are judged by: `utility()`, or parts of its rows.
 
         Raises:
             MisuseError: a target has fewer rows than there are to be parts.
         """
-        if self.config.next_batch:
-            return Utility.next_batch(self.loss_fn, self.collate(self.judges()[:FEW]))
         return self._utility(self.config.rotating)
 
     def _utility(self, rotating: int) -> Utility:

@@ -98,11 +98,6 @@ def online(
             f"{needed} needs losses=... and fetch=..., as inrun.record does: rows are gone through "
             "again without your loop."
         )
-    if utility.follows:
-        raise MisuseError(
-            "Utility.next_batch() is known only when the next batch is there, which is too late to "
-            "choose this one. Pass a utility with a validation batch."
-        )
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters)
     self_test(capture, model, utility)

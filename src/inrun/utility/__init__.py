@@ -17,10 +17,9 @@ from inrun.utility._passes import (
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
-from inrun.utility._utility import NEXT, LossFunction, Utility
+from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
-    "NEXT",
     "Evaluation",
     "LossFunction",
     "Utility",

@@ -20,7 +20,7 @@ from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import undisturbed
-from inrun.utility._utility import Utility, no_loss
+from inrun.utility._utility import Utility
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,6 @@ def evaluate(
         MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
             parameter.
     """
-    if utility.follows:
-        no_loss(model, None)
     losses: list[Tensor] = []
     rows: list[list[Tensor]] = []
     with undisturbed(model):
