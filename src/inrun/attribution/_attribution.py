@@ -71,10 +71,7 @@ class Attribution(Results):
         if folder is not None:
             folder.create()
         self._hooks = StepHooks(self, optimizers.members)
-        book = self._steps.booking.end
-        self._release = weakref.finalize(
-            self, release, self._hooks, line, book, self._record, folder
-        )
+        self._release = weakref.finalize(self, release, self._hooks, line, self._record, folder)
         self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.watch)
 
     # ---- in the loop
@@ -96,7 +93,7 @@ class Attribution(Results):
         Raises:
             MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
             InvariantError: the samples' shares do not sum to the gradient. On a GPU this is told
-                later: by the next block, or by `optimizer.step()`.
+                by `optimizer.step()`.
             ReplaceLayerError: a layer makes samples depend on each other.
         """
         with self._block(ids, rows, slots, at_backward=False):
@@ -307,7 +304,7 @@ class Attribution(Results):
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
-        self._booked.flush(self.coverage())
+        self._record.flush(self.coverage())
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice.
@@ -323,7 +320,6 @@ class Attribution(Results):
         self._hooks.remove()
         try:
             self._steps.finish()
-            self._steps.booking.end()
             self._steps.drop(moved=True, failed=failed)
         finally:
             try:

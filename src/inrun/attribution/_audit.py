@@ -123,11 +123,6 @@ class Auditor:
             self._seconds += time.perf_counter() - started
 
     @property
-    def over(self) -> bool:
-        """Whether no further step will be checked."""
-        return self._schedule.over
-
-    @property
     def has_played(self) -> bool:
         """Whether the step under way was played out."""
         return self._played is not None

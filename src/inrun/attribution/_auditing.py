@@ -90,11 +90,6 @@ class Auditing:
         block.calls = []
 
     @property
-    def under_way(self) -> bool:
-        """Whether there is an audit that will check another step."""
-        return self._auditor is not None and not self._auditor.over
-
-    @property
     def has_played(self) -> bool:
         """Whether the step under way was played out."""
         return self._auditor is not None and self._auditor.has_played

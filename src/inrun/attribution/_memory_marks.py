@@ -10,10 +10,10 @@ import weakref
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from inrun.attribution._weights import checksum
+from inrun.capture import Reading
 
 
 class MemoryMark(NamedTuple):
@@ -31,27 +31,30 @@ def mark_of(memory: Tensor | None) -> MemoryMark | None:
     return MemoryMark(weakref.ref(memory), memory._version, checksum(memory))
 
 
-def edited(
-    left: Mapping[str, MemoryMark | None], found: Mapping[str, MemoryMark | None]
-) -> list[str]:
-    """Names whose memory is another than the one that was left there.
+class Edited:
+    """Whose memory is another than the one that was left there.
 
     Args:
         left: by name, after the last scored step that moved the parameter.
         found: by name, before this one.
     """
-    gone: list[str] = []
-    compared: list[tuple[str, Tensor]] = []
-    for name, now in found.items():
-        before = left.get(name)
-        if before is None:
-            continue
-        if now is None or (before.tensor() is now.tensor() and before.version != now.version):
-            gone.append(name)
-        else:
-            compared.append((name, before.bits != now.bits.to(before.bits.device)))
-    if compared:
-        device = compared[0][1].device
-        differ = torch.stack([t.to(device) for _, t in compared]).tolist()  # one wait
-        gone += [name for (name, _), is_other in zip(compared, differ, strict=True) if is_other]
-    return gone
+
+    def __init__(
+        self, left: Mapping[str, MemoryMark | None], found: Mapping[str, MemoryMark | None]
+    ):
+        self._gone: list[str] = []
+        compared: dict[str, Tensor] = {}
+        for name, now in found.items():
+            before = left.get(name)
+            if before is None:
+                continue
+            if now is None or (before.tensor() is now.tensor() and before.version != now.version):
+                self._gone.append(name)
+            else:
+                compared[name] = before.bits != now.bits.to(before.bits.device)
+        self._compared, self._differ = list(compared), Reading(*compared.values())
+
+    def names(self) -> list[str]:
+        """Of them."""
+        differ = zip(self._compared, self._differ.wait(), strict=True)
+        return self._gone + [name for name, is_other in differ if is_other]

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.attribution._memory_marks import MemoryMark, edited, mark_of
+from inrun.attribution._memory_marks import Edited, MemoryMark, mark_of
 from inrun.attribution._shelf import Holding, InPlace, Kept, Shelf, holding
 from inrun.attribution._sliding import SlidingSum
 from inrun.attribution._waiting import StepValues, WaitingStep
-from inrun.capture import Alone, Block, Processes
+from inrun.capture import Alone, Block, Processes, Reading
 from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.factors import Contraction, DenseContraction
 from inrun.optim import Memory, Move
@@ -64,7 +64,7 @@ class Payouts:
         self._shelf, self._processes = shelf or InPlace(), processes or Alone()
         self._parameters: dict[str, Tensor] = {}
         self._memories: dict[str, Memory] = {}
-        self._found: dict[str, MemoryMark | None] = {}
+        self._edited = Edited({}, {})
         self._left: dict[str, MemoryMark | None] = {}
         self._leaving: dict[str, MemoryMark | None] = {}  # the same of the step under way
         self._ended: set[str] = set()
@@ -80,12 +80,19 @@ class Payouts:
 
     # ---- as steps go by
 
-    def remember(self, name: str, move: Move[Any, Any], parameter: Tensor) -> None:
-        """Before a step: how a parameter's earlier gradients will act in it."""
-        if self._parameters.get(name, parameter) is not parameter:
-            self.end([name])  # another one goes by the name now
-        self._memories[name], self._parameters[name] = move.memory(), parameter
-        self._found[name] = mark_of(move.memorized())
+    def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> None:
+        """Before a step: how parameters' earlier gradients will act in it.
+
+        Args:
+            moving: by name, what the optimizer does and the parameter.
+        """
+        found: dict[str, MemoryMark | None] = {}
+        for name, (move, parameter) in moving.items():
+            if self._parameters.get(name, parameter) is not parameter:
+                self.end([name])  # another one goes by the name now
+            self._memories[name], self._parameters[name] = move.memory(), parameter
+            found[name] = mark_of(move.memorized())
+        self._edited = Edited(self._left, found)
 
     def left(self, name: str, move: Move[Any, Any]) -> None:
         """After it: the memory that the optimizer goes on from, if nobody edits it."""
@@ -130,7 +137,7 @@ class Payouts:
         once the caller has booked that.
         """
         try:
-            self.end(edited(self._left, self._found))
+            self.end(self._edited.names())
         except StoreError as lost:
             self._failure = lost
             return self.abandon()
@@ -171,7 +178,8 @@ class Payouts:
 
     def forget_step(self) -> None:
         """A step that was read was not taken after all."""
-        self._memories, self._found, self._leaving, self._earned = {}, {}, {}, {}
+        self._memories, self._leaving, self._earned = {}, {}, {}
+        self._edited = Edited({}, {})
 
     def complain(self) -> None:
         """Raises what went wrong since it was last asked, if anything did.
@@ -196,7 +204,8 @@ class Payouts:
             held.let_go()
         self._held.clear()
         self._sums, self._memories, self._earned = {}, {}, {}
-        self._found, self._left, self._leaving = {}, {}, {}
+        self._left, self._leaving = {}, {}
+        self._edited = Edited({}, {})
 
     # ---- what they are paid
 
@@ -215,7 +224,7 @@ class Payouts:
         except StoreError as lost:
             self._failure = lost
             return self.abandon()
-        self.contraction.end_step()
+        self.contraction.end_step(Reading)
         self._held.popleft()
         held.let_go()
         return [Paid(held.step, values.fetch())]

@@ -171,25 +171,27 @@ def plan_parameter(
     p: Tensor,
     move: Move[Any, Any],
     direction: Direction,
+    scale: Tensor | float | None,
     *,
     held: bool,
     processes: int = 1,
 ) -> ParameterPlan:
-    """The plan of one parameter, whose `scale` is not known yet.
+    """The plan of one parameter.
 
     Args:
         optimizer: the number of the one that holds it.
         p: the parameter.
         move: read before the step.
         direction: the method.
+        scale: see `ParameterPlan`.
         held: whether its shares are still to be contracted.
         processes: how many share the batch.
     """
     if direction.settles(move):
-        return SettledAfter(optimizer, p, direction, move, None, held, processes)
+        return SettledAfter(optimizer, p, direction, move, scale, held, processes)
     each = isinstance(direction, SampleDirection)
     slope = direction.slope(move).kept() if held and not each else Diagonal(0.0)
     kind, kept = (SampleBySample, move.frozen()) if each else (ReadBefore, move)
     return kind(
-        optimizer, p, direction, kept, None, held, processes, slope, direction.history(move)
+        optimizer, p, direction, kept, scale, held, processes, slope, direction.history(move)
     )

@@ -19,12 +19,6 @@ class Results:
     _scorer: Scorer
     _steps: Steps
 
-    @property
-    def _booked(self) -> Record:
-        """The record, with all steps in it that were scored."""
-        self._steps.booking.end()
-        return self._record
-
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.
 
@@ -38,7 +32,7 @@ class Results:
             were in none of them. With `payout` also `paid_out`, the part of `value` that momentum
             did, which comes in `payout` steps after each visit.
         """
-        return self._booked.values()
+        return self._record.values()
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """The books.
@@ -57,7 +51,7 @@ class Results:
         Raises:
             MisuseError: no such target.
         """
-        return self._booked.ledger(target, self.coverage())
+        return self._record.ledger(target, self.coverage())
 
     def visits(self) -> pa.Table:
         """Every single visit: `step`, `sample_id`, `value`, `value_normalised`, and the targets.
@@ -65,7 +59,7 @@ class Results:
         Raises:
             MisuseError: the attribution has no store; visits are kept nowhere else.
         """
-        return self._booked.visits(self.coverage())
+        return self._record.visits(self.coverage())
 
     def coverage(self) -> pa.Table:
         """Which parameters are captured, how, and what share of the update they have.
@@ -88,12 +82,12 @@ class Results:
     @property
     def latest(self) -> dict[str, Any]:
         """The last scored step's row of the books, in total; empty before the first."""
-        return dict(self._booked.latest)
+        return dict(self._record.latest)
 
     @property
     def residual_share(self) -> float:
         """The books' residuals so far over the size of their entries so far."""
-        return self._booked.residual_share
+        return self._record.residual_share
 
     @property
     def covered(self) -> float:
@@ -122,7 +116,7 @@ class Results:
         validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
         `extra`, what scoring adds to a step's time, and `expected`, to the training's.
         """
-        error = self._booked.relative_error
+        error = self._record.relative_error
         counts = {"steps": float(self._steps.taken), "scored": float(self._steps.booking.scored)}
         return {**counts, "relative_error": error, **self._steps.frequency.describe()}
 
@@ -155,7 +149,7 @@ class Results:
         Raises:
             MisuseError: no such target.
         """
-        return self._booked.balance(target, self.coverage(), self._steps.paying.owed())
+        return self._record.balance(target, self.coverage(), self._steps.paying.owed())
 
     @property
     def seconds(self) -> float:

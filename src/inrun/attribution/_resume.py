@@ -48,7 +48,6 @@ class Resume:
     def state(self) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
         self._steps.finish()
-        self._steps.booking.end()
         if self._steps.pending:
             raise MisuseError(
                 "state_dict() was called between backward() and optimizer.step(). The gradients "
@@ -99,7 +98,6 @@ class Resume:
             cut = len(prefix)
             return {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
 
-        self._steps.booking.forget()
         self._record.restore(header["record"], part("record/"))
         processes = self._scorer.processes
         if processes.size > 1 and header["record"]["store"] is not None:

@@ -16,10 +16,6 @@ from inrun.factors import compute_dtype
 from inrun.shards import own_part, part_of
 
 
-class ReadTooLateError(Exception):
-    """What was put off until after the step cannot be told any more; why, in a sentence or two."""
-
-
 def common_scale(plans: Mapping[str, ParameterPlan]) -> float:
     """The one factor between shares and consumed gradient that `stream` can still apply.
 
@@ -60,7 +56,7 @@ def scales_of(
     """For each parameter what became of its gradient between the backward pass and the step.
 
     Args:
-        gradients: that the step consumes or has consumed, which the check has taken down.
+        gradients: that the step consumes, which the check has taken down.
         capture: the parameters and the check.
         blocks: the step's samples.
         processes: that they are spread over.
@@ -73,11 +69,6 @@ def scales_of(
         if nothing or unseen:
             scales[name] = None
         elif k is None:
-            if capture.check.overwritten(name, gradients[name]):
-                raise ReadTooLateError(
-                    f"The gradient of {name} was changed element by element before the step, and "
-                    "overwritten in it, so that the step was not scored."
-                )
             scales[name] = elementwise_scale(
                 name, capture.trained[name], gradients[name], blocks, processes
             )

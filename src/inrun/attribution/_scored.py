@@ -1,4 +1,4 @@
-"""A step on its way: taken, then scored with its numbers still on the device, then read."""
+"""A step that was taken, and what came of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inrun.attribution._sums import Sums
 from inrun.capture import Block, Reading
 from inrun.errors import MisuseError
 from inrun.ledger import NO_PASS, OTHER_ROWS, Entries
-from inrun.utility import Evaluation, demand_finite, demand_finite_gradients
+from inrun.utility import Evaluation, demand_finite, demand_finite_gradients, finite_sums
 
 
 class Scored(NamedTuple):
@@ -31,60 +31,48 @@ class Scored(NamedTuple):
     paid: Sequence[Paid] = ()
 
 
-class Unread:
-    """A scored step whose numbers are on their way from the device.
+def read(
+    sums: Sums,
+    passes: tuple[Evaluation, Evaluation],
+    targets: Sequence[str],
+    estimator: str,
+    unowned: Sequence[bool],
+    other: Tensor | None,
+) -> Scored:
+    """A step's result: its numbers, in one transfer from the device.
 
     Args:
         sums: what its parameters added up to.
         passes: before and after it.
         targets: their names.
         estimator: the method really used.
-        paid: what earlier steps' samples were paid.
         unowned: of each share of the step whether it is no sample's.
         other: what changed the loss before the step's opening pass, (K,).
+
+    Raises:
+        MisuseError: a validation loss, a validation gradient or a value is not finite.
     """
-
-    def __init__(
-        self,
-        sums: Sums,
-        passes: tuple[Evaluation, Evaluation],
-        targets: Sequence[str],
-        estimator: str,
-        paid: Sequence[Paid],
-        unowned: Sequence[bool] = (),
-        other: Tensor | None = None,
-    ):
-        sums.send()
-        self._sums, self._targets, self._estimator, self._paid = sums, targets, estimator, paid
-        self._unowned = np.array(unowned, dtype=bool)
-        self._passes = passes
-        none = torch.zeros(len(targets), dtype=torch.float64)
-        self._read = Reading(*(found.losses for found in passes), none if other is None else other)
-
-    def read(self) -> Scored:
-        """The step's result.
-
-        Raises:
-            MisuseError: a validation loss, a validation gradient or a value is not finite.
-        """
-        opening, closing, other = (t.numpy() for t in self._read.wait())
-        values, momentum, decay = self._sums.fetch()
-        for found, losses in zip(self._passes, (opening, closing), strict=True):
-            if not found.checked:
-                demand_finite(self._targets, torch.from_numpy(losses))
-        _demand_values(self._passes, values, momentum, decay)
-        opening, note = opening + other, ""  # the last step's closing loss
-        if np.isnan(closing).any() or np.isnan(opening).any():
-            note = NO_PASS
-        elif self._passes[0].rows != self._passes[1].rows:
-            opening, note = np.full_like(opening, np.nan), OTHER_ROWS
-        owned, unowned = (values, np.zeros((0, values.shape[1])))
-        if self._unowned.any():
-            owned, unowned = values[~self._unowned], values[self._unowned]
-        entries = Entries(
-            opening, closing, owned.sum(0), momentum, decay, unowned.sum(0), other, note
-        )
-        return Scored(owned, entries, self._estimator, self._paid)
+    none = torch.zeros(len(targets), dtype=torch.float64)
+    losses = Reading(*(found.losses for found in passes), none if other is None else other)
+    looks = not (passes[1].checked or sums.sharded)  # where each process has its own parts
+    finite = Reading(finite_sums(passes[1])) if looks else None
+    values, momentum, decay = sums.told(sums.sent())
+    opening, closing, moved = (t.double().numpy() for t in losses.wait())
+    for found, each in zip(passes, (opening, closing), strict=True):
+        if not found.checked:
+            demand_finite(targets, torch.from_numpy(each))
+    if finite is not None and not finite.wait()[0].numpy().all():
+        demand_finite_gradients(passes[1], targets)
+    _demand_values(passes, values, momentum, decay)
+    opening, note = opening + moved, ""  # the last step's closing loss
+    if np.isnan(closing).any() or np.isnan(opening).any():
+        note = NO_PASS
+    elif passes[0].rows != passes[1].rows:
+        opening, note = np.full_like(opening, np.nan), OTHER_ROWS
+    no_ones = np.array(unowned, dtype=bool)
+    owned, rest = values[~no_ones], values[no_ones]
+    entries = Entries(opening, closing, owned.sum(0), momentum, decay, rest.sum(0), moved, note)
+    return Scored(owned, entries, estimator)
 
 
 def _demand_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
@@ -110,7 +98,7 @@ class Taken:
 
     blocks: list[Block]
     plans: dict[str, ParameterPlan]
-    opening: Evaluation | None
+    opening: Evaluation
     extra: dict[str, dict[str, Tensor]]
     step: int
     other: Tensor | None = None

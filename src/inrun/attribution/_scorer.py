@@ -5,8 +5,7 @@ Letters: N samples of the step over all its blocks, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from inrun.attribution._plan import (
 )
 from inrun.attribution._rule_check import RuleCheck
 from inrun.attribution._scales import common_scale, norms_of, scales_of
-from inrun.attribution._scored import Taken, Unread
+from inrun.attribution._scored import Scored, Taken, read
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.attribution._validation import Validation
@@ -31,7 +30,7 @@ from inrun.capture import Alone, Block, Capture, Processes, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
-from inrun.optim import Together
+from inrun.optim import Move, Together
 from inrun.utility import Evaluation, Utility
 
 
@@ -63,6 +62,7 @@ class Scorer:
         self._at_open: Evaluation | None = None
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
+        self._moving: dict[str, tuple[int, Tensor, Move[Any, Any]]] = {}
         self._consumed: dict[str, Tensor] = {}
         self.watcher: DirectionWatcher | None = None
 
@@ -132,12 +132,6 @@ class Scorer:
         return not isinstance(self._direction, SampleDirection) and not self._smoothing.steps
 
     @property
-    def can_wait(self) -> bool:
-        """Whether a step's numbers may be read after it: nothing else needs them within it."""
-        one_pass = not (self._direction.needs_null or self._direction.needs_curvature)
-        return one_pass and self.payouts is None and self.watcher is None
-
-    @property
     def forecast_error(self) -> float:
         """How far `stream`'s clip coefficient was off in the last step; 0 for `hold`."""
         return self._forecast.error
@@ -152,42 +146,50 @@ class Scorer:
         self._at_open = self.validation.opening(capture)
         self._optimizers.block_begins()
 
-    def before_step(self, capture: Capture, blocks: Sequence[Block]) -> None:
-        """Reads the optimizers while their state is still that of w_t.
-
-        What became of the gradients is taken down, and told by `conclude`.
-        """
-        self._at_open = self.validation.opening(capture)
+    @torch.no_grad()
+    def read(self, capture: Capture) -> None:
+        """Reads the optimizers while their state is still that of w_t, and passes if it must."""
         names = {id(p): name for name, p in capture.trained.items()}
+        self._moving = {
+            names[id(p)]: (k, p, move) for k, p, move in self._optimizers.moves() if id(p) in names
+        }
+        self._consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
+        capture.check.consume(self._consumed)
+        if self.payouts is not None:
+            self.payouts.remember({name: (m, p) for name, (_, p, m) in self._moving.items()})
+        with torch.enable_grad():
+            self._at_open = self.validation.opening(capture)
+
+    @torch.no_grad()
+    def plan(self, capture: Capture, blocks: Sequence[Block]) -> None:
+        """Says of what each parameter's direction will be made, once `read` and the check are done.
+
+        Raises:
+            MisuseError: no sample accounts for what became of a gradient.
+        """
+        moving = self._moving
+        held = self._held(capture, blocks)
+        samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
+        work = smoothing_work(((p, move) for _, p, move in moving.values()), samples)
+        cancelling = capture.check.cancelling
+        scales = scales_of(self._consumed, capture, blocks, self.processes)
         plans: dict[str, ParameterPlan] = {}
-        with torch.no_grad():
-            moving = [(k, p, m) for k, p, m in self._optimizers.moves() if id(p) in names]
-            self._consumed = {names[id(p)]: m.gradient for _, p, m in moving}
-            capture.check.consume(self._consumed)
-            held = self._held(capture, blocks)
-            samples = sum(self.processes.gathered(sum(block.samples for block in blocks)))
-            work = smoothing_work(((p, move) for _, p, move in moving), samples)
-            cancelling = capture.check.cancelling
-            for k, p, move in moving:
-                name = names[id(p)]
-                own = None
-                if name in cancelling:
-                    own = smoothing_work([(p, move)], samples)
-                direction = self._smoothing.direction_for(move, work, cancels=own)
-                if own is not None and direction.name == "path" and move.age() is not None:
-                    self.untold.add(name)
-                if self.payouts is not None:
-                    self.payouts.remember(name, move, p)
-                plans[name] = plan_parameter(
-                    k, p, move, direction,
-                    held=name in held, processes=self.processes.size,
-                )  # fmt: skip
-            self._rule_check.before(self._optimizers, plans)
-            self._measure_updates(capture, plans)
-        self._plans = plans
+        for name, (k, p, move) in moving.items():
+            own = smoothing_work([(p, move)], samples) if name in cancelling else None
+            direction = self._smoothing.direction_for(move, work, cancels=own)
+            if own is not None and direction.name == "path" and move.age() is not None:
+                self.untold.add(name)
+            plans[name] = plan_parameter(
+                k, p, move, direction, scales[name],
+                held=name in held, processes=self.processes.size,
+            )  # fmt: skip
+        self._rule_check.before(self._optimizers, plans)
+        self._measure_updates(capture, plans)
+        self._plans, self._moving, self._consumed = plans, {}, {}
         if len(self._optimizers.members) > 1:
             self._norms = norms_of(plans)
-        self._extra = self.validation.extra(self._direction, plans, capture)
+        with torch.enable_grad():
+            self._extra = self.validation.extra(self._direction, plans, capture)
 
     def _measure_updates(self, capture: Capture, plans: Mapping[str, ParameterPlan]) -> None:
         """For `coverage()`: how much of the update each parameter has."""
@@ -199,17 +201,6 @@ class Scorer:
             rows = torch.stack([square.double() for square in squares.values()])
             squares = dict(zip(squares, self.processes.mean(rows), strict=True))
         capture.coverage.updated(squares)
-
-    @torch.no_grad()
-    def conclude(self, capture: Capture, blocks: Sequence[Block]) -> None:
-        """Takes note of what became of the gradients between the backward pass and the step.
-
-        Raises:
-            MisuseError: no sample accounts for it.
-        """
-        scales = scales_of(self._consumed, capture, blocks, self.processes)
-        self._plans = {n: replace(plan, scale=scales[n]) for n, plan in self._plans.items()}
-        self._consumed = {}
 
     def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
         """Parameters with shares to contract; in any process where directions are gathered."""
@@ -235,13 +226,8 @@ class Scorer:
                 )
 
     def after_step(
-        self,
-        capture: Capture,
-        blocks: Sequence[Block],
-        stepped: Collection[int],
-        step: int,
-        conclude: Callable[[], Sequence[Block]] | None = None,
-    ) -> Unread:
+        self, capture: Capture, blocks: Sequence[Block], stepped: Collection[int], step: int
+    ) -> Scored:
         """Contracts the directions, now that the closing gradient is known.
 
         Args:
@@ -249,25 +235,25 @@ class Scorer:
             blocks: the step's samples.
             stepped: the numbers of the optimizers that really stepped.
             step: the step's number.
-            conclude: reads what was taken down before the step, where that was put off until
-                there is other work for the device, and gives the blocks that count.
+
+        Raises:
+            MisuseError: a number is not finite, or something that shares are made of was written
+                to.
         """
         self._keep_only(stepped, blocks)
         self._rule_check.after(self._plans)
         closing = self.validation.closing(capture)
-        if conclude is not None:
-            blocks = conclude()
         for block in blocks:
             block.check_untouched()
+        assert self._at_open is not None
         other = self.validation.take_other()
         taken = Taken(list(blocks), self._plans, self._at_open, self._extra, step, other)
         self._plans, self._extra, self._at_open = {}, {}, None
         return self._score(taken, closing)
 
     @torch.no_grad()
-    def _score(self, taken: Taken, closing: Evaluation) -> Unread:
+    def _score(self, taken: Taken, closing: Evaluation) -> Scored:
         """Contracts the directions of a step that was taken."""
-        assert taken.opening is not None
         opening = taken.opening
         samples = [block.samples for block in taken.blocks]
         sums = Sums(samples, len(self._utility.targets), self.processes)
@@ -290,26 +276,32 @@ class Scorer:
             sums.add_group(group, taken.blocks, self.contraction)
         for name, plan, at, move in rest:
             sums.add(name, plan, at, move, taken.blocks, self.contraction)
-        for name, plan, at, move in members:
-            if self.payouts is not None:
-                self.payouts.earn(name, plan.direction.gradient(at, plan.move))
-                if move is not None:
-                    self.payouts.left(name, move)
         if any(block.values_BK is not None for block in taken.blocks):
             scale = common_scale(taken.plans)
             self._forecast.learn(scale, len(taken.blocks))
             sums.add_streamed(taken.blocks, scale)
-        self.contraction.read_by(Reading if self.validation.reads_late else None)
-        self.contraction.end_step()
-        paid: list[Paid] = []
-        if self.payouts is not None:
-            scales = {name: plan.share_scale for name, plan in taken.plans.items()}
-            paid = self.payouts.end_step(taken.step, samples_of(taken.blocks), scales)
+        self.contraction.end_step(Reading)
         used = {plan.direction.name for plan in taken.plans.values()}
         estimator = "path-smoothed" if "path-smoothed" in used else self._direction.name
         unowned = [isinstance(b, Unowned) for b in taken.blocks for _ in range(b.samples)]
         passes, targets = (opening, closing), self._utility.targets
-        return Unread(sums, passes, targets, estimator, paid, unowned, taken.other)
+        try:
+            scored = read(sums, passes, targets, estimator, unowned, taken.other)
+        except MisuseError:
+            self.contraction.forget_step()
+            raise
+        return scored._replace(paid=self._paid(taken, members))
+
+    def _paid(self, taken: Taken, members: Sequence[Member]) -> list[Paid]:
+        """What momentum pays to earlier steps, now that this one has its values."""
+        if self.payouts is None:
+            return []
+        for name, plan, at, move in members:
+            self.payouts.earn(name, plan.direction.gradient(at, plan.move))
+            if move is not None:
+                self.payouts.left(name, move)
+        scales = {name: plan.share_scale for name, plan in taken.plans.items()}
+        return self.payouts.end_step(taken.step, samples_of(taken.blocks), scales)
 
     def _keep_only(self, stepped: Collection[int], blocks: Sequence[Block]) -> None:
         """Drops what was planned for optimizers that did not step.
@@ -332,6 +324,7 @@ class Scorer:
         """Drops what a step has begun; where weights moved unscored, the last closing pass too."""
         if self.payouts is not None:
             self.payouts.forget_step()
-        self._plans, self._extra, self._at_open, self._consumed = {}, {}, None, {}
+        self._plans, self._extra, self._at_open = {}, {}, None
+        self._moving, self._consumed = {}, {}
         if moved:
             self.validation.forget()

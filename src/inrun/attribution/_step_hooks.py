@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -115,7 +115,6 @@ def warn_unheld(this: weakref.ref[Any], watch: Stopwatch) -> None:
 def release(
     hooks: StepHooks,
     line: LiveLine,
-    book: Callable[[], None],
     record: Record,
     folder: RunFolder | None,
 ) -> None:
@@ -127,10 +126,7 @@ def release(
     or the program ends.
     """
     hooks.remove()
-    try:
-        book()
-    finally:
-        line.close()
+    line.close()
     if folder is None:
         return
     try:

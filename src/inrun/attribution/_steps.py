@@ -16,16 +16,15 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
 from inrun.attribution._booking import Booking, Step
 from inrun.attribution._captures import build_capture
-from inrun.attribution._frequency import Frequency, WithinBudget
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
 from inrun.attribution._pending import Pending
 from inrun.attribution._record import Record
-from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Before, streamed, unowned_block
-from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
+from inrun.capture import Block, Capture, Hold, Stream, are_here, self_test
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped, trained_parameters
@@ -60,7 +59,6 @@ class Steps:
         self.paused = self._inside = self._stepping = False
         self.ended = True  # whether the last block's backward pass came through
         self._pending = Pending()
-        self._at_once = False  # whether it turned out that numbers have to be
         self._stepped: set[int] = set()
         self.capture = self._new_capture()
         self._advice.of_stale(utility.refresh)
@@ -113,7 +111,6 @@ class Steps:
             if self._weight is None:
                 self._weight = self.frequency.weight(self.taken + 1)
                 self._scorer.validation.deal(self.frequency.parts)
-                self._scorer.validation.reads_late = self._reads_late()
         return self._weight != 0
 
     def _begin_pass(self) -> None:
@@ -149,9 +146,6 @@ class Steps:
             self._end_unattributed(before.added())
 
     def _end_unattributed(self, added: Mapping[str, Tensor]) -> None:
-        late = self._scorer.validation.reads_late
-        if late:
-            self._conclude()
         self._scorer.processes.demand_alike("the end of a block")
         block = unowned_block(self.capture, added)
         if isinstance(self.capture, Stream):
@@ -159,27 +153,17 @@ class Steps:
         if self.auditing.listens:
             block.gradients = dict(added)
         self._pending.add([], block)
-        if not late:
-            self._conclude()
-
-    def _reads_late(self) -> bool:
-        """Whether the host reads this step's numbers after it has queued other work.
-
-        Everything that needs numbers within a step, or times it, has it read them at once.
-        """
-        alone = self._scorer.processes.size == 1 and len(self._optimizers.members) == 1
-        timed = isinstance(self.frequency, WithinBudget) or self.auditing.under_way
-        there = reads_late(self.capture.trained.values())
-        return there and alone and self._scorer.can_wait and not timed and not self._at_once
+        self._conclude_here()
 
     def _end_block(self, names: Ids, block: Block) -> None:
-        late = self._scorer.validation.reads_late
-        if late:
-            self._conclude()  # the block before: the device has long been there
         self.capture.end_block()
         self.auditing.block_ended(self.capture, block)
         self._pending.add(names, block)
-        if not late:
+        self._conclude_here()
+
+    def _conclude_here(self) -> None:
+        """Compares at once where no device is waited for; else when the optimizer steps."""
+        if self._scorer.processes.size > 1 or are_here(self.capture.trained.values()):
             self._conclude()
 
     def _conclude(self) -> None:
@@ -223,10 +207,9 @@ class Steps:
         self._advice.of_strangers(self._optimizers, self.capture)
         with self.watch:
             try:
-                blocks = self._pending.blocks
-                self._scorer.before_step(self.capture, blocks)
-                if not self._scorer.validation.reads_late:
-                    self._scorer.conclude(self.capture, blocks)
+                self._scorer.read(self.capture)
+                self._conclude()
+                self._scorer.plan(self.capture, self._pending.blocks)
             except Exception:
                 self.drop(moved=True, failed=True)
                 raise
@@ -285,40 +268,17 @@ class Steps:
         try:
             with self.watch:
                 self.taken += 1
-                weight, late = self._weight or 1.0, self._scorer.validation.reads_late
-                blocks = self._pending.blocks
-                unread = self._scorer.after_step(
-                    self.capture, blocks, self._stepped, self.taken,
-                    self._read_late if late else None,
-                )  # fmt: skip
-                step = Step(self.taken, weight, self._pending.ids)
-                if late:
-                    self.booking.book_later(step, unread)
-                    return
-                scored = self.booking.book(step, unread)
+                scored = self._scorer.after_step(
+                    self.capture, self._pending.blocks, self._stepped, self.taken
+                )
+                step = Step(self.taken, self._weight or 1.0, self._pending.ids)
+                self.booking.book(step, scored)
             self._check(scored)
-        except ReadTooLateError as error:
-            self._at_once = True
-            self._advice.once(f"{error} Further steps' numbers are read before they are taken.")
-            self._scorer.forget(moved=True)
         except BaseException:
             self._scorer.validation.forget()  # its last pass is that of the weights before the step
             raise
         finally:
             self.drop()
-
-    def _read_late(self) -> list[Block]:
-        """What was taken down before the step, read now that the closing pass is queued."""
-        self._conclude()
-        blocks = self._pending.blocks
-        if not self._scorer.validation.proven():
-            raise ReadTooLateError(
-                "Weights were edited between two steps past PyTorch's version counters (.data, or "
-                "an optimizer's fused step that was not attached), and the step after it was not "
-                "scored. Wrap such edits in attribution.paused()."
-            )
-        self._scorer.conclude(self.capture, blocks)
-        return blocks
 
     def _check(self, scored: Scored) -> None:
         """The audit's part of a step's end."""
@@ -337,7 +297,6 @@ class Steps:
 
     def _unscored(self, k: int) -> None:
         """The k-th optimizer moves its parameters without being scored: ends what that ends."""
-        self.booking.complete()
         moving = {
             id(p) for p in trained_parameters(self._optimizers.members[k]) if p.grad is not None
         }
@@ -352,7 +311,6 @@ class Steps:
         Args:
             parted: other processes may be elsewhere, and are not waited for.
         """
-        self.booking.complete()
         self.paying.settle(parted=parted)
 
     def drop(self, *, moved: bool = False, failed: bool = False, by: int | None = None) -> None:
@@ -393,5 +351,4 @@ class Steps:
         """Takes note of parameters that were added, frozen or thawed since the last block."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if not self._pending and present != {id(p) for p in self.capture.trained.values()}:
-            self.booking.complete()
             self.capture = self._new_capture()  # windows of momentum go on: see `Payouts`

@@ -53,9 +53,8 @@ class Sums:
     def __init__(self, samples: Sequence[int], targets: int, processes: Processes):
         self._samples, self._K, self._processes = list(samples), targets, processes
         self.watcher: DirectionWatcher | None = None
-        self._sharded = False
+        self.sharded = False
         self._by_device: dict[torch.device, Tensor] = {}
-        self._sent: Reading | None = None
 
     def add(
         self,
@@ -77,7 +76,7 @@ class Sums:
             contraction: how directions meet factors.
         """
         pulled, p = plan.pull(at, after), plan.parameter
-        self._sharded |= is_sharded(p)
+        self.sharded |= is_sharded(p)
         for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
             self._rows(entries_K.device)[row].add_(entries_K, alpha=parts(p))
         factors = [block.factors.get(name, []) for block in blocks]
@@ -148,18 +147,17 @@ class Sums:
             if block.values_BK is not None:
                 self._add(number, block.values_BK * (scale / self._processes.size))
 
-    def send(self) -> None:
-        """All parameters were added: the sums begin their way to the host."""
-        self._sent = Reading(*self._by_device.values())
+    def sent(self) -> Reading:
+        """All parameters were added: what `told` makes numbers of."""
+        return Reading(*self._by_device.values())
 
-    def fetch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def told(self, sent: Reading) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values of all blocks' samples (N, K), momentum (K,) and decay (K,), float64."""
-        assert self._sent is not None
         total = np.zeros((2 + sum(self._samples), self._K))
-        for rows in self._sent.wait():
+        for rows in sent.wait():
             total += rows.numpy()
         history = total[:2]
-        if self._sharded:  # each process has summed over its own parts
+        if self.sharded:  # each process has summed over its own parts
             history = self._processes.mean(torch.from_numpy(history)).numpy()
         return total[2:], history[0], history[1]
 

@@ -63,18 +63,10 @@ class SurroundingsMark:
         there = [id(t) for t in self._tensors] == [id(t) for t in other._tensors]
         return there and self._others == other._others and self._strange == other._strange
 
-    def same_buffers(self, other: SurroundingsMark, *, by_versions: bool) -> bool:
-        """Whether those did not move either.
-
-        Args:
-            other: the mark to compare with.
-            by_versions: where versions are the same that is enough, and no device is waited for;
-                BatchNorm counts its batches in a buffer, whose version tells of the others.
-        """
+    def same_buffers(self, other: SurroundingsMark) -> bool:
+        """Whether those did not move either."""
         if self._numbers is None or other._numbers is None:
             return self._buffers == other._buffers
-        if self._buffers == other._buffers and by_versions:
-            return True
         return self._numbers.same_numbers(other._numbers)
 
 

@@ -39,10 +39,6 @@ class Validation:
         self._model, self._utility, self._processes = model, utility, processes
         self.surroundings = Surroundings(model, utility.loss_fn)
         self._last: _Pass | None = None
-        self._unproven: tuple[WeightsMark, WeightsMark] | None = None
-        self.reads_late = (
-            False  # whether the device's numbers are read later than they are asked for
-        )
         self._passes = 0
         self._age = 0  # steps that the last pass's gradient has been taken for the present one's
         self._other: Tensor | None = None
@@ -74,8 +70,7 @@ class Validation:
         moved = last.evaluation.losses.to(anew.losses.device) - anew.losses
         moved = torch.where(moved.isnan(), torch.zeros_like(moved), moved)  # losses not known
         if self._edited:  # swapping weights to and fro, as averages do, leaves rounding alone
-            told = self.reads_late or bool((moved.abs() > 1e-5 * anew.losses.abs()).any())
-            self.weights_edited |= told
+            self.weights_edited |= bool((moved.abs() > 1e-5 * anew.losses.abs()).any())
             self._edited = False
         self._other = moved if self._other is None else self._other + moved
         return self._kept(anew, capture, last.part)
@@ -86,10 +81,8 @@ class Validation:
         now = WeightsMark(capture.trained.values()) if known else last.weights
         mark, still = last.weights, known
         if known:
-            still = mark.same_versions(now) if self.reads_late else mark.same(now)
+            still = mark.same(now)
             self._edited = not still and not mark.same_numbers(now)
-        if still and self.reads_late:
-            self._unproven = mark, now
         still = still and not self._disturbed and last.surroundings.same(around)
         self._disturbed = False
         if capture.sharded:  # each process sees its own parts; a pass is every process's
@@ -98,7 +91,7 @@ class Validation:
 
     def _buffers_rest(self, last: _Pass, capture: Capture, around: SurroundingsMark) -> bool:
         """Whether running statistics are the last closing pass's."""
-        rest = last.surroundings.same_buffers(around, by_versions=self.reads_late)
+        rest = last.surroundings.same_buffers(around)
         if capture.sharded:
             (rest,) = self._processes.all([rest])
         return rest
@@ -110,10 +103,10 @@ class Validation:
         0.2 to 1.6 % of the values' length), and a backward pass costs twice what the loss does.
         """
         part = self._utility.part(last.part)
-        losses = losses_of(part, self._model, checked=not self.reads_late)
+        losses = losses_of(part, self._model, checked=False)
         if self._processes.size > 1:
             losses = self._processes.mean(losses)
-        return replace(last.evaluation, losses=losses, checked=not self.reads_late)
+        return replace(last.evaluation, losses=losses, checked=False)
 
     def take_other(self) -> Tensor | None:
         """What changed the loss since the last closing pass without any step, (K,); None: nothing.
@@ -123,30 +116,23 @@ class Validation:
         other, self._other = self._other, None
         return other
 
-    def proven(self) -> bool:
-        """Whether the weights were the last closing pass's where versions alone said so.
-
-        Asked once the device has got there; true where they said otherwise.
-        """
-        marks, self._unproven = self._unproven, None
-        return marks is None or marks[0].same(marks[1])
-
     def closing(self, capture: Capture) -> Evaluation:
         """Losses and gradients at the present weights, which are kept.
 
         By a new pass, or, where the utility is not refreshed with every step, the last one's
-        gradients with losses that are not known.
+        gradients with losses that are not known. Whether numbers are finite is told when the step's
+        values are read.
         """
         self._age += 1
         if self._last is None or self._age >= self._utility.refresh:
-            return self._kept(self._fresh(capture), capture)
+            return self._kept(self._fresh(capture, checked=False), capture)
         stale = Evaluation(_unknown(len(self._utility.targets)), self._last.evaluation.gradients)
         return self._kept(stale, capture, self._last.part)
 
-    def _fresh(self, capture: Capture) -> Evaluation:
+    def _fresh(self, capture: Capture, *, checked: bool = True) -> Evaluation:
         """A pass over the rows whose turn it is."""
         self._age = 0
-        found = self._evaluate(capture, self._passes)
+        found = self._evaluate(capture, self._passes, checked=checked)
         self._passes += 1
         return found
 
@@ -161,13 +147,13 @@ class Validation:
 
     def forget(self) -> None:
         """The weights move without being scored."""
-        self._last = self._unproven = self._other = None
+        self._last = self._other = None
         self.weights_edited = self._disturbed = False
 
-    def _evaluate(self, capture: Capture, number: int) -> Evaluation:
+    def _evaluate(self, capture: Capture, number: int, *, checked: bool = True) -> Evaluation:
         """A validation pass; of several processes the mean, whose rows may be the same or not."""
         part = self._utility.part(number)
-        found = evaluate(part, self._model, capture.trained, checked=not self.reads_late)
+        found = evaluate(part, self._model, capture.trained, checked=checked)
         found = replace(found, rows=number % self._utility.rotating)
         if self._processes.size == 1:
             return found

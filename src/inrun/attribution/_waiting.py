@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._shelf import Kept, Shelf
-from inrun.capture import Block, Moves
+from inrun.capture import Block, Moves, Reading
 from inrun.factors import Factor
 
 
@@ -116,6 +116,6 @@ class StepValues:
     def fetch(self) -> np.ndarray:
         """(N, K) float64."""
         total = np.zeros((sum(self._samples), self._K))
-        for rows in self._by_device.values():
-            total += torch.cat(rows).cpu().double().numpy()
+        for rows in Reading(*map(torch.cat, self._by_device.values())).wait():
+            total += rows.double().numpy()
         return total

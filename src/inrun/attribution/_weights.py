@@ -33,13 +33,9 @@ class WeightsMark:
             sums = [checksum(t) for t in large] + [_bits(t) for t in small]
             self._checksums = Reading(torch.stack(sums) if sums else torch.zeros(0))
 
-    def same_versions(self, other: WeightsMark) -> bool:
-        """Whether version counters tell of no edit; nothing is read from a device for it."""
-        return self._versions == other._versions
-
     def same(self, other: WeightsMark) -> bool:
         """Whether neither versions nor checksums do."""
-        return self.same_versions(other) and self.same_numbers(other)
+        return self._versions == other._versions and self.same_numbers(other)
 
     def same_numbers(self, other: WeightsMark) -> bool:
         """Whether checksums tell of no edit; it waits for the device."""

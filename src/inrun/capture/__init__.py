@@ -8,7 +8,7 @@ from inrun.capture._hold import Hold
 from inrun.capture._mode import CaptureMode
 from inrun.capture._offload import Moves, Offload
 from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
-from inrun.capture._reading import Reading, reads_late
+from inrun.capture._reading import Reading, are_here
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
 from inrun.capture._stream import Stream
@@ -32,9 +32,9 @@ __all__ = [
     "Several",
     "Stream",
     "agreed",
+    "are_here",
     "compiled_parts",
     "gathered_step",
-    "reads_late",
     "self_test",
     "taken",
 ]

@@ -87,7 +87,7 @@ def evaluate(
         utility: the targets.
         model: at the weights to evaluate.
         parameters: the trained parameters by name.
-        checked: whether to wait for the losses; if not, call `demand_finite` once they are read.
+        checked: whether to wait for the losses; if not, the caller reads them and `finite_sums`.
 
     Raises:
         MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
@@ -185,19 +185,26 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
         )
 
 
+def finite_sums(evaluation: Evaluation) -> Tensor:
+    """Whether each gradient's sum is finite, on their device.
+
+    Sums are quick. One of finite numbers overflows where they are huge: `demand_finite_gradients`
+    looks again.
+    """
+    sums = [g.detach().sum(dtype=_wide(g)).isfinite() for g in evaluation.gradients.values()]
+    return torch.stack([t.to(sums[0].device) for t in sums]) if sums else torch.ones(0).bool()
+
+
 def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
     """Refuses gradients that nothing can be judged by.
 
     Raises:
         MisuseError: one is not finite; it waits for the device.
     """
-    gradients = {name: g.detach() for name, g in evaluation.gradients.items() if g.numel()}
-    # sums are quick; one of finite numbers overflows where they are huge, and is looked at again
-    sums = [g.sum(dtype=_wide(g)).isfinite().cpu() for g in gradients.values()]
-    if all(map(bool, sums)):
+    if bool(finite_sums(evaluation).all()):
         return
-    for name, g in gradients.items():
-        finite_K = g.isfinite().reshape(len(g), -1).all(1).tolist()
+    for name, g in evaluation.gradients.items():
+        finite_K = g.detach().isfinite().flatten(1).all(1).tolist()
         if not all(finite_K):
             k = finite_K.index(False)
             target = f" of target {targets[k]!r}" if targets else ""
