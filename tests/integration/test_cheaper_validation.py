@@ -1,6 +1,7 @@
 """Less validation: a part of the rows in each pass, or a pass after every so many steps."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import inrun
 from inrun.errors import InRunWarning, MisuseError
 from tests.oracles import shares as oracle_shares
+from tests.settings import flat
 
 BATCH, STEPS = 5, 8
 
@@ -51,9 +53,14 @@ def rotated(parts, steps=12, **options):
         seen.append(len(batch[1]))
         return loss_fn(m, batch)
 
-    utility = inrun.Utility(watched, (x[60:], y[60:]), rotating=parts)
+    utility = inrun.Utility(watched, (x[60:], y[60:]))
     attribution = inrun.attach(
-        model, optimizer, utility, self_test=False, progress=False, smoothed_steps=0, **options
+        model,
+        optimizer,
+        utility,
+        **flat(
+            validation_parts=parts, self_test=False, progress=False, smoothed_steps=0, **options
+        ),
     )
     for number in range(steps):
         step(model, optimizer, attribution, number % 12)
@@ -79,8 +86,8 @@ def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     x, y = data()
     model, _ = started()
     utility = inrun.Utility(
-        loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}, rotating=4
-    )
+        loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}
+    ).dealt(4)
     for name in ("a", "b"):
         parts = [utility.part(number).batches[name] for number in range(4)]
         whole = utility.batches[name]
@@ -91,15 +98,17 @@ def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     assert utility.part(5).batches["a"][0].equal(utility.part(1).batches["a"][0])
 
 
-def test_over_its_parts_a_rotating_utility_gives_the_whole_s_values():
+def test_over_its_parts_a_dealt_utility_gives_the_whole_s_values():
     """`sgd`'s value is linear in the opening gradient, so the parts' mean is the whole's value."""
     x, y = data()
     values = []
     for part in (None, *range(3)):
         model, optimizer = started()
-        utility = inrun.Utility(loss_fn, (x[70:], y[70:]), rotating=3)
+        utility = inrun.Utility(loss_fn, (x[70:], y[70:])).dealt(3)
         utility = inrun.Utility(loss_fn, (x[70:], y[70:])) if part is None else utility.part(part)
-        attribution = inrun.attach(model, optimizer, utility, estimator="sgd", progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility, estimator="sgd", options=inrun.Options(progress=False)
+        )
         step(model, optimizer, attribution, 0)
         values.append(attribution.values()["value"].to_numpy())
     np.testing.assert_allclose(np.mean(values[1:], axis=0), values[0], rtol=1e-9)
@@ -110,10 +119,9 @@ def test_a_resumed_run_looks_at_the_same_parts():
 
     def run(cut=None):
         model, optimizer = started()
-        utility = inrun.Utility(loss_fn, (x[60:], y[60:]), rotating=4)
-        attach = lambda: inrun.attach(  # noqa: E731
-            model, optimizer, utility, progress=False, smoothed_steps=0
-        )
+        utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
+        how = flat(validation_parts=4, progress=False, smoothed_steps=0)
+        attach = partial(inrun.attach, model, optimizer, utility, **how)
         attribution = attach()
         for number in range(12):
             if number == cut:
@@ -128,25 +136,30 @@ def test_a_resumed_run_looks_at_the_same_parts():
     assert run(cut=5).ledger().drop_columns(unknown) == run().ledger().drop_columns(unknown)
 
 
-@pytest.mark.parametrize("rotating", [0, 2.5, 41, True])
-def test_parts_that_cannot_be_made_are_refused(rotating):
+@pytest.mark.parametrize("parts", [0, 2.5, 41, True])
+def test_parts_that_cannot_be_made_are_refused(parts):
     x, y = data()
-    with pytest.raises(MisuseError, match="rotating"):
-        inrun.Utility(loss_fn, (x[60:], y[60:]), rotating=rotating)
+    with pytest.raises(MisuseError, match="validation_parts"):
+        inrun.attach(
+            *started(), inrun.Utility(loss_fn, (x[60:], y[60:])), **flat(validation_parts=parts)
+        )
 
 
-def test_a_batch_that_cannot_be_cut_does_not_rotate():
-    with pytest.raises(MisuseError, match="rotating"):
-        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)], rotating=2)
+def test_a_batch_that_cannot_be_cut_has_no_parts():
+    with pytest.raises(MisuseError, match="validation_parts"):
+        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)]).dealt(2)
 
 
 def refreshed(n, steps=7, **options):
     x, y = data()
     model, optimizer = started()
-    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=n)
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
     with pytest.warns(InRunWarning, match="older than they are"):
         attribution = inrun.attach(
-            model, optimizer, utility, progress=False, smoothed_steps=0, **options
+            model,
+            optimizer,
+            utility,
+            **flat(validation_every=n, progress=False, smoothed_steps=0, **options),
         )
     states = []
     for number in range(steps):
@@ -191,9 +204,11 @@ def test_losses_are_known_where_there_was_a_pass():
 def test_a_step_that_was_not_scored_is_followed_by_a_new_pass():
     x, y = data()
     model, optimizer = started()
-    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=10)
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
     with pytest.warns(InRunWarning, match="older"):
-        attribution = inrun.attach(model, optimizer, utility, progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility, **flat(validation_every=10, progress=False)
+        )
     for number in range(4):
         if number == 2:
             with attribution.paused():
@@ -208,5 +223,5 @@ def test_a_step_that_was_not_scored_is_followed_by_a_new_pass():
 
 @pytest.mark.parametrize("refresh", [0, 1.5, True])
 def test_refreshing_after_no_number_of_steps_is_refused(refresh):
-    with pytest.raises(MisuseError, match="refresh"):
-        inrun.Utility(loss_fn, data(), refresh=refresh)
+    with pytest.raises(MisuseError, match="validation_every"):
+        inrun.EveryStep(validation_every=refresh)

@@ -19,6 +19,7 @@ from inrun.capture import _reading
 from inrun.errors import InRunWarning, InvariantError, MisuseError
 from inrun.factors import LowRankContraction
 from inrun.kernels import _numba
+from tests.settings import flat
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"]
 READS += ["__bool__", "__float__", "__int__", "__index__"]
@@ -59,7 +60,7 @@ class Run:
         utility = options.pop("utility", None) or inrun.Utility(loss_fn, torch.randint(30, (4, 9)))
         defaults = {"smoothed_steps": 0, "progress": False}
         self.attribution = inrun.attach(
-            self.model, self.optimizer, utility, **{**defaults, **options}
+            self.model, self.optimizer, utility, **flat(**{**defaults, **options})
         )
         self.count = 0
 
@@ -110,7 +111,7 @@ KINDS = {
             loss_fn, targets={k: torch.full((4, 9), n) for n, k in enumerate("ab", 3)}
         )
     },
-    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30, rotating=2)},
+    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30).dealt(2)},
 }
 
 
