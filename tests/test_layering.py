@@ -18,7 +18,7 @@ ROWS = [
     {"owners"},
     {"operations", "optim", "utility"},
     {"factors"},
-    {"shards", "kernels"},
+    {"distributed", "kernels"},
     {"errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

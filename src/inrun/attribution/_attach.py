@@ -10,20 +10,19 @@ import torch
 from torch import nn
 
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, demand_settings
 from inrun.attribution._payout import Payouts
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.attribution._shelf import shelf_of
-from inrun.attribution._unequal import weighed
 from inrun.capture import Offload, Stream
 from inrun.directions import Direction
+from inrun.distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
-from inrun.utility import Utility, demand_divisible
+from inrun.utility import Utility, demand_divisible, weighed
 
 
 def attach(
@@ -108,7 +107,13 @@ def attach(
         )
     model, wrapping = unwrapped_model(model)
     processes = processes_of(wrapping, options.process_group)
-    demand_sharded(model, processes, optimizers, direction, capture)
+    rules = zip(optimizers.members, optimizers.rules, strict=True)
+    mixing = (type(member).__name__ for member, rule in rules if not rule.elementwise)
+    demand_sharded(
+        model, processes.size, optimizers.parameters(), mixing=next(mixing, None),
+        differentiating=direction.name if direction.needs_curvature else None,
+        streaming=capture == "stream",
+    )  # fmt: skip
     halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
     frequency = scoring.frequency(processes, halves)
     met = _contraction(options.contraction)

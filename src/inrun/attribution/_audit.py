@@ -27,7 +27,8 @@ from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Unowned
-from inrun.capture import Block, Capture, Processes, agreed
+from inrun.capture import Block, Capture
+from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.truth import (

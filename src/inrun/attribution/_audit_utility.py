@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from inrun.attribution._unequal import weighed
-from inrun.capture import Processes
-from inrun.utility import Utility, losses_of, row_count, take_rows
+from inrun.distributed import Processes
+from inrun.utility import Utility, losses_of, row_count, take_rows, weighed
 
 
 class AuditUtility:

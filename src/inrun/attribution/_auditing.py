@@ -20,7 +20,8 @@ from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Unowned
-from inrun.capture import Block, Capture, Processes
+from inrun.capture import Block, Capture
+from inrun.distributed import Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.utility import Utility

@@ -12,7 +12,7 @@ from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
-from inrun.capture import gathered_step
+from inrun.distributed import gathered_step
 from inrun.ledger import Ids
 
 

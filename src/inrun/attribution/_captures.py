@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from inrun.attribution._scorer import Scorer
-from inrun.capture import Capture, Hold, Processes, Stream
+from inrun.capture import Capture, Hold, Stream
+from inrun.distributed import Processes
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.optim import Together

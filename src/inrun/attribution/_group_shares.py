@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._own_gradients import CHECKED, own_gradients
-from inrun.capture import Block, Capture, Processes
+from inrun.capture import Block, Capture
+from inrun.distributed import Processes
 from inrun.factors import Factor, compute_dtype
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from inrun.attribution._plan import ParameterPlan, SettledAfter
 from inrun.capture import Block
 from inrun.directions import Gradients, Pulled
+from inrun.distributed import is_sharded
 from inrun.factors import Dense, Outer
 from inrun.optim import Move, as_rows, joined
-from inrun.shards import is_sharded
 
 SMALL = 4096  # elements; above it the elements cost more than the calls
 FEW = 32  # parameters; fewer are not worth the joining

@@ -11,7 +11,7 @@ from inrun.attribution._payout import Paid
 from inrun.attribution._record import Record
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._shelf import Holding
-from inrun.capture import gathered_step
+from inrun.distributed import gathered_step
 
 
 class Paying:

@@ -26,11 +26,11 @@ from inrun.attribution._memory_marks import Edited, MemoryMark, mark_of
 from inrun.attribution._shelf import Holding, InPlace, Kept, Shelf, holding
 from inrun.attribution._sliding import SlidingSum
 from inrun.attribution._waiting import StepValues, WaitingStep
-from inrun.capture import Alone, Block, Processes, Reading
+from inrun.capture import Block, Reading
+from inrun.distributed import Alone, Processes, is_sharded, whole
 from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.factors import Contraction, DenseContraction
 from inrun.optim import Memory, Move
-from inrun.shards import is_sharded, whole
 
 
 class Paid(NamedTuple):

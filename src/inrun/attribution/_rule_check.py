@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from inrun.attribution._plan import ParameterPlan
+from inrun.distributed import own_part
 from inrun.errors import InvariantError
 from inrun.optim import Together, tested
-from inrun.shards import own_part
 
 RELATIVE = 1e-3
 

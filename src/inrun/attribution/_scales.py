@@ -10,10 +10,10 @@ from torch import Tensor
 
 from inrun.attribution._changes import explains
 from inrun.attribution._plan import ParameterPlan
-from inrun.capture import Block, Capture, Processes
+from inrun.capture import Block, Capture
+from inrun.distributed import Processes, own_part, part_of
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
-from inrun.shards import own_part, part_of
 
 
 def common_scale(plans: Mapping[str, ParameterPlan]) -> float:

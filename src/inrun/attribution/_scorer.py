@@ -26,8 +26,9 @@ from inrun.attribution._scored import Scored, Taken, read
 from inrun.attribution._sums import DirectionWatcher, Sums
 from inrun.attribution._unattributed import Unowned, samples_of
 from inrun.attribution._validation import Validation
-from inrun.capture import Alone, Block, Capture, Processes, Reading
+from inrun.capture import Block, Capture, Reading
 from inrun.directions import Direction, Game, Gradients, SampleDirection
+from inrun.distributed import Alone, Processes
 from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move, Together

@@ -21,11 +21,11 @@ from inrun.attribution._grouped import (
     pulled_together,
 )
 from inrun.attribution._plan import ParameterPlan, SampleBySample
-from inrun.capture import Block, Processes, Reading
+from inrun.capture import Block, Reading
 from inrun.directions import Gradients
+from inrun.distributed import Processes, is_sharded, part_of, parts, whole
 from inrun.factors import Contraction, Factor, compute_dtype
 from inrun.optim import Move, as_rows
-from inrun.shards import is_sharded, part_of, parts, whole
 
 
 class DirectionWatcher(Protocol):

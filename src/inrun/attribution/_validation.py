@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from inrun.attribution._plan import ParameterPlan, ReadBefore
 from inrun.attribution._surroundings import Surroundings, SurroundingsMark
 from inrun.attribution._weights import WeightsMark
-from inrun.capture import Capture, Processes
+from inrun.capture import Capture
 from inrun.directions import Direction
-from inrun.shards import is_sharded
+from inrun.distributed import Processes, is_sharded
 from inrun.utility import Evaluation, Utility, curvature, displaced, evaluate, losses_of
 
 

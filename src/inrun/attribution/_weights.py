@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture import Reading
-from inrun.shards import own_part
+from inrun.distributed import own_part
 
 SMALL = 4096  # elements
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements

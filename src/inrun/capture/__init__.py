@@ -7,7 +7,6 @@ from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._hold import Hold
 from inrun.capture._mode import CaptureMode
 from inrun.capture._offload import Moves, Offload
-from inrun.capture._processes import Alone, Processes, Several, agreed, gathered_step
 from inrun.capture._reading import Reading, are_here
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
@@ -15,7 +14,6 @@ from inrun.capture._stream import Stream
 from inrun.capture._uncompiled import compiled_parts
 
 __all__ = [
-    "Alone",
     "Block",
     "CannotReplayError",
     "Capture",
@@ -26,15 +24,11 @@ __all__ = [
     "ModelCall",
     "Moves",
     "Offload",
-    "Processes",
     "Reading",
     "Root",
-    "Several",
     "Stream",
-    "agreed",
     "are_here",
     "compiled_parts",
-    "gathered_step",
     "self_test",
     "taken",
 ]

@@ -20,14 +20,13 @@ from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._opaque import opaque_calls
 from inrun.capture._owner_checks import OwnerChecks
-from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
 from inrun.capture._uses import Missed, Use
+from inrun.distributed import Alone, Processes, is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Factor
 from inrun.owners import Owners, Ownership, ownership
-from inrun.shards import is_sharded
 
 
 def _ignore(block: Block) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measuring import Measuring
 from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
-from inrun.capture._processes import Alone, Processes
 from inrun.capture._rota import Rota
 from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
+from inrun.distributed import Alone, Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 

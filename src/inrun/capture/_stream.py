@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from inrun.capture._capture import Block, Capture
 from inrun.capture._mode import CaptureMode, unseen
-from inrun.capture._processes import Processes
 from inrun.capture._turns import Turns
+from inrun.distributed import Processes
 from inrun.factors import Factor
 
 Contraction = Callable[[str, Sequence[Factor]], list[Tensor]]

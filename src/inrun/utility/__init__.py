@@ -18,6 +18,7 @@ from inrun.utility._passes import (
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
+from inrun.utility._unequal import weighed
 from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "take_rows",
     "tensors_of",
     "undisturbed",
+    "weighed",
 ]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed import is_sharded, own_part, reduced_gradients
 from inrun.errors import MisuseError
-from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of

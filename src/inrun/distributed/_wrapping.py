@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from inrun.capture import Alone, Processes, Several
-from inrun.directions import Direction
+from inrun.distributed._fully_sharded import demand_readable, reducing
+from inrun.distributed._parts import is_sharded
+from inrun.distributed._processes import Alone, Processes, Several
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim import Together
-from inrun.shards import demand_readable, is_sharded, reducing
 
 
 class Wrapping(NamedTuple):
@@ -81,52 +80,56 @@ def processes_of(wrapping: Wrapping, asked: Any) -> Processes:
 
 def demand_sharded(
     model: nn.Module,
-    processes: Processes,
-    optimizers: Together,
-    direction: Direction,
-    capture: str,
+    processes: int,
+    trained: Sequence[Tensor],
+    *,
+    mixing: str | None,
+    differentiating: str | None,
+    streaming: bool,
 ) -> None:
     """Raises where a model with sharded parameters is asked for what only whole ones can do.
 
+    Args:
+        model: that is trained.
+        processes: how many train it together.
+        trained: the parameters that the optimizers hold.
+        mixing: an optimizer that mixes a parameter's elements, if one does.
+        differentiating: the estimator, if it needs a second derivative.
+        streaming: whether directions are formed inside the backward pass.
+
     Raises:
-        NotSupportedError: an optimizer that mixes a parameter's elements, a second derivative,
-            capture inside the backward pass, parameters that are left out, or other shards than
-            those of `fully_shard`.
+        NotSupportedError: one of these, parameters that are left out, or other shards than those of
+            `fully_shard`.
         MisuseError: the model is spread over other processes than these.
     """
     if not any(map(is_sharded, model.parameters())):
         return
-    demand_readable(model, processes.size)
-    mixing = [
-        type(optimizer).__name__
-        for optimizer, rule in zip(optimizers.members, optimizers.rules, strict=True)
-        if not rule.elementwise
-    ]
-    if mixing:
+    demand_readable(model, processes)
+    if mixing is not None:
         raise NotSupportedError(
-            f"{mixing[0]} steps by whole matrices, and fully_shard leaves each process a part of "
+            f"{mixing} steps by whole matrices, and fully_shard leaves each process a part of "
             "them: a part's displacement cannot be told from the part's gradient. Use an optimizer "
             "that is elementwise (AdamW, SGD, Lion, ...), or DistributedDataParallel."
         )
-    if direction.needs_curvature:
+    if differentiating is not None:
         raise NotSupportedError(
-            f"estimator {direction.name!r} needs a second derivative, and FSDP's backward pass has "
-            "none. Use estimator='path'."
+            f"estimator {differentiating!r} needs a second derivative, and FSDP's backward pass "
+            "has none. Use estimator='path'."
         )
-    if capture == "stream":
+    if streaming:
         raise NotSupportedError(
             "capture='stream' forms directions inside the backward pass, where FSDP has not put "
             "the gradient of a layer in parts yet. Use capture='hold'."
         )
     names = {id(p): name for name, p in model.named_parameters()}
-    trained = {names[id(p)]: p for p in optimizers.parameters() if id(p) in names}
-    plain = [name for name, p in trained.items() if p.requires_grad and not is_sharded(p)]
-    if plain and trained.keys() - set(plain) and processes.size > 1:
+    known = {names[id(p)]: p for p in trained if id(p) in names}
+    plain = [name for name, p in known.items() if p.requires_grad and not is_sharded(p)]
+    if plain and known.keys() - set(plain) and processes > 1:
         raise NotSupportedError(
             f"{plain[0]} is trained and not under fully_shard, so that nobody averages its "
             "gradient over the processes. Call fully_shard on the whole model too, after its parts."
         )
-    if not trained.keys() - set(plain):
+    if not known.keys() - set(plain):
         raise MisuseError(
             "The optimizer holds none of the sharded parameters. Build it after fully_shard, which "
             "replaces them."

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from inrun.capture import Processes
+from inrun.distributed import Processes
 from inrun.errors import MisuseError
-from inrun.utility import Utility, counts_of, loss_kinds, row_count
+from inrun.utility._parts import counts_of
+from inrun.utility._passes import loss_kinds
+from inrun.utility._rows import row_count
+from inrun.utility._utility import Utility
 
 
 def weighed(utility: Utility, model: nn.Module, processes: Processes) -> Utility:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed._parts import is_sharded, own_part
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.shards._parts import is_sharded, own_part
 
 
 def fully_sharded(model: nn.Module) -> list[Any]:
