@@ -13,6 +13,8 @@ ROWS = [
     {"uses"},
     {"training"},
     {"attribution"},
+    {"momentum"},
+    {"scoring"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},
     {"owners"},

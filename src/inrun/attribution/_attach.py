@@ -11,17 +11,16 @@ from torch import nn
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, demand_settings
-from inrun.attribution._payout import Payouts
-from inrun.attribution._scorer import Scorer
 from inrun.attribution._scoring import EveryStep, Scoring
-from inrun.attribution._shelf import shelf_of
-from inrun.capture import Offload, Stream
+from inrun.capture import Offload
 from inrun.directions import Direction
 from inrun.distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
+from inrun.momentum import Payouts, shelf_of
 from inrun.optim import Together
+from inrun.scoring import Scorer
 from inrun.utility import Utility, demand_divisible, weighed
 
 
@@ -138,20 +137,19 @@ def attach(
             extra=extra,
         )
     kind = CAPTURES[capture]
-    smoothed = (
-        0 if kind is Stream else options.smoothed_steps
-    )  # streaming keeps no shares to smooth
+    smoothed = 0 if kind.contracts_early else options.smoothed_steps  # without shares to smooth
     payouts = None
     place = "cpu" if options.held_in is None and kind is Offload else options.held_in
     shelf = shelf_of(place)
     if window:
         payouts = Payouts(window, copy.deepcopy(met), len(utility.targets), shelf, processes)
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
     attribution = Attribution(
         model,
         optimizers,
         utility,
         scorer,
+        payouts,
         kind,
         folder,
         frequency,

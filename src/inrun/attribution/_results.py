@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
-from inrun.attribution._scorer import Scorer
-from inrun.attribution._steps import Steps
 from inrun.ledger import TOTAL
+from inrun.scoring import Scorer
 
 
 class Results:
@@ -17,7 +17,7 @@ class Results:
 
     _record: Record
     _scorer: Scorer
-    _steps: Steps
+    _loop: Loop
 
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.
@@ -72,7 +72,7 @@ class Results:
             captured), `sample_axis` ('measured' or 'assumed'),
             `contraction` ('dense', or the rank and its measured relative error).
         """
-        table = self._steps.capture.coverage.table()
+        table = self._loop.capture.coverage.table()
         how = [
             self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
             for row in table.to_pylist()
@@ -95,7 +95,7 @@ class Results:
 
         Of the squared norm of what the last step's gradients moved: lr * (u(g) - u(0)).
         """
-        return self._steps.capture.coverage.share
+        return self._loop.capture.coverage.share
 
     @property
     def overhead(self) -> float:
@@ -104,7 +104,7 @@ class Results:
         The validation passes are in it; what capturing adds inside the forward and the backward
         pass is not.
         """
-        return self._steps.watch.overhead
+        return self._loop.watch.overhead
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -117,8 +117,8 @@ class Results:
         `extra`, what scoring adds to a step's time, and `expected`, to the training's.
         """
         error = self._record.relative_error
-        counts = {"steps": float(self._steps.taken), "scored": float(self._steps.booking.scored)}
-        return {**counts, "relative_error": error, **self._steps.frequency.describe()}
+        counts = {"steps": float(self._loop.taken), "scored": float(self._loop.booking.scored)}
+        return {**counts, "relative_error": error, **self._loop.frequency.describe()}
 
     @property
     def waiting(self) -> dict[str, float]:
@@ -130,7 +130,7 @@ class Results:
         first step inputs that are parts of one large tensor count as the whole of it. `not_acted`
         is the share of what these steps put into the momentum that has not moved the weights yet.
         """
-        return self._steps.paying.waiting()
+        return self._loop.booking.waiting()
 
     def balance(self, target: str = TOTAL) -> dict[str, float]:
         """The books so far in one row: what the validation loss fell by, and by what.
@@ -149,9 +149,9 @@ class Results:
         Raises:
             MisuseError: no such target.
         """
-        return self._record.balance(target, self.coverage(), self._steps.paying.owed())
+        return self._record.balance(target, self.coverage(), self._loop.booking.owed())
 
     @property
     def seconds(self) -> float:
         """Time spent in attribution's own passes so far."""
-        return self._steps.watch.inside
+        return self._loop.watch.inside

@@ -1,7 +1,7 @@
 """From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
 
 from inrun.capture._calls import CannotReplayError, ModelCall, taken
-from inrun.capture._capture import Block, Capture
+from inrun.capture._capture import Block, Capture, Contract, Watch
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._hold import Hold
@@ -18,6 +18,7 @@ __all__ = [
     "CannotReplayError",
     "Capture",
     "CaptureMode",
+    "Contract",
     "Coverage",
     "GradientCheck",
     "Hold",
@@ -27,6 +28,7 @@ __all__ = [
     "Reading",
     "Root",
     "Stream",
+    "Watch",
     "are_here",
     "compiled_parts",
     "self_test",

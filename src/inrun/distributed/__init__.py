@@ -7,15 +7,20 @@ sample meets the whole of a parameter: one parameter's direction at a time is ga
 and let go.
 """
 
-from inrun.distributed._fully_sharded import (
+from inrun.distributed._processes import Alone, Processes, Several, agreed, gathered_step
+from inrun.distributed._shards import (
     demand_readable,
     fully_sharded,
+    is_sharded,
+    own_part,
+    own_state,
+    part_of,
+    parts,
     reduced_gradients,
     reducing,
     sharded_afterwards,
+    whole,
 )
-from inrun.distributed._parts import is_sharded, own_part, own_state, part_of, parts, whole
-from inrun.distributed._processes import Alone, Processes, Several, agreed, gathered_step
 from inrun.distributed._wrapping import demand_sharded, processes_of, unwrapped_model
 
 __all__ = [

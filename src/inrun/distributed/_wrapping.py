@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrun.distributed._fully_sharded import demand_readable, reducing
-from inrun.distributed._parts import is_sharded
 from inrun.distributed._processes import Alone, Processes, Several
+from inrun.distributed._shards import demand_readable, is_sharded, reducing
 from inrun.errors import MisuseError, NotSupportedError
 
 

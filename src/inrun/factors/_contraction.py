@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,12 @@ from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial
 
 
 class Contraction(ABC):
-    """A strategy; one object a run."""
+    """A strategy; one object a run.
+
+    `exact`: whether values are exactly those of the directions.
+    """
+
+    exact: ClassVar[bool] = False
 
     @abstractmethod
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
@@ -62,6 +67,8 @@ class Contraction(ABC):
 
 class DenseContraction(Contraction):
     """Every direction through every position: exact."""
+
+    exact = True
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
