@@ -383,7 +383,7 @@ def test_names_and_horizons_that_are_none_are_refused():
 def test_ids_are_ints_or_strings(ids):
     train = training("mlp")
     recorder = inrun.record(*train.start(), train.losses, train.fetch)
-    with pytest.raises(MisuseError, match="one id a row"):
+    with pytest.raises(MisuseError, match=r"one id a row|The id at position (0|1) is"):
         with recorder.batch(ids):
             pass
 

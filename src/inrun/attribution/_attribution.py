@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from inrun.attribution._advice import Advice
 from inrun.attribution._batches import Batches
+from inrun.attribution._captures import Captures
 from inrun.attribution._checkpoint import Checkpoint
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._loop import Loop
@@ -26,7 +28,7 @@ from inrun.momentum import Payouts
 from inrun.optim import StepHooks, Together
 from inrun.owners import IdReader
 from inrun.scoring import Scorer, TokenLosses, Tokens, demand_whole_directions
-from inrun.truth import Audit, AuditSchedule
+from inrun.truth import Audit, Auditor, AuditSchedule, AuditUtility
 from inrun.utility import Utility
 
 
@@ -53,10 +55,12 @@ class Attribution(Batches, Results):
         first = scorer.processes.rank == 0
         self._record = Record(utility.targets, utility.weights, folder, first=first, extra=extra)
         line = LiveLine(progress and first)
-        self._loop = Loop(
-            model, optimizers, utility, scorer, window, capture, self._record, line, frequency,
-            check,
-        )  # fmt: skip
+        advice = Advice()
+        captures = Captures(
+            capture, model, optimizers, utility, scorer.processes, advice, sums=check
+        )
+        advice.of_stale(utility.refresh)
+        self._loop = Loop(captures, scorer, window, frequency, advice, self._record, line)
         kind = {
             "estimator": scorer.estimator,
             "targets": list(utility.targets),
@@ -105,10 +109,14 @@ class Attribution(Batches, Results):
                 "DistributedDataParallel."
             )
         schedule = AuditSchedule(seconds, steps, self._loop.taken + 1, seed)
-        return self._loop.auditing.begin(
-            self._model, self._optimizers.members, self._utility, schedule, groups,
-            self._scorer.processes,
+        processes, loop = self._scorer.processes, self._loop
+        judge = AuditUtility(self._utility, self._model, processes)
+        auditor = Auditor(
+            loop.watch.stopped, loop.advice.once, self._model, self._optimizers.members, judge,
+            schedule, groups, processes,
         )  # fmt: skip
+        loop.audit(auditor)
+        return auditor.audit
 
     def per_token(
         self, token_losses: TokenLosses, store: str | os.PathLike[str] | None = None

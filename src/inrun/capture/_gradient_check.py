@@ -22,7 +22,7 @@ from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, toleranc
 from inrun.capture._rota import Rota
 from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
-from inrun.distributed import Alone, Processes
+from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 
@@ -40,7 +40,7 @@ class GradientCheck:
         seed: int = 0,
         processes: Processes | None = None,
     ):
-        self._parameters, self._processes = dict(parameters), processes or Alone()
+        self._parameters, self._processes = dict(parameters), processes or Processes()
         self._probes = Probes(self._parameters, seed)
         self._measuring = Measuring(self._parameters, self._probes, self._processes)
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same

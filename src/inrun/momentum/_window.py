@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from inrun.capture import Block, Reading
-from inrun.distributed import Alone, Processes, is_sharded, whole
+from inrun.distributed import Processes, is_sharded, whole
 from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.factors import Contraction, DenseContraction
-from inrun.momentum._shelf import Holding, InPlace, Kept, Shelf, holding
+from inrun.momentum._shelf import Holding, Kept, Shelf, holding
 from inrun.momentum._sliding import SlidingSum
 from inrun.momentum._waiting import StepValues, WaitingStep
 from inrun.optim import Memory, Move
@@ -73,7 +73,7 @@ class Payouts:
         processes: Processes | None = None,
     ):
         self.window, self.contraction, self._K = window, contraction, targets
-        self._shelf, self._processes = shelf or InPlace(), processes or Alone()
+        self._shelf, self._processes = shelf or Shelf(), processes or Processes()
         self._parameters: dict[str, Tensor] = {}
         self._left: dict[str, MemoryMark | None] = {}
         self._ended: set[str] = set()

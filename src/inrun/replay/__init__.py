@@ -8,7 +8,7 @@ from inrun.replay._parts import lookahead_parts
 from inrun.replay._prospect import Prospect, summed_gradients
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._random import drawn_since, random_state, undisturbed_random
-from inrun.replay._recorder import GIBIBYTE, Recorder, read_ids, record
+from inrun.replay._recorder import GIBIBYTE, Recorder, record
 from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
 from inrun.replay._rollout import Rollout
 from inrun.replay._schedule import kept_states
@@ -36,7 +36,6 @@ __all__ = [
     "lookahead_parts",
     "open_trajectory",
     "random_state",
-    "read_ids",
     "record",
     "summed_gradients",
     "tracin",

@@ -15,10 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.distributed import is_sharded
 from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.optim import StepHooks
+from inrun.owners import IdReader
 from inrun.replay import _snapshot
 from inrun.replay._agreement import check_first_step
 from inrun.replay._edits import Marks, edited, marks
-from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
+from inrun.replay._folder import Block, Folder, Keeper, Memory, Step
 from inrun.replay._random import drawn_since, random_state
 from inrun.replay._replica import (
     Fetch,
@@ -125,23 +127,9 @@ class Recorder:
         self._inside = self._stepping = False
         self._closing: Marks | None = None  # of the state that the last step left
         self._trajectory: Trajectory | None = None
-        this = weakref.ref(self)  # dropping the recorder takes its hooks off
-
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._before_step([*args, *kwargs.values()])
-
-        def after() -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._after_step()
-
-        handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(lambda *_: after()),
-        ]
-        self._release = weakref.finalize(self, _remove, handles)
+        self._ids = IdReader()
+        hooks = StepHooks(self, [optimizer])  # dropping the recorder takes them off
+        self._release = weakref.finalize(self, hooks.remove)
 
     @contextmanager
     def batch(self, ids: Iterable[Any]) -> Iterator[None]:
@@ -154,7 +142,7 @@ class Recorder:
         if self._trajectory is not None or self._inside:
             what = "was finished" if self._trajectory is not None else "is inside a block already"
             raise MisuseError(f"This recorder {what}: no block can begin.")
-        names, before = read_ids(ids), random_state(self._model)
+        names, before = self._ids.read(ids), random_state(self._model)
         resting = modules_at_rest(self._model)
         self._inside = True
         try:
@@ -168,7 +156,8 @@ class Recorder:
         self._blocks.append((block, before if drew else None))
         self._norm = gradient_norm(self._parameters)
 
-    def _before_step(self, arguments: list[Any]) -> None:
+    def _before_step(self, k: int, args: Any, kwargs: Any) -> None:
+        arguments = [*args, *kwargs.values()]
         if any(callable(argument) for argument in arguments):
             raise MisuseError(
                 "optimizer.step(closure) computes its gradient inside the step, where no block can "
@@ -242,7 +231,7 @@ class Recorder:
             )
         return found
 
-    def _after_step(self) -> None:
+    def _after_step(self, k: int) -> None:
         if self._stepping:
             self._stepping = False
             self._steps += 1
@@ -276,24 +265,3 @@ class Recorder:
             )
             self._trajectory = Trajectory(self._keeper, self._replica)
         return self._trajectory
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-def read_ids(ids: Iterable[Any]) -> Ids:
-    """Ids as plain ints or plain strings.
-
-    Raises:
-        MisuseError: anything else, or both kinds.
-    """
-    values = list(ids) if not isinstance(ids, (str, bytes)) else [ids]
-    plain = [v.item() if hasattr(v, "item") else v for v in values]
-    if {type(v) for v in plain} not in ({int}, {str}) or isinstance(ids, (str, bytes)):
-        raise MisuseError(
-            "batch(ids) takes one id a row, all ints or all strings: rows are fetched by them "
-            f"again. It got {values[:3]!r}."
-        )
-    return plain  # type: ignore[return-value]  # all of one kind, as was just checked

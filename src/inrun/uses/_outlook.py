@@ -20,7 +20,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
-from inrun.replay import Carried, Ids, Prospect, Rollout, read_ids
+from inrun.owners import read_ids
+from inrun.replay import Carried, Ids, Prospect, Rollout
 from inrun.utility import Utility
 
 Upcoming = Callable[[int], list[Ids]]
