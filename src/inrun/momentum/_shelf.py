@@ -136,6 +136,10 @@ class Shelf:
     failure: StoreError | None = None
     can_refuse = False
 
+    def begin_anew(self) -> None:
+        """What was refused was told."""
+        self.failure = None
+
     def keep(self, t: Tensor) -> Kept:
         """Puts a tensor here. It may be the very tensor that waits."""
         return Kept(t)

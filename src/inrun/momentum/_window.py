@@ -168,8 +168,9 @@ class Payouts:
         if self._shelf.can_refuse:
             (fits,) = self._processes.all([self._shelf.failure is None])
             if not fits:
-                self._failure, paid = self._shelf.failure, self.settle()
-                self._shelf.failure = None  # also what settling could not put there
+                failure, paid = self._shelf.failure, self.settle()
+                self._shelf.begin_anew()  # also after what settling could not put there
+                self._failure = failure
                 return paid
         return []
 
@@ -197,6 +198,10 @@ class Payouts:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def adopt(self, run: str | None) -> None:
+        """See `Shelf.adopt`."""
+        self._shelf.adopt(run)
 
     def close(self) -> None:
         """Leaves no file."""
