@@ -13,7 +13,7 @@ import inrun
 from tests.integration.fresh import Fresh, declared
 
 EXTRAS = (
-    "transformers", "accelerate", "lightning", "peft", "datasets", "trl", "altair", "jinja2",
+    "transformers", "accelerate", "lightning", "peft", "datasets", "trl", "altair",
     "vl_convert", "sklearn", "numba",
 )  # fmt: skip
 HEAVY = ("torch", "pyarrow", "scipy", "sklearn", "altair", "jinja2", "typer", "rich")
