@@ -231,8 +231,6 @@ class InRun(TrainerCallback):
         if ids is None:
             return None
         if model.training and torch.is_grad_enabled():
-            if kwargs.get("fused_lm_head"):
-                self._fail(NotSupportedError(FUSED))
             self._blocks += 1
             self.attribution.open_batch(ids)
         return args, kwargs
