@@ -241,7 +241,7 @@ def test_values_of_adapters_are_those_of_real_steps(tmp_path):
 
 
 def test_ledger_closes_under_the_trainers_own_optimizer(tmp_path):
-    attribution, _ = trained(tmp_path, estimator="path", learning_rate=2e-5, max_steps=6)
+    attribution, _ = trained(tmp_path, estimator="path", learning_rate=1e-3, max_steps=6)
     ledger = attribution.ledger()
     entries = sum(
         np.abs(ledger[name].to_numpy()) for name in ("samples", "momentum", "weight_decay")
