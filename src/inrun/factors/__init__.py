@@ -1,8 +1,9 @@
 """Gradient shares as algebra: held as factors, contracted with directions, rarely built.
 
-`Outer` (matrices), `GroupedOuter` (stacks of them), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule),
-`Derived` (a parameter used through a linear map of it), `Owned` (slots that lie anywhere) and
-`FusedHead` (a head whose logits are never there at once). No module and no hook is known here.
+`Outer` (matrices), `GroupedOuter` (stacks of them), `FusedHead` (a head whose logits are never
+there at once), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule), `Derived` (a
+parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No module and no
+hook is known here.
 """
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction

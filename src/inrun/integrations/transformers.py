@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,6 +73,8 @@ class InRun(TrainerCallback):
         validation_rows: int = 64,
         **options: Any,
     ):
+        if loss_fn is model_loss and options.get("estimator") == "sgd-second":
+            loss_fn = partial(model_loss, fused=False)
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
         self._rows, self._options = validation_rows, {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
