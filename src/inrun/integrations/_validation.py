@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,17 @@ from inrun.errors import MisuseError
 from inrun.utility import LossFunction, Utility
 
 
-def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The loss that a model of `transformers` computes itself from a batch with labels."""
-    output = model(**batch)
+def model_loss(model: nn.Module, batch: Mapping[str, Any], *, fused: bool = True) -> Tensor:
+    """The loss that a model of `transformers` computes itself from a batch with labels.
+
+    Args:
+        model: the model.
+        batch: what it is called with.
+        fused: whether a head that is fused with its loss is used where TRL has put one: it spares
+            the logits, and has no second derivative.
+    """
+    own = {"fused_lm_head": True} if fused and "labels" in batch and _has_fused(model) else {}
+    output = model(**batch, **own)
     loss = output["loss"] if isinstance(output, Mapping) else getattr(output, "loss", None)
     if not isinstance(loss, Tensor):
         raise MisuseError(
@@ -25,6 +34,13 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             "computes none. Give InRun(..., loss_fn=...), a function (model, batch) -> loss."
         )
     return loss
+
+
+def _has_fused(model: nn.Module) -> bool:
+    """Whether TRL has put a forward of its own in the place of the model's, or of an adapter's."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    called = inspect.signature(owner.forward, follow_wrapped=False)  # type: ignore[operator]
+    return "fused_lm_head" in called.parameters
 
 
 def utility_of(

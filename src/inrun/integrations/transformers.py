@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.attribution import Attribution, Options, attach
+from inrun.capture import uncompiled
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._numbered import KEY, Numbering, demand_column
@@ -34,29 +37,6 @@ except ImportError as error:
         "inrun.integrations.transformers needs transformers and accelerate: "
         "pip install 'inrun[transformers]'"
     ) from error
-
-
-FUSED = (
-    "The trainer computes its loss in a fused language model head, and no operation is seen to use "
-    "the head's weight. Pass compute_loss_func=inrun.integrations.transformers.causal_loss to the "
-    "trainer: the same loss from the model's logits."
-)
-
-
-def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The next token's cross-entropy from logits, for `SFTTrainer(compute_loss_func=causal_loss)`.
-
-    Args:
-        outputs: of a causal language model, with `logits` (B, T, V).
-        labels: (B, T), -100 where a token does not count.
-        num_items_in_batch: how many tokens count in the whole step; the mean where not given.
-    """
-    logits = outputs["logits"][:, :-1].float()
-    wanted = labels[:, 1:]
-    total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total / ((wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 class InRun(TrainerCallback):
@@ -93,6 +73,8 @@ class InRun(TrainerCallback):
         validation_rows: int = 64,
         **options: Any,
     ):
+        if loss_fn is model_loss and options.get("estimator") == "sgd-second":
+            loss_fn = partial(model_loss, fused=False)
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
         self._rows, self._options = validation_rows, {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
@@ -100,6 +82,7 @@ class InRun(TrainerCallback):
         self._hook: Any = None
         self._trackers: list[Tracker] = []
         self._blocks = 0
+        self._uncompiled = ExitStack()
 
     @property
     def attribution(self) -> Attribution:
@@ -132,9 +115,14 @@ class InRun(TrainerCallback):
             self._end()
             raise
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """A new optimizer step: its blocks are counted."""
+    def on_step_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """A new optimizer step: its blocks are counted, and the model runs uncompiled in them.
+
+        With `torch_compile=True` the trainer compiles around the model's own hooks, where ids are
+        taken out of the batch: a block begins within the compiled call.
+        """
         self._blocks = 0
+        self._uncompiled.enter_context(uncompiled(args.torch_compile))
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """All of the step's blocks are over.
@@ -142,6 +130,7 @@ class InRun(TrainerCallback):
         Raises:
             MisuseError: no block came to the model.
         """
+        self._uncompiled.close()
         self.attribution.close_batch()
         if not self._blocks:
             self._fail(
@@ -231,8 +220,6 @@ class InRun(TrainerCallback):
         if ids is None:
             return None
         if model.training and torch.is_grad_enabled():
-            if kwargs.get("fused_lm_head"):
-                self._fail(NotSupportedError(FUSED))
             self._blocks += 1
             self.attribution.open_batch(ids)
         return args, kwargs
@@ -243,6 +230,7 @@ class InRun(TrainerCallback):
 
     def _end(self) -> None:
         """Takes hooks and numbers off; may be called twice."""
+        self._uncompiled.close()
         if self._numbering is not None:
             self._numbering.undo()
             self._numbering = None
@@ -258,11 +246,6 @@ def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
         raise NotSupportedError(
             "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
             "read. Use DDP or FSDP2 (fully_shard)."
-        )
-    if args.torch_compile:
-        raise NotSupportedError(
-            "With torch_compile=True the trainer compiles around the model's own forward hooks, "
-            "where ids are taken out of the batch. Set torch_compile=False."
         )
     if args.n_gpu > 1:
         raise NotSupportedError(
