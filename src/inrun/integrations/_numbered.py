@@ -8,7 +8,7 @@ skipped batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, cast
 
@@ -85,7 +85,8 @@ class NumberedCollate:
                 "under a key of their own, so it must return a dict."
             )
         flat = [name for names in ids for name in names]
-        batch[KEY] = merged(flat, of_collated(batch, self.collate, contents))
+        put = cast(dict[str, Any], batch)  # a dict, or one that is like it
+        put[KEY] = merged(flat, of_collated(batch, self.collate, contents))
         return batch
 
     def _read(self, item: Any) -> tuple[list[Any], Any]:
@@ -110,8 +111,8 @@ def taken_out(batch: Any) -> tuple[Owned | None, Any]:
     """
     if not isinstance(batch, Mapping) or KEY not in batch:
         return None, batch
-    batch = copy(batch)
-    found = batch.pop(KEY)  # type: ignore[attr-defined]  # a dict, or one that is like it
+    batch = cast(dict[str, Any], copy(batch))
+    found = batch.pop(KEY)
     if isinstance(found, list):  # one id per row
         found = merged(found, range(len(found)))
     return found if isinstance(found, Owned) else None, batch
@@ -133,49 +134,47 @@ def demand_column(item: Any, column: str) -> None:
 
 
 class Numbering:
-    """A loader whose batches carry ids, until `undo`.
+    """A loader whose batches carry ids, from `begin` to `undo`.
 
     Args:
         loader: a `DataLoader`, or `accelerate`'s wrapper of one.
-        column: see `NumberedCollate`.
-        examples: see `NumberedCollate`.
-
-    Raises:
-        MisuseError: an iterable data set without a column of ids: its items have no positions.
     """
 
-    def __init__(
-        self, loader: Any, column: str | None, examples: Sequence[Sequence[Any]] | None = None
-    ):
+    def __init__(self, loader: Any):
         self._loader: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
-        self._dataset = self._loader.dataset
-        self._collate = cast(Callable[[list[Any]], Any], self._loader.collate_fn)
-        if isinstance(self._dataset, IterableDataset):
+        self.dataset = self._loader.dataset
+        self.collate = cast(Callable[[list[Any]], Any], self._loader.collate_fn)
+
+    def begin(self, column: str | None, examples: Sequence[Sequence[Any]] | None = None) -> None:
+        """Numbers the items.
+
+        Args:
+            column: see `NumberedCollate`.
+            examples: see `NumberedCollate`.
+
+        Raises:
+            MisuseError: an iterable data set without a column of ids: items have no positions.
+        """
+        if isinstance(self.dataset, IterableDataset):
             if column is None:
                 raise MisuseError(
                     "The training data is an iterable data set, whose items have no positions to "
                     "tell them by. Name a column that holds ids: InRun(..., ids='id')."
                 )
         else:
-            self._put(Numbered(self._dataset))
-        self._loader.collate_fn = NumberedCollate(self._collate, column, examples)
+            self._put(Numbered(self.dataset))
+        self._loader.collate_fn = NumberedCollate(self.collate, column, examples)
 
     def undo(self) -> None:
         """The loader as it was."""
-        self._put(self._dataset)
-        self._loader.collate_fn = self._collate
+        self._put(self.dataset)
+        self._loader.collate_fn = self.collate
 
     def _put(self, dataset: Any) -> None:
         # DataLoader refuses this assignment, since a sampler may belong to the dataset; positions
         # are the same in both
         object.__setattr__(self._loader, "dataset", dataset)
 
-    @property
-    def collate(self) -> Callable[[list[Any]], Any]:
-        """The loader's own collator."""
-        return self._collate
-
     def first(self) -> Any:
         """An item of the data set."""
-        iterator: Iterator[Any] = iter(self._dataset)
-        return next(iterator)
+        return next(iter(self.dataset))

@@ -24,7 +24,7 @@ from inrun.utility import undisturbed
 
 _COUNTED = (  # what trainers note while they compute a loss, for their logs
     "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
-    "accum_loss_components",
+    "_stored_metrics", "accum_loss_components",
 )  # fmt: skip
 
 

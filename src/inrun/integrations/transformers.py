@@ -20,6 +20,7 @@ from inrun.attribution import Attribution, attach
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._numbered import KEY, Numbering, demand_column
+from inrun.integrations._packed import examples_of
 from inrun.integrations._places import Owned
 from inrun.integrations._trackers import Tracker, configured
 from inrun.integrations._validation import collated, utility_of
@@ -97,6 +98,10 @@ class InRun(TrainerCallback):
             default.
         ids: an item's column that holds its id, an int or a string; its position in the training
             data by default. Set `remove_unused_columns=False`, or the trainer drops the column.
+        examples: where the trainer packs several examples into a row, the data set that it was
+            given: an example's id is then its position there, or what it has in the column `ids`,
+            and the pieces of one that was cut over two rows are one sample. Without it an example
+            is known as "row:place", its place in a row of `trainer.train_dataset`.
         validation_rows: how many rows of each validation data set are used.
         options: for `inrun.attach`: estimator, capture, store, ...
 
@@ -113,11 +118,13 @@ class InRun(TrainerCallback):
         *,
         loss_fn: LossFunction | None = None,
         ids: str | None = None,
+        examples: Any = None,
         validation_rows: int = 64,
         **options: Any,
     ):
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
-        self._rows, self._options = validation_rows, {"progress": False, **options}
+        self._examples, self._rows = examples, validation_rows
+        self._options = {"progress": False, **options}
         self._attribution: Attribution | None = None
         self._numbering: Numbering | None = None
         self._watched: WatchedLoss | None = None
@@ -148,7 +155,7 @@ class InRun(TrainerCallback):
         self._end()
         _refuse(args, kwargs)
         trainer = trainer_of(self)
-        self._numbering = Numbering(kwargs["train_dataloader"], self._column)
+        self._numbering = Numbering(kwargs["train_dataloader"])
         try:
             self._begin(args, state, trainer, kwargs["optimizer"])
         except Exception:
@@ -224,9 +231,14 @@ class InRun(TrainerCallback):
     ) -> None:
         assert self._numbering is not None
         collate, model = self._numbering.collate, trainer.model
-        first = self._numbering.first()
-        if self._column is not None:
-            demand_column(first, self._column)
+        first, column = self._numbering.first(), self._column
+        examples = None
+        if self._examples is not None:
+            rows = self._numbering.dataset
+            examples, column = examples_of(rows, trainer, self._examples, column), None
+        elif column is not None:
+            demand_column(first, column)
+        self._numbering.begin(column, examples)
         device = next(model.parameters()).device
 
         def batch_of(items: list[Any]) -> Any:
@@ -236,7 +248,7 @@ class InRun(TrainerCallback):
                 else collated(collate, items, device)
             )
 
-        columns = set(first) - {self._column} if isinstance(first, dict) else None
+        columns = set(first) - {column} if isinstance(first, dict) else None
         loss_fn = OwnLoss(trainer) if self._loss_fn is None else self._loss_fn
         utility = utility_of(self._validation, loss_fn, batch_of, columns, self._rows)
         resumed = state.global_step > 0
