@@ -81,15 +81,6 @@ def test_a_pair_is_a_sample_in_every_form_of_dpo(form, tmp_path):
     compare(dpo(tmp_path, **form))
 
 
-@pytest.mark.parametrize("kind", ["aot", "aot_unpaired"])
-def test_dpo_losses_that_sort_over_the_batch_are_told_to_interact(kind, tmp_path):
-    trainer = dpo(tmp_path, loss_type=kind)
-    values, attribution, said = scored(trainer, trainer.train_dataset.select(HELD))
-    assert len(values) == 4
-    assert attribution.covered == 1.0
-    assert any("interact" in text for text in said)
-
-
 def test_values_by_the_margin(tmp_path):
     compare(dpo(tmp_path / "dpo"), margin_loss)
     compare(reward(tmp_path / "reward"), margin_loss)
@@ -142,31 +133,42 @@ def test_an_unpaired_row_is_a_sample_of_kto(tmp_path):
     compare(kto(tmp_path, loss_type="apo_zero_unpaired"))
 
 
-def test_a_sample_of_kto_is_given_the_kl_of_its_batch_as_it_is(tmp_path):
-    trainer = kto(tmp_path)
-    before = copy.deepcopy(trainer.model)
-    values, attribution, _ = scored(trainer, trainer.train_dataset.select(HELD))
-    assert attribution.covered == 1.0
-    trainer.model.load_state_dict(before.state_dict())
+def by_own_rows(trainer, ids):
+    """{sample: value} where samples interact: the gradient that passes through its own rows."""
     model, batch = trainer.model.eval(), trainer.data_collator
 
-    def loss_of(positions, row=None):
+    def of(positions, sample=None):
         rows = batch([trainer.train_dataset[i] for i in positions])
-        keep = torch.zeros(len(rows["input_ids"]), 1, dtype=torch.float64)
-        keep[slice(None) if row is None else row] = 1
+        keep = torch.arange(len(rows["input_ids"])) % len(positions) == sample
 
-        def only(module, args, output):
-            if torch.is_grad_enabled():
-                output.log_probs.register_hook(lambda g: g * keep.to(g.dtype))
+        def only_its_own(module, args, output):
+            if torch.is_grad_enabled() and sample is not None:
+                output.log_probs.register_hook(lambda g: g * keep.to(g.dtype)[:, None])
 
-        handle = model.register_forward_hook(only)
-        loss = trainer.compute_loss(model, rows)
-        found = gradient(loss, model)
+        handle = model.register_forward_hook(only_its_own)
+        found = gradient(trainer.compute_loss(model, rows), model)
         handle.remove()
         return found
 
-    target = loss_of(HELD)
-    agree(values, {i: LR * float(target @ loss_of(values, row)) for row, i in enumerate(values)})
+    target = of(HELD)
+    return {i: LR * float(target @ of(ids, sample)) for sample, i in enumerate(ids)}
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "told"),
+    [(kto, "kto", False), (dpo, "aot", False), (dpo, "aot_unpaired", True)],
+    ids=["KL of the batch", "sorted against references", "sorted against each other"],
+)
+def test_where_samples_interact_a_value_is_what_passes_through_its_own_rows(
+    make, kind, told, tmp_path
+):
+    trainer = make(tmp_path, loss_type=kind)
+    before = copy.deepcopy(trainer.model.state_dict())
+    values, attribution, said = scored(trainer, trainer.train_dataset.select(HELD))
+    assert attribution.covered == 1.0
+    assert any("interact" in text for text in said) is told
+    trainer.model.load_state_dict(before)
+    agree(values, by_own_rows(trainer, list(values)))
 
 
 @pytest.mark.parametrize("make", [dpo, reward, kto], ids=lambda make: make.__name__)
