@@ -71,7 +71,9 @@ def plain_loop(visits, bf16=False):
             return model(**batch).loss
 
     utility = inrun.Utility(loss_fn, rows)
-    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=0)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     for step in range(1, STEPS + 1):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
@@ -244,7 +246,7 @@ def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(NotSupportedError, match="no optimizer"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=None)
     optimizer = torch.optim.SGD(classifier().parameters())
-    with pytest.raises(MisuseError, match="trainer.add_callback"):
+    with pytest.raises(MisuseError, match=r"trainer\.add_callback"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=optimizer)
 
 

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import inrun
 from inrun.integrations.transformers import InRun
 
 WORDS = "the cat sat on a mat and dog ran to big red house".split()
@@ -86,7 +87,8 @@ def gradient(loss, model):
 
 def scored(trainer, validation, **options):
     """Trains with the callback: {id: value}, the attribution, warnings of inrun."""
-    callback = InRun(validation, estimator="sgd", contraction="dense", **options)
+    dense = inrun.Options(progress=False, contraction="dense")
+    callback = InRun(validation, estimator="sgd", options=dense, **options)
     trainer.add_callback(callback)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

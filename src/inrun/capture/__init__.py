@@ -12,7 +12,7 @@ from inrun.capture._reading import Reading, reads_late
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
 from inrun.capture._stream import Stream
-from inrun.capture._uncompiled import compiled_parts
+from inrun.capture._uncompiled import compiled_parts, uncompiled
 
 __all__ = [
     "Alone",
@@ -37,4 +37,5 @@ __all__ = [
     "reads_late",
     "self_test",
     "taken",
+    "uncompiled",
 ]

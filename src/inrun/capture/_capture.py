@@ -5,6 +5,7 @@ What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,17 +38,29 @@ def _ignore(block: Block) -> None:
 class Block:
     """One `batch` block after its end: factors by parameter (`hold`) or values (`stream`)."""
 
-    def __init__(self, samples: int):
-        self.samples = samples
+    def __init__(self, samples: int, copies: weakref.WeakValueDictionary[Any, Tensor]):
+        self.samples, self._copies = samples, copies
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
         self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
 
     def keep(self, name: str, factor: Factor) -> None:
-        """Keeps a factor until the step is over."""
+        """Keeps a factor until the step is over, when weights that it is made of are others."""
+        if any(isinstance(t, nn.Parameter) for t in factor.held):
+            factor = factor.mapped(self._as_it_is)
         self.factors.setdefault(name, []).append(factor)
         self._versions += [(name, t, t._version) for t in factor.held]
+
+    def _as_it_is(self, t: Tensor) -> Tensor:
+        """A copy of a parameter, one for all blocks of a step."""
+        if not isinstance(t, nn.Parameter):
+            return t
+        key = id(t), t._version
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = t.detach().clone()
+        return found
 
     def check_untouched(self) -> None:
         """Raises if something that the factors refer to was overwritten.
@@ -97,6 +110,7 @@ class Capture(ABC):
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in ids
         ]
+        self._copies: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()
         self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
         self._constants = frozenset(id(t) for t in self._same_for_all)
 
@@ -127,7 +141,7 @@ class Capture(ABC):
             InvariantError: the shares do not sum to the gradient.
         """
         owned = ownership(owned) if isinstance(owned, int) else owned
-        block, mode = Block(owned.samples), self.mode(owned)
+        block, mode = Block(owned.samples, self._copies), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
         calls = self.owner_checks.begin(mode, owned)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from inrun.attribution import Attribution, attach
+from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._numbered import KEY, Numbering, demand_column
@@ -42,22 +42,6 @@ except ImportError as error:
         "inrun.integrations.transformers needs transformers and accelerate: "
         "pip install 'inrun[transformers]'"
     ) from error
-
-
-def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The next token's cross-entropy from logits, for `SFTTrainer(compute_loss_func=causal_loss)`.
-
-    Args:
-        outputs: of a causal language model, with `logits` (B, T, V).
-        labels: (B, T), -100 where a token does not count.
-        num_items_in_batch: how many tokens count in the whole step; the mean where not given.
-    """
-    logits = outputs["logits"][:, :-1].float()
-    wanted = labels[:, 1:]
-    total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total / ((wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def margin_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -103,7 +87,7 @@ class InRun(TrainerCallback):
             and the pieces of one that was cut over two rows are one sample. Without it an example
             is known as "row:place", its place in a row of `trainer.train_dataset`.
         validation_rows: how many rows of each validation data set are used.
-        options: for `inrun.attach`: estimator, capture, store, ...
+        options: for `inrun.attach`: estimator, store, scoring, options, ...
 
     Example:
         trainer = Trainer(model, args, train_dataset=train, data_collator=collate)
@@ -124,7 +108,7 @@ class InRun(TrainerCallback):
     ):
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
         self._examples, self._rows = examples, validation_rows
-        self._options = {"progress": False, **options}
+        self._options = {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
         self._numbering: Numbering | None = None
         self._watched: WatchedLoss | None = None
@@ -287,11 +271,6 @@ def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
         raise NotSupportedError(
             "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
             "read. Use DDP or FSDP2 (fully_shard)."
-        )
-    if args.torch_compile:
-        raise NotSupportedError(
-            "With torch_compile=True the trainer compiles around the model's own forward hooks, "
-            "where ids are taken out of the batch. Set torch_compile=False."
         )
     if args.n_gpu > 1:
         raise NotSupportedError(
