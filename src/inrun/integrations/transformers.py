@@ -11,7 +11,6 @@ there a block begins that ends with the backward pass.
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,8 +106,6 @@ class InRun(TrainerCallback):
         validation_rows: int = 64,
         **options: Any,
     ):
-        if loss_fn is model_loss and options.get("estimator") == "sgd-second":
-            loss_fn = partial(model_loss, fused=False)
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
         self._examples, self._rows = examples, validation_rows
         self._options = {"options": Options(progress=False), **options}
