@@ -172,9 +172,10 @@ def test_a_program_that_breaks_leaves_no_file_and_stores_what_its_steps_have(tmp
         "raise ValueError"
     )
     (tmp_path / "waits").mkdir()
+    path = os.pathsep.join([str(Path.cwd()), *sys.path])
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], check=False, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )  # fmt: skip
     assert list((tmp_path / "waits").iterdir()) == []
     stored, run = inrun.load(tmp_path / "run"), Run().run(6)

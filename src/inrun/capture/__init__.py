@@ -11,7 +11,7 @@ from inrun.capture._reading import Reading, are_here
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
 from inrun.capture._stream import Stream
-from inrun.capture._uncompiled import compiled_parts
+from inrun.capture._uncompiled import compiled_parts, uncompiled
 
 __all__ = [
     "Block",
@@ -33,4 +33,5 @@ __all__ = [
     "compiled_parts",
     "self_test",
     "taken",
+    "uncompiled",
 ]

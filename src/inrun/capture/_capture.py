@@ -5,6 +5,7 @@ What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,18 +55,36 @@ class Block:
     `owned`: whether its shares are samples'; if not, it is one share, which is nobody's.
     """
 
-    def __init__(self, samples: int, *, owned: bool = True):
+    def __init__(
+        self,
+        samples: int,
+        copies: weakref.WeakValueDictionary[Any, Tensor],
+        *,
+        owned: bool = True,
+    ):
         self.samples, self.owned = samples, owned
-        self.ended = False
+        self._copies, self.ended = copies, False
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
         self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
 
     def keep(self, name: str, factor: Factor) -> None:
-        """Keeps a factor until the step is over."""
+        """Keeps a factor until the step is over, when weights that it is made of are others."""
+        if any(isinstance(t, nn.Parameter) for t in factor.held):
+            factor = factor.mapped(self._as_it_is)
         self.factors.setdefault(name, []).append(factor)
         self._versions += [(name, t, t._version) for t in factor.held]
+
+    def _as_it_is(self, t: Tensor) -> Tensor:
+        """A copy of a parameter, one for all blocks of a step."""
+        if not isinstance(t, nn.Parameter):
+            return t
+        key = id(t), t._version
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = t.detach().clone()
+        return found
 
     def forget_calls(self) -> None:
         """The model's calls are not needed any more."""
@@ -123,6 +142,7 @@ class Capture(ABC):
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in ids
         ]
+        self._copies: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()
         self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
         self._constants = frozenset(id(t) for t in self._same_for_all)
 
@@ -154,7 +174,7 @@ class Capture(ABC):
             NotSupportedError: a gradient is sparse.
         """
         owned = ownership(owned) if isinstance(owned, int) else owned
-        block, mode = Block(owned.samples), self.mode(owned)
+        block, mode = Block(owned.samples, self._copies), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
         calls = self.owner_checks.begin(mode, owned, step=watch.step, keeps_calls=watch.calls)
@@ -239,7 +259,7 @@ class Capture(ABC):
             added: what it added to `.grad`, by parameter name.
             watch: who looks on.
         """
-        block = Block(1, owned=False)
+        block = Block(1, self._copies, owned=False)
         self.check.discard_block()
         for name, gradient in added.items():
             factor = Dense(gradient.unsqueeze(0))

@@ -9,10 +9,11 @@ from inrun.owners import ownership
 from inrun.utility import Utility
 from tests.oracles import shares as oracle
 from tests.oracles.cases import CASES, LANGUAGE_MODELS
+from tests.oracles.fused_heads import HEADS
 from tests.oracles.owner_cases import OWNED, REENTRANT
 from tests.oracles.owner_models import MODELS
 
-ALL = CASES + LANGUAGE_MODELS + OWNED + MODELS
+ALL = CASES + LANGUAGE_MODELS + OWNED + MODELS + HEADS
 SAMPLES = [1, 2, 4, 5]
 
 
@@ -138,6 +139,8 @@ def test_every_operation_rule_is_met_by_a_case():
         "conv2d: convolution", "conv3d: convolution", "embedding: indexed", "layer_norm: dense",
         "group_norm: dense", "rms_norm: dense", "mul: dense", "add: dense", "matmul: outer",
         "linear: derived", "add: derived", "lstm: dense", "batch_norm: dense",
+        "ChunkedLogProbFunction.apply: fusedhead", "ChunkedLogProbFunction.apply: owned",
+        "LigerFusedLinearCrossEntropyFunction.apply: fusedhead",
     ):  # fmt: skip
         assert expected in how, sorted(how)
 
