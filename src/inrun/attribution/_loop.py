@@ -26,17 +26,7 @@ from inrun.truth import Auditor
 
 
 class Loop(Passes):
-    """The step that is under way, and how many there were.
-
-    Args:
-        captures: see `Passes`; so are the others but for these.
-        scorer: see `captures`.
-        window: see `captures`.
-        frequency: see `captures`.
-        advice: see `captures`.
-        record: of what was scored.
-        line: that shows the last step.
-    """
+    """The step under way through its further stages, into the record; see `Passes`."""
 
     def __init__(
         self,

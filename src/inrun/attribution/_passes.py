@@ -20,7 +20,7 @@ from inrun.truth import Auditor
 
 
 class Passes:
-    """The step under way, as far as it is open.
+    """The step under way while it is open.
 
     Args:
         captures: what sees passes.
