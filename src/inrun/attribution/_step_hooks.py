@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from inrun.attribution._closures import Arguments
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
+from inrun.capture import Resting
 from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import RunFolder
 
@@ -45,14 +46,16 @@ class StepHooks:
                 return None
             asked, running[0] = running[0], True
             try:
-                return attribution._before_step(k, args, kwargs)
+                with Resting():
+                    return attribution._before_step(k, args, kwargs)
             finally:
                 running[0] = asked
 
         def after(k: int, _: object, args: Any, kwargs: Any) -> None:
             attribution = this()
             if attribution is not None:
-                attribution._after_step(k)
+                with Resting():
+                    attribution._after_step(k)
 
         attached = weakref.WeakSet(optimizers)
 

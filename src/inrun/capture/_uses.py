@@ -41,7 +41,15 @@ class Missed:
 
 
 class Use:
-    """What a rule will need after the backward pass, and the gradients as they arrive."""
+    """What a rule will need after the backward pass, and the gradients as they arrive.
+
+    There may be thousands in a step, all alive at its end: it is made of few objects.
+    """
+
+    __slots__ = (
+        "_args", "_gradients", "_kwargs", "_layouts", "_pending", "_random", "function",
+        "low_precision", "name", "owners", "reached", "samples", "sources",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,17 +66,34 @@ class Use:
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
         # detached, or every held input would keep the whole graph behind it alive
-        self._args: Sequence[Any] = replace(list(args), self._let_go)
-        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
+        self._args: Sequence[Any] = replace(args, self._let_go)
+        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go) if kwargs else kwargs
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
         # half precision took part, so that sums agree to two digits only
-        self.low_precision = any(_is_half(t) for t in outputs_of([args, list(kwargs.values())]))
-        self.pending = self.roots  # whose shares have not been taken yet
+        self.low_precision = any(_is_half(t) for t in self._given)
+        self._pending: set[str] | None = None
 
     def _let_go(self, t: Tensor) -> Tensor:
         return t if id(t) in self.sources else t.detach()
+
+    @property
+    def _given(self) -> list[Tensor]:
+        """The tensors among its arguments."""
+        return outputs_of([self._args, *self._kwargs.values()])
+
+    @property
+    def held(self) -> bool:
+        """Whether its arguments and gradients are still there."""
+        return bool(self._gradients)
+
+    @property
+    def pending(self) -> set[str]:
+        """Names whose shares have not been taken yet; whoever takes some takes them off."""
+        if self._pending is None:
+            self._pending = self.roots
+        return self._pending
 
     @property
     def roots(self) -> set[str]:
@@ -93,8 +118,7 @@ class Use:
     @property
     def dtype(self) -> torch.dtype:
         """The coarsest kind of number among its arguments."""
-        given = outputs_of([list(self._args), list(self._kwargs.values())])
-        kinds = [t.dtype for t in given if t.is_floating_point()]
+        kinds = [t.dtype for t in self._given if t.is_floating_point()]
         return max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
 
     @property
@@ -144,7 +168,7 @@ class Use:
     def _is_complex(self) -> bool:
         """Whether conjugates are in it, which rules do not know and the fallback does."""
         held = [g for g in self._gradients if g is not None]
-        return any(t.is_complex() for t in (*held, *outputs_of([list(self._args)])))
+        return any(t.is_complex() for t in (*held, *outputs_of(self._args)))
 
     def _by_rule(
         self, rule: Rule, arguments: Mapping[str, Any], name: str, gradient: Tensor,
@@ -159,11 +183,7 @@ class Use:
         return None if slots is None else by_owner(slots, owner_P, self.samples)
 
     def _fallback(self, tensor_id: int) -> Factor:
-        (tensor,) = {
-            id(t): t
-            for t in outputs_of([list(self._args), list(self._kwargs.values())])
-            if id(t) == tensor_id
-        }.values()
+        (tensor,) = {id(t): t for t in self._given if id(t) == tensor_id}.values()
         if tensor.numel() and not tensor.untyped_storage().size():
             raise NotSupportedError(
                 f"{self.name} has several outputs, of which only some got a gradient, and the "
