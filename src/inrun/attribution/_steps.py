@@ -25,7 +25,7 @@ from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
 from inrun.attribution._unattributed import Before, streamed, unowned_block
-from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
+from inrun.capture import Block, Capture, Hold, Resting, Stream, reads_late, self_test
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.optim import Together, skipped, trained_parameters
@@ -103,7 +103,7 @@ class Steps:
             )
         self._inside = True
         try:
-            with self.capture.block(owned, ended, at_backward=at_backward):
+            with Resting(), self.capture.block(owned, ended, at_backward=at_backward):
                 yield
         finally:
             self._inside = False

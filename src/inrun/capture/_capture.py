@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from inrun.capture._calls import ModelCall
-from inrun.capture._collector import Resting
 from inrun.capture._coverage import Coverage
 from inrun.capture._gathered import GatheredParameters
 from inrun.capture._gradient_check import GradientCheck
@@ -149,17 +148,16 @@ class Capture(ABC):
 
         if at_backward:
             mode.after_backward = end
-        with Resting():
-            with (
-                uncompiled(self.compiled),
-                self._listening(block, mode),
-                self.inputs.watched(mode.owners, calls),
-                opaque_calls(mode.opaque),
-                mode,
-            ):
-                yield block
-            if not mode.over:
-                end()
+        with (
+            uncompiled(self.compiled),
+            self._listening(block, mode),
+            self.inputs.watched(mode.owners, calls),
+            opaque_calls(mode.opaque),
+            mode,
+        ):
+            yield block
+        if not mode.over:
+            end()
 
     def _note_reduction(self) -> None:
         """Whether the processes' gradients are averaged in this backward pass, or left to wait."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -175,8 +176,12 @@ def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
 
 def coarseness(factor: Factor) -> float:
     """The largest eps of what a factor's shares are made of: a layer may compute in less."""
-    found = (t.dtype for t in factor.held if t.is_floating_point())
-    return max((torch.finfo(dtype).eps for dtype in found), default=0.0)
+    return max((_eps(t.dtype) for t in factor.held), default=0.0)
+
+
+@cache
+def _eps(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
 def is_single(gradient: Tensor) -> bool:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from inrun.capture._probe import Probes
 from inrun.factors import Dense, Factor, Outer
+from inrun.kernels import SMALL
 from inrun.shards import is_sharded
-
-SMALL = 4096  # elements; above it the elements cost more than the calls
 
 
 def is_small(parameter: Tensor, factor: Factor | None = None, *, early: bool = False) -> bool:

@@ -167,8 +167,8 @@ class Use:
     @property
     def _is_complex(self) -> bool:
         """Whether conjugates are in it, which rules do not know and the fallback does."""
-        held = [g for g in self._gradients if g is not None]
-        return any(t.is_complex() for t in (*held, *outputs_of(self._args)))
+        given = [*self._gradients, *outputs_of(self._args)]
+        return any(t.is_complex() for t in given if t is not None)
 
     def _by_rule(
         self, rule: Rule, arguments: Mapping[str, Any], name: str, gradient: Tensor,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
+from inrun.kernels import few
 from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
@@ -195,7 +196,7 @@ def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ())
     """
     gradients = {name: g.detach() for name, g in evaluation.gradients.items() if g.numel()}
     # sums are quick; one of finite numbers overflows where they are huge, and is looked at again
-    sums = [g.sum(dtype=_wide(g)).isfinite().cpu() for g in gradients.values()]
+    sums = [t.sum(dtype=_wide(t)).isfinite().cpu() for t in few(gradients.values())]
     if all(map(bool, sums)):
         return
     for name, g in gradients.items():
