@@ -29,7 +29,7 @@ from inrun.optim import Diagonal, History, Move, Slope, as_rows
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ParameterPlan(ABC):
     """One parameter at one step.
 
@@ -76,7 +76,7 @@ class ParameterPlan(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReadBefore(ParameterPlan):
     """Slope and history were computed from the state before the step."""
 
@@ -107,7 +107,7 @@ class ReadBefore(ParameterPlan):
         return momentum, decay
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SampleBySample(ReadBefore):
     """The direction differs from sample to sample: it meets the shares themselves."""
 
@@ -125,7 +125,7 @@ class SampleBySample(ReadBefore):
         return self.direction.values(self.move, shares_B * self.share_scale, self.gradient(at))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SettledAfter(ParameterPlan):
     """Everything is told from the state after the step."""
 

@@ -6,7 +6,6 @@ Letters: N samples of the step over all its blocks, K targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -210,7 +209,8 @@ class Scorer:
             MisuseError: no sample accounts for it.
         """
         scales = scales_of(self._consumed, capture, blocks, self.processes)
-        self._plans = {n: replace(plan, scale=scales[n]) for n, plan in self._plans.items()}
+        for name, plan in self._plans.items():
+            plan.scale = scales[name]
         self._consumed = {}
 
     def _held(self, capture: Capture, blocks: Sequence[Block]) -> set[str]:
@@ -338,6 +338,8 @@ class Scorer:
         Raises:
             MisuseError: it is in the values already.
         """
+        if len(stepped) == len(self._optimizers.members):
+            return
         kept = {name: plan for name, plan in self._plans.items() if plan.optimizer in stepped}
         streamed = any(block.values_BK is not None for block in blocks)
         if len(kept) < len(self._plans) and (self._extra or streamed):

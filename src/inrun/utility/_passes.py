@@ -188,13 +188,14 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
         )
 
 
+@torch.no_grad()
 def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
     """Refuses gradients that nothing can be judged by.
 
     Raises:
         MisuseError: one is not finite; it waits for the device.
     """
-    gradients = {name: g.detach() for name, g in evaluation.gradients.items() if g.numel()}
+    gradients = {name: g for name, g in evaluation.gradients.items() if g.numel()}
     # sums are quick; one of finite numbers overflows where they are huge, and is looked at again
     sums = [t.sum(dtype=_wide(t)).isfinite().cpu() for t in few(gradients.values())]
     if all(map(bool, sums)):
