@@ -86,7 +86,7 @@ def pulled_together(group: Sequence[Member]) -> Pulled:
     return pulled
 
 
-def _rows(found: Sequence[Tensor]) -> Tensor:
+def _rows(found: list[Tensor]) -> Tensor:
     """(K, n) of tensors (K, *shape), side by side."""
     if len(found[0]) == 1:
         return flat(found).unsqueeze(0)

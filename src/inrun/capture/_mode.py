@@ -280,7 +280,7 @@ class CaptureMode(TorchFunctionMode):
             added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
             self._miss(consumed, reason, outputs, term=added)
             return
-        layouts = layouts_of(maps, outputs, self._samples)
+        layouts = layouts_of(maps, self._samples)
         how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
         use = Use(function, args, kwargs, consumed, layouts, self._samples, random, how)
         self.uses.append(use)

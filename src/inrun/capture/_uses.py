@@ -25,6 +25,8 @@ from inrun.operations import (
     replace,
 )
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Missed:
@@ -47,8 +49,8 @@ class Use:
     """
 
     __slots__ = (
-        "_args", "_gradients", "_kwargs", "_layouts", "_pending", "_random", "function",
-        "low_precision", "name", "owners", "reached", "samples", "sources",
+        "_args", "_complex", "_gradients", "_kwargs", "_layouts", "_pending", "_random",
+        "function", "low_precision", "name", "owners", "reached", "samples", "sources",
     )  # fmt: skip
 
     def __init__(
@@ -71,8 +73,11 @@ class Use:
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
+        kinds = {t.dtype for t in self._given}
         # half precision took part, so that sums agree to two digits only
-        self.low_precision = any(_is_half(t) for t in self._given)
+        self.low_precision = not kinds.isdisjoint(_HALF)
+        # conjugates are in it, which rules do not know and the fallback does
+        self._complex = any(kind.is_complex for kind in kinds)
         self._pending: set[str] | None = None
 
     def _let_go(self, t: Tensor) -> Tensor:
@@ -106,7 +111,8 @@ class Use:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
         if self._gradients:  # else released: the invariant will tell that a part is missing
             self.reached = True
-            self.low_precision |= _is_half(gradient)
+            self.low_precision |= gradient.dtype in _HALF
+            self._complex |= gradient.is_complex()
             before = self._gradients[output]
             self._gradients[output] = gradient if before is None else before + gradient
 
@@ -129,9 +135,8 @@ class Use:
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
         for tensor_id, source in self.sources.items():
-            wanted = {root.name for root in source.roots if root.scored}
-            if only is not None:
-                wanted &= {only}
+            roots = [root.name for root in source.roots if root.scored]
+            wanted = roots if only is None else [only] if only in roots else []
             if not wanted:
                 continue
             for parameter, factor in source.pull_back(self._shares_of(tensor_id)):
@@ -154,7 +159,7 @@ class Use:
     def _shares_of(self, tensor_id: int) -> Factor:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
         operation = find(self.name)
-        if operation is not None and len(self._gradients) == 1 and not self._is_complex:
+        if operation is not None and len(self._gradients) == 1 and not self._complex:
             arguments = operation.bind(self._args, self._kwargs)
             gradient, layout = self._gradients[0], self._layouts[0]
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
@@ -163,12 +168,6 @@ class Use:
                 if factor is not None:
                     return factor
         return self._fallback(tensor_id)
-
-    @property
-    def _is_complex(self) -> bool:
-        """Whether conjugates are in it, which rules do not know and the fallback does."""
-        given = [*self._gradients, *outputs_of(self._args)]
-        return any(t.is_complex() for t in given if t is not None)
 
     def _by_rule(
         self, rule: Rule, arguments: Mapping[str, Any], name: str, gradient: Tensor,
@@ -195,7 +194,3 @@ class Use:
             return fallback(
                 self.function, self._args, self._kwargs, tensor, gradients, self.samples
             )
-
-
-def _is_half(t: Tensor) -> bool:
-    return t.dtype in (torch.float16, torch.bfloat16)

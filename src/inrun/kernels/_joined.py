@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 SMALL = 4096  # elements; above it the elements cost more than the calls
 
 
-def flat(tensors: Sequence[Tensor]) -> Tensor:
+def flat(tensors: list[Tensor]) -> Tensor:
     """All elements, one tensor after the other; tensors of one dtype and device, at least one."""
     joined: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # reshape and cat, called once
     return joined

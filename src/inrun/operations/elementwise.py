@@ -28,7 +28,9 @@ def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | No
     for position, size in enumerate(shape, start=1):
         if size == 1 and split.shape[position] != 1:
             split = split.sum(position, keepdim=True)
-    return Dense(split if split.shape[1:] == parameter.shape else split.reshape(-1, *parameter.shape))
+    return Dense(
+        split if split.shape[1:] == parameter.shape else split.reshape(-1, *parameter.shape)
+    )
 
 
 @operation("mul", "multiply", "__mul__", "__rmul__", signature="input other")

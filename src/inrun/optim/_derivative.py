@@ -225,9 +225,7 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
     """
     first = moves[0]
     state = [
-        flat([m.state[i] for m in moves])
-        if isinstance(part, Tensor) and part.ndim
-        else part
+        flat([m.state[i] for m in moves]) if isinstance(part, Tensor) and part.ndim else part
         for i, part in enumerate(first.state)
     ]
     weight, gradient = flat([m.weight for m in moves]), flat([m.gradient for m in moves])
