@@ -18,9 +18,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from inrun.distributed import is_sharded, own_part, part_of
 from inrun.factors import Factor, compute_dtype
 from inrun.kernels import probe_and_squares, takes
-from inrun.shards import is_sharded, own_part, part_of
 
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 

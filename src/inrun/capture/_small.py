@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probes
+from inrun.distributed import is_sharded
 from inrun.factors import Dense, Factor, Outer
 from inrun.kernels import SMALL
-from inrun.shards import is_sharded
 
 
 def is_small(parameter: Tensor, factor: Factor | None = None, *, early: bool = False) -> bool:
