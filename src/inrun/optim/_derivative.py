@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from inrun.kernels import flat
 from inrun.optim._adam import AdamSetting, AdamState
 from inrun.optim._rule import Move
 from inrun.optim._sgd import SGDSetting, SGDState
@@ -224,11 +225,8 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
     """
     first = moves[0]
     state = [
-        torch.cat([m.state[i].reshape(-1) for m in moves])
-        if isinstance(part, Tensor) and part.ndim
-        else part
+        flat([m.state[i] for m in moves]) if isinstance(part, Tensor) and part.ndim else part
         for i, part in enumerate(first.state)
     ]
-    weight = torch.cat([m.weight.reshape(-1) for m in moves])
-    gradient = torch.cat([m.gradient.reshape(-1) for m in moves])
+    weight, gradient = flat([m.weight for m in moves]), flat([m.gradient for m in moves])
     return Move(first.rule, weight, gradient, type(first.state)(*state), first.setting)
