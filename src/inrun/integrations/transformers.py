@@ -36,6 +36,8 @@ except ImportError as error:
     ) from error
 
 
+__all__ = ["KEY", "InRun", "causal_loss"]
+
 FUSED = (
     "The trainer computes its loss in a fused language model head, and no operation is seen to use "
     "the head's weight. Pass compute_loss_func=inrun.integrations.transformers.causal_loss to the "

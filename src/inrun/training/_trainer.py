@@ -1,0 +1,308 @@
+"""The Trainer of `transformers` on our rows, scored by our callback, and what a run keeps beside.
+
+The loss is each label's over the number of labels in the whole step, whatever the passes and
+processes it is spread over. `RunScoring` is the callback: it keeps what training met at each row,
+values for each token, a recording, and saves all of it with the Trainer's checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from inrun.attribution import Tokens
+from inrun.errors import MisuseError, NotSupportedError
+from inrun.integrations.transformers import KEY, InRun
+from inrun.ledger import read_state, seal, unseal, write_state
+from inrun.replay import Recorder, record
+from inrun.training._config import TrainConfig
+from inrun.training._samples import Sample
+from inrun.training._seen import Seen, label_losses, row_weights
+from inrun.training._training import TRAJECTORY, Training
+
+CHECKPOINTS = "checkpoints"
+STATE = "inrun-train.safetensors"
+SMOOTHED = 10  # first steps, as of `inrun.attach`
+OURS = {
+    "num_train_epochs": "--epochs", "per_device_train_batch_size": "--batch", "seed": "--seed",
+    "gradient_accumulation_steps": "--accumulate", "learning_rate": "--learning-rate",
+    "weight_decay": "--weight-decay", "warmup_steps": "--warmup", "max_grad_norm": "--clip",
+    "output_dir": "--out", "save_strategy": "--save-every", "save_steps": "--save-every",
+}  # fmt: skip
+FIXED = {
+    "max_steps", "remove_unused_columns", "label_smoothing_factor", "resume_from_checkpoint",
+    "load_best_model_at_end", "save_only_model", "save_total_limit",
+    "average_tokens_across_devices",
+}  # fmt: skip
+
+
+def arguments_of(config: TrainConfig, folder: Path | None, **changes: Any) -> TrainingArguments:
+    """What the Trainer is told; `changes` go before everything.
+
+    Raises:
+        MisuseError: an argument that it does not know, that is an option of our own, or that it
+            refuses.
+        NotSupportedError: one that excludes what else was asked for.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    for name in config.trainer:
+        if name in OURS:
+            raise MisuseError(f"--trainer {name} is said by {OURS[name]}.")
+        if name not in known - FIXED:
+            raise MisuseError(
+                f"--trainer {name}: "
+                + ("it is set by `inrun train` itself, and cannot be changed." if name in FIXED
+                   else "transformers.TrainingArguments has no such argument.")
+            )  # fmt: skip
+    settings: dict[str, Any] = {
+        "output_dir": str((folder or Path("inrun-run")) / CHECKPOINTS),
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch, "per_device_eval_batch_size": 64,
+        "gradient_accumulation_steps": config.accumulate, "learning_rate": config.rate,
+        "weight_decay": config.weight_decay, "warmup_steps": config.warmup,
+        "max_grad_norm": config.clip, "seed": config.seed, "remove_unused_columns": False,
+        "save_strategy": "no", "save_total_limit": 2,  # the last whole one while one is written
+        "prediction_loss_only": True, "disable_tqdm": True, "report_to": "none",
+        "logging_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+    try:
+        made = TrainingArguments(**(settings | config.trainer | changes))
+    except Exception as error:  # of many kinds: types, values, devices that are not there
+        raise MisuseError(f"The Trainer refuses its arguments: {error}") from error
+    if config.record and (made.bf16 or made.fp16):
+        raise NotSupportedError(
+            "record and half precision exclude each other: a run is played again in the weights' "
+            "own precision. Leave --trainer bf16 or fp16 out, or --record."
+        )
+    if made.world_size > 1 and (config.record or config.keep_tokens):
+        raise NotSupportedError(
+            "record and keep_tokens are for one process: leave them out, or start one."
+        )
+    return made
+
+
+def quiet_arguments(config: TrainConfig, folder: Path, **changes: Any) -> TrainingArguments:
+    """The same for a training that is thrown away: no logs, no evaluation, no trackers."""
+    silent = {"logging_strategy": "no", "eval_strategy": "no", "report_to": "none"}
+    return arguments_of(config, folder, disable_tqdm=True, **silent, **changes)
+
+
+class RowTrainer(Trainer):
+    """The Trainer on samples; with `scoring` each pass is also told to what a run keeps."""
+
+    def __init__(
+        self,
+        training: Training,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        samples: Sequence[Sample],
+        scoring: RunScoring | None = None,
+        callbacks: Sequence[Any] = (),
+    ):
+        self._scoring = scoring
+        super().__init__(
+            model, arguments, data_collator=training.task, train_dataset=items(samples),
+            eval_dataset=items(training.judges()), compute_loss_func=self._loss,
+            callbacks=[*callbacks, *([scoring] if scoring else [])],
+            processing_class=getattr(training.task, "tokenizer", None),
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)
+        if scoring is not None:
+            scoring.trainer = self
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One forward and backward pass; see `Trainer`."""
+        inputs = self._prepare_inputs(inputs)
+        around = nullcontext() if self._scoring is None else self._scoring.around(
+            inputs, num_items_in_batch
+        )  # fmt: skip
+        with around:
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        losses = label_losses(outputs["logits"], labels)
+        if self._scoring is not None and torch.is_grad_enabled():
+            self._scoring.see(losses.detach(), outputs["logits"].detach(), labels)
+        count = row_weights(labels).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / count
+
+
+def scoring_options(config: TrainConfig) -> dict[str, Any]:
+    """For `inrun.attach`; values for each token need whole, unsmoothed directions."""
+    whole = config.keep_tokens
+    return config.attach_settings() | {
+        "contraction": "dense" if whole else config.contraction,
+        "smoothed_steps": 0 if whole else SMOOTHED,
+    }
+
+
+def items(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Samples as the callback tells them apart: by the key `sample_id`."""
+    return [{"sample_id": sample.id, "sample": sample} for sample in samples]
+
+
+class RunScoring(InRun):
+    """Scores a run of `inrun train`, and keeps what else its folder is to hold.
+
+    Args:
+        training: what is trained.
+        run: its folder.
+        console: where the lines go that say how far it is.
+    """
+
+    trainer: RowTrainer
+
+    def __init__(self, training: Training, run: Path, console: Console):
+        config = training.config
+        super().__init__(
+            training.utility(config.validation_parts), ids="sample_id", store=run,
+            **scoring_options(config),
+        )  # fmt: skip
+        self._training, self._run, self._console = training, run, console
+        self.seen = Seen(training.ids, len(training.splits.classes))
+        self.interrupted, self.overhead, self._before = False, 0.0, 0.0
+        self._began = self._saved = time.monotonic()
+        self._tokens: Tokens | None = None
+        self._recorder: Recorder | None = None
+        self._ids: Sequence[Any] = ()
+
+    @property
+    def seconds(self) -> float:
+        """So far, those before a cut included."""
+        return self._before + time.monotonic() - self._began
+
+    # ---- called by the trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `InRun`; the model is the one that processes share."""
+        self._began = self._saved = time.monotonic()
+        training, config = self._training, self._training.config
+        if config.record:  # before there are hooks, since it copies the model
+            self._recorder = record(
+                kwargs["model"], kwargs["optimizer"].optimizer, training.losses, training.fetch,
+                self._run / TRAJECTORY, clip_norm=config.clip or None, weights=training.weights,
+                steps=state.max_steps,
+            )  # fmt: skip
+        super().on_train_begin(
+            args, state, control, **{**kwargs, "model": self.trainer.model_wrapped}
+        )
+        if config.keep_tokens:
+            self._tokens = self.attribution.per_token(training.label_losses, self._run)
+        if state.global_step:
+            self._restore(_checkpoint(args, state))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves once in a while; after the keyboard's interrupt saves and stops."""
+        late = time.monotonic() - self._saved > self._training.config.save_every
+        asked = torch.tensor([self.interrupted, late], dtype=torch.float, device=args.device)
+        stop, save = (n > 0 for n in reduce(asked, "sum").tolist())  # all processes do the same
+        self.interrupted = stop
+        control.should_training_stop = control.should_training_stop or stop
+        if (stop or save) and self._recorder is None:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """See `InRun`; and a line for people."""
+        super().on_log(args, state, control, logs, **kwargs)
+        if "loss" in (logs or {}):
+            validation = self.attribution.latest.get("closing_loss", float("nan"))
+            known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
+            left = self.seconds / state.global_step * (state.max_steps - state.global_step)
+            self._console.print(
+                f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
+                f"{known}attribution +{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, "
+                f"about {left:.0f} s left",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
+        elif "eval_loss" in (logs or {}):
+            self._console.print(f"evaluation: loss {logs['eval_loss']:.4f}", highlight=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
+        header = {"seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict()}
+        sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
+        if state.is_world_process_zero:
+            write_state(_checkpoint(args, state) / STATE, seal(header, {"seen": sums}))
+        super().on_save(args, state, control, **kwargs)
+        self._saved = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `InRun`."""
+        self.overhead = self.attribution.overhead
+        super().on_train_end(args, state, control, **kwargs)
+        if self._tokens is not None:
+            self._tokens.flush()
+        if self._recorder is not None and not self.interrupted:
+            self._recorder.finish()
+        self.seen.sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
+
+    def _restore(self, folder: Path) -> None:
+        header, tensors = unseal(read_state(folder / STATE))
+        self._before = header["seconds"]
+        if self.trainer.is_world_process_zero():  # sums of all processes are added in the end
+            self.seen.sums = tensors["seen"]
+        if self._tokens is not None:
+            self._tokens.load_state_dict(header["tokens"])
+
+    # ---- called by `RowTrainer`
+
+    @contextmanager
+    def around(self, inputs: dict[str, Any], count: Any) -> Iterator[None]:
+        """Put round a pass; `count` labels are in the whole step."""
+        self._ids = inputs[KEY]
+        with ExitStack() as blocks:
+            if self._recorder is not None:
+                blocks.enter_context(self._recorder.batch(self._ids))
+            if self._tokens is not None:
+                batch = {name: t for name, t in inputs.items() if name != KEY}
+                words = self._training.pieces(self._ids)
+                blocks.enter_context(self._tokens.batch(self._ids, batch, words, 1 / float(count)))
+            yield
+
+    def see(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """What training met in the pass under way."""
+        self.seen.add(self._ids, losses, logits, labels)
+
+
+def _checkpoint(args: TrainingArguments, state: Any) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+class Bar(ProgressCallback):
+    """The Trainer's bar alone: what it logs is said in lines of our own."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def interruptible(scoring: RunScoring) -> Iterator[None]:
+    """The first Ctrl-C ends the training after its step; a second is a KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere none can be set
+        yield
+        return
+
+    def note(*_: Any) -> None:
+        scoring.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
