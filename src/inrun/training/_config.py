@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import demand_settings
+from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, demand_settings
 from inrun.errors import MisuseError, StoreError
 
 CONFIG, PROBABILITIES = "config.json", "probabilities.parquet"
@@ -142,10 +142,26 @@ class TrainConfig:
 
     def attach_settings(self) -> dict[str, Any]:
         """What `inrun.attach` is told, apart from model, optimizer, utility and store."""
+        whole = self.keep_tokens  # values for each token: directions neither cut nor smoothed
         return {
-            "estimator": self.estimator, "capture": self.capture, "every": self.scored,
-            "max_overhead": self.budget, "payout": self.momentum_window, "payout_to": self.held_in,
+            "estimator": self.estimator, "scoring": self._scoring(),
+            "momentum_window": self.momentum_window,
+            "options": Options(
+                capture=self.capture, contraction="dense" if whole else self.contraction,
+                held_in=self.held_in, progress=False,
+                smoothed_steps=0 if whole else Options.smoothed_steps,
+            ),
         }  # fmt: skip
+
+    def _scoring(self) -> Scoring:
+        parts = self.validation_parts
+        if self.budget is None:
+            return EveryStep(validation_parts=parts) if self.scored == 1 else Sampled(
+                self.scored, validation_parts=parts
+            )  # fmt: skip
+        if self.scored != 1:
+            raise MisuseError("scored says what budget is to find out. Give one of them.")
+        return Budget(self.budget, validation_parts=parts)
 
     def demand_place(self) -> None:
         """Looks for the folder of `held_in`, before a training begins.

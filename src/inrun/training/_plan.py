@@ -21,13 +21,15 @@ from rich.table import Table
 from torch import nn
 from transformers import TrainerCallback
 
+from inrun.attribution import EveryStep, Options
 from inrun.integrations.transformers import InRun
 from inrun.replay import GIBIBYTE, kept_states
 from inrun.training._config import TrainConfig
 from inrun.training._measured import Meter, in_bytes, in_time
-from inrun.training._trainer import SMOOTHED, RowTrainer, quiet_arguments, scoring_options
+from inrun.training._trainer import RowTrainer, quiet_arguments
 from inrun.training._training import Training
 
+FIRST = Options.smoothed_steps  # dearer than the others
 STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
 WINDOW = 4  # of momentum while steps are timed, so that some are paid; its length costs no time
 PART_VISITS, PART_SECONDS = 16384, 30.0  # when the store writes a part
@@ -122,13 +124,15 @@ def plan_training(training: Training) -> Plan:
     plain, _ = _trained(training, WARM + PLAIN)
     memory_plain = meter.memory
     window, full = min(config.momentum_window, WINDOW), min(config.momentum_window, steps)
-    changes = {"payout": window, "every": 1, "max_overhead": None}
     few = _Few(
-        training.utility(config.validation_parts), ids="sample_id",
-        **scoring_options(config) | changes,
+        training.utility(), ids="sample_id",
+        **config.attach_settings() | {
+            "momentum_window": window,
+            "scoring": EveryStep(validation_parts=config.validation_parts),
+        },
     )  # fmt: skip
-    found, model = _trained(training, SMOOTHED + STEADY, few)
-    one, steady = float(np.median(plain[WARM:])), float(np.median(found[SMOOTHED:]))
+    found, model = _trained(training, FIRST + STEADY, few)
+    one, steady = float(np.median(plain[WARM:])), float(np.median(found[FIRST:]))
     every = float(np.sum(found[:steps])) + max(0, steps - len(found)) * steady
     scored = _scored(config, steady / one - 1)
     seconds = (1 - scored) * steps * one + scored * every

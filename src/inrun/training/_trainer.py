@@ -35,7 +35,6 @@ from inrun.training._training import TRAJECTORY, Training
 
 CHECKPOINTS = "checkpoints"
 STATE = "inrun-train.safetensors"
-SMOOTHED = 10  # first steps, as of `inrun.attach`
 OURS = {
     "num_train_epochs": "--epochs", "per_device_train_batch_size": "--batch", "seed": "--seed",
     "gradient_accumulation_steps": "--accumulate", "learning_rate": "--learning-rate",
@@ -142,15 +141,6 @@ class RowTrainer(Trainer):
         return losses.sum() / count
 
 
-def scoring_options(config: TrainConfig) -> dict[str, Any]:
-    """For `inrun.attach`; values for each token need whole, unsmoothed directions."""
-    whole = config.keep_tokens
-    return config.attach_settings() | {
-        "contraction": "dense" if whole else config.contraction,
-        "smoothed_steps": 0 if whole else SMOOTHED,
-    }
-
-
 def items(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Samples as the callback tells them apart: by the key `sample_id`."""
     return [{"sample_id": sample.id, "sample": sample} for sample in samples]
@@ -170,8 +160,7 @@ class RunScoring(InRun):
     def __init__(self, training: Training, run: Path, console: Console):
         config = training.config
         super().__init__(
-            training.utility(config.validation_parts), ids="sample_id", store=run,
-            **scoring_options(config),
+            training.utility(), ids="sample_id", store=run, **config.attach_settings()
         )  # fmt: skip
         self._training, self._run, self._console = training, run, console
         self.seen = Seen(training.ids, len(training.splits.classes))

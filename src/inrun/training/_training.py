@@ -124,20 +124,16 @@ class Training:
             return str(sample.row.cells.get(self.config.target_column))
         return str(sample.label) if 2 <= len(self.splits.classes) <= MOST_CLASSES else "validation"
 
-    def utility(self, parts: int = 1) -> Utility:
-        """The validation loss by target, of all rows or of one of so many parts per pass.
-
-        Raises:
-            MisuseError: a target has fewer rows than there are to be parts.
-        """
+    def utility(self) -> Utility:
+        """The validation loss, by target."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.judges():
             groups.setdefault(self.target_name(sample), []).append(sample)
         if len(groups) == 1:
             batch = self.collate(next(iter(groups.values())))
-            return Utility(self.loss_fn, batch, rotating=parts)
+            return Utility(self.loss_fn, batch)
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
-        return Utility(self.loss_fn, targets=targets, rotating=parts)
+        return Utility(self.loss_fn, targets=targets)
 
     # ---- losses
 
