@@ -6,7 +6,6 @@ imported when a model is asked for.
 
 from __future__ import annotations
 
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ class Task(ABC):
         MisuseError: the model's or the tokenizer's folder cannot be read.
     """
 
-    auto: str
+    processor: Any = None  # the model's tokenizer or image processor, saved beside it
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         self.config, self.classes = config, tuple(classes)
@@ -67,12 +66,12 @@ class Texts(Task):
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         super().__init__(config, classes)
         kind = "SequenceClassification" if classes else "CausalLM"
-        self.auto, self._kind = f"AutoModelFor{kind}", "SEQ_CLS" if classes else "CAUSAL_LM"
-        self.tokenizer = _tokenizer(config)
+        self._auto, self._kind = f"AutoModelFor{kind}", "SEQ_CLS" if classes else "CAUSAL_LM"
+        self.processor = _tokenizer(config)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """(B, T), padded on the right; `labels` is a class, or each next token, -100 for none."""
-        encoded = self.tokenizer(
+        encoded = self.processor(
             [sample.content for sample in samples], truncation=True, padding=True,
             max_length=self.config.max_length, padding_side="right", return_tensors="pt",
         )  # fmt: skip
@@ -87,8 +86,8 @@ class Texts(Task):
         """See `Task.build`; of LoRA the adapter alone was saved."""
         rank = self.config.lora
         settings = {"num_labels": len(self.classes)} if self.classes else {}
-        model = pretrained(self.config, self.auto, None if rank else saved, **settings)
-        model.config.pad_token_id = self.tokenizer.pad_token_id  # type: ignore[union-attr]
+        model = pretrained(self.config, self._auto, None if rank else saved, **settings)
+        model.config.pad_token_id = self.processor.pad_token_id  # type: ignore[union-attr]
         if not rank:
             return model
         peft = _peft()
@@ -104,67 +103,69 @@ class Texts(Task):
     def pieces(self, text: str) -> list[str]:
         """What each token stands for, so that they put together are the text, as far as it goes."""
         cut = {"truncation": True, "max_length": self.config.max_length}
-        if not self.tokenizer.is_fast:
+        if not self.processor.is_fast:
             return list(
-                self.tokenizer.convert_ids_to_tokens(self.tokenizer(text, **cut)["input_ids"])
+                self.processor.convert_ids_to_tokens(self.processor(text, **cut)["input_ids"])
             )
-        encoded = self.tokenizer(text, return_offsets_mapping=True, **cut)
+        encoded = self.processor(text, return_offsets_mapping=True, **cut)
         found, end = [], 0
         for (begin, stop), i in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True):
-            special = begin == stop and i in self.tokenizer.all_special_ids
-            found.append(self.tokenizer.convert_ids_to_tokens(i) if special else text[end:stop])
+            special = begin == stop and i in self.processor.all_special_ids
+            found.append(self.processor.convert_ids_to_tokens(i) if special else text[end:stop])
             end = max(end, stop)
         return found
 
 
 class Pictures(Task):
-    """Square images with labels: a classifier of `transformers`, or the small network for 'cnn'."""
+    """Images with labels, as the model's own image processor makes its pixels."""
 
-    auto = "AutoModelForImageClassification"
-    mean: Tensor | float = 0.5
-    spread: Tensor | float = 0.5
-
-    def __init__(self, config: TrainConfig, classes: Sequence[str], first: Sample):
+    def __init__(self, config: TrainConfig, classes: Sequence[str]):
         super().__init__(config, classes)
-        if config.model == "cnn":
-            image: Any = opened_picture(first.content)
-            self.size = min(LARGEST, max(image.size))
-            self.channels = 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3
-            return
-        with _loading(f"The model {config.model}"):
-            shape = transformers().AutoConfig.from_pretrained(config.model)
-        self.size, self.channels = _side(shape), getattr(shape, "num_channels", 3)
-        file = Path(config.model) / "preprocessor_config.json"  # how the model wants its pixels
-        facts = json.loads(file.read_text()) if file.exists() else {}
-        for name, key in (("mean", "image_mean"), ("spread", "image_std")):
-            if key in facts:
-                setattr(self, name, torch.tensor(facts[key]).view(-1, 1, 1))
+        with _loading(f"The image processor of {config.model}"):
+            self.processor = transformers().AutoImageProcessor.from_pretrained(config.model)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """`pixel_values` (B, channels, size, size)."""
-        pixels = torch.stack([self._pixels(sample) for sample in samples])
+        """`pixel_values` (B, 3, height, width)."""
+        images = [_picture(sample, "RGB") for sample in samples]
+        pixels: Tensor = self.processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": self._labels(samples)}
-
-    def _pixels(self, sample: Sample) -> Tensor:
-        image: Any = opened_picture(sample.content)
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), resample=2)  # bilinear
-        values = torch.from_numpy(np.asarray(image, dtype=np.float32).copy()) / 255
-        chw = values.unsqueeze(0) if values.ndim == 2 else values.permute(2, 0, 1)
-        return (chw - self.mean) / self.spread
 
     def build(self, saved: Path | None = None) -> nn.Module:
         """See `Task.build`."""
-        classes = len(self.classes)
-        if self.config.model != "cnn":
-            return pretrained(
-                self.config, self.auto, saved, num_labels=classes, ignore_mismatched_sizes=True
-            )
-        model = SmallNetwork(self.channels, self.size, classes)
+        return pretrained(
+            self.config, "AutoModelForImageClassification", saved, num_labels=len(self.classes),
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+
+
+class SmallPictures(Task):
+    """Images with labels, made square, for the small network; the first tells size and colour."""
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str], first: Sample):
+        super().__init__(config, classes)
+        image: Any = opened_picture(first.content)
+        self._side = min(LARGEST, max(image.size))
+        self._mode = "L" if image.mode == "L" else "RGB"
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """`pixel_values` (B, channels, side, side), from -1 to 1."""
+        size = (self._side, self._side)
+        images = [_picture(sample, self._mode).resize(size, resample=2) for sample in samples]
+        pixels = torch.from_numpy(np.stack([np.atleast_3d(image) for image in images]))
+        values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return {"pixel_values": values, "labels": self._labels(samples)}
+
+    def build(self, saved: Path | None = None) -> nn.Module:
+        """See `Task.build`."""
+        model = SmallNetwork(len(self._mode), self._side, len(self.classes))
         if saved is not None:
             model.load_state_dict(load_file(saved / "model.safetensors"))
         return model
+
+
+def _picture(sample: Sample, mode: str) -> Any:
+    image: Any = opened_picture(sample.content)
+    return image.convert(mode)
 
 
 class SmallNetwork(nn.Module):
@@ -186,9 +187,11 @@ class SmallNetwork(nn.Module):
 
 def task_of(config: TrainConfig, classes: Sequence[str], samples: Sequence[Sample]) -> Task:
     """The task that a configuration names; the first sample tells the small network's size."""
-    if config.task == "image-classification":
-        return Pictures(config, classes, samples[0])
-    return Texts(config, classes)
+    if config.task != "image-classification":
+        return Texts(config, classes)
+    if config.model == "cnn":
+        return SmallPictures(config, classes, samples[0])
+    return Pictures(config, classes)
 
 
 def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: Any) -> nn.Module:
@@ -223,15 +226,6 @@ def _tokenizer(config: TrainConfig) -> Any:
             "different lengths cannot be put into one batch. Add one to its configuration."
         )
     return tokenizer
-
-
-def _side(shape: object) -> int:
-    side = getattr(shape, "image_size", 224)
-    if not isinstance(side, int):
-        if len(set(side)) != 1:
-            raise MisuseError(f"The model wants images of {side}; only square ones are made here.")
-        side = side[0]
-    return int(side)
 
 
 @contextmanager

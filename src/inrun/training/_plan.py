@@ -9,10 +9,8 @@ disk      = counted: bytes per visit, step and weight
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ from inrun.integrations.transformers import InRun
 from inrun.replay import GIBIBYTE, kept_states
 from inrun.training._config import TrainConfig
 from inrun.training._measured import Meter, in_bytes, in_time
-from inrun.training._trainer import RowTrainer, quiet_arguments
 from inrun.training._training import Training
 
 FIRST = Options.smoothed_steps  # dearer than the others
@@ -159,11 +156,9 @@ def _trained(
 ) -> tuple[list[float], nn.Module]:
     """Seconds of each of so many steps, and the model after them."""
     model, timer = training.drawn(), _Timer()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = quiet_arguments(training.config, Path(folder), max_steps=count)
-        callbacks = [timer] if scoring is None else [scoring, timer]
-        samples = training.splits.training
-        RowTrainer(training, model, arguments, samples, callbacks=callbacks).train()
+    callbacks = [timer] if scoring is None else [scoring, timer]
+    with training.apart(model, training.splits.training, callbacks, max_steps=count) as trainer:
+        trainer.train()
     return timer.seconds, model
 
 

@@ -20,11 +20,12 @@ from rich.console import Console
 
 from inrun.errors import NotSupportedError, StoreError
 from inrun.ledger import Run, Seal, write_table
+from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
 from inrun.training._models import quiet
 from inrun.training._samples import samples_of
-from inrun.training._trainer import CHECKPOINTS, STATE, Bar, RowTrainer, RunScoring, interruptible
+from inrun.training._trainer import STATE, Bar, RowTrainer, RunScoring, interruptible
 from inrun.training._training import MODEL, Training
 
 SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
@@ -60,7 +61,7 @@ def run_training(
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
         TrainingInterrupt: by the keyboard; a checkpoint was written.
     """
-    arguments = training.arguments
+    arguments = arguments_of(training.config, run)
     with arguments.main_process_first(local=False):
         checkpoint = _resumed(training, run) if resume else None
         if not resume:

@@ -7,7 +7,6 @@ values for each token, a recording, and saves all of it with the Trainer's check
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 import time
@@ -24,79 +23,14 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from inrun.attribution import Tokens
-from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations.transformers import KEY, InRun
 from inrun.ledger import read_state, seal, unseal, write_state
 from inrun.replay import Recorder, record
-from inrun.training._config import TrainConfig
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
 
-CHECKPOINTS = "checkpoints"
 STATE = "inrun-train.safetensors"
-OURS = {
-    "num_train_epochs": "--epochs", "per_device_train_batch_size": "--batch", "seed": "--seed",
-    "gradient_accumulation_steps": "--accumulate", "learning_rate": "--learning-rate",
-    "weight_decay": "--weight-decay", "warmup_steps": "--warmup", "max_grad_norm": "--clip",
-    "output_dir": "--out", "save_strategy": "--save-every", "save_steps": "--save-every",
-}  # fmt: skip
-FIXED = {
-    "max_steps", "remove_unused_columns", "label_smoothing_factor", "resume_from_checkpoint",
-    "load_best_model_at_end", "save_only_model", "save_total_limit",
-    "average_tokens_across_devices",
-}  # fmt: skip
-
-
-def arguments_of(config: TrainConfig, folder: Path | None, **changes: Any) -> TrainingArguments:
-    """What the Trainer is told; `changes` go before everything.
-
-    Raises:
-        MisuseError: an argument that it does not know, that is an option of our own, or that it
-            refuses.
-        NotSupportedError: one that excludes what else was asked for.
-    """
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    for name in config.trainer:
-        if name in OURS:
-            raise MisuseError(f"--trainer {name} is said by {OURS[name]}.")
-        if name not in known - FIXED:
-            raise MisuseError(
-                f"--trainer {name}: "
-                + ("it is set by `inrun train` itself, and cannot be changed." if name in FIXED
-                   else "transformers.TrainingArguments has no such argument.")
-            )  # fmt: skip
-    settings: dict[str, Any] = {
-        "output_dir": str((folder or Path("inrun-run")) / CHECKPOINTS),
-        "num_train_epochs": config.epochs,
-        "per_device_train_batch_size": config.batch, "per_device_eval_batch_size": 64,
-        "gradient_accumulation_steps": config.accumulate, "learning_rate": config.rate,
-        "weight_decay": config.weight_decay, "warmup_steps": config.warmup,
-        "max_grad_norm": config.clip, "seed": config.seed, "remove_unused_columns": False,
-        "save_strategy": "no", "save_total_limit": 2,  # the last whole one while one is written
-        "prediction_loss_only": True, "disable_tqdm": True, "report_to": "none",
-        "logging_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(),
-    }  # fmt: skip
-    try:
-        made = TrainingArguments(**(settings | config.trainer | changes))
-    except Exception as error:  # of many kinds: types, values, devices that are not there
-        raise MisuseError(f"The Trainer refuses its arguments: {error}") from error
-    if config.record and (made.bf16 or made.fp16):
-        raise NotSupportedError(
-            "record and half precision exclude each other: a run is played again in the weights' "
-            "own precision. Leave --trainer bf16 or fp16 out, or --record."
-        )
-    if made.world_size > 1 and (config.record or config.keep_tokens):
-        raise NotSupportedError(
-            "record and keep_tokens are for one process: leave them out, or start one."
-        )
-    return made
-
-
-def quiet_arguments(config: TrainConfig, folder: Path, **changes: Any) -> TrainingArguments:
-    """The same for a training that is thrown away: no logs, no evaluation, no trackers."""
-    silent = {"logging_strategy": "no", "eval_strategy": "no", "report_to": "none"}
-    return arguments_of(config, folder, disable_tqdm=True, **silent, **changes)
 
 
 class RowTrainer(Trainer):
@@ -116,7 +50,7 @@ class RowTrainer(Trainer):
             model, arguments, data_collator=training.task, train_dataset=items(samples),
             eval_dataset=items(training.judges()), compute_loss_func=self._loss,
             callbacks=[*callbacks, *([scoring] if scoring else [])],
-            processing_class=getattr(training.task, "tokenizer", None),
+            processing_class=training.task.processor,
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
         if scoring is not None:
@@ -136,7 +70,8 @@ class RowTrainer(Trainer):
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         losses = label_losses(outputs["logits"], labels)
         if self._scoring is not None and torch.is_grad_enabled():
-            self._scoring.see(losses.detach(), outputs["logits"].detach(), labels)
+            ids, logits = self._scoring.ids, outputs["logits"].detach()
+            self._scoring.seen.add(ids, losses.detach(), logits, labels)
         count = row_weights(labels).sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
 
@@ -168,7 +103,7 @@ class RunScoring(InRun):
         self._began = self._saved = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
-        self._ids: Sequence[Any] = ()
+        self.ids: Sequence[Any] = ()  # of the pass under way
 
     @property
     def seconds(self) -> float:
@@ -253,19 +188,15 @@ class RunScoring(InRun):
     @contextmanager
     def around(self, inputs: dict[str, Any], count: Any) -> Iterator[None]:
         """Put round a pass; `count` labels are in the whole step."""
-        self._ids = inputs[KEY]
+        self.ids = inputs[KEY]
         with ExitStack() as blocks:
             if self._recorder is not None:
-                blocks.enter_context(self._recorder.batch(self._ids))
+                blocks.enter_context(self._recorder.batch(self.ids))
             if self._tokens is not None:
                 batch = {name: t for name, t in inputs.items() if name != KEY}
-                words = self._training.pieces(self._ids)
-                blocks.enter_context(self._tokens.batch(self._ids, batch, words, 1 / float(count)))
+                words = self._training.pieces(self.ids)
+                blocks.enter_context(self._tokens.batch(self.ids, batch, words, 1 / float(count)))
             yield
-
-    def see(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """What training met in the pass under way."""
-        self.seen.add(self._ids, losses, logits, labels)
 
 
 def _checkpoint(args: TrainingArguments, state: Any) -> Path:

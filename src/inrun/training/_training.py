@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ class Training:
 
     def __init__(self, config: TrainConfig, folder: Path | None = None):
         transformers()  # raises where it is missing, before any row is read
-        from inrun.training._trainer import arguments_of
+        from inrun.training._arguments import arguments_of
 
         self.config, self.folder = config, folder
-        self.arguments: Any = arguments_of(config, folder)
+        self.arguments: Any = arguments_of(config, Path(folder or "."))
         self.splits: Splits = read_splits(config)
         self.task: Task = task_of(config, self.splits.classes, self.splits.training)
         self.device: torch.device = self.arguments.device
@@ -169,12 +170,32 @@ class Training:
 
     def start(self, seed: int | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Model and optimizer before the first step; both from the seed alone."""
+        model = self.drawn(seed)
+        with self.apart(model, self.splits.training) as trainer:
+            return model, trainer.create_optimizer()
+
+    @contextmanager
+    def apart(
+        self,
+        model: nn.Module,
+        samples: Sequence[Sample],
+        callbacks: Sequence[Any] = (),
+        **changes: Any,
+    ) -> Iterator[Any]:
+        """A Trainer that leaves nothing behind: no files, no logs, no evaluation.
+
+        Args:
+            model: to be trained.
+            samples: to train on.
+            callbacks: for it.
+            changes: of its arguments.
+        """
+        from inrun.training._arguments import SILENT, arguments_of
         from inrun.training._trainer import RowTrainer
 
-        model = self.drawn(seed)
-        trainer = RowTrainer(self, model, self.arguments, self.splits.training)
-        optimizer: torch.optim.Optimizer = trainer.create_optimizer()
-        return model, optimizer
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = arguments_of(self.config, Path(folder), **SILENT, **changes)
+            yield RowTrainer(self, model, arguments, samples, callbacks=callbacks)
 
     def drawn(self, seed: int | None = None) -> nn.Module:
         """The model before the first step, from the seed alone."""
@@ -230,12 +251,9 @@ class Training:
         Returns:
             The mean score on the test samples: accuracy, or minus the loss of a text's tokens.
         """
-        from inrun.training._trainer import RowTrainer, quiet_arguments
-
         model = self.drawn(1000 + seed)
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = quiet_arguments(self.config, Path(folder), seed=1000 + seed)
-            RowTrainer(self, model, arguments, self.samples(ids)).train()
+        with self.apart(model, self.samples(ids), seed=1000 + seed) as trainer:
+            trainer.train()
         return self.score(model)
 
     def score(self, model: nn.Module, samples: Sequence[Sample] | None = None) -> float:
