@@ -358,7 +358,7 @@ def test_a_csv_row_with_a_wrong_number_of_fields_is_named(shop, tmp_path):
         ({"text_column": "body"}, "no column 'body'; it has text, label, who"),
         ({"batch": 0}, "batch is 0"),
         ({"id_column": "label"}, "one id is one sample"),
-        ({"model": "/nowhere"}, "could be loaded"),
+        ({"model": "/nowhere"}, "could not be loaded"),
         ({"data": "nowhere.csv"}, "does not exist"),
         ({"trainer": {"bf17": True}}, "bf17: transformers.TrainingArguments has no such"),
         ({"trainer": {"seed": 1}}, "seed is set by the other options"),
@@ -429,9 +429,7 @@ def test_a_plan_is_what_the_training_takes(shop):
     options = ("--model", "cnn", "--data", "pictures", "--epochs", 4, "--batch", 8)
     said = inrun_command(shop, "plan", *options)
     assert "24 steps of 8 rows" in said
-    config = TrainConfig(
-        "image-classification", "cnn", str(shop / "pictures"), epochs=4, batch=8, save_every=0
-    )
+    config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), epochs=4, batch=8)
     planned = plan_training(Training(config))
     found = run(shop / "planned", **dataclasses.asdict(config) | {"from_scratch": False})
     size = {name: sum(f.stat().st_size for f in (shop / "planned" / name).rglob("*.*"))
