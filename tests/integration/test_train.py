@@ -155,7 +155,14 @@ def test_a_folder_of_images(shop):
     samples = pq.read_table(shop / "seen" / "samples.parquet")
     assert samples["image"][0].as_py().startswith(b"\x89PNG")
     assert set(samples["label"].to_pylist()) == {"digit 0", "digit 1"}
-    assert open_training(shop / "seen").score(open_training(shop / "seen").trained()) > 0.5
+    training = open_training(shop / "seen")
+    assert training.score(training.trained()) > 0.5
+    first = samples.to_pylist()[0]
+    asked = training.query(
+        {"image": str(shop / "pictures" / first["file"]), "label": first["label"]}
+    )
+    known = training.fetch([first["sample_id"]])
+    assert all(torch.equal(asked[name], known[name]) for name in known)
 
 
 def test_an_image_model_of_transformers_gets_its_own_pixels(shop, tmp_path):

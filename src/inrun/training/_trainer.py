@@ -132,9 +132,10 @@ class RunScoring(InRun):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves once in a while; after the keyboard's interrupt saves and stops."""
-        late = time.monotonic() - self._saved > self._training.config.save_every
-        asked = torch.tensor([self.interrupted, late], dtype=torch.float, device=args.device)
-        stop, save = (n > 0 for n in reduce(asked, "sum").tolist())  # all processes do the same
+        stop, save = self.interrupted, self._due()
+        if args.world_size > 1:  # all processes do the same
+            asked = torch.tensor([stop, save], dtype=torch.float, device=args.device)
+            stop, save = (n > 0 for n in reduce(asked, "sum").tolist())
         self.interrupted = stop
         control.should_training_stop = control.should_training_stop or stop
         if (stop or save) and self._recorder is None:
@@ -174,6 +175,9 @@ class RunScoring(InRun):
         if self._recorder is not None and not self.interrupted:
             self._recorder.finish()
         self.seen.sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._saved > self._training.config.save_every
 
     def _restore(self, folder: Path) -> None:
         header, tensors = unseal(read_state(folder / STATE))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
+from inrun.ledger import png
 from inrun.replay import Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._models import Batch, Task, Texts, task_of, transformers
@@ -97,7 +98,8 @@ class Training:
             raise MisuseError(
                 f"The query's label {label!r} is not one of {', '.join(self.splits.classes)}."
             )
-        return self.collate([Sample(0, cells[content], label, Row(dict(row), "the query"))])
+        found = png(cells[content]) if image else cells[content]
+        return self.collate([Sample(0, found, label, Row(dict(row), "the query"))])
 
     def pieces(self, ids: Collection[Any]) -> list[list[str]]:
         """The tokens of training texts, as text."""
