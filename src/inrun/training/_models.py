@@ -6,6 +6,7 @@ imported when a model is asked for.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError, require_extra
 from inrun.ledger import opened_picture
 from inrun.training._config import TrainConfig
 from inrun.training._samples import Sample
@@ -31,7 +32,7 @@ class Task(ABC):
     """One task, from a configuration and the classes' names (none for a language model).
 
     Raises:
-        NotSupportedError: a package is missing; the message names the line that installs it.
+        MissingExtraError: a package is missing; the message names the line that installs it.
         MisuseError: the model's or the tokenizer's folder cannot be read.
     """
 
@@ -260,27 +261,15 @@ def quiet() -> Iterator[None]:
 
 
 def transformers() -> Any:
-    """The package, with the one that its Trainer runs on.
+    """The package.
 
     Raises:
-        NotSupportedError: one of them is not installed.
+        MissingExtraError: it, or the one that its Trainer runs on, is not installed.
     """
-    try:
-        import accelerate  # noqa: F401
-        import transformers as package
-    except ImportError as error:
-        raise NotSupportedError(
-            f"`inrun train` trains with the Trainer of transformers, and {error.name} is not "
-            "installed: pip install 'inrun[train]'."
-        ) from None
-    return package
+    require_extra("train", "transformers", "accelerate")
+    return importlib.import_module("transformers")
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise NotSupportedError(
-            "LoRA needs the package `peft`, which is not installed: pip install 'inrun[train]'."
-        ) from None
-    return peft
+    require_extra("train", "peft")
+    return importlib.import_module("peft")

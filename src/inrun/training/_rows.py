@@ -7,6 +7,7 @@ can be found and mended; saved data sets and those of a hub are read by `dataset
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError, require_extra
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SHOWN = 5  # bad rows that a message names
@@ -66,7 +67,7 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
 
     Raises:
         MisuseError: nothing is there, or of no known kind.
-        NotSupportedError: a data set, and `datasets` is not installed.
+        MissingExtraError: a data set, and `datasets` is not installed.
     """
     path = Path(source)
     saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
@@ -159,13 +160,8 @@ def _data_set(source: str, split: str, saved: bool) -> Iterator[Row]:
         source.startswith((".", "/", "~")) or Path(source).suffix.lower() in _READERS
     ):
         raise MisuseError(f"{source} does not exist.")
-    try:
-        import datasets
-    except ImportError:
-        raise NotSupportedError(
-            "A saved or hub data set is read by the package `datasets`, which is not installed: "
-            "pip install 'inrun[train]'. Files (CSV, JSONL, Parquet) need nothing extra."
-        ) from None
+    require_extra("train", "datasets")
+    datasets = importlib.import_module("datasets")
     try:
         found = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
     except Exception as error:  # whatever stands between here and the hub

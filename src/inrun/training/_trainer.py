@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from inrun.attribution import Tokens
-from inrun.integrations.transformers import KEY, InRun
+from inrun.integrations.transformers import InRun
 from inrun.ledger import read_state, seal, unseal, write_state
 from inrun.replay import Recorder, record
 from inrun.training._samples import Sample
@@ -53,19 +53,25 @@ class RowTrainer(Trainer):
             processing_class=training.task.processor,
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
-        if scoring is not None:
-            scoring.trainer = self
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """One forward and backward pass; see `Trainer`."""
-        inputs = self._prepare_inputs(inputs)
-        around = nullcontext() if self._scoring is None else self._scoring.around(
-            inputs, num_items_in_batch
-        )  # fmt: skip
-        with around:
+        with ExitStack() as self._pass:
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """See `Trainer`; what a run keeps of the pass is open until its backward pass is over."""
+        if self._scoring is not None and torch.is_grad_enabled():
+            self._scoring.enter(self._pass, inputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         losses = label_losses(outputs["logits"], labels)
@@ -90,8 +96,6 @@ class RunScoring(InRun):
         console: where the lines go that say how far it is.
     """
 
-    trainer: RowTrainer
-
     def __init__(self, training: Training, run: Path, console: Console):
         config = training.config
         super().__init__(
@@ -113,7 +117,7 @@ class RunScoring(InRun):
     # ---- called by the trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`; the model is the one that processes share."""
+        """See `InRun`."""
         self._began = self._saved = time.monotonic()
         training, config = self._training, self._training.config
         if config.record:  # before there are hooks, since it copies the model
@@ -122,13 +126,11 @@ class RunScoring(InRun):
                 self._run / TRAJECTORY, clip_norm=config.clip or None, weights=training.weights,
                 steps=state.max_steps,
             )  # fmt: skip
-        super().on_train_begin(
-            args, state, control, **{**kwargs, "model": self.trainer.model_wrapped}
-        )
+        super().on_train_begin(args, state, control, **kwargs)
         if config.keep_tokens:
             self._tokens = self.attribution.per_token(training.label_losses, self._run)
         if state.global_step:
-            self._restore(_checkpoint(args, state))
+            self._restore(_checkpoint(args, state), state.is_world_process_zero)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves once in a while; after the keyboard's interrupt saves and stops."""
@@ -179,28 +181,27 @@ class RunScoring(InRun):
     def _due(self) -> bool:
         return time.monotonic() - self._saved > self._training.config.save_every
 
-    def _restore(self, folder: Path) -> None:
+    def _before_loss(self, owned: Any) -> None:
+        self.ids = owned.ids
+        super()._before_loss(owned)
+
+    def _restore(self, folder: Path, first: bool) -> None:
         header, tensors = unseal(read_state(folder / STATE))
         self._before = header["seconds"]
-        if self.trainer.is_world_process_zero():  # sums of all processes are added in the end
+        if first:  # sums of all processes are added in the end
             self.seen.sums = tensors["seen"]
         if self._tokens is not None:
             self._tokens.load_state_dict(header["tokens"])
 
-    # ---- called by `RowTrainer`
+    # ---- called in a pass
 
-    @contextmanager
-    def around(self, inputs: dict[str, Any], count: Any) -> Iterator[None]:
-        """Put round a pass; `count` labels are in the whole step."""
-        self.ids = inputs[KEY]
-        with ExitStack() as blocks:
-            if self._recorder is not None:
-                blocks.enter_context(self._recorder.batch(self.ids))
-            if self._tokens is not None:
-                batch = {name: t for name, t in inputs.items() if name != KEY}
-                words = self._training.pieces(self.ids)
-                blocks.enter_context(self._tokens.batch(self.ids, batch, words, 1 / float(count)))
-            yield
+    def enter(self, blocks: ExitStack, batch: dict[str, Any], count: Any) -> None:
+        """Enters what is put round a pass; `count` labels are in the whole step."""
+        if self._recorder is not None:
+            blocks.enter_context(self._recorder.batch(self.ids))
+        if self._tokens is not None:
+            words = self._training.pieces(self.ids)
+            blocks.enter_context(self._tokens.batch(self.ids, dict(batch), words, 1 / float(count)))
 
 
 def _checkpoint(args: TrainingArguments, state: Any) -> Path:

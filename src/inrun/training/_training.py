@@ -36,7 +36,7 @@ class Training:
 
     Raises:
         MisuseError: data or model cannot be read.
-        NotSupportedError: a package is missing.
+        MissingExtraError: a package is missing.
     """
 
     def __init__(self, config: TrainConfig, folder: Path | None = None):
