@@ -8,10 +8,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "inrun"
 # Each room may import from the rows below its own, never from its own row's other rooms or above.
 ROWS = [
     {"cli"},
-    {"demo", "integrations"},
+    {"demo"},
     {"report"},
     {"uses"},
     {"training"},
+    {"integrations"},
     {"attribution"},
     {"momentum"},
     {"scoring"},

@@ -19,7 +19,7 @@ from inrun.ledger._files import Seal, read_table, store_path, write_table
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load
 from inrun.ledger._sample_file import read_samples
-from inrun.ledger._samples import opened_picture, samples_table
+from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Tally
@@ -36,6 +36,7 @@ __all__ = [
     "Extra",
     "Ids",
     "Lock",
+    "Pictures",
     "Run",
     "RunFolder",
     "Seal",
@@ -52,6 +53,7 @@ __all__ = [
     "machine",
     "normalised",
     "opened_picture",
+    "png",
     "read_samples",
     "read_state",
     "read_table",

@@ -42,20 +42,15 @@ def replayable_again(run: Path) -> Replayable:
     """
     training = open_training(run)
     model, optimizer = training.start()
-    terms = getattr(training.task, "token_terms", None)  # of language models
 
     def query_loss(model: nn.Module, row: Mapping[str, Any]) -> Tensor:
         return training.loss_fn(model, training.query(row))
 
-    def tokens(ids: Any) -> list[list[str]]:
-        pieces = training.task.text.pieces  # type: ignore[attr-defined]
-        return [pieces(text) for text in training.contents(ids)]
-
     return Replayable(
         model, optimizer, training.losses, training.fetch, query_loss,
         weights=training.weights,
-        token_losses=terms,
-        tokens=None if terms is None else tokens,
+        token_losses=training.token_terms if training.has_tokens else None,
+        tokens=training.pieces if training.has_tokens else None,
     )  # fmt: skip
 
 
