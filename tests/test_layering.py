@@ -19,7 +19,7 @@ ROWS = [
     {"operations", "optim", "utility"},
     {"factors"},
     {"shards", "kernels"},
-    {"errors"},
+    {"answers", "errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 TOP = "__init__"  # the package itself: gathers the public names

@@ -7,7 +7,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import MisuseError
-from inrun.replay._forward import perturbation
+from inrun.replay._proxy import perturbation
 from inrun.replay._removal import removal_named
 from tests.integration.test_lookahead import (
     SAMPLES,

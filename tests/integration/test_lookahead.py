@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.replay import tracin
-from inrun.replay._forward import perturbation
-from inrun.replay._gradient import SIDE_BY_SIDE
-from inrun.replay._kinks import SmoothKinks
-from inrun.replay._removal import removal_named
+from inrun.replay import looked_ahead, tracin
+from inrun.replay._gradient import SIDE_BY_SIDE, smooth_kinks
+from inrun.replay._proxy import perturbation
+from inrun.replay._removal import FinitePush, push_named, removal_named
+from inrun.replay._sweep import Method, as_sgd, curve, windows
 from tests.integration.runs import RUNS
 from tests.oracles.trajectories import Training
 
@@ -209,12 +209,23 @@ def test_windows_look_to_their_end(horizon):
             close(np.array(found), np.array(wanted))
 
 
+def method(horizon=None, **how):
+    """What `inrun.lookahead` does by itself, and what only comparisons ask for."""
+    horizon = horizon or windows(None, STEPS)
+    return Method(horizon, removal_named("renormalise"), push_named("tangent"), **how)
+
+
 def test_a_curve_is_the_weighted_sum_over_times():
     train, run_ = training("mlp"), None
     run_, judged = recorded(train), utility(train)
-    values = lambda **how: inrun.lookahead(run_, judged, **how).values()["value"].to_numpy()  # noqa: E731
-    both = values(curve={2: 0.5, STEPS: 2.0})
-    np.testing.assert_allclose(values(curve={STEPS: 1.0}), values(), rtol=1e-12)
+
+    def values(weights):
+        found = looked_ahead(run_, judged, method(curve(weights, STEPS)))
+        return found.values()["value"].to_numpy()
+
+    both = values({2: 0.5, STEPS: 2.0})
+    plain = inrun.lookahead(run_, judged).values()["value"].to_numpy()
+    np.testing.assert_allclose(values({STEPS: 1.0}), plain, rtol=1e-12)
     apart = truth(train, (0, 3, 7), [2, STEPS], "renormalise")
     ids = inrun.lookahead(run_, judged).values()["sample_id"].to_pylist()
     found = np.array([both[ids.index(i)] for i in (0, 3, 7)])
@@ -286,7 +297,9 @@ def test_the_finite_push_is_exact_for_the_last_step(name, removal):
     linear = lambda m: sum((a * p).sum() for a, p in zip(probe, m.parameters(), strict=True))  # noqa: E731
     flat = inrun.Utility(lambda m, batch: linear(m), (torch.zeros(2, 1),))
     ids = train.batches[0][0]
-    result = inrun.lookahead(run_, flat, push="finite", removal=removal, samples=ids[1:], chunk=2)
+    finite = FinitePush(ids[1:], 40, chunk=2)
+    how = Method(windows(None, 1), removal_named(removal), finite)
+    result = looked_ahead(run_, flat, how)
     assert result.values()["sample_id"].to_pylist() == sorted(ids[1:])
     wanted = []
     for i in ids[1:]:
@@ -311,11 +324,11 @@ def test_sgd_dynamics_are_the_optimizers_where_it_is_sgd():
     train = training("mlp", lambda m: torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1))
     run_, judged = recorded(train), utility(train)
     both = [
-        inrun.lookahead(run_, judged, dynamics=d).values()["value"].to_numpy()
-        for d in ("optimizer", "sgd")
+        looked_ahead(run_, judged, method(reading=reading)).values()["value"].to_numpy()
+        for reading in (None, as_sgd)
     ]
     np.testing.assert_array_equal(*both)
-    other = inrun.lookahead(recorded(training("mlp")), judged, dynamics="sgd")
+    other = looked_ahead(recorded(training("mlp")), judged, method(reading=as_sgd))
     assert abs(values_of(other, [0])[0]) > 0
 
 
@@ -364,7 +377,7 @@ def test_a_kink_has_the_bell_for_a_second_derivative(relu):
     torch.manual_seed(0)
     z = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     up, v = torch.randn_like(z), torch.randn_like(z)
-    with SmoothKinks(0.3):
+    with smooth_kinks(0.3):
         out = relu(z + 0.0)
         (slope,) = torch.autograd.grad((up * out).sum(), z, create_graph=True)
         (curved,) = torch.autograd.grad((slope * v).sum(), z)
@@ -380,8 +393,8 @@ def test_kinks_matter_where_there_are_some(name, differs):
     train = training(name)
     run, judged = recorded(train), utility(train)
     plain, wide = (
-        inrun.lookahead(run, judged, **how).values()["value"].to_numpy()
-        for how in ({}, {"kink_width": 0.3})
+        looked_ahead(run, judged, method(kink_width=width)).values()["value"].to_numpy()
+        for width in (0.0, 0.3)
     )
     assert np.array_equal(plain, wide) != differs
 

@@ -18,13 +18,24 @@ from inrun.errors import (
     ReplaceLayerError,
     StoreError,
 )
+from inrun.replay import looked_ahead
+from inrun.replay._removal import push_named, removal_named
+from inrun.replay._sweep import Method, curve, windows
+from inrun.replay._trajectory import COPIES
 from tests.integration.test_lookahead import adamw, recorded, training, utility, values_of
 
 IDS = range(12)
 
 
-def values(run, train, **how):
-    return values_of(inrun.lookahead(run, utility(train), **how), IDS)
+def values(run, train, copies=COPIES):
+    whole = windows(None, len(run.steps))
+    how = Method(whole, removal_named("renormalise"), push_named("tangent"), copies=copies)
+    return values_of(looked_ahead(run, utility(train), how), IDS)
+
+
+def as_it_was(train):
+    """What opens a recorded run again."""
+    return inrun.Replayable(*train.start(), train.losses, train.fetch)
 
 
 def as_float(train):
@@ -60,7 +71,7 @@ def test_few_states_give_the_same_values(copies, tmp_path):
     for name, budget, steps in [("one", 1, None), ("some", 40_000, None), ("known", 40_000, 23)]:
         run = recorded(train, folder=tmp_path / name, budget=budget, steps=steps)
         assert 2 <= len(run.kept) < 23
-        np.testing.assert_allclose(values(run, train, copies=copies), wanted, rtol=1e-7)
+        np.testing.assert_allclose(values(run, train, copies), wanted, rtol=1e-7)
 
 
 def test_a_budget_is_kept(tmp_path):
@@ -78,7 +89,9 @@ def test_a_recorded_run_opens_in_another_process(tmp_path):
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()  # the states come from the folder
-    run = inrun.open_trajectory(tmp_path / "run", model, optimizer, train.losses, train.fetch)
+    run = inrun.load(
+        tmp_path / "run", inrun.Replayable(model, optimizer, train.losses, train.fetch)
+    )
     np.testing.assert_array_equal(values(run, train), wanted)
     assert all(
         float(p.detach().abs().max()) == 0 for p in model.parameters()
@@ -204,7 +217,7 @@ def test_a_random_fetch_is_named():
 
 def test_a_mean_in_place_of_terms_is_refused():
     train = training("mlp")
-    with pytest.raises(MisuseError, match="one loss term a row"):
+    with pytest.raises(MisuseError, match="one loss term per row"):
         loop(train, losses=lambda m, b: train.losses(m, b).sum())
 
 
@@ -276,7 +289,7 @@ def test_a_flipped_bit_anywhere_in_a_recording_is_a_store_error(tmp_path):
         bad[draw.randrange(len(bad))] ^= 1 << draw.randrange(8)
         file.write_bytes(bytes(bad))
         with pytest.raises(StoreError):
-            run = inrun.open_trajectory(tmp_path / "run", *train.start(), train.losses, train.fetch)
+            run = inrun.load(tmp_path / "run", as_it_was(train))
             for state in run.kept:
                 run.keeper.state(state)
         file.write_bytes(content)
@@ -286,13 +299,11 @@ def test_torn_and_missing_files_are_named(tmp_path):
     train = training("mlp")
     recorded(train, folder=tmp_path / "run")
     as_older_recording(tmp_path / "run")
-    open_ = lambda: inrun.open_trajectory(  # noqa: E731
-        tmp_path / "run", *train.start(), train.losses, train.fetch
-    )
+    open_ = lambda: inrun.load(tmp_path / "run", as_it_was(train))  # noqa: E731
     with pytest.raises(StoreError, match="holds a recorded run already"):
         recorded(train, folder=tmp_path / "run")
     with pytest.raises(StoreError, match="not a recorded run"):
-        inrun.open_trajectory(tmp_path, *train.start(), train.losses, train.fetch)
+        inrun.load(tmp_path, as_it_was(train))
     lines = (tmp_path / "run" / "steps.jsonl").read_text().splitlines()
     (tmp_path / "run" / "steps.jsonl").write_text("\n".join(lines[:-1]))
     with pytest.raises(StoreError, match="first and the last"):
@@ -306,7 +317,8 @@ def test_torn_and_missing_files_are_named(tmp_path):
     with pytest.raises(StoreError, match="00000003"):
         values(open_(), train)
     model = nn.Linear(3, 3).double()
-    other = inrun.open_trajectory(tmp_path / "run", model, adamw(model), train.losses, train.fetch)
+    another = inrun.Replayable(model, adamw(model), train.losses, train.fetch)
+    other = inrun.load(tmp_path / "run", another)
     with pytest.raises(StoreError, match="another model"):
         values(other, train)
 
@@ -364,26 +376,27 @@ def test_what_cannot_be_recorded_is_refused():
 def test_names_and_horizons_that_are_none_are_refused():
     train = training("mlp")
     run = recorded(train)
-    for wrong in ({"removal": "x"}, {"push": "x"}, {"dynamics": "x"}, {"curve": {99: 1.0}}):
+    for wrong in ({"removal": "x"}, {"push": "x"}):
         with pytest.raises(MisuseError):
             inrun.lookahead(run, utility(train), **wrong)
     for wrong in (
         {"samples": [0]}, {"samples": [99], "push": "finite"}, {"samples": [], "push": "finite"},
-        {"horizon": 2, "curve": {2: 1.0}},
     ):  # fmt: skip
-        with pytest.raises(MisuseError, match=r"samples|curve"):
+        with pytest.raises(MisuseError, match="samples"):
             inrun.lookahead(run, utility(train), **wrong)
+    with pytest.raises(MisuseError, match="curve"):
+        curve({99: 1.0}, len(run.steps))
     with pytest.raises(MisuseError, match="horizon is 0"):
         inrun.lookahead(run, utility(train), 0)
     with pytest.raises(MisuseError, match="at least 2 states"):
-        inrun.lookahead(run, utility(train), copies=1)
+        values(run, train, copies=1)
 
 
 @pytest.mark.parametrize("ids", ["abc", [1, "a"], [1.5, 2.5], [None]])
 def test_ids_are_ints_or_strings(ids):
     train = training("mlp")
     recorder = inrun.record(*train.start(), train.losses, train.fetch)
-    with pytest.raises(MisuseError, match="one id a row"):
+    with pytest.raises(MisuseError, match="one id per row"):
         with recorder.batch(ids):
             pass
 

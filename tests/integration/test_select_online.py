@@ -10,6 +10,7 @@ import inrun
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import rule_for
 from inrun.replay import Prospect, Rollout, Task
+from inrun.uses import anticipating
 from tests.integration.runs import RUNS
 from tests.oracles import shares as shares_oracle
 from tests.oracles.selection import TakenSteps
@@ -56,10 +57,13 @@ class Loop:
     def loss(self, ids):
         return self.terms_of(self.model, *self.fetch(ids)).mean()
 
-    def select(self, keep=PLACES, **how):
-        return inrun.select.online(
-            self.model, self.optimizer, self.utility, keep, losses=self.losses, fetch=self.fetch,
-            clip_norm=self.clip, **how,
+    def select(self, keep=PLACES, by="value", horizon=1, rounds=4, **how):
+        """As `inrun.select.online`; `how` may hold what only comparisons ask for."""
+        of_loop = {name: how.pop(name) for name in ("reduction", "steps") if name in how}
+        loop = inrun.select.Loop(self.losses, self.fetch, self.clip, **of_loop)
+        return anticipating(
+            self.model, self.optimizer, self.utility, keep, by, horizon, rounds, loop,
+            **{"seed": 0, **how},
         )  # fmt: skip
 
     def gradient(self, ids):
@@ -387,7 +391,7 @@ BAD = [
     ({"keep": 1.5}, "keep is 1.5"),
     ({"by": "luck"}, "is not one of value, random, loss"),
     ({"horizon": 0}, "horizon is 0"),
-    ({"horizon": None}, "steps=... must say"),
+    ({"horizon": None}, "must say how many steps"),
     ({"rounds": 0}, "rounds is 0"),
     ({"reduction": "max"}, "is not one of mean, sum"),
 ]
@@ -402,7 +406,7 @@ def test_arguments_that_mean_nothing_are_refused(how, message):
 @pytest.mark.parametrize("how", [{"horizon": 2}, {"by": "loss"}])
 def test_what_goes_through_rows_again_needs_to_be_told_how(how):
     loop = Loop()
-    with pytest.raises(MisuseError, match="needs losses="):
+    with pytest.raises(MisuseError, match=r"needs loop=inrun\.select\.Loop\(losses="):
         inrun.select.online(loop.model, loop.optimizer, loop.utility, PLACES, **how)
 
 
@@ -516,3 +520,21 @@ def test_parameters_outside_the_model_are_refused():
     loop.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2).double())]})
     with pytest.raises(MisuseError, match="of which the model has"):
         loop.select()
+
+
+def test_what_is_drawn_follows_manual_seed_and_draws_from_no_one_else():
+    def chosen(seed):
+        loop = Loop()
+        torch.manual_seed(seed)
+        select = inrun.select.online(loop.model, loop.optimizer, loop.utility, PLACES, by="random")
+        with select as selection:
+            loop.run(selection, [candidates(step) for step in range(4)])
+            history = selection.history()
+        assert torch.initial_seed() == seed
+        return history["chosen"].to_pylist(), torch.rand(3).tolist()
+
+    first, after = chosen(1)
+    torch.manual_seed(1)
+    assert after == torch.rand(3).tolist()
+    assert (first, after) == chosen(1)
+    assert first != chosen(2)[0]

@@ -25,6 +25,11 @@ class Results:
         self._steps.booking.end()
         return self._record
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the utility's targets."""
+        return self._record.targets
+
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.
 

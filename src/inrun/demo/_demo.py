@@ -16,7 +16,7 @@ from inrun.demo._experiment import Tick, Trained, train
 from inrun.demo._findings import BEST, DROPPED_SHARE, Findings, findings, retrained
 from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
-from inrun.ledger import known_residual_shares, load
+from inrun.ledger import known_residual_shares, load_run
 from inrun.report import charts
 
 
@@ -53,7 +53,7 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
         retraining = retrained(data, found, range(seeds), tick)
     _print_summary(console, data, trained, found, retraining)
     report = out / "report.html"
-    run = load(out / "run")
+    run = load_run(out / "run")
     describe(run, data, found)
     write_page(report, run, data, trained, found, retraining)
     console.print(

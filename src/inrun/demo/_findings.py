@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import Tick, Trained, retrain
-from inrun.uses import harm_sums, label_doubts
+from inrun.uses import doubts, harm_sums
 
 DROPPED_SHARE = 0.2
 BEST, LOSS, TOTAL = "label doubts", "mean training loss", "value, total"
@@ -38,9 +38,9 @@ class Findings:
 def findings(data: digits.Digits, trained: Trained) -> Findings:
     """Ranks samples by each method and scores the rankings against the known wrong labels."""
     _, harm = harm_sums(trained.visits, tuple(data.targets))
-    doubts = label_doubts(harm, data.labels.numpy(), trained.mean_loss, trained.probabilities)
+    doubted = doubts(harm, data.labels.numpy(), trained.mean_loss, trained.probabilities)
     scores = {
-        BEST: doubts.doubt,
+        BEST: doubted.doubt,
         LOSS: trained.mean_loss,
         "harm profile": -harm.min(1),
         "value, normalised": -trained.values["value_normalised"].to_numpy(),
@@ -48,8 +48,8 @@ def findings(data: digits.Digits, trained: Trained) -> Findings:
     }
     wrong = data.wrong.numpy()
     auc = {name: float(roc_auc_score(wrong, score)) for name, score in scores.items()}
-    right = float((doubts.suggested == data.truth.numpy())[wrong].mean())
-    return Findings(scores, auc, doubts.suggested, right)
+    right = float((doubted.suggested == data.truth.numpy())[wrong].mean())
+    return Findings(scores, auc, doubted.suggested, right)
 
 
 def worst(data: digits.Digits, found: Findings) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from inrun.ledger._books import (
 from inrun.ledger._doubt import relative_error
 from inrun.ledger._files import Seal, read_table, store_path, write_table
 from inrun.ledger._lock import Lock, machine
-from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._run import Run, books_of, load_run
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import opened_picture, samples_table
 from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
@@ -50,7 +50,7 @@ __all__ = [
     "in_present_columns",
     "known_residual_shares",
     "ledger_rows",
-    "load",
+    "load_run",
     "machine",
     "normalised",
     "opened_picture",

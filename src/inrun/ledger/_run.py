@@ -22,21 +22,8 @@ from inrun.ledger._tally import Tally, values_schema
 from inrun.ledger._visits import Extra, stored_visits, visits_schema
 
 
-def load(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
-    """Opens a run's folder. Every file in it is read once, and its checksum compared.
-
-    A run of an earlier version, whose files carry no checksums, is read with an `InRunWarning`.
-
-    Args:
-        path: the folder.
-        incomplete: reads of a damaged run what comes before the first part that is torn, changed
-            or missing, and warns which one that is.
-
-    Raises:
-        MisuseError: the path is empty, or can be none.
-        StoreError: no run is there, or a file is missing, torn, changed, there twice or of another
-            run; it is named.
-    """
+def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
+    """Opens a run's folder, every file in it checked; see `inrun.load`."""
     place = store_path(path, "path")
     manifest = read_manifest(place)
     parts = {}

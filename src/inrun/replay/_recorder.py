@@ -15,10 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.replay import _snapshot
-from inrun.replay._agreement import check_first_step
-from inrun.replay._edits import Marks, edited, marks
+from inrun.replay._agreement import Marks, check_first_step, edited, marks
 from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
-from inrun.replay._random import drawn_since, random_state
 from inrun.replay._replica import (
     Fetch,
     Losses,
@@ -30,6 +28,7 @@ from inrun.replay._replica import (
     states_for_blocks,
 )
 from inrun.replay._schedule import Schedule
+from inrun.replay._snapshot import drawn_since, random_state
 from inrun.replay._trajectory import Trajectory
 from inrun.shards import is_sharded
 
@@ -64,7 +63,7 @@ def record(
         model: the model that is trained. BatchNorm in it is refused.
         optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule. Nothing
             else may change weights or moments between two steps: that is refused.
-        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
+        losses: `losses(model, batch)` gives (B,) terms, one per row, that *add up* to the loss
             that the loop calls `backward()` on: for a mean, each row's loss over the number of
             rows. It is held against the loop's own gradient at the first step.
         fetch: `fetch(ids)` gives the batch of these rows again, the same one every time.
@@ -184,7 +183,7 @@ class Recorder:
                 "A gradient scaler unscales inside this fused optimizer's kernel; such a step is "
                 "not recorded. Use fused=False, or bfloat16, which needs no scaler."
             )
-        self._demand_unedited()
+        self._require_unedited()
         step = Step(
             self._steps + 1,
             tuple(block for block, _ in self._blocks),
@@ -205,7 +204,7 @@ class Recorder:
         self._keeper.add(step)
         self._stepping = True
 
-    def _demand_unedited(self) -> None:
+    def _require_unedited(self) -> None:
         """Raises where something besides the recorded steps moved weights or moments.
 
         Raises:
@@ -259,7 +258,7 @@ class Recorder:
         if self._trajectory is None:
             if not self._steps:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
-            self._demand_unedited()
+            self._require_unedited()
             self._release()
             self._keeper.keep(
                 self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)
@@ -293,7 +292,7 @@ def read_ids(ids: Iterable[Any]) -> Ids:
     plain = [v.item() if hasattr(v, "item") else v for v in values]
     if {type(v) for v in plain} not in ({int}, {str}) or isinstance(ids, (str, bytes)):
         raise MisuseError(
-            "batch(ids) takes one id a row, all ints or all strings: rows are fetched by them "
+            "batch(ids) takes one id per row, all ints or all strings: rows are fetched by them "
             f"again. It got {values[:3]!r}."
         )
     return plain  # type: ignore[return-value]  # all of one kind, as was just checked

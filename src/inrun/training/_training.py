@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inrun.errors import MisuseError, StoreError
-from inrun.replay import Trajectory, open_trajectory
+from inrun.replay import Replayable, Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._loading import Batch
 from inrun.training._rows import Row
@@ -195,10 +195,8 @@ class Training:
                 f"{self.folder} holds no recorded trajectory. Train with --record to look ahead."
             )
         model, optimizer = self.start()
-        return open_trajectory(
-            self.folder / TRAJECTORY, model, optimizer, self.losses, self.fetch,
-            weights=self.weights,
-        )  # fmt: skip
+        again = Replayable(model, optimizer, self.losses, self.fetch, weights=self.weights)
+        return open_trajectory(self.folder / TRAJECTORY, again)
 
     # ---- order
 

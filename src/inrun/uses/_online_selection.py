@@ -16,8 +16,7 @@ from inrun.capture import Hold
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.replay import Ids, Rollout, drawn_since, gradient_norm, random_state, read_ids
 from inrun.uses._candidates import Candidates
-from inrun.uses._choosers import Chooser, Chosen
-from inrun.uses._outlook import Drawn
+from inrun.uses._choosers import Chooser, Chosen, Drawn
 
 
 class OnlineSelection:
@@ -67,7 +66,7 @@ class OnlineSelection:
         Several blocks before a step accumulate, and each chooses among its own rows.
 
         Args:
-            ids: one id a row.
+            ids: one id per row.
             weights: (B,) the rows' weights in the block's mean, where it is a weighted mean.
 
         Raises:
@@ -143,8 +142,9 @@ class OnlineSelection:
             raise MisuseError(
                 f"The gradient's length was {self._norm:.6g} after the block and {norm:.6g} in "
                 f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
-                f"{wanted:.6g}. Tell online(clip_norm=...) what you pass to clip_grad_norm_; a "
-                "gradient scaler, or any other change of the gradient, is not looked ahead through."
+                f"{wanted:.6g}. Tell online(loop=Loop(clip_norm=...)) what you pass to "
+                "clip_grad_norm_; a gradient scaler, or any other change of the gradient, is not "
+                "looked ahead through."
             )
 
     @property
@@ -207,7 +207,7 @@ def _shares_of_mean(rows: int, weights: Tensor | None) -> Tensor:
     """(B,) float64, adding up to 1.
 
     Raises:
-        MisuseError: not a weight a row.
+        MisuseError: not one weight per row.
     """
     if weights is None:
         return torch.full((rows,), 1.0 / rows, dtype=torch.float64)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from scipy.stats import t as student
 
 from inrun.errors import MisuseError
-from inrun.uses._harm import harm_sums
+from inrun.uses._labels import harm_sums
 
 PRIOR = 4.0
 

@@ -177,7 +177,7 @@ def test_a_stopped_check_goes_on_where_it_was(run, tmp_path):
     store.write_text(store.read_text() + "{")
     with pytest.raises(StoreError, match="remove its last line"):
         check_pruning(pruning, training, seeds=2, store=store)
-    assert json.loads(store.read_text().splitlines()[1])["arm"] == "all samples"
+    assert json.loads(store.read_text().splitlines()[1])["of"] == ["all samples", 0]
 
 
 @pytest.mark.parametrize("score", [None, float("nan"), "good"])
