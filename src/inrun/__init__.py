@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type checkers
     from inrun import errors, optim, truth
     from inrun.answers import Answer
-    from inrun.attribution import Attribution, attach
+    from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, attach
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
@@ -44,15 +44,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Attribution",
+    "Budget",
     "Comparison",
+    "EveryStep",
     "HarmProfile",
     "LabelDoubts",
     "Lookahead",
+    "Options",
     "Pruning",
     "Recorder",
     "Replayable",
     "Rollup",
     "Run",
+    "Sampled",
     "Trace",
     "Trajectory",
     "Utility",
@@ -74,7 +78,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attribution": ("Attribution", "attach"),
+    "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "attach"),
     "answers": ("Answer",),
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
