@@ -43,7 +43,7 @@ class Answer(ABC):
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in ([head, *rows] if rows else [])
         ]
-        return "\n".join([*self.sentences(), *lines, *rest])
+        return "\n".join([*map(_printable, self.sentences()), *lines, *rest])
 
     def _repr_html_(self) -> str:
         head, rows, rest = self._cells()
@@ -61,14 +61,19 @@ class Answer(ABC):
         columns = [[_cell(v) for v in column.slice(0, SHOWN).to_pylist()] for column in table]
         more = table.num_rows - SHOWN
         return (
-            table.column_names,
+            [_cell(name) for name in table.column_names],
             [list(row) for row in zip(*columns, strict=True)],
             [f"({more:,} more rows: to_pandas(), to_arrow())"] if more > 0 else [],
         )
 
 
 def _cell(value: object) -> str:
-    """One line, however long the value is; control characters are left out."""
+    """One line, however long the value is."""
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = _printable(text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """A terminal would obey control characters, and anybody may have written them."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
