@@ -1,10 +1,9 @@
 """Reports: one self-contained HTML file, from tables to charts, pictures and words."""
 
 from inrun.report import _charts as charts
+from inrun.report._answers import write_rollup, write_trace
 from inrun.report._page import Figure, Page, Paragraph, Section, Table
 from inrun.report._report import Told, write_report
-from inrun.report._rollup_page import write_rollup
-from inrun.report._trace_page import write_trace
 
 __all__ = [
     "Figure",
