@@ -8,7 +8,7 @@ import torch
 
 import inrun
 from inrun.errors import MisuseError, StoreError
-from tests.integration.test_lookahead import close, judge, momentum, recorded, training, utility
+from tests.unit.replay.test_lookahead import close, judge, momentum, recorded, training, utility
 
 CHOSEN = [7, 0, 3]
 

@@ -1,7 +1,7 @@
 """What a run's folder says of itself: `run.json`.
 
 Format 2 has a digest over everything else in it, and says how many parts of each kind were written
-and what they are (`digests`, see `_position`). Format 1, of earlier versions, has neither.
+and what they are (`digests`, see `_parts`). Format 1, of earlier versions, has neither.
 `unsealed` is there where a run of format 1 was continued: so many of its parts carry no checksum.
 """
 

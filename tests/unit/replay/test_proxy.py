@@ -9,7 +9,7 @@ import inrun
 from inrun.errors import MisuseError
 from inrun.replay._proxy import perturbation
 from inrun.replay._removal import removal_named
-from tests.integration.test_lookahead import (
+from tests.unit.replay.test_lookahead import (
     SAMPLES,
     Linear,
     judge,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.errors import MisuseError, StoreError
+from inrun.errors import MisuseError
 
 ROWS, BATCH = 60, 10
 
@@ -145,37 +145,3 @@ def test_online_beats_its_controls_where_labels_are_wrong():
     check = inrun.select.check(train, inrun.select.BY, seeds=4)
     assert list(check.scores) == ["value", "random", "loss"]
     assert check.supported, str(check)
-
-
-def test_gains_are_differences_within_a_seed():
-    score = {"a": [1.0, 5.0, 3.0], "b": [0.5, 4.0, 2.9]}
-    check = inrun.select.check(lambda arm, seed: score[arm][seed], ("a", "b"), seeds=3)
-    assert check.scores == score
-    np.testing.assert_allclose(check.gain("b").mean, np.mean([0.5, 1.0, 0.1]))
-    assert not check.supported
-    assert "Not supported: a is not shown to be better than b." in str(check)
-
-
-def test_a_check_that_was_stopped_goes_on(tmp_path):
-    calls = []
-
-    def train(arm, seed):
-        calls.append((arm, seed))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return float(seed)
-
-    with pytest.raises(KeyboardInterrupt):
-        inrun.select.check(train, ("a", "b"), seeds=2, store=tmp_path / "check.jsonl")
-    check = inrun.select.check(train, ("a", "b"), seeds=2, store=tmp_path / "check.jsonl")
-    assert check.scores == {"a": [0.0, 1.0], "b": [0.0, 1.0]}
-    assert calls == [("a", 0), ("b", 0), ("a", 1), ("a", 1), ("b", 1)]
-    with pytest.raises(StoreError, match="another selection"):
-        inrun.select.check(train, ("a", "c"), seeds=2, store=tmp_path / "check.jsonl")
-
-
-def test_one_arm_or_one_seed_is_no_comparison():
-    with pytest.raises(MisuseError, match="two arms"):
-        inrun.select.check(lambda arm, seed: 1.0, ("a",))
-    with pytest.raises(MisuseError, match="at least 2 trainings"):
-        inrun.select.check(lambda arm, seed: 1.0, ("a", "b"), seeds=1)

@@ -22,7 +22,7 @@ from inrun.replay import looked_ahead
 from inrun.replay._removal import push_named, removal_named
 from inrun.replay._sweep import Method, curve, windows
 from inrun.replay._trajectory import COPIES
-from tests.integration.test_lookahead import adamw, recorded, training, utility, values_of
+from tests.unit.replay.test_lookahead import adamw, recorded, training, utility, values_of
 
 IDS = range(12)
 

@@ -32,7 +32,7 @@ class Other:
     def __init__(self, folder, payout=0):
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder), str(payout)],
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
         assert self.process.stdout.readline() == "ready\n"
