@@ -276,7 +276,7 @@ def _stored_seen(run: Valued) -> _Seen | None:
     if table is None:
         return None
     found = read_table(run.path / PROBABILITIES, Seal("probabilities"), sealed=not run.notes)
-    return _seen(table, found.drop_columns(["sample_id"]))
+    return _seen(table, found.select(found.column_names[1:]))  # the first are the ids
 
 
 def _seen(table: pa.Table, classes: pa.Table) -> _Seen:

@@ -8,9 +8,9 @@ from torch.nn.utils.parametrizations import weight_norm
 import inrun
 from inrun.errors import InvariantError
 from inrun.utility import differentiable_twice
-from tests.integration import test_lookahead as plain
 from tests.integration.runs import classify
 from tests.oracles.trajectories import Training
+from tests.unit.replay import test_lookahead as plain
 
 
 def loop(edit, when="after", steps=3, kind=torch.optim.AdamW):

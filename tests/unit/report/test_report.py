@@ -195,7 +195,7 @@ def test_labels_to_check_are_those_that_harm_another_class_most(browser, tmp_pat
     stored.describe({"sample_id": range(20), "label": labels})
     write_report(stored, tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()
-    profile = inrun.harm_profile(stored.visits(), stored.targets).sort_by("worst_value").to_pylist()
+    profile = inrun.harm_profile(stored).table.sort_by("worst_value").to_pylist()
     wanted = [
         (row["sample_id"], row["worst_target"])
         for row in profile
