@@ -72,11 +72,7 @@ def store_path(given: object, what: str = "store") -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder exists.
-
-    Raises:
-        StoreError: the file system does not say, as for a name that it cannot have.
-    """
+    """Whether a file or folder exists."""
     try:
         return path.exists()
     except OSError as error:
@@ -145,11 +141,7 @@ def _require_seal(path: Path, content: bytes, seal: Seal) -> None:
 
 
 def parsed(path: Path, content: bytes) -> pa.Table:
-    """The table of a Parquet file's content.
-
-    Raises:
-        StoreError: it is none.
-    """
+    """The table of a Parquet file's content."""
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
         table.validate(full=True)
@@ -174,11 +166,7 @@ def _sealed(table: pa.Table, seal: Seal) -> bytes:
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes beside, synchronizes, renames: never a half file under the final name.
-
-    Raises:
-        StoreError: the disk refused; what was written before stays readable.
-    """
+    """Writes beside, synchronizes, renames: never a half file under the final name."""
     beside = path.with_name(path.name + ".partial")
     try:
         with open(beside, "wb") as file:
@@ -198,12 +186,7 @@ def seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, 
     """A state of a header (whatever JSON holds) and tensors, which are copied to the CPU."""
     text = json.dumps(header)
     kept = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    return {
-        "format": STATE_FORMAT,
-        "header": text,
-        "digest": _digest(text, kept),
-        "tensors": kept,
-    }
+    return {"format": STATE_FORMAT, "header": text, "digest": _digest(text, kept), "tensors": kept}
 
 
 def unseal(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

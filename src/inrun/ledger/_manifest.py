@@ -22,11 +22,7 @@ LONGEST = 50_000_000  # bytes: hundreds of thousands of targets
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a run's folder says that it holds.
-
-    Raises:
-        StoreError: it is not a run, of another format, changed, or not what a run says.
-    """
+    """What a run's folder says that it holds."""
     place = path / MANIFEST
     try:
         with open(place, "rb") as file:
@@ -55,11 +51,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes `run.json` with its digest.
-
-    Raises:
-        StoreError: the disk refused.
-    """
+    """Writes `run.json` with its digest."""
     text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n"
     replace_file(path / MANIFEST, lambda file: file.write(text.encode()))
 

@@ -25,11 +25,7 @@ TOKENS = "tokens"
 
 
 def listed(path: Path, manifest: Mapping[str, Any], kind: str) -> list[Path]:
-    """The parts of a kind, by their names.
-
-    Raises:
-        StoreError: one is missing.
-    """
+    """The parts of a kind, by their names."""
     parts, missing = _named(path / kind, manifest.get("parts", {}).get(kind, 0))
     if missing is not None:
         raise _gap(missing)
@@ -70,11 +66,7 @@ def whole(
 
 
 def require_whole(path: Path, manifest: Mapping[str, Any], single: Mapping[str, str]) -> None:
-    """Checks the files that are no parts of visits or books, as far as they are there.
-
-    Raises:
-        StoreError: one is torn, changed, or of another run.
-    """
+    """Checks the files that are no parts of visits or books, as far as they are there."""
     run = manifest.get("run", "")
     files = [(path / name, Seal(kind, run)) for kind, name in single.items()]
     tokens, missing = _named(path / TOKENS, 0)
@@ -90,11 +82,7 @@ def require_whole(path: Path, manifest: Mapping[str, Any], single: Mapping[str, 
 
 
 def require_columns(part: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table's columns in the schema's order.
-
-    Raises:
-        StoreError: it has others, of other types, or with cells that are empty.
-    """
+    """The table's columns in the schema's order."""
     found = {field.name: field.type for field in table.schema}
     wanted = {field.name: field.type for field in schema}
     if found != wanted or len(table.schema) != len(schema):
@@ -139,11 +127,7 @@ def chained(digest: str, content: bytes) -> str:
 
 
 def chain(digest: str, part: Path) -> str:
-    """The digest with one more part that is on disk.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
+    """The digest with one more part that is on disk."""
     try:
         return chained(digest, part.read_bytes())
     except OSError as error:
@@ -161,11 +145,7 @@ def position(run: str, parts: Mapping[str, int], digests: Mapping[str, str]) -> 
 
 
 def require_position(path: Path, run: str, where: Mapping[str, Any]) -> None:
-    """Checks that the run on disk is the one that was left, whole up to the position.
-
-    Raises:
-        StoreError: it is another run, or a part is missing or was changed; it is named.
-    """
+    """Checks that the run on disk is the one that was left, whole up to the position."""
     if not _is_position(where):
         raise StoreError(
             "The state's position in its store is malformed. Resume from another checkpoint."

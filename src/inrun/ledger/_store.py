@@ -105,11 +105,7 @@ class RunFolder:
         self._look()
 
     def _look(self) -> None:
-        """Takes over what the folder holds, if that was said.
-
-        Raises:
-            StoreError: it holds a run and is not resumed, or that run is another kind of run.
-        """
+        """Takes over what the folder holds, if that was said."""
         try:
             holds = is_there(self.path / MANIFEST) or any((self.path / "visits").glob("*.parquet"))
         except OSError as error:

@@ -8,7 +8,7 @@ from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import GIBIBYTE, Recorder, read_ids, record
 from inrun.replay._removal import push_named, removal_named
-from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
+from inrun.replay._replica import Fetch, Losses, Task, gradient_norm, hooked, unexpected
 from inrun.replay._schedule import kept_states
 from inrun.replay._snapshot import drawn_since, random_state, undisturbed_random
 from inrun.replay._sweep import Method, as_sgd, curve, lookahead_parts, windows
@@ -35,6 +35,7 @@ __all__ = [
     "curve",
     "drawn_since",
     "gradient_norm",
+    "hooked",
     "is_recording",
     "kept_states",
     "lookahead",
@@ -49,5 +50,6 @@ __all__ = [
     "summed_gradients",
     "tracin",
     "undisturbed_random",
+    "unexpected",
     "windows",
 ]

@@ -29,17 +29,9 @@ def tolerance(replica: Replica) -> float:
 
 
 def check_first_step(
-    replica: Replica,
-    step: Step,
-    snapshot: _snapshot.Snapshot,
-    live: Mapping[str, Tensor],
+    replica: Replica, step: Step, snapshot: _snapshot.Snapshot, live: Mapping[str, Tensor]
 ) -> None:
-    """Holds `losses` and `fetch` against the gradient that the loop itself computed.
-
-    Raises:
-        MisuseError: the terms do not add up to the training loss, or belong to other rows.
-        InvariantError: the same pass does not give the same gradient twice.
-    """
+    """Holds `losses` and `fetch` against the gradient that the loop itself computed."""
     replica.put(snapshot)
     replica.set_groups(step)
     norm = replica.backward(step)
@@ -65,11 +57,7 @@ def check_first_step(
 
 
 def check_norm(replica: Replica, step: Step, norm: float) -> None:
-    """Holds a replayed gradient's length against the recorded one.
-
-    Raises:
-        InvariantError: they differ.
-    """
+    """Holds a replayed gradient's length against the recorded one."""
     near = tolerance(replica)
     if abs(norm - step.norm) <= near * max(norm, step.norm):
         return
@@ -83,11 +71,7 @@ def check_norm(replica: Replica, step: Step, norm: float) -> None:
 def check_state(
     replica: Replica, number: int, wanted: _snapshot.Snapshot, start: _snapshot.Snapshot
 ) -> None:
-    """Holds a replayed state against the kept one, relative to the way since the last kept one.
-
-    Raises:
-        InvariantError: they differ.
-    """
+    """Holds a replayed state against the kept one, relative to the way since the last kept one."""
     found = replica.take()
     missed, way = _snapshot.distance(found, wanted), _snapshot.distance(start, wanted)
     if missed > tolerance(replica) * way:

@@ -36,6 +36,7 @@ from inrun.replay._gradient import StepGradient, unclipped
 from inrun.replay._replica import (
     Replica,
     Task,
+    clipping,
     gradient_norm,
     modules_at_rest,
     settings_of,
@@ -73,7 +74,7 @@ class Prospect:
         for name, p in parameters.items():
             p.grad = raw.get(name)
         self._norm = gradient_norm(parameters)
-        self._clip = 1.0 if clip_norm is None else min(1.0, clip_norm / (self._norm + 1e-6))
+        self._clip = clipping(self._norm, clip_norm)
         if self._clip < 1.0:
             for name, part in raw.items():
                 parameters[name].grad = self._clip * part

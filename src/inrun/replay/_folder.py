@@ -126,11 +126,7 @@ class Folder:
         return repr(str(self.path))
 
     def create(self) -> None:
-        """Makes a new folder.
-
-        Raises:
-            StoreError: a run is there already, or the disk refused.
-        """
+        """Makes a new folder."""
         if (self.path / MANIFEST).exists() or (self.path / "steps.jsonl").exists():
             raise StoreError(
                 f"{self.path} holds a recorded run already. Name a new folder, or remove it first."
@@ -153,11 +149,7 @@ class Folder:
             raise StoreError(f"{self.path / MANIFEST} could not be written: {error}") from error
 
     def manifest(self) -> dict[str, Any]:
-        """What the run is.
-
-        Raises:
-            StoreError: no recorded run is there, or of another format.
-        """
+        """What the run is."""
         try:
             found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             digest = _manifest_digest(found) if isinstance(found, dict) else None
@@ -195,11 +187,7 @@ class Folder:
             raise StoreError(f"Step {step.number} could not be recorded: {error}") from error
 
     def steps(self) -> list[Step]:
-        """All steps.
-
-        Raises:
-            StoreError: a line is torn or out of order.
-        """
+        """All steps."""
         found: list[Step] = []
         groups: tuple[Mapping[str, Any], ...] = ()
         path = self.path / "steps.jsonl"
@@ -245,11 +233,7 @@ class Folder:
         return self._read(self.path / "random" / f"{step:08d}.safetensors")
 
     def _require(self, path: Path) -> None:
-        """Raises where a file is not the one that was recorded.
-
-        Raises:
-            StoreError: it is missing, torn, changed, or none of the recording's.
-        """
+        """Raises where a file is not the one that was recorded."""
         if self._digests is None:
             return  # an older recording, or one that is still being made
         try:

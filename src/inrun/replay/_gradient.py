@@ -31,7 +31,7 @@ from torch import Tensor
 
 from inrun.optim import Move, as_rows, moves
 from inrun.replay._folder import Step
-from inrun.replay._replica import Losses, Replica
+from inrun.replay._replica import Losses, Replica, clipping
 from inrun.replay._snapshot import undisturbed_random
 from inrun.utility import EachCall, differentiable_twice
 
@@ -125,8 +125,7 @@ class StepGradient:
         self.raw = self._summed()
         lengths = [torch.linalg.vector_norm(g) for g in self.raw.values()]
         self.norm = float(torch.linalg.vector_norm(torch.stack(lengths))) if lengths else 0.0
-        limit = replica.task.clip_norm
-        self.clip = 1.0 if limit is None else min(1.0, limit / (self.norm + 1e-6))
+        self.clip = clipping(self.norm, replica.task.clip_norm)
 
     def _graph(self, number: int, parts: Losses | None = None) -> Graph:
         """A block's graph, of its rows' terms or of `parts` of them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,11 @@ from inrun.replay._replica import (
     Replica,
     Task,
     gradient_norm,
+    hooked,
     modules_at_rest,
     settings_of,
     states_for_blocks,
+    unexpected,
 )
 from inrun.replay._schedule import Schedule
 from inrun.replay._snapshot import drawn_since, random_state
@@ -124,23 +125,7 @@ class Recorder:
         self._inside = self._stepping = False
         self._closing: Marks | None = None  # of the state that the last step left
         self._trajectory: Trajectory | None = None
-        this = weakref.ref(self)  # dropping the recorder takes its hooks off
-
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._before_step([*args, *kwargs.values()])
-
-        def after() -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._after_step()
-
-        handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(lambda *_: after()),
-        ]
-        self._release = weakref.finalize(self, _remove, handles)
+        self._release = hooked(self, optimizer, "_before_step", "_after_step")
 
     @contextmanager
     def batch(self, ids: Iterable[Any]) -> Iterator[None]:
@@ -205,11 +190,7 @@ class Recorder:
         self._stepping = True
 
     def _require_unedited(self) -> None:
-        """Raises where something besides the recorded steps moved weights or moments.
-
-        Raises:
-            InvariantError: it names what.
-        """
+        """Raises where something besides the recorded steps moved weights or moments."""
         if self._closing is None:
             return
         what = edited(self._closing, marks(self._parameters, self._optimizer))
@@ -223,23 +204,15 @@ class Recorder:
             )
 
     def _clip(self) -> float:
-        """What the gradient was multiplied with since the last block.
-
-        Raises:
-            MisuseError: it is not what `clip_norm` says.
-        """
-        norm = gradient_norm(self._parameters)
-        found = norm / self._norm if self._norm else 1.0
-        limit = self._replica.task.clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        """What the gradient was multiplied with since the last block."""
+        norm, limit = gradient_norm(self._parameters), self._replica.task.clip_norm
+        wrong = unexpected(self._norm, norm, limit)
+        if wrong is not None:
             raise MisuseError(
-                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the "
-                f"last block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
-                f"clip_norm={limit} it should be {wanted:.6g}. Tell record(clip_norm=...) what you "
-                "pass to clip_grad_norm_; put any other scaling into the loss and into losses()."
+                f"Step {self._steps + 1}: {wrong} Tell record(clip_norm=...) what you pass to "
+                "clip_grad_norm_; put any other scaling into the loss and into losses()."
             )
-        return found
+        return norm / self._norm if self._norm else 1.0
 
     def _after_step(self) -> None:
         if self._stepping:
@@ -275,11 +248,6 @@ class Recorder:
             )
             self._trajectory = Trajectory(self._keeper, self._replica)
         return self._trajectory
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 def read_ids(ids: Iterable[Any]) -> Ids:

@@ -12,7 +12,6 @@ Letters: B rows of a block, K targets, n elements of parameters of like moves.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -75,37 +74,23 @@ class Passage(NamedTuple):
     directions: dict[str, Tensor]
 
 
-class Push(ABC):
-    """One way to say what a row did in its step. Stateless but for its settings."""
+Push = Callable[[Passage, list[Tensor], int, Removal], list[Tensor]]
+"""`push(passage, contractions, ends_at, removal)`: what taking each row out does to the later loss.
 
-    @abstractmethod
-    def values(
-        self, passage: Passage, contractions: list[Tensor], ends_at: int, removal: Removal
-    ) -> list[Tensor]:
-        """Values (B, K) per block, float64 on the CPU; NaN for rows that were not asked for.
-
-        Args:
-            passage: the step.
-            contractions: <p, c_i>, (B, K) per block.
-            ends_at: the state that the values look ahead to.
-            removal: what taking out means.
-        """
+`contractions` are <p, c_i>, (B, K) per block, and `ends_at` is the state that the values look ahead
+to; values are (B, K) per block, float64 on the CPU, NaN for rows that were not asked for.
+"""
 
 
-class TangentPush(Push):
-    """First order in the row's weight: the loss's change is <p, change of the gradient>."""
-
-    def values(
-        self, passage: Passage, contractions: list[Tensor], ends_at: int, removal: Removal
-    ) -> list[Tensor]:
-        """<p, change of the gradient>."""
-        return [
-            removal(rows, shares)
-            for rows, shares in zip(contractions, passage.gradient.shares_of_mean, strict=True)
-        ]
+def tangent(
+    passage: Passage, contractions: list[Tensor], ends_at: int, removal: Removal
+) -> list[Tensor]:
+    """To first order in the row's weight: <p, change of the gradient>."""
+    shares = passage.gradient.shares_of_mean
+    return [removal(rows, f) for rows, f in zip(contractions, shares, strict=True)]
 
 
-class FinitePush(Push):
+class FinitePush:
     """The exact change of (w, moments) when the row is really taken out, carried on by the sweep.
 
     Adam divides by the root of its second moment, so what a removal does to the moments acts on
@@ -129,7 +114,7 @@ class FinitePush(Push):
         self._following: dict[Names, Aftermath] = {}
         self._window: int | None = None
 
-    def values(
+    def __call__(
         self, passage: Passage, contractions: list[Tensor], ends_at: int, removal: Removal
     ) -> list[Tensor]:
         """The change of the loss by what the exact step leaves, now and in later steps."""
@@ -223,4 +208,4 @@ def push_named(name: str, samples: Collection[object] | None = None, carry: int 
     """
     if name not in PUSHES:
         raise MisuseError(f"push {name!r} is not one of {', '.join(PUSHES)}.")
-    return FinitePush(samples, carry) if name == "finite" else TangentPush()
+    return FinitePush(samples, carry) if name == "finite" else tangent

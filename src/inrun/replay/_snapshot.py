@@ -28,11 +28,7 @@ Snapshot = dict[str, Tensor]
 
 
 def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's parameters by their names in the model; a tied one has one name.
-
-    Raises:
-        MisuseError: the optimizer holds a parameter that the model does not.
-    """
+    """The optimizer's parameters by their names in the model; a tied one has one name."""
     held = {id(p) for p in trained_parameters(optimizer)}
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) in held}
     if len(named) != len(held):
@@ -46,11 +42,7 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def take(
     named: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Snapshot:
-    """A copy of the present state; `named` as from `names_of`.
-
-    Raises:
-        NotSupportedError: the optimizer keeps something that is not a tensor.
-    """
+    """A copy of the present state; `named` as from `names_of`."""
     snapshot: Snapshot = {}
     for name, p in named.items():
         snapshot[f"parameter/{name}"] = p.detach().clone(memory_format=torch.contiguous_format)
@@ -146,11 +138,7 @@ def size_of(snapshot: Snapshot) -> int:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Saves tensors beside the path and renames: there whole or not at all.
-
-    Raises:
-        StoreError: the disk refused.
-    """
+    """Saves tensors beside the path and renames: there whole or not at all."""
     beside = path.with_name(path.name + ".partial")
     try:
         save_file(dict(tensors), beside)
@@ -162,11 +150,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> Snapshot:
-    """Loads tensors, onto the CPU.
-
-    Raises:
-        StoreError: the file is missing or torn.
-    """
+    """Loads tensors, onto the CPU."""
     try:
         return load_file(path)
     except Exception as error:  # a broken file makes the parser raise errors of any kind

@@ -145,12 +145,7 @@ def sweep(
 
 
 def _through(
-    replica: Replica,
-    step: Step,
-    carried: Carried,
-    method: Method,
-    end: int,
-    watch: Watch | None,
+    replica: Replica, step: Step, carried: Carried, method: Method, end: int, watch: Watch | None
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     gradient = StepGradient(replica, step, method.kink_width)
@@ -160,7 +155,7 @@ def _through(
     curved, contractions = gradient.contract(passage.directions, curvature=method.curvature)
     with torch.no_grad():
         carried.add_to_weights(curved)
-    return method.push.values(passage, contractions, end, method.removal)
+    return method.push(passage, contractions, end, method.removal)
 
 
 def taken_back(

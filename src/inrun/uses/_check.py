@@ -205,11 +205,7 @@ def check_pruning(
 
 
 def stored_comparison(path: Path) -> Comparison:
-    """What a check's file holds, of the seeds that every arm was trained from.
-
-    Raises:
-        StoreError: it is torn, holds no check, or none whose arms were all trained.
-    """
+    """What a check's file holds, of the seeds that every arm was trained from."""
     question, known = read_results(path)
     found = _comparison(question, known)
     if not found.scores[found.choice]:
@@ -284,11 +280,7 @@ def _pruned_arms(pruning: Pruning, seed: int) -> dict[str, list[Any]]:
 
 
 def _timed(train: Callable[[Any, int], float], arm: Any, seed: int) -> tuple[float, float]:
-    """What a training scores, and its seconds.
-
-    Raises:
-        MisuseError: no finite number came back.
-    """
+    """What a training scores, and its seconds."""
     began = time.perf_counter()
     score = train(arm, seed)
     seconds = time.perf_counter() - began

@@ -14,7 +14,6 @@ landings, whose curvature stands in for that of the loss at the horizon.
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -57,24 +56,6 @@ class Drawn:
         return [read_ids(self._draw.sample(known, rows)) for _ in range(batches)]
 
 
-class When(NamedTuple):
-    """At what distance the loss is read.
-
-    `horizon` in steps, None for the run's end; `every` how many steps one roll-out serves; `steps`
-    of the whole run, beyond which there is nothing to look at, None if not known.
-    """
-
-    horizon: int | None
-    every: int
-    steps: int | None
-
-    def length(self, step: int) -> int:
-        """How many steps to look ahead from this one."""
-        left = None if self.steps is None else max(1, self.steps - step)
-        known = [n for n in (self.horizon, left) if n is not None]
-        return min(known)
-
-
 class NextState:
     """One step ahead. A utility that was dealt into parts shows another part in every step."""
 
@@ -101,7 +82,9 @@ class Ahead:
         next_state: for how landings differ.
         rollout: of the live training.
         upcoming: the batches that are anticipated.
-        when: at what distance.
+        horizon: at how many steps' distance the loss is read, None for the run's end.
+        every: how many steps one roll-out serves.
+        steps: of the whole run, beyond which there is nothing to look at; None if not known.
         moves: whether landings within a step will be asked for.
     """
 
@@ -110,12 +93,14 @@ class Ahead:
         next_state: NextState,
         rollout: Rollout,
         upcoming: Upcoming,
-        when: When,
+        horizon: int | None,
+        every: int,
+        steps: int | None,
         *,
         moves: bool,
     ):
         self._next_state, self._rollout, self._upcoming = next_state, rollout, upcoming
-        self._when, self._moves = when, moves
+        self._horizon, self._every, self._steps, self._moves = horizon, every, steps, moves
         self._plan: list[Carried] = []
         self._began = 0
         self._landing: Carried | None = None
@@ -138,7 +123,8 @@ class Ahead:
         return found
 
     def _rolled_out(self, step: int, prospect: Prospect) -> list[Carried]:
-        length = self._when.length(step)
+        left = None if self._steps is None else max(1, self._steps - step)
+        length = min(n for n in (self._horizon, left) if n is not None)
         batches = self._upcoming(length - 1) if length > 1 else []
         if len(batches) != length - 1:
             raise MisuseError(
@@ -146,7 +132,7 @@ class Ahead:
                 "as it is asked for; pass Loop(steps=...) so that no look goes past the run's end."
             )
         named = [read_ids(ids) for ids in batches]
-        return self._rollout.ahead(prospect.consumed(), named, min(self._when.every, length))
+        return self._rollout.ahead(prospect.consumed(), named, min(self._every, length))
 
 
 class Chosen(NamedTuple):
@@ -159,21 +145,7 @@ class Chosen(NamedTuple):
     scores: Tensor
 
 
-class Chooser(ABC):
-    """One way to choose."""
-
-    @abstractmethod
-    def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
-
-
-class ByValue(Chooser):
+class ByValue:
     """Greedily by K-step value, in rounds.
 
     The best few get their places; then the step is looked at anew with them in it, and what they do
@@ -201,7 +173,13 @@ class ByValue(Chooser):
         self._clip_norm, self._rounds = clip_norm, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places; scores are the values of the first round."""
+        """Fills the places, fewer than there are candidates; scores are the first round's values.
+
+        Args:
+            candidates: of one block.
+            places: k.
+            step: the optimizer step's number, from 0.
+        """
         rounds = min(self._rounds, places)
         rows: list[int] = []
         first: Tensor | None = None
@@ -222,7 +200,7 @@ class ByValue(Chooser):
         return candidates.values(prospect.taken_back(after), rows, places)
 
 
-class AtRandom(Chooser):
+class AtRandom:
     """By chance: the control that every selection must beat."""
 
     def __init__(self, seed: int):
@@ -236,7 +214,7 @@ class AtRandom(Chooser):
         )
 
 
-class ByLoss(Chooser):
+class ByLoss:
     """The largest losses, by one more forward pass: what is not learnt yet, or cannot be."""
 
     def __init__(self, model: nn.Module, task: Task):
@@ -251,3 +229,6 @@ class ByLoss(Chooser):
             losses = losses / candidates.shares_of_mean.clamp(min=torch.finfo(losses.dtype).tiny)
         order = losses.argsort(descending=True, stable=True)
         return Chosen(sorted(order[:places].tolist()), losses)
+
+
+Chooser = ByValue | AtRandom | ByLoss

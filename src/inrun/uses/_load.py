@@ -26,10 +26,7 @@ def load(path: str | os.PathLike[str], replayable: Replayable) -> Trajectory: ..
 @overload
 def load(path: str | os.PathLike[str], *, incomplete: bool = False) -> Any: ...
 def load(
-    path: str | os.PathLike[str],
-    replayable: Replayable | None = None,
-    *,
-    incomplete: bool = False,
+    path: str | os.PathLike[str], replayable: Replayable | None = None, *, incomplete: bool = False
 ) -> Any:
     """Opens what inrun stored.
 

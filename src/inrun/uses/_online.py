@@ -21,7 +21,6 @@ from inrun.uses._choosers import (
     Drawn,
     NextState,
     Upcoming,
-    When,
 )
 from inrun.uses._online_selection import OnlineSelection
 from inrun.utility import Utility
@@ -127,11 +126,10 @@ def anticipating(
     `upcoming(n)` gives the ids of the n batches that come after the present one; `every` is how
     many steps one roll-out serves, of which the last looks `every - 1` steps less far.
     """
-    _check(keep, rounds, every, loop.reduction)
-    needed = "horizons above 1" if horizon != 1 and by == "value" else "by='loss'"
-    if (needed == "horizons above 1" or by == "loss") and (
-        loop.losses is None or loop.fetch is None
-    ):
+    _check(keep, by, horizon, rounds, every, loop)
+    ahead = by == "value" and horizon != 1
+    if (ahead or by == "loss") and (loop.losses is None or loop.fetch is None):
+        needed = "horizons above 1" if ahead else "by='loss'"
         raise MisuseError(
             f"{needed} needs loop=inrun.select.Loop(losses=..., fetch=...), as inrun.record does: "
             "rows are gone through again without your loop."
@@ -148,20 +146,21 @@ def anticipating(
     drawn, task = Drawn(seed), None
     if loop.losses is not None and loop.fetch is not None:
         task = Task(loop.losses, loop.fetch, loop.clip_norm)
-    rollout, chooser = None, _control(by, model, task, seed)
-    if chooser is None:
-        outlook: NextState | Ahead = NextState(utility, model, parameters)
+    rollout: Rollout | None = None
+    chooser: Chooser = AtRandom(seed)
+    if by == "loss":
+        assert task is not None
+        chooser = ByLoss(model, task)
+    elif by == "value":
+        near = NextState(utility, model, parameters)
+        outlook: NextState | Ahead = near
         if horizon != 1:
             assert task is not None
             derivative_of(rule_for(optimizer))  # refuses one that has none
             rollout = Rollout(model, optimizer, task, utility)
-            when = _when(horizon, every, loop.steps)
+            every = every or max(1, min(4, (horizon or loop.steps or 1) // 4))
             outlook = Ahead(
-                NextState(utility, model, parameters),
-                rollout,
-                upcoming or drawn,
-                when,
-                moves=rounds > 1,
+                near, rollout, upcoming or drawn, horizon, every, loop.steps, moves=rounds > 1
             )
         chooser = ByValue(optimizer, parameters, outlook, loop.clip_norm, rounds)
     return OnlineSelection(
@@ -170,28 +169,11 @@ def anticipating(
     )  # fmt: skip
 
 
-def _control(by: str, model: nn.Module, task: Task | None, seed: int) -> Chooser | None:
-    """The chooser that looks at no value; None for 'value'."""
-    if by == "random":
-        return AtRandom(seed)
-    if by == "loss":
-        assert task is not None
-        return ByLoss(model, task)
-    if by != "value":
+def _check(
+    keep: int | float, by: str, horizon: int | None, rounds: int, every: int | None, loop: Loop
+) -> None:
+    if by not in BY:
         raise MisuseError(f"by {by!r} is not one of {', '.join(BY)}.")
-    return None
-
-
-def _when(horizon: int | None, every: int | None, steps: int | None) -> When:
-    if (horizon is None and steps is None) or (horizon is not None and horizon < 1):
-        raise MisuseError(
-            f"horizon is {horizon} and steps is {steps}. A horizon counts steps, at least 1; to "
-            "look to the run's end (None), Loop(steps=...) must say how many steps it will have."
-        )
-    return When(horizon, every or max(1, min(4, (horizon or steps or 1) // 4)), steps)
-
-
-def _check(keep: int | float, rounds: int, every: int | None, reduction: str) -> None:
     share = isinstance(keep, float)
     if not (0 < keep < 1 if share else keep >= 1):
         raise MisuseError(
@@ -200,17 +182,18 @@ def _check(keep: int | float, rounds: int, every: int | None, reduction: str) ->
         )
     if rounds < 1 or (every is not None and every < 1):
         raise MisuseError(f"rounds is {rounds} and every is {every}; both count from 1.")
-    if reduction not in ("mean", "sum"):
-        raise MisuseError(f"reduction {reduction!r} is not one of mean, sum.")
+    if loop.reduction not in ("mean", "sum"):
+        raise MisuseError(f"reduction {loop.reduction!r} is not one of mean, sum.")
+    endless = horizon is None and loop.steps is None
+    if by == "value" and (endless or (horizon is not None and horizon < 1)):
+        raise MisuseError(
+            f"horizon is {horizon} and steps is {loop.steps}. A horizon counts steps, at least 1; "
+            "to look to the run's end (None), Loop(steps=...) must say how many steps it will have."
+        )
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters that the optimizer trains, by name.
-
-    Raises:
-        NotSupportedError: several processes share the gradient.
-        MisuseError: the optimizer holds a parameter that the model does not, or none that trains.
-    """
+    """The parameters that the optimizer trains, by name."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise NotSupportedError(
             f"{type(model).__name__} averages gradients inside backward(), before anything can be "

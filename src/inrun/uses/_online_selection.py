@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,16 @@ from torch import Tensor, nn
 
 from inrun.capture import Hold
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.replay import Ids, Rollout, drawn_since, gradient_norm, random_state, read_ids
+from inrun.replay import (
+    Ids,
+    Rollout,
+    drawn_since,
+    gradient_norm,
+    hooked,
+    random_state,
+    read_ids,
+    unexpected,
+)
 from inrun.uses._candidates import Candidates
 from inrun.uses._choosers import Chooser, Chosen, Drawn
 
@@ -42,22 +50,7 @@ class OnlineSelection:
         self._history: list[tuple[int, Ids, Chosen]] = []
         self._step, self._norm = 0, 0.0
         self._inside = self._blocks = False
-        this = weakref.ref(self)  # dropping the selection takes its hooks off
-
-        def before(*_: object) -> None:
-            selection = this()
-            if selection is not None:
-                selection._before_step()
-
-        def after(*_: object) -> None:
-            selection = this()
-            if selection is not None:
-                selection._step += 1
-
-        handles = [
-            optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
-        ]  # fmt: skip
-        self._release = weakref.finalize(self, _remove, handles)
+        self._release = hooked(self, optimizer, "_before_step", "_after_step")
 
     @contextmanager
     def batch(self, ids: Iterable[Any], weights: Tensor | None = None) -> Iterator[None]:
@@ -130,22 +123,21 @@ class OnlineSelection:
                 "alone (weight_decay belongs to the optimizer)."
             )
 
-    def _before_step(self) -> None:
+    def _before_step(self, _: object) -> None:
         """Holds the gradient against what the block left: values expected nothing but clipping."""
         if not self._blocks:
             return
         self._blocks = False
-        norm, limit = gradient_norm(self._parameters), self._clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        found = norm / self._norm if self._norm else 1.0
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        wrong = unexpected(self._norm, gradient_norm(self._parameters), self._clip_norm)
+        if wrong is not None:
             raise MisuseError(
-                f"The gradient's length was {self._norm:.6g} after the block and {norm:.6g} in "
-                f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
-                f"{wanted:.6g}. Tell online(loop=Loop(clip_norm=...)) what you pass to "
+                f"Before this step, {wrong} Tell online(loop=Loop(clip_norm=...)) what you pass to "
                 "clip_grad_norm_; a gradient scaler, or any other change of the gradient, is not "
                 "looked ahead through."
             )
+
+    def _after_step(self) -> None:
+        self._step += 1
 
     @property
     def chosen(self) -> Ids:
@@ -198,17 +190,8 @@ class OnlineSelection:
         self.detach()
 
 
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
 def _shares_of_mean(rows: int, weights: Tensor | None) -> Tensor:
-    """(B,) float64, adding up to 1.
-
-    Raises:
-        MisuseError: not one weight per row.
-    """
+    """(B,) float64, adding up to 1."""
     if weights is None:
         return torch.full((rows,), 1.0 / rows, dtype=torch.float64)
     found = torch.as_tensor(weights).detach().double().cpu().reshape(-1)

@@ -183,11 +183,7 @@ def _standardised(visits: pa.Table, column: str) -> np.ndarray:
 
 
 def _split(
-    run: Trajectory,
-    query: Utility,
-    ranked: pa.Table,
-    token_losses: Losses,
-    top: int,
+    run: Trajectory, query: Utility, ranked: pa.Table, token_losses: Losses, top: int
 ) -> dict[tuple[str, Any], list[float]]:
     best = [row for row in ranked.to_pylist() if row["rank"] <= top]
     parts = lookahead_parts(run, query, {row["sample_id"] for row in best}, token_losses)
