@@ -32,7 +32,7 @@ class Answer(ABC):
         """The rows as a pandas data frame.
 
         Raises:
-            ModuleNotFoundError: pandas is not installed.
+            ImportError: pandas is not installed.
         """
         return self.to_arrow().to_pandas()
 

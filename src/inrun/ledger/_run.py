@@ -30,11 +30,11 @@ def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
         if fault is not None and not incomplete:
             raise fault
         if fault is not None:
-            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=2)
+            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=3)
     require_whole(place, manifest, SINGLE)
     run = Run(place, parts)
     for note in run.notes:
-        warnings.warn(note, InRunWarning, stacklevel=2)
+        warnings.warn(note, InRunWarning, stacklevel=3)
     return run
 
 

@@ -36,13 +36,7 @@ def target_columns(targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def visits_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = None) -> pa.Schema:
-    """Columns of stored visits.
-
-    Args:
-        id_type: of the samples.
-        targets: the utility's.
-        extra: where it is 'standard_error', `weight` says how many steps the visit's stands for.
-    """
+    """Columns of stored visits; `weight` is how many steps the visit's step stands for."""
     last = {"standard_error": ["weight"], "paid_out": ["paid_out"], None: []}[extra]
     numbers = ["value", "value_normalised", *target_columns(targets), *last]
     return pa.schema(
@@ -68,14 +62,10 @@ class Visits(NamedTuple):
     codes: np.ndarray
     numbers: list[np.ndarray]
 
-    @property
-    def ids(self) -> pa.Array:
-        """Each visit's id."""
-        return pa.array(self.names).take(pa.array(self.codes))
-
     def table(self, schema: pa.Schema) -> pa.Table:
         """The visits in the columns of `visits_schema`."""
-        return pa.table([pa.array(self.steps), self.ids, *self.numbers], schema=schema)
+        ids = pa.array(self.names).take(pa.array(self.codes))
+        return pa.table([pa.array(self.steps), ids, *self.numbers], schema=schema)
 
 
 def visits_of_step(
@@ -169,13 +159,7 @@ def relative_error(totals: np.ndarray, variances: np.ndarray) -> float:
 
 
 def values_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = None) -> pa.Schema:
-    """Columns of a table of values; targets only where there are several.
-
-    Args:
-        id_type: of the samples.
-        targets: the utility's.
-        extra: the column that this kind of run has besides.
-    """
+    """Columns of a table of values; targets only where there are several."""
     return pa.schema(
         [
             ("sample_id", id_type),

@@ -198,7 +198,7 @@ class Replayable(NamedTuple):
 
 def is_recording(folder: Path) -> bool:
     """Whether a recorded run is there."""
-    return (folder / MANIFEST).exists()
+    return os.path.isfile(folder / MANIFEST)
 
 
 def open_trajectory(folder: str | os.PathLike[str], by: Replayable) -> Trajectory:

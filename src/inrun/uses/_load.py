@@ -50,7 +50,7 @@ def load(
             of another run; it is named.
     """
     place = store_path(path, "path")
-    if place.is_file():
+    if os.path.isfile(place):  # False where the file system cannot say
         question, known = read_results(place)
         if question["results"] == "retraining":
             return retrained(question, list(known), list(known.values()))
