@@ -7,12 +7,15 @@ from torch import nn
 
 import inrun
 from inrun.errors import MisuseError
+from inrun.replay import as_sgd, curve, looked_ahead, windows
 from inrun.replay._proxy import perturbation
 from inrun.replay._removal import removal_named
 from tests.unit.replay.test_lookahead import (
     SAMPLES,
+    STEPS,
     Linear,
     judge,
+    method,
     momentum,
     recorded,
     training,
@@ -186,11 +189,24 @@ def test_all_parts_together_decide(parts, verdict):
     assert str(proxy).startswith(verdict + ":")
 
 
-@pytest.mark.parametrize("how", [{"horizon": 2}, {"dynamics": "sgd"}, {"curve": {2: 1.0}}])
+OTHERS = [
+    method(windows(2, STEPS)), method(reading=as_sgd), method(curve({2: 1.0}, STEPS)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", OTHERS)
 def test_it_is_refused_for_other_values(how):
     train = training("mlp")
     with pytest.raises(MisuseError, match="whole run"):
-        inrun.lookahead(recorded(train), utility(train), **how).error_proxy()
+        looked_ahead(recorded(train), utility(train), how).error_proxy()
+
+
+def test_it_is_refused_for_windows_and_for_tracin():
+    train = training("mlp")
+    run, judged = recorded(train), utility(train)
+    for found in (inrun.lookahead(run, judged, 2), inrun.replay.tracin(run, judged)):
+        with pytest.raises(MisuseError, match="whole run"):
+            found.error_proxy()
 
 
 def test_it_is_of_the_run_whatever_the_push():
