@@ -130,7 +130,7 @@ class Lookahead(Answer):
         return [
             f"{len(value):,} samples; {(value > 0).sum():,} lowered the validation loss, by "
             f"{value[value > 0].sum():.4g} together, {(value < 0).sum():,} raised it, by "
-            f"{-value[value < 0].sum():.4g}."
+            f"{abs(value[value < 0].sum()):.4g}."
         ]
 
     def visits(self) -> pa.Table:
