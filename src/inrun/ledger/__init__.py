@@ -3,7 +3,6 @@
 from inrun.ledger._books import (
     ENTRIES,
     LEDGER,
-    NEXT_BATCH,
     NO_PASS,
     OTHER_ROWS,
     TOTAL,
@@ -38,7 +37,6 @@ from inrun.ledger._tokens import TokenFolder, read_tokens, token_parts
 __all__ = [
     "ENTRIES",
     "LEDGER",
-    "NEXT_BATCH",
     "NO_PASS",
     "OTHER_ROWS",
     "TOTAL",

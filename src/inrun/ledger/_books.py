@@ -47,7 +47,6 @@ LEDGER = pa.schema(
     ]
 )
 
-NEXT_BATCH = "each step is judged by the next training batch, and no validation loss is known"
 NO_PASS = "no validation pass was run after this step (validation_every)"
 OTHER_ROWS = "opening and closing loss are of different validation rows (validation_parts)"
 
