@@ -32,7 +32,7 @@ from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import opened_picture, samples_table
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tally import Extra, Ids, Tally, normalised, relative_error, target_columns
-from inrun.ledger._tokens import TokenFolder, read_tokens, token_parts
+from inrun.ledger._tokens import TokenFolder, token_parts
 
 __all__ = [
     "ENTRIES",
@@ -63,7 +63,6 @@ __all__ = [
     "read_samples",
     "read_state",
     "read_table",
-    "read_tokens",
     "relative_error",
     "residual_shares",
     "samples_table",

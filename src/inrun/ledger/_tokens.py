@@ -74,18 +74,12 @@ class TokenFolder:
             raise StoreError(f"Parts of {self.path} could not be removed ({error}).") from error
 
 
-def read_tokens(run: Path) -> pa.Table | None:
-    """All visits' tokens, or None where the run kept none.
+def token_parts(run: Path) -> Iterator[pa.Table]:
+    """All visits' tokens, one part at a time; nothing where the run kept none.
 
     Raises:
         StoreError: a part is missing, torn, changed or of another run.
     """
-    parts = list(token_parts(run))
-    return pa.concat_tables(parts) if parts else None
-
-
-def token_parts(run: Path) -> Iterator[pa.Table]:
-    """The same, one part at a time."""
     parts = sorted((run / TOKENS).glob("*.parquet"))
     manifest = read_manifest(run) if is_there(run / MANIFEST) else {"format": OLDER}
     for number, part in enumerate(parts):

@@ -1,6 +1,6 @@
 """Trajectories: recorded while they happen, played again, and looked ahead along."""
 
-from inrun.replay._ahead import Prospect, Rollout, summed_gradients
+from inrun.replay._ahead import Prospect, Rollout
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
@@ -47,7 +47,6 @@ __all__ = [
     "read_ids",
     "record",
     "removal_named",
-    "summed_gradients",
     "tracin",
     "undisturbed_random",
     "unexpected",

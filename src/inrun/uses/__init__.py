@@ -3,7 +3,6 @@
 from inrun.uses import select
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
 from inrun.uses._labels import (
-    Doubts,
     HarmProfile,
     LabelDoubts,
     class_harm,
@@ -32,7 +31,6 @@ __all__ = [
     "METHODS",
     "TIMES",
     "Comparison",
-    "Doubts",
     "HarmProfile",
     "LabelDoubts",
     "Mean",

@@ -18,7 +18,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InRunError, InRunWarning, MisuseError, StoreError
-from inrun.ledger import read_state, read_tokens, seal, unseal, write_state
+from inrun.ledger import read_state, seal, token_parts, unseal, write_state
 from tests.integration.small_run import SmallRun
 from tests.integration.stored import as_older_version
 
@@ -70,7 +70,7 @@ def everything(folder):
     run = inrun.load(folder)
     header, tensors = unseal(read_state(folder / "state.safetensors"))
     tables = [run.values(), run.visits(), run.books(), run.coverage(), run.audit()]
-    tables += [run.samples(), run.samples("validation"), read_tokens(folder)]
+    tables += [run.samples(), run.samples("validation"), *token_parts(folder)]
     return tables, header, {name: t.numpy().tobytes() for name, t in tensors.items()}
 
 
