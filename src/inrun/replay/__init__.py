@@ -1,14 +1,15 @@
 """Trajectories: recorded while they happen, played again, and looked ahead along."""
 
+from inrun.replay._agreement import unexpected
 from inrun.replay._ahead import Prospect, Rollout
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
-from inrun.replay._recorder import GIBIBYTE, Recorder, read_ids, record
+from inrun.replay._recorder import GIBIBYTE, Recorder, hooked, read_ids, record
 from inrun.replay._removal import push_named, removal_named
-from inrun.replay._replica import Fetch, Losses, Task, gradient_norm, hooked, unexpected
+from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
 from inrun.replay._schedule import kept_states
 from inrun.replay._snapshot import drawn_since, random_state, undisturbed_random
 from inrun.replay._sweep import Method, as_sgd, curve, lookahead_parts, windows

@@ -17,7 +17,7 @@ from inrun.errors import InvariantError, MisuseError
 from inrun.optim import trained_parameters
 from inrun.replay import _snapshot
 from inrun.replay._folder import Step
-from inrun.replay._replica import Replica
+from inrun.replay._replica import Replica, clipping
 
 Marks = dict[str, tuple[object, ...]]
 """By what is marked: its place and a sum of its bits."""
@@ -110,6 +110,18 @@ def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
         for p in parameters.values()
     ]
     return torch.cat(parts)
+
+
+def unexpected(before: float, now: float, limit: float | None) -> str | None:
+    """What happened to a gradient's length, in words, where it is something else than clipping."""
+    found, wanted = now / before if before else 1.0, clipping(before, limit)
+    if not abs(found - wanted) > 1e-3 * max(found, wanted):  # so too where it is NaN
+        return None
+    return (
+        f"the gradient's length was {before:.6g} after the last block and {now:.6g} in "
+        f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
+        f"{wanted:.6g}."
+    )
 
 
 def marks(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Marks:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from inrun.distributed import is_sharded
 from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.replay import _snapshot
-from inrun.replay._agreement import Marks, check_first_step, edited, marks
+from inrun.replay._agreement import Marks, check_first_step, edited, marks, unexpected
 from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
 from inrun.replay._replica import (
     Fetch,
@@ -23,11 +24,9 @@ from inrun.replay._replica import (
     Replica,
     Task,
     gradient_norm,
-    hooked,
     modules_at_rest,
     settings_of,
     states_for_blocks,
-    unexpected,
 )
 from inrun.replay._schedule import Schedule
 from inrun.replay._snapshot import drawn_since, random_state
@@ -248,6 +247,35 @@ class Recorder:
             )
             self._trajectory = Trajectory(self._keeper, self._replica)
         return self._trajectory
+
+
+def hooked(
+    owner: Any, optimizer: torch.optim.Optimizer, before: str, after: str
+) -> weakref.finalize[..., Any]:
+    """Calls two methods of the owner round each step, until it is dropped or this is called.
+
+    `before` is given the arguments of `optimizer.step`, `after` nothing.
+    """
+    this = weakref.ref(owner)
+
+    def call_before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (found := this()) is not None:
+            getattr(found, before)([*args, *kwargs.values()])
+
+    def call_after(*_: object) -> None:
+        if (found := this()) is not None:
+            getattr(found, after)()
+
+    handles = (
+        optimizer.register_step_pre_hook(call_before),
+        optimizer.register_step_post_hook(call_after),
+    )
+    return weakref.finalize(owner, _remove, handles)
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def read_ids(ids: Iterable[Any]) -> Ids:

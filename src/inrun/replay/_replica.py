@@ -6,7 +6,6 @@ Letters: B rows of a block.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -179,47 +178,6 @@ def gradient_norm(parameters: Mapping[str, Tensor]) -> float:
 def clipping(norm: float, limit: float | None) -> float:
     """What `clip_grad_norm_` multiplies a gradient of this length with."""
     return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
-
-
-def unexpected(before: float, now: float, limit: float | None) -> str | None:
-    """What happened to a gradient's length, in words, where it is something else than clipping."""
-    found, wanted = now / before if before else 1.0, clipping(before, limit)
-    if not abs(found - wanted) > 1e-3 * max(found, wanted):  # so too where it is NaN
-        return None
-    return (
-        f"the gradient's length was {before:.6g} after the last block and {now:.6g} in "
-        f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
-        f"{wanted:.6g}."
-    )
-
-
-def hooked(
-    owner: Any, optimizer: torch.optim.Optimizer, before: str, after: str
-) -> weakref.finalize[..., Any]:
-    """Calls two methods of the owner round each step, until it is dropped or this is called.
-
-    `before` is given the arguments of `optimizer.step`, `after` nothing.
-    """
-    this = weakref.ref(owner)
-
-    def call_before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (found := this()) is not None:
-            getattr(found, before)([*args, *kwargs.values()])
-
-    def call_after(*_: object) -> None:
-        if (found := this()) is not None:
-            getattr(found, after)()
-
-    handles = (
-        optimizer.register_step_pre_hook(call_before),
-        optimizer.register_step_post_hook(call_after),
-    )
-    return weakref.finalize(owner, _remove, handles)
-
-
-def _remove(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
