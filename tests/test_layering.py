@@ -22,7 +22,7 @@ ROWS = [
     {"operations", "optim", "utility"},
     {"factors"},
     {"distributed", "kernels"},
-    {"errors"},
+    {"answers", "errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 TOP = "__init__"  # the package itself: gathers the public names
