@@ -16,7 +16,7 @@ import torch
 
 from inrun.attribution import _scorer, _validation
 from inrun.capture import Hold, _gradient_check, _measuring, _mode
-from inrun.directions.path import Path
+from inrun.directions import Path
 from inrun.factors import Outer, _contraction
 
 PARTS: tuple[tuple[Any, str, str], ...] = (

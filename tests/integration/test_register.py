@@ -11,7 +11,7 @@ from torch.optim import SGD
 import inrun
 from inrun.errors import InvariantError, MisuseError, NotSupportedError
 from inrun.optim import register, rule_for
-from tests.unit.optimizers import ELEMENTWISE, MATRIX
+from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX
 
 
 class Tamed(torch.optim.Optimizer):

@@ -134,7 +134,7 @@ def attach(
         payout=payout, payout_to=payout_to, next_batch=utility.follows,
     )  # fmt: skip
     optimizers = Together(optimizer)
-    if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
+    if direction.needs_linearization and any(rule.linearized is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
@@ -145,7 +145,7 @@ def attach(
     halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
     frequency = frequency_of(every, max_overhead, processes, halves)
     met = _contraction(contraction)
-    if payout and not all(rule.remembers for rule in optimizers.rules):
+    if payout and any(rule.momentum is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"{optimizers.name} does not remember gradients linearly (payout is for Adam, AdamW, "
             "Adamax, NAdam, RAdam and SGD). Use payout=0; look-ahead pays out by replay."

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from inrun.factors import Factor, compute_dtype
-from inrun.kernels import probe_and_squares, takes
 from inrun.shards import is_sharded, own_part, part_of
 
 SINGLE = torch.finfo(torch.float32).eps
@@ -65,12 +64,6 @@ class Probe:
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
-        left, right = self._left, self._right.reshape(-1)
-        if self._parameter is None:
-            matrix = self._as_matrix(gradient)
-            if takes(matrix, left, right):
-                probe, squares = probe_and_squares(matrix, left, right)
-                return torch.tensor((probe, squares**0.5), dtype=torch.float64)
         # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
         wide = None if gradient.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(gradient, dtype=wide)

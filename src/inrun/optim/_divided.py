@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._rule import Rule, Setting, State
-from inrun.optim._slope import Diagonal
+from inrun.optim._rule import Diagonal, Rule, Setting, State
 
 Number = Tensor | float
 

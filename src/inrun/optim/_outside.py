@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from inrun.errors import NotSupportedError
-from inrun.optim._averaged import ScheduleFreeAdamWRule
-from inrun.optim._lamb import LambRule
-from inrun.optim._quantized import quantized_rule
+from inrun.optim._adam_variants import ScheduleFreeAdamWRule, quantized_rule
+from inrun.optim._matrix import LambRule
 from inrun.optim._rule import Rule
 from inrun.optim._signs import LionRule
 

@@ -12,7 +12,6 @@ All start like the sign of the gradient, while v is mostly made of the present s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._rule import steps_seen
+from inrun.optim._rule import entering, numbers_of, steps_seen
 
 
 class AdagradState(NamedTuple):
@@ -47,13 +46,8 @@ class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[AdagradState, AdagradSetting]:
         """See `Rule.read`."""
-        setting = AdagradSetting(
-            lr=float(group["lr"]),
-            lr_decay=float(group["lr_decay"]),
-            decay=float(group["weight_decay"]),
-            eps=float(group["eps"]),
-            maximize=group["maximize"],
-        )
+        numbers = numbers_of(group, "lr", "lr_decay", "weight_decay", "eps")
+        setting = AdagradSetting(*numbers, maximize=group["maximize"])
         return AdagradState(state["sum"], steps_seen(state)), setting
 
     def displacement(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> Tensor:
@@ -67,10 +61,6 @@ class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
         x = entering(g, w, h)
         return AdagradState(s.total + x * x, s.steps + 1)
 
-    def steps_taken(self, s: AdagradState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
-
 
 class AdadeltaState(NamedTuple):
     """Means of squared gradients and of squared displacements."""
@@ -81,10 +71,10 @@ class AdadeltaState(NamedTuple):
 
 
 class AdadeltaSetting(NamedTuple):
-    """The parameter group's numbers."""
+    """The parameter group's numbers; `b2` is rho."""
 
     lr: float
-    rho: float
+    b2: float
     eps: float
     decay: float
     maximize: bool
@@ -97,19 +87,14 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[AdadeltaState, AdadeltaSetting]:
         """See `Rule.read`."""
-        setting = AdadeltaSetting(
-            lr=float(group["lr"]),
-            rho=float(group["rho"]),
-            eps=float(group["eps"]),
-            decay=float(group["weight_decay"]),
-            maximize=group["maximize"],
-        )
+        numbers = numbers_of(group, "lr", "rho", "eps", "weight_decay")
+        setting = AdadeltaSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
         square, delta = state.get("square_avg", nothing), state.get("acc_delta", nothing)
         return AdadeltaState(square, delta, steps_seen(state)), setting
 
     def _delta(self, x: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
-        square = h.rho * s.square + (1 - h.rho) * (x * x)
+        square = h.b2 * s.square + (1 - h.b2) * (x * x)
         return x * (torch.sqrt(s.delta + h.eps) / torch.sqrt(square + h.eps))
 
     def displacement(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
@@ -121,18 +106,10 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         x = entering(g, w, h)
         delta = self._delta(x, s, h)
         return AdadeltaState(
-            h.rho * s.square + (1 - h.rho) * (x * x),
-            h.rho * s.delta + (1 - h.rho) * (delta * delta),
+            h.b2 * s.square + (1 - h.b2) * (x * x),
+            h.b2 * s.delta + (1 - h.b2) * (delta * delta),
             s.steps + 1,
         )
-
-    def steps_taken(self, s: AdadeltaState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
-
-    def window(self, s: AdadeltaState, h: AdadeltaSetting) -> float:
-        """See `Rule.window`."""
-        return 1 / (1 - h.rho) if h.rho < 1 else math.inf
 
 
 class RMSpropState(NamedTuple):
@@ -145,10 +122,10 @@ class RMSpropState(NamedTuple):
 
 
 class RMSpropSetting(NamedTuple):
-    """The parameter group's numbers."""
+    """The parameter group's numbers; `b2` is alpha."""
 
     lr: float
-    alpha: float
+    b2: float
     eps: float
     decay: float
     momentum: float
@@ -162,14 +139,8 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[RMSpropState, RMSpropSetting]:
         """See `Rule.read`."""
-        setting = RMSpropSetting(
-            lr=float(group["lr"]),
-            alpha=float(group["alpha"]),
-            eps=float(group["eps"]),
-            decay=float(group["weight_decay"]),
-            momentum=float(group["momentum"]),
-            maximize=group["maximize"],
-        )
+        numbers = numbers_of(group, "lr", "alpha", "eps", "weight_decay", "momentum")
+        setting = RMSpropSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
         return RMSpropState(
             state.get("square_avg", nothing),
@@ -179,10 +150,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         ), setting
 
     def _advanced(self, x: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:
-        square = h.alpha * s.square + (1 - h.alpha) * (x * x)
+        square = h.b2 * s.square + (1 - h.b2) * (x * x)
         mean, below = None, square
         if s.mean is not None:
-            mean = h.alpha * s.mean + (1 - h.alpha) * x
+            mean = h.b2 * s.mean + (1 - h.b2) * x
             below = square - mean * mean
         buffer = x / (torch.sqrt(below) + h.eps)
         if s.buffer is not None:
@@ -199,17 +170,3 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         """See `Rule.advance`."""
         after = self._advanced(entering(g, w, h), s, h)
         return after if s.buffer is not None else after._replace(buffer=None)
-
-    def steps_taken(self, s: RMSpropState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
-
-    def window(self, s: RMSpropState, h: RMSpropSetting) -> float:
-        """See `Rule.window`."""
-        return 1 / (1 - h.alpha) if h.alpha < 1 else math.inf
-
-
-def entering(g: Tensor, w: Tensor, h: Any) -> Tensor:
-    """The gradient as the rule takes it in: its sign, and coupled decay."""
-    x = -g if h.maximize else g
-    return x + h.decay * w if h.decay else x

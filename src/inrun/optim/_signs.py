@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._second_moments import entering
+from inrun.optim._rule import entering, numbers_of
 
 
 class RpropState(NamedTuple):
@@ -52,14 +52,8 @@ class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[RpropState, RpropSetting]:
         """See `Rule.read`."""
-        setting = RpropSetting(
-            lr=float(group["lr"]),
-            shrink=float(group["etas"][0]),
-            grow=float(group["etas"][1]),
-            least=float(group["step_sizes"][0]),
-            most=float(group["step_sizes"][1]),
-            maximize=group["maximize"],
-        )
+        bounds = [float(number) for number in (*group["etas"], *group["step_sizes"])]
+        setting = RpropSetting(float(group["lr"]), *bounds, maximize=group["maximize"])
         if not state:
             size = torch.full_like(weight, setting.lr)
             return RpropState(torch.zeros_like(weight), size), setting
@@ -82,10 +76,6 @@ class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
         factor = factor.masked_fill(agree < 0, h.shrink)
         size = (s.size * factor).clamp(h.least, h.most)
         return RpropState(x.masked_fill(agree < 0, 0.0), size)
-
-    def steps_taken(self, s: RpropState) -> int:
-        """See `Rule.steps_taken`."""
-        return 0
 
 
 class LionState(NamedTuple):
@@ -122,7 +112,8 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> tuple[LionState, LionSetting]:
         """See `Rule.read`."""
-        lr, decay = float(group["lr"]), float(group["weight_decay"]) / self._decay_over
+        lr, decay = numbers_of(group, "lr", "weight_decay")
+        decay /= self._decay_over
         apart = group.get("weight_decouple", True)
         setting = LionSetting(
             lr=lr,
@@ -134,10 +125,6 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
         )
         return LionState(state.get("exp_avg", torch.zeros_like(weight))), setting
 
-    def without_decay(self, h: LionSetting) -> LionSetting:
-        """See `Rule.without_decay`."""
-        return h._replace(decay=0.0, apart=0.0)
-
     def displacement(self, g: Tensor, w: Tensor, s: LionState, h: LionSetting) -> Tensor:
         """See `Rule.displacement`."""
         x = entering(g, w, h)
@@ -147,7 +134,3 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
         """See `Rule.advance`."""
         x = entering(g, w, h)
         return LionState(h.b2 * s.m + (1 - h.b2) * x)
-
-    def steps_taken(self, s: LionState) -> int:
-        """See `Rule.steps_taken`."""
-        return 0

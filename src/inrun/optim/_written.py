@@ -41,8 +41,10 @@ class WrittenSetting(NamedTuple):
 class _Written(Rule[WrittenState, WrittenSetting]):
     """What both kinds have in common."""
 
+    advances = False
+
     def __init__(self, function: Displacement, *, sign_like: bool):
-        self._function, self.jumps = function, sign_like
+        self._function, self.jumps, self.affine = function, sign_like, not sign_like
 
     def read(
         self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
@@ -72,10 +74,6 @@ class _Written(Rule[WrittenState, WrittenSetting]):
             "A registered update rule says what its optimizer displaces, not what becomes of the "
             "optimizer's state, so that steps cannot be chained. Train with torch.optim's."
         )
-
-    def steps_taken(self, s: WrittenState) -> int | None:
-        """See `Rule.steps_taken`."""
-        return 0 if self.jumps else None
 
 
 class WrittenElementwise(_Written, ElementwiseRule[WrittenState, WrittenSetting]):

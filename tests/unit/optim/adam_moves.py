@@ -11,7 +11,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 
 def setting(**changed):
-    plain = AdamSetting(1e-3, 0.9, 0.999, 1e-8, decay=0.0, coupled=False, maximize=False)
+    plain = AdamSetting(1e-3, 0.9, 0.999, 1e-8, decay=0.0, apart=0.0, maximize=False)
     return plain._replace(**changed)
 
 
@@ -30,6 +30,19 @@ def adam_move(dtype, steps, h, shape=SHAPE):
     state = AdamState(m.to(dtype), v.to(dtype), None, steps)
     rule = AdamRule(decoupled=True)
     return Move(rule, w.to(dtype), g.to(dtype), state, h)
+
+
+def terms(move, scale=1.0):
+    """(slope, momentum, decay) told from the state after the step."""
+    told = move.rule.post_step
+    arrays = move.gradient, move.weight, *told.arrays(move.state)
+    return told.terms(*arrays, told.numbers(move.state, move.setting, scale))
+
+
+def settles(move):
+    """Whether they can be told, asked before the step."""
+    told = move.rule.post_step
+    return told is not None and told.defined(move.state, move.setting)
 
 
 def validation(K, dtype, shape=SHAPE):

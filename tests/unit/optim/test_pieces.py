@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from inrun.optim import _pieces, moves, rule_for
-from tests.unit.optimizers import ELEMENTWISE, give_gradients, optimizer_of
+from inrun.optim import _move, moves, rule_for
+from tests.unit.optim.optimizers import ELEMENTWISE, give_gradients, optimizer_of
 
 
 def results(case, steps=6):
@@ -21,13 +21,13 @@ def results(case, steps=6):
 @pytest.mark.parametrize("case", ELEMENTWISE, ids=lambda case: case.name)
 def test_pieces_are_the_whole(case, monkeypatch):
     whole = results(case)
-    monkeypatch.setattr(_pieces, "PIECE", 2)
+    monkeypatch.setattr(_move, "PIECE", 2)
     for a, b in zip(whole, results(case), strict=True):
         torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-12, atol=1e-15)
 
 
 def test_other_layouts_stay_whole(monkeypatch):
-    monkeypatch.setattr(_pieces, "PIECE", 2)
+    monkeypatch.setattr(_move, "PIECE", 2)
     seen = []
 
     def compute(arrays):
@@ -35,11 +35,11 @@ def test_other_layouts_stay_whole(monkeypatch):
         return [arrays[0] + arrays[1], 3.0]
 
     plain, turned = torch.randn(4, 5), torch.randn(5, 4).T
-    total, three = _pieces.in_pieces((plain, turned, ()), compute)
+    total, three = _move.in_pieces((plain, turned, ()), compute)
     assert seen == [(4, 5)]
     torch.testing.assert_close(total, plain + turned)
     seen.clear()
-    total, three = _pieces.in_pieces((plain, plain, (torch.tensor(7),)), compute)
+    total, three = _move.in_pieces((plain, plain, (torch.tensor(7),)), compute)
     assert len(seen) == 10
     assert three == 3.0
     torch.testing.assert_close(total, 2 * plain)

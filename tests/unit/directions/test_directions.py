@@ -10,7 +10,7 @@ from torch import nn
 
 import inrun
 from inrun.directions import ESTIMATORS, Path, PathSmoothed, direction_of
-from inrun.directions._coalitions import balanced_orders
+from inrun.directions._smoothed import balanced_orders
 from inrun.errors import MisuseError
 from inrun.optim import moves, rule_for
 from inrun.truth import shapley_values

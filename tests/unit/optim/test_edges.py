@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import optim
 
-from inrun.directions.path_smoothed import PathSmoothed
-from inrun.optim import Along, derivative_of, moves, rule_for
-from tests.unit.optimizers import MUONS, grid
+from inrun.directions import PathSmoothed
+from inrun.optim import Along, Move, derivative_of, moves, rule_for
+from tests.unit.optim.adam_moves import settles, terms
+from tests.unit.optim.optimizers import MUONS, grid
 
 EPS = (0.0, 1e-30)
 EDGES = [
@@ -155,13 +156,11 @@ def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case):
 def test_adam_is_told_from_the_state_after_the_step_only_where_that_keeps_its_digits(case):
     before = None
     for _, move, _ in play(case, 0.01):
-        if before is not None and before[0].rule.settles(before[0].state, before[0].setting):
+        if before is not None and settles(before[0]):
             old, expected = before
-            told = old.rule.settled(old.gradient, move.weight, move.state, old.setting)
-            momentum = 0.0 if told.momentum is None else told.momentum * told.rate
-            decay = 0.0 if told.decayed is None else told.decayed * told.share
-            for found, part in zip((momentum, decay, told.slope), expected, strict=False):
-                found = torch.as_tensor(found) + torch.zeros_like(part)
+            after = Move(old.rule, move.weight, old.gradient, move.state, old.setting)
+            slope, momentum, decay = terms(after)
+            for found, part in zip((momentum, decay, slope), expected, strict=False):
                 assert float((found - part).abs().max()) <= 1e-6 * max(1.0, float(part.abs().max()))
         before = move, parts_of(move)
 

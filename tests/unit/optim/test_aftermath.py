@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from inrun.optim import Along, aftermath_of, derivative_of, moves, paired, rule_for
-from inrun.optim._adam_aftermath import ORDER, SERIES, AdamAftermath
-from inrun.optim._aftermath import Stepped
+from inrun.optim._aftermath import ORDER, SERIES, AdamAftermath, Stepped
 
 ELEMENTS, STEPS, ROWS, TARGETS = 40, 9, 5, 2
 ROUNDING = 2e-15  # what the differences of real steps have lost

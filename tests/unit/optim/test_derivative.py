@@ -5,7 +5,7 @@ import torch
 
 from inrun.errors import NotSupportedError
 from inrun.optim import Along, Move, derivative_of, joined, moves, rule_for
-from tests.unit.optimizers import (
+from tests.unit.optim.optimizers import (
     ADAMS,
     AVERAGED,
     KIN,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inrun.optim import gauss_legendre, moves, rule_for
-from tests.unit.optimizers import MATRIX
+from tests.unit.optim.optimizers import MATRIX
 
 CASES = MATRIX[::7]  # every kind with several settings
 

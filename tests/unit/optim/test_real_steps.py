@@ -5,7 +5,7 @@ import torch
 from torch import optim
 
 from inrun.optim import moves, rule_for
-from tests.unit.optimizers import Case, optimizer_of
+from tests.unit.optim.optimizers import Case, optimizer_of
 
 EDGES = {
     "eps 0": {"eps": 0.0},

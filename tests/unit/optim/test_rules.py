@@ -5,8 +5,9 @@ import torch
 from torch.optim import Adam, AdamW
 
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim import moves, rule_for
-from tests.unit.optimizers import (
+from inrun.optim import Move, moves, rule_for
+from tests.unit.optim.adam_moves import settles, terms
+from tests.unit.optim.optimizers import (
     ELEMENTWISE,
     MATRIX,
     SIGN_LIKE,
@@ -192,24 +193,24 @@ def test_unknown_optimizers_are_refused_by_name():
 def test_slope_and_history_can_be_told_from_the_state_after_the_step(case, dtype):
     rounding, before = 4 * torch.finfo(dtype).eps ** 0.5, []  # a root's, of what is all new
     for _, _, rule, now in take_steps(case, 12, dtype):
-        for (settles, *told, gradient, setting), after in zip(before, now, strict=bool(before)):
-            if settles:
-                now_told = rule.settled(gradient, after.weight, after.state, setting, scale=2.0)
-                decay = 0.0 if now_told.decayed is None else now_told.decayed * now_told.share
-                momentum = 0.0 if now_told.momentum is None else now_told.momentum * now_told.rate
-                found = now_told.slope / 2, momentum, decay
+        for (told_after, *told, gradient, setting), after in zip(before, now, strict=bool(before)):
+            if told_after:
+                slope, *history = terms(
+                    Move(rule, after.weight, gradient, after.state, setting), scale=2.0
+                )
+                found = slope / 2, *history
                 for a, b in zip(found, told, strict=True):
                     a, b = torch.as_tensor(a, dtype=dtype), torch.as_tensor(b, dtype=dtype)
                     allowed = rounding * max(1.0, float(b.abs().max()))
                     assert float((a - b).abs().max()) <= allowed
         before = [
-            (rule.settles(m.state, m.setting), m.slope().coefficient, *m.history(),
+            (settles(m), m.slope().coefficient, *m.history(),
              m.gradient.clone(), m.setting)
             for m in now
         ]  # fmt: skip
 
 
 def test_adam_settles_unless_its_state_does_not_tell():
-    for options, settles in (({}, True), ({"amsgrad": True}, False), ({"eps": 0.0}, False)):
-        for _, _, rule, now in take_steps(Case(AdamW, options), 3):
-            assert all(rule.settles(m.state, m.setting) == settles for m in now)
+    for options, told in (({}, True), ({"amsgrad": True}, False), ({"eps": 0.0}, False)):
+        for _, _, _, now in take_steps(Case(AdamW, options), 3):
+            assert all(settles(m) == told for m in now)
