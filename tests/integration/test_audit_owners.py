@@ -23,6 +23,7 @@ from tests.integration.test_owner_checks import (
     data,
     loss_fn,
 )
+from tests.settings import flat
 
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 6}  # a check at each step, groups of one sample
 
@@ -33,7 +34,10 @@ def audited(build, batch, *, steps=4, loss=loss_fn, micro=1, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     held_out = tuple(t[20:] for t in batch)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, held_out), progress=False, smoothed_steps=0, **options
+        model,
+        optimizer,
+        inrun.Utility(loss, held_out),
+        **flat(progress=False, smoothed_steps=0, **options),
     )
     audit = attribution.audit(**ALWAYS)
     for step in range(steps):

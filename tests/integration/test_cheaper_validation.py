@@ -1,6 +1,7 @@
 """Less validation: the next training batch in place of a validation set, or a part of its rows."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import inrun
 from inrun.errors import InRunWarning, MisuseError
 from tests.oracles import shares as oracle_shares
+from tests.settings import flat
 
 BATCH, STEPS = 5, 8
 
@@ -36,7 +38,7 @@ def following(**options):
     model, optimizer = started()
     given = {"smoothed_steps": 0, "contraction": "dense", "progress": False} | options
     utility = inrun.Utility.next_batch(loss_fn, (x[:3], y[:3]))
-    return model, optimizer, inrun.attach(model, optimizer, utility, **given)
+    return model, optimizer, inrun.attach(model, optimizer, utility, **flat(**given))
 
 
 def step(model, optimizer, attribution, number, clip=0.3, zero_in_place=False):
@@ -119,7 +121,10 @@ def test_no_validation_pass_is_run_and_training_is_not_changed():
     model, optimizer, attribution = following(self_test=False)
     plain, other = started()
     quiet = inrun.attach(
-        plain, other, inrun.Utility(loss_fn, data()), progress=False, smoothed_steps=0
+        plain,
+        other,
+        inrun.Utility(loss_fn, data()),
+        options=inrun.Options(progress=False, smoothed_steps=0),
     )
     runs = []
     model.register_forward_hook(lambda m, *_: runs.append(1) if m.training else None)
@@ -158,7 +163,7 @@ def test_a_step_before_a_paused_one_is_not_scored():
 
 
 def test_payouts_behind_the_next_batch_are_momentum_s_entries():
-    model, optimizer, attribution = following(payout=100)
+    model, optimizer, attribution = following(momentum_window=100)
     for number in range(STEPS):
         step(model, optimizer, attribution, number)
     attribution.detach()
@@ -169,14 +174,14 @@ def test_payouts_behind_the_next_batch_are_momentum_s_entries():
 
 @pytest.mark.parametrize("payout", [0, 2])
 def test_a_checkpoint_is_without_the_step_that_waits_and_the_run_goes_on_with_it(payout):
-    model, optimizer, attribution = following(payout=payout)
+    model, optimizer, attribution = following(momentum_window=payout)
     for number in range(3):
         step(model, optimizer, attribution, number)
     state = attribution.state_dict()
     step(model, optimizer, attribution, 3)
     step(model, optimizer, attribution, 4)
     assert attribution.ledger()["step"].to_pylist() == [1, 2, 3, 4]
-    again = following(payout=payout)[2]
+    again = following(momentum_window=payout)[2]
     again.load_state_dict(state)
     assert again.ledger()["step"].to_pylist() == [1, 2]
 
@@ -190,12 +195,14 @@ def test_what_needs_a_validation_loss_is_refused():
     attribution.detach()
     for options in ({"capture": "stream"}, {"estimator": "path-given"}):
         with pytest.raises(MisuseError, match=r"next_batch"):
-            inrun.attach(model, optimizer, inrun.Utility.next_batch(), **options)
+            inrun.attach(model, optimizer, inrun.Utility.next_batch(), **flat(**options))
 
 
 def test_without_validation_rows_owners_are_followed_all_the_same():
     model, optimizer = started()
-    attribution = inrun.attach(model, optimizer, inrun.Utility.next_batch(), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility.next_batch(), options=inrun.Options(progress=False)
+    )
     step(model, optimizer, attribution, 0)
     assert set(attribution.coverage()["owners"].to_pylist()) == {"followed"}
 
@@ -209,9 +216,14 @@ def rotated(parts, steps=12, **options):
         seen.append(len(batch[1]))
         return loss_fn(m, batch)
 
-    utility = inrun.Utility(watched, (x[60:], y[60:]), rotating=parts)
+    utility = inrun.Utility(watched, (x[60:], y[60:]))
     attribution = inrun.attach(
-        model, optimizer, utility, self_test=False, progress=False, smoothed_steps=0, **options
+        model,
+        optimizer,
+        utility,
+        **flat(
+            validation_parts=parts, self_test=False, progress=False, smoothed_steps=0, **options
+        ),
     )
     for number in range(steps):
         step(model, optimizer, attribution, number % 12)
@@ -237,8 +249,8 @@ def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     x, y = data()
     model, _ = started()
     utility = inrun.Utility(
-        loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}, rotating=4
-    )
+        loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}
+    ).dealt(4)
     for name in ("a", "b"):
         parts = [utility.part(number).batches[name] for number in range(4)]
         whole = utility.batches[name]
@@ -249,15 +261,17 @@ def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     assert utility.part(5).batches["a"][0].equal(utility.part(1).batches["a"][0])
 
 
-def test_over_its_parts_a_rotating_utility_gives_the_whole_s_values():
+def test_over_its_parts_a_dealt_utility_gives_the_whole_s_values():
     """`sgd`'s value is linear in the opening gradient, so the parts' mean is the whole's value."""
     x, y = data()
     values = []
     for part in (None, *range(3)):
         model, optimizer = started()
-        utility = inrun.Utility(loss_fn, (x[70:], y[70:]), rotating=3)
+        utility = inrun.Utility(loss_fn, (x[70:], y[70:])).dealt(3)
         utility = inrun.Utility(loss_fn, (x[70:], y[70:])) if part is None else utility.part(part)
-        attribution = inrun.attach(model, optimizer, utility, estimator="sgd", progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility, estimator="sgd", options=inrun.Options(progress=False)
+        )
         step(model, optimizer, attribution, 0)
         values.append(attribution.values()["value"].to_numpy())
     np.testing.assert_allclose(np.mean(values[1:], axis=0), values[0], rtol=1e-9)
@@ -268,10 +282,9 @@ def test_a_resumed_run_looks_at_the_same_parts():
 
     def run(cut=None):
         model, optimizer = started()
-        utility = inrun.Utility(loss_fn, (x[60:], y[60:]), rotating=4)
-        attach = lambda: inrun.attach(  # noqa: E731
-            model, optimizer, utility, progress=False, smoothed_steps=0
-        )
+        utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
+        how = flat(validation_parts=4, progress=False, smoothed_steps=0)
+        attach = partial(inrun.attach, model, optimizer, utility, **how)
         attribution = attach()
         for number in range(12):
             if number == cut:
@@ -286,25 +299,30 @@ def test_a_resumed_run_looks_at_the_same_parts():
     assert run(cut=5).ledger().drop_columns(unknown) == run().ledger().drop_columns(unknown)
 
 
-@pytest.mark.parametrize("rotating", [0, 2.5, 41, True])
-def test_parts_that_cannot_be_made_are_refused(rotating):
+@pytest.mark.parametrize("parts", [0, 2.5, 41, True])
+def test_parts_that_cannot_be_made_are_refused(parts):
     x, y = data()
-    with pytest.raises(MisuseError, match="rotating"):
-        inrun.Utility(loss_fn, (x[60:], y[60:]), rotating=rotating)
+    with pytest.raises(MisuseError, match="validation_parts"):
+        inrun.attach(
+            *started(), inrun.Utility(loss_fn, (x[60:], y[60:])), **flat(validation_parts=parts)
+        )
 
 
-def test_a_batch_that_cannot_be_cut_does_not_rotate():
-    with pytest.raises(MisuseError, match="rotating"):
-        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)], rotating=2)
+def test_a_batch_that_cannot_be_cut_has_no_parts():
+    with pytest.raises(MisuseError, match="validation_parts"):
+        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)]).dealt(2)
 
 
 def refreshed(n, steps=7, **options):
     x, y = data()
     model, optimizer = started()
-    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=n)
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
     with pytest.warns(InRunWarning, match="older than they are"):
         attribution = inrun.attach(
-            model, optimizer, utility, progress=False, smoothed_steps=0, **options
+            model,
+            optimizer,
+            utility,
+            **flat(validation_every=n, progress=False, smoothed_steps=0, **options),
         )
     states = []
     for number in range(steps):
@@ -349,9 +367,11 @@ def test_losses_are_known_where_there_was_a_pass():
 def test_a_step_that_was_not_scored_is_followed_by_a_new_pass():
     x, y = data()
     model, optimizer = started()
-    utility = inrun.Utility(loss_fn, (x[60:], y[60:]), refresh=10)
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
     with pytest.warns(InRunWarning, match="older"):
-        attribution = inrun.attach(model, optimizer, utility, progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility, **flat(validation_every=10, progress=False)
+        )
     for number in range(4):
         if number == 2:
             with attribution.paused():
@@ -366,5 +386,5 @@ def test_a_step_that_was_not_scored_is_followed_by_a_new_pass():
 
 @pytest.mark.parametrize("refresh", [0, 1.5, True])
 def test_refreshing_after_no_number_of_steps_is_refused(refresh):
-    with pytest.raises(MisuseError, match="refresh"):
-        inrun.Utility(loss_fn, data(), refresh=refresh)
+    with pytest.raises(MisuseError, match="validation_every"):
+        inrun.EveryStep(validation_every=refresh)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
+from tests.settings import flat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 OPTIONS = {
@@ -19,7 +20,7 @@ OPTIONS = {
     "stream": {"capture": "stream"},
     "offload": {"capture": "offload"},
     "dense": {"contraction": "dense"},
-    "payout": {"payout": 3},
+    "momentum_window": {"momentum_window": 3},
     "sgd": {"estimator": "sgd"},
     "path-given": {"estimator": "path-given"},
 }
@@ -48,7 +49,7 @@ def trained(device, steps=8, half=False, fused=False, around=None, clip=0.5, **o
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
     utility = inrun.Utility(loss_fn, text[-4:].to(device))
     attribution = inrun.attach(
-        model, optimizer, utility, smoothed_steps=0, progress=False, **options
+        model, optimizer, utility, **flat(smoothed_steps=0, progress=False, **options)
     )
     for step in range(steps):
         batch = text[8 * step : 8 * step + 8].to(device)

@@ -9,6 +9,7 @@ from torch import nn
 import inrun
 from inrun.attribution import _grouped
 from inrun.capture import _small
+from tests.settings import flat
 
 
 class Many(nn.Module):
@@ -50,9 +51,7 @@ def trained(clip, targets, options, blocks=2, **attached):
         model,
         optimizer,
         inrun.Utility(loss, targets=parts),
-        smoothed_steps=0,
-        progress=False,
-        **attached,
+        **flat(smoothed_steps=0, progress=False, **attached),
     )
     for step in range(4):
         for ids in (torch.arange(8) + 8 * step).chunk(blocks):

@@ -21,6 +21,7 @@ from inrun.capture._reading import Reading
 from inrun.errors import InRunWarning, InvariantError, MisuseError
 from inrun.factors import LowRankContraction
 from inrun.kernels import _numba
+from tests.settings import flat
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"]
 READS += ["__bool__", "__float__", "__int__", "__index__"]
@@ -61,7 +62,7 @@ class Run:
         utility = options.pop("utility", None) or inrun.Utility(loss_fn, torch.randint(30, (4, 9)))
         defaults = {"smoothed_steps": 0, "progress": False}
         self.attribution = inrun.attach(
-            self.model, self.optimizer, utility, **{**defaults, **options}
+            self.model, self.optimizer, utility, **flat(**{**defaults, **options})
         )
         self.count = 0
 
@@ -111,7 +112,7 @@ KINDS = {
             loss_fn, targets={k: torch.full((4, 9), n) for n, k in enumerate("ab", 3)}
         )
     },
-    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30, rotating=2)},
+    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30).dealt(2)},
     "next batch": {"utility": inrun.Utility.next_batch(loss_fn, torch.zeros(4, 9).long())},
 }
 
@@ -346,7 +347,9 @@ def test_an_optimizer_that_writes_into_gradients_costs_a_clipped_step_and_says_s
         run.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True
     )
     utility = inrun.Utility(loss_fn, torch.randint(30, (4, 9)))
-    run.attribution = inrun.attach(run.model, run.optimizer, utility, progress=False)
+    run.attribution = inrun.attach(
+        run.model, run.optimizer, utility, options=inrun.Options(progress=False)
+    )
     with pytest.warns(InRunWarning, match="overwritten in it"):
         run.step()
     run.steps(3)

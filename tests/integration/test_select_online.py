@@ -496,7 +496,7 @@ def test_rotating_parts_of_the_validation_rows_take_turns():
         seen.append(batch[0][0, 0].item())
         return loop.terms_of(model, *batch).mean()
 
-    loop.utility = inrun.Utility(judge, held, rotating=2)
+    loop.utility = inrun.Utility(judge, held).dealt(2)
     with loop.select(rounds=2) as selection:
         seen.clear()
         loop.run(selection, [candidates(step) for step in range(4)])

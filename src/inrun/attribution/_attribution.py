@@ -15,7 +15,6 @@ from torch import nn
 from inrun.attribution._audit import Audit
 from inrun.attribution._closures import Arguments, gave_nothing, with_closure_run
 from inrun.attribution._demands import demand_losses, demand_whole_directions
-from inrun.attribution._frequency import Frequency
 from inrun.attribution._ids import IdReader
 from inrun.attribution._live import LiveLine
 from inrun.attribution._open_block import OpenBlock
@@ -24,6 +23,7 @@ from inrun.attribution._results import Results
 from inrun.attribution._resume import Resume
 from inrun.attribution._schedule import AuditSchedule
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._scoring import Frequency
 from inrun.attribution._step_hooks import StepHooks, release, warn_unheld
 from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens

@@ -37,5 +37,5 @@ def demand_whole_directions(scorer: Scorer, capture: Capture) -> None:
     if scorer.payouts is not None:
         raise MisuseError(
             "Values a token are those of a step alone, and payout adds what momentum did "
-            "later. Attach with payout=0."
+            "later. Attach with momentum_window=0."
         )

@@ -325,5 +325,5 @@ def _overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
         f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was overwritten "
         f"in place while the samples of step {step} waited for what momentum does for them. They "
         "keep their in-step values. Do not refill input buffers: make a new tensor for each batch, "
-        "or attach with capture='offload' or payout_to='FOLDER', which keep copies."
+        "or attach with capture='offload' or held_in='FOLDER', which keep copies."
     )

@@ -118,7 +118,7 @@ class Results:
 
         `steps` taken and `scored`; `relative_error`, the totals' standard error over their size,
         root mean squares over all samples, those without a scored step among them; infinite where
-        too few steps were scored to tell. With `max_overhead` also `every` and `parts` (of the
+        too few steps were scored to tell. With `inrun.Budget` also `every` and `parts` (of the
         validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
         `extra`, what scoring adds to a step's time, and `expected`, to the training's.
         """

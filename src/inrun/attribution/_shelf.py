@@ -128,7 +128,7 @@ class _Filed(Kept):
         except (OSError, SafetensorError) as error:
             raise StoreError(
                 f"{self._path}, in which payout keeps what later steps need, cannot be read "
-                f"({error}). Leave the folder of payout_to alone while training goes on."
+                f"({error}). Leave the folder of held_in alone while training goes on."
             ) from error
 
     def let_go(self) -> None:
@@ -218,10 +218,10 @@ class OnDisk(Shelf):
 
     def __init__(self, folder: str | os.PathLike[str]):
         try:
-            self._own = OwnFolder(store_path(folder, "payout_to"))
+            self._own = OwnFolder(store_path(folder, "held_in"))
         except (OSError, StoreError) as error:
             raise StoreError(
-                f"payout_to={str(folder)!r} cannot take files ({error}). Name a folder that is "
+                f"held_in={str(folder)!r} cannot take files ({error}). Name a folder that is "
                 "there, on a disk with room for the steps that wait."
             ) from error
         self._folder, self._numbers = self._own.path, itertools.count()

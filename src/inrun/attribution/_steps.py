@@ -16,7 +16,6 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._auditing import Auditing
 from inrun.attribution._booking import Booking, Step
 from inrun.attribution._captures import build_capture
-from inrun.attribution._frequency import Frequency, WithinBudget
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._paying import Paying
 from inrun.attribution._pending import Pending
@@ -24,6 +23,7 @@ from inrun.attribution._record import Record
 from inrun.attribution._scales import ReadTooLateError
 from inrun.attribution._scored import Scored
 from inrun.attribution._scorer import Scorer
+from inrun.attribution._scoring import Frequency, WithinBudget
 from inrun.attribution._unattributed import Before, streamed, unowned_block
 from inrun.capture import Block, Capture, Hold, Stream, reads_late, self_test
 from inrun.errors import NotSupportedError

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from inrun.attribution import Attribution, attach
+from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._numbered import KEY, Numbering, demand_column
@@ -75,7 +75,7 @@ class InRun(TrainerCallback):
         ids: an item's column that holds its id, an int or a string; its position in the training
             data by default. Set `remove_unused_columns=False`, or the trainer drops the column.
         validation_rows: how many rows of each validation data set are used.
-        options: for `inrun.attach`: estimator, capture, store, ...
+        options: for `inrun.attach`: estimator, store, scoring, options, ...
 
     Example:
         trainer = Trainer(model, args, train_dataset=train, data_collator=collate)
@@ -94,7 +94,7 @@ class InRun(TrainerCallback):
         **options: Any,
     ):
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
-        self._rows, self._options = validation_rows, {"progress": False, **options}
+        self._rows, self._options = validation_rows, {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
         self._numbering: Numbering | None = None
         self._hook: Any = None

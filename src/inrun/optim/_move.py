@@ -139,7 +139,8 @@ class Move(Generic[State, Setting]):
     def _momentum(self) -> Momentum:
         if self.rule.momentum is None:
             raise NotSupportedError(
-                f"{type(self.rule).__name__} does not remember gradients linearly. Use payout=0."
+                f"{type(self.rule).__name__} does not remember gradients linearly. Use "
+                "momentum_window=0."
             )
         return self.rule.momentum
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import demand_settings
+from inrun.attribution import Budget, Options, Sampled, Scoring, demand_settings
 from inrun.errors import MisuseError, StoreError
 
 CONFIG = "config.json"
@@ -121,9 +121,8 @@ class TrainConfig:
         if self.keep_tokens and self.task != "causal-lm":
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
         demand_settings(
-            estimator=self.estimator, capture=self.capture, every=self.every,
-            max_overhead=self.max_overhead, payout=self.payout, payout_to=self.payout_to,
-            next_batch=self.next_batch,
+            estimator=self.estimator, scoring=self.scoring, momentum_window=self.payout,
+            options=self.options(), next_batch=self.next_batch,
         )  # fmt: skip
         self._demand_alone()
 
@@ -150,6 +149,25 @@ class TrainConfig:
                 "record and accumulate exclude each other: a recording must know each row's term "
                 "in the step's loss from its own pass. Use a larger batch, or no recording."
             )
+
+    @property
+    def scoring(self) -> Scoring:
+        """How much is looked at, for `inrun.attach`."""
+        parts = self.rotating
+        if self.max_overhead is not None:
+            if self.every != 1:
+                raise MisuseError("every says what max_overhead is to find out. Give one of them.")
+            return Budget(self.max_overhead, validation_parts=parts)
+        return Sampled(self.every, validation_parts=parts)
+
+    def options(self, **more: Any) -> Options:
+        """The rest, for `inrun.attach`."""
+        whole = self.keep_tokens  # values per token need directions neither cut nor smoothed
+        chosen = {"smoothed_steps": 0} if whole else {}
+        return Options(
+            capture=self.capture, contraction="dense" if whole else self.contraction,
+            held_in=self.payout_to, progress=False, **{**chosen, **more},
+        )  # fmt: skip
 
     def demand_place(self) -> None:
         """Looks for the folder of `payout_to`, before a training begins.

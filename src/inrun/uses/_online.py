@@ -62,7 +62,7 @@ def online(
         optimizer: any of `torch.optim`; for horizons above 1 one of a smooth rule, since a step by
             signs cannot be looked through. For the same reason Adam's first ten steps look one step
             ahead only, through the mean slope of the update.
-        utility: the validation loss; of several targets their weighted sum. With `rotating` parts
+        utility: the validation loss; of several targets their weighted sum. With `utility.dealt(n)`
             each step looks at the next of them.
         keep: how many of a block's rows to train on, as an int, or what share of them, as a float
             below 1. Blocks that are no larger are trained on whole.

@@ -48,14 +48,6 @@ class Utility:
             `random`. Opening and closing loss are then comparable, as a loss must be whose change
             is to be explained. Memory is that of so many calls at once. 1 calls it once, and leaves
             random numbers alone.
-        rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
-            as much less, and each step's values are those for the part's loss: over a run they
-            average out. By how much a step lowered the loss is not known then, nor is the residual.
-        refresh: a validation pass after every so many steps only; the steps between are judged by
-            the last pass's gradient. Totals over a run keep most of their agreement
-            (docs/budget.md), but in a single step an older gradient can be worth nothing or less
-            (training swings along sharp directions), so this is warned about. The losses of steps
-            without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: no batch, both forms at once, weights that do not fit the targets, or rows that
@@ -82,8 +74,6 @@ class Utility:
         weights: Mapping[str, float] | None = None,
         batch_size: int | None = None,
         rows_axis: int = 0,
-        rotating: int = 1,
-        refresh: int = 1,
         draws: int = 1,
     ):
         if not callable(loss_fn):
@@ -110,14 +100,11 @@ class Utility:
             )
         self.weights = _weights(tuple(self.batches), weights)
         self.follows = False
-        self.rotating = rotating
-        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
-            raise MisuseError(f"refresh={refresh!r} is no number of steps.")
-        self.refresh = refresh
+        self.rotating = self.refresh = 1
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
         self.draws = draws
-        self._parts = _parts(self.batches, rotating, rows_axis)
+        self._parts = _parts(self.batches, 1, rows_axis)
         self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
         self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
         self.kinds: dict[str, list[str]] = {}  # by target, what its loss turned out to be
@@ -165,11 +152,19 @@ class Utility:
         rows = [row_count(batch, self.rows_axis) for batch in self.batches.values()]
         return self.rotating == 1 and not self.follows and all((n or 0) >= count for n in rows)
 
-    def dealt(self, count: int) -> Utility:
-        """The same, of whose rows each pass looks at one of so many parts."""
+    def dealt(self, parts: int, every: int = 1) -> Utility:
+        """The same, of whose rows each pass looks at one of so many parts, after so many steps.
+
+        Args:
+            parts: see `inrun.EveryStep`.
+            every: see `inrun.EveryStep`.
+
+        Raises:
+            MisuseError: fewer rows than parts, or rows that cannot be told apart.
+        """
         made = copy.copy(self)
-        made.rotating = count
-        made._parts = _parts(made.batches, count, made.rows_axis)
+        made.rotating, made.refresh = parts, every
+        made._parts = _parts(made.batches, parts, made.rows_axis)
         return made
 
     def part(self, number: int) -> Utility:
@@ -211,8 +206,6 @@ def no_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, Any]]:
     """Each target's rows dealt out in turn."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise MisuseError(f"rotating={count!r} is no number of parts.")
     if count == 1:
         return []
     parts: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -220,8 +213,9 @@ def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, 
         rows = row_count(batch, axis)
         if rows is None or rows < count:
             raise MisuseError(
-                f"rotating={count} needs a validation batch of at least as many rows that can be "
-                f"told apart, and target {name!r} has {rows or 'none'}. Use fewer parts."
+                f"validation_parts={count} needs a validation batch of at least as many rows "
+                f"that can be told apart, and target {name!r} has {rows or 'none'}. Use "
+                "fewer parts."
             )
         for number, part in enumerate(parts):
             part[name] = take_rows(batch, range(number, rows, count), axis)

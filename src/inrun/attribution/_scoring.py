@@ -1,4 +1,4 @@
-"""Which steps are scored, and how many steps each of them stands for.
+"""How much is looked at: which steps are scored, and with how many of the validation rows.
 
 A step that is not scored costs nothing: no operation is watched and no validation pass is run. The
 scored ones are drawn at random, and each is weighted by the inverse of its probability, so that
@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from random import Random
 from statistics import median
 from typing import Any
@@ -54,8 +55,8 @@ class Frequency(ABC):
         return
 
 
-class EveryStep(Frequency):
-    """All of them."""
+class All(Frequency):
+    """Every step."""
 
     sampled = False
 
@@ -151,7 +152,7 @@ class WithinBudget(Frequency):
     def describe(self) -> dict[str, float]:
         """See `Frequency.describe`."""
         extra = self.extra
-        told = {"max_overhead": self._share, "every": float(self._n), "parts": float(self.parts)}
+        told = {"budget": self._share, "every": float(self._n), "parts": float(self.parts)}
         return told if extra is None else {**told, "extra": extra, "expected": extra / self._n}
 
     def state(self) -> dict[str, Any]:
@@ -176,35 +177,150 @@ def _draw(window: int, n: int) -> int:
     return Random(SEED + window).randrange(n)
 
 
-def frequency_of(
-    every: int | float, max_overhead: float | None, processes: Processes, halves: bool = False
-) -> Frequency:
-    """The frequency that `attach` was asked for.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Scoring(ABC):
+    """How much of a training is looked at.
 
     Args:
-        every: see `attach`.
-        max_overhead: see `attach`.
-        processes: of the training.
-        halves: whether validation rows can be dealt into halves.
+        validation_parts: each validation pass looks at one of so many parts of the rows, in turn.
+            It costs as much less, and each step's values are those for the part's loss: over a run
+            they average out. By how much a step lowered the loss is not known then, nor is the
+            residual.
+        validation_every: a validation pass after every so many steps only; the steps between are
+            judged by the last pass's gradient. Totals over a run keep most of their agreement
+            (docs/budget.md), but in a single step an older gradient can be worth nothing or less
+            (training swings along sharp directions), so this is warned about. The losses of steps
+            without a pass are not known, nor is their residual.
 
     Raises:
-        MisuseError: neither a number of steps nor a probability, or both ways at once.
+        MisuseError: a number that is none of parts or steps.
     """
-    if max_overhead is not None:
-        if not max_overhead > 0:
+
+    validation_parts: int = 1
+    validation_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("validation_parts", "validation_every"):
+            given = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                raise MisuseError(f"{name}={given!r} is not a whole number of at least 1.")
+
+    def __repr__(self) -> str:
+        told = [(f, getattr(self, f.name)) for f in fields(self)]
+        said = ", ".join(f"{f.name}={value!r}" for f, value in told if value != f.default)
+        return f"{type(self).__name__}({said})"
+
+    @property
+    @abstractmethod
+    def sampled(self) -> bool:
+        """Whether steps may be left out."""
+
+    @abstractmethod
+    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+        """What is asked at each step's beginning.
+
+        Args:
+            processes: of the training.
+            halves: whether validation rows can be dealt into halves.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EveryStep(Scoring):
+    """Every step is scored, the default; see `Scoring` for what it takes.
+
+    Example:
+        >>> import inrun
+        >>> inrun.EveryStep(validation_parts=2)
+        EveryStep(validation_parts=2)
+    """
+
+    sampled = False
+
+    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+        """See `Scoring.frequency`."""
+        return All()
+
+
+@dataclass(frozen=True, repr=False)
+class Sampled(Scoring):
+    """A share of the steps is scored, drawn at random; the others cost nothing.
+
+    Scored steps stand for the others: values are multiplied so that totals stay unbiased, and
+    `values()` has their `standard_error`.
+
+    Args:
+        every: score one random step of each so many, or, below 1, each step with this probability.
+        validation_parts: see `Scoring`.
+        validation_every: see `Scoring`.
+
+    Raises:
+        MisuseError: neither a number of steps nor a probability.
+
+    Example:
+        >>> import inrun
+        >>> inrun.Sampled(4)
+        Sampled(every=4)
+    """
+
+    every: int | float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        every = self.every
+        if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
+            raise MisuseError(f"every={every!r} is neither a number of steps nor a probability.")
+        if every > 1 and every != int(every):
             raise MisuseError(
-                f"max_overhead={max_overhead} leaves no time. Give the share of the training's "
-                "time that scoring may add, such as 0.05, or use inrun.attach only where needed."
+                f"every={every} is no whole number of steps, and above 1 no probability either."
             )
-        if every != 1:
-            raise MisuseError("every says what max_overhead is to find out. Give one of them.")
-        return WithinBudget(max_overhead, processes, halves)
-    if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
-        raise MisuseError(f"every={every!r} is neither a number of steps nor a probability.")
-    if every < 1:
-        return Coin(float(every))
-    if every != int(every):
-        raise MisuseError(
-            f"every={every} is no whole number of steps, and above 1 no probability either."
-        )
-    return EveryStep() if every == 1 else OneInEach(int(every))
+
+    @property
+    def sampled(self) -> bool:
+        """See `Scoring.sampled`."""
+        return self.every != 1
+
+    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+        """See `Scoring.frequency`."""
+        if self.every == 1:
+            return All()
+        return Coin(float(self.every)) if self.every < 1 else OneInEach(int(self.every))
+
+
+@dataclass(frozen=True, repr=False)
+class Budget(Scoring):
+    """As many steps are scored as a share of the training's time allows.
+
+    Both kinds of step are timed, and how many are scored is adapted. Before steps are left out,
+    each validation pass looks at half of the rows. `Attribution.sampling` says what came of it.
+
+    Args:
+        share: of the training's time that scoring may add: 0.05 for 5 %.
+        validation_parts: see `Scoring`.
+        validation_every: see `Scoring`.
+
+    Raises:
+        MisuseError: a share that leaves no time.
+
+    Example:
+        >>> import inrun
+        >>> inrun.Budget(0.05)
+        Budget(share=0.05)
+    """
+
+    share: float
+    sampled = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.share, bool) or not isinstance(self.share, int | float):
+            raise MisuseError(f"Budget({self.share!r}) is no share of the training's time.")
+        if not 0 < self.share < math.inf:
+            raise MisuseError(
+                f"Budget({self.share}) leaves no time. Give the share of the training's time that "
+                "scoring may add, such as 0.05, or use inrun.attach only where needed."
+            )
+
+    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+        """See `Scoring.frequency`."""
+        return WithinBudget(float(self.share), processes, halves)
