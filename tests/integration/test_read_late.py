@@ -20,7 +20,6 @@ from inrun.attribution import _steps, _validation
 from inrun.capture._reading import Reading
 from inrun.errors import InRunWarning, InvariantError, MisuseError
 from inrun.factors import LowRankContraction
-from inrun.kernels import _numba
 from tests.settings import flat
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"]
@@ -30,7 +29,6 @@ READS += ["__bool__", "__float__", "__int__", "__index__"]
 @pytest.fixture
 def late(monkeypatch):
     """Takes the CPU for a device that is read late."""
-    monkeypatch.setattr(_numba, "_installed", lambda: False)
     return lambda yes=True: monkeypatch.setattr(_steps, "reads_late", lambda _: yes)
 
 

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inrun.factors._dense import Dense
-from inrun.factors._factor import Factor
+from inrun.factors._factor import Dense, Factor
 from inrun.factors._low_rank import LowRank
 
 
