@@ -58,7 +58,6 @@ class PathSmoothed(SampleDirection):
         return torch.lerp(at.opening, closing_or_opening(at), 0.5)
 
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:
-        """See `SampleDirection.values`."""
         samples = len(shares_B)
         if not samples:
             return gradient_K.new_zeros(0, gradient_K.shape[0])

@@ -59,11 +59,9 @@ class DenseContraction(Contraction):
     """Every direction through every position: exact."""
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
-        """See `Contraction.contract`."""
         return [factor.contract(directions_K) for factor in factors]
 
     def describe(self, name: str) -> str:
-        """See `Contraction.describe`."""
         return "dense"
 
 
@@ -109,7 +107,6 @@ class LowRankContraction(Contraction):
         self._reader: Reader | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
-        """See `Contraction.contract`."""
         reduced = [factor.reduced(directions_K) for factor in factors]
         found: list[Tensor | None] = [None] * len(factors)
         for number, members in enumerate(_alike([directions for _, directions in reduced])):
@@ -121,7 +118,6 @@ class LowRankContraction(Contraction):
         return [value for value in found if value is not None]
 
     def note(self, values: Sequence[Tensor]) -> None:
-        """See `Contraction.note`."""
         self._values.append(list(values))
 
     def _contract_alike(
@@ -165,7 +161,6 @@ class LowRankContraction(Contraction):
         return there and kept.jumped(self._tolerance, kept.seen.tolist())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See `Contraction.state`."""
         self._read_later()
         kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
         bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
@@ -173,7 +168,6 @@ class LowRankContraction(Contraction):
         return {"steps": self._steps, "maps": maps}, bases
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """See `Contraction.restore`."""
         self._known, self._steps = {}, header["steps"]
         self._values, self._later = [], None
         for key, numbers in header["maps"].items():
@@ -183,7 +177,6 @@ class LowRankContraction(Contraction):
             self._known.setdefault(name, {})[int(number)] = kept
 
     def read_by(self, reader: Reader | None) -> None:
-        """See `Contraction.read_by`."""
         self._reader = reader
 
     def end_step(self) -> None:
@@ -260,7 +253,6 @@ class LowRankContraction(Contraction):
         )
 
     def describe(self, name: str) -> str:
-        """See `Contraction.describe`."""
         self._read_later()
         known = [kept for kept in self._known.get(name, {}).values() if kept.measured]
         if not known:

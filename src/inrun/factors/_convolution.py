@@ -64,7 +64,6 @@ class Convolution(Buildable):
         return self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
 
     def push(self, Q: Tensor) -> Tensor:
-        """See `Buildable.push`."""
         if not self._input_BS.numel():
             return Q.new_zeros(self._input_BS.shape[0])
         seen = self._convolve(Q, self._geometry.groups)
@@ -123,7 +122,6 @@ class Convolution(Buildable):
         return b_BGTO.reshape(B, G, -1, self.shape[0] // G)
 
     def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
-        """See `Buildable.shares`."""
         b_BGTO = self._outputs(samples, dtype)
         shares = torch.einsum("bgto,bgti->bgoi", b_BGTO, self._patches(samples, dtype))
         return shares.reshape(len(shares), *self.shape)
@@ -136,11 +134,9 @@ class Convolution(Buildable):
         return total.reshape(self.shape)
 
     def select(self, samples: Tensor) -> Convolution:
-        """See `Factor.select`."""
         return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Convolution:
-        """See `Factor.mapped`."""
         return Convolution(change(self._input_BS), change(self._gradient_BS), self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:

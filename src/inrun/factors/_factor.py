@@ -139,7 +139,6 @@ class Buildable(Factor):
         return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`."""
         return self.shares(slice(None), dtype)
 
 
@@ -160,21 +159,17 @@ class Dense(Factor):
         return (self._shares_B,)
 
     def contract(self, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract`."""
         B, K = self._shares_B.shape[0], directions_K.shape[0]
         P = self.shape.numel()
         return self.materialize(directions_K.dtype).reshape(B, P) @ directions_K.reshape(K, P).T
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`."""
         return self._shares_B.to(dtype)
 
     def select(self, samples: Tensor) -> Dense:
-        """See `Factor.select`."""
         return Dense(self._shares_B[samples])
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Dense:
-        """See `Factor.mapped`."""
         return Dense(change(self._shares_B))
 
 
@@ -199,7 +194,6 @@ class Derived(Factor):
         return self._inner.held
 
     def contract(self, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract`."""
         inner, pushed_K = self.reduced(directions_K)
         return inner.contract(pushed_K)
 
@@ -214,11 +208,9 @@ class Derived(Factor):
         return self._pulled(self._inner.materialize(dtype))
 
     def select(self, samples: Tensor) -> Derived:
-        """See `Factor.select`."""
         return Derived(self._shape, self._map, self._inner.select(samples))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Derived:
-        """See `Factor.mapped`."""
         return Derived(self._shape, self._map, self._inner.mapped(change))
 
     def total(self, dtype: torch.dtype) -> Tensor:

@@ -54,7 +54,6 @@ class Outer(Buildable):
         return self._left_BTM.shape[1]
 
     def push(self, Q: Tensor) -> Tensor:
-        """See `Buildable.push`."""
         return self._in_blocks(partial(_pushed, Q), Q.dtype, self._left_BTM.shape[2])
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
@@ -88,16 +87,13 @@ class Outer(Buildable):
         return self._left_BTM.shape[0] * self._left_BTM.shape[1]
 
     def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
-        """See `Buildable.shares`."""
         left, right = self._left_BTM[samples].to(dtype), self._right_BTN[samples].to(dtype)
         return torch.bmm(left.transpose(1, 2), right)
 
     def select(self, samples: Tensor) -> Outer:
-        """See `Factor.select`."""
         return Outer(self._left_BTM[samples], self._right_BTN[samples])
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Outer:
-        """See `Factor.mapped`."""
         return Outer(change(self._left_BTM), change(self._right_BTN))
 
     def total(self, dtype: torch.dtype) -> Tensor:
@@ -132,18 +128,15 @@ class Indexed(Factor):
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`."""
         B, T, N = self._rows_BTN.shape
         shares = torch.zeros(B, self._V, N, dtype=dtype, device=self._rows_BTN.device)
         index = self._index_BT.unsqueeze(2).expand(B, T, N)
         return shares.scatter_add_(1, index, self._rows_BTN.to(dtype))
 
     def select(self, samples: Tensor) -> Indexed:
-        """See `Factor.select`."""
         return Indexed(self._index_BT[samples], self._rows_BTN[samples], self._V)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Indexed:
-        """See `Factor.mapped`."""
         return Indexed(change(self._index_BT), change(self._rows_BTN), self._V)
 
     def total(self, dtype: torch.dtype) -> Tensor:
@@ -152,5 +145,4 @@ class Indexed(Factor):
         return rows.new_zeros(*self.shape).index_add_(0, self._index_BT.flatten(), rows)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
-        """See `Factor.contract_rank_one`."""
         return (left[self._index_BT] * (self._rows_BTN.to(right.dtype) @ right)).sum(1)

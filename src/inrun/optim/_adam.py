@@ -31,7 +31,6 @@ Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to di
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -44,6 +43,7 @@ from inrun.optim._rule import (
     Diagonal,
     History,
     Linearized,
+    Live,
     Memory,
     Momentum,
     PostStep,
@@ -90,10 +90,7 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
     def __init__(self, *, decoupled: bool = False):
         self._decoupled, self.momentum = decoupled, MeanGradient(self)
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdamState, AdamSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
         lr, eps, decay = numbers_of(group, "lr", "eps", "weight_decay")
         b1, b2 = (float(beta) for beta in group["betas"])
         apart = group.get("decoupled_weight_decay", self._decoupled)
@@ -121,7 +118,6 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
         return self._first(x, s, h) * (1 / c1) / (torch.sqrt(second * (1 / c2)) + h.eps)
 
     def displacement(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """See `Rule.displacement`."""
         moved = h.lr * self._update(entering(g, w, h), s, h)
         return moved + h.lr * h.apart * w if h.apart else moved
 
@@ -132,7 +128,6 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
         return History(self.without_gradient(w, s, self.without_decay(h)), h.lr * h.apart * w)
 
     def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         second = self._second(x, s, h)
         largest = None if s.v_max is None else torch.maximum(s.v_max, second)
@@ -150,7 +145,6 @@ class MeanGradient(Momentum):
         self._rule = rule
 
     def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
-        """See `Momentum.memory`."""
         enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
         slope = self._rule.displacement(torch.zeros_like(w), w, unit, self._rule.without_decay(h))
         # where v is 0, so was every gradient; where nothing is left of it d(0) counts 0
@@ -158,7 +152,6 @@ class MeanGradient(Momentum):
         return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
 
     def remembered(self, s: AdamState) -> Tensor | None:
-        """See `Momentum.remembered`."""
         return s.m if s.steps else None
 
 
@@ -194,7 +187,6 @@ class AfterAdam(PostStep):
         return precise and s.v_max is None and not h.decay and told
 
     def arrays(self, s: AdamState) -> tuple[Tensor, ...]:
-        """See `PostStep.arrays`."""
         return s.m, s.v
 
     def numbers(self, s: AdamState, h: AdamSetting, scale: float = 1.0) -> tuple[float, ...]:
@@ -213,7 +205,7 @@ class AfterAdam(PostStep):
     def terms(
         g: Tensor, w: Tensor, m: Tensor, v: Tensor, numbers: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `PostStep.terms`."""
+        """Slope, what momentum and what decay displaced; elementwise, compiled where large."""
         tiny, untouched, eps, second, first, gain, bend, rate, of_momentum, of_decay = numbers
         root = torch.sqrt(torch.clamp(v, min=tiny))
         root_before = torch.sqrt(torch.clamp(v - second * g * g, min=tiny))
@@ -237,7 +229,6 @@ class LinearizedAdam(Linearized):
         return torch.where(root == 0, 0.0, rate * numerator / (root + h.eps))
 
     def slope(self, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
-        """See `Linearized.slope`."""
         gain = torch.full_like(w, (-1.0 if h.maximize else 1.0) * (1 - h.b1))
         return Diagonal(self._over_previous(gain, s, h))
 
@@ -272,7 +263,6 @@ class AdamDerivative(StepDerivative):
         return x, torch.where(r == 0, 0.0, inverse), torch.where(r == 0, 0.0, bend), free
 
     def pull(self, move: Move[AdamState, AdamSetting], after: Along) -> tuple[Along, Tensor]:
-        """See `StepDerivative.pull`."""
         h = move.setting
         x, inverse, bend, free = self._parts(move)
         a_first = after.moments[0] - after.weight * inverse
@@ -289,7 +279,6 @@ class AdamDerivative(StepDerivative):
         return before, -a_x if h.maximize else a_x
 
     def push(self, move: Move[AdamState, AdamSetting], before: Along, dg: Tensor) -> Along:
-        """See `StepDerivative.push`."""
         h = move.setting
         x, inverse, bend, free = self._parts(move)
         dx = entering(dg, before.weight, h)
@@ -304,7 +293,6 @@ class AdamDerivative(StepDerivative):
         return Along(kept - inverse * d_first - bend * counted, moments)
 
     def moved(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`."""
         rule, w, h = move.rule, move.weight, move.setting
         state = rule.advance(gradient, w, move.state, h)
         moments = tuple(part for part in state[:3] if isinstance(part, Tensor))

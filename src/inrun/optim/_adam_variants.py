@@ -36,7 +36,7 @@ from torch import Tensor
 from inrun.errors import NotSupportedError
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState, MomentsRule
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._rule import PostStep, numbers_of
+from inrun.optim._rule import Live, PostStep, numbers_of
 
 BLOCK = 256  # elements of a bitsandbytes moment that share one scale
 
@@ -71,7 +71,6 @@ class NAdamRule(MomentsRule):
         return ((1 - now) / (1 - whole) * x + ahead) / root
 
     def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
-        """See `Rule.advance`."""
         return super().advance(g, w, s, h)._replace(product=self._factors(s, h)[2])
 
 
@@ -123,9 +122,8 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
     """`schedulefree.AdamWScheduleFree`."""
 
     def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
+        self, group: Live, state: Live, weight: Tensor
     ) -> tuple[ScheduleFreeState, ScheduleFreeSetting]:
-        """See `Rule.read`."""
         k, warmup = int(group["k"]), group["warmup_steps"]
         lr, eps, decay = numbers_of(group, "lr", "eps", "weight_decay")
         b1, b2 = (float(beta) for beta in group["betas"])
@@ -146,14 +144,12 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
     def displacement(
         self, g: Tensor, w: Tensor, s: ScheduleFreeState, h: ScheduleFreeSetting
     ) -> Tensor:
-        """See `Rule.displacement`."""
         moved = h.lr * (1 - h.b1 * (1 - h.share)) * self._update(g, w, s, h)
         return moved + h.share * (w - s.z)
 
     def advance(
         self, g: Tensor, w: Tensor, s: ScheduleFreeState, h: ScheduleFreeSetting
     ) -> ScheduleFreeState:
-        """See `Rule.advance`."""
         z = s.z - h.lr * self._update(g, w, s, h)
         return ScheduleFreeState(z, self._second(g, s, h), s.steps + 1)
 
@@ -172,10 +168,7 @@ class RoundedAdamRule(AdamRule):
 class TorchAORule(RoundedAdamRule):
     """`torchao.optim`: Adam and AdamW with 8-bit, 4-bit or float8 moments."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdamState, AdamSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
         full = {n: _unpacked(t) if isinstance(t, Tensor) else t for n, t in state.items()}
         return super().read({**group, "maximize": False}, full, weight)
 
@@ -183,10 +176,7 @@ class TorchAORule(RoundedAdamRule):
 class BitsAndBytesRule(RoundedAdamRule):
     """`bitsandbytes.optim`: Adam and AdamW, paged or not; decay is decoupled in all of them."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdamState, AdamSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
         plain = {**group, "betas": group["betas"][:2], "maximize": False, "amsgrad": False}
         moments = {}
         if state:

@@ -66,7 +66,6 @@ class FirstOrder(Aftermath):
     """To first order at once: exact where the rule is affine."""
 
     def worth(self, new: Along, old: Along, after: Along) -> Tensor:
-        """See `Aftermath.worth`."""
         total = new.weight.new_zeros((), dtype=torch.float64)
         for changed, kept, gradient in zip(new.moments, old.moments, after.moments, strict=True):
             total = total + paired(changed - kept, gradient)
@@ -83,7 +82,6 @@ class Stepped(Aftermath):
         self._later: deque[tuple[Move[Any, Any], Along]] = deque(maxlen=steps)
 
     def worth(self, new: Along, old: Along, after: Along) -> Tensor:
-        """See `Aftermath.worth`."""
         total = new.weight.new_zeros((), dtype=torch.float64)
         change = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
         for move, then in self._later:
@@ -94,7 +92,6 @@ class Stepped(Aftermath):
         return total.expand(len(new.weight), len(after.weight))
 
     def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """See `Aftermath.precede`."""
         self._later.appendleft((move, after))
 
 
@@ -131,7 +128,6 @@ class AdamAftermath(Aftermath):
         self._far = _Played(steps)
 
     def worth(self, new: Along, old: Along, after: Along) -> Tensor:
-        """See `Aftermath.worth`."""
         dm, dv = (a - b for a, b in zip(new.moments, old.moments, strict=True))
         x = dv / _positive(old.moments[1])
         far = x.abs() > (4 * torch.finfo(x.dtype).eps) ** (1 / ORDER)
@@ -145,7 +141,6 @@ class AdamAftermath(Aftermath):
         return total
 
     def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """See `Aftermath.precede`."""
         state, h = move.state, move.setting
         first, second = old.moments
         over_c2, rate = 1 / (1 - h.b2 ** (state.steps + 1)), h.lr / (1 - h.b1 ** (state.steps + 1))

@@ -226,11 +226,9 @@ class ElementwiseRule(Rule[State, Setting]):
         return nothing + _divided(self.displacement(gradient, w, s, h)).base
 
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.slope`."""
         return self._between(g.new_zeros(()), g, w, s, h)
 
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.tangent`."""
         return self._between(g, g, w, s, h)
 
     def _between(self, base: Tensor, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:

@@ -87,7 +87,6 @@ class MatrixRule(Rule[State, Setting]):
         return Jacobian(Move(self, w, g, s, h), gauss_legendre(NODES), secant=True)
 
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
-        """See `Rule.tangent`."""
         return Jacobian(Move(self, w, g, s, h), [(1.0, 1.0)], secant=False)
 
 

@@ -34,14 +34,13 @@ of g alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.optim._jacobian import MatrixRule
-from inrun.optim._rule import numbers_of, steps_seen
+from inrun.optim._rule import Live, numbers_of, steps_seen
 
 
 class MuonState(NamedTuple):
@@ -67,10 +66,7 @@ class MuonSetting(NamedTuple):
 class MuonRule(MatrixRule[MuonState, MuonSetting]):
     """`torch.optim.Muon`; it takes singular values to 1, as others take elements to signs."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[MuonState, MuonSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[MuonState, MuonSetting]:
         lr, momentum, decay, eps = numbers_of(group, "lr", "momentum", "weight_decay", "eps")
         setting = MuonSetting(
             lr, _gain(group["adjust_lr_fn"], weight.shape), momentum, decay, group["nesterov"],
@@ -88,16 +84,13 @@ class MuonRule(MatrixRule[MuonState, MuonSetting]):
         return h.lr * h.gain * update + h.lr * h.decay * w
 
     def displacement(self, g: Tensor, w: Tensor, s: MuonState, h: MuonSetting) -> Tensor:
-        """See `Rule.displacement`."""
         x = self._entering(g, s, h).bfloat16()
         return self._moved(orthogonalized(x, h).to(w.dtype), w, h)
 
     def smooth_displacement(self, g: Tensor, w: Tensor, s: MuonState, h: MuonSetting) -> Tensor:
-        """See `Rule.smooth_displacement`."""
         return self._moved(orthogonalized(self._entering(g, s, h), h), w, h)
 
     def advance(self, g: Tensor, w: Tensor, s: MuonState, h: MuonSetting) -> MuonState:
-        """See `Rule.advance`."""
         return MuonState(s.buffer.lerp(g, 1 - h.momentum))
 
     def effort(self, shape: torch.Size) -> float:
@@ -158,10 +151,7 @@ class LambRule(MatrixRule[LambState, LambSetting]):
     def __init__(self, *, maximize: bool):
         self._maximize = maximize
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[LambState, LambSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[LambState, LambSetting]:
         lr, decay, eps = numbers_of(group, "lr", "weight_decay", "eps")
         steps, apart, (b1, b2) = int(group.get("step", 0)), group["weight_decouple"], group["betas"]
         debias = 1.0 if group.get("adam_debias") else 1 - b1 ** (steps + 1)
@@ -182,12 +172,10 @@ class LambRule(MatrixRule[LambState, LambSetting]):
         return LambState(first, second, steps), setting
 
     def advance(self, g: Tensor, w: Tensor, s: LambState, h: LambSetting) -> LambState:
-        """See `Rule.advance`."""
         x = -g if h.maximize else g
         return LambState(h.b1 * s.m + h.entering * x, h.b2 * s.v + (1 - h.b2) * x * x, s.steps + 1)
 
     def displacement(self, g: Tensor, w: Tensor, s: LambState, h: LambSetting) -> Tensor:
-        """See `Rule.displacement`."""
         after, decayed = self.advance(g, w, s, h), (1 - h.apart) * w
         # the root has no derivative at 0, where nothing has touched an element: none is passed on
         touched = after.v > 0
@@ -226,9 +214,8 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
     """`torch.optim.Adafactor`."""
 
     def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
+        self, group: Live, state: Live, weight: Tensor
     ) -> tuple[AdafactorState, AdafactorSetting]:
-        """See `Rule.read`."""
         eps1, eps2 = group["eps"]
         lr, power, clip, decay = numbers_of(group, "lr", "beta2_decay", "d", "weight_decay")
         eps1 = torch.finfo(weight.dtype).eps if eps1 is None else float(eps1)
@@ -243,7 +230,6 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
     def advance(
         self, g: Tensor, w: Tensor, s: AdafactorState, h: AdafactorSetting
     ) -> AdafactorState:
-        """See `Rule.advance`."""
         k, square = (s.steps + 1) ** h.beta2_decay, g * g
         if s.rows is None or s.columns is None:
             assert s.variance is not None
@@ -254,7 +240,6 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
         )
 
     def displacement(self, g: Tensor, w: Tensor, s: AdafactorState, h: AdafactorSetting) -> Tensor:
-        """See `Rule.displacement`."""
         after = self.advance(g, w, s, h)
         if after.rows is None or after.columns is None:
             assert after.variance is not None

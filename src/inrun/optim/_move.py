@@ -178,7 +178,7 @@ class Move(Generic[State, Setting]):
         return self.rule.steps_taken(self.state)
 
     def age(self) -> int | None:
-        """See `Rule.age`."""
+        """Of how many gradients, the present one apart, what divides the step is made."""
         return self.rule.age(self.state, self.setting)
 
     def _in_pieces(self, compute: Callable[[Tensor, Tensor, State], Parts]) -> Parts:

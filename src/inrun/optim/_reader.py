@@ -15,12 +15,11 @@ from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
 from inrun.optim._matrix import AdafactorRule, MuonRule
 from inrun.optim._move import Move
-from inrun.optim._outside import outside_rule
+from inrun.optim._outside import Displacement, outside_rule, written
 from inrun.optim._rule import Rule
 from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import ASGDRule, SGDRule
 from inrun.optim._signs import RpropRule
-from inrun.optim._written import Displacement, written
 from inrun.shards import is_sharded, own_part, own_state
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {

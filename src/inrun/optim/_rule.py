@@ -38,6 +38,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from inrun.optim._derivative import StepDerivative
 
+Live = Mapping[str, Any]
+"""A parameter group, or a parameter's state, of a live optimizer."""
 State = TypeVar("State")
 Setting = TypeVar("Setting")
 
@@ -78,7 +80,6 @@ class Diagonal(Slope):
         return gradient_K * (self.coefficient if number else self.coefficient * scale)
 
     def along(self, gradient: Tensor) -> Tensor:
-        """See `Slope.along`."""
         return gradient * self.coefficient
 
 
@@ -160,12 +161,12 @@ def defined(displaced: Tensor) -> Tensor:
     return torch.where(torch.isfinite(displaced), displaced, 0.0)
 
 
-def numbers_of(group: Mapping[str, Any], *names: str) -> list[float]:
+def numbers_of(group: Live, *names: str) -> list[float]:
     """A parameter group's numbers, which may be tensors."""
     return [float(group[name]) for name in names]
 
 
-def steps_seen(state: Mapping[str, Any]) -> int:
+def steps_seen(state: Live) -> int:
     """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
     return int(state["step"]) if "step" in state else 0
 
@@ -198,7 +199,7 @@ class Rule(ABC, Generic[State, Setting]):
     """Whether d is affine in g, so that nothing of it is like a sign."""
 
     @abstractmethod
-    def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:
+    def read(self, group: Live, state: Live, weight: Tensor) -> Any:
         """(state, setting) of one parameter, read from the live optimizer before its step.
 
         The tensors are the optimizer's own, not copies: they are valid until it steps.

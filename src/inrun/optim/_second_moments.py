@@ -12,14 +12,13 @@ All start like the sign of the gradient, while v is mostly made of the present s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._rule import entering, numbers_of, steps_seen
+from inrun.optim._rule import Live, entering, numbers_of, steps_seen
 
 
 class AdagradState(NamedTuple):
@@ -42,22 +41,17 @@ class AdagradSetting(NamedTuple):
 class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
     """`torch.optim.Adagrad`."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdagradState, AdagradSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdagradState, AdagradSetting]:
         numbers = numbers_of(group, "lr", "lr_decay", "weight_decay", "eps")
         setting = AdagradSetting(*numbers, maximize=group["maximize"])
         return AdagradState(state["sum"], steps_seen(state)), setting
 
     def displacement(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> Tensor:
-        """See `Rule.displacement`."""
         x = entering(g, w, h)
         rate = h.lr / (1 + s.steps * h.lr_decay)
         return rate * (x / (torch.sqrt(s.total + x * x) + h.eps))
 
     def advance(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> AdagradState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         return AdagradState(s.total + x * x, s.steps + 1)
 
@@ -84,9 +78,8 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
     """`torch.optim.Adadelta`."""
 
     def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
+        self, group: Live, state: Live, weight: Tensor
     ) -> tuple[AdadeltaState, AdadeltaSetting]:
-        """See `Rule.read`."""
         numbers = numbers_of(group, "lr", "rho", "eps", "weight_decay")
         setting = AdadeltaSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
@@ -98,11 +91,9 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         return x * (torch.sqrt(s.delta + h.eps) / torch.sqrt(square + h.eps))
 
     def displacement(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
-        """See `Rule.displacement`."""
         return h.lr * self._delta(entering(g, w, h), s, h)
 
     def advance(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> AdadeltaState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         delta = self._delta(x, s, h)
         return AdadeltaState(
@@ -135,10 +126,7 @@ class RMSpropSetting(NamedTuple):
 class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
     """`torch.optim.RMSprop`."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[RMSpropState, RMSpropSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[RMSpropState, RMSpropSetting]:
         numbers = numbers_of(group, "lr", "alpha", "eps", "weight_decay", "momentum")
         setting = RMSpropSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
@@ -161,12 +149,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         return RMSpropState(square, mean, buffer, s.steps + 1)
 
     def displacement(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> Tensor:
-        """See `Rule.displacement`."""
         after = self._advanced(entering(g, w, h), s, h)
         assert after.buffer is not None
         return h.lr * after.buffer
 
     def advance(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:
-        """See `Rule.advance`."""
         after = self._advanced(entering(g, w, h), s, h)
         return after if s.buffer is not None else after._replace(buffer=None)

@@ -15,8 +15,7 @@ eta its present rate (its average does not act on the weights):
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from inrun.optim._rule import (
     Diagonal,
     History,
     Linearized,
+    Live,
     Memory,
     Momentum,
     Rule,
@@ -47,11 +47,9 @@ class AffineRule(Rule[State, Setting]):
         """The slope."""
 
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.slope`."""
         return Diagonal(self.number(s, h))
 
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.tangent`."""
         return Diagonal(self.number(s, h))
 
 
@@ -93,11 +91,9 @@ class LinearSGD(Linearized):
     """The rule is affine already: slope and history are its own."""
 
     def slope(self, w: Tensor, s: SGDState, h: SGDSetting) -> Diagonal:
-        """See `Linearized.slope`."""
         return Diagonal((-h.lr if h.maximize else h.lr) * _gain(s, h))
 
     def history(self, w: Tensor, s: SGDState, h: SGDSetting) -> History:
-        """See `Linearized.history`."""
         momentum = 0.0 if s.buffer is None else h.lr * _carried(h) * s.buffer
         return History(momentum, h.lr * _gain(s, h) * h.decay * w if h.decay else 0.0)
 
@@ -106,12 +102,10 @@ class Buffer(Momentum):
     """What is remembered is the momentum buffer."""
 
     def memory(self, w: Tensor, s: SGDState, h: SGDSetting) -> Memory:
-        """See `Momentum.memory`."""
         enters = (-1.0 if h.maximize else 1.0) * _enters(s, h)
         return Memory(0.0 if s.buffer is None else h.lr * _carried(h), h.momentum, enters)
 
     def remembered(self, s: SGDState) -> Tensor | None:
-        """See `Momentum.remembered`."""
         return s.buffer
 
 
@@ -123,7 +117,6 @@ class SGDDerivative(StepDerivative):
         return int(move.setting.momentum != 0)
 
     def pull(self, move: Move[SGDState, SGDSetting], after: Along) -> tuple[Along, Tensor]:
-        """See `StepDerivative.pull`."""
         h = move.setting
         a_moved = -h.lr * after.weight
         moments: tuple[Tensor, ...] = ()
@@ -137,7 +130,6 @@ class SGDDerivative(StepDerivative):
         return Along(after.weight + h.decay * a_x, moments), -a_x if h.maximize else a_x
 
     def push(self, move: Move[SGDState, SGDSetting], before: Along, dg: Tensor) -> Along:
-        """See `StepDerivative.push`."""
         h = move.setting
         dx = entering(dg, before.weight, h)
         if h.momentum == 0:
@@ -148,7 +140,6 @@ class SGDDerivative(StepDerivative):
         return Along(before.weight - h.lr * moved, (buffer,))
 
     def moved(self, move: Move[SGDState, SGDSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`."""
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         buffer = rule.advance(gradient, w, s, h).buffer
         moved = -rule.displacement(gradient, w, s, h)
@@ -157,7 +148,6 @@ class SGDDerivative(StepDerivative):
     def shifted(
         self, move: Move[SGDState, SGDSetting], moments: tuple[Tensor, ...]
     ) -> Move[SGDState, SGDSetting]:
-        """See `StepDerivative.shifted`."""
         buffer = move.state.buffer
         state = SGDState(buffer if buffer is None or not moments else buffer + moments[0])
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
@@ -170,29 +160,22 @@ class SGDRule(AffineRule[SGDState, SGDSetting]):
     momentum = Buffer()
     derivative = SGDDerivative()
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[SGDState, SGDSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[SGDState, SGDSetting]:
         numbers = numbers_of(group, "lr", "momentum", "dampening", "weight_decay")
         setting = SGDSetting(*numbers, nesterov=group["nesterov"], maximize=group["maximize"])
         return SGDState(state.get("momentum_buffer")), setting
 
     def number(self, s: SGDState, h: SGDSetting) -> float:
-        """See `AffineRule.number`."""
         return (-h.lr if h.maximize else h.lr) * _gain(s, h)
 
     def displacement(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> Tensor:
-        """See `Rule.displacement`."""
         history = self.history(w, s, h)
         return self.number(s, h) * g + history.momentum + history.decay
 
     def history(self, w: Tensor, s: SGDState, h: SGDSetting) -> History:
-        """See `Rule.history`."""
         return self.linearized.history(w, s, h)
 
     def advance(self, g: Tensor, w: Tensor, s: SGDState, h: SGDSetting) -> SGDState:
-        """See `Rule.advance`."""
         if h.momentum == 0:
             return s
         x = entering(g, w, h)
@@ -221,10 +204,7 @@ class ASGDSetting(NamedTuple):
 class ASGDRule(AffineRule[ASGDState, ASGDSetting]):
     """`torch.optim.ASGD`; `lambd` is a decay by another name."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[ASGDState, ASGDSetting]:
-        """See `Rule.read`."""
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[ASGDState, ASGDSetting]:
         numbers = numbers_of(group, "lr", "lambd", "alpha", "weight_decay")
         setting = ASGDSetting(*numbers, maximize=group["maximize"])
         if not state:
@@ -232,15 +212,12 @@ class ASGDRule(AffineRule[ASGDState, ASGDSetting]):
         return ASGDState(float(state["eta"]), int(state["step"])), setting
 
     def number(self, s: ASGDState, h: ASGDSetting) -> float:
-        """See `AffineRule.number`."""
         return -s.eta if h.maximize else s.eta
 
     def displacement(self, g: Tensor, w: Tensor, s: ASGDState, h: ASGDSetting) -> Tensor:
-        """See `Rule.displacement`."""
         return s.eta * entering(g, w, h) + s.eta * h.lambd * w
 
     def advance(self, g: Tensor, w: Tensor, s: ASGDState, h: ASGDSetting) -> ASGDState:
-        """See `Rule.advance`."""
         eta = h.lr / (1 + h.lambd * h.lr * (s.steps + 1)) ** h.alpha
         return ASGDState(_rounded(eta), s.steps + 1)
 
