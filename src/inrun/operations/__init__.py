@@ -4,7 +4,7 @@
 A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
 """
 
-from inrun.operations import elementwise, embedding, matrix, normalization
+from inrun.operations import elementwise, embedding, fused_head, matrix, normalization
 from inrun.operations._call import Call, Layout, Slots
 from inrun.operations._registry import Operation, Rule, find, inside, is_in_place, operation
 from inrun.operations.fallback import RandomState, fallback, outputs_of, repeated, replace
@@ -20,6 +20,7 @@ __all__ = [
     "embedding",
     "fallback",
     "find",
+    "fused_head",
     "inside",
     "is_in_place",
     "matrix",

@@ -4,6 +4,7 @@ from inrun.optim._adam import AdamRule, AdamSetting, AdamState
 from inrun.optim._aftermath import Aftermath, aftermath_of, paired
 from inrun.optim._derivative import Along, StepDerivative, derivative_of
 from inrun.optim._divided import ElementwiseRule
+from inrun.optim._hooks import Arguments, StepHooks, gave_nothing, with_closure_run
 from inrun.optim._jacobian import Jacobian, MatrixRule, gauss_hermite, gauss_legendre
 from inrun.optim._live import copies, skipped, state_copy
 from inrun.optim._move import Move, as_rows, each_piece, joined
@@ -18,6 +19,7 @@ __all__ = [
     "AdamState",
     "Aftermath",
     "Along",
+    "Arguments",
     "Diagonal",
     "ElementwiseRule",
     "History",
@@ -33,6 +35,7 @@ __all__ = [
     "SGDState",
     "Slope",
     "StepDerivative",
+    "StepHooks",
     "Together",
     "aftermath_of",
     "as_rows",
@@ -41,6 +44,7 @@ __all__ = [
     "each_piece",
     "gauss_hermite",
     "gauss_legendre",
+    "gave_nothing",
     "joined",
     "move_of",
     "moves",
@@ -51,4 +55,5 @@ __all__ = [
     "state_copy",
     "tested",
     "trained_parameters",
+    "with_closure_run",
 ]

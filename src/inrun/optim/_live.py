@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed import own_part
 from inrun.errors import MisuseError
-from inrun.shards import own_part
 
 _WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer"}
 
