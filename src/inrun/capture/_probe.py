@@ -20,7 +20,6 @@ from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, part_of
 from inrun.factors import Factor, compute_dtype
-from inrun.kernels import probe_and_squares, takes
 
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
@@ -66,12 +65,6 @@ class Probe:
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
-        left, right = self._left, self._right.reshape(-1)
-        if self._parameter is None:
-            matrix = self._as_matrix(gradient)
-            if takes(matrix, left, right):
-                probe, squares = probe_and_squares(matrix, left, right)
-                return torch.tensor((probe, squares**0.5), dtype=torch.float64)
         # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
         wide = None if gradient.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(gradient, dtype=wide)

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
-from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
-from inrun.optim._averaged import ASGDRule
+from inrun.optim._adam_variants import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
-from inrun.optim._muon import MuonRule
-from inrun.optim._outside import outside_rule
-from inrun.optim._rule import Move, Rule
+from inrun.optim._matrix import AdafactorRule, MuonRule
+from inrun.optim._move import Move
+from inrun.optim._outside import Displacement, outside_rule, written
+from inrun.optim._rule import Rule
 from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
-from inrun.optim._sgd import SGDRule
+from inrun.optim._sgd import ASGDRule, SGDRule
 from inrun.optim._signs import RpropRule
-from inrun.optim._written import Displacement, written
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),

@@ -16,8 +16,7 @@ from torch import Tensor
 from inrun.capture import Block
 from inrun.directions import Gradients, Pulled
 from inrun.distributed import is_sharded
-from inrun.factors import Dense, Outer
-from inrun.kernels import SMALL, flat
+from inrun.factors import SMALL, Dense, Outer, flat
 from inrun.optim import Move, as_rows, joined
 from inrun.scoring._plan import ParameterPlan
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from inrun.capture import Reading
 from inrun.distributed import own_part
-from inrun.kernels import few
+from inrun.factors import few
 
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 DEPTH = 4  # functions within functions that are looked into

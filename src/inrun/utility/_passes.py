@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inrun.distributed import is_sharded, own_part, reduced_gradients
 from inrun.errors import MisuseError
-from inrun.kernels import few
+from inrun.factors import few
 from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of
