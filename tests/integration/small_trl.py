@@ -125,7 +125,7 @@ def watched(kind):
         def training_step(self, model, inputs, num_items_in_batch=None):
             if self.truth is not None:
                 given = {k: v for k, v in inputs.items() if k != "inrun_ids"}
-                for row, sample in enumerate(inputs["inrun_ids"].tolist()):
+                for row, sample in enumerate(inputs["inrun_ids"].ids):
                     with torch.random.fork_rng(devices=[]):
                         own = self.gradients_of(given, row, num_items_in_batch)
                     kept = self.truth.gradients.setdefault(sample, own)

@@ -205,14 +205,18 @@ def test_bfloat16_autocast_is_that_of_the_plain_loop(tmp_path):
 
 
 def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
-    class OwnLoss(Trainer):
-        def compute_loss(self, model, inputs, **_):
-            kept = {k: inputs[k] for k in ("input_ids", "attention_mask", "labels")}
-            return model(**kept).loss
+    class OwnStep(Trainer):
+        def training_step(self, model, inputs, *_, **__):
+            loss = model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "labels")}).loss
+            loss.backward()
+            return loss.detach()
 
-    def packed(items):
+    def halved(items):
         batch = collate(items)
-        return {name: t.reshape(1, -1) for name, t in batch.items()}
+        return {"pixels": batch["input_ids"][::2].float(), "labels": batch["labels"][::2]}
+
+    def unlabelled(items):
+        return {k: v for k, v in collate(items).items() if k != "labels"}
 
     def refused(expected, message, kind=Trainer, callback=None, collator=collate, **changes):
         trainer = kind(
@@ -222,18 +226,22 @@ def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
         trainer.add_callback(callback or InRun(VALIDATION))
         with pytest.raises(expected, match=message):
             trainer.train()
-        assert not trainer.model._forward_pre_hooks or collator is packed
+        assert "compute_loss" not in vars(trainer) or collator is halved
 
-    refused(MisuseError, r"model\(\*\*inputs\)", OwnLoss)
+    refused(MisuseError, r"self\.compute_loss", OwnStep)
     rows = collate([VALIDATION[0], VALIDATION[1]])
     utility = inrun.Utility(lambda m, b: m(**b).loss, rows)
-    refused(MisuseError, "packing=False", callback=InRun(utility), collator=packed)
+    refused(MisuseError, "2 rows of 4 samples", callback=InRun(utility), collator=halved)
+    refused(MisuseError, "could not compute its loss", collator=unlabelled)
     refused(MisuseError, "empty", callback=InRun([]))
     refused(MisuseError, "remove_unused_columns=False", callback=InRun(VALIDATION, ids="name"))
     with pytest.raises(MisuseError, match=r"trainer\.train\(\) first"):
         _ = InRun(VALIDATION).attribution
     with pytest.raises(NotSupportedError, match="no optimizer"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=None)
+    optimizer = torch.optim.SGD(classifier().parameters())
+    with pytest.raises(MisuseError, match=r"trainer\.add_callback"):
+        InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=optimizer)
 
 
 def test_importing_inrun_imports_no_framework():
