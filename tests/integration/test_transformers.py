@@ -17,11 +17,12 @@ from transformers import (
 
 import inrun
 from inrun.errors import MisuseError, NotSupportedError, StoreError
-from inrun.integrations.transformers import InRun, causal_loss
+from inrun.integrations.transformers import InRun
 from tests.integration.pixels import Pixels, classifier, collate
 
 TRAIN, VALIDATION = Pixels(0, 44), Pixels(60, 80)
 STEPS, BATCH = 6, 4
+EXACT = inrun.Options(progress=False, smoothed_steps=0)
 
 
 def arguments(folder, **changes):
@@ -46,7 +47,7 @@ def trained(folder, callback=None, resume=None, model=None, **changes):
         model or classifier(), arguments(folder, **changes), train_dataset=TRAIN,
         eval_dataset=VALIDATION, data_collator=collate, compute_loss_func=mean_over_step,
     )  # fmt: skip
-    callback = callback or InRun(VALIDATION, store=folder / "run", smoothed_steps=0)
+    callback = callback or InRun(VALIDATION, store=folder / "run", options=EXACT)
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, callback.attribution
@@ -71,9 +72,7 @@ def plain_loop(visits, bf16=False):
             return model(**batch).loss
 
     utility = inrun.Utility(loss_fn, rows)
-    attribution = inrun.attach(
-        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
-    )
+    attribution = inrun.attach(model, optimizer, utility, options=EXACT)
     for step in range(1, STEPS + 1):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
@@ -190,7 +189,7 @@ def test_named_targets_and_ids_from_a_column(tmp_path):
 
     low = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] < 5]
     high = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] >= 5]
-    callback = InRun({"low": low, "high": high}, ids="name", smoothed_steps=0)
+    callback = InRun({"low": low, "high": high}, ids="name", options=EXACT)
     trainer = Trainer(
         classifier(), arguments(tmp_path, remove_unused_columns=False, eval_strategy="no"),
         train_dataset=Named(0, 44), data_collator=collate,
@@ -285,13 +284,11 @@ def test_the_sft_trainer_of_trl(tmp_path):
     def train(**how):
         trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=fast, **how)
         held = [trainer.train_dataset[i] for i in range(40, 44)]
-        trainer.add_callback(callback := InRun(held, smoothed_steps=0))
+        trainer.add_callback(callback := InRun(held, options=EXACT))
         trainer.train()
         return callback
 
-    with pytest.raises(NotSupportedError, match="compute_loss_func"):
-        train()
-    callback = train(compute_loss_func=causal_loss)
+    callback = train()
     ledger = callback.attribution.ledger()
     assert ledger["visits"].to_pylist() == [8] * 4
     assert callback.attribution.covered == 1.0
