@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import inrun
 from inrun.errors import MisuseError, NotSupportedError, StoreError
@@ -247,53 +241,6 @@ def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
     optimizer = torch.optim.SGD(classifier().parameters())
     with pytest.raises(MisuseError, match=r"trainer\.add_callback"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=optimizer)
-
-
-def test_the_sft_trainer_of_trl(tmp_path):
-    """Prompts and completions of digits as text; loss on completions, its own collator."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    words = {"<pad>": 0, "</s>": 1, "is": 2, **{str(i): 3 + i for i in range(18)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<pad>"
-    )
-    rows = Dataset.from_list(
-        [
-            {"prompt": " ".join(map(str, t[:12])) + " is", "completion": f" {label}"}
-            for t, label in zip(TRAIN.tokens, TRAIN.labels, strict=True)
-        ]
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-            num_attention_heads=2, pad_token_id=None, max_position_embeddings=32,
-        )
-    )  # fmt: skip
-    settings = SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=4, report_to=[],
-        use_cpu=True, disable_tqdm=True, bf16=False, gradient_checkpointing=True,
-        gradient_accumulation_steps=2, save_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
-
-    def train(**how):
-        trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=fast, **how)
-        held = [trainer.train_dataset[i] for i in range(40, 44)]
-        trainer.add_callback(callback := InRun(held, options=EXACT))
-        trainer.train()
-        return callback
-
-    callback = train()
-    ledger = callback.attribution.ledger()
-    assert ledger["visits"].to_pylist() == [8] * 4
-    assert callback.attribution.covered == 1.0
-    entries = np.abs(ledger["samples"].to_numpy()) + np.abs(ledger["momentum"].to_numpy())
-    assert (np.abs(ledger["residual"].to_numpy()[2:]) < 0.1 * entries[2:]).all()
 
 
 def test_importing_inrun_imports_no_framework():

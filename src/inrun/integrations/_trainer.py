@@ -104,10 +104,12 @@ class OwnLoss:
 
     Args:
         trainer: the trainer.
+        twice: whether it is differentiated twice, which TRL's fused head cannot be: of a model
+            that is given labels it is then the model's own loss, from logits.
     """
 
-    def __init__(self, trainer: Any):
-        self._trainer = trainer
+    def __init__(self, trainer: Any, *, twice: bool = False):
+        self._trainer, self._twice = trainer, twice
         self.reference = getattr(trainer, "ref_model", None)  # seen by who asks what may move
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -118,8 +120,12 @@ class OwnLoss:
         """
         trainer = self._trainer
         with uncounted(trainer), _of_a_loss(trainer.args), trainer.compute_loss_context_manager():
+            batch = dict(taken_out(batch)[1])
             try:
-                loss: Tensor = trainer.compute_loss(model, dict(taken_out(batch)[1]))
+                if self._twice and "labels" in batch:
+                    loss: Tensor = model(**batch)["loss"]
+                else:
+                    loss = trainer.compute_loss(model, batch)
             except (KeyError, ValueError) as error:
                 raise MisuseError(
                     "The trainer could not compute its loss on the validation rows "

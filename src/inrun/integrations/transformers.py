@@ -233,7 +233,8 @@ class InRun(TrainerCallback):
             )
 
         columns = set(first) - {column} if isinstance(first, dict) else None
-        loss_fn = OwnLoss(trainer) if self._loss_fn is None else self._loss_fn
+        twice = self._options.get("estimator") == "sgd-second"
+        loss_fn = OwnLoss(trainer, twice=twice) if self._loss_fn is None else self._loss_fn
         utility = utility_of(self._validation, loss_fn, batch_of, columns, self._rows)
         resumed = state.global_step > 0
         self._attribution = attach(

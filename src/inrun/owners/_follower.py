@@ -59,7 +59,7 @@ class Owners:
         self._filled: dict[int, tuple[weakref.ref[Tensor], dict[int, Any]]] = {}  # row by row
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
-        self.interactions: dict[str, None] = {}
+        self.interactions: dict[str, bool] = {}  # and whether gradients pass between samples
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()
         self.sums: Callable[[Op, Found], None] | None = None  # sees where sums over samples begin
@@ -151,7 +151,9 @@ class Owners:
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
-            self.interactions[note] = None
+            self.interactions[note] = True
+        if op.by_numbers:
+            self.interactions.setdefault(f"{op.name}, by numbers without gradients", False)
         first = outs[0]
         into = op.kwargs.get("out")
         if written is not None or into is first or (op.args and first is op.args[0]):

@@ -108,6 +108,10 @@ def _scaled(op: Op, parts: list[tuple[Tensor, Map | None]], linear: bool) -> Map
     if linear and sum(m.low == SUM == m.high for m in with_map) > 0:
         graded = [(t, m) for t, m in parts if m is not None and t.requires_grad]
         if len(graded) == 1 or len(with_map) == 1:
+            op.by_numbers |= len(graded) == 1 and any(
+                m is not None and m.low < NONE and not t.requires_grad and t.numel() > 1
+                for t, m in parts
+            )
             return op.join([graded[0] if graded else (op.tensors[0], with_map[0])])
     joined = op.join(parts)
     return joined if linear else _nonlinear(op, joined)
