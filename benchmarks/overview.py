@@ -186,7 +186,6 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
             "validation_parts=2",
             "validation_parts=10",
             "Sampled(5)",
-            "next batch",
             "stream",
         )
     ]

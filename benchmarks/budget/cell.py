@@ -32,10 +32,9 @@ STEADY = 20  # steps that are not timed: the first ones are smoothed
 
 @dataclass(frozen=True)
 class Way:
-    """One way to attach. `follows`: judged by the next batch."""
+    """One way to attach."""
 
     scoring: inrun.EveryStep | inrun.Sampled | inrun.Budget = field(default_factory=inrun.EveryStep)
-    follows: bool = False
     capture: str = "hold"
 
 
@@ -48,7 +47,6 @@ WAYS = {
         for n in (2, 5)
     },
     **{f"validation_every={n}": Way(inrun.EveryStep(validation_every=n)) for n in (2, 5)},
-    "next batch": Way(follows=True),
     "stream": Way(capture="stream"),
     **{f"Budget({x})": Way(inrun.Budget(x)) for x in (0.05, 0.2)},
 }
@@ -63,9 +61,6 @@ class Run:
         self.attribution = None
         if way is not None:
             utility = inrun.Utility(tasks.weighted_loss, data.whole)
-            if way.follows:
-                rows = data.fetch(range(4))
-                utility = inrun.Utility.next_batch(tasks.loss_fn, rows)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InRunWarning)  # what is stale is what is measured
                 self.attribution = inrun.attach(

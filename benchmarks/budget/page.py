@@ -19,7 +19,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {
     "Sampled": "fewer steps", "Budget": "fewer steps, found by itself",
     "validation_parts": "parts of the rows", "validation_every": "old gradient",
-    "next": "next batch",
     "stream": "stream",
 }  # fmt: skip
 

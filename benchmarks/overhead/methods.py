@@ -238,16 +238,6 @@ class HoldWithoutTriton(Attributed):
             super().step(ids, batch)
 
 
-class NextBatch(Attributed):
-    """Judged by the next training batch: no validation pass at all."""
-
-    another_loss = True
-
-    def utility(self) -> inrun.Utility:
-        """See `Attributed.utility`."""
-        return inrun.Utility.next_batch(self.loss_fn, self.validation)
-
-
 class Halves(Attributed):
     """One half of the validation rows a pass, in turn; the opening pass has seen the other."""
 
@@ -276,7 +266,6 @@ METHODS: dict[str, type[Method]] = {
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
     "hold, half the validation rows": Halves,
-    "hold, next batch": NextBatch,
     "naive per-sample gradients": Naive,
 }
 REFERENCE = "plain + validation pass"

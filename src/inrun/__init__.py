@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     )
     from inrun.utility import Utility
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Attribution",

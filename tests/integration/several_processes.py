@@ -53,12 +53,10 @@ CASES = {
     "paid out, fewer": {"smoothed_steps": 0, "momentum_window": 3, "rows": 2, "parts": 2},
     "sampled": {"smoothed_steps": 0, "every": 2},
     "rotating": {"smoothed_steps": 0, "rotating": 3},
-    "next batch": {"smoothed_steps": 0, "follows": True},
     "sharded, paid out": {"smoothed_steps": 0, "momentum_window": 2, "sharded": True},
     "sharded, paid out, clipped by value": {
         "smoothed_steps": 0, "momentum_window": 2, "sharded": True, "value_clip": 0.02, "rows": 2,
     },
-    "sharded, next batch": {"smoothed_steps": 0, "follows": True, "sharded": True},
     "sharded": {"smoothed_steps": 0, "sharded": True},
     "sharded, single precision": {
         "sharded": True, "smoothed_steps": 0, "dtype": torch.float32, "eps": 1e-3,
@@ -142,7 +140,7 @@ def terms(model, batch):
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, sharded=False, replicas=False, rotating=1, follows=False,
+        eps=1e-8, sharded=False, replicas=False, rotating=1,
         summed=False, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
@@ -164,7 +162,6 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
     over = size / 12 if summed else None  # of several processes the loss is the mean
     mean = lambda m, b: terms(m, b).sum() * over if over else terms(m, b).mean()  # noqa: E731
     utility = inrun.Utility(mean, (x[held], y[held])).dealt(rotating)
-    utility = inrun.Utility.next_batch(mean, (x[held], y[held])) if follows else utility
     attribution = inrun.attach(
         wrapped, optimizer, utility, store=folder / name, **flat(progress=False, **options)
     )

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _group_shares
-from inrun.attribution._own_gradients import Own
 from inrun.errors import InRunWarning, MisuseError
 from inrun.owners import Map
 from inrun.owners._entries import Entries
+from inrun.truth import _group_shares
+from inrun.truth._own_gradients import Own
 from tests.integration.test_owner_checks import (
     RIGHT,
     WRONG,

@@ -1,4 +1,4 @@
-"""Less validation: the next training batch in place of a validation set, or a part of its rows."""
+"""Less validation: a part of the rows in each pass, or a pass after every so many steps."""
 
 import copy
 from functools import partial
@@ -33,14 +33,6 @@ def started():
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-def following(**options):
-    x, y = data()
-    model, optimizer = started()
-    given = {"smoothed_steps": 0, "contraction": "dense", "progress": False} | options
-    utility = inrun.Utility.next_batch(loss_fn, (x[:3], y[:3]))
-    return model, optimizer, inrun.attach(model, optimizer, utility, **flat(**given))
-
-
 def step(model, optimizer, attribution, number, clip=0.3, zero_in_place=False):
     x, y = data()
     ids = torch.arange(BATCH) + BATCH * number
@@ -50,161 +42,6 @@ def step(model, optimizer, attribution, number, clip=0.3, zero_in_place=False):
     optimizer.step()
     optimizer.zero_grad(set_to_none=not zero_in_place)
     return min(1.0, clip / (float(norm) + 1e-6))
-
-
-def displacement(optimizer, gradients, decay):
-    """w - w' of the real optimizer's step, from a copy."""
-    other = copy.deepcopy(optimizer)
-    parameters = other.param_groups[0]["params"]
-    before = [p.detach().clone() for p in parameters]
-    other.param_groups[0]["weight_decay"] = decay
-    for p, g in zip(parameters, gradients, strict=True):
-        p.grad = g.clone()
-    other.step()
-    return [b - p.detach() for b, p in zip(before, parameters, strict=True)]
-
-
-def told_by_the_next_gradient(steps=STEPS):
-    """(values (steps - 1, B), momentum (steps - 1,)) of the same training, step by step."""
-    x, y = data()
-    model, optimizer = started()
-    named, kept = dict(model.named_parameters()), []
-    values, momentum = [], []
-    for number in range(steps):
-        ids = torch.arange(BATCH) + BATCH * number
-
-        def terms(m, rows, ids=ids):
-            each = F.cross_entropy(m(x[ids[rows]]), y[ids[rows]], reduction="none")
-            return each / BATCH
-
-        shares = oracle_shares.shares(model, terms, BATCH, named)
-        loss_fn(model, (x[ids], y[ids])).backward()
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), 0.3))
-        clip = min(1.0, 0.3 / (norm + 1e-6))
-        gradients = [p.grad.clone() for p in named.values()]
-        if kept:
-            slopes, null, before = kept
-            parts = zip(gradients, slopes, before, strict=True)
-            values.append(sum((g * D * c).flatten(1).sum(1) for g, D, c in parts))
-            momentum.append(sum((g * d).sum() for g, d in zip(gradients, null, strict=True)))
-        nothing = [torch.zeros_like(g) for g in gradients]
-        null = displacement(optimizer, nothing, 0.0)
-        whole = displacement(optimizer, gradients, 0.0)
-        slopes = [
-            torch.where(g == 0, 0, (a - b) / g)
-            for a, b, g in zip(whole, null, gradients, strict=True)
-        ]
-        kept = slopes, null, [clip * shares[name] for name in named]
-        optimizer.step()
-        optimizer.zero_grad()
-    return torch.stack(values).numpy(), torch.stack(momentum).numpy()
-
-
-@pytest.mark.parametrize("zero_in_place", [False, True])
-def test_a_step_is_judged_by_the_gradient_that_the_next_one_consumes(tmp_path, zero_in_place):
-    model, optimizer, attribution = following(store=tmp_path / "run")
-    for number in range(STEPS):
-        step(model, optimizer, attribution, number, zero_in_place=zero_in_place)
-    attribution.detach()
-    values, momentum = told_by_the_next_gradient()
-    visits = attribution.visits()
-    assert visits["step"].to_pylist() == np.repeat(range(1, STEPS), BATCH).tolist()
-    assert visits["sample_id"].to_pylist() == list(range(BATCH * (STEPS - 1)))
-    np.testing.assert_allclose(visits["value"].to_numpy(), values.ravel(), rtol=1e-6, atol=1e-12)
-    ledger = attribution.ledger()
-    np.testing.assert_allclose(ledger["momentum"].to_numpy(), momentum, rtol=1e-6, atol=1e-12)
-    for column in ("opening_loss", "closing_loss", "residual"):
-        assert np.isnan(ledger[column].to_numpy()).all()
-
-
-def test_no_validation_pass_is_run_and_training_is_not_changed():
-    model, optimizer, attribution = following(self_test=False)
-    plain, other = started()
-    quiet = inrun.attach(
-        plain,
-        other,
-        inrun.Utility(loss_fn, data()),
-        options=inrun.Options(progress=False, smoothed_steps=0),
-    )
-    runs = []
-    model.register_forward_hook(lambda m, *_: runs.append(1) if m.training else None)
-    for number in range(STEPS):
-        step(model, optimizer, attribution, number)
-        step(plain, other, quiet, number)
-    assert len(runs) == STEPS
-    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_steps_that_are_not_scored_judge_those_before_them():
-    model, optimizer, attribution = following(every=4)
-    for number in range(16):
-        step(model, optimizer, attribution, number)
-    values, _ = told_by_the_next_gradient(16)
-    rows = attribution.values().to_pylist()
-    assert len(rows) >= 3 * BATCH
-    for row in rows:
-        number, place = divmod(row["sample_id"], BATCH)
-        assert row["value"] == pytest.approx(4 * values[number, place], rel=1e-6)
-
-
-def test_a_step_before_a_paused_one_is_not_scored():
-    model, optimizer, attribution = following()
-    x, y = data()
-    for number in range(2):
-        step(model, optimizer, attribution, number)
-    with attribution.paused():
-        loss_fn(model, (x, y)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for number in range(2, 4):
-        step(model, optimizer, attribution, number)
-    assert attribution.ledger()["step"].to_pylist() == [1, 3]
-
-
-def test_payouts_behind_the_next_batch_are_momentum_s_entries():
-    model, optimizer, attribution = following(momentum_window=100)
-    for number in range(STEPS):
-        step(model, optimizer, attribution, number)
-    attribution.detach()
-    books = attribution.ledger()
-    momentum, paid = (books[c].to_numpy().sum() for c in ("momentum", "paid_out"))
-    assert paid == pytest.approx(momentum, rel=1e-9)
-
-
-@pytest.mark.parametrize("payout", [0, 2])
-def test_a_checkpoint_is_without_the_step_that_waits_and_the_run_goes_on_with_it(payout):
-    model, optimizer, attribution = following(momentum_window=payout)
-    for number in range(3):
-        step(model, optimizer, attribution, number)
-    state = attribution.state_dict()
-    step(model, optimizer, attribution, 3)
-    step(model, optimizer, attribution, 4)
-    assert attribution.ledger()["step"].to_pylist() == [1, 2, 3, 4]
-    again = following(momentum_window=payout)[2]
-    again.load_state_dict(state)
-    assert again.ledger()["step"].to_pylist() == [1, 2]
-
-
-def test_what_needs_a_validation_loss_is_refused():
-    model, optimizer, attribution = following()
-    with pytest.raises(MisuseError, match="validation loss"):
-        attribution.audit(seconds=1, steps=3)
-    with pytest.raises(MisuseError, match="validation loss"):
-        attribution.per_token(lambda m, b: m(b))
-    attribution.detach()
-    for options in ({"capture": "stream"}, {"estimator": "path-given"}):
-        with pytest.raises(MisuseError, match=r"next_batch"):
-            inrun.attach(model, optimizer, inrun.Utility.next_batch(), **flat(**options))
-
-
-def test_without_validation_rows_owners_are_followed_all_the_same():
-    model, optimizer = started()
-    attribution = inrun.attach(
-        model, optimizer, inrun.Utility.next_batch(), options=inrun.Options(progress=False)
-    )
-    step(model, optimizer, attribution, 0)
-    assert set(attribution.coverage()["owners"].to_pylist()) == {"followed"}
 
 
 def rotated(parts, steps=12, **options):

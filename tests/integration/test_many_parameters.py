@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _grouped
 from inrun.capture import _small
+from inrun.scoring import _grouped
 from tests.settings import flat
 
 
@@ -87,14 +87,14 @@ def test_small_parameters_are_really_joined(monkeypatch):
     joined = []
     really = _grouped.pulled_together
     monkeypatch.setattr(
-        "inrun.attribution._sums.pulled_together", lambda g: joined.append(len(g)) or really(g)
+        "inrun.scoring._sums.pulled_together", lambda g: joined.append(len(g)) or really(g)
     )
     trained(None, 1, {})
     assert sum(joined) == 4 * len(list(Many().parameters()))
 
 
 def test_an_edit_of_one_small_parameter_is_seen():
-    from inrun.attribution._weights import WeightsMark
+    from inrun.scoring._marks import WeightsMark
 
     parameters = list(Many().parameters())
     before = WeightsMark(parameters)

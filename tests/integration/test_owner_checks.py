@@ -402,7 +402,7 @@ def test_a_model_that_keeps_a_state_trains_as_without():
 def not_checked(build, *, loss=loss_fn, both=False, **options):
     """Why, where a check could not be made."""
     _, attribution, _ = train(build, data(), loss=loss, steps=1, **options)
-    return set(checks(attribution).values()), attribution._steps.capture.coverage._unchecked
+    return set(checks(attribution).values()), attribution._loop.capture.coverage._unchecked
 
 
 def test_hooks_on_activations_are_called_as_often_as_without_and_it_is_said():

@@ -15,7 +15,7 @@ from torch import nn
 import inrun
 from inrun.errors import InRunWarning, StoreError
 from tests.settings import flat
-from tests.unit.test_shelf import files_of_at_most
+from tests.unit.momentum.test_shelf import files_of_at_most
 
 WINDOW, STEPS, BATCH = 4, 13, 6
 
@@ -172,9 +172,10 @@ def test_a_program_that_breaks_leaves_no_file_and_stores_what_its_steps_have(tmp
         "raise ValueError"
     )
     (tmp_path / "waits").mkdir()
+    path = os.pathsep.join([str(Path.cwd()), *sys.path])
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], check=False, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )  # fmt: skip
     assert list((tmp_path / "waits").iterdir()) == []
     stored, run = inrun.load(tmp_path / "run"), Run().run(6)
@@ -191,7 +192,7 @@ def test_a_full_disk_is_said_and_loses_nothing_that_was_paid(tmp_path, in_memory
     assert run.attribution.waiting["steps"] == 0
     assert list(tmp_path.rglob("*.safetensors")) == []
     ended = Run().run(8)
-    ended.attribution._steps.settle()
+    ended.attribution._loop.booking.settle()
     for one in (run, ended):
         one.run(5)
     assert run.attribution.waiting["steps"] == WINDOW  # there is room again
@@ -222,7 +223,7 @@ def test_a_folder_that_is_taken_away_is_said_and_steps_keep_what_they_have(tmp_p
 
 
 def test_too_little_room_is_said_before_it_runs_out(monkeypatch):
-    monkeypatch.setattr("inrun.attribution._shelf._free_memory", lambda device: 1000)
+    monkeypatch.setattr("inrun.momentum._shelf._free_memory", lambda device: 1000)
     run = Run().run(1)
     with pytest.warns(InRunWarning, match="momentum_window=4 will hold .* held_in='FOLDER'"):
         run.step()

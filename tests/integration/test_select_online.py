@@ -504,13 +504,6 @@ def test_rotating_parts_of_the_validation_rows_take_turns():
     assert seen == [first, first, second, second] * 2
 
 
-def test_a_utility_that_is_known_too_late_is_refused():
-    loop = Loop()
-    loop.utility = inrun.Utility.next_batch()
-    with pytest.raises(MisuseError, match="too late"):
-        loop.select()
-
-
 def test_parameters_outside_the_model_are_refused():
     loop = Loop()
     loop.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2).double())]})

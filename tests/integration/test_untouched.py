@@ -159,4 +159,4 @@ def test_dropping_the_attribution_takes_its_hooks_along():
 def test_held_factors_do_not_outlive_the_step():
     _, _, attribution, _ = train(noisy, loss_fn, data(), True)
     gc.collect()
-    assert not attribution._steps.pending
+    assert not attribution._loop.pending

@@ -2,10 +2,10 @@
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._audit import Audit
 from inrun.attribution._options import Options, demand_settings
 from inrun.attribution._scoring import Budget, EveryStep, Sampled, Scoring
-from inrun.attribution._tokens import Tokens
+from inrun.scoring import Tokens
+from inrun.truth import Audit
 
 __all__ = [
     "Attribution",

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
+from inrun.momentum import Holding
 from inrun.optim import Together
 from inrun.utility import Utility, is_repeatable
 

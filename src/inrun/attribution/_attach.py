@@ -10,20 +10,18 @@ import torch
 from torch import nn
 
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, demand_settings
-from inrun.attribution._payout import Payouts
-from inrun.attribution._scorer import Scorer
 from inrun.attribution._scoring import EveryStep, Scoring
-from inrun.attribution._shelf import shelf_of
-from inrun.attribution._unequal import weighed
-from inrun.capture import Offload, Stream
+from inrun.capture import Offload
 from inrun.directions import Direction
+from inrun.distributed import demand_sharded, processes_of, unwrapped_model
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
+from inrun.momentum import Payouts, shelf_of
 from inrun.optim import Together
-from inrun.utility import Utility, demand_divisible
+from inrun.scoring import Scorer
+from inrun.utility import Utility, demand_divisible, weighed
 
 
 def attach(
@@ -48,8 +46,7 @@ def attach(
             `torch.optim` that takes plain gradients, Lion, LAMB, schedule-free AdamW, or your own
             (`inrun.optim.register`). With several, a step is over when all have stepped, or when
             the next block begins.
-        utility: the validation loss that contributions are measured in; `Utility.next_batch()`
-            takes the next training batch's instead.
+        utility: the validation loss that contributions are measured in.
         estimator: 'path' (default), 'path-given', 'path-smoothed', 'sgd', 'sgd-second',
             'linearized' or 'tangent'; see `inrun.directions`. Or a `Direction` of one's own.
         store: a new folder for values, visits and books as Parquet; None keeps totals in memory.
@@ -96,7 +93,6 @@ def attach(
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
     direction = demand_settings(
         estimator=estimator, scoring=scoring, momentum_window=momentum_window, options=options,
-        next_batch=utility.follows,
     )  # fmt: skip
     scoring, options = scoring or EveryStep(), options or Options()
     capture, window = options.capture, momentum_window
@@ -110,7 +106,13 @@ def attach(
         )
     model, wrapping = unwrapped_model(model)
     processes = processes_of(wrapping, options.process_group)
-    demand_sharded(model, processes, optimizers, direction, capture)
+    rules = zip(optimizers.members, optimizers.rules, strict=True)
+    mixing = (type(member).__name__ for member, rule in rules if not rule.elementwise)
+    demand_sharded(
+        model, processes.size, optimizers.parameters(), mixing=next(mixing, None),
+        differentiating=direction.name if direction.needs_curvature else None,
+        streaming=capture == "stream",
+    )  # fmt: skip
     halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
     frequency = scoring.frequency(processes, halves)
     met = _contraction(options.contraction)
@@ -135,20 +137,19 @@ def attach(
             extra=extra,
         )
     kind = CAPTURES[capture]
-    smoothed = (
-        0 if kind is Stream else options.smoothed_steps
-    )  # streaming keeps no shares to smooth
+    smoothed = 0 if kind.contracts_early else options.smoothed_steps  # without shares to smooth
     payouts = None
     place = "cpu" if options.held_in is None and kind is Offload else options.held_in
     shelf = shelf_of(place)
     if window:
         payouts = Payouts(window, copy.deepcopy(met), len(utility.targets), shelf, processes)
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes, payouts)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
     attribution = Attribution(
         model,
         optimizers,
         utility,
         scorer,
+        payouts,
         kind,
         folder,
         frequency,

@@ -81,7 +81,6 @@ def demand_settings(
     scoring: Scoring | None = None,
     momentum_window: int = 0,
     options: Options | None = None,
-    next_batch: bool = False,
 ) -> Direction:
     """Raises what `attach` would raise of these, whatever the model and the optimizer are.
 
@@ -90,7 +89,6 @@ def demand_settings(
         scoring: see `estimator`.
         momentum_window: see `estimator`.
         options: see `estimator`; whether the folder `held_in` is there is not looked at.
-        next_batch: whether the utility is `Utility.next_batch()`.
 
     Returns:
         The estimator's direction.
@@ -112,11 +110,6 @@ def demand_settings(
         raise MisuseError(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
-        )
-    if next_batch and (options.capture == "stream" or not direction.streams):
-        raise MisuseError(
-            "Utility.next_batch() gives one gradient, when the next step is read. Use it with "
-            "capture='hold' and an estimator that needs no other passes, such as 'path'."
         )
     window = momentum_window
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from inrun.capture import Processes
+from inrun.distributed import Processes
 from inrun.errors import MisuseError
 
 SEED = 20_260_229  # of the draws; mixed with the step or window, so that nothing needs to be kept

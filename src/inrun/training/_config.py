@@ -50,8 +50,6 @@ class TrainConfig:
         estimator: as of `inrun.attach`, like `capture`, `contraction`, `payout`, `payout_to`,
             `every` and `max_overhead`.
         rotating: as of `inrun.Utility`: each validation pass looks at one of so many parts.
-        next_batch: judge each step by the batch that comes next, as `Utility.next_batch()` does;
-            the validation rows are then for what is asked of the run later.
         keep_tokens: keep values a token.
         record: keep the trajectory, for look-ahead.
         save_every: seconds between checkpoints.
@@ -91,7 +89,6 @@ class TrainConfig:
     every: float = 1
     max_overhead: float | None = None
     rotating: int = 1
-    next_batch: bool = False
     keep_tokens: bool = False
     record: bool = False
     save_every: float = 60.0
@@ -122,19 +119,14 @@ class TrainConfig:
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
         demand_settings(
             estimator=self.estimator, scoring=self.scoring, momentum_window=self.payout,
-            options=self.options(), next_batch=self.next_batch,
+            options=self.options(),
         )  # fmt: skip
         self._demand_alone()
 
     def _demand_alone(self) -> None:
         """Raises where two settings exclude each other here."""
-        if self.next_batch and self.rotating > 1:
-            raise MisuseError(
-                "rotating is for validation rows, and next_batch passes none. Give one of them."
-            )
         tokens = {
             "payout": self.payout > 0,
-            "next_batch": self.next_batch,
             "capture='stream'": self.capture == "stream",
             "estimator='path-smoothed'": self.estimator == "path-smoothed",
         }

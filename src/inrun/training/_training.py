@@ -22,7 +22,6 @@ from inrun.utility import Utility
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
-FEW = 4  # rows that show where samples lie in each operation
 
 
 class Training:
@@ -144,13 +143,11 @@ class Training:
         return Utility(self.loss_fn, targets=targets)
 
     def judged_by(self) -> Utility:
-        """What the run's steps are judged by: `utility()` or the next batch.
+        """What the run's steps are judged by: `utility()`, whose rows can be dealt out.
 
         Raises:
             MisuseError: a target has fewer rows than there are to be parts.
         """
-        if self.config.next_batch:
-            return Utility.next_batch(self.loss_fn, self.collate(self.judges()[:FEW]))
         whole = self.utility()
         whole.dealt(self.config.rotating)  # raises here what attaching would
         return whole

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture import Hold, self_test
+from inrun.distributed import is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
-from inrun.shards import is_sharded
 from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
 from inrun.uses._online_selection import OnlineSelection
 from inrun.uses._outlook import Ahead, Drawn, NextState, Outlook, Upcoming, When
@@ -97,11 +97,6 @@ def online(
         raise MisuseError(
             f"{needed} needs losses=... and fetch=..., as inrun.record does: rows are gone through "
             "again without your loop."
-        )
-    if utility.follows:
-        raise MisuseError(
-            "Utility.next_batch() is known only when the next batch is there, which is too late to "
-            "choose this one. Pass a utility with a validation batch."
         )
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters)

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError
 from inrun.utility._rows import row_count, take_rows
 
-NEXT = "next batch"
-
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
     "weight", "paid_out", "standard_error", "variance",
@@ -99,7 +97,6 @@ class Utility:
                 "Choose another name."
             )
         self.weights = _weights(tuple(self.batches), weights)
-        self.follows = False
         self.rotating = self.refresh = 1
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
@@ -108,31 +105,6 @@ class Utility:
         self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
         self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
         self.kinds: dict[str, list[str]] = {}  # by target, what its loss turned out to be
-
-    @classmethod
-    def next_batch(
-        cls, loss_fn: LossFunction | None = None, rows: Any = None, *, rows_axis: int = 0
-    ) -> Utility:
-        """No validation set: a step is judged by the batch that is trained on next.
-
-        The gradient that the next step consumes (clipped, if it is) is the closing gradient, so
-        that no validation pass is run. A value is then what the sample took off the loss of the
-        training distribution, and as noisy as one batch. It is right where each sample is seen
-        once: where the next batch holds the same sample, it is judged by itself. The losses
-        themselves are not known: the books have entries and no residual. A step is scored when the
-        next one is read; the last one of a run is not scored. The step's factors are held until
-        then, and a copy of its gradient.
-
-        Args:
-            loss_fn: with `rows`, measures before training where samples lie in each operation; the
-                two are used for nothing else. Without them that is taken from shapes.
-            rows: a few rows, as `batch` of a `Utility`.
-            rows_axis: as of a `Utility`.
-        """
-        made = cls(loss_fn or no_loss, rows if rows is not None else (), rows_axis=rows_axis)
-        made.batches = {NEXT: rows} if rows is not None else {}
-        made.follows = True
-        return made
 
     def on(self, batches: Mapping[str, Any]) -> Utility:
         """The same on other batches of the same names, such as the same rows on another device."""
@@ -150,7 +122,7 @@ class Utility:
     def deals(self, count: int) -> bool:
         """Whether the rows, which are not dealt out yet, can be dealt into so many parts."""
         rows = [row_count(batch, self.rows_axis) for batch in self.batches.values()]
-        return self.rotating == 1 and not self.follows and all((n or 0) >= count for n in rows)
+        return self.rotating == 1 and all((n or 0) >= count for n in rows)
 
     def dealt(self, parts: int, every: int = 1) -> Utility:
         """The same, of whose rows each pass looks at one of so many parts, after so many steps.
@@ -178,7 +150,7 @@ class Utility:
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets' names, in their order."""
-        return (NEXT,) if self.follows else tuple(self.batches)
+        return tuple(self.batches)
 
 
 def _demand_names(names: Iterable[str]) -> None:
@@ -190,18 +162,6 @@ def _demand_names(names: Iterable[str]) -> None:
                 f"A target cannot be called {name!r}: tables have a column by each target's name, "
                 "which must be a line of text that is not empty. Choose another name."
             )
-
-
-def no_loss(model: nn.Module, batch: Any) -> Tensor:
-    """What `Utility.next_batch()` has for a loss.
-
-    Raises:
-        MisuseError: always.
-    """
-    raise MisuseError(
-        "Utility.next_batch() has no validation loss: it is known only how the next training batch "
-        "judges a step. Give a Utility with a validation batch for this."
-    )
 
 
 def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, Any]]:

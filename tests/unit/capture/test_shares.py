@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inrun.capture import Hold, Offload, Stream, self_test
+from inrun.capture import Hold, Offload, Stream, Watch, self_test
 from inrun.factors import LowRank, Owned
 from inrun.owners import ownership
 from inrun.utility import Utility
@@ -50,7 +50,6 @@ def test_shares_are_each_samples_own_gradient(case, samples):
     capture = captured(case, model, inputs)
     with capture.block(owned(case, samples, inputs)) as block:
         case.loss(model, inputs).backward()
-    capture.end_block()
     assert capture.conclude() == [False]
     expected = true_shares(case, model, inputs, samples)
     torch.manual_seed(0)
@@ -82,10 +81,9 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
     torch.manual_seed(0)
     Q = {name: torch.randn(K, *p.shape, dtype=p.dtype) for name, p in trained(model).items()}
     capture = captured(case, model, inputs, Stream)
-    capture.contract = lambda name, factors: [factor.contract(Q[name]) for factor in factors]
-    with capture.block(owned(case, samples, inputs)) as block:
+    watch = Watch(lambda name, factors: [factor.contract(Q[name]) for factor in factors])
+    with capture.block(owned(case, samples, inputs), watch) as block:
         case.loss(model, inputs).backward()
-    capture.end_block()
     capture.conclude()
     expected = true_shares(case, model, inputs, samples)
     close(
@@ -103,7 +101,6 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
     capture = captured(case, model, inputs, Offload)
     with capture.block(owned(case, samples, inputs)) as block:
         case.loss(model, inputs).backward()
-    capture.end_block()
     capture.conclude()
     for x in inputs:
         x.zero_()  # what was moved is the run's own
