@@ -66,11 +66,12 @@ def settings(folder, **changes):
 
 def gradient(loss, model):
     """The gradient of a loss, all parameters in one row; 0 where one is not used."""
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).double().flatten()
-            for p, g in zip(model.parameters(), found, strict=True)
+            for p, g in zip(weights, found, strict=True)
         ]
     )
 
