@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.attribution._changes import explains
+from inrun.attribution._changes import Precision, factor_between
 from inrun.attribution._plan import ParameterPlan
 from inrun.capture import Block, Capture, Processes
 from inrun.errors import MisuseError
@@ -79,15 +79,21 @@ def scales_of(
                     "overwritten in it, so that the step was not scored."
                 )
             scales[name] = elementwise_scale(
-                name, capture.trained[name], gradients[name], blocks, processes
-            )
+                name, capture.trained[name], gradients[name], blocks, processes,
+                capture.check.computed(name),
+            )  # fmt: skip
         else:
             scales[name] = k
     return scales
 
 
 def elementwise_scale(
-    name: str, p: Tensor, gradient: Tensor, blocks: Sequence[Block], processes: Processes
+    name: str,
+    p: Tensor,
+    gradient: Tensor,
+    blocks: Sequence[Block],
+    processes: Processes,
+    computed: float = 0.0,
 ) -> Tensor:
     """What was left of each element, as a factor of the sum of shares.
 
@@ -97,6 +103,7 @@ def elementwise_scale(
         gradient: that is consumed, this process's part of it.
         blocks: the step's samples.
         processes: that the step's samples are spread over.
+        computed: eps of what the shares are made of.
 
     Raises:
         MisuseError: the gradient was changed in some other way, or the shares are not there to
@@ -114,7 +121,8 @@ def elementwise_scale(
     everyones = processes.mean(own)
     raw = part_of(everyones, p)
     changed = gradient.detach().to(dtype)
-    if not explains(raw, changed):
+    factor = factor_between(raw, changed, Precision.of(gradient.dtype, computed))
+    if factor is None:
         raise MisuseError(
             f"The gradient of {name} was changed between the last attribution.batch(ids) block and "
             "step() by something that is neither a common factor nor clipping by value, nor a mask "
@@ -123,4 +131,4 @@ def elementwise_scale(
             "sample accounts for it. Run a penalty's backward pass inside "
             "attribution.unattributed(), or use weight_decay."
         )
-    return torch.where(raw == 0, torch.zeros_like(raw), changed / raw)
+    return factor
