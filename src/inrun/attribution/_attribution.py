@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from inrun.attribution._steps import Steps
 from inrun.attribution._tokens import TokenLosses, Tokens
 from inrun.capture import Hold, Stream
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.ledger import Extra, RunFolder, TokenFolder
+from inrun.ledger import Extra, RunFolder
 from inrun.optim import Together
 from inrun.owners import ownership
 from inrun.utility import Utility
@@ -263,7 +262,7 @@ class Attribution(Results):
                 "several processes leave store out and read `latest` in each; under fully_shard "
                 "they are not computed."
             )
-        folder = None if store is None else TokenFolder(Path(store))
+        folder = None if store is None else self._record.tokens(store)
         steps = self._steps  # which does not know this attribution: nothing may keep it alive
         return Tokens(
             self._scorer, self._model, self._utility.weights,

@@ -15,6 +15,13 @@ from inrun.ledger._books import (
     residual_shares,
     totals,
 )
+from inrun.ledger._documents import (
+    Log,
+    read_content,
+    read_document,
+    write_content,
+    write_document,
+)
 from inrun.ledger._doubt import relative_error
 from inrun.ledger._files import Seal, read_table, store_path, write_table
 from inrun.ledger._lock import Lock, machine
@@ -38,6 +45,7 @@ __all__ = [
     "Extra",
     "Ids",
     "Lock",
+    "Log",
     "Run",
     "RunFolder",
     "Seal",
@@ -54,6 +62,8 @@ __all__ = [
     "machine",
     "normalised",
     "opened_picture",
+    "read_content",
+    "read_document",
     "read_samples",
     "read_state",
     "read_table",
@@ -67,6 +77,8 @@ __all__ = [
     "token_parts",
     "totals",
     "unseal",
+    "write_content",
+    "write_document",
     "write_state",
     "write_table",
 ]

@@ -8,7 +8,6 @@ to a file as they come, so that a check that was stopped goes on.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from inrun.errors import MisuseError, StoreError
+from inrun.ledger import Log
 from inrun.uses._prune import Pruning
 
 Train = Callable[[list[Any], int], float]
@@ -182,33 +182,17 @@ class Results:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, question: dict[str, Any], what: str):
-        self._path = None if path is None else Path(path)
-        self.known: dict[tuple[str, int], tuple[float, float]] = {}
-        if self._path is None:
-            return
-        if not self._path.exists():
-            self._write(question)
-            return
-        try:
-            asked, *lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        except ValueError as error:
-            raise StoreError(
-                f"{self._path} is torn ({error}): remove its last line to go on from there."
-            ) from error
+        self._log = Log(None if path is None else Path(path))
+        if not self._log.lines:
+            self._log.append(question)
+        asked, *lines = self._log.lines
         if asked != question:
-            raise StoreError(f"{self._path} holds the check of another {what}. Name a new file.")
-        self.known = {(r["arm"], r["seed"]): (r["score"], r["seconds"]) for r in lines}
+            raise StoreError(f"{path} holds the check of another {what}. Name a new file.")
+        self.known: dict[tuple[str, int], tuple[float, float]] = {
+            (r["arm"], r["seed"]): (r["score"], r["seconds"]) for r in lines
+        }
 
     def add(self, arm: str, seed: int, score: float, seconds: float) -> None:
         """Takes a result."""
         self.known[arm, seed] = (score, seconds)
-        self._write({"arm": arm, "seed": seed, "score": score, "seconds": seconds})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._path is None:
-            return
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise StoreError(f"{self._path} could not be written: {error}") from error
+        self._log.append({"arm": arm, "seed": seed, "score": score, "seconds": seconds})
