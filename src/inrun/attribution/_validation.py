@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inrun.attribution._plan import ParameterPlan, ReadBefore
 from inrun.attribution._surroundings import Surroundings, SurroundingsMark
 from inrun.attribution._weights import WeightsMark
-from inrun.capture import Capture, Processes
+from inrun.capture import Capture, Processes, agreed
 from inrun.directions import Direction
 from inrun.shards import is_sharded
 from inrun.utility import Evaluation, Utility, curvature, displaced, evaluate, losses_of
@@ -99,15 +99,14 @@ class Validation:
             self._unproven = mark, now
         still = still and not self._disturbed and last.surroundings.same(around)
         self._disturbed = False
-        if capture.sharded:  # each process sees its own parts; a pass is every process's
-            (still,) = self._processes.all([still])
+        # each process sees its own weights' parts and surroundings; a pass is every process's
+        (still,) = self._processes.all([still])
         return still
 
     def _buffers_rest(self, last: _Pass, capture: Capture, around: SurroundingsMark) -> bool:
         """Whether running statistics are the last closing pass's."""
         rest = last.surroundings.same_buffers(around, by_versions=self.reads_late)
-        if capture.sharded:
-            (rest,) = self._processes.all([rest])
+        (rest,) = self._processes.all([rest])
         return rest
 
     def _losses_anew(self, last: _Pass) -> Evaluation:
@@ -117,7 +116,9 @@ class Validation:
         0.2 to 1.6 % of the values' length), and a backward pass costs twice what the loss does.
         """
         part = self._utility.part(last.part)
-        losses = losses_of(part, self._model, checked=not self.reads_late)
+        losses = agreed(
+            self._processes, lambda: losses_of(part, self._model, checked=not self.reads_late)
+        )
         if self._processes.size > 1:
             losses = self._processes.mean(losses)
         return replace(last.evaluation, losses=losses, checked=not self.reads_late)
@@ -174,7 +175,10 @@ class Validation:
     def _evaluate(self, capture: Capture, number: int) -> Evaluation:
         """A validation pass; of several processes the mean, whose rows may be the same or not."""
         part = self._utility.part(number)
-        found = evaluate(part, self._model, capture.trained, checked=not self.reads_late)
+        checked = not self.reads_late
+        found = agreed(
+            self._processes, lambda: evaluate(part, self._model, capture.trained, checked=checked)
+        )
         found = replace(found, rows=number % self._utility.rotating)
         if self._processes.size == 1:
             return found
@@ -204,7 +208,10 @@ class Validation:
                 for name, plan in plans.items()
                 if isinstance(plan, ReadBefore)
             }
-            found = curvature(self._utility, self._model, capture.trained, along)
+            found = agreed(
+                self._processes,
+                lambda: curvature(self._utility, self._model, capture.trained, along),
+            )
             extra["curvature"] = {n: self._processes.mean(t) for n, t in found.items()}
         return extra
 
