@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@echo "==> creating $(VENV) and installing inrun (torch is the large part)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
-	$(BIN)/pip install --quiet -e .
+	$(BIN)/pip install --quiet -e '.[demo]'
 	@touch $@
 
 # What tests and checks need on top.

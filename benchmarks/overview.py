@@ -182,7 +182,12 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
 
     return [
         (f"`{way}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
-        for way in ("rotating=2", "rotating=10", "every=5", "next batch", "stream")
+        for way in (
+            "validation_parts=2",
+            "validation_parts=10",
+            "Sampled(5)",
+            "stream",
+        )
     ]
 
 

@@ -42,7 +42,7 @@ def growth(rows: int, part: int | None) -> int:
     x, y = torch.randn(rows, 64), torch.randint(10, (rows,))
     before = memory("VmRSS")
     utility = inrun.Utility(loss_fn, (x, y), batch_size=part)
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     for _ in range(3):
         with attribution.batch(range(ROWS)):
             loss_fn(model, (x[:ROWS], y[:ROWS])).backward()

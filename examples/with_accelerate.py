@@ -21,7 +21,7 @@ def main(folder, steps):
     loader = DataLoader(Digits(), 8, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     utility = inrun.Utility(loss_fn, held_out())
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     while attribution.ledger().num_rows < steps:
         for batch in loader:
             with accelerator.accumulate(model):

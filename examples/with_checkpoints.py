@@ -20,7 +20,12 @@ def main(folder, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     utility = inrun.Utility(loss_fn, held_out())
     attribution = inrun.attach(
-        model, optimizer, utility, store=folder / "run", resume=True, progress=False
+        model,
+        optimizer,
+        utility,
+        store=folder / "run",
+        resume=True,
+        options=inrun.Options(progress=False),
     )
     begin, checkpoint = 0, folder / "checkpoint.pt"
     if checkpoint.exists():

@@ -21,7 +21,11 @@ def main(folder, steps):
     model, (x, y) = DistributedDataParallel(network()), mislabelled()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_fn, held_out()), store=f"{folder}/run", progress=False
+        model,
+        optimizer,
+        inrun.Utility(loss_fn, held_out()),
+        store=f"{folder}/run",
+        options=inrun.Options(progress=False),
     )
     for step in range(steps):
         everyones = torch.randint(len(y), (24,), generator=torch.Generator().manual_seed(step))

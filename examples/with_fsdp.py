@@ -26,7 +26,11 @@ def main(folder, steps):
     fully_shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)  # after fully_shard
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_fn, held_out()), store=f"{folder}/run", progress=False
+        model,
+        optimizer,
+        inrun.Utility(loss_fn, held_out()),
+        store=f"{folder}/run",
+        options=inrun.Options(progress=False),
     )
     for step in range(steps):
         everyones = torch.randint(len(y), (24,), generator=torch.Generator().manual_seed(step))

@@ -27,7 +27,11 @@ def main(folder, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_fn, held_out()), store=f"{folder}/run", progress=False
+        model,
+        optimizer,
+        inrun.Utility(loss_fn, held_out()),
+        store=f"{folder}/run",
+        options=inrun.Options(progress=False),
     )
     for _ in range(steps):
         rows = torch.randint(len(y), (16,))

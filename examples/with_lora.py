@@ -16,7 +16,7 @@ def main(folder, steps):
     model = get_peft_model(network(), settings)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     utility = inrun.Utility(loss_fn, held_out())
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     for _ in range(steps):
         rows = torch.randint(len(y), (16,))
         with attribution.batch(rows):

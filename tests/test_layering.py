@@ -13,12 +13,14 @@ ROWS = [
     {"uses"},
     {"training"},
     {"attribution"},
+    {"momentum"},
+    {"scoring"},
     {"truth", "replay", "ledger"},
     {"directions", "capture"},
     {"owners"},
     {"operations", "optim", "utility"},
     {"factors"},
-    {"shards", "kernels"},
+    {"distributed", "kernels"},
     {"errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

@@ -1,6 +1,6 @@
 """One cell: the same training with every way to spend less on attribution, step by step in turn.
 
-`max_overhead` looks at the time from step to step, and so is trained by itself, between two plain
+A budget looks at the time from step to step, and so is trained by itself, between two plain
 trainings.
 
 Letters: N samples.
@@ -32,23 +32,23 @@ STEADY = 20  # steps that are not timed: the first ones are smoothed
 
 @dataclass(frozen=True)
 class Way:
-    """One way to attach. `follows`: judged by the next batch."""
+    """One way to attach."""
 
-    rotating: int = 1
-    refresh: int = 1
-    follows: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    scoring: inrun.EveryStep | inrun.Sampled | inrun.Budget = field(default_factory=inrun.EveryStep)
+    capture: str = "hold"
 
 
 WAYS = {
     WHOLE: Way(),
-    **{f"every={n}": Way(options={"every": n}) for n in (2, 5, 10, 20)},
-    **{f"rotating={k}": Way(rotating=k) for k in (2, 5, 10)},
-    **{f"rotating=10, every={n}": Way(rotating=10, options={"every": n}) for n in (2, 5)},
-    **{f"refresh={n}": Way(refresh=n) for n in (2, 5)},
-    "next batch": Way(follows=True),
-    "stream": Way(options={"capture": "stream"}),
-    **{f"max_overhead={x}": Way(options={"max_overhead": x}) for x in (0.05, 0.2)},
+    **{f"Sampled({n})": Way(inrun.Sampled(n)) for n in (2, 5, 10, 20)},
+    **{f"validation_parts={k}": Way(inrun.EveryStep(validation_parts=k)) for k in (2, 5, 10)},
+    **{
+        f"Sampled({n}, validation_parts=10)": Way(inrun.Sampled(n, validation_parts=10))
+        for n in (2, 5)
+    },
+    **{f"validation_every={n}": Way(inrun.EveryStep(validation_every=n)) for n in (2, 5)},
+    "stream": Way(capture="stream"),
+    **{f"Budget({x})": Way(inrun.Budget(x)) for x in (0.05, 0.2)},
 }
 
 
@@ -60,16 +60,15 @@ class Run:
         self.model, self.optimizer = start(data, seed)
         self.attribution = None
         if way is not None:
-            utility = inrun.Utility(
-                tasks.weighted_loss, data.whole, rotating=way.rotating, refresh=way.refresh
-            )
-            if way.follows:
-                rows = data.fetch(range(4))
-                utility = inrun.Utility.next_batch(tasks.loss_fn, rows)
+            utility = inrun.Utility(tasks.weighted_loss, data.whole)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InRunWarning)  # what is stale is what is measured
                 self.attribution = inrun.attach(
-                    self.model, self.optimizer, utility, progress=False, **way.options
+                    self.model,
+                    self.optimizer,
+                    utility,
+                    scoring=way.scoring,
+                    options=inrun.Options(capture=way.capture, progress=False),
                 )
         self.seconds: list[float] = []
         self.scored: list[bool] = []
@@ -108,7 +107,7 @@ def measure(key: str) -> dict[str, Any]:
     runs = {PLAIN: Run(data, setting.seed, None)}
     runs |= {name: Run(data, setting.seed, way) for name, way in WAYS.items()}
     order = list(batches(data, torch.arange(data.recipe.training), setting.seed))
-    alone = [name for name in runs if name.startswith("max_overhead")]
+    alone = [name for name in runs if name.startswith("Budget")]
     plain = {name: [runs[PLAIN]] for name in runs}
     for number, ids in enumerate(order):
         turn = [run for name, run in runs.items() if name not in alone]

@@ -17,8 +17,8 @@ from benchmarks.results_file import RESULTS, environments
 
 DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {
-    "every": "fewer steps", "max_overhead": "fewer steps, found by itself",
-    "rotating": "parts of the rows", "refresh": "old gradient", "next": "next batch",
+    "Sampled": "fewer steps", "Budget": "fewer steps, found by itself",
+    "validation_parts": "parts of the rows", "validation_every": "old gradient",
     "stream": "stream",
 }  # fmt: skip
 
@@ -80,7 +80,7 @@ def _plot(cells: Cells, path: Path) -> None:
         rows = [
             {
                 "way": way,
-                "kind": "both" if "every" in way and "rotating" in way else next(
+                "kind": "both" if "Sampled" in way and "parts" in way else next(
                     (said for start, said in KINDS.items() if way.startswith(start)), "every step"
                 ),
                 "overhead": max(0.005, _mean(cells, task, way, "overhead")),

@@ -95,10 +95,14 @@ def _run(
         watch = inrun.record(model, optimizer, tasks.losses, split.fetch)
     else:
         watch = inrun.attach(
-            model, optimizer, utility, store=folder / "run", progress=False,
+            model,
+            optimizer,
+            utility,
+            store=folder / "run",
             estimator="path" if method == PAID_OUT else method,
-            payout=WINDOW if method == PAID_OUT else 0,
-        )  # fmt: skip
+            momentum_window=WINDOW if method == PAID_OUT else 0,
+            options=inrun.Options(progress=False),
+        )
     n, epochs = split.recipe.training, split.recipe.epochs
     losses, margins = np.zeros((n, epochs)), np.zeros((n, epochs))
     probabilities = np.zeros((n, len(split.names)))

@@ -174,9 +174,14 @@ class Cell:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             attribution = inrun.attach(
-                model, optimizer, self.utility, estimator=estimator, capture=capture,
-                smoothed_steps=smoothed_steps, progress=False, self_test=False,
-            )  # fmt: skip
+                model,
+                optimizer,
+                self.utility,
+                estimator=estimator,
+                options=inrun.Options(
+                    capture=capture, smoothed_steps=smoothed_steps, progress=False, self_test=False
+                ),
+            )
             self._step(model, optimizer, batch, attribution, stretch)
         attribution.detach()
         return {

@@ -81,7 +81,10 @@ def main():
     if sys.argv[2] == "scored":
         utility = inrun.Utility(loss, held_out)
         attribution = inrun.attach(
-            model, optimizer, utility, progress=False, self_test=False, smoothed_steps=0
+            model,
+            optimizer,
+            utility,
+            options=inrun.Options(progress=False, self_test=False, smoothed_steps=0),
         )
     ids = range(len(batch if isinstance(batch, torch.Tensor) else batch[0]))
 

@@ -96,8 +96,13 @@ class Cell:
         model, twins = copies(self.model, [self.optimizer])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that samples interact
-            options = {"progress": False, "self_test": False, **self.task.options}
-            attribution = inrun.attach(model, twins, self.utility, **options)
+            attribution = inrun.attach(
+                model,
+                twins,
+                self.utility,
+                options=inrun.Options(progress=False, self_test=False),
+                **self.task.options,
+            )
             with attribution.batch(range(SAMPLES)):
                 self.loss(model, batch).backward()
             twins[0].step()

@@ -109,7 +109,11 @@ class Cell:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             attribution = inrun.attach(
-                model, twins, self.utility, progress=False, self_test=False, **options
+                model,
+                twins,
+                self.utility,
+                options=inrun.Options(progress=False, self_test=False),
+                **options,
             )
             self._step(model, twins, batch, attribution)
         attribution.detach()

@@ -66,7 +66,9 @@ def seconds(build: type[nn.Module], *, attached: bool) -> float:
     attribution = None
     if attached:
         utility = inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:]))
-        attribution = inrun.attach(model, optimizer, utility, smoothed_steps=0, progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility, options=inrun.Options(smoothed_steps=0, progress=False)
+        )
     times = []
     for _ in range(STEPS):
         began = time.process_time()

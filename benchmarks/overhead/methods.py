@@ -172,13 +172,20 @@ class Attributed(Method):
     def __init__(self, size: Size, device: torch.device):
         super().__init__(size, device)
         self.attribution = inrun.attach(
-            self.model, self.optimizer, self.utility(),
-            smoothed_steps=0, progress=False, **self.options,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            self.utility(),
+            scoring=self.scoring(),
+            options=inrun.Options(smoothed_steps=0, progress=False, **self.options),
+        )
 
     def utility(self) -> inrun.Utility:
         """What values are measured in."""
         return inrun.Utility(self.loss_fn, self.validation)
+
+    def scoring(self) -> inrun.EveryStep:
+        """How much is looked at."""
+        return inrun.EveryStep()
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
@@ -231,22 +238,12 @@ class HoldWithoutTriton(Attributed):
             super().step(ids, batch)
 
 
-class NextBatch(Attributed):
-    """Judged by the next training batch: no validation pass at all."""
-
-    another_loss = True
-
-    def utility(self) -> inrun.Utility:
-        """See `Attributed.utility`."""
-        return inrun.Utility.next_batch(self.loss_fn, self.validation)
-
-
-class Rotating(Attributed):
+class Halves(Attributed):
     """One half of the validation rows a pass, in turn; the opening pass has seen the other."""
 
-    def utility(self) -> inrun.Utility:
-        """See `Attributed.utility`."""
-        return inrun.Utility(self.loss_fn, self.validation, rotating=min(2, len(self.validation)))
+    def scoring(self) -> inrun.EveryStep:
+        """See `Attributed.scoring`."""
+        return inrun.EveryStep(validation_parts=min(2, len(self.validation)))
 
 
 class Stream(Attributed):
@@ -268,8 +265,7 @@ METHODS: dict[str, type[Method]] = {
     **WITHOUT,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
-    "hold, rotating=2": Rotating,
-    "hold, next batch": NextBatch,
+    "hold, half the validation rows": Halves,
     "naive per-sample gradients": Naive,
 }
 REFERENCE = "plain + validation pass"

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from inrun.attribution import _scorer, _validation
 from inrun.capture import Hold, _gradient_check, _measuring, _mode
 from inrun.directions.path import Path
 from inrun.factors import Outer, _contraction
+from inrun.scoring import Step, _validation
 
 PARTS: tuple[tuple[Any, str, str], ...] = (
     (_validation, "evaluate", "validation pass"),
@@ -31,9 +31,10 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Hold, "_collect", "building factors"),
     (_mode.CaptureMode, "_note", "seeing operations"),
     (_validation, "WeightsMark", "whether weights moved"),
-    (_scorer.Scorer, "before_step", "before the step, the rest"),
-    (_scorer.Scorer, "after_step", "after the step, the rest"),
-    (_scorer.Scorer, "stream_contraction", "stream, the rest"),
+    (Step, "take_down", "before the step, the rest"),
+    (Step, "plan", "before the step, the rest"),
+    (Step, "score", "after the step, the rest"),
+    (Step, "contract", "stream, the rest"),
 )
 
 

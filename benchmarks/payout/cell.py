@@ -42,9 +42,12 @@ class Run:
         self.data = data
         self.model, self.optimizer = start(data, seed)
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(tasks.weighted_loss, data.whole),
-            payout=window, progress=False,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(tasks.weighted_loss, data.whole),
+            momentum_window=window,
+            options=inrun.Options(progress=False),
+        )
         self.seconds: list[float] = []
         self.bytes = 0
 

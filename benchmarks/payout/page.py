@@ -57,7 +57,7 @@ def _table(
     """A row a window and column, and further rows."""
     rows = [
         [
-            f"payout={window}" + (f", {said}" if said else ""),
+            f"momentum_window={window}" + (f", {said}" if said else ""),
             *_row(cells, lambda r, w=window, n=name: r[str(w)][n], form),  # type: ignore[misc]
         ]
         for said, (name, form) in columns.items()

@@ -77,7 +77,9 @@ def _one_step() -> dict[str, Any]:
     """Values and books of step `STEP`, and the game of `GAME` of its samples."""
     task = Task()
     batches = task.batches(STEP)
-    attribution = inrun.attach(task.model, task.optimizer, task.utility, progress=False)
+    attribution = inrun.attach(
+        task.model, task.optimizer, task.utility, options=inrun.Options(progress=False)
+    )
     coalitions: list[dict[str, Any]] = []
     for step, ids in enumerate(batches[:-1], start=1):
         if step == GAME_STEP:
@@ -123,7 +125,9 @@ def _coalitions(task: Task, ids: Tensor) -> list[dict[str, Any]]:
     )
     game = StepGame(model, optimizer, shares, task.utility)
     table, exact = game.table()[:, 0], game.exact()[:, 0]
-    attribution = inrun.attach(model, optimizer, task.utility, progress=False)
+    attribution = inrun.attach(
+        model, optimizer, task.utility, options=inrun.Options(progress=False)
+    )
     with attribution.batch(ids):
         task.loss_fn(model, (x, y)).backward()
     optimizer.step()

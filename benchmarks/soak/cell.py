@@ -45,7 +45,11 @@ def _run(capture: str, steps: int, store: Path) -> dict[str, Any]:
 
     utility = inrun.Utility(loss_fn, (x[1500:1532], y[1500:1532]))
     attribution = inrun.attach(
-        model, optimizer, utility, capture=capture, store=store, progress=False
+        model,
+        optimizer,
+        utility,
+        store=store,
+        options=inrun.Options(capture=capture, progress=False),
     )
     stretches, times = [], []
     for step in range(steps):

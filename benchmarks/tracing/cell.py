@@ -84,9 +84,13 @@ def _visits(method: str, seed: int, names: list[str]) -> pa.Table:
             )  # fmt: skip
             return result.visits()
         attribution = inrun.attach(
-            model, optimizer, utility, estimator=method, store=Path(folder) / "run",
-            progress=False, smoothed_steps=0, self_test=False,
-        )  # fmt: skip
+            model,
+            optimizer,
+            utility,
+            estimator=method,
+            store=Path(folder) / "run",
+            options=inrun.Options(progress=False, smoothed_steps=0, self_test=False),
+        )
         _train(model, optimizer, attribution, whole.passages, seed)
         attribution.detach()
         return attribution.visits()

@@ -144,7 +144,11 @@ utility = inrun.Utility(query_loss, targets={"said": query})
 
 def attach(model, optimizer):
     attribution = inrun.attach(
-        model, optimizer, utility, store=STORE, contraction="dense", smoothed_steps=0
+        model,
+        optimizer,
+        utility,
+        store=STORE,
+        options=inrun.Options(contraction="dense", smoothed_steps=0),
     )
     by_word = attribution.per_token(token_losses, STORE)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type checkers
     from inrun import errors, optim, truth
-    from inrun.attribution import Attribution, attach
+    from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, attach
     from inrun.ledger import Run, load
     from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
     from inrun.uses import (
@@ -35,16 +35,20 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     )
     from inrun.utility import Utility
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Attribution",
+    "Budget",
+    "EveryStep",
     "Lookahead",
+    "Options",
     "Pruning",
     "Recorder",
     "Replayable",
     "Rollup",
     "Run",
+    "Sampled",
     "Trace",
     "Trajectory",
     "Utility",
@@ -67,7 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attribution": ("Attribution", "attach"),
+    "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "attach"),
     "ledger": ("Run", "load"),
     "replay": (
         "Lookahead", "Recorder", "Trajectory", "lookahead", "open_trajectory", "record",

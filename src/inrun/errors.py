@@ -4,8 +4,11 @@ Every message says what is wrong, why it matters, how to mend it, and names the 
 Four kinds of refusal: it can never work (`NeverPossibleError`), it does not work yet
 (`NotSupportedError`), a layer must be replaced (`ReplaceLayerError`), or the library was called in
 a way that it does not mean (`MisuseError`). Beside them `InvariantError`, a check of the library
-on itself that failed, and `StoreError`, a stored run that cannot be read or may not be written.
+on itself that failed, `StoreError`, a stored run that cannot be read or may not be written, and
+`MissingExtraError`, an extra that is not installed.
 """
+
+import importlib.util
 
 
 class InRunError(Exception):
@@ -34,6 +37,27 @@ class InvariantError(InRunError):
 
 class StoreError(InRunError):
     """A stored run is torn, incomplete or not one, or a new run would overwrite an old one."""
+
+
+class MissingExtraError(InRunError, ImportError):
+    """A package that only an extra needs is not installed; the message has the `pip install`."""
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """Raises where a package of an extra is not installed.
+
+    Args:
+        extra: its name, as in `pip install 'inrun[report]'`.
+        packages: as they are imported.
+
+    Raises:
+        MissingExtraError: one of them is not there.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"This needs {' and '.join(missing)}, not installed here: pip install 'inrun[{extra}]'"
+        )
 
 
 class InRunWarning(UserWarning):

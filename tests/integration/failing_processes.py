@@ -50,10 +50,7 @@ def case(what, fails, how):
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
     if how == "statistics":
         model.insert(1, nn.BatchNorm1d(4))
-    if how == "sharded":
-        wrapped = fully_shard(model)
-    else:
-        wrapped = DistributedDataParallel(model)
+    wrapped = fully_shard(model) if how == "sharded" else DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
     said = []
     judge = Judge(what, fails)

@@ -103,7 +103,9 @@ def train(folder):
         source: fetch([i for i in VALIDATION if DATA[i][1] == source]) for source in SOURCES
     }
     utility = inrun.Utility(loss_fn, targets=by_source)
-    attribution = inrun.attach(model, optimizer, utility, store=folder, progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, store=folder, options=inrun.Options(progress=False)
+    )
     recorder = inrun.record(
         model, optimizer, losses, fetch, f"{folder}/trajectory", weights=weights
     )

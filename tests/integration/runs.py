@@ -8,6 +8,7 @@ import inrun
 from tests.oracles import shapley
 from tests.oracles import shares as oracle
 from tests.oracles.cases import gpt2, llama
+from tests.settings import flat
 
 SAMPLES = 6
 
@@ -79,9 +80,12 @@ class Run:
         self.generator = torch.Generator().manual_seed(3)
         self.validation = self.draw(self.generator, 24)
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(self.loss_fn, self.validation),
-            estimator=estimator, capture=capture, progress=False, **options,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(self.loss_fn, self.validation),
+            estimator=estimator,
+            **flat(capture=capture, progress=False, **options),
+        )
         self.total = torch.zeros(samples, dtype=torch.float64)
 
     def loss_fn(self, model, batch):

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import inrun
 from inrun.factors import LowRankContraction
 from inrun.ledger import read_state, write_state
+from tests.settings import flat
 
 STEPS = 5
 # Double precision, but for one case. There eps is larger: Adam's first steps divide gradients by
@@ -55,16 +56,14 @@ CASES = {
     "streamed, accumulated": {"capture": "stream", "parts": 2},
     "streamed, fewer": {"capture": "stream", "rows": 2},
     "streamed, split validation": {"capture": "stream", "split": True},
-    "paid out": {"smoothed_steps": 0, "payout": 2},
-    "paid out, fewer": {"smoothed_steps": 0, "payout": 3, "rows": 2, "parts": 2},
+    "paid out": {"smoothed_steps": 0, "momentum_window": 2},
+    "paid out, fewer": {"smoothed_steps": 0, "momentum_window": 3, "rows": 2, "parts": 2},
     "sampled": {"smoothed_steps": 0, "every": 2},
     "rotating": {"smoothed_steps": 0, "rotating": 3},
-    "next batch": {"smoothed_steps": 0, "follows": True},
-    "sharded, paid out": {"smoothed_steps": 0, "payout": 2, "sharded": True},
+    "sharded, paid out": {"smoothed_steps": 0, "momentum_window": 2, "sharded": True},
     "sharded, paid out, clipped by value": {
-        "smoothed_steps": 0, "payout": 2, "sharded": True, "value_clip": 0.02, "rows": 2,
+        "smoothed_steps": 0, "momentum_window": 2, "sharded": True, "value_clip": 0.02, "rows": 2,
     },
-    "sharded, next batch": {"smoothed_steps": 0, "follows": True, "sharded": True},
     "sharded": {"smoothed_steps": 0, "sharded": True},
     "sharded, single precision": {
         "sharded": True, "smoothed_steps": 0, "dtype": torch.float32, "eps": 1e-3,
@@ -148,7 +147,7 @@ def terms(model, batch):
 
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
-        eps=1e-8, sharded=False, replicas=False, rotating=1, follows=False,
+        eps=1e-8, sharded=False, replicas=False, rotating=1,
         summed=False, penalty=0.0, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
@@ -169,10 +168,9 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
         held = held.chunk(size)[rank] if split else held
     over = size / 12 if summed else None  # of several processes the loss is the mean
     mean = lambda m, b: terms(m, b).sum() * over if over else terms(m, b).mean()  # noqa: E731
-    utility = inrun.Utility(mean, (x[held], y[held]), rotating=rotating)
-    utility = inrun.Utility.next_batch(mean, (x[held], y[held])) if follows else utility
+    utility = inrun.Utility(mean, (x[held], y[held])).dealt(rotating)
     attribution = inrun.attach(
-        wrapped, optimizer, utility, progress=False, store=folder / name, **options
+        wrapped, optimizer, utility, store=folder / name, **flat(progress=False, **options)
     )
     for step in range(STEPS):
         everyones = (torch.arange(rows) + rows * step).chunk(parts)
@@ -190,13 +188,13 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
             nn.utils.clip_grad_value_(model.parameters(), value_clip)
         optimizer.step()
         optimizer.zero_grad()
-    if rank == 0 or options.get("payout"):
+    if rank == 0 or options.get("momentum_window"):
         state = attribution.state_dict()
         if rank == 0:
             write_state(folder / f"{name}.safetensors", state)
-    if (options.get("payout") and rank == size - 1) or size == 1:
+    if (options.get("momentum_window") and rank == size - 1) or size == 1:
         (folder / f"{name}.json").write_text(json.dumps(attribution.balance()))
-    elif options.get("payout"):
+    elif options.get("momentum_window"):
         attribution.balance()
     attribution.detach()
     if rank == size - 1:  # every process has the same tables
@@ -214,7 +212,12 @@ def resume(folder):
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2, weight_decay=0.1)
     utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[60:].double(), y[60:]))
     attribution = inrun.attach(
-        wrapped, optimizer, utility, store=folder / "to resume", resume=True, progress=False
+        wrapped,
+        optimizer,
+        utility,
+        store=folder / "to resume",
+        resume=True,
+        options=inrun.Options(progress=False),
     )
     attribution.load_state_dict(read_state(folder / "to resume.safetensors"))
     mine = torch.arange(30, 36).tensor_split(dist.get_world_size())[dist.get_rank()]
@@ -234,7 +237,9 @@ def audit(folder):
     rank, size = dist.get_rank(), dist.get_world_size()
     held = torch.arange(60, 72).chunk(size)[rank]
     utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[held], y[held]))
-    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=0)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     checks = attribution.audit(seconds=1e6, steps=4, groups=4)
     for step in range(4):
         mine = (torch.arange(9) + 9 * step).tensor_split(size)[rank]
@@ -259,7 +264,9 @@ def untouched(folder):
             model = spread(network(sharded=True), sharded=True, mp_policy=policy)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
             utility = inrun.Utility(lambda m, b: terms(m, b).mean(), (x[60:], y[60:]))
-            attribution = inrun.attach(model, optimizer, utility, progress=False)
+            attribution = inrun.attach(
+                model, optimizer, utility, options=inrun.Options(progress=False)
+            )
             if not attached:
                 attribution.detach()
             for step in range(STEPS):
@@ -296,7 +303,9 @@ def refusals(folder):
 
     model = DistributedDataParallel(nn.Linear(6, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with inrun.attach(model, optimizer, utility, progress=False) as attribution:
+    with inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False)
+    ) as attribution:
         with noted("penalty"), attribution.batch(range(6)):
             penalty = model.module.weight.square().sum() * rank
             (terms(model, (x[:6], y[:6])).mean() + penalty).backward()
@@ -308,7 +317,9 @@ def refusals(folder):
             else:
                 terms(model, (x[:6], y[:6])).mean().backward()
             optimizer.step()
-    with inrun.attach(model, optimizer, utility, progress=False, capture="stream") as attribution:
+    with inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, capture="stream")
+    ) as attribution:
         optimizer.zero_grad()
         with noted("fewer blocks"):
             for number in range(2 - (rank > 0)):
@@ -322,7 +333,7 @@ def refusals(folder):
 
     def attached(what, model, optimizer=torch.optim.SGD, **options):
         with noted(what):
-            inrun.attach(model, optimizer(model.parameters(), lr=0.1), utility, **options)
+            inrun.attach(model, optimizer(model.parameters(), lr=0.1), utility, **flat(**options))
 
     parts = fully_shard(nn.Linear(6, 4, bias=False))
     attached("muon", parts, torch.optim.Muon)
@@ -341,7 +352,7 @@ def refusals(folder):
     with noted("record"):
         inrun.record(parts, optimizer, terms, lambda ids: (x[ids], y[ids]))
     options = {"contraction": "dense", "smoothed_steps": 0, "progress": False}
-    with inrun.attach(parts, optimizer, utility, **options) as attribution:
+    with inrun.attach(parts, optimizer, utility, **flat(**options)) as attribution:
         parts.set_requires_gradient_sync(False)
         with noted("unreduced"), attribution.batch(range(6)):
             terms(parts, (x[:6], y[:6])).mean().backward()

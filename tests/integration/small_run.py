@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
+from tests.settings import flat
 
 ROWS = 32
 
@@ -28,9 +29,13 @@ class SmallRun:
             for k, name in enumerate(names)
         }
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(loss_fn, targets=targets), store=folder,
-            resume=resume, progress=False, **options,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(loss_fn, targets=targets),
+            store=folder,
+            resume=resume,
+            **flat(progress=False, **options),
+        )
         if block_visits:
             self.attribution._record._folder._block_visits = block_visits
 

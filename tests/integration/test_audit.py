@@ -14,6 +14,7 @@ import inrun
 from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from tests.integration.runs import Run
+from tests.settings import flat
 
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 4}  # a check at each step
 
@@ -40,7 +41,10 @@ def train(
     optimizer = kind(model.parameters(), lr=rate)
     held_out = None if targets else validation or (x[40:], y[40:])
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, held_out, targets=targets), progress=False, **options
+        model,
+        optimizer,
+        inrun.Utility(loss, held_out, targets=targets),
+        **flat(progress=False, **options),
     )
     found = attribution.audit(**audit) if audit else None
     generator = torch.Generator().manual_seed(1)
@@ -183,7 +187,10 @@ def test_half_precision_is_noticed():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_fn, (x[40:], y[40:])), progress=False
+        model,
+        optimizer,
+        inrun.Utility(loss_fn, (x[40:], y[40:])),
+        options=inrun.Options(progress=False),
     )
     audit = attribution.audit(**ALWAYS)
     for _ in range(15):
@@ -274,7 +281,7 @@ def test_an_audit_goes_on_after_a_restart(first):
         if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-        attribution = inrun.attach(model, optimizer, utility, progress=False)
+        attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
         audit = attribution.audit(**ALWAYS) if state is None or first == "audit" else None
         if state is not None:
             attribution.load_state_dict(state["inrun"])

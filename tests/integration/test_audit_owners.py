@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _group_shares
-from inrun.attribution._own_gradients import Own
 from inrun.errors import InRunWarning, MisuseError
 from inrun.owners import Map
 from inrun.owners._entries import Entries
+from inrun.truth import _group_shares
+from inrun.truth._own_gradients import Own
 from tests.integration.test_owner_checks import (
     RIGHT,
     WRONG,
@@ -23,6 +23,7 @@ from tests.integration.test_owner_checks import (
     data,
     loss_fn,
 )
+from tests.settings import flat
 
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 6}  # a check at each step, groups of one sample
 
@@ -33,7 +34,10 @@ def audited(build, batch, *, steps=4, loss=loss_fn, micro=1, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     held_out = tuple(t[20:] for t in batch)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, held_out), progress=False, smoothed_steps=0, **options
+        model,
+        optimizer,
+        inrun.Utility(loss, held_out),
+        **flat(progress=False, smoothed_steps=0, **options),
     )
     audit = attribution.audit(**ALWAYS)
     for step in range(steps):

@@ -14,6 +14,7 @@ from inrun.errors import (
     NotSupportedError,
     ReplaceLayerError,
 )
+from tests.settings import flat
 
 
 def loss_fn(model, batch):
@@ -33,7 +34,7 @@ def attached(**options):
         model,
         optimizer,
         data,
-        inrun.attach(model, optimizer, utility, progress=False, **options),
+        inrun.attach(model, optimizer, utility, **flat(progress=False, **options)),
     )
 
 
@@ -116,7 +117,10 @@ def test_a_loss_function_that_returns_something_else(loss, message):
     model, optimizer, data, _ = setting()
     with pytest.raises(MisuseError, match=message):
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(loss, data), progress=False, self_test=False
+            model,
+            optimizer,
+            inrun.Utility(loss, data),
+            options=inrun.Options(progress=False, self_test=False),
         )
         with attribution.batch(range(12)):
             loss_fn(model, data).backward()
@@ -128,7 +132,10 @@ def test_an_empty_validation_set():
     empty = (data[0][:0], data[1][:0])
     with pytest.raises(MisuseError, match=r"not finite.*empty"):
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(loss_fn, empty), progress=False, self_test=False
+            model,
+            optimizer,
+            inrun.Utility(loss_fn, empty),
+            options=inrun.Options(progress=False, self_test=False),
         )
         with attribution.batch(range(12)):
             loss_fn(model, data).backward()
@@ -140,9 +147,15 @@ def test_attach_checks_what_it_is_given():
     with pytest.raises(MisuseError, match="estimator 'shapley' is not one of path"):
         inrun.attach(model, optimizer, utility, estimator="shapley")
     with pytest.raises(MisuseError, match="capture 'keep'"):
-        inrun.attach(model, optimizer, utility, capture="keep")
+        inrun.attach(model, optimizer, utility, options=inrun.Options(capture="keep"))
     with pytest.raises(MisuseError, match="Use capture='hold'"):
-        inrun.attach(model, optimizer, utility, estimator="path-given", capture="stream")
+        inrun.attach(
+            model,
+            optimizer,
+            utility,
+            estimator="path-given",
+            options=inrun.Options(capture="stream"),
+        )
     with pytest.raises(MisuseError, match=r"inrun\.Utility"):
         inrun.attach(model, optimizer, data)
     with pytest.raises(MisuseError, match="none of the model's"):
@@ -178,7 +191,7 @@ def test_models_that_mix_samples_are_scored_by_their_own_slots_and_told_once():
             return self.b(hidden - hidden.mean(0))
 
     model, optimizer, data, utility = setting(Centred())
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -197,13 +210,15 @@ def test_embeddings_that_cannot_be_attributed_say_why(option):
     data = torch.randint(5, (12, 2)), torch.randint(3, (12,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises((ReplaceLayerError, NotSupportedError), match=option):
-        inrun.attach(model, optimizer, inrun.Utility(loss_fn, data), progress=False)
+        inrun.attach(
+            model, optimizer, inrun.Utility(loss_fn, data), options=inrun.Options(progress=False)
+        )
 
 
 def test_a_validation_batch_without_tensors_leaves_owners_as_they_are_followed():
     model, optimizer, data, _ = setting()
     utility = inrun.Utility(lambda m, b: loss_fn(m, data), "everything")
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     with attribution.batch(range(12)):
         loss_fn(model, data).backward()
     optimizer.step()
@@ -213,7 +228,9 @@ def test_a_validation_batch_without_tensors_leaves_owners_as_they_are_followed()
 def test_a_validation_batch_on_another_device_is_said_at_attach():
     model, optimizer, data, _ = setting(nn.Linear(4, 3).to("meta"))
     with pytest.raises(MisuseError, match=r"batch is on cpu while the model is on meta"):
-        inrun.attach(model, optimizer, inrun.Utility(loss_fn, data), progress=False)
+        inrun.attach(
+            model, optimizer, inrun.Utility(loss_fn, data), options=inrun.Options(progress=False)
+        )
 
 
 def test_hooks_that_somebody_else_removed_are_missed_before_the_next_batch():

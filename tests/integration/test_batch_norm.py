@@ -8,6 +8,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InRunWarning
+from tests.settings import flat
 
 ROWS, LR = 8, 0.1
 pytestmark = [
@@ -41,7 +42,7 @@ def setting(**options):
 def attach(model, validation, optimizer=None, **options):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=LR)
     utility = inrun.Utility(loss_fn, validation)
-    return optimizer, inrun.attach(model, optimizer, utility, progress=False, **options)
+    return optimizer, inrun.attach(model, optimizer, utility, **flat(progress=False, **options))
 
 
 def evaluated(model, batch):
@@ -152,7 +153,9 @@ def test_one_forward_pass_a_step_is_all_that_it_costs():
         return loss_fn(m, batch)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    attribution = inrun.attach(model, optimizer, inrun.Utility(counted, validation), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(counted, validation), options=inrun.Options(progress=False)
+    )
     for step in range(4):
         with attribution.batch(range(ROWS)):
             loss_fn(model, (data[0][:ROWS], data[1][:ROWS])).backward()
@@ -173,7 +176,9 @@ def test_statistics_that_rest_cost_nothing():
         return loss_fn(m, batch)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    attribution = inrun.attach(model, optimizer, inrun.Utility(counted, validation), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(counted, validation), options=inrun.Options(progress=False)
+    )
     for step in range(3):
         with attribution.batch(range(ROWS)):
             loss_fn(model, (data[0][:ROWS], data[1][:ROWS])).backward()
@@ -236,7 +241,7 @@ def with_bias(dtype, **how):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     x, y = torch.randn(200, 20, dtype=dtype), torch.randint(3, (200,))
     utility = inrun.Utility(loss_fn, (x[150:], y[150:]))
-    attribution = inrun.attach(model, optimizer, utility, progress=False, **how)
+    attribution = inrun.attach(model, optimizer, utility, **flat(progress=False, **how))
     for _ in range(25):
         ids = torch.randperm(150)[:16]
         with attribution.batch(ids):

@@ -61,7 +61,9 @@ CHANGES = (norm_then_value, averaged_then_value, masked, flipped, flipped_in_one
 def test_values_are_those_of_the_changed_shares(change):
     model, data, validation = setting(seed=3)
     optimizer = adam(model)
-    attribution = attach(model, optimizer, validation, smoothed_steps=0, contraction="dense")
+    attribution = attach(
+        model, optimizer, validation, options=inrun.Options(smoothed_steps=0, contraction="dense")
+    )
     shares = [
         gradients(loss_fn(model, (data[0][[i]], data[1][[i]])) / ROWS, model) for i in range(ROWS)
     ]
@@ -163,7 +165,7 @@ def test_steps_that_a_scaler_skips_are_never_scored(layers):
         model = nn.Sequential(*inner, nn.Linear(5, 3))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         utility = inrun.Utility(loss_fn, (x[-20:], y[-20:]))
-        attribution = inrun.attach(model, optimizer, utility, progress=False)
+        attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2)
         taken = []
         optimizer.register_step_post_hook(lambda *_, t=taken: t.append(True))

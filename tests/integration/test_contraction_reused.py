@@ -15,7 +15,10 @@ def values(width, contraction):
     loss_fn = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
     utility = inrun.Utility(loss_fn, (x[30:], y[30:]))
     with inrun.attach(
-        model, optimizer, utility, contraction=contraction, smoothed_steps=0, progress=False
+        model,
+        optimizer,
+        utility,
+        options=inrun.Options(contraction=contraction, smoothed_steps=0, progress=False),
     ) as attribution:
         for ids in torch.arange(30).split(15):
             with attribution.batch(ids):

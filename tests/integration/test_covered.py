@@ -36,7 +36,9 @@ def test_the_share_is_that_of_what_the_gradients_moved(kind):
     model = Hiding()
     x, y = 30 * torch.randn(12, 4), torch.randint(3, (12,))  # inner has by far the larger gradient
     optimizer = kind(model.parameters(), lr=1e-3)
-    attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, (x, y)), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss_fn, (x, y)), options=inrun.Options(progress=False)
+    )
     for _ in range(3):
         with attribution.batch(range(12)):
             loss_fn(model, (x, y)).backward()
@@ -68,7 +70,9 @@ def test_all_is_covered_where_there_is_no_gap():
     model = nn.Linear(4, 3)
     x, y = torch.randn(12, 4), torch.randint(3, (12,))
     optimizer = torch.optim.AdamW(model.parameters())
-    attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, (x, y)), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(loss_fn, (x, y)), options=inrun.Options(progress=False)
+    )
     assert attribution.covered == 1.0
     with attribution.batch(range(12)):
         loss_fn(model, (x, y)).backward()

@@ -42,7 +42,9 @@ def test_values_and_books_are_finite_and_close(name, smoothed):
     model = nn.Linear(5, 3).double()
     optimizer = kind(model.parameters(), **{"lr": 1e-2, **options})
     utility = inrun.Utility(loss_fn, (x[40:], y[40:]))
-    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=smoothed)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=smoothed)
+    )
     for step in range(5):
         ids = torch.arange(8) + 8 * step
         with attribution.batch(ids):
@@ -87,7 +89,9 @@ def test_no_value_is_lost_at_the_edge_and_books_close(name, smoothed):
     model = nn.Linear(5, 3, dtype=torch.float64)
     optimizer = kind(model.parameters(), **{"lr": 1e-3, **options})
     utility = inrun.Utility(loss_fn, (x[40:], y[40:]))
-    attribution = inrun.attach(model, optimizer, utility, smoothed_steps=smoothed, progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(smoothed_steps=smoothed, progress=False)
+    )
     for step in range(5):
         ids = torch.arange(8) + 8 * step
         with attribution.batch(ids):
@@ -117,9 +121,12 @@ def test_a_validation_gradient_that_is_not_finite_is_refused_and_not_booked(capt
     y[0] = model(v)[0, 0].item()
     utility = inrun.Utility(rooted, (v, y))
     attribution = inrun.attach(
-        model, optimizer, utility, progress=False, capture=capture, store=tmp_path / "run",
-        self_test=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        utility,
+        store=tmp_path / "run",
+        options=inrun.Options(progress=False, capture=capture, self_test=False),
+    )
     said = []
     for _ in range(3):
         try:
@@ -143,7 +150,9 @@ def test_an_attribution_that_nobody_holds_is_told_of():
         model = nn.Linear(3, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         data = torch.randn(6, 3), torch.randint(2, (6,))
-        return inrun.attach(model, optimizer, inrun.Utility(loss_fn, data), progress=False)
+        return inrun.attach(
+            model, optimizer, inrun.Utility(loss_fn, data), options=inrun.Options(progress=False)
+        )
 
     with pytest.warns(InRunWarning, match="nobody holds"):
         attached()

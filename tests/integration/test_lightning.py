@@ -93,7 +93,9 @@ def plain(visits, schedule=True, parts=1, clip=0.3):
     begin = 0.5 if schedule else 1.0
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, begin, total_iters=8)
     utility = inrun.Utility(loss_fn, HELD)
-    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=0)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     for step in sorted({v["step"] for v in visits}):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         blocks = [ids[i : i + 6] for i in range(0, len(ids), 6)]

@@ -166,9 +166,12 @@ def test_horizon_one_is_the_tangent_at_the_closing_gradient():
     flat = inrun.Utility(linear, (torch.zeros(2, 1),))
     model, optimizer = train.start()
     attribution = inrun.attach(
-        model, optimizer, flat, estimator="tangent", smoothed_steps=0, progress=False,
-        self_test=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        flat,
+        estimator="tangent",
+        options=inrun.Options(smoothed_steps=0, progress=False, self_test=False),
+    )
     recorder = inrun.record(model, optimizer, train.losses, train.fetch)
     for (ids,) in train.batches:
         batch = train.fetch(ids)

@@ -13,6 +13,7 @@ from torch import nn
 import inrun
 from inrun.directions import ESTIMATORS
 from inrun.errors import InRunWarning, InvariantError, MisuseError
+from tests.settings import flat
 
 B = 8
 
@@ -38,9 +39,12 @@ class Loop:
         self.optimizer = make(self.model.parameters())
         utility = inrun.Utility(mean_loss, (self.x[40:], self.y[40:]))
         self.attribution = inrun.attach(
-            self.model, self.optimizer, utility, estimator=estimator, capture=capture,
-            progress=False, **options,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            utility,
+            estimator=estimator,
+            **flat(capture=capture, progress=False, **options),
+        )
 
     def block(self, rows, share=1.0):
         with self.attribution.batch(rows):
@@ -133,7 +137,9 @@ def test_a_sum_loss_and_a_padded_token_mean_have_the_right_shares():
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     utility = inrun.Utility(token_mean, (x[40:], mask[40:]))
-    attribution = inrun.attach(model, optimizer, utility, estimator="sgd", progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, estimator="sgd", options=inrun.Options(progress=False)
+    )
     (validation,) = torch.autograd.grad(token_mean(model, (x[40:], mask[40:])), model[0].weight)
     with attribution.batch(range(5)):
         token_mean(model, (x[:5], mask[:5])).backward()
@@ -185,7 +191,7 @@ def test_several_targets_add_up_to_the_total():
     targets = {"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])}
     weights = {"a": 1.0, "b": 3.0}
     utility = inrun.Utility(mean_loss, targets=targets, weights=weights)
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     for step in range(3):
         rows = list(range(step * B, step * B + B))
         with attribution.batch(rows):
@@ -210,7 +216,9 @@ def test_targets_are_each_what_they_would_be_alone():
     def values(utility):
         model, x, y = setting()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        attribution = inrun.attach(model, optimizer, utility(x, y), progress=False)
+        attribution = inrun.attach(
+            model, optimizer, utility(x, y), options=inrun.Options(progress=False)
+        )
         for step in range(7):
             rows = list(range(step, step + B))
             with attribution.batch(rows):
@@ -233,7 +241,10 @@ def test_ids_may_be_strings_repeat_and_come_several_times_in_a_batch():
         model, x, y = setting()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(mean_loss, (x[40:], y[40:])), progress=False
+            model,
+            optimizer,
+            inrun.Utility(mean_loss, (x[40:], y[40:])),
+            options=inrun.Options(progress=False),
         )
         for _ in range(2):
             with attribution.batch(ids):
@@ -259,7 +270,7 @@ def test_parameters_may_be_frozen_thawed_and_added():
     full = nn.Sequential(model, head)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     utility = inrun.Utility(mean_loss, (x[40:], y[40:]))
-    attribution = inrun.attach(full, optimizer, utility, progress=False)
+    attribution = inrun.attach(full, optimizer, utility, options=inrun.Options(progress=False))
 
     def step():
         with attribution.batch(range(4)):
@@ -288,7 +299,7 @@ def test_a_scheduler_and_a_smaller_last_batch():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=5)
     utility = inrun.Utility(mean_loss, (x[40:], y[40:]))
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     for rows in torch.arange(35).split(8):
         with attribution.batch(rows):
             mean_loss(model, (x[rows], y[rows])).backward()
@@ -318,7 +329,9 @@ def test_what_is_not_captured_is_warned_of_and_in_the_coverage():
     model = Model()
     x, y = torch.randn(8, 3), torch.randint(2, (8,))
     optimizer = torch.optim.AdamW(model.parameters())
-    attribution = inrun.attach(model, optimizer, inrun.Utility(mean_loss, (x, y)), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(mean_loss, (x, y)), options=inrun.Options(progress=False)
+    )
     with pytest.warns(InRunWarning, match="scale first: it is used inside torch.vmap"):
         with attribution.batch(range(8)):
             mean_loss(model, (x, y)).backward()
@@ -334,7 +347,10 @@ def test_float32_and_float64_agree():
         model, x, y = setting(dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(mean_loss, (x[40:], y[40:])), progress=False
+            model,
+            optimizer,
+            inrun.Utility(mean_loss, (x[40:], y[40:])),
+            options=inrun.Options(progress=False),
         )
         for _ in range(4):
             with attribution.batch(range(8)):
@@ -358,9 +374,12 @@ def test_a_run_that_nobody_detached_is_stored_when_it_goes_out_of_use(tmp_path):
     x, y = torch.randn(20, 4), torch.randint(3, (20,))
     mean = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(mean, (x[10:], y[10:])), store=tmp_path / "run",
-        progress=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(mean, (x[10:], y[10:])),
+        store=tmp_path / "run",
+        options=inrun.Options(progress=False),
+    )
     with attribution.batch(range(10)):
         mean(model, (x[:10], y[:10])).backward()
     optimizer.step()

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _grouped
 from inrun.capture import _small
+from inrun.scoring import _grouped
+from tests.settings import flat
 
 
 class Many(nn.Module):
@@ -50,9 +51,7 @@ def trained(clip, targets, options, blocks=2, **attached):
         model,
         optimizer,
         inrun.Utility(loss, targets=parts),
-        smoothed_steps=0,
-        progress=False,
-        **attached,
+        **flat(smoothed_steps=0, progress=False, **attached),
     )
     for step in range(4):
         for ids in (torch.arange(8) + 8 * step).chunk(blocks):
@@ -88,14 +87,14 @@ def test_small_parameters_are_really_joined(monkeypatch):
     joined = []
     really = _grouped.pulled_together
     monkeypatch.setattr(
-        "inrun.attribution._sums.pulled_together", lambda g: joined.append(len(g)) or really(g)
+        "inrun.scoring._sums.pulled_together", lambda g: joined.append(len(g)) or really(g)
     )
     trained(None, 1, {})
     assert sum(joined) == 4 * len(list(Many().parameters()))
 
 
 def test_an_edit_of_one_small_parameter_is_seen():
-    from inrun.attribution._weights import WeightsMark
+    from inrun.scoring._marks import WeightsMark
 
     parameters = list(Many().parameters())
     before = WeightsMark(parameters)

@@ -43,7 +43,9 @@ def run(loop, capture="hold", build=Net, optimizer=torch.optim.AdamW, **setting)
     x, y = torch.randn(48, 6).double(), torch.randint(3, (48,))
     optimizer = optimizer(model.parameters(), lr=1e-2, **setting)
     utility = inrun.Utility(loss_fn, (x[32:], y[32:]))
-    attribution = inrun.attach(model, optimizer, utility, capture=capture, progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(capture=capture, progress=False)
+    )
     for rows in ROWS:
         loop(model, optimizer, attribution, rows, (x[rows], y[rows]))
     attribution.detach()

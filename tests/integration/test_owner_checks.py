@@ -15,6 +15,7 @@ from inrun.errors import InRunWarning
 from inrun.owners import Map, _registry
 from inrun.owners._entries import Entries
 from inrun.owners._registry import Registered
+from tests.settings import flat
 
 B = 6
 
@@ -120,7 +121,7 @@ def train(build, batch, *, steps=3, attach=True, loss=loss_fn, seed=0, checks=Tr
     if attach:
         held_out = tuple(t[20:] for t in batch)
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(loss, held_out), progress=False, **options
+            model, optimizer, inrun.Utility(loss, held_out), **flat(progress=False, **options)
         )
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -258,7 +259,10 @@ def test_a_changed_sequence_of_operations_is_tinted_again(monkeypatch):
     model = Both().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, (x[20:], y[20:])), progress=False
+        model,
+        optimizer,
+        inrun.Utility(loss, (x[20:], y[20:])),
+        options=inrun.Options(progress=False),
     )
     for step in range(5):
         way[:] = [1] if step >= 2 else []
@@ -301,7 +305,9 @@ def test_packed_rows_with_slots_are_checked():
     model = Packed().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     held_out = (tokens.roll(1, 0), tokens)
-    attribution = inrun.attach(model, optimizer, inrun.Utility(packed, held_out), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(packed, held_out), options=inrun.Options(progress=False)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", InRunWarning)
         with attribution.batch(range(5), slots=slots):
@@ -373,7 +379,11 @@ def test_a_model_that_keeps_a_state_trains_as_without():
         model = Remembers().double()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         utility = inrun.Utility(lambda m, b: loss_fn(Net.forward.__get__(m), b), (x[20:], y[20:]))
-        attribution = inrun.attach(model, optimizer, utility, progress=False) if attach else None
+        attribution = (
+            inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
+            if attach
+            else None
+        )
         for step in range(4):
             rows = slice(step, step + B)
             block = attribution.batch(range(B)) if attach else nullcontext()
@@ -392,7 +402,7 @@ def test_a_model_that_keeps_a_state_trains_as_without():
 def not_checked(build, *, loss=loss_fn, both=False, **options):
     """Why, where a check could not be made."""
     _, attribution, _ = train(build, data(), loss=loss, steps=1, **options)
-    return set(checks(attribution).values()), attribution._steps.capture.coverage._unchecked
+    return set(checks(attribution).values()), attribution._loop.capture.coverage._unchecked
 
 
 def test_hooks_on_activations_are_called_as_often_as_without_and_it_is_said():

@@ -20,9 +20,12 @@ def stepped(model, loss, train, validation, ids, **given):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(loss, validation), progress=False,
-            estimator="sgd", contraction="dense",
-        )  # fmt: skip
+            model,
+            optimizer,
+            inrun.Utility(loss, validation),
+            estimator="sgd",
+            options=inrun.Options(progress=False, contraction="dense"),
+        )
         with attribution.batch(ids, **given):
             loss(model, train).backward()
         optimizer.step()
@@ -226,9 +229,12 @@ def test_interaction_is_told_exactly_once(loss):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(loss, rest_of(X, Y)), progress=False,
-            estimator="sgd", contraction="dense",
-        )  # fmt: skip
+            model,
+            optimizer,
+            inrun.Utility(loss, rest_of(X, Y)),
+            estimator="sgd",
+            options=inrun.Options(progress=False, contraction="dense"),
+        )
         for _ in range(3):
             with attribution.batch(IDS):
                 loss(model, batch_of(X, Y)).backward()
@@ -248,9 +254,12 @@ def refused(ids, train=None, **given):
     train = X[:B] if train is None else train
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(lambda m, b: m(b[0]).pow(2).mean(), (X[20:],)),
-        progress=False, estimator="sgd",
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(lambda m, b: m(b[0]).pow(2).mean(), (X[20:],)),
+        estimator="sgd",
+        options=inrun.Options(progress=False),
+    )
     with pytest.raises(inrun.errors.MisuseError) as told, attribution.batch(ids, **given):
         model(train).pow(2).mean().backward()
     attribution.detach()

@@ -29,9 +29,12 @@ def values_and_truth(model, validation, loss, batch_loss, own_loss, ids=range(B)
     twin = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, validation), estimator="sgd", contraction="dense",
-        progress=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(loss, validation),
+        estimator="sgd",
+        options=inrun.Options(contraction="dense", progress=False),
+    )
     with attribution.batch(ids, **said):
         batch_loss(model).backward()
     optimizer.step()
@@ -152,9 +155,12 @@ def test_an_array_as_index_is_read_entry_by_entry():
     x[:, :3, 0], x[:, -3:, 0] = 1.0, 1.0
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_of, (x[40:], y[40:])), estimator="sgd",
-        contraction="dense", progress=False,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(loss_of, (x[40:], y[40:])),
+        estimator="sgd",
+        options=inrun.Options(contraction="dense", progress=False),
+    )
     for first in (0, B):
         own = slice(first, first + B)
         weights = list(model.parameters())

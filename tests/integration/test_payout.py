@@ -12,6 +12,7 @@ import inrun
 from inrun.errors import InRunWarning, MisuseError, NotSupportedError
 from tests.oracles import payouts as oracle
 from tests.oracles import shares as oracle_shares
+from tests.settings import flat
 
 BATCH, STEPS, WINDOW = 5, 11, 3
 
@@ -46,9 +47,12 @@ class Training:
         self.batches = {f"part {k}": (self.x[r], self.y[r]) for k, r in enumerate(rows)}
         given = {"smoothed_steps": 0, "contraction": "dense", "self_test": False} | options
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(loss_fn, targets=self.batches),
-            store=store, progress=False, **given,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(loss_fn, targets=self.batches),
+            store=store,
+            **flat(progress=False, **given),
+        )
         self.taken, self.steps = 0, []
 
     def gradients(self):
@@ -103,7 +107,7 @@ class Training:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_sample_is_paid_what_the_oracle_takes_out_of_the_memory(tmp_path, name):
-    run = Training(name, tmp_path / "run", payout=WINDOW).run()
+    run = Training(name, tmp_path / "run", momentum_window=WINDOW).run()
     plain = Training(name, tmp_path / "plain").run()
     run.attribution.detach()
     owed = run.owed(WINDOW)
@@ -123,7 +127,7 @@ def test_each_sample_is_paid_what_the_oracle_takes_out_of_the_memory(tmp_path, n
 
 @pytest.mark.parametrize("window", [1, 2, 5, 30])
 def test_any_window_equals_its_oracle_and_blocks_make_no_difference(window):
-    run = Training(payout=window).run(blocks=2)
+    run = Training(momentum_window=window).run(blocks=2)
     run.attribution.detach()
     paid = run.attribution.values()["paid_out"].to_numpy()
     owed = run.owed(window).mean(2)
@@ -136,7 +140,7 @@ def test_any_window_equals_its_oracle_and_blocks_make_no_difference(window):
 @pytest.mark.parametrize("name", ["adamw", "sgd", "nesterov", "nadam", "radam", "adamax"])
 def test_a_window_over_the_whole_run_pays_all_of_momentum_s_entries(name):
     """No gradient came before the run, so nothing of what momentum did is anybody else's."""
-    run = Training(name, payout=100).run()
+    run = Training(name, momentum_window=100).run()
     run.attribution.detach()
     for target in ("total", "part 0", "part 1"):
         books = run.attribution.ledger(target)
@@ -145,7 +149,7 @@ def test_a_window_over_the_whole_run_pays_all_of_momentum_s_entries(name):
 
 
 def test_the_books_of_a_run_close_with_what_was_paid(tmp_path):
-    run = Training(store=tmp_path / "run", payout=WINDOW).run()
+    run = Training(store=tmp_path / "run", momentum_window=WINDOW).run()
     run.attribution.detach()
     stored = inrun.load(tmp_path / "run")
     books = inrun.ledger.totals(stored.ledger())
@@ -160,7 +164,7 @@ def test_the_books_of_a_run_close_with_what_was_paid(tmp_path):
 
 
 def test_values_grow_while_they_are_paid_and_training_is_not_changed():
-    run, plain = Training(payout=WINDOW).run(4), Training().run(4)
+    run, plain = Training(momentum_window=WINDOW).run(4), Training().run(4)
     assert run.attribution.waiting["steps"] == WINDOW
     assert run.attribution.waiting["bytes"] > 0
     first = run.attribution.values().slice(0, BATCH)
@@ -177,7 +181,7 @@ def test_values_grow_while_they_are_paid_and_training_is_not_changed():
 
 
 def test_unscored_steps_end_the_windows():
-    run = Training(payout=WINDOW).run(4)
+    run = Training(momentum_window=WINDOW).run(4)
     with run.attribution.paused():
         loss_fn(run.model, (run.x, run.y)).backward()
         with pytest.warns(InRunWarning, match=r"windows of 0\.bias and 3 more end here"):
@@ -205,7 +209,7 @@ def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path, stored
     runs = []
     for saves in (False, True):
         folder = tmp_path / str(saves) if stored else None
-        run = Training(store=folder, payout=WINDOW, contraction="auto")
+        run = Training(store=folder, momentum_window=WINDOW, contraction="auto")
         for _ in range(STEPS):
             run.step()
             if saves:
@@ -220,7 +224,7 @@ def test_a_checkpoint_changes_nothing_in_the_run_that_writes_it(tmp_path, stored
 def test_a_resumed_run_pays_as_one_whose_windows_ended_at_the_checkpoint(tmp_path, stored):
     def start(name, **options):
         folder = {"store": tmp_path / name} if stored else {}
-        return Training(payout=WINDOW, **folder, **options)
+        return Training(momentum_window=WINDOW, **folder, **options)
 
     cut = start("cut").run(6)
     state = cut.attribution.state_dict()
@@ -233,7 +237,7 @@ def test_a_resumed_run_pays_as_one_whose_windows_ended_at_the_checkpoint(tmp_pat
     resumed.attribution.load_state_dict(state)
     resumed.taken = 6
     ended = start("ended").run(6)
-    ended.attribution._steps.settle()
+    ended.attribution._loop.booking.settle()
     for run in (ended, resumed):
         run.run(5)
         run.attribution.detach()
@@ -250,7 +254,7 @@ def test_a_resumed_run_pays_as_one_whose_windows_ended_at_the_checkpoint(tmp_pat
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "nesterov"])
 def test_the_balance_says_where_momentum_s_part_came_from_and_closes(tmp_path, name, stored):
-    run = Training(name, tmp_path / "run" if stored else None, payout=WINDOW)
+    run = Training(name, tmp_path / "run" if stored else None, momentum_window=WINDOW)
     for _ in range(STEPS):
         run.step()
         truth = oracle.balance(run.steps, WINDOW).numpy()  # (3, K)
@@ -271,7 +275,7 @@ def test_the_balance_says_where_momentum_s_part_came_from_and_closes(tmp_path, n
 
 
 def test_what_has_not_acted_is_what_the_optimizer_kept():
-    run = Training(payout=WINDOW).run(STEPS)
+    run = Training(momentum_window=WINDOW).run(STEPS)
     held = 0.9 ** np.arange(WINDOW)  # the last step's gradient is in the memory whole
     assert run.attribution.waiting["not_acted"] == pytest.approx(held.mean())
 
@@ -281,7 +285,10 @@ def test_a_low_rank_pays_nearly_the_same():
         def __init__(self, **options):
             super().__init__(targets=1, **options)
 
-    exact, low = Wide(payout=WINDOW).run(9), Wide(payout=WINDOW, contraction="auto").run(9)
+    exact, low = (
+        Wide(momentum_window=WINDOW).run(9),
+        Wide(momentum_window=WINDOW, contraction="auto").run(9),
+    )
     for run in (exact, low):
         run.attribution.detach()
     a, b = (r.attribution.values()["paid_out"].to_numpy() for r in (exact, low))
@@ -315,7 +322,7 @@ class _Rows:
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_loop_that_goes_on_after_an_overwritten_buffer_has_all_other_values(tmp_path, stored):
-    run = Refilled(store=tmp_path / "run" if stored else None, payout=WINDOW)
+    run = Refilled(store=tmp_path / "run" if stored else None, momentum_window=WINDOW)
     said = []
     for _ in range(STEPS):
         try:
@@ -343,8 +350,8 @@ def test_a_loop_that_goes_on_after_an_overwritten_buffer_has_all_other_values(tm
 
 
 def test_copies_may_be_refilled(tmp_path):
-    for options in ({"capture": "offload"}, {"payout_to": tmp_path}):
-        run = Refilled(payout=WINDOW, **options).run()
+    for options in ({"capture": "offload"}, {"held_in": tmp_path}):
+        run = Refilled(momentum_window=WINDOW, **options).run()
         run.attribution.detach()
         owed = run.owed(WINDOW)
         paid = run.attribution.ledger("part 0")["paid_out"].to_numpy()
@@ -354,20 +361,21 @@ def test_copies_may_be_refilled(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"payout": -1}, MisuseError), ({"payout": 2.5}, MisuseError),
-        ({"payout": 3, "capture": "stream"}, MisuseError), ({"payout": 3, "every": 2}, MisuseError),
-        ({"payout": 3, "estimator": "sgd"}, MisuseError),
-        ({"payout": 3, "max_overhead": 0.1}, MisuseError), ({"payout_to": "cpu"}, MisuseError),
-        ({"payout": 3, "optimizer": "rmsprop"}, NotSupportedError),
+        ({"momentum_window": -1}, MisuseError), ({"momentum_window": 2.5}, MisuseError),
+        ({"momentum_window": 3, "capture": "stream"}, MisuseError),
+        ({"momentum_window": 3, "every": 2}, MisuseError),
+        ({"momentum_window": 3, "estimator": "sgd"}, MisuseError),
+        ({"momentum_window": 3, "budget": 0.1}, MisuseError), ({"held_in": "cpu"}, MisuseError),
+        ({"momentum_window": 3, "optimizer": "rmsprop"}, NotSupportedError),
     ],
 )  # fmt: skip
 def test_what_cannot_be_paid_out_is_refused(monkeypatch, options, error):
     monkeypatch.setitem(OPTIMIZERS, "rmsprop", lambda p: torch.optim.RMSprop(p, momentum=0.5))
-    with pytest.raises(error, match=r"payout"):
+    with pytest.raises(error, match=r"momentum_window"):
         Training(**options)
 
 
 def test_values_a_token_are_not_mixed_with_payouts():
-    run = Training(payout=3)
-    with pytest.raises(MisuseError, match="payout=0"):
+    run = Training(momentum_window=3)
+    with pytest.raises(MisuseError, match="momentum_window=0"):
         run.attribution.per_token(lambda model, batch: model(batch))

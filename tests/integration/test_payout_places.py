@@ -14,7 +14,8 @@ from torch import nn
 
 import inrun
 from inrun.errors import InRunWarning, StoreError
-from tests.unit.test_shelf import files_of_at_most
+from tests.settings import flat
+from tests.unit.momentum.test_shelf import files_of_at_most
 
 WINDOW, STEPS, BATCH = 4, 13, 6
 
@@ -52,11 +53,14 @@ class Run:
         self.model = Words()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         parts = {"a": (self.x[60:80], self.y[60:80]), "b": (self.x[80:], self.y[80:])}
-        given = {"payout": WINDOW, "smoothed_steps": 0, "self_test": False} | options
+        given = {"momentum_window": WINDOW, "smoothed_steps": 0, "self_test": False} | options
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(loss_fn, targets=parts), store=store,
-            progress=False, **given,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(loss_fn, targets=parts),
+            store=store,
+            **flat(progress=False, **given),
+        )
         self.taken = 0
 
     def step(self):
@@ -90,13 +94,13 @@ def in_memory():
 @pytest.mark.parametrize("place", ["disk", "cpu"])
 def test_values_are_those_of_memory_bit_for_bit(tmp_path, in_memory, capture, place):
     place = tmp_path if place == "disk" else place
-    assert tables(Run(payout_to=place, capture=capture).run()) == in_memory
+    assert tables(Run(held_in=place, capture=capture).run()) == in_memory
 
 
 @pytest.mark.parametrize("disk", [False, True])
 def test_what_a_full_window_holds_is_said_beforehand(tmp_path, disk):
     """To within a step's terms: the sum holds one more or one less as it turns over."""
-    run = Run(payout_to=tmp_path if disk else None).run(2)
+    run = Run(held_in=tmp_path if disk else None).run(2)
     kind = ("full_disk_bytes", "disk_bytes") if disk else ("full_bytes", "bytes")
     said = run.attribution.waiting
     term = 2 * 4 * sum(p.numel() for p in run.model.parameters())  # a gradient of each target
@@ -127,15 +131,18 @@ def test_inputs_that_are_parts_of_one_tensor_count_once_from_the_second_step_on(
             self.optimizer.zero_grad()
 
         def __init__(self):
-            super().__init__(payout=0)
+            super().__init__(momentum_window=0)
             self.attribution.detach()
             self.model, self.wide = nn.Linear(40, 3), torch.randn(4000, 40)
             self.optimizer = torch.optim.AdamW(self.model.parameters())
             loss = lambda model, batch: F.mse_loss(model(batch), batch[:, :3])  # noqa: E731
             self.attribution = inrun.attach(
-                self.model, self.optimizer, inrun.Utility(loss, torch.randn(8, 40)),
-                payout=WINDOW, progress=False,
-            )  # fmt: skip
+                self.model,
+                self.optimizer,
+                inrun.Utility(loss, torch.randn(8, 40)),
+                momentum_window=WINDOW,
+                options=inrun.Options(progress=False),
+            )
 
     run = Views().run(2)
     said = run.attribution.waiting["full_bytes"]
@@ -146,14 +153,14 @@ def test_inputs_that_are_parts_of_one_tensor_count_once_from_the_second_step_on(
 
 
 def test_files_are_there_while_steps_wait_and_gone_with_the_attribution(tmp_path):
-    run = Run(payout_to=tmp_path).run(3)
+    run = Run(held_in=tmp_path).run(3)
     assert list(tmp_path.rglob("*.safetensors"))
     run.attribution.detach()
     assert list(tmp_path.iterdir()) == []
-    run = Run(payout_to=tmp_path).run(3)
+    run = Run(held_in=tmp_path).run(3)
     del run
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="mine"), Run(payout_to=tmp_path).attribution as _:
+    with pytest.raises(ValueError, match="mine"), Run(held_in=tmp_path).attribution as _:
         raise ValueError("mine")
     assert list(tmp_path.iterdir()) == []
 
@@ -161,13 +168,14 @@ def test_files_are_there_while_steps_wait_and_gone_with_the_attribution(tmp_path
 def test_a_program_that_breaks_leaves_no_file_and_stores_what_its_steps_have(tmp_path):
     program = (
         "from tests.integration.test_payout_places import *\n"
-        "run = Run(store=sys.argv[1] + '/run', payout_to=sys.argv[1] + '/waits').run(6)\n"
+        "run = Run(store=sys.argv[1] + '/run', held_in=sys.argv[1] + '/waits').run(6)\n"
         "raise ValueError"
     )
     (tmp_path / "waits").mkdir()
+    path = os.pathsep.join([str(Path.cwd()), *sys.path])
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], check=False, capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )  # fmt: skip
     assert list((tmp_path / "waits").iterdir()) == []
     stored, run = inrun.load(tmp_path / "run"), Run().run(6)
@@ -178,13 +186,13 @@ def test_a_program_that_breaks_leaves_no_file_and_stores_what_its_steps_have(tmp
 
 def test_a_full_disk_is_said_and_loses_nothing_that_was_paid(tmp_path, in_memory):
     (tmp_path / "waits").mkdir()
-    run = Run(store=tmp_path / "run", payout_to=tmp_path / "waits").run(7)
+    run = Run(store=tmp_path / "run", held_in=tmp_path / "waits").run(7)
     with files_of_at_most(200), pytest.raises(StoreError, match=r"cannot take.*smaller payout"):
         run.step()
     assert run.attribution.waiting["steps"] == 0
     assert list(tmp_path.rglob("*.safetensors")) == []
     ended = Run().run(8)
-    ended.attribution._steps.settle()
+    ended.attribution._loop.booking.settle()
     for one in (run, ended):
         one.run(5)
     assert run.attribution.waiting["steps"] == WINDOW  # there is room again
@@ -198,7 +206,7 @@ def test_a_full_disk_is_said_and_loses_nothing_that_was_paid(tmp_path, in_memory
 
 def test_a_folder_that_is_taken_away_is_said_and_steps_keep_what_they_have(tmp_path, in_memory):
     (tmp_path / "waits").mkdir()
-    run = Run(payout_to=tmp_path / "waits").run(7)
+    run = Run(held_in=tmp_path / "waits").run(7)
     shutil.rmtree(tmp_path / "waits")
     with pytest.raises(StoreError, match="waits"):
         run.step()
@@ -215,8 +223,8 @@ def test_a_folder_that_is_taken_away_is_said_and_steps_keep_what_they_have(tmp_p
 
 
 def test_too_little_room_is_said_before_it_runs_out(monkeypatch):
-    monkeypatch.setattr("inrun.attribution._shelf._free_memory", lambda device: 1000)
+    monkeypatch.setattr("inrun.momentum._shelf._free_memory", lambda device: 1000)
     run = Run().run(1)
-    with pytest.warns(InRunWarning, match="payout=4 will hold .* payout_to='FOLDER'"):
+    with pytest.warns(InRunWarning, match="momentum_window=4 will hold .* held_in='FOLDER'"):
         run.step()
     run.run(3)  # said once

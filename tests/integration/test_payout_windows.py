@@ -55,9 +55,9 @@ EMPTIED = {
 }
 
 
-def played(name, edit, steps=(4, 5), payout=100, **options):
+def played(name, edit, steps=(4, 5), momentum_window=100, **options):
     """A run with an edit in the middle, whose warnings are collected."""
-    run = Training(name, payout=payout, **options)
+    run = Training(name, momentum_window=momentum_window, **options)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         run.run(steps[0])
@@ -71,12 +71,12 @@ def played(name, edit, steps=(4, 5), payout=100, **options):
 @pytest.mark.parametrize("name", ["adamw", "sgd", "nesterov", "nadam", "adamax"])
 @pytest.mark.parametrize("edit", EMPTIED)
 def test_an_emptied_memory_pays_nobody(name, edit, window):
-    run, said = played(name, EMPTIED[edit], payout=window)
+    run, said = played(name, EMPTIED[edit], momentum_window=window)
     momentum, paid = (run.attribution.ledger()[c].to_numpy() for c in ("momentum", "paid_out"))
     if window == 100:  # no gradient came before the run: all that momentum did is paid
         assert paid.sum() == pytest.approx(momentum.sum(), rel=1e-9)
     assert any("emptied, edited or loaded" in text for text in said)
-    plain = Training(name, payout=window)
+    plain = Training(name, momentum_window=window)
     plain.run(4)
     plain.attribution.detach()
     np.testing.assert_allclose(  # what steps before the edit have is what they had at it
@@ -100,8 +100,8 @@ def test_a_state_that_is_loaded_as_it_was_ends_nothing():
     def edit(run):
         run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
 
-    run, said = played("adamw", edit, payout=3)
-    plain, _ = played("adamw", lambda run: None, payout=3)
+    run, said = played("adamw", edit, momentum_window=3)
+    plain, _ = played("adamw", lambda run: None, momentum_window=3)
     assert said == []
     a, b = (r.attribution.ledger()["paid_out"].to_numpy() for r in (run, plain))
     np.testing.assert_array_equal(a, b)
@@ -131,7 +131,11 @@ def changed_between(name, *changes):
         warnings.simplefilter("always")
         utility = inrun.Utility(loss_fn, (x[50:], y[50:]))
         attribution = inrun.attach(
-            model, optimizer, utility, payout=100, smoothed_steps=0, progress=False
+            model,
+            optimizer,
+            utility,
+            momentum_window=100,
+            options=inrun.Options(smoothed_steps=0, progress=False),
         )
         for step in range(3 * len(changes) + 3):
             if step and step % 3 == 0:
@@ -182,7 +186,7 @@ def test_a_step_without_a_block_says_that_it_ends_windows():
         run.optimizer.step()
         run.optimizer.zero_grad()
 
-    run, said = played("adamw", unscored, payout=3)
+    run, said = played("adamw", unscored, momentum_window=3)
     assert any("windows of" in text for text in said)
     before, after = run.owed(3), run.attribution.ledger()["paid_out"].to_numpy()
     for t in range(4):

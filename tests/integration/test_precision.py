@@ -9,6 +9,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InvariantError
+from tests.settings import flat
 
 
 class Norm(nn.Module):
@@ -58,7 +59,7 @@ def trained(model, scale=1.0, lr=1e-2, blocks=1, broken=None, **options):
         return F.cross_entropy(m(b[0]), b[1]) * scale
 
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, (x[32:], y[32:])), progress=False, **options
+        model, optimizer, inrun.Utility(loss, (x[32:], y[32:])), **flat(progress=False, **options)
     )
     for step in range(4):
         for ids in (torch.arange(8) + 8 * step).chunk(blocks):

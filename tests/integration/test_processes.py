@@ -61,7 +61,9 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         )
 
 
-@pytest.mark.parametrize("name", [name for name, o in script.CASES.items() if "payout" in o])
+@pytest.mark.parametrize(
+    "name", [name for name, o in script.CASES.items() if "momentum_window" in o]
+)
 def test_what_momentum_pays_is_what_it_pays_in_one_process(name, several, one, tmp_path):
     folder, _ = several
     found, told = inrun.load(folder / name), pq.read_table(folder / f"{name}.parquet")

@@ -44,7 +44,9 @@ def test_it_is_told_once_and_names_both_ways_out(loss):
     with pytest.warns(
         InRunWarning, match=r"draws random numbers(.|\n)*Generator(.|\n)*draws=8"
     ) as w:
-        attribution = inrun.attach(model, optimizer, inrun.Utility(loss, held), progress=False)
+        attribution = inrun.attach(
+            model, optimizer, inrun.Utility(loss, held), options=inrun.Options(progress=False)
+        )
     assert len(w) == 1
     trained(attribution, model, optimizer, x, 2)  # nothing more is said
 
@@ -53,7 +55,7 @@ def test_it_is_told_once_and_names_both_ways_out(loss):
 def test_with_fixed_draws_the_books_close(loss):
     model, optimizer, x, held = setting()
     utility = inrun.Utility(loss, held, draws=4)
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     trained(attribution, model, optimizer, x)
     assert attribution.residual_share < 0.05
     books = attribution.ledger()
@@ -71,7 +73,10 @@ def test_the_loss_is_the_mean_over_its_draws():
 
     model, optimizer, x, held = setting()
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss, held, draws=3), progress=False, self_test=False
+        model,
+        optimizer,
+        inrun.Utility(loss, held, draws=3),
+        options=inrun.Options(progress=False, self_test=False),
     )
     trained(attribution, model, optimizer, x, 1)
     row = attribution.ledger().to_pylist()[0]
@@ -86,7 +91,10 @@ def test_training_draws_as_without():
         model, optimizer, x, held = setting()
         quiet = lambda m, b: m(b[0]).square().mean()  # noqa: E731
         attribution = inrun.attach(
-            model, optimizer, inrun.Utility(quiet, held, draws=draws), progress=False
+            model,
+            optimizer,
+            inrun.Utility(quiet, held, draws=draws),
+            options=inrun.Options(progress=False),
         )
         trained(attribution, model, optimizer, x, 3)
         states.append((torch.rand(3), np.random.get_state()[2], random.getstate()))
@@ -97,7 +105,9 @@ def test_training_draws_as_without():
 def test_a_loss_that_draws_nothing_is_not_told_of():
     model, optimizer, _, held = setting()
     quiet = lambda m, b: m(b[0]).square().mean()  # noqa: E731
-    inrun.attach(model, optimizer, inrun.Utility(quiet, held), progress=False).detach()
+    inrun.attach(
+        model, optimizer, inrun.Utility(quiet, held), options=inrun.Options(progress=False)
+    ).detach()
 
 
 @pytest.mark.parametrize("draws", [0, -1, 2.0, True])
@@ -129,7 +139,10 @@ def test_a_discriminator_that_moves_is_in_the_entry_other(fused):
     optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
     other = torch.optim.AdamW(discriminator.parameters(), lr=1e-2, fused=fused)
     attribution = inrun.attach(
-        generator, optimizer, inrun.Utility(fooled, (z[24:],)), progress=False
+        generator,
+        optimizer,
+        inrun.Utility(fooled, (z[24:],)),
+        options=inrun.Options(progress=False),
     )
     closing = None
     for _ in range(4):
@@ -160,7 +173,9 @@ def test_a_second_stage_with_another_optimizer_is_told_of():
     x, held = torch.randn(64, 6), (torch.randn(40, 6),)
     quiet = lambda m, b: m(b[0]).square().mean()  # noqa: E731
     optimizer = torch.optim.Adam(model.parameters())
-    attribution = inrun.attach(model, optimizer, inrun.Utility(quiet, held), progress=False)
+    attribution = inrun.attach(
+        model, optimizer, inrun.Utility(quiet, held), options=inrun.Options(progress=False)
+    )
     for step in range(6):
         if step == 3:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

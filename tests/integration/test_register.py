@@ -11,6 +11,7 @@ from torch.optim import SGD
 import inrun
 from inrun.errors import InvariantError, MisuseError, NotSupportedError
 from inrun.optim import register, rule_for
+from tests.settings import flat
 from tests.unit.optimizers import ELEMENTWISE, MATRIX
 
 
@@ -70,7 +71,7 @@ class Loop:
         self.optimizer = optimizer(self.model.parameters())
         utility = inrun.Utility(self.loss, torch.arange(40, 60))
         self.attribution = inrun.attach(
-            self.model, self.optimizer, utility, progress=False, **options
+            self.model, self.optimizer, utility, **flat(progress=False, **options)
         )
 
     def loss(self, model, rows):

@@ -15,6 +15,7 @@ from inrun.report import write_report
 from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
 from tests.integration.stored import random_run
+from tests.settings import flat
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -395,7 +396,7 @@ def test_many_groups_are_filtered_by_and_the_most_harmful_are_drawn(browser, tmp
     opened.context.close()
 
 
-def trained_run(path, utility_of=None, **options):
+def trained_run(path, **options):
     """A run of a small model, 12 steps."""
     torch.manual_seed(0)
     x, y = torch.randn(80, 4), torch.randint(3, (80,))
@@ -405,8 +406,10 @@ def trained_run(path, utility_of=None, **options):
     def loss_fn(model, batch):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    utility = (utility_of or inrun.Utility)(loss_fn, (x[60:], y[60:]))
-    attribution = inrun.attach(model, optimizer, utility, store=path, progress=False, **options)
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
+    attribution = inrun.attach(
+        model, optimizer, utility, store=path, **flat(progress=False, **options)
+    )
     for ids in torch.arange(60).repeat(2).split(10):
         with attribution.batch(ids):
             loss_fn(model, (x[ids], y[ids])).backward()
@@ -420,11 +423,14 @@ def trained_run(path, utility_of=None, **options):
     ("options", "words", "absent"),
     [
         ({"every": 3}, "each standing for 3", "NaN"),
-        ({"payout": 4}, "through momentum in the steps after their own", "is booked apart"),
-        ({"payout": 4}, "momentum from before the window", "It is the immediate effect"),
-        ({"utility_of": inrun.Utility.next_batch}, "the training batch that came next", "nan"),
+        (
+            {"momentum_window": 4},
+            "through momentum in the steps after their own",
+            "is booked apart",
+        ),
+        ({"momentum_window": 4}, "momentum from before the window", "It is the immediate effect"),
     ],
-    ids=["sampled", "paid out", "the books of what was paid out", "next batch"],
+    ids=["sampled", "paid out", "the books of what was paid out"],
 )
 def test_every_kind_of_run_has_a_page_that_says_what_it_is(
     browser, tmp_path, options, words, absent

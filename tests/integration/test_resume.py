@@ -16,6 +16,7 @@ import inrun
 from inrun.errors import MisuseError, StoreError
 from inrun.factors import LowRankContraction
 from inrun.ledger import read_state, write_state
+from tests.settings import flat
 
 STEPS, EVERY = 14, 4
 # forks of a server that has everything imported and has never trained: what autograd started does
@@ -43,10 +44,19 @@ class Training:
         self.model = nn.Sequential(nn.Linear(6, 40), nn.Dropout(0.2), nn.Tanh(), nn.Linear(40, 3))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(loss_fn, (x[64:], y[64:])), progress=False,
-            store=folder / "run" if stored else None, resume=stored, capture=capture,
-            contraction=LowRankContraction(rank=2), smoothed_steps=0, **options,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(loss_fn, (x[64:], y[64:])),
+            store=folder / "run" if stored else None,
+            resume=stored,
+            **flat(
+                progress=False,
+                capture=capture,
+                contraction=LowRankContraction(rank=2),
+                smoothed_steps=0,
+                **options,
+            ),
+        )
 
     def at(self, place):
         """Ends the process as kill -9 does, the n-th time that a place is passed."""
@@ -298,4 +308,6 @@ def RunAgain(folder):  # noqa: N802
     model = nn.Linear(6, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     utility = inrun.Utility(loss_fn, (x, y))
-    return inrun.attach(model, optimizer, utility, store=folder / "run", progress=False)
+    return inrun.attach(
+        model, optimizer, utility, store=folder / "run", options=inrun.Options(progress=False)
+    )

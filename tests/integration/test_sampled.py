@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _frequency
+from inrun.attribution import _scoring
 from inrun.errors import MisuseError
+from tests.settings import flat
 
 SAMPLES, BATCH, EPOCHS = 48, 8, 5
 
@@ -41,9 +42,12 @@ def trained(store=None, blocks=1, until=None, resumed=None, at=None, **options):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     passes = Passes()
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(passes, (x[SAMPLES:], y[SAMPLES:])),
-        store=store, smoothed_steps=0, progress=False, self_test=False, **options,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(passes, (x[SAMPLES:], y[SAMPLES:])),
+        store=store,
+        **flat(smoothed_steps=0, progress=False, self_test=False, **options),
+    )
     passes.count = 0  # attaching calls the loss to see where samples lie
     step, kept = 0, None
     if resumed is not None:
@@ -117,10 +121,10 @@ def test_over_all_draws_totals_are_those_of_a_run_that_scores_all(tmp_path, monk
     whole, _, _ = trained(tmp_path / "whole")
     visits = whole.visits().to_pandas()
     exact = visits.groupby("sample_id")["value"].sum().to_numpy()
-    kind = _frequency.OneInEach(4) if every == 4 else _frequency.Coin(every)
+    kind = _scoring.OneInEach(4) if every == 4 else _scoring.Coin(every)
     totals, errors = [], []
     for seed in range(2000):
-        monkeypatch.setattr(_frequency, "SEED", 1000 * seed)
+        monkeypatch.setattr(_scoring, "SEED", 1000 * seed)
         weight = visits["step"].map({step: kind.weight(step) for step in range(1, 31)})
         scaled = (visits["value"] * weight).groupby(visits["sample_id"]).sum().to_numpy()
         doubt = (visits["value"] ** 2 * weight * (weight - 1)).groupby(visits["sample_id"]).sum()
@@ -156,7 +160,7 @@ def test_blocks_of_one_step_are_scored_together():
     np.testing.assert_allclose(one.values()["value"], two.values()["value"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"every": 3}, {"every": 0.5}, {"max_overhead": 1e-9}])
+@pytest.mark.parametrize("options", [{"every": 3}, {"every": 0.5}, {"budget": 1e-9}])
 def test_a_resumed_run_draws_the_steps_of_one_that_was_not_cut(options):
     whole, _, _ = trained(**options)
     kept = trained(at=13, until=13, **options)
@@ -182,8 +186,8 @@ class Clock:
 @pytest.mark.parametrize(("share", "every"), [(0.055, 6), (0.11, 3), (0.4, 1), (1e-6, 1000)])
 def test_a_budget_finds_the_frequency_that_keeps_it(monkeypatch, share, every):
     clock = Clock()
-    monkeypatch.setattr(_frequency, "time", clock)
-    budget = _frequency.WithinBudget(share, inrun.capture.Alone())
+    monkeypatch.setattr(_scoring, "time", clock)
+    budget = _scoring.WithinBudget(share, inrun.capture.Alone())
     weights = []
     for step in range(1, 4000):
         weights.append(budget.weight(step))
@@ -202,15 +206,15 @@ def test_a_budget_halves_the_validation_rows_before_it_leaves_steps_out(
     monkeypatch, share, parts, every
 ):
     clock = Clock()
-    monkeypatch.setattr(_frequency, "time", clock)
-    budget = _frequency.WithinBudget(share, inrun.capture.Alone(), halves=True)
+    monkeypatch.setattr(_scoring, "time", clock)
+    budget = _scoring.WithinBudget(share, inrun.capture.Alone(), halves=True)
     for step in range(1, 4000):
         scored = budget.weight(step) > 0
         clock.now += 1.0 + scored * (0.3 if budget.parts == 1 else 0.15)
     told = budget.describe()
     assert (told["parts"], told["every"]) == (parts, every)
     assert told["expected"] <= share * 1.0001
-    again = _frequency.WithinBudget(share, inrun.capture.Alone(), halves=True)
+    again = _scoring.WithinBudget(share, inrun.capture.Alone(), halves=True)
     again.restore(budget.state())
     assert again.describe() == told
 
@@ -227,9 +231,11 @@ def test_passes_look_at_half_of_the_rows_once_the_budget_says_so(options, seen):
     model = nn.Linear(3, 2).double()
     optimizer = torch.optim.AdamW(model.parameters())
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(watched, (x, y)), max_overhead=1e-9, progress=False,
-        self_test=False, **options,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(watched, (x, y)),
+        **flat(budget=1e-9, progress=False, self_test=False, **options),
+    )
     rows.clear()  # attaching looks at a few rows
     for _ in range(60):
         with attribution.batch(range(4)):
@@ -241,9 +247,9 @@ def test_passes_look_at_half_of_the_rows_once_the_budget_says_so(options, seen):
 
 
 def test_a_budget_is_kept_to_what_it_says_of_itself():
-    attribution, _, _ = trained(max_overhead=0.3)
+    attribution, _, _ = trained(budget=0.3)
     told = attribution.sampling
-    assert told["max_overhead"] == 0.3
+    assert told["budget"] == 0.3
     assert told["scored"] < told["steps"] == 30
     assert attribution.values()["standard_error"].to_numpy().max() > 0
 
@@ -252,11 +258,11 @@ def test_a_budget_is_kept_to_what_it_says_of_itself():
     "options",
     [
         {"every": 0}, {"every": -1}, {"every": 2.5}, {"every": "3"}, {"every": True},
-        {"max_overhead": 0}, {"every": 2, "max_overhead": 0.1},
+        {"budget": 0}, {"budget": -1}, {"budget": True}, {"budget": "5 %"},
     ],
 )  # fmt: skip
 def test_frequencies_that_mean_nothing_are_refused(options):
-    with pytest.raises(MisuseError, match=r"every|max_overhead"):
+    with pytest.raises(MisuseError, match=r"every|Budget"):
         trained(**options)
 
 
@@ -300,9 +306,13 @@ def test_rows_of_one_id_in_one_step_are_drawn_together_live_and_stored(tmp_path)
     model = nn.Linear(6, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attribution = inrun.attach(
-        model, optimizer, inrun.Utility(loss_fn, (x[30:], y[30:])), store=tmp_path / "run",
-        progress=False, every=2,
-    )  # fmt: skip
+        model,
+        optimizer,
+        inrun.Utility(loss_fn, (x[30:], y[30:])),
+        store=tmp_path / "run",
+        scoring=inrun.Sampled(2),
+        options=inrun.Options(progress=False),
+    )
     for step in range(8):
         rows = torch.arange(6) + 3 * step
         with attribution.batch([0, 0, 1, 1, 1, 2 + step]):

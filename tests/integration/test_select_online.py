@@ -496,19 +496,12 @@ def test_rotating_parts_of_the_validation_rows_take_turns():
         seen.append(batch[0][0, 0].item())
         return loop.terms_of(model, *batch).mean()
 
-    loop.utility = inrun.Utility(judge, held, rotating=2)
+    loop.utility = inrun.Utility(judge, held).dealt(2)
     with loop.select(rounds=2) as selection:
         seen.clear()
         loop.run(selection, [candidates(step) for step in range(4)])
     first, second = held[0][0, 0].item(), held[0][1, 0].item()
     assert seen == [first, first, second, second] * 2
-
-
-def test_a_utility_that_is_known_too_late_is_refused():
-    loop = Loop()
-    loop.utility = inrun.Utility.next_batch()
-    with pytest.raises(MisuseError, match="too late"):
-        loop.select()
 
 
 def test_parameters_outside_the_model_are_refused():

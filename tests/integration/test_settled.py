@@ -22,7 +22,10 @@ def train(optimizer_of, clip):
     optimizer = optimizer_of(model.parameters())
     utility = inrun.Utility(loss_fn, (x[320:], y[320:]))
     with inrun.attach(
-        model, optimizer, utility, smoothed_steps=0, contraction="dense", progress=False
+        model,
+        optimizer,
+        utility,
+        options=inrun.Options(smoothed_steps=0, contraction="dense", progress=False),
     ) as attribution:
         for ids in torch.arange(320).split(8):
             with attribution.batch(ids):

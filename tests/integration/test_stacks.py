@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import inrun
 from inrun.errors import InRunWarning
 from tests.oracles.cases import gpt2
+from tests.settings import flat
 
 B = 8
 
@@ -36,7 +37,10 @@ def network():
 
 def attached(model, optimizer, batch, loss=loss_fn, **options):
     return inrun.attach(
-        model, optimizer, inrun.Utility(loss, batch), progress=False, smoothed_steps=0, **options
+        model,
+        optimizer,
+        inrun.Utility(loss, batch),
+        **flat(progress=False, smoothed_steps=0, **options),
     )
 
 

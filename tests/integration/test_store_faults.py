@@ -41,9 +41,12 @@ def of_every_kind(folder, *, after_detach=False):
         targets={"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])},
     )
     attribution = inrun.attach(
-        model, optimizer, utility, store=folder, progress=False, contraction="dense",
-        smoothed_steps=0,
-    )  # fmt: skip
+        model,
+        optimizer,
+        utility,
+        store=folder,
+        options=inrun.Options(progress=False, contraction="dense", smoothed_steps=0),
+    )
     attribution._record._folder._block_visits = 16
     attribution.audit(seconds=5, steps=6)
     tokens = attribution.per_token(token_terms, folder)
@@ -284,7 +287,7 @@ def test_what_can_be_no_folder_is_refused(path):
     for use in (
         lambda: SmallRun(path),
         lambda: inrun.load(path),
-        lambda: SmallRun(None, payout=2, payout_to=path),
+        lambda: SmallRun(None, momentum_window=2, held_in=path),
     ):
         with pytest.raises(MisuseError, match=r"no path|no folder|in bytes"):
             use()
@@ -296,7 +299,7 @@ def test_a_name_that_is_too_long_is_a_store_error(tmp_path):
         lambda: SmallRun(path),
         lambda: SmallRun(path, resume=True),
         lambda: inrun.load(path),
-        lambda: SmallRun(None, payout=2, payout_to=path),
+        lambda: SmallRun(None, momentum_window=2, held_in=path),
     ):
         with pytest.raises(StoreError, match="too long"):
             use()
@@ -378,7 +381,7 @@ def refusing_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
-@pytest.mark.parametrize("options", [{}, {"payout": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"momentum_window": 2}], ids=str)
 def test_a_disk_that_refuses_is_a_store_error_and_tables_still_answer(
     code, options, tmp_path, refusing_disk, monkeypatch
 ):
@@ -389,7 +392,7 @@ def test_a_disk_that_refuses_is_a_store_error_and_tables_still_answer(
         one.run(3)
     with pytest.raises(StoreError, match=os.strerror(code)):
         run.attribution.flush()
-    stored = 8 - (options.get("payout") or 0)
+    stored = 8 - (options.get("momentum_window") or 0)
     for target in ("total", "b"):
         expected = memory.attribution.ledger(target).slice(0, stored)
         assert run.attribution.ledger(target).equals(expected)

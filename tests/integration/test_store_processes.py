@@ -18,7 +18,7 @@ PROGRAM = """
 import sys, time
 from tests.integration.small_run import SmallRun
 folder, payout = sys.argv[1], int(sys.argv[2])
-options = {"payout": payout, "payout_to": folder + "/waits"} if payout else {}
+options = {"momentum_window": payout, "held_in": folder + "/waits"} if payout else {}
 run = SmallRun(folder + "/run", resume=True, **options).run(4)
 run.attribution.flush()
 print("ready", flush=True)
@@ -57,17 +57,19 @@ def test_a_store_that_another_process_writes_is_refused_until_that_ends(how, tmp
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_folders_of_payout_to_are_gone_with_the_resuming_run_at_the_latest(how, tmp_path):
+def test_folders_of_held_in_are_gone_with_the_resuming_run_at_the_latest(how, tmp_path):
     waits = tmp_path / "waits"
     waits.mkdir()
     (waits / "mine").write_text("not the library's")
     other = Other(tmp_path, payout=3)
     (folder,) = waits.glob("inrun-payout-*")
-    beside = SmallRun(None, payout=3, payout_to=waits).run(3)  # another run at the same place
+    beside = SmallRun(None, momentum_window=3, held_in=waits).run(
+        3
+    )  # another run at the same place
     assert folder.exists()
     assert other.end(how) == -how
     assert folder.exists() == (how == signal.SIGKILL)
-    run = SmallRun(tmp_path / "run", resume=True, payout=3, payout_to=waits)
+    run = SmallRun(tmp_path / "run", resume=True, momentum_window=3, held_in=waits)
     assert not folder.exists()
     run.run(4).end()
     beside.run(4).end()
@@ -77,14 +79,14 @@ def test_folders_of_payout_to_are_gone_with_the_resuming_run_at_the_latest(how, 
 def test_what_a_process_of_another_machine_left_goes_with_its_own_run_alone(tmp_path):
     waits = tmp_path / "waits"
     waits.mkdir()
-    run = SmallRun(tmp_path / "run", payout=2, payout_to=waits).run(2)
+    run = SmallRun(tmp_path / "run", momentum_window=2, held_in=waits).run(2)
     told = json.loads(next(waits.glob("*/run.lock")).read_text())
     run.end()
     for name, of in (("own", told["run"]), ("foreign", "another")):
         (waits / f"inrun-payout-{name}").mkdir()
         lock = waits / f"inrun-payout-{name}" / "run.lock"
         lock.write_text(json.dumps(told | {"machine": "elsewhere", "run": of}))
-    SmallRun(tmp_path / "run", resume=True, payout=2, payout_to=waits).end()
+    SmallRun(tmp_path / "run", resume=True, momentum_window=2, held_in=waits).end()
     assert [path.name for path in waits.iterdir()] == ["inrun-payout-foreign"]
 
 
@@ -92,12 +94,12 @@ def test_a_users_own_handler_of_sigterm_stays(tmp_path):
     mine = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         own = signal.getsignal(signal.SIGTERM)
-        SmallRun(None, payout=2, payout_to=tmp_path).run(2).end()
+        SmallRun(None, momentum_window=2, held_in=tmp_path).run(2).end()
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, mine)
     before = signal.getsignal(signal.SIGTERM)
-    run = SmallRun(None, payout=2, payout_to=tmp_path)
+    run = SmallRun(None, momentum_window=2, held_in=tmp_path)
     assert (signal.getsignal(signal.SIGTERM) is before) == (before is not signal.SIG_DFL)
     run.end()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -40,7 +40,7 @@ def test_values_do_not_depend_on_the_targets_names(names, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"payout": 3}, {"every": 2}, {"capture": "stream"}], ids=str
+    "options", [{}, {"momentum_window": 3}, {"every": 2}, {"capture": "stream"}], ids=str
 )
 @pytest.mark.parametrize("names", [("only",), ("b", "c")], ids=len)
 def test_sums_of_a_stored_run_are_the_live_ones_bit_for_bit(options, names, tmp_path):
@@ -50,7 +50,7 @@ def test_sums_of_a_stored_run_are_the_live_ones_bit_for_bit(options, names, tmp_
     same_bits(stored.values(), stored.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"payout": 3}, {"every": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"momentum_window": 3}, {"every": 2}], ids=str)
 def test_a_resumed_runs_sums_are_its_stored_ones_bit_for_bit(options, tmp_path):
     first = SmallRun(tmp_path / "run", block_visits=9, **options).run(11)
     state = first.attribution.state_dict()
@@ -62,7 +62,7 @@ def test_a_resumed_runs_sums_are_its_stored_ones_bit_for_bit(options, tmp_path):
 
 
 def test_steps_that_wait_for_momentum_are_in_the_live_values_and_not_stored_yet(tmp_path):
-    run = SmallRun(tmp_path / "run", payout=3).run(4)
+    run = SmallRun(tmp_path / "run", momentum_window=3).run(4)
     run.attribution.flush()
     live, stored = run.attribution.values(), inrun.load(tmp_path / "run").values()
     assert sum(live["visits"].to_pylist()) == 32

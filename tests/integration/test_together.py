@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW
 import inrun
 from inrun.errors import MisuseError
 from inrun.truth import StepGame, agreement, sample_shares
+from tests.settings import flat
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
@@ -29,7 +30,7 @@ class Loop:
 
     def attach(self, **options):
         optimizer = self.optimizers if len(self.optimizers) > 1 else self.optimizers[0]
-        return inrun.attach(self.model, optimizer, self.utility, progress=False, **options)
+        return inrun.attach(self.model, optimizer, self.utility, **flat(progress=False, **options))
 
     def loss(self, model, rows):
         return F.cross_entropy(model(self.x[rows]), self.y[rows])

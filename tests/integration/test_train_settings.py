@@ -12,7 +12,7 @@ from rich.console import Console
 import inrun
 from inrun.cli import main
 from inrun.errors import MisuseError, StoreError
-from inrun.training import TrainConfig, Training, open_training, read_config, run_training
+from inrun.training import TrainConfig, Training, read_config, run_training
 from tests.integration.test_train import Cut, cut_after
 from tests.integration.train_data import images
 
@@ -78,7 +78,13 @@ def test_a_plan_says_what_payout_will_hold(place, command):
     )
     training = Training(config)
     model, optimizer = training.start()
-    attribution = inrun.attach(model, optimizer, training.judged_by(), payout=10, progress=False)
+    attribution = inrun.attach(
+        model,
+        optimizer,
+        training.judged_by(),
+        momentum_window=10,
+        options=inrun.Options(progress=False),
+    )
     for parts in training.batches():
         for ids in parts:
             with attribution.batch(ids):
@@ -98,7 +104,6 @@ def test_a_plan_says_what_payout_will_hold(place, command):
         (("--every", 0.999), "the standard error of a row's total is", 12),
         (("--max-overhead", 0.5), "the standard error of a row's total is", None),
         (("--rotating", 2), "the residual is not known", 12),
-        (("--next-batch",), "judged by the next batch", 11),
     ],
 )
 def test_less_work_a_step_from_the_command_line(place, command, settings, says, rows):
@@ -106,23 +111,15 @@ def test_less_work_a_step_from_the_command_line(place, command, settings, says, 
     said = command(*options("train", out, *settings))
     assert says in said
     assert "nan" not in said
-    run, follows = inrun.load(place / out), "--next-batch" in settings
+    run = inrun.load(place / out)
     assert rows is None or run.ledger().num_rows == rows
-    assert run.targets == (("next batch",) if follows else ("digit 0", "digit 1"))
+    assert run.targets == ("digit 0", "digit 1")
     command("report", out)
     plan = command(*options("plan", f"{out}-plan", *settings))
     made = json.loads((place / f"{out}-plan" / "plan.json").read_text())
     assert made["scored"] == pytest.approx({"--every": settings[-1] ** -1 if rows == 4 else 0.999}
                                            .get(settings[0], made["scored"]))  # fmt: skip
     assert ("stand for the others" in plan) == (made["scored"] < 1)
-    assert ("none are validation passes" in plan) == follows
-
-
-def test_what_was_asked_of_a_run_later_is_asked_by_all_validation_rows(place, command):
-    command(*options("train", "followed", "--next-batch"))
-    training = open_training(place / "followed")
-    assert training.utility().targets == ("digit 0", "digit 1")
-    assert training.judged_by().follows
 
 
 def test_where_no_step_was_drawn_the_command_says_so(place, command):
@@ -132,8 +129,7 @@ def test_where_no_step_was_drawn_the_command_says_so(place, command):
 
 def test_no_arguments_name_the_settings(command):
     said = command("train", code=2)
-    for option in ("--payout", "--payout-to", "--every", "--max-overhead", "--rotating",
-                   "--next-batch"):  # fmt: skip
+    for option in ("--payout", "--payout-to", "--every", "--max-overhead", "--rotating"):
         assert option in said
     assert "inrun train --model PATH --data train.csv --payout 20" in said
 
@@ -146,18 +142,14 @@ def test_no_arguments_name_the_settings(command):
         (("--payout", 3, "--capture", "stream"), "shares must be kept"),
         (("--payout", 3, "--estimator", "sgd"), "estimator='path'"),
         (("--payout", -1), "no number of steps"),
-        (("--payout-to", "cpu"), "there is no payout"),
+        (("--payout-to", "cpu"), "there is no "),
         (("--every", 2, "--max-overhead", 0.1), "Give one of them"),
         (("--every", 1.5), "no whole number"),
         (("--max-overhead", 0), "leaves no time"),
         (("--rotating", 0), "rotating is 0"),
-        (("--rotating", 2, "--next-batch"), "Give one of them"),
-        (("--next-batch", "--capture", "stream"), "capture='hold'"),
-        (("--next-batch", "--estimator", "path-given"), "capture='hold'"),
         (("--capture", "held"), "hold, offload, stream"),
         (("--estimator", "best"), "path"),
         (("--keep-tokens", "--payout", 3), "keep_tokens and payout exclude"),
-        (("--keep-tokens", "--next-batch"), "keep_tokens and next_batch exclude"),
         (("--keep-tokens", "--capture", "stream"), "keep_tokens and capture='stream' exclude"),
         (("--record", "--accumulate", 2), "record and accumulate exclude"),
     ],
@@ -214,16 +206,12 @@ def test_checkpoints_leave_payouts_as_they_are_and_a_cut_ends_the_open_windows(p
     assert cut.visits().num_rows == whole.visits().num_rows
 
 
-def test_a_cut_run_of_some_steps_or_of_next_batches_goes_on(place, tmp_path):
+def test_a_cut_run_of_some_steps_or_of_parts_goes_on(place, tmp_path):
     for number, settings in enumerate(({"every": 2}, {"rotating": 2})):
         whole = trained(place, tmp_path / f"whole{number}", **settings)
         cut = trained(place, tmp_path / f"cut{number}", stop=5, **settings)
         assert cut.values() == whole.values()
         assert alike(cut, whole)
-    whole = trained(place, tmp_path / "follows", next_batch=True)
-    assert whole.ledger()["step"].to_pylist() == list(range(1, 12))  # the last has no next one
-    cut = trained(place, tmp_path / "followed", stop=5, next_batch=True)
-    assert cut.ledger()["step"].to_pylist() == [1, 2, 3, 4, *range(6, 12)]
 
 
 def test_a_place_is_looked_for_and_settings_are_checked_without_a_command(tmp_path):

@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import inrun
 from inrun.errors import MisuseError, NotSupportedError, StoreError
-from inrun.integrations.transformers import InRun, causal_loss
+from inrun.integrations.transformers import InRun
 from tests.integration.pixels import Pixels, classifier, collate
 
 TRAIN, VALIDATION = Pixels(0, 44), Pixels(60, 80)
@@ -71,7 +65,9 @@ def plain_loop(visits, bf16=False):
             return model(**batch).loss
 
     utility = inrun.Utility(loss_fn, rows)
-    attribution = inrun.attach(model, optimizer, utility, progress=False, smoothed_steps=0)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     for step in range(1, STEPS + 1):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
@@ -209,14 +205,18 @@ def test_bfloat16_autocast_is_that_of_the_plain_loop(tmp_path):
 
 
 def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
-    class OwnLoss(Trainer):
-        def compute_loss(self, model, inputs, **_):
-            kept = {k: inputs[k] for k in ("input_ids", "attention_mask", "labels")}
-            return model(**kept).loss
+    class OwnStep(Trainer):
+        def training_step(self, model, inputs, *_, **__):
+            loss = model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "labels")}).loss
+            loss.backward()
+            return loss.detach()
 
-    def packed(items):
+    def halved(items):
         batch = collate(items)
-        return {name: t.reshape(1, -1) for name, t in batch.items()}
+        return {"pixels": batch["input_ids"][::2].float(), "labels": batch["labels"][::2]}
+
+    def unlabelled(items):
+        return {k: v for k, v in collate(items).items() if k != "labels"}
 
     def refused(expected, message, kind=Trainer, callback=None, collator=collate, **changes):
         trainer = kind(
@@ -226,67 +226,22 @@ def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
         trainer.add_callback(callback or InRun(VALIDATION))
         with pytest.raises(expected, match=message):
             trainer.train()
-        assert not trainer.model._forward_pre_hooks or collator is packed
+        assert "compute_loss" not in vars(trainer) or collator is halved
 
-    refused(MisuseError, r"model\(\*\*inputs\)", OwnLoss)
+    refused(MisuseError, r"self\.compute_loss", OwnStep)
     rows = collate([VALIDATION[0], VALIDATION[1]])
     utility = inrun.Utility(lambda m, b: m(**b).loss, rows)
-    refused(MisuseError, "packing=False", callback=InRun(utility), collator=packed)
+    refused(MisuseError, "2 rows of 4 samples", callback=InRun(utility), collator=halved)
+    refused(MisuseError, "could not compute its loss", collator=unlabelled)
     refused(MisuseError, "empty", callback=InRun([]))
     refused(MisuseError, "remove_unused_columns=False", callback=InRun(VALIDATION, ids="name"))
     with pytest.raises(MisuseError, match=r"trainer\.train\(\) first"):
         _ = InRun(VALIDATION).attribution
     with pytest.raises(NotSupportedError, match="no optimizer"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=None)
-
-
-def test_the_sft_trainer_of_trl(tmp_path):
-    """Prompts and completions of digits as text; loss on completions, its own collator."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    words = {"<pad>": 0, "</s>": 1, "is": 2, **{str(i): 3 + i for i in range(18)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<pad>"
-    )
-    rows = Dataset.from_list(
-        [
-            {"prompt": " ".join(map(str, t[:12])) + " is", "completion": f" {label}"}
-            for t, label in zip(TRAIN.tokens, TRAIN.labels, strict=True)
-        ]
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-            num_attention_heads=2, pad_token_id=None, max_position_embeddings=32,
-        )
-    )  # fmt: skip
-    settings = SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=4, report_to=[],
-        use_cpu=True, disable_tqdm=True, bf16=False, gradient_checkpointing=True,
-        gradient_accumulation_steps=2, save_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
-
-    def train(**how):
-        trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=fast, **how)
-        held = [trainer.train_dataset[i] for i in range(40, 44)]
-        trainer.add_callback(callback := InRun(held, smoothed_steps=0))
-        trainer.train()
-        return callback
-
-    with pytest.raises(NotSupportedError, match="compute_loss_func"):
-        train()
-    callback = train(compute_loss_func=causal_loss)
-    ledger = callback.attribution.ledger()
-    assert ledger["visits"].to_pylist() == [8] * 4
-    assert callback.attribution.covered == 1.0
-    entries = np.abs(ledger["samples"].to_numpy()) + np.abs(ledger["momentum"].to_numpy())
-    assert (np.abs(ledger["residual"].to_numpy()[2:]) < 0.1 * entries[2:]).all()
+    optimizer = torch.optim.SGD(classifier().parameters())
+    with pytest.raises(MisuseError, match=r"trainer\.add_callback"):
+        InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=optimizer)
 
 
 def test_importing_inrun_imports_no_framework():

@@ -13,6 +13,7 @@ import inrun
 from inrun.errors import InRunWarning, InvariantError, MisuseError, ReplaceLayerError
 from inrun.ledger import residual_shares
 from tests.oracles.cases import HiddenScale
+from tests.settings import flat
 
 
 def loss_fn(model, batch):
@@ -27,7 +28,7 @@ def data(*shape, classes=3, samples=12):
 def attach(model, batch, optimizer=None, loss=loss_fn, **options):
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
     utility = options.pop("utility", None) or inrun.Utility(loss, batch)
-    return optimizer, inrun.attach(model, optimizer, utility, progress=False, **options)
+    return optimizer, inrun.attach(model, optimizer, utility, **flat(progress=False, **options))
 
 
 def gradient_values(model, terms, validation_loss, samples, lr=1e-2):

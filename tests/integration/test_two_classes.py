@@ -8,6 +8,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InRunError
+from tests.settings import flat
 
 MODELS = 32
 
@@ -32,7 +33,7 @@ def two_classes(seed):
 def attach(model, validation, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     utility = inrun.Utility(loss_fn, validation)
-    return optimizer, inrun.attach(model, optimizer, utility, progress=False, **options)
+    return optimizer, inrun.attach(model, optimizer, utility, **flat(progress=False, **options))
 
 
 def refused(seed, outside):

@@ -10,6 +10,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InvariantError, MisuseError
+from tests.settings import flat
 
 ROWS = 8
 
@@ -35,7 +36,7 @@ def adam(model):
 
 def attach(model, optimizer, validation, **options):
     utility = inrun.Utility(loss_fn, validation)
-    return inrun.attach(model, optimizer, utility, progress=False, **options)
+    return inrun.attach(model, optimizer, utility, **flat(progress=False, **options))
 
 
 def block(attribution, model, data, rows, parts=1):
@@ -261,7 +262,7 @@ def test_in_an_audit_it_plays_as_the_past_does():
 def test_payouts_leave_it_in_the_momentum():
     model, data, validation = setting()
     optimizer = adam(model)
-    attribution = attach(model, optimizer, validation, payout=2)
+    attribution = attach(model, optimizer, validation, momentum_window=2)
     for _ in range(5):
         one_step(attribution, model, optimizer, data, "before", "")
         optimizer.step()

@@ -51,7 +51,11 @@ def train(build, loss, batches, attach, capture="hold", estimator="path", **sett
     if attach:
         utility = inrun.Utility(loss, tuple(t[30:] for t in batches))
         attribution = inrun.attach(
-            model, optimizer, utility, capture=capture, estimator=estimator, progress=False
+            model,
+            optimizer,
+            utility,
+            estimator=estimator,
+            options=inrun.Options(capture=capture, progress=False),
         )
     torch.manual_seed(1)
     for step in range(8):
@@ -114,8 +118,7 @@ def test_running_statistics_and_user_hooks_are_left_alone():
         model,
         optimizer,
         inrun.Utility(careless, (x[30:], y[30:])),
-        progress=False,
-        self_test=False,
+        options=inrun.Options(progress=False, self_test=False),
     )
     assert not calls
     with attribution.batch(range(4)):
@@ -156,4 +159,4 @@ def test_dropping_the_attribution_takes_its_hooks_along():
 def test_held_factors_do_not_outlive_the_step():
     _, _, attribution, _ = train(noisy, loss_fn, data(), True)
     gc.collect()
-    assert not attribution._steps.pending
+    assert not attribution._loop.pending

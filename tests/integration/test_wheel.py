@@ -12,7 +12,10 @@ import pytest
 import inrun
 from tests.integration.fresh import Fresh, declared
 
-EXTRAS = ("transformers", "accelerate", "lightning", "peft", "datasets", "trl")
+EXTRAS = (
+    "transformers", "accelerate", "lightning", "peft", "datasets", "trl", "altair",
+    "vl_convert", "sklearn", "numba",
+)  # fmt: skip
 HEAVY = ("torch", "pyarrow", "scipy", "sklearn", "altair", "jinja2", "typer", "rich")
 
 EVERY_MODULE = """
@@ -43,9 +46,11 @@ def test_every_module_imports_or_names_its_extra(fresh):
     failed = json.loads(done.stdout)
     without = failed.pop("inrun.kernels._on_gpu", None)  # a PyTorch for GPUs brings Triton along
     assert without is None or "pip install triton" in without
-    assert set(failed) == {"inrun.integrations.transformers", "inrun.integrations.lightning"}
+    extras = {"inrun.integrations.transformers": "transformers", "inrun.report": "report"}
+    extras |= {"inrun.integrations.lightning": "lightning", "inrun.demo": "demo"}
+    assert set(failed) == set(extras)
     for name, said in failed.items():
-        assert f"pip install 'inrun[{name.rpartition('.')[2]}]'" in said
+        assert f"pip install 'inrun[{extras[name]}]'" in said
 
 
 def test_a_command_that_needs_an_extra_names_it(fresh, tmp_path):
@@ -54,6 +59,28 @@ def test_a_command_that_needs_an_extra_names_it(fresh, tmp_path):
     assert done.returncode == 2
     assert "pip install 'inrun[train]'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_newcomer_without_extras_attaches_and_reads_values(fresh, tmp_path):
+    script = tmp_path / "first.py"
+    script.write_text(
+        "import torch, inrun\n"
+        "model = torch.nn.Linear(3, 2); optimizer = torch.optim.AdamW(model.parameters())\n"
+        "x, y = torch.randn(16, 3), torch.randint(2, (16,))\n"
+        "loss = lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1])\n"
+        "utility = inrun.Utility(loss, (x[8:], y[8:]))\n"
+        "attribution = inrun.attach(model, optimizer, utility, store='run')\n"
+        "with attribution.batch(range(8)): loss(model, (x[:8], y[:8])).backward()\n"
+        "optimizer.step(); attribution.detach()\n"
+        "print(inrun.load('run').values().num_rows)\n"
+    )
+    done = fresh.run("python", str(script), cwd=tmp_path)
+    assert done.stdout.strip() == "8", done.stderr
+    assert fresh.run("inrun", "audit", "run", cwd=tmp_path).returncode in (0, 2)
+    asked = fresh.run("inrun", "report", "run", cwd=tmp_path)
+    assert asked.returncode == 2
+    assert "pip install 'inrun[report]'" in " ".join(asked.stderr.split())
+    assert "Traceback" not in asked.stderr
 
 
 def test_types_and_assets_ship(fresh):

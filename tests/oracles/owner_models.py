@@ -35,7 +35,7 @@ def built(name, kind="ForCausalLM", config=None, **changes):
 
 def experts(name, implementation, **changes):
     def build():
-        model = built(name, num_key_value_heads=2, **changes)()
+        model = built(name, **{"num_key_value_heads": 2, **changes})()
         model.config._experts_implementation = implementation
         return model
 
@@ -80,24 +80,33 @@ QUIET = {
     "attention_dropout": 0.0,
 }  # fmt: skip
 
+KINDS = {
+    "mixtral": ("Mixtral", FOUR),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 4,
+         "decoder_sparse_step": 1},
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", {**FOUR, "head_dim": 4, "sliding_window": 4,
+                           "attn_implementation": "eager"}),
+    "deepseek": (
+        "DeepseekV3",
+        {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 2,
+         "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 8,
+         "kv_lora_rank": 4, "q_lora_rank": 4, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+         "v_head_dim": 4, "num_key_value_heads": 4},
+    ),
+}  # fmt: skip
+SINGLE = {"tolerance": 2e-3, "dtype": torch.float32}  # no grouped product of double precision
+
 ROUTED = [
-    Owned(f"mixtral-{how}", experts("Mixtral", how, **FOUR), tokens(6, 23), logits)
-    for how in ("eager", "batched_mm")
-] + [
     Owned(
-        "mixtral-grouped_mm", experts("Mixtral", "grouped_mm", **FOUR), tokens(6, 23), logits,
-        tolerance=1e-3, dtype=torch.float32,
-    ),
-    Owned(
-        "qwen3-moe",
-        experts("Qwen3Moe", "eager", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8,
-                head_dim=4, decoder_sparse_step=1),
-        tokens(6, 23), logits,
-    ),
-    Owned(
-        "olmoe", experts("Olmoe", "eager", num_experts=4, num_experts_per_tok=2), tokens(6, 23),
-        logits,
-    ),
+        f"{name}-{how}", experts(kind, how, **sizes), tokens(6, 23), logits,
+        **(SINGLE if how == "grouped_mm" or name in ("gpt-oss", "deepseek") else {}),
+    )
+    for name, (kind, sizes) in KINDS.items()
+    for how in ("eager", "batched_mm", "grouped_mm")
 ]  # fmt: skip
 
 PACKED = [

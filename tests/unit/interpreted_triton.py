@@ -205,7 +205,10 @@ def test_a_run_s_values_and_books_are_the_same(capture, without, monkeypatch):
 
         utility = inrun.Utility(loss_fn, (x[32:], y[32:]))
         attribution = inrun.attach(
-            model, optimizer, utility, capture=capture, progress=False, smoothed_steps=0
+            model,
+            optimizer,
+            utility,
+            options=inrun.Options(capture=capture, progress=False, smoothed_steps=0),
         )
         for ids in torch.arange(8 * STEPS).split(8):
             with attribution.batch(ids):

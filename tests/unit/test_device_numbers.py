@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import inrun
 from inrun.optim import _device_numbers, moves, rule_for
 from inrun.optim._device_numbers import DeviceNumbers
+from tests.settings import flat
 
 
 class Waits(TorchDispatchMode):
@@ -210,7 +211,7 @@ def test_after_two_steps_a_run_asks_for_nothing(options, elsewhere):
 
         utility = inrun.Utility(loss_fn, (x[32:], y[32:]))
         attribution = inrun.attach(
-            model, optimizer, utility, progress=False, smoothed_steps=0, **options
+            model, optimizer, utility, **flat(progress=False, smoothed_steps=0, **options)
         )
         for ids in torch.arange(32).split(4):
             with attribution.batch(ids):

@@ -31,9 +31,12 @@ class Step:
             self.model.parameters(), lr=LR, betas=(B1, B2), eps=EPS, weight_decay=0.1
         )
         self.attribution = inrun.attach(
-            self.model, self.optimizer, inrun.Utility(self.loss, torch.arange(10, 30)),
-            estimator=estimator, smoothed_steps=0, progress=False,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            inrun.Utility(self.loss, torch.arange(10, 30)),
+            estimator=estimator,
+            options=inrun.Options(smoothed_steps=0, progress=False),
+        )
         self.named = dict(self.model.named_parameters())
         for _ in range(3):
             self.take()

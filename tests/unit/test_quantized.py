@@ -89,7 +89,7 @@ def test_values_are_those_of_the_real_steps_played_out(kind):
     model = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 4))
     optimizer = kind(model.parameters(), lr=2e-3)
     utility = inrun.Utility(lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x[40:], y[40:]))
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
     audit = attribution.audit(seconds=1e6, steps=8, groups=3)
     for step in range(8):
         ids = torch.arange(5) + 5 * step

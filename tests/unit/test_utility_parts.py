@@ -87,7 +87,7 @@ def test_a_loss_that_parts_do_not_add_up_to_is_refused_at_attach(loss):
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
     utility = Utility(loss, classes(), batch_size=5)
     with pytest.raises(MisuseError, match="neither as a sum nor as a mean"):
-        inrun.attach(m, optimizer, utility, progress=False, self_test=False)
+        inrun.attach(m, optimizer, utility, options=inrun.Options(progress=False, self_test=False))
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "4"])
@@ -104,7 +104,7 @@ def test_values_of_a_run_are_those_of_the_whole():
         m, (x, y) = model(), classes()
         optimizer = torch.optim.AdamW(m.parameters())
         utility = Utility(LOSSES["mean"][0], (x, y), batch_size=size)
-        attribution = inrun.attach(m, optimizer, utility, progress=False)
+        attribution = inrun.attach(m, optimizer, utility, options=inrun.Options(progress=False))
         for step in range(3):
             ids = torch.arange(5) + 5 * step
             with attribution.batch(ids):
@@ -143,7 +143,7 @@ def test_a_dict_is_one_batch_whatever_it_holds(more):
     assert utility.targets == ("validation",)
     m = model()
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
-    attribution = inrun.attach(m, optimizer, utility, progress=False)
+    attribution = inrun.attach(m, optimizer, utility, options=inrun.Options(progress=False))
     with attribution.batch(range(4)):
         loss(m, {"x": x[:4], "y": y[:4]}).backward()
     optimizer.step()

@@ -2,8 +2,20 @@
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._audit import Audit
-from inrun.attribution._settings import demand_settings
-from inrun.attribution._tokens import Tokens
+from inrun.attribution._options import Options, demand_settings
+from inrun.attribution._scoring import Budget, EveryStep, Sampled, Scoring
+from inrun.scoring import Tokens
+from inrun.truth import Audit
 
-__all__ = ["Attribution", "Audit", "Tokens", "attach", "demand_settings"]
+__all__ = [
+    "Attribution",
+    "Audit",
+    "Budget",
+    "EveryStep",
+    "Options",
+    "Sampled",
+    "Scoring",
+    "Tokens",
+    "attach",
+    "demand_settings",
+]

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from inrun.attribution._shelf import Holding
 from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
+from inrun.momentum import Holding
 from inrun.optim import Together
 from inrun.utility import Utility, is_repeatable
 
@@ -72,9 +72,10 @@ class Advice:
         """Steps that are judged by a validation gradient of steps before them."""
         if refresh > 1:
             self.once(
-                f"Utility(refresh={refresh}) judges {refresh - 1} of {refresh} steps by a "
+                f"validation_every={refresh} judges {refresh - 1} of {refresh} steps by a "
                 "validation gradient that is older than they are. Totals may bear that, single "
-                "steps need not: compare with refresh=1 on a short run, or use rotating=2."
+                "steps need not: compare with validation_every=1 on a short run, or use "
+                "validation_parts=2."
             )
 
     def of_compiled(self, compiled: bool) -> None:
@@ -91,10 +92,11 @@ class Advice:
         more = full.memory + full.disk - held.memory - held.disk
         if free is not None and more > free:
             self.once(
-                f"payout={window} will hold {(full.memory + full.disk) / 1e9:.1f} GB when its "
+                f"momentum_window={window} will hold "
+                f"{(full.memory + full.disk) / 1e9:.1f} GB when its "
                 f"window is full, {more / 1e9:.1f} GB more than now, and {free / 1e9:.1f} GB are "
-                "free there. Attach with a smaller payout, with payout_to='cpu', or with "
-                "payout_to='FOLDER' on a disk with more room."
+                "free there. Attach with a smaller momentum_window, with held_in='cpu', or with "
+                "held_in='FOLDER' on a disk with more room."
             )
 
     def of_ended(self, names: Sequence[str]) -> None:

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
-from inrun.attribution._audit import Audit
-from inrun.attribution._closures import Arguments, gave_nothing, with_closure_run
-from inrun.attribution._demands import demand_losses, demand_whole_directions
-from inrun.attribution._frequency import Frequency
-from inrun.attribution._ids import IdReader
-from inrun.attribution._live import LiveLine
-from inrun.attribution._open_block import OpenBlock
+from inrun.attribution._batches import Batches
+from inrun.attribution._checkpoint import Checkpoint
+from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
 from inrun.attribution._results import Results
-from inrun.attribution._resume import Resume
-from inrun.attribution._schedule import AuditSchedule
-from inrun.attribution._scorer import Scorer
-from inrun.attribution._step_hooks import StepHooks, release, warn_unheld
-from inrun.attribution._steps import Steps
-from inrun.attribution._tokens import TokenLosses, Tokens
-from inrun.capture import Hold, Stream
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.attribution._scoring import Frequency
+from inrun.capture import Capture
+from inrun.errors import InRunWarning, NotSupportedError
 from inrun.ledger import Extra, RunFolder
-from inrun.optim import Together
-from inrun.owners import ownership
+from inrun.momentum import Payouts
+from inrun.optim import StepHooks, Together
+from inrun.owners import IdReader
+from inrun.scoring import Scorer, TokenLosses, Tokens, demand_whole_directions
+from inrun.truth import Audit, AuditSchedule
 from inrun.utility import Utility
 
 
-class Attribution(Results):
+class Attribution(Batches, Results):
     """What `inrun.attach` returns; see there. Built by it, not by hand."""
 
     def __init__(
@@ -43,7 +38,8 @@ class Attribution(Results):
         optimizers: Together,
         utility: Utility,
         scorer: Scorer,
-        capture: type[Hold] | type[Stream],
+        window: Payouts | None,
+        capture: type[Capture],
         folder: RunFolder | None,
         frequency: Frequency,
         extra: Extra,
@@ -51,146 +47,29 @@ class Attribution(Results):
         check: bool,
     ):
         self._model, self._optimizers, self._utility = model, optimizers, utility
-        self._scorer, self._ids, self._open = scorer, IdReader(), OpenBlock()
+        self._scorer, self._window = scorer, window
+        self._ids, self._open = IdReader(), ExitStack()
         first = scorer.processes.rank == 0
         self._record = Record(utility.targets, utility.weights, folder, first=first, extra=extra)
         line = LiveLine(progress and first)
-        self._steps = Steps(
-            model, optimizers, utility, scorer, capture, self._record, line, frequency, check
-        )
+        self._loop = Loop(
+            model, optimizers, utility, scorer, window, capture, self._record, line, frequency,
+            check,
+        )  # fmt: skip
         kind = {
             "estimator": scorer.estimator,
-            "targets": utility.targets,
-            "weights": utility.weights,
+            "targets": list(utility.targets),
+            "weights": list(utility.weights),
             "capture": capture.__name__.lower(),
             "sampled": frequency.sampled,
-            "payout": 0 if scorer.payouts is None else scorer.payouts.window,
+            "payout": 0 if window is None else window.window,
         }
-        self._resume = Resume(kind, self._steps, scorer, self._record, self._ids)
+        self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record)
         if folder is not None:
             folder.create()
-        self._hooks = StepHooks(self, optimizers.members)
-        book = self._steps.booking.end
-        self._release = weakref.finalize(
-            self, release, self._hooks, line, book, self._record, folder
-        )
-        self._unheld = weakref.finalize(self, warn_unheld, weakref.ref(self), self._steps.watch)
-
-    # ---- in the loop
-
-    @contextmanager
-    def batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> Iterator[None]:
-        """Runs one forward and backward pass of these samples inside.
-
-        Args:
-            ids: one id per row of the tensors that come in, ints or strings; the same id may come
-                again, also in one batch. Several blocks before one optimizer step are gradient
-                accumulation.
-            rows: where a sample has several rows, or ids are in another order than rows: for each
-                row the place of its sample in `ids`. For pairs [0, 1, ..., n-1, 0, 1, ..., n-1].
-            slots: where rows hold several samples (packed texts, nodes of graphs): an integer
-                tensor over the axes with which the data begins, the place in `ids` of each slot's
-                sample, -1 for slots of no sample.
-
-        Raises:
-            MisuseError: ids that do not fit the batch, no backward pass inside, nested blocks.
-            InvariantError: the samples' shares do not sum to the gradient. On a GPU this is told
-                later: by the next block, or by `optimizer.step()`.
-            ReplaceLayerError: a layer makes samples depend on each other.
-        """
-        with self._block(ids, rows, slots, at_backward=False):
-            yield
-
-    def open_batch(self, ids: Iterable[Any], *, rows: Any = None, slots: Any = None) -> None:
-        """Begins a block that ends by itself with the first `loss.backward()` after it.
-
-        For callbacks of frameworks, which have no place for a `with` around the forward and the
-        backward pass. See `batch`.
-
-        Args:
-            ids: one id per row of the batch.
-            rows: see `batch`.
-            slots: see `batch`.
-        """
-        self.close_batch()
-        self._open.begin(self._block(ids, rows, slots, at_backward=True))
-
-    def close_batch(self, *, failed: bool = False, skipped: bool = False) -> None:
-        """Takes an open block's eyes off the loop; the next block and the step do it too.
-
-        Args:
-            failed: the pass came to no end and is not to be scored.
-            skipped: there may have been no backward pass, and then nothing is to be scored.
-
-        Raises:
-            MisuseError: there was no backward pass in it.
-        """
-        if failed or (skipped and not self._steps.ended):
-            self._open.abandon()
-        else:
-            self._open.close()
-
-    @contextmanager
-    def _block(
-        self, ids: Iterable[Any], rows: Any, slots: Any, *, at_backward: bool
-    ) -> Iterator[None]:
-        self._refuse_detached()
-        self._hooks.demand_in_place()
-        if self._steps.inside:
-            raise MisuseError(
-                "attribution.batch blocks cannot be nested, nor be inside unattributed()."
-            )
-        if self._steps.paused:
-            yield
-            return
-        self._steps.finish()
-        names = self._ids.read(ids)
-        owned = ownership(len(names), rows, slots, names)
-        with self._steps.block(names, owned, at_backward=at_backward):
-            yield
-
-    @contextmanager
-    def unattributed(self) -> Iterator[None]:
-        """Runs a backward pass inside whose gradient belongs to no sample.
-
-            with attribution.batch(ids):
-                loss_fn(model, batch).backward()
-            with attribution.unattributed():
-                (1e-4 * sum(p.abs().sum() for p in model.parameters())).backward()
-            optimizer.step()
-
-        For penalties on parameters (L1, EWC), gradient penalties, and whatever else is added to
-        `.grad`. What it does in the step is the books' entry `unattributed`; samples' values are
-        those of the real step, to which it belongs. It may come before, between or after the
-        blocks of a step, and a copy of the gradients is held while it runs.
-
-        Raises:
-            MisuseError: inside a block.
-            NotSupportedError: sharded parameters.
-        """
-        self._refuse_detached()
-        self._open.close()
-        if self._steps.inside:
-            raise MisuseError(
-                "attribution.unattributed() inside an attribution.batch(ids) block: close the "
-                "block first, so that it is known which gradient is the samples'."
-            )
-        if self._steps.paused:
-            yield
-            return
-        self._hooks.demand_in_place()
-        self._steps.finish()
-        with self._steps.unattributed():
-            yield
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Steps inside are trained as ever and not scored; the books show a gap."""
-        before, self._steps.paused = self._steps.paused, True
-        try:
-            yield
-        finally:
-            self._steps.paused = before
+        self._hooks = StepHooks(self, optimizers.members, Attribution._stranger_stepped)
+        self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
+        self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)
 
     def audit(
         self, *, seconds: float, steps: int, groups: int | None = None, seed: int = 0
@@ -218,15 +97,14 @@ class Attribution(Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
-        demand_losses(self._scorer, "An audit")
-        if self._steps.capture.sharded:
+        if self._loop.capture.sharded:
             raise NotSupportedError(
                 "An audit plays steps out on whole copies of the model, and this one's parameters "
                 "are sharded (fully_shard). Audit a run of a smaller model, or one under "
                 "DistributedDataParallel."
             )
-        schedule = AuditSchedule(seconds, steps, self._steps.taken + 1, seed)
-        return self._steps.auditing.begin(
+        schedule = AuditSchedule(seconds, steps, self._loop.taken + 1, seed)
+        return self._loop.auditing.begin(
             self._model, self._optimizers.members, self._utility, schedule, groups,
             self._scorer.processes,
         )  # fmt: skip
@@ -254,20 +132,21 @@ class Attribution(Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        demand_losses(self._scorer, "A value a token")
-        demand_whole_directions(self._scorer, self._steps.capture)
-        if self._steps.capture.sharded or (store is not None and self._scorer.processes.size > 1):
+        demand_whole_directions(self._scorer, self._loop.capture, window=self._window is not None)
+        if self._loop.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
                 "Values a token are kept by one process, and computed from whole parameters. With "
                 "several processes leave store out and read `latest` in each; under fully_shard "
                 "they are not computed."
             )
         folder = None if store is None else self._record.tokens(store)
-        steps = self._steps  # which does not know this attribution: nothing may keep it alive
-        return Tokens(
-            self._scorer, self._model, self._utility.weights,
-            lambda: steps.capture.trained, lambda: steps.blocks, token_losses, folder,
+        loop = self._loop  # which does not know this attribution: nothing may keep it alive
+        tokens = Tokens(
+            self._model, self._utility.weights, lambda: loop.capture.trained,
+            lambda: loop.blocks, token_losses, folder,
         )  # fmt: skip
+        loop.listen(tokens)
+        return tokens
 
     # ---- from one process to the next
 
@@ -283,15 +162,15 @@ class Attribution(Results):
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
         noted; the state holds totals a sample, and without a store the books. Nothing is changed in
         this run. One that goes on from the state has what waits for later steps ended there: with
-        `Utility.next_batch()` the last step is not scored, and with `payout` the samples of open
-        windows have what momentum did for them until then; what it does after is booked as from
-        before the window. With several processes and `payout` all of them call it.
+        `payout` the samples of open windows have what momentum did for them until then; what it
+        does after is booked as from before the window. With several processes and `payout` all of
+        them call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.
         """
         self._refuse_detached()
-        return self._resume.state()
+        return self._checkpoint.state(self._ids)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint, after the model and the optimizer were loaded.
@@ -304,11 +183,11 @@ class Attribution(Results):
             StoreError: the state or the store was changed or cut off, or is another run's.
         """
         self._refuse_detached()
-        self._resume.restore(state)
+        self._ids = self._checkpoint.restore(state)
 
     def flush(self) -> None:
         """Writes to the store what is still waiting; without a store, nothing."""
-        self._booked.flush(self.coverage())
+        self._record.flush(self.coverage())
 
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice.
@@ -319,19 +198,18 @@ class Attribution(Results):
         self._end(failed=False)
 
     def _end(self, *, failed: bool) -> None:
-        self._open.abandon()
+        self._leave(abandoned=True)
         self._unheld.detach()
         self._hooks.remove()
         try:
-            self._steps.finish()
-            self._steps.booking.end()
-            self._steps.drop(moved=True, failed=failed)
+            self._loop.finish()
+            self._loop.forget(moved=True, failed=failed)
         finally:
             try:
                 self.flush()  # while the store is still this run's
             finally:
                 self._release()
-                self._steps.paying.close()
+                self._loop.booking.close()
 
     def __enter__(self) -> Attribution:
         return self
@@ -339,24 +217,43 @@ class Attribution(Results):
     def __exit__(self, kind: object, *_: object) -> None:
         self._end(failed=kind is not None)
 
-    # ---- its own affairs
 
-    def _before_step(self, k: int, args: Any, kwargs: Any) -> Arguments | None:
-        """The k-th optimizer is about to step; what its step is to be called with, if changed."""
-        changed = None if self._steps.paused else with_closure_run(args, kwargs)
-        self.close_batch(skipped=gave_nothing(changed))
-        self._steps.before(k)
-        return changed
+def _warn_unheld(this: weakref.ref[Any], watch: Stopwatch) -> None:
+    """Says that an attribution went out of use before it had anything to score.
 
-    def _after_step(self, k: int) -> None:
-        """The k-th optimizer has stepped."""
-        self._steps.after(k)
+    It is called when it is collected; at the end of the program, when it may still be held, it says
+    nothing.
+    """
+    if this() is None and not watch.started:
+        warnings.warn(
+            "An attribution was collected without having scored a step: nobody holds it, and "
+            "dropping it detaches it. Keep what inrun.attach returns for as long as training goes "
+            "(attribution = inrun.attach(...)), and wrap each step in attribution.batch(ids).",
+            InRunWarning,
+            stacklevel=2,
+        )
 
-    def _stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer that is not attached has stepped, on this model or on another."""
-        if not self._steps.paused:
-            self._steps.stranger_stepped(optimizer)
 
-    def _refuse_detached(self) -> None:
-        if not self._release.alive:
-            raise MisuseError("This attribution was detached. Attach again to go on.")
+def _release(
+    hooks: StepHooks,
+    line: LiveLine,
+    record: Record,
+    folder: RunFolder | None,
+) -> None:
+    """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
+
+    Steps that momentum still pays are stored with what they have.
+
+    It is called by `detach`, and where that was never called when the attribution goes out of use
+    or the program ends.
+    """
+    hooks.remove()
+    line.close()
+    if folder is None:
+        return
+    try:
+        if folder.path.exists() and not folder.superseded:
+            record.let_go()
+            folder.flush()
+    finally:
+        folder.close()

@@ -1,99 +1,156 @@
-"""From scored steps to the record; where numbers are read late, a step is booked after the next."""
+"""Books scored steps, and what momentum pays, of all processes' samples; tells what waits."""
 
 from __future__ import annotations
 
-import warnings
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from inrun.attribution._advice import Advice
 from inrun.attribution._live import LiveLine, Stopwatch
-from inrun.attribution._paying import Paying
 from inrun.attribution._record import Record
-from inrun.attribution._scored import Scored, Unread
-from inrun.attribution._scorer import Scorer
-from inrun.capture import gathered_step
-from inrun.errors import InRunError, InRunWarning
+from inrun.distributed import Processes, gathered_step
 from inrun.ledger import Ids
-
-
-class Step(NamedTuple):
-    """One scored step: its number, how many steps it stands for, and its samples."""
-
-    number: int
-    weight: float
-    ids: Ids
+from inrun.momentum import Holding, Paid, Payouts
+from inrun.scoring import Scored, Step
 
 
 class Booking:
-    """Takes scored steps in, in their order."""
+    """Takes scored steps in, in their order.
+
+    Args:
+        record: that keeps them.
+        line: that shows the last one.
+        watch: of the attribution's own time.
+        advice: that is given.
+        processes: that train together.
+        window: of momentum; None pays nobody.
+    """
 
     def __init__(
-        self, scorer: Scorer, record: Record, line: LiveLine, watch: Stopwatch, paying: Paying
+        self,
+        record: Record,
+        line: LiveLine,
+        watch: Stopwatch,
+        advice: Advice,
+        processes: Processes,
+        window: Payouts | None,
     ):
-        self._scorer, self._record, self._line = scorer, record, line
-        self._watch, self._paying = watch, paying
-        self._waiting: tuple[Step, Unread] | None = None
+        self._record, self._line, self._watch, self._advice = record, line, watch, advice
+        self._processes, self._window = processes, window
         self.scored = 0
 
-    def book(self, step: Step, unread: Unread) -> Scored:
-        """Waits for a step's numbers and books it.
-
-        Returns:
-            What this process's samples did, of several.
+    def book(self, step: Step, scored: Scored) -> None:
+        """Books a step of this process's samples, and those of the others, and what it paid.
 
         Raises:
-            MisuseError: a validation loss is not finite.
+            MisuseError: somebody wrote into what a step's shares are made of.
+            StoreError: what waits could not be kept, or was lost.
         """
-        self.complete()
-        return self._book(step, unread)
-
-    def _book(self, step: Step, unread: Unread) -> Scored:
-        scored = unread.read()
-        if self._scorer.watcher is not None:
-            self._scorer.watcher.scored(step.number, step.weight, scored.values)
-        ids, values = gathered_step(self._scorer.processes, step.ids, scored.values)
+        ids, values = gathered_step(self._processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
-        if self._scorer.processes.size > 1:  # each has its own part of what is no sample's
+        if self._processes.size > 1:  # each has its own part of what is no sample's
             unowned = torch.as_tensor(np.asarray(entries.unattributed))
-            summed = self._scorer.processes.mean(unowned) * self._scorer.processes.size
+            summed = self._processes.mean(unowned) * self._processes.size
             entries = entries._replace(unattributed=summed.numpy())
         everyones = scored._replace(values=values, entries=entries)
         self.scored += 1
-        waits = self._scorer.payouts is not None
-        self._record.add(step.number, ids, everyones, step.weight, waits=waits)
+        self._add(step, ids, everyones)
+        if self._window is not None:
+            self._pay(
+                self._window.end_step(
+                    step.number, step.owned, step.scales, step.memory, step.gradients(), step.left()
+                )
+            )
+
+    def _add(self, step: Step, ids: Ids, scored: Scored) -> None:
+        waits = self._window is not None
+        self._record.add(step.number, ids, scored, step.weight, waits=waits)
         self._line.update(
-            self._record.latest, self._record.residual_share, self._watch.overhead,
-            self._paying.words,
-        )  # fmt: skip
-        self._paying.book(scored.paid)
-        return scored
+            self._record.latest, self._record.residual_share, self._watch.overhead, self._words
+        )
 
-    def book_later(self, step: Step, unread: Unread) -> None:
-        """Books a step when there is other work for the device, or when somebody asks."""
-        before, self._waiting = self._waiting, (step, unread)
-        if before is not None:
-            self._book(*before)
+    def go_on(self, scored: int) -> None:
+        """So many steps were scored before, in a run that goes on."""
+        self.scored = scored
 
-    def complete(self) -> None:
-        """Books what was put off.
+    # ---- what momentum pays
 
-        Raises:
-            MisuseError: as `book`.
+    def _pay(self, paid: Sequence[Paid]) -> None:
+        window = self._window
+        if window is None:
+            return
+        for step, values in paid:
+            self._record.pay_out(step, gathered_step(self._processes, [], values)[1])
+        window.complain()
+        self._advice.of_ended(window.ended())
+        if window.waiting == 2:  # what two steps share is known now
+            self._advice.of_payouts(window.held(), window.expected(), window.free(), window.window)
+
+    def settle(self, *, parted: bool = False) -> None:
+        """Pays all steps that wait what momentum did for them so far.
+
+        Args:
+            parted: this process may have left the others, which are not waited for: of several
+                processes nobody is paid.
         """
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            self._book(*waiting)
+        if self._window is None:
+            return
+        with self._watch:
+            if parted and self._processes.size > 1:
+                self._window.abandon()
+                self._record.let_go()
+            else:
+                self._pay(self._window.settle())
 
-    def forget(self) -> None:
-        """What was put off is another run's."""
-        self._waiting = None
+    def pause(self, names: Collection[str]) -> None:
+        """Parameters move without being scored, and their memory with them.
 
-    def end(self) -> None:
-        """Books what was put off; an error becomes a warning, and what was booked can be read."""
-        number = None if self._waiting is None else self._waiting[0].number
-        try:
-            self.complete()
-        except InRunError as error:
-            warnings.warn(f"Step {number} was not booked: {error}", InRunWarning, stacklevel=2)
+        Where all windows are over by that, everybody is paid.
+        """
+        if self._window is None or not self._window.waiting:
+            return
+        with self._watch:
+            self._window.end(names)
+            self._advice.of_ended(self._window.ended())
+            over = self._window.names <= set(names)
+        if over:
+            self.settle()
+
+    def owed(self) -> list[Paid]:
+        """What is still in the momentum of each step that waits; all processes call it."""
+        found = [] if self._window is None else self._window.owed()
+        return [Paid(step, gathered_step(self._processes, [], v)[1]) for step, v in found]
+
+    def close(self) -> None:
+        """Leaves no file."""
+        if self._window is not None:
+            self._window.close()
+
+    def waiting(self) -> dict[str, Any]:
+        """See `Attribution.waiting`."""
+        none = Holding(0, 0)
+        held, expected = none, none
+        steps, remaining = 0, 0.0
+        if self._window is not None:
+            held, expected = self._window.held(), self._window.expected()
+            steps, remaining = self._window.waiting, self._window.remaining()
+        return {
+            "steps": steps,
+            "bytes": held.memory,
+            "disk_bytes": held.disk,
+            "full_bytes": expected.memory,
+            "full_disk_bytes": expected.disk,
+            "not_acted": remaining,
+        }
+
+    def _words(self) -> str:
+        """For the live line: what waits, and what it will be."""
+        if self._window is None:
+            return ""
+        held, expected = self._window.held(), self._window.expected()
+        now, full = held.memory + held.disk, expected.memory + expected.disk
+        where = "on disk" if self._window.on_disk else "held"
+        return f"  payout {now / 1e6:.0f} of {full / 1e6:.0f} MB {where}"

@@ -1,55 +1,110 @@
-"""Builds the capture of an optimizer's parameters, in the way that was asked for."""
+"""What of the model is watched: a capture, anew when parameters are added, frozen or thawed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from inrun.attribution._scorer import Scorer
-from inrun.capture import Capture, Hold, Processes, Stream
+from inrun.attribution._advice import Advice
+from inrun.capture import Capture, self_test
+from inrun.distributed import Processes
 from inrun.errors import MisuseError
-from inrun.factors import Factor
 from inrun.optim import Together
+from inrun.utility import Utility
 
 
-def build_capture(
-    kind: type[Hold] | type[Stream],
-    model: nn.Module,
-    optimizers: Together,
-    scorer: Scorer,
-    processes: Processes | None = None,
-) -> Capture:
-    """A capture of the parameters that the optimizers train now.
+class Captures:
+    """Holds the present one.
 
-    Raises:
-        MisuseError: the optimizer holds none of the model's parameters.
+    Args:
+        kind: in which way factors are kept.
+        model: that is trained.
+        optimizers: whose parameters are watched.
+        utility: whose rows try the capture out.
+        processes: that train together.
+        advice: that is given.
+        sums: whether the self-test compares sums of shares.
     """
-    capture = kind(model, _named(model, optimizers), processes)
-    if isinstance(capture, Stream):
-        if capture.processes.size > 1:
-            capture.processes.apart()  # made here, where all processes are
 
-        def contract(name: str, factors: Sequence[Factor]) -> list[Tensor]:
-            return scorer.stream_contraction(capture, name, factors)
+    def __init__(
+        self,
+        kind: type[Capture],
+        model: nn.Module,
+        optimizers: Together,
+        utility: Utility,
+        processes: Processes,
+        advice: Advice,
+        *,
+        sums: bool,
+    ):
+        self._kind, self._model, self._optimizers = kind, model, optimizers
+        self._utility, self._processes, self._advice = utility, processes, advice
+        self._sums = sums
+        self.now = self._made()
 
-        capture.contract = contract
-    return capture
+    def refresh(self) -> None:
+        """Takes note of parameters that were added, frozen or thawed; windows of momentum go on."""
+        present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
+        if present != {id(p) for p in self.now.trained.values()}:
+            self.now = self._made()
+
+    def _made(self) -> Capture:
+        capture = self._kind(self._model, self._named(), self._processes)
+        if capture.contracts_early and self._processes.size > 1:
+            self._processes.apart()  # made here, where all processes are
+        self_test(capture, self._model, self._utility, sums=self._sums)
+        if self._sums:
+            self._advice.of_random_loss(self._model, self._utility)
+        return capture
+
+    def _named(self) -> dict[str, Tensor]:
+        """The optimizers' trainable parameters, under the names that the model gives them.
+
+        Raises:
+            MisuseError: none of them is the model's.
+        """
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        trained = {
+            names.get(id(p), f"param_groups[{g}].params[{i}]"): p
+            for g, group in enumerate(self._optimizers.groups)
+            for i, p in enumerate(group["params"])
+            if p.requires_grad and p.numel()
+        }
+        if not set(trained) & set(names.values()):
+            raise MisuseError(
+                "The optimizer holds none of the model's trainable parameters, so its steps say "
+                "nothing about this model. Build it from model.parameters(), after moving the "
+                "model to its device."
+            )
+        return trained
 
 
-def _named(model: nn.Module, optimizers: Together) -> dict[str, Tensor]:
-    """The optimizer's trainable parameters, under the names that the model gives them."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    trained = {
-        names.get(id(p), f"param_groups[{g}].params[{i}]"): p
-        for g, group in enumerate(optimizers.groups)
-        for i, p in enumerate(group["params"])
-        if p.requires_grad and p.numel()
-    }
-    if not set(trained) & set(names.values()):
-        raise MisuseError(
-            "The optimizer holds none of the model's trainable parameters, so its steps say "
-            "nothing about this model. Build it from model.parameters(), after moving the model "
-            "to its device."
-        )
-    return trained
+class Before:
+    """What `.grad` was when it was looked at.
+
+    Args:
+        parameters: by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]):
+        self._parameters = dict(parameters)
+        self._there = {n: p.grad for n, p in parameters.items()}
+        self._versions = {n: g._version for n, g in self._there.items() if g is not None}
+        self._before = {
+            n: g.detach().clone() for n, g in self._there.items() if g is not None
+        }  # a backward pass adds in place
+
+    def added(self) -> dict[str, Tensor]:
+        """What came in since, of the parameters that got anything."""
+        found: dict[str, Tensor] = {}
+        for name, p in self._parameters.items():
+            now = p.grad
+            if now is None or (
+                now is self._there[name] and now._version == self._versions.get(name)
+            ):
+                continue
+            before = self._before.get(name)
+            difference = now.detach().clone() if before is None else now.detach() - before
+            found[name] = difference
+        return found

@@ -15,8 +15,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from inrun.attribution._payout import Paid
-from inrun.attribution._scored import Scored
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger import (
     ENTRIES,
@@ -36,6 +34,8 @@ from inrun.ledger import (
     ledger_rows,
     residual_shares,
 )
+from inrun.momentum import Paid
+from inrun.scoring import Scored
 
 SETTLED = ("visits", "values", "paid", "rows")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
-from inrun.attribution._scorer import Scorer
-from inrun.attribution._steps import Steps
 from inrun.ledger import TOTAL
+from inrun.scoring import Scorer
 
 
 class Results:
@@ -17,13 +17,7 @@ class Results:
 
     _record: Record
     _scorer: Scorer
-    _steps: Steps
-
-    @property
-    def _booked(self) -> Record:
-        """The record, with all steps in it that were scored."""
-        self._steps.booking.end()
-        return self._record
+    _loop: Loop
 
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.
@@ -38,7 +32,7 @@ class Results:
             were in none of them. With `payout` also `paid_out`, the part of `value` that momentum
             did, which comes in `payout` steps after each visit.
         """
-        return self._booked.values()
+        return self._record.values()
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """The books.
@@ -57,7 +51,7 @@ class Results:
         Raises:
             MisuseError: no such target.
         """
-        return self._booked.ledger(target, self.coverage())
+        return self._record.ledger(target, self.coverage())
 
     def visits(self) -> pa.Table:
         """Every single visit: `step`, `sample_id`, `value`, `value_normalised`, and the targets.
@@ -65,7 +59,7 @@ class Results:
         Raises:
             MisuseError: the attribution has no store; visits are kept nowhere else.
         """
-        return self._booked.visits(self.coverage())
+        return self._record.visits(self.coverage())
 
     def coverage(self) -> pa.Table:
         """Which parameters are captured, how, and what share of the update they have.
@@ -78,7 +72,7 @@ class Results:
             captured), `sample_axis` ('measured' or 'assumed'),
             `contraction` ('dense', or the rank and its measured relative error).
         """
-        table = self._steps.capture.coverage.table()
+        table = self._loop.capture.coverage.table()
         how = [
             self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
             for row in table.to_pylist()
@@ -88,12 +82,12 @@ class Results:
     @property
     def latest(self) -> dict[str, Any]:
         """The last scored step's row of the books, in total; empty before the first."""
-        return dict(self._booked.latest)
+        return dict(self._record.latest)
 
     @property
     def residual_share(self) -> float:
         """The books' residuals so far over the size of their entries so far."""
-        return self._booked.residual_share
+        return self._record.residual_share
 
     @property
     def covered(self) -> float:
@@ -101,7 +95,7 @@ class Results:
 
         Of the squared norm of what the last step's gradients moved: lr * (u(g) - u(0)).
         """
-        return self._steps.capture.coverage.share
+        return self._loop.capture.coverage.share
 
     @property
     def overhead(self) -> float:
@@ -110,7 +104,7 @@ class Results:
         The validation passes are in it; what capturing adds inside the forward and the backward
         pass is not.
         """
-        return self._steps.watch.overhead
+        return self._loop.watch.overhead
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -118,13 +112,13 @@ class Results:
 
         `steps` taken and `scored`; `relative_error`, the totals' standard error over their size,
         root mean squares over all samples, those without a scored step among them; infinite where
-        too few steps were scored to tell. With `max_overhead` also `every` and `parts` (of the
+        too few steps were scored to tell. With `inrun.Budget` also `every` and `parts` (of the
         validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
         `extra`, what scoring adds to a step's time, and `expected`, to the training's.
         """
-        error = self._booked.relative_error
-        counts = {"steps": float(self._steps.taken), "scored": float(self._steps.booking.scored)}
-        return {**counts, "relative_error": error, **self._steps.frequency.describe()}
+        error = self._record.relative_error
+        counts = {"steps": float(self._loop.taken), "scored": float(self._loop.booking.scored)}
+        return {**counts, "relative_error": error, **self._loop.frequency.describe()}
 
     @property
     def waiting(self) -> dict[str, float]:
@@ -136,7 +130,7 @@ class Results:
         first step inputs that are parts of one large tensor count as the whole of it. `not_acted`
         is the share of what these steps put into the momentum that has not moved the weights yet.
         """
-        return self._steps.paying.waiting()
+        return self._loop.booking.waiting()
 
     def balance(self, target: str = TOTAL) -> dict[str, float]:
         """The books so far in one row: what the validation loss fell by, and by what.
@@ -155,9 +149,9 @@ class Results:
         Raises:
             MisuseError: no such target.
         """
-        return self._booked.balance(target, self.coverage(), self._steps.paying.owed())
+        return self._record.balance(target, self.coverage(), self._loop.booking.owed())
 
     @property
     def seconds(self) -> float:
         """Time spent in attribution's own passes so far."""
-        return self._steps.watch.inside
+        return self._loop.watch.inside

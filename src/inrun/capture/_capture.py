@@ -5,10 +5,11 @@ What becomes of the factors is the captures' own: see `_hold` and `_stream`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,34 +21,70 @@ from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._opaque import opaque_calls
 from inrun.capture._owner_checks import OwnerChecks
-from inrun.capture._processes import Alone, Processes
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
 from inrun.capture._uses import Missed, Use
+from inrun.distributed import Alone, Processes, is_sharded
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.factors import Factor
+from inrun.factors import Dense, Factor
 from inrun.owners import Owners, Ownership, ownership
-from inrun.shards import is_sharded
+
+Contract = Callable[[str, Sequence[Factor]], list[Tensor]]
+"""(parameter's name, factors) -> values (B, K) of each, called inside the backward pass."""
 
 
-def _ignore(block: Block) -> None:
-    """Takes no note of a block's end."""
+class Watch(NamedTuple):
+    """Who looks on while a block runs.
+
+    `contract`: what `stream` contracts with. `factor` sees each factor by its parameter's name.
+    `calls`: whether the model's calls are kept. `step`: the number of the step under way.
+    """
+
+    contract: Contract | None = None
+    factor: Callable[[str, Factor], None] | None = None
+    calls: bool = False
+    step: int = 1
+
+
+NOBODY = Watch()
 
 
 class Block:
-    """One `batch` block after its end: factors by parameter (`hold`) or values (`stream`)."""
+    """One `batch` block: after its end, factors by parameter (`hold`) or values (`stream`).
 
-    def __init__(self, samples: int):
-        self.samples = samples
+    `owned`: whether its shares are samples'; if not, it is one share, which is nobody's.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        copies: weakref.WeakValueDictionary[Any, Tensor],
+        *,
+        owned: bool = True,
+    ):
+        self.samples, self.owned = samples, owned
+        self._copies, self.ended = copies, False
         self.factors: dict[str, list[Factor]] = {}
         self.values_BK: Tensor | None = None
         self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
 
     def keep(self, name: str, factor: Factor) -> None:
-        """Keeps a factor until the step is over."""
+        """Keeps a factor until the step is over, when weights that it is made of are others."""
+        if any(isinstance(t, nn.Parameter) for t in factor.held):
+            factor = factor.mapped(self._as_it_is)
         self.factors.setdefault(name, []).append(factor)
         self._versions += [(name, t, t._version) for t in factor.held]
+
+    def _as_it_is(self, t: Tensor) -> Tensor:
+        """A copy of a parameter, one for all blocks of a step."""
+        if not isinstance(t, nn.Parameter):
+            return t
+        key = id(t), t._version
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = t.detach().clone()
+        return found
 
     def check_untouched(self) -> None:
         """Raises if something that the factors refer to was overwritten.
@@ -65,7 +102,12 @@ class Block:
 
 
 class Capture(ABC):
-    """Turns batch blocks into factors; one strategy a subclass."""
+    """Turns batch blocks into factors; one strategy a subclass.
+
+    `contracts_early`: whether values are formed inside the backward pass, and factors are gone.
+    """
+
+    contracts_early: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -86,7 +128,6 @@ class Capture(ABC):
         self._reduced = True
         self.low_precision = False
         self.compiled = bool(compiled_parts(model))
-        self.observer: Callable[[str, Factor], None] | None = None  # sees each factor of a block
         self._missed: dict[str, str] = {}
         self._terms: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
@@ -97,6 +138,7 @@ class Capture(ABC):
             for name, p in model.named_parameters()
             if p.requires_grad and id(p) not in ids
         ]
+        self._copies: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()
         self._same_for_all = [t for t in rest if id(t) not in ids]  # kept, so that ids stay theirs
         self._constants = frozenset(id(t) for t in self._same_for_all)
 
@@ -110,7 +152,7 @@ class Capture(ABC):
     def block(
         self,
         owned: Ownership | int,
-        ended: Callable[[Block], None] = _ignore,
+        watch: Watch = NOBODY,
         *,
         at_backward: bool = False,
     ) -> Iterator[Block]:
@@ -118,19 +160,20 @@ class Capture(ABC):
 
         Args:
             owned: how many samples, and whose rows or slots are whose, where that is said.
-            ended: called with the filled block.
+            watch: who looks on.
             at_backward: the block ends with its first backward pass, not when it is left: whatever
                 runs between the two may change gradients already.
 
         Raises:
-            MisuseError: no operation used a trained parameter, or no gradient came back.
-            InvariantError: the shares do not sum to the gradient.
+            MisuseError: no operation used a trained parameter, no gradient came back, or other
+                processes are not at the end of a block.
+            NotSupportedError: a gradient is sparse.
         """
         owned = ownership(owned) if isinstance(owned, int) else owned
-        block, mode = Block(owned.samples), self.mode(owned)
+        block, mode = Block(owned.samples, self._copies), self.mode(owned)
         self.check.discard_block()
         self._note_reduction()
-        calls = self.owner_checks.begin(mode, owned)
+        calls = self.owner_checks.begin(mode, owned, step=watch.step, keeps_calls=watch.calls)
 
         def before_backward(starts: Sequence[Tensor], gradients: Any) -> None:
             self._note_reduction()
@@ -139,18 +182,19 @@ class Capture(ABC):
         mode.before_backward = before_backward
 
         def end() -> None:
-            self._fill(block, mode)
+            self._fill(block, mode, watch)
             mode.owners.by_entry = None
             self.owner_checks.end(calls, lambda: self.mode(owned))
-            if calls is not None and self.owner_checks.keeps_calls:
+            if calls is not None and watch.calls:
                 block.calls = calls.found
-            ended(block)
+            self._take_down()
+            block.ended = True
 
         if at_backward:
             mode.after_backward = end
         with (
             uncompiled(self.compiled),
-            self._listening(block, mode),
+            self._listening(block, mode, watch),
             self.inputs.watched(mode.owners, calls),
             opaque_calls(mode.opaque),
             mode,
@@ -163,10 +207,10 @@ class Capture(ABC):
         """Whether the processes' gradients are averaged in this backward pass, or left to wait."""
         self._reduced = self.processes.reducing()
 
-    def _fill(self, block: Block, mode: CaptureMode) -> None:
+    def _fill(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
         self._require_uses(mode)
         self.low_precision |= any(use.low_precision for use in mode.uses)
-        self._collect(block, mode)
+        self._collect(block, mode, watch)
         for use in mode.uses:
             use.release()  # the graph's hooks know it as long as the loss lives
         self._missed, self._terms = mode.skipped, mode.terms
@@ -175,13 +219,8 @@ class Capture(ABC):
         self.check.exclude(self._missed)
         self.coverage.followed(mode)
 
-    def end_block(self) -> None:
-        """Takes down what the invariant needs of `.grad`, for `conclude`.
-
-        Raises:
-            NotSupportedError: a gradient is sparse.
-            MisuseError: other processes are not at the end of a block.
-        """
+    def _take_down(self) -> None:
+        """Takes down what the invariant needs of `.grad`, for `conclude`."""
         if self.sharded and not self._reduced:  # this process's own gradient can nowhere be read
             self.check.end_unreduced_block()
             return
@@ -209,14 +248,36 @@ class Capture(ABC):
             self.coverage.measured(self.check.norms, self.check.gaps)
         return flags
 
+    def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
+        """The block of a gradient that is no sample's, known to the invariant, not yet compared.
+
+        Args:
+            added: what it added to `.grad`, by parameter name.
+            watch: who looks on.
+        """
+        block = Block(1, self._copies, owned=False)
+        self.check.discard_block()
+        for name, gradient in added.items():
+            factor = Dense(gradient.unsqueeze(0))
+            self.check.add(name, factor)
+            self._hold(block, name, factor, watch)
+        gradients = {name: p.grad for name, p in self.trained.items()}
+        self.check.end_block(gradients, self.low_precision, unowned=True)
+        block.ended = True
+        return block
+
     @abstractmethod
     @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+    def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
         """Whatever must be in place during the forward and the backward pass."""
 
     @abstractmethod
-    def _collect(self, block: Block, mode: CaptureMode) -> None:
+    def _collect(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
         """Fills the block after the backward pass."""
+
+    @abstractmethod
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        """What becomes of a factor that was built outside of a block's passes."""
 
     def _require_uses(self, mode: CaptureMode) -> None:
         """Raises where nothing can be scored, each cause in words of its own."""
@@ -259,11 +320,11 @@ class Capture(ABC):
         """Whether factors are built inside the backward pass."""
         return True
 
-    def _register(self, name: str, how: str, factor: Factor) -> None:
+    def _register(self, name: str, how: str, factor: Factor, watch: Watch) -> None:
         self.coverage.saw(name, how)
         self.check.add(name, factor, early=self._builds_early)
-        if self.observer is not None:
-            self.observer(name, factor)
+        if watch.factor is not None:
+            watch.factor(name, factor)
 
     def _untold(self, use: Use, mode: CaptureMode) -> bool:
         """Whether a use that was reached has gradient at slots of no sample: then it is a gap."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from inrun.capture._sources import Root
+from inrun.distributed import is_sharded
 from inrun.errors import NotSupportedError
-from inrun.shards import is_sharded
 
 
 class GatheredParameters:

@@ -19,10 +19,10 @@ from torch import Tensor
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measuring import Measuring
 from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
-from inrun.capture._processes import Alone, Processes
 from inrun.capture._rota import Rota
 from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
+from inrun.distributed import Alone, Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 
@@ -53,7 +53,6 @@ class GradientCheck:
         self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
-        self._versions: dict[str, int] = {}
         self._at_mark: Mapping[str, tuple[int, int]] = {}
         self._at_consume: Mapping[str, tuple[int, int]] = {}
         self._compared = 0  # blocks of the step
@@ -233,16 +232,11 @@ class GradientCheck:
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
         self._consumed = self._measuring.measure(gradients)
-        self._versions = {name: g._version for name, g in gradients.items()}
         self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
 
     def computed(self, name: str) -> float:
         """Eps of what a parameter's shares are made of, 0 where there are none."""
         return self._computed.get(name, 0.0)
-
-    def overwritten(self, name: str, gradient: Tensor) -> bool:
-        """Whether a gradient was written to since it was taken down for the optimizer."""
-        return gradient._version != self._versions[name]
 
     @property
     def unread(self) -> int:

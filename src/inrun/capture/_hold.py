@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from inrun.capture._capture import Block, Capture
+from inrun.capture._capture import Block, Capture, Watch
 from inrun.capture._mode import CaptureMode
 from inrun.capture._uses import Use
 from inrun.factors import Factor
@@ -21,12 +21,12 @@ class Hold(Capture):
     """
 
     @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+    def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
         if self._builds_early:
 
             def take(use: Use) -> None:
                 with torch.no_grad():
-                    self._take(block, use, mode)
+                    self._take(block, use, mode, watch)
 
             mode.when_complete = take
         yield
@@ -36,19 +36,22 @@ class Hold(Capture):
         """Whether factors are built inside the backward pass."""
         return self.sharded
 
-    def _collect(self, block: Block, mode: CaptureMode) -> None:
+    def _collect(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
         for use in mode.uses:
             if use.reached and use.pending:
-                self._take(block, use, mode)
+                self._take(block, use, mode, watch)
 
-    def _take(self, block: Block, use: Use, mode: CaptureMode) -> None:
+    def _take(self, block: Block, use: Use, mode: CaptureMode, watch: Watch) -> None:
         factors = () if self._untold(use, mode) else use.factors()
         for name, how, factor in factors:
-            self._register(name, how, factor)
+            self._register(name, how, factor, watch)
             self._keep(block, name, factor)
         if self._builds_early:
             use.pending.clear()
             use.release()
 
     def _keep(self, block: Block, name: str, factor: Factor) -> None:
+        block.keep(name, factor)
+
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         block.keep(name, factor)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probes
-from inrun.capture._processes import Processes
 from inrun.capture._reading import Reading
 from inrun.capture._small import is_small, of_gradients
 from inrun.capture._taken_down import Measured, Rows
-from inrun.shards import is_sharded, own_part, parts
+from inrun.distributed import Processes, is_sharded, own_part, parts
 
 
 class Measuring:

@@ -21,7 +21,7 @@ from inrun.capture._layouts import layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Missed, Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
-from inrun.owners import SUM, Owners, root_kind
+from inrun.owners import SUM, Map, Owners, root_kind
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 _GRAD = torch.autograd.grad
@@ -249,6 +249,9 @@ class CaptureMode(TorchFunctionMode):
             return
         for out in outputs:
             self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
+        operation = find(name)
+        if operation is not None and operation.per_row:
+            maps = [None if m is None else self._per_row(args[0], m) for m in maps]
         reason = missing_reason(name, maps)
         if reason is not None:
             added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
@@ -261,6 +264,13 @@ class CaptureMode(TorchFunctionMode):
         for i, out in enumerate(outputs):
             if out.grad_fn is not None:
                 self._when_reached(out, i, use)
+
+    def _per_row(self, rows: Tensor, m: Map) -> Map:
+        """Whose the terms are that an operation has one of per row, also where it sums them."""
+        own = self.owners.of(rows)
+        if m.ndim or own is None:
+            return m
+        return own.remembered("terms", lambda: own.derived(own.codes.amin(-1)))
 
     def _miss(
         self, consumed: Mapping[int, Source], reason: str, outputs: Sequence[Tensor] = (),

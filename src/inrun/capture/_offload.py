@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from inrun.capture._capture import Block
+from inrun.capture._capture import Block, Watch
 from inrun.capture._hold import Hold
 from inrun.capture._mode import CaptureMode
 from inrun.factors import Factor
@@ -61,10 +61,13 @@ class Offload(Hold):
         return True
 
     @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+    def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
         self._moves = Moves()
-        with super()._listening(block, mode):
+        with super()._listening(block, mode, watch):
             yield
 
     def _keep(self, block: Block, name: str, factor: Factor) -> None:
         block.keep(name, factor.mapped(self._moves))
+
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        block.keep(name, factor.mapped(to_host))

@@ -22,10 +22,10 @@ from inrun.capture._coverage import Coverage
 from inrun.capture._inputs import Inputs
 from inrun.capture._lone import LoneVerdict, lone
 from inrun.capture._mode import CaptureMode
-from inrun.capture._processes import Processes
 from inrun.capture._replaying import replaying
 from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
 from inrun.capture._uses import Missed
+from inrun.distributed import Processes
 from inrun.owners import Ownership
 
 MOST_SEQUENCES = 5  # that are tinted in one run
@@ -51,17 +51,26 @@ class OwnerChecks:
         self.model, self._trained, self._coverage = model, dict(trained), coverage
         self._inputs, self._rng = inputs, random.Random(0)
         self._next_lone = 1
-        self.keeps_calls = False  # all of a block's, for an audit
         self.notes: dict[str, None] = {}
         self._alone, self._sharded = processes.size == 1, sharded
         self._sequences: set[int] = set()
         self._armed = True
         self._borders: Borders | None = None
-        self.step = 1  # that is under way
+        self._step = 1  # that is under way
         self.refused: dict[str, str] = {}
 
-    def begin(self, mode: CaptureMode, owned: Ownership) -> Calls | None:
-        """A block begins: who is to keep its calls of the model, if anybody."""
+    def begin(
+        self, mode: CaptureMode, owned: Ownership, *, step: int, keeps_calls: bool
+    ) -> Calls | None:
+        """A block begins: who is to keep its calls of the model, if anybody.
+
+        Args:
+            mode: of the block.
+            owned: its samples.
+            step: the number of the step under way.
+            keeps_calls: whether all of them are asked for, by an audit.
+        """
+        self._step = step
         self._borders = None
         self._refuse(mode, self.refused)
         if self._armed and not self._sharded:
@@ -69,13 +78,13 @@ class OwnerChecks:
             mode.owners.sums = self._borders
         elif self._sharded:
             self._coverage.not_checked("both", "parameters are sharded")
-        if self._sharded or not (self._wants_lone or self.keeps_calls):
+        if self._sharded or not (self._wants_lone or keeps_calls):
             return None
-        return Calls(owned, self._inputs.axes, mode, first_only=not self.keeps_calls)
+        return Calls(owned, self._inputs.axes, mode, first_only=not keeps_calls)
 
     @property
     def _wants_lone(self) -> bool:
-        return self.step >= self._next_lone
+        return self._step >= self._next_lone
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -97,7 +106,9 @@ class OwnerChecks:
         if calls is None or not self._wants_lone:
             return
         low, high = RARER
-        self._next_lone = self.step + max(1, int(self.step * self._rng.uniform(low - 1, high - 1)))
+        self._next_lone = self._step + max(
+            1, int(self._step * self._rng.uniform(low - 1, high - 1))
+        )
         try:
             found = self._lone(calls, new_mode())
         except CannotReplayError as reason:
@@ -119,7 +130,7 @@ class OwnerChecks:
         return lone(call, mode, self.model, self._trained, sample, self.hidden())
 
     def _note(self, found: LoneVerdict) -> None:
-        self._coverage.checked(found.right, "lone", self.step)
+        self._coverage.checked(found.right, "lone", self._step)
         new = {name: why for name, why in found.wrong.items() if name not in self.refused}
         if found.note:
             self.notes[found.note] = None
@@ -160,7 +171,7 @@ class OwnerChecks:
             why = f"a second backward pass failed ({_first_line(error)})"
             self._coverage.not_checked("tinted", why)
             return
-        self._coverage.checked(found.right, "tinted", self.step)
+        self._coverage.checked(found.right, "tinted", self._step)
         self.refused |= found.wrong
         self._refuse(mode, found.wrong)
 

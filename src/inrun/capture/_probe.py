@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from inrun.distributed import is_sharded, own_part, part_of
 from inrun.factors import Factor, compute_dtype
 from inrun.kernels import probe_and_squares, takes
-from inrun.shards import is_sharded, own_part, part_of
 
 SINGLE = torch.finfo(torch.float32).eps
 

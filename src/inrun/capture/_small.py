@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probes
+from inrun.distributed import is_sharded
 from inrun.factors import Dense, Factor, Outer
-from inrun.shards import is_sharded
 
 SMALL = 4096  # elements; above it the elements cost more than the calls
 

@@ -18,20 +18,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._capture import Block, Capture
+from inrun.capture._capture import Block, Capture, Watch
 from inrun.capture._mode import CaptureMode, unseen
-from inrun.capture._processes import Processes
 from inrun.capture._turns import Turns
+from inrun.distributed import Processes
 from inrun.factors import Factor
-
-Contraction = Callable[[str, Sequence[Factor]], list[Tensor]]
-"""(parameter's name, factors) -> values (B, K) of each, called inside the backward pass."""
 
 
 class Stream(Capture):
-    """Contracts inside the backward pass; `contract` is set by whoever forms the directions."""
+    """Contracts inside the backward pass, with what whoever forms the directions watches by."""
 
-    contract: Contraction
+    contracts_early = True
 
     def __init__(
         self,
@@ -43,12 +40,12 @@ class Stream(Capture):
         self._turns = Turns(trained, self.processes)
 
     @contextmanager
-    def _listening(self, block: Block, mode: CaptureMode) -> Iterator[None]:
+    def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
         def on_gradient(name: str) -> Callable[[Tensor], None]:
             def contract(_: Tensor) -> None:
                 with unseen(), torch.no_grad():
                     for turn in self._turns.ready(name):
-                        self._contract_reached(block, mode, turn)
+                        self._contract_reached(block, mode, turn, watch)
 
             return contract
 
@@ -64,7 +61,7 @@ class Stream(Capture):
             for handle in handles:
                 handle.remove()
 
-    def _contract_reached(self, block: Block, mode: CaptureMode, name: str) -> None:
+    def _contract_reached(self, block: Block, mode: CaptureMode, name: str, watch: Watch) -> None:
         factors: list[tuple[str, Factor]] = []
         for use in mode.uses:
             if use.reached and name in use.pending:
@@ -76,13 +73,22 @@ class Stream(Capture):
         if name in mode.skipped:  # a gap as a whole
             factors = []
         for how, factor in factors:
-            self._register(name, how, factor)
-        for values in self.contract(name, [factor for _, factor in factors]):
+            self._register(name, how, factor, watch)
+        self._contract(block, name, [factor for _, factor in factors], watch)
+
+    @staticmethod
+    def _contract(block: Block, name: str, factors: Sequence[Factor], watch: Watch) -> None:
+        assert watch.contract is not None
+        for values in watch.contract(name, factors):
             block.values_BK = values if block.values_BK is None else block.values_BK + values
 
-    def _collect(self, block: Block, mode: CaptureMode) -> None:
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        with torch.no_grad():
+            self._contract(block, name, [factor], watch)
+
+    def _collect(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
         """What still waits for its turn, or came after it; else values are in the block."""
         late = {name for use in mode.uses if use.reached for name in use.pending}
         with torch.no_grad():
             for name in self._turns.rest(late):
-                self._contract_reached(block, mode, name)
+                self._contract_reached(block, mode, name, watch)

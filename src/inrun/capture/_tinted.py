@@ -221,7 +221,7 @@ class _Passes:
     def _receive(self, use: Use, position: int, gradient: Tensor) -> None:
         """Keeps of each row one number: its product with a random row."""
         layout = use.layouts[position]
-        if layout is None or gradient.is_complex():
+        if layout is None or gradient.is_complex() or not gradient.ndim:  # a sum has no slots
             return
         rows = layout.split(gradient.detach(), use.samples)
         flat = rows.reshape(len(rows), -1).double()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from inrun.capture._processes import Processes
+from inrun.distributed import Processes
 
 
 class Turns:

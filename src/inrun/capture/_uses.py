@@ -15,8 +15,8 @@ from inrun.factors import Factor, by_owner
 from inrun.operations import (
     Call,
     Layout,
+    Operation,
     RandomState,
-    Rule,
     Slots,
     fallback,
     find,
@@ -123,19 +123,23 @@ class Use:
     def strays(self) -> bool:
         """Whether slots of no sample carry gradient."""
         return any(
-            isinstance(layout, Slots) and gradient is not None and layout.strays(gradient)
+            isinstance(layout, Slots)
+            and gradient is not None
+            and (gradient.ndim or not layout.axes)  # a sum's gradient lies at no slot
+            and layout.strays(gradient)
             for gradient, layout in zip(self._gradients, self._layouts, strict=True)
         )
 
     def _shares_of(self, tensor_id: int) -> Factor:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
         operation = find(self.name)
-        if operation is not None and len(self._gradients) == 1 and not self._is_complex:
+        one = len(self._gradients) == 1 or (operation is not None and operation.per_row)
+        if operation is not None and one and not self._is_complex:
             arguments = operation.bind(self._args, self._kwargs)
-            gradient, layout = self._gradients[0], self._layouts[0]
+            layout = next((at for at in self._layouts if at is not None), None)
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
-            if len(named) == 1 and gradient is not None and layout is not None:
-                factor = self._by_rule(operation.rule, arguments, named[0], gradient, layout)
+            if len(named) == 1 and self.reached and layout is not None:
+                factor = self._by_rule(operation, arguments, named[0], layout)
                 if factor is not None:
                     return factor
         return self._fallback(tensor_id)
@@ -147,16 +151,21 @@ class Use:
         return any(t.is_complex() for t in (*held, *outputs_of([list(self._args)])))
 
     def _by_rule(
-        self, rule: Rule, arguments: Mapping[str, Any], name: str, gradient: Tensor,
-        layout: Layout | Slots,
-    ) -> Factor | None:  # fmt: skip
-        if not isinstance(layout, Slots):
-            return rule(Call(self.name, arguments, gradient, layout, self.samples), name)
-        if gradient.ndim - 1 in layout.axes:  # features that belong to several samples
-            return None
-        owner_P = layout.owners(gradient.device)
-        slots = rule(Call(self.name, arguments, gradient, layout, len(owner_P)), name)
-        return None if slots is None else by_owner(slots, owner_P, self.samples)
+        self, operation: Operation, arguments: Mapping[str, Any], name: str, layout: Layout | Slots
+    ) -> Factor | None:
+        gradient, *others = self._gradients
+        if gradient is None:
+            gradient = torch.zeros_like(next(g for g in others if g is not None))
+        by_slot = isinstance(layout, Slots)
+        if by_slot and not operation.per_row and gradient.ndim - 1 in layout.axes:
+            return None  # features that belong to several samples
+        owner_P = layout.owners(gradient.device) if by_slot else None
+        samples = self.samples if owner_P is None else len(owner_P)
+        call = Call(self.name, arguments, gradient, layout, samples, tuple(others))
+        factor = operation.rule(call, name)
+        if factor is None or owner_P is None:
+            return factor
+        return by_owner(factor, owner_P, self.samples)
 
     def _fallback(self, tensor_id: int) -> Factor:
         (tensor,) = {

@@ -63,9 +63,7 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
     if not ledger.num_rows:
         return [f"None of the {steps} steps was drawn to be scored: there are no values."]
     shares = known_residual_shares(ledger)
-    if config.next_batch:
-        said = ["Books: each step was judged by the next batch, so the residual is not known."]
-    elif not shares.size:
+    if not shares.size:
         why = next((note for note in ledger["note"].to_pylist() if note), "no loss was measured")
         said = [f"Books: the residual is not known: {why}."]
     else:

@@ -81,10 +81,6 @@ Overhead = Annotated[
 Rotating = Annotated[
     int | None, typer.Option(help="Each validation pass looks at one of so many parts. Default: 1.")
 ]
-NextBatch = Annotated[
-    bool | None,
-    typer.Option("--next-batch", help="Judge by the next training batch: no validation pass."),
-]
 Tokens = Annotated[bool | None, typer.Option("--keep-tokens", help="Values a token (causal-lm).")]
 Record = Annotated[bool | None, typer.Option("--record", help="Keep the run for look-ahead.")]
 Every = Annotated[float | None, typer.Option(help="Seconds between checkpoints. Default: 60.")]
@@ -111,7 +107,7 @@ SHARED: dict[str, Any] = {
     "accumulate": Accumulate, "learning_rate": Rate, "weight_decay": Decay, "warmup": Warmup,
     "clip": Clip, "seed": Seed, "device": Device, "estimator": Estimator, "capture": Capture,
     "contraction": Contraction, "payout": Payout, "payout_to": PayoutTo, "every": Scored,
-    "max_overhead": Overhead, "rotating": Rotating, "next_batch": NextBatch,
+    "max_overhead": Overhead, "rotating": Rotating,
     "keep_tokens": Tokens, "record": Record, "save_every": Every, "skip_bad_rows": Skip,
     "pictures": Pictures,
 }  # fmt: skip

@@ -47,7 +47,9 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick, progress: boo
     network = digits.model()
     optimizer = digits.optimizer_of(network)
     utility = inrun.Utility(digits.loss_fn, targets=data.targets)
-    attribution = inrun.attach(network, optimizer, utility, store=store, progress=progress)
+    attribution = inrun.attach(
+        network, optimizer, utility, store=store, options=inrun.Options(progress=progress)
+    )
     batches = _batches(seed)
     audit = attribution.audit(seconds=AUDIT_SECONDS, steps=len(batches), groups=GROUPS, seed=seed)
     losses = np.zeros(digits.TRAINING)

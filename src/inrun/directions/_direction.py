@@ -47,13 +47,17 @@ class Pulled(NamedTuple):
 
 
 class Direction(ABC):
-    """One method. Stateless."""
+    """One method. Stateless.
+
+    `by_sample`: whether it is a `SampleDirection`.
+    """
 
     name: ClassVar[str]
     game: ClassVar[Game] = "given"
     needs_null: ClassVar[bool] = False
     needs_curvature: ClassVar[bool] = False
     needs_linearization: ClassVar[bool] = False
+    by_sample: ClassVar[bool] = False
 
     @abstractmethod
     def slope(self, move: Move[Any, Any]) -> Slope:
@@ -99,6 +103,8 @@ class Direction(ABC):
 
 class SampleDirection(Direction):
     """A method whose direction differs from sample to sample: it needs the shares themselves."""
+
+    by_sample = True
 
     @abstractmethod
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Gradient shares as algebra: held as factors, contracted with directions, rarely built.
 
-`Outer` (matrices), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule),
-`Derived` (a parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No
-module and no hook is known here.
+`Outer` (matrices), `GroupedOuter` (stacks of them), `FusedHead` (a head whose logits are never
+there at once), `Indexed` (tables), `Convolution`, `Dense` (small or without a rule), `Derived` (a
+parameter used through a linear map of it) and `Owned` (slots that lie anywhere). No module and no
+hook is known here.
 """
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
@@ -10,19 +11,25 @@ from inrun.factors._convolution import Convolution, Geometry
 from inrun.factors._dense import Dense
 from inrun.factors._derived import Derived
 from inrun.factors._factor import Factor, compute_dtype
+from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
+from inrun.factors._grouped_outer import GroupedOuter
 from inrun.factors._indexed import Indexed
 from inrun.factors._low_rank import LowRank, factorize
 from inrun.factors._outer import Outer
 from inrun.factors._owned import Owned, by_owner
 
 __all__ = [
+    "Coefficients",
     "Contraction",
     "Convolution",
     "Dense",
     "DenseContraction",
     "Derived",
     "Factor",
+    "FusedHead",
     "Geometry",
+    "GroupedOuter",
+    "Head",
     "Indexed",
     "LowRank",
     "LowRankContraction",
@@ -31,4 +38,5 @@ __all__ = [
     "by_owner",
     "compute_dtype",
     "factorize",
+    "partition",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,12 @@ from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial
 
 
 class Contraction(ABC):
-    """A strategy; one object a run."""
+    """A strategy; one object a run.
+
+    `exact`: whether values are exactly those of the directions.
+    """
+
+    exact: ClassVar[bool] = False
 
     @abstractmethod
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
@@ -34,14 +39,19 @@ class Contraction(ABC):
             directions_K: (K, *shape).
         """
 
-    def read_by(self, reader: Reader | None) -> None:  # noqa: B027 - most read nothing
-        """How numbers get to the host from now on; None where they are read at once."""
-
     def note(self, values: Sequence[Tensor]) -> None:  # noqa: B027 - most have no use for it
         """Takes note of contributions (B, K) to the step that were found elsewhere."""
 
-    def end_step(self) -> None:  # noqa: B027 - most have nothing to do
-        """All parameters of a step were contracted."""
+    def end_step(self, reader: Reader | None = None) -> None:  # noqa: B027 - most have nothing to do
+        """All parameters of a step were contracted.
+
+        Args:
+            reader: how the step's numbers get to the host; they are looked at when the next step
+                is contracted, or when somebody asks.
+        """
+
+    def forget_step(self) -> None:  # noqa: B027 - most have nothing to do
+        """The step that ended last was not scored: nothing is learned from it."""
 
     @abstractmethod
     def describe(self, name: str) -> str:
@@ -57,6 +67,8 @@ class Contraction(ABC):
 
 class DenseContraction(Contraction):
     """Every direction through every position: exact."""
+
+    exact = True
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
@@ -105,11 +117,11 @@ class LowRankContraction(Contraction):
         self._known: dict[str, dict[int, Trial]] = {}  # by parameter, then by map of it
         self._steps = 0
         self._values: list[list[Tensor]] = []  # of this step's parameters
-        self._later: tuple[list[Trial], Compared, Numbers] | None = None  # not read yet
-        self._reader: Reader | None = None
+        self._ended: tuple[list[Trial], Compared, Numbers] | None = None  # not judged yet
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         """See `Contraction.contract`."""
+        self._judge()
         reduced = [factor.reduced(directions_K) for factor in factors]
         found: list[Tensor | None] = [None] * len(factors)
         for number, members in enumerate(_alike([directions for _, directions in reduced])):
@@ -161,12 +173,12 @@ class LowRankContraction(Contraction):
     def _jumped(self, kept: Trial) -> bool:
         """Asked within a step where numbers are on the host anyway."""
         assert kept.seen is not None
-        there = self._reader is None and kept.seen.device.type == "cpu"
+        there = kept.seen.device.type == "cpu"
         return there and kept.jumped(self._tolerance, kept.seen.tolist())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Contraction.state`."""
-        self._read_later()
+        self._judge()
         kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
         bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
         maps = {key: k.numbers() for key, k in kept.items()}
@@ -175,43 +187,51 @@ class LowRankContraction(Contraction):
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """See `Contraction.restore`."""
         self._known, self._steps = {}, header["steps"]
-        self._values, self._later = [], None
+        self._values, self._ended = [], None
         for key, numbers in header["maps"].items():
             number, name = key.split("/", 1)
             kept = Trial(self._fixed_rank)
             kept.take(numbers, tensors.get(key))
             self._known.setdefault(name, {})[int(number)] = kept
 
-    def read_by(self, reader: Reader | None) -> None:
-        """See `Contraction.read_by`."""
-        self._reader = reader
-
-    def end_step(self) -> None:
-        """See `Contraction.end_step`: ranks that were compared in this step are judged."""
+    def end_step(self, reader: Reader | None = None) -> None:
+        """See `Contraction.end_step`: ranks that were compared in this step are judged later."""
+        self._judge()
         self._steps += 1
-        self._read_later()
         values, self._values = self._values, []
-        kept = [k for maps in self._known.values() for k in maps.values()]
-        active = [k for k in kept if k.size is not None]
+        active = [k for k in self._trials if k.size is not None]
+        if not active:
+            for k in self._trials:
+                k.end_step()
+            return
         compared = [(k, k.admitted) for k in active if k.difference is not None]
-        if active:
-            late = self._reader is not None and not (compared and self._fixed_rank is None)
-            numbers = Numbers(
-                total([mean_square(found) for found in values]),
-                [k.size for k in active],
-                [k.difference for k, _ in compared],
-                [k.seen for k in active],
-                self._reader if late else None,
-            )
-            if late:
-                self._later = active, compared, numbers
-            else:
-                self._judge(active, compared, numbers)
-        for k in kept:
-            k.end_step()
+        numbers = Numbers(
+            total([mean_square(found) for found in values]),
+            [k.size for k in active],
+            [k.difference for k, _ in compared],
+            [k.seen for k in active],
+            reader,
+        )
+        self._ended = active, compared, numbers
 
-    def _judge(self, active: Sequence[Trial], compared: Compared, numbers: Numbers) -> None:
-        """Learns from comparisons, and says how wrong the step's values are."""
+    def forget_step(self) -> None:
+        """See `Contraction.forget_step`."""
+        self._values = []
+        if self._ended is not None:
+            self._ended = None
+            for k in self._trials:
+                k.end_step()
+
+    @property
+    def _trials(self) -> list[Trial]:
+        return [k for maps in self._known.values() for k in maps.values()]
+
+    def _judge(self) -> None:
+        """Learns from the comparisons of the step that ended, and says how wrong its values are."""
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        active, compared, numbers = ended
         whole, sizes, wrong, seen = numbers.read()
         found = dict(zip(map(id, active), zip(sizes, seen, strict=True), strict=True))
         for (k, again), difference in zip(compared, wrong, strict=True):
@@ -224,6 +244,8 @@ class LowRankContraction(Contraction):
                 k.retry()
         if self._fixed_rank is None:
             self._adapt(active, judged)
+        for k in self._trials:
+            k.end_step()
 
     def _adapt(self, active: Sequence[Trial], compared: Sequence[Trial]) -> None:
         """Doubles the ranks that the tolerance is exceeded by; halves what is needlessly exact."""
@@ -243,12 +265,6 @@ class LowRankContraction(Contraction):
             elif k in compared and max(k.error) < self._tolerance**2 / (16 * len(used)):
                 k.halve()
 
-    def _read_later(self) -> None:
-        """What was seen in the step before, where that was not read in it."""
-        later, self._later = self._later, None
-        if later is not None:
-            self._judge(*later)
-
     @staticmethod
     def _pays(rank: int, factors: Sequence[Factor], directions_K: Tensor) -> bool:
         if directions_K.ndim < 3 or not len(directions_K):
@@ -261,7 +277,7 @@ class LowRankContraction(Contraction):
 
     def describe(self, name: str) -> str:
         """See `Contraction.describe`."""
-        self._read_later()
+        self._judge()
         known = [kept for kept in self._known.get(name, {}).values() if kept.measured]
         if not known:
             return "dense"

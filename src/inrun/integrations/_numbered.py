@@ -1,20 +1,21 @@
 """Sample ids that ride with the batch: from the sampler's position through workers and collators.
 
 A loader's dataset is wrapped so that each item knows its position, and its collator so that the
-positions are put into the batch under a key of their own. Nothing between the two can lose them:
-shuffling, grouping by length, worker processes, prefetching, skipped batches.
+ids are put into the batch under a key of their own, with the rows or slots that are each sample's.
+Nothing between the two can lose them: shuffling, grouping by length, worker processes, prefetching,
+skipped batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, cast
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from inrun.errors import MisuseError
+from inrun.integrations._places import LENGTHS, Owned, merged, of_collated
 
 KEY = "inrun_ids"
 
@@ -52,40 +53,69 @@ class Numbered(Dataset[Item]):
 
 
 class NumberedCollate:
-    """A collator of numbered items that puts positions, or a column of ids, into the batch.
+    """A collator of numbered items that puts `Owned` into the batch.
+
+    An item is one sample, or, with `seq_lengths`, as many as it has lengths.
 
     Args:
-        collate: the loader's own; its batches are mappings.
+        collate: the loader's own. Its batches are mappings, or lists of the items themselves, each
+            of which then gets its id.
         column: the items' key that holds their ids; None for positions.
+        examples: of packed rows, the ids of the examples in each row, by position; without them an
+            example is "row:place".
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], column: str | None):
-        self.collate, self._column = collate, column
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any],
+        column: str | None,
+        examples: Sequence[Sequence[Any]] | None = None,
+    ):
+        self.collate, self._column, self._examples = collate, column, examples
 
     def __call__(self, items: list[Any]) -> Any:
-        ids: Any
-        if self._column is None:
-            ids = torch.tensor([item.position for item in items])
-            contents = [item.content for item in items]
-        else:
-            taken = [_taken(item, self._column) for item in items]
-            ids, contents = [i for i, _ in taken], [content for _, content in taken]
+        read = [self._read(item) for item in items]
+        ids, contents = [names for names, _ in read], [content for _, content in read]
         batch = self.collate(list(contents))
+        if isinstance(batch, list) and len(batch) == len(ids) and isinstance(batch[0], dict):
+            return [{**own, KEY: name} for own, (name,) in zip(batch, ids, strict=True)]
         if not isinstance(batch, Mapping):
             raise MisuseError(
                 f"The collator returns a {type(batch).__name__}. Sample ids ride in the batch "
                 "under a key of their own, so it must return a dict."
             )
-        demand_rows(batch, len(items))
-        batch[KEY] = ids  # type: ignore[index]  # every mapping that collators return can take it
+        flat = [name for names in ids for name in names]
+        put = cast(dict[str, Any], batch)  # a dict, or one that is like it
+        put[KEY] = merged(flat, of_collated(batch, self.collate, contents))
         return batch
 
+    def _read(self, item: Any) -> tuple[list[Any], Any]:
+        """The ids of an item's samples, and the item without them."""
+        content = item.content if isinstance(item, Item) else item
+        if self._column is not None:
+            demand_column(content, self._column)
+            content = dict(content)
+            names = content.pop(self._column)
+            return (list(names) if isinstance(names, (list, tuple)) else [names]), content
+        if not isinstance(content, Mapping) or LENGTHS not in content:
+            return [item.position], content
+        if self._examples is not None:
+            return list(self._examples[item.position]), content
+        return [f"{item.position}:{k}" for k in range(len(content[LENGTHS]))], content
 
-def _taken(item: Any, column: str) -> tuple[Any, Any]:
-    """An item's id, and the item without it."""
-    content = dict(item.content if isinstance(item, Item) else item)
-    demand_column(content, column)
-    return content.pop(column), content
+
+def taken_out(batch: Any) -> tuple[Owned | None, Any]:
+    """Whose a batch is, None where nothing rides in it, and the batch without that.
+
+    The batch itself stays as it was: a trainer may take it again.
+    """
+    if not isinstance(batch, Mapping) or KEY not in batch:
+        return None, batch
+    batch = cast(dict[str, Any], copy(batch))
+    found = batch.pop(KEY)
+    if isinstance(found, list):  # one id per row
+        found = merged(found, range(len(found)))
+    return found if isinstance(found, Owned) else None, batch
 
 
 def demand_column(item: Any, column: str) -> None:
@@ -103,62 +133,48 @@ def demand_column(item: Any, column: str) -> None:
         )
 
 
-def demand_rows(batch: Mapping[str, Any], samples: int) -> None:
-    """Raises if no tensor of the batch has a row a sample.
-
-    Raises:
-        MisuseError: samples were packed into one row, or dropped.
-    """
-    lengths = [len(t) for t in batch.values() if isinstance(t, Tensor) and t.ndim]
-    if lengths and samples not in lengths:
-        raise MisuseError(
-            f"The collator made {max(lengths)} rows of {samples} samples, so that a row is not one "
-            "sample. Packing and padding-free collation do this: switch them off (packing=False, "
-            "padding_free=False), or let the data set itself consist of packed rows."
-        )
-
-
 class Numbering:
-    """A loader whose batches carry ids, until `undo`.
+    """A loader whose batches carry ids, from `begin` to `undo`.
 
     Args:
         loader: a `DataLoader`, or `accelerate`'s wrapper of one.
-        column: see `NumberedCollate`.
-
-    Raises:
-        MisuseError: an iterable data set without a column of ids: its items have no positions.
     """
 
-    def __init__(self, loader: Any, column: str | None):
+    def __init__(self, loader: Any):
         self._loader: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
-        self._dataset = self._loader.dataset
-        self._collate = cast(Callable[[list[Any]], Any], self._loader.collate_fn)
-        if isinstance(self._dataset, IterableDataset):
+        self.dataset = self._loader.dataset
+        self.collate = cast(Callable[[list[Any]], Any], self._loader.collate_fn)
+
+    def begin(self, column: str | None, examples: Sequence[Sequence[Any]] | None = None) -> None:
+        """Numbers the items.
+
+        Args:
+            column: see `NumberedCollate`.
+            examples: see `NumberedCollate`.
+
+        Raises:
+            MisuseError: an iterable data set without a column of ids: items have no positions.
+        """
+        if isinstance(self.dataset, IterableDataset):
             if column is None:
                 raise MisuseError(
                     "The training data is an iterable data set, whose items have no positions to "
                     "tell them by. Name a column that holds ids: InRun(..., ids='id')."
                 )
         else:
-            self._put(Numbered(self._dataset))
-        self._loader.collate_fn = NumberedCollate(self._collate, column)
+            self._put(Numbered(self.dataset))
+        self._loader.collate_fn = NumberedCollate(self.collate, column, examples)
 
     def undo(self) -> None:
         """The loader as it was."""
-        self._put(self._dataset)
-        self._loader.collate_fn = self._collate
+        self._put(self.dataset)
+        self._loader.collate_fn = self.collate
 
     def _put(self, dataset: Any) -> None:
         # DataLoader refuses this assignment, since a sampler may belong to the dataset; positions
         # are the same in both
         object.__setattr__(self._loader, "dataset", dataset)
 
-    @property
-    def collate(self) -> Callable[[list[Any]], Any]:
-        """The loader's own collator."""
-        return self._collate
-
     def first(self) -> Any:
         """An item of the data set."""
-        iterator: Iterator[Any] = iter(self._dataset)
-        return next(iterator)
+        return next(iter(self.dataset))

@@ -22,7 +22,7 @@ LEDGER = "inrun-ledger.parquet"
 def scalars(attribution: Attribution) -> dict[str, float]:
     """The last scored step in numbers, by the names that trackers show; none before the first.
 
-    What is not known (losses, with `Utility.next_batch()`) is left out.
+    What is not known (losses, where no pass was run) is left out.
     """
     row = attribution.latest
     if not row:

@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrun.errors import MisuseError
+from inrun.integrations._numbered import KEY
+from inrun.integrations._places import of_collated, random_as_before
 from inrun.utility import LossFunction, Utility
-
-
-def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The loss that a model of `transformers` computes itself from a batch with labels."""
-    output = model(**batch)
-    loss = output["loss"] if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise MisuseError(
-            "The model returned no loss for the validation batch; it has no labels, or the model "
-            "computes none. Give InRun(..., loss_fn=...), a function (model, batch) -> loss."
-        )
-    return loss
 
 
 def utility_of(
     validation: Any,
     loss_fn: LossFunction,
-    collate: Callable[[list[Any]], Any],
+    batch_of: Callable[[list[Any]], Any],
     columns: set[str] | None,
     rows: int,
-    device: torch.device,
 ) -> Utility:
     """A utility from rows of a data set, or from a mapping of target names to such rows.
 
     Args:
         validation: a `Utility`, which is taken as it is; a data set; or data sets by target.
         loss_fn: (model, batch) -> loss.
-        collate: of the training loader.
+        batch_of: items -> batch.
         columns: the keys that training items have; others are left out. None: items are no dicts.
         rows: how many of each data set, from its beginning.
-        device: where the model is.
 
     Raises:
         MisuseError: no rows.
@@ -51,28 +36,29 @@ def utility_of(
     if isinstance(validation, Utility):
         return validation
 
-    def batch_of(name: str, dataset: Any) -> Any:
+    def taken(name: str, dataset: Any) -> Any:
         items = [dataset[i] for i in range(min(rows, len(dataset)))]
         if not items:
             raise MisuseError(f"The validation data {name!r} is empty: nothing to judge by.")
         if columns is not None:
             items = [{key: item[key] for key in item if key in columns} for item in items]
-        with _random_as_before():
-            batch = collate(items)
-        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return batch_of(items)
 
     if isinstance(validation, Mapping):
-        return Utility(loss_fn, targets={n: batch_of(str(n), d) for n, d in validation.items()})
-    return Utility(loss_fn, batch_of("validation", validation))
+        return Utility(loss_fn, targets={n: taken(str(n), d) for n, d in validation.items()})
+    return Utility(loss_fn, taken("validation", validation))
 
 
-@contextmanager
-def _random_as_before() -> Iterator[None]:
-    """A collator may draw (masks, augmentations); training must not notice."""
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
+def collated(
+    collate: Callable[[list[Any]], Any], items: list[Any], device: torch.device
+) -> dict[str, Any]:
+    """A validation batch as the training loader would make it, on the model's device.
+
+    Where rows are not one per sample, it gets a tensor without rows, so that it is never cut along
+    them: a pair's rows belong together.
+    """
+    with random_as_before():
+        batch = collate(items)
+    together = of_collated(batch, collate, items) is not None
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {**moved, KEY: torch.tensor(0)} if together else moved

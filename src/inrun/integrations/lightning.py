@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import Attribution, attach
+from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError
 from inrun.integrations import _outcome
 from inrun.integrations._trackers import MLflow, TensorBoard, Tracker, WeightsAndBiases
@@ -43,7 +43,7 @@ class InRun(Callback):
             and precision.
         ids: where a batch has its samples' ids: a key, an index, or a function of the batch; None
             where `training_step` opens its blocks itself.
-        options: for `inrun.attach`: estimator, capture, store, ...
+        options: for `inrun.attach`: estimator, store, scoring, options, ...
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class InRun(Callback):
         if not isinstance(utility, Utility):
             raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
         self._utility, self._where = utility, ids
-        self._options = {"progress": False, **options}
+        self._options = {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
         self._resumed: dict[str, Any] = {}
 

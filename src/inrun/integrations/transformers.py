@@ -3,32 +3,40 @@
     trainer.add_callback(InRun(validation_dataset))
     trainer.train()
 
-A callback is told nothing between the backward pass and clipping, nor which rows a batch has. So
-the rows' positions ride in the batch, and are taken out again right before the model's forward
-pass, where a block begins that ends with the backward pass.
+A callback is told nothing between the backward pass and clipping, nor which samples a batch has. So
+the samples' ids ride in the batch, and are taken out again where the trainer computes its loss:
+there a block begins that ends with the backward pass.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
-from inrun.attribution import Attribution, attach
+from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._numbered import KEY, Numbering, demand_column
+from inrun.integrations._packed import examples_of
+from inrun.integrations._places import Owned
 from inrun.integrations._trackers import Tracker, configured
-from inrun.integrations._validation import model_loss, utility_of
+from inrun.integrations._validation import collated, utility_of
 from inrun.utility import LossFunction
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    from inrun.integrations._trainer import (
+        OwnLoss,
+        WatchedLoss,
+        makes_rollouts,
+        rollouts,
+        trainer_of,
+    )
 except ImportError as error:
     raise ImportError(
         "inrun.integrations.transformers needs transformers and accelerate: "
@@ -36,27 +44,26 @@ except ImportError as error:
     ) from error
 
 
-FUSED = (
-    "The trainer computes its loss in a fused language model head, and no operation is seen to use "
-    "the head's weight. Pass compute_loss_func=inrun.integrations.transformers.causal_loss to the "
-    "trainer: the same loss from the model's logits."
-)
+def margin_loss(model: nn.Module, batch: Any) -> Tensor:
+    """By how much rejected answers are liked more than chosen ones, a mean over pairs.
 
-
-def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The next token's cross-entropy from logits, for `SFTTrainer(compute_loss_func=causal_loss)`.
+    For `InRun(pairs, loss_fn=margin_loss)` with TRL's `DPOTrainer` and `RewardTrainer`: the
+    difference of the completions' log-probabilities, or of their rewards.
 
     Args:
-        outputs: of a causal language model, with `logits` (B, T, V).
-        labels: (B, T), -100 where a token does not count.
-        num_items_in_batch: how many tokens count in the whole step; the mean where not given.
+        model: a language model, or one with a single reward for each row.
+        batch: (2B, T), chosen rows before rejected ones.
     """
-    logits = outputs["logits"][:, :-1].float()
-    wanted = labels[:, 1:]
-    total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total / ((wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if logits.ndim == 2:
+        liked = logits.squeeze(-1)
+    else:
+        wanted = batch["input_ids"][:, 1:, None]
+        of_token = logits[:, :-1].float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
+        liked = (of_token * batch["completion_mask"][:, 1:]).sum(1)
+    chosen, rejected = liked.chunk(2)
+    loss: Tensor = (rejected - chosen).mean()
+    return loss
 
 
 class InRun(TrainerCallback):
@@ -71,11 +78,16 @@ class InRun(TrainerCallback):
     Args:
         validation: the rows that contributions are measured on: a data set with the items that
             training has, or a mapping of target names to such data sets, or an `inrun.Utility`.
-        loss_fn: (model, batch) -> loss of a collated validation batch; the model's own by default.
+        loss_fn: (model, batch) -> loss of a collated validation batch; the trainer's own by
+            default.
         ids: an item's column that holds its id, an int or a string; its position in the training
             data by default. Set `remove_unused_columns=False`, or the trainer drops the column.
+        examples: where the trainer packs several examples into a row, the data set that it was
+            given: an example's id is then its position there, or what it has in the column `ids`,
+            and the pieces of one that was cut over two rows are one sample. Without it an example
+            is known as "row:place", its place in a row of `trainer.train_dataset`.
         validation_rows: how many rows of each validation data set are used.
-        options: for `inrun.attach`: estimator, capture, store, ...
+        options: for `inrun.attach`: estimator, store, scoring, options, ...
 
     Example:
         trainer = Trainer(model, args, train_dataset=train, data_collator=collate)
@@ -88,16 +100,18 @@ class InRun(TrainerCallback):
         self,
         validation: Any,
         *,
-        loss_fn: LossFunction = model_loss,
+        loss_fn: LossFunction | None = None,
         ids: str | None = None,
+        examples: Any = None,
         validation_rows: int = 64,
         **options: Any,
     ):
         self._validation, self._loss_fn, self._column = validation, loss_fn, ids
-        self._rows, self._options = validation_rows, {"progress": False, **options}
+        self._examples, self._rows = examples, validation_rows
+        self._options = {"options": Options(progress=False), **options}
         self._attribution: Attribution | None = None
         self._numbering: Numbering | None = None
-        self._hook: Any = None
+        self._watched: WatchedLoss | None = None
         self._trackers: list[Tracker] = []
         self._blocks = 0
 
@@ -124,10 +138,10 @@ class InRun(TrainerCallback):
         """Attaches, and goes on from the checkpoint that the trainer resumes from."""
         self._end()
         _refuse(args, kwargs)
-        model, loader = kwargs["model"], kwargs["train_dataloader"]
-        self._numbering = Numbering(loader, self._column)
+        trainer = trainer_of(self)
+        self._numbering = Numbering(kwargs["train_dataloader"])
         try:
-            self._begin(args, state, model, kwargs["optimizer"])
+            self._begin(args, state, trainer, kwargs["optimizer"])
         except Exception:
             self._end()
             raise
@@ -146,9 +160,9 @@ class InRun(TrainerCallback):
         if not self._blocks:
             self._fail(
                 MisuseError(
-                    "No sample ids came to the model's forward pass. They ride in the batch under "
-                    f"{KEY!r}: a compute_loss of your own must call model(**inputs), with all "
-                    "inputs."
+                    "No sample ids came to the trainer's compute_loss. They ride in the batch "
+                    f"under {KEY!r}: a training_step of your own must call "
+                    "self.compute_loss(model, inputs), with all inputs."
                 )
             )
 
@@ -177,7 +191,7 @@ class InRun(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """State and values go beside the checkpoint."""
-        if self._hook is None:
+        if self._watched is None:
             return
         folder = _checkpoint(args, state)
         kept = self.attribution.state_dict()
@@ -197,45 +211,44 @@ class InRun(TrainerCallback):
     # ---- its own affairs
 
     def _begin(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Any
+        self, args: TrainingArguments, state: TrainerState, trainer: Any, optimizer: Any
     ) -> None:
         assert self._numbering is not None
-        first = self._numbering.first()
-        if self._column is not None:
-            demand_column(first, self._column)
-        utility = utility_of(
-            self._validation,
-            self._loss_fn,
-            self._numbering.collate,
-            set(first) - {self._column} if isinstance(first, dict) else None,
-            self._rows,
-            next(model.parameters()).device,
-        )
+        collate, model = self._numbering.collate, trainer.model
+        first, column = self._numbering.first(), self._column
+        examples = None
+        if self._examples is not None:
+            rows = self._numbering.dataset
+            examples, column = examples_of(rows, trainer, self._examples, column), None
+        elif column is not None:
+            demand_column(first, column)
+        self._numbering.begin(column, examples)
+        device = next(model.parameters()).device
+
+        def batch_of(items: list[Any]) -> Any:
+            return (
+                rollouts(trainer, items)
+                if makes_rollouts(trainer)
+                else collated(collate, items, device)
+            )
+
+        columns = set(first) - {column} if isinstance(first, dict) else None
+        loss_fn = OwnLoss(trainer) if self._loss_fn is None else self._loss_fn
+        utility = utility_of(self._validation, loss_fn, batch_of, columns, self._rows)
         resumed = state.global_step > 0
         self._attribution = attach(
             model, optimizer, utility, **{"resume": resumed, **self._options}
         )
         if resumed:
             _outcome.load_checkpoint(self._attribution, _checkpoint(args, state))
-        self._hook = model.register_forward_pre_hook(
-            self._before_forward, with_kwargs=True, prepend=True
-        )
+        self._watched = WatchedLoss(trainer, self._before_loss)
         if state.is_world_process_zero:
             folder = Path(os.getenv("TENSORBOARD_LOGGING_DIR") or f"{args.output_dir}/runs")
             self._trackers = configured(_names(args.report_to), folder / "inrun")
 
-    def _before_forward(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        ids: Tensor | Sequence[Any] | None = kwargs.pop(KEY, None)
-        if ids is None:
-            return None
-        if model.training and torch.is_grad_enabled():
-            if kwargs.get("fused_lm_head"):
-                self._fail(NotSupportedError(FUSED))
-            self._blocks += 1
-            self.attribution.open_batch(ids)
-        return args, kwargs
+    def _before_loss(self, owned: Owned) -> None:
+        self._blocks += 1
+        self.attribution.open_batch(owned.ids, rows=owned.rows, slots=owned.slots)
 
     def _fail(self, error: Exception) -> NoReturn:
         self._end()
@@ -246,9 +259,9 @@ class InRun(TrainerCallback):
         if self._numbering is not None:
             self._numbering.undo()
             self._numbering = None
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if self._watched is not None:
+            self._watched.undo()
+            self._watched = None
             self.attribution.detach()
 
 
@@ -258,11 +271,6 @@ def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
         raise NotSupportedError(
             "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
             "read. Use DDP or FSDP2 (fully_shard)."
-        )
-    if args.torch_compile:
-        raise NotSupportedError(
-            "With torch_compile=True the trainer compiles around the model's own forward hooks, "
-            "where ids are taken out of the batch. Set torch_compile=False."
         )
     if args.n_gpu > 1:
         raise NotSupportedError(

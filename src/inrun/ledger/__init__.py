@@ -3,7 +3,6 @@
 from inrun.ledger._books import (
     ENTRIES,
     LEDGER,
-    NEXT_BATCH,
     NO_PASS,
     OTHER_ROWS,
     TOTAL,
@@ -37,7 +36,6 @@ from inrun.ledger._visits import Extra, Ids, normalised, target_columns
 __all__ = [
     "ENTRIES",
     "LEDGER",
-    "NEXT_BATCH",
     "NO_PASS",
     "OTHER_ROWS",
     "TOTAL",

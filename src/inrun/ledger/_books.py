@@ -54,9 +54,8 @@ LEDGER = pa.schema(
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
 """What the books explain the fall of the loss by; what they leave is the residual."""
 
-NEXT_BATCH = "each step is judged by the next training batch, and no validation loss is known"
-NO_PASS = "no validation pass was run after this step (refresh)"
-OTHER_ROWS = "opening and closing loss are of different validation rows (rotating)"
+NO_PASS = "no validation pass was run after this step (validation_every)"
+OTHER_ROWS = "opening and closing loss are of different validation rows (validation_parts)"
 
 NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_extra
 
 ID, ROW = "sample_id", ":row"
 Picture = Callable[[Any], "bytes | None"]
@@ -141,6 +141,7 @@ def png(image: Any) -> bytes:
     Raises:
         MisuseError: it is not an image.
     """
+    require_extra("report", "PIL")
     import numpy as np
     from PIL import Image
 
@@ -167,6 +168,7 @@ def opened_picture(content: bytes) -> Any | None:
 
     None where it cannot be read, or says that it has more than `MOST_PIXELS` pixels.
     """
+    require_extra("report", "PIL")
     from PIL import Image
 
     try:

@@ -8,6 +8,7 @@ from inrun.operations import (
     convolution,
     elementwise,
     embedding,
+    fused_head,
     matrix,
     normalization,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "embedding",
     "fallback",
     "find",
+    "fused_head",
     "inside",
     "is_in_place",
     "matrix",

@@ -104,13 +104,17 @@ class Slots:
 
 @dataclass(frozen=True)
 class Call:
-    """An operation with its arguments bound by name and its output's gradient."""
+    """An operation with its arguments bound by name and its output's gradient.
+
+    `others`: gradients of its further outputs, where its rule wants them.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     gradient: Tensor
     layout: Layout | Slots
     samples: int
+    others: tuple[Tensor | None, ...] = ()
 
     def __getitem__(self, argument: str) -> Any:
         """The argument of that name, None where it was not given."""

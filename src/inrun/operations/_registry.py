@@ -16,11 +16,16 @@ Check = Callable[[Mapping[str, Any]], None]
 
 
 class Operation(NamedTuple):
-    """An operation's argument names, its rule, and what is refused."""
+    """An operation's argument names, its rule, and what is refused.
+
+    `per_row`: it may have several outputs, each of one number per row of its first argument, or of
+    their sum: slots are then those of its first argument's rows.
+    """
 
     signature: tuple[str, ...]
     rule: Rule
     check: Check | None = None
+    per_row: bool = False
 
     def bind(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name; positional ones beyond the signature are not named."""
@@ -30,18 +35,22 @@ class Operation(NamedTuple):
 _OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(*names: str, signature: str, check: Check | None = None) -> Callable[[Rule], Rule]:
+def operation(
+    *names: str, signature: str, check: Check | None = None, per_row: bool = False
+) -> Callable[[Rule], Rule]:
     """Registers a rule for the torch functions of these names.
 
     Args:
-        names: as `func.__name__` says them, aliases and operators included.
+        names: as `func.__name__` says them, aliases and operators included; of custom autograd
+            functions the class's name with `.apply`.
         signature: the argument names in their order, separated by spaces.
         check: called with the bound arguments before the operation is recorded.
+        per_row: see `Operation`.
     """
 
     def register(rule: Rule) -> Rule:
         for name in names:
-            _OPERATIONS[name] = Operation(tuple(signature.split()), rule, check)
+            _OPERATIONS[name] = Operation(tuple(signature.split()), rule, check, per_row)
         return rule
 
     return register

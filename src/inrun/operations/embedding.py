@@ -1,12 +1,15 @@
-"""Tables read by row."""
+"""Tables read by row: embeddings, and stacks of matrices read by an index per slot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from inrun.errors import NotSupportedError, ReplaceLayerError
-from inrun.factors import Factor, Indexed
+from inrun.factors import Derived, Factor, Indexed
 from inrun.operations._call import Call
 from inrun.operations._registry import operation
 
@@ -47,3 +50,17 @@ def embedding(call: Call, argument: str) -> Factor | None:
         padding = padding % table_rows
         rows_BTN = rows_BTN.masked_fill((index_BT == padding).unsqueeze(2), 0)
     return Indexed(index_BT, rows_BTN, table_rows)
+
+
+@operation("__getitem__", signature="input index")
+def chosen(call: Call, argument: str) -> Factor | None:
+    """`table[index]` by a tensor of places (V, ...): the weights of each token's expert."""
+    table, index = call["input"], call["index"]
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
+        return None
+    if argument != "input" or table.ndim < 2 or call.layout.axis not in (None, *range(index.ndim)):
+        return None
+    rows_BTN = call.split(call.gradient.flatten(index.ndim)).flatten(1, -2)
+    index_BT = call.split(index % len(table)).flatten(1)
+    inner = Indexed(index_BT, rows_BTN, len(table))
+    return Derived(table.shape, lambda t: t.reshape(len(t), -1), inner)

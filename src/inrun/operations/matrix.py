@@ -1,13 +1,14 @@
-"""Matrices that multiply rows of activations: linear, addmm (HF Conv1D), matmul.
+"""Matrices that multiply rows of activations: linear, addmm (HF Conv1D), matmul, grouped_mm.
 
 y_t = W x_t + c:  share of W = sum_t b_t x_t^T, share of c = sum_t b_t, with b the output gradient.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from inrun.factors import Dense, Factor, Outer
+from inrun.factors import Dense, Factor, GroupedOuter, Outer
 from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
@@ -45,3 +46,15 @@ def matmul(call: Call, argument: str) -> Factor | None:
     if argument == "other" and _is_matrix(call["other"]) and x.ndim >= 2:
         return Outer(call.rows(x), call.rows(call.gradient))
     return None
+
+
+@operation("grouped_mm", "_grouped_mm", "grouped_mm_fallback", signature="input weight offs")
+def grouped(call: Call, argument: str) -> Factor | None:
+    """Rows (S, I) by matrices (E, I, O), those up to offs[e] by matrix e; the experts of MoE."""
+    weight, ends = call["weight"], call["offs"]
+    if argument != "weight" or weight.ndim != 3 or call["input"].ndim != 2 or ends is None:
+        return None
+    places = torch.arange(len(call["input"]), device=ends.device)
+    group = torch.bucketize(places, ends.to(places.dtype), right=True)
+    group_BT = call.split(group).flatten(1)
+    return GroupedOuter(call.rows(call["input"]), call.rows(call.gradient), group_BT, len(weight))

@@ -6,6 +6,7 @@ from inrun.optim._aftermaths import aftermath_of
 from inrun.optim._automatic import derivative_of
 from inrun.optim._copies import copies, state_copy
 from inrun.optim._derivative import Along, StepDerivative, joined
+from inrun.optim._hooks import Arguments, StepHooks, gave_nothing, with_closure_run
 from inrun.optim._jacobian import Jacobian, MatrixRule
 from inrun.optim._live import skipped
 from inrun.optim._pieces import as_rows, each_piece
@@ -22,6 +23,7 @@ __all__ = [
     "AdamState",
     "Aftermath",
     "Along",
+    "Arguments",
     "Diagonal",
     "History",
     "Jacobian",
@@ -34,6 +36,7 @@ __all__ = [
     "SGDState",
     "Slope",
     "StepDerivative",
+    "StepHooks",
     "Together",
     "aftermath_of",
     "as_rows",
@@ -42,6 +45,7 @@ __all__ = [
     "each_piece",
     "gauss_hermite",
     "gauss_legendre",
+    "gave_nothing",
     "joined",
     "move_of",
     "moves",
@@ -52,4 +56,5 @@ __all__ = [
     "state_copy",
     "tested",
     "trained_parameters",
+    "with_closure_run",
 ]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from inrun.shards import own_part
+from inrun.distributed import own_part
 
 _WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer"}
 

@@ -37,7 +37,9 @@ class RoundedAdamRule(AdamRule):
         Raises:
             NotSupportedError: what is rounded does not remember gradients linearly.
         """
-        raise NotSupportedError("Moments in 8 bits are rounded after each step. Use payout=0.")
+        raise NotSupportedError(
+            "Moments in 8 bits are rounded after each step. Use momentum_window=0."
+        )
 
 
 class TorchAORule(RoundedAdamRule):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
@@ -22,7 +23,6 @@ from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import SGDRule
 from inrun.optim._signs import RpropRule
 from inrun.optim._written import Displacement, written
-from inrun.shards import is_sharded, own_part, own_state
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),

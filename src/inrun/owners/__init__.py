@@ -9,6 +9,7 @@ from inrun.owners import along, contractions, joins, layers, moves, pointwise
 from inrun.owners._entries import Axes, Entries, Ownership, Roots, ownership
 from inrun.owners._exchange import exchanged
 from inrun.owners._follower import Owners, root_kind
+from inrun.owners._ids import IdReader, read_ids
 from inrun.owners._map import MIXED, NONE, SUM, UNKNOWN, Map, adopted
 from inrun.owners._operation import Op
 from inrun.owners._registry import families, find, rule
@@ -20,6 +21,7 @@ __all__ = [
     "UNKNOWN",
     "Axes",
     "Entries",
+    "IdReader",
     "Map",
     "Op",
     "Owners",
@@ -36,6 +38,7 @@ __all__ = [
     "moves",
     "ownership",
     "pointwise",
+    "read_ids",
     "root_kind",
     "rule",
 ]

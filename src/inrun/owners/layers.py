@@ -194,6 +194,18 @@ def _term_axes(op: Op, ndim: int) -> tuple[int, ...]:
     return (min(1, ndim - 1),) if op.out.ndim == ndim - 1 else tuple(range(op.out.ndim, ndim))
 
 
+@rule("ChunkedLogProbFunction.apply LigerFusedLinearCrossEntropyFunction.apply")
+def fused_head(op: Op) -> Found | None:
+    """A number per row of hidden states, or the sum of these; see `operations.fused_head`."""
+    m = op.first
+    if m is None or op.map_of(op.args[1]) is not None:
+        return None if any(own is not None for own in op.maps) else op.every(None)
+    rows = collapsed(kept(op, m), (-1,), linear=False, why=op.name)
+    whole = collapsed(rows, (0,), linear=True, why=op.name)
+    shapes = {0: whole.codes.reshape(()), 1: rows.codes[:, 0]}
+    return [m.derived(shapes[out.ndim]) for out in op.outs]
+
+
 @rule("embedding_bag")
 def embedding_bag(op: Op) -> Found | None:
     """Rows of a table summed by bag."""

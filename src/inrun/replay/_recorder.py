@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from inrun.distributed import is_sharded
 from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
 from inrun.replay import _snapshot
 from inrun.replay._agreement import check_first_step
@@ -31,7 +32,6 @@ from inrun.replay._replica import (
 )
 from inrun.replay._schedule import Schedule
 from inrun.replay._trajectory import Trajectory
-from inrun.shards import is_sharded
 
 GIBIBYTE = 2**30
 

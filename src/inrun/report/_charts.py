@@ -86,7 +86,7 @@ def books(ledger: pa.Table) -> alt.TopLevelMixin:
     line = [
         {"step": int(s), "fall": float(f)}
         for s, f in zip(steps, fall, strict=True)
-        if np.isfinite(f)  # where the next batch judges, losses are not known
+        if np.isfinite(f)  # losses need not be known: see the note
     ]
     x = _steps()
     areas = (

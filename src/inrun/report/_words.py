@@ -9,7 +9,7 @@ import pyarrow as pa
 from scipy.stats import norm
 
 from inrun.errors import StoreError
-from inrun.ledger import NEXT_BATCH, known_residual_shares, relative_error, totals
+from inrun.ledger import known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
@@ -35,11 +35,6 @@ def lead(of: Contents) -> str:
     seen = (
         f"{n:,} samples, visited {of.visits.num_rows:,} times in {ledger.num_rows:,} scored steps"
     )
-    if not losses_known(ledger) and set(ledger["note"].to_pylist()) <= {NEXT_BATCH, ""}:
-        return (
-            f"{seen}, each judged by the training batch that came next. A value is what a sample "
-            "took off the loss of the training data: positive helped, negative harmed."
-        )
     when = (
         "in its own steps and, through momentum, later" if _pays(of) else "when it was trained on"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import demand_settings
+from inrun.attribution import Budget, Options, Sampled, Scoring, demand_settings
 from inrun.errors import MisuseError, StoreError
 
 CONFIG = "config.json"
@@ -50,8 +50,6 @@ class TrainConfig:
         estimator: as of `inrun.attach`, like `capture`, `contraction`, `payout`, `payout_to`,
             `every` and `max_overhead`.
         rotating: as of `inrun.Utility`: each validation pass looks at one of so many parts.
-        next_batch: judge each step by the batch that comes next, as `Utility.next_batch()` does;
-            the validation rows are then for what is asked of the run later.
         keep_tokens: keep values a token.
         record: keep the trajectory, for look-ahead.
         save_every: seconds between checkpoints.
@@ -91,7 +89,6 @@ class TrainConfig:
     every: float = 1
     max_overhead: float | None = None
     rotating: int = 1
-    next_batch: bool = False
     keep_tokens: bool = False
     record: bool = False
     save_every: float = 60.0
@@ -121,21 +118,15 @@ class TrainConfig:
         if self.keep_tokens and self.task != "causal-lm":
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
         demand_settings(
-            estimator=self.estimator, capture=self.capture, every=self.every,
-            max_overhead=self.max_overhead, payout=self.payout, payout_to=self.payout_to,
-            next_batch=self.next_batch,
+            estimator=self.estimator, scoring=self.scoring, momentum_window=self.payout,
+            options=self.options(),
         )  # fmt: skip
         self._demand_alone()
 
     def _demand_alone(self) -> None:
         """Raises where two settings exclude each other here."""
-        if self.next_batch and self.rotating > 1:
-            raise MisuseError(
-                "rotating is for validation rows, and next_batch passes none. Give one of them."
-            )
         tokens = {
             "payout": self.payout > 0,
-            "next_batch": self.next_batch,
             "capture='stream'": self.capture == "stream",
             "estimator='path-smoothed'": self.estimator == "path-smoothed",
         }
@@ -150,6 +141,25 @@ class TrainConfig:
                 "record and accumulate exclude each other: a recording must know each row's term "
                 "in the step's loss from its own pass. Use a larger batch, or no recording."
             )
+
+    @property
+    def scoring(self) -> Scoring:
+        """How much is looked at, for `inrun.attach`."""
+        parts = self.rotating
+        if self.max_overhead is not None:
+            if self.every != 1:
+                raise MisuseError("every says what max_overhead is to find out. Give one of them.")
+            return Budget(self.max_overhead, validation_parts=parts)
+        return Sampled(self.every, validation_parts=parts)
+
+    def options(self, **more: Any) -> Options:
+        """The rest, for `inrun.attach`."""
+        whole = self.keep_tokens  # values per token need directions neither cut nor smoothed
+        chosen = {"smoothed_steps": 0} if whole else {}
+        return Options(
+            capture=self.capture, contraction="dense" if whole else self.contraction,
+            held_in=self.payout_to, progress=False, **{**chosen, **more},
+        )  # fmt: skip
 
     def demand_place(self) -> None:
         """Looks for the folder of `payout_to`, before a training begins.

@@ -87,13 +87,10 @@ class _Loop:
 
     def _attach(self, resume: bool) -> Attribution:
         config = self.config
-        whole = config.keep_tokens  # values a token need directions neither cut nor smoothed
         return attach(
             self.model, self.optimizer, self.training.judged_by(), estimator=config.estimator,
-            capture=config.capture, store=self.run, progress=False,
-            contraction="dense" if whole else config.contraction,
-            smoothed_steps=0 if whole else 10, resume=resume, payout=config.payout,
-            payout_to=config.payout_to, every=config.every, max_overhead=config.max_overhead,
+            store=self.run, resume=resume, scoring=config.scoring,
+            momentum_window=config.payout, options=config.options(),
         )  # fmt: skip
 
     def _tokens(self, state: dict[str, Any] | None) -> Tokens | None:

@@ -90,8 +90,6 @@ class Plan:
         passes = (
             f"the validation passes ({self.validation_rows} rows, {self.targets} targets) are "
             f"{self.share_of_validation:.0%}"
-            if self.validation_rows
-            else "none are validation passes"
         )
         lines = [f"Attribution adds {self.overhead:+.0%} to the time, of which {passes}."]
         if self.scored < 1:
@@ -143,7 +141,7 @@ def plan_training(training: Training) -> Plan:
         share_of_validation=min(1.0, found.passes / max(1e-9, steady - one)),
         memory=meter.memory + max(0, held - int(found.held["full_bytes"])),
         memory_plain=memory_plain,
-        memory_of_validation=(1 if utility.follows else 2) * targets * size,
+        memory_of_validation=2 * targets * size,
         disk_values=disk_of_values(
             visits=int(scored * len(training.ids) * config.epochs),
             steps=max(1, int(scored * steps)), targets=targets, seconds=seconds,
@@ -157,7 +155,7 @@ def plan_training(training: Training) -> Plan:
         scored=scored,
         capture=config.capture,
         batch=config.batch * config.accumulate,
-        validation_rows=0 if utility.follows else len(training.judges()) // config.rotating,
+        validation_rows=len(training.judges()) // config.rotating,
     )  # fmt: skip
 
 

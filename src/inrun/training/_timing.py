@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from inrun.attribution import Attribution, attach
+from inrun.attribution import Attribution, EveryStep, attach
 from inrun.training._measured import Meter
 from inrun.training._samples import Id
 from inrun.training._training import Training
@@ -73,20 +73,18 @@ def _attached(
     config = training.config
     whole = config.keep_tokens
     return attach(
-        model, optimizer, utility, estimator=config.estimator, capture=config.capture,
-        contraction="dense" if whole else config.contraction, payout=window,
-        payout_to=config.payout_to, smoothed_steps=0 if whole else SMOOTHED, progress=False,
+        model, optimizer, utility, estimator=config.estimator, momentum_window=window,
+        scoring=EveryStep(validation_parts=config.rotating),
+        options=config.options(smoothed_steps=0 if whole else SMOOTHED),
     )  # fmt: skip
 
 
 def _pass_seconds(training: Training, model: nn.Module, utility: Utility) -> float:
-    """Of one validation pass over all targets; 0 where there is none."""
-    if utility.follows:
-        return 0.0
+    """Of one validation pass over all targets."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
-        evaluate(utility.part(0), model, named)
+        evaluate(utility.dealt(training.config.rotating).part(0), model, named)
         _wait(training.device)
         passes = time.perf_counter() - began
     return passes

@@ -22,7 +22,6 @@ from inrun.utility import Utility
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
-FEW = 4  # rows that show where samples lie in each operation
 
 
 class Training:
@@ -135,27 +134,23 @@ class Training:
 
     def utility(self) -> Utility:
         """The whole validation loss, by target."""
-        return self._utility(1)
-
-    def judged_by(self) -> Utility:
-        """What the run's steps are judged by: `utility()`, or parts of its rows, or the next batch.
-
-        Raises:
-            MisuseError: a target has fewer rows than there are to be parts.
-        """
-        if self.config.next_batch:
-            return Utility.next_batch(self.loss_fn, self.collate(self.judges()[:FEW]))
-        return self._utility(self.config.rotating)
-
-    def _utility(self, rotating: int) -> Utility:
         groups: dict[str, list[Sample]] = {}
         for sample in self.judges():
             groups.setdefault(self._target_name(sample), []).append(sample)
         if len(groups) == 1:
-            batch = self.collate(next(iter(groups.values())))
-            return Utility(self.loss_fn, batch, rotating=rotating)
+            return Utility(self.loss_fn, self.collate(next(iter(groups.values()))))
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
-        return Utility(self.loss_fn, targets=targets, rotating=rotating)
+        return Utility(self.loss_fn, targets=targets)
+
+    def judged_by(self) -> Utility:
+        """What the run's steps are judged by: `utility()`, whose rows can be dealt out.
+
+        Raises:
+            MisuseError: a target has fewer rows than there are to be parts.
+        """
+        whole = self.utility()
+        whole.dealt(self.config.rotating)  # raises here what attaching would
+        return whole
 
     # ---- model
 

@@ -60,10 +60,10 @@ def _turns(unknown: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
     return Cause(
         "Not judged by all rows",
         f"At {len(unknown)} of {len(checks)} checks agreement is low, and the step was judged by a "
-        "part of the validation rows (rotating, max_overhead) or by an older pass (refresh), "
-        "while the truth is that of all rows at the step.",
+        "part of the validation rows (validation_parts, Budget) or by an older pass "
+        "(validation_every), while the truth is that of all rows at the step.",
         "Totals over a run average parts out; single steps do not. To audit single steps attach "
-        "with rotating=1, refresh=1 and without max_overhead.",
+        "with scoring=inrun.EveryStep().",
     )
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture import Hold, self_test
+from inrun.distributed import is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
-from inrun.shards import is_sharded
 from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
 from inrun.uses._online_selection import OnlineSelection
 from inrun.uses._outlook import Ahead, Drawn, NextState, Outlook, Upcoming, When
@@ -62,7 +62,7 @@ def online(
         optimizer: any of `torch.optim`; for horizons above 1 one of a smooth rule, since a step by
             signs cannot be looked through. For the same reason Adam's first ten steps look one step
             ahead only, through the mean slope of the update.
-        utility: the validation loss; of several targets their weighted sum. With `rotating` parts
+        utility: the validation loss; of several targets their weighted sum. With `utility.dealt(n)`
             each step looks at the next of them.
         keep: how many of a block's rows to train on, as an int, or what share of them, as a float
             below 1. Blocks that are no larger are trained on whole.
@@ -97,11 +97,6 @@ def online(
         raise MisuseError(
             f"{needed} needs losses=... and fetch=..., as inrun.record does: rows are gone through "
             "again without your loop."
-        )
-    if utility.follows:
-        raise MisuseError(
-            "Utility.next_batch() is known only when the next batch is there, which is too late to "
-            "choose this one. Pass a utility with a validation batch."
         )
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters)

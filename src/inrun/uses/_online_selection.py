@@ -89,7 +89,6 @@ class OnlineSelection:
         try:
             with self._capture.block(len(names)) as block:
                 yield
-            self._capture.end_block()
             self._capture.conclude()
             self._refuse_gaps()
             total = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}

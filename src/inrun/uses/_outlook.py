@@ -86,7 +86,7 @@ class Outlook(ABC):
 
 
 class NextState(Outlook):
-    """One step ahead. A utility of rotating parts shows another part in every step."""
+    """One step ahead. A utility that was dealt into parts shows another part in every step."""
 
     def __init__(self, utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]):
         self._utility, self._model, self._parameters = utility, model, parameters

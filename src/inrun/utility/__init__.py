@@ -9,6 +9,7 @@ from inrun.utility._passes import (
     demand_finite,
     demand_finite_gradients,
     evaluate,
+    finite_sums,
     gradients_of,
     loss_kinds,
     loss_of,
@@ -17,10 +18,10 @@ from inrun.utility._passes import (
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
-from inrun.utility._utility import NEXT, LossFunction, Utility
+from inrun.utility._unequal import weighed
+from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
-    "NEXT",
     "Evaluation",
     "LossFunction",
     "Utility",
@@ -32,6 +33,7 @@ __all__ = [
     "differentiable_twice",
     "displaced",
     "evaluate",
+    "finite_sums",
     "gradients_of",
     "is_repeatable",
     "loss_kinds",
@@ -42,4 +44,5 @@ __all__ = [
     "take_rows",
     "tensors_of",
     "undisturbed",
+    "weighed",
 ]

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed import is_sharded, own_part, reduced_gradients
 from inrun.errors import MisuseError
-from inrun.shards import is_sharded, own_part, reduced_gradients
 from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of
 from inrun.utility._twice import differentiable_twice
 from inrun.utility._undisturbed import undisturbed
-from inrun.utility._utility import Utility, no_loss
+from inrun.utility._utility import Utility
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,12 @@ def evaluate(
         utility: the targets.
         model: at the weights to evaluate.
         parameters: the trained parameters by name.
-        checked: whether to wait for the losses; if not, call `demand_finite` once they are read.
+        checked: whether to wait for the losses; if not, the caller reads them and `finite_sums`.
 
     Raises:
         MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
             parameter.
     """
-    if utility.follows:
-        no_loss(model, None)
     losses: list[Tensor] = []
     rows: list[list[Tensor]] = []
     with undisturbed(model):
@@ -187,19 +185,26 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
         )
 
 
+def finite_sums(evaluation: Evaluation) -> Tensor:
+    """Whether each gradient's sum is finite, on their device.
+
+    Sums are quick. One of finite numbers overflows where they are huge: `demand_finite_gradients`
+    looks again.
+    """
+    sums = [g.detach().sum(dtype=_wide(g)).isfinite() for g in evaluation.gradients.values()]
+    return torch.stack([t.to(sums[0].device) for t in sums]) if sums else torch.ones(0).bool()
+
+
 def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
     """Refuses gradients that nothing can be judged by.
 
     Raises:
         MisuseError: one is not finite; it waits for the device.
     """
-    gradients = {name: g.detach() for name, g in evaluation.gradients.items() if g.numel()}
-    # sums are quick; one of finite numbers overflows where they are huge, and is looked at again
-    sums = [g.sum(dtype=_wide(g)).isfinite().cpu() for g in gradients.values()]
-    if all(map(bool, sums)):
+    if bool(finite_sums(evaluation).all()):
         return
-    for name, g in gradients.items():
-        finite_K = g.isfinite().reshape(len(g), -1).all(1).tolist()
+    for name, g in evaluation.gradients.items():
+        finite_K = g.detach().isfinite().flatten(1).all(1).tolist()
         if not all(finite_K):
             k = finite_K.index(False)
             target = f" of target {targets[k]!r}" if targets else ""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from inrun.shards import is_sharded, own_part, sharded_afterwards
+from inrun.distributed import is_sharded, own_part, sharded_afterwards
 
 
 @contextmanager

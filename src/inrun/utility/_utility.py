@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError
 from inrun.utility._rows import row_count, take_rows
 
-NEXT = "next batch"
-
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
     "weight", "paid_out", "standard_error", "variance",
@@ -48,14 +46,6 @@ class Utility:
             `random`. Opening and closing loss are then comparable, as a loss must be whose change
             is to be explained. Memory is that of so many calls at once. 1 calls it once, and leaves
             random numbers alone.
-        rotating: each validation pass looks at one of so many parts of the rows, in turn. It costs
-            as much less, and each step's values are those for the part's loss: over a run they
-            average out. By how much a step lowered the loss is not known then, nor is the residual.
-        refresh: a validation pass after every so many steps only; the steps between are judged by
-            the last pass's gradient. Totals over a run keep most of their agreement
-            (docs/budget.md), but in a single step an older gradient can be worth nothing or less
-            (training swings along sharp directions), so this is warned about. The losses of steps
-            without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: no batch, both forms at once, weights that do not fit the targets, or rows that
@@ -82,8 +72,6 @@ class Utility:
         weights: Mapping[str, float] | None = None,
         batch_size: int | None = None,
         rows_axis: int = 0,
-        rotating: int = 1,
-        refresh: int = 1,
         draws: int = 1,
     ):
         if not callable(loss_fn):
@@ -109,43 +97,14 @@ class Utility:
                 "Choose another name."
             )
         self.weights = _weights(tuple(self.batches), weights)
-        self.follows = False
-        self.rotating = rotating
-        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
-            raise MisuseError(f"refresh={refresh!r} is no number of steps.")
-        self.refresh = refresh
+        self.rotating = self.refresh = 1
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
         self.draws = draws
-        self._parts = _parts(self.batches, rotating, rows_axis)
+        self._parts = _parts(self.batches, 1, rows_axis)
         self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
         self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
         self.kinds: dict[str, list[str]] = {}  # by target, what its loss turned out to be
-
-    @classmethod
-    def next_batch(
-        cls, loss_fn: LossFunction | None = None, rows: Any = None, *, rows_axis: int = 0
-    ) -> Utility:
-        """No validation set: a step is judged by the batch that is trained on next.
-
-        The gradient that the next step consumes (clipped, if it is) is the closing gradient, so
-        that no validation pass is run. A value is then what the sample took off the loss of the
-        training distribution, and as noisy as one batch. It is right where each sample is seen
-        once: where the next batch holds the same sample, it is judged by itself. The losses
-        themselves are not known: the books have entries and no residual. A step is scored when the
-        next one is read; the last one of a run is not scored. The step's factors are held until
-        then, and a copy of its gradient.
-
-        Args:
-            loss_fn: with `rows`, measures before training where samples lie in each operation; the
-                two are used for nothing else. Without them that is taken from shapes.
-            rows: a few rows, as `batch` of a `Utility`.
-            rows_axis: as of a `Utility`.
-        """
-        made = cls(loss_fn or no_loss, rows if rows is not None else (), rows_axis=rows_axis)
-        made.batches = {NEXT: rows} if rows is not None else {}
-        made.follows = True
-        return made
 
     def on(self, batches: Mapping[str, Any]) -> Utility:
         """The same on other batches of the same names, such as the same rows on another device."""
@@ -163,13 +122,21 @@ class Utility:
     def deals(self, count: int) -> bool:
         """Whether the rows, which are not dealt out yet, can be dealt into so many parts."""
         rows = [row_count(batch, self.rows_axis) for batch in self.batches.values()]
-        return self.rotating == 1 and not self.follows and all((n or 0) >= count for n in rows)
+        return self.rotating == 1 and all((n or 0) >= count for n in rows)
 
-    def dealt(self, count: int) -> Utility:
-        """The same, of whose rows each pass looks at one of so many parts."""
+    def dealt(self, parts: int, every: int = 1) -> Utility:
+        """The same, of whose rows each pass looks at one of so many parts, after so many steps.
+
+        Args:
+            parts: see `inrun.EveryStep`.
+            every: see `inrun.EveryStep`.
+
+        Raises:
+            MisuseError: fewer rows than parts, or rows that cannot be told apart.
+        """
         made = copy.copy(self)
-        made.rotating = count
-        made._parts = _parts(made.batches, count, made.rows_axis)
+        made.rotating, made.refresh = parts, every
+        made._parts = _parts(made.batches, parts, made.rows_axis)
         return made
 
     def part(self, number: int) -> Utility:
@@ -183,7 +150,7 @@ class Utility:
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets' names, in their order."""
-        return (NEXT,) if self.follows else tuple(self.batches)
+        return tuple(self.batches)
 
 
 def _demand_names(names: Iterable[str]) -> None:
@@ -197,22 +164,8 @@ def _demand_names(names: Iterable[str]) -> None:
             )
 
 
-def no_loss(model: nn.Module, batch: Any) -> Tensor:
-    """What `Utility.next_batch()` has for a loss.
-
-    Raises:
-        MisuseError: always.
-    """
-    raise MisuseError(
-        "Utility.next_batch() has no validation loss: it is known only how the next training batch "
-        "judges a step. Give a Utility with a validation batch for this."
-    )
-
-
 def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, Any]]:
     """Each target's rows dealt out in turn."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise MisuseError(f"rotating={count!r} is no number of parts.")
     if count == 1:
         return []
     parts: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -220,8 +173,9 @@ def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, 
         rows = row_count(batch, axis)
         if rows is None or rows < count:
             raise MisuseError(
-                f"rotating={count} needs a validation batch of at least as many rows that can be "
-                f"told apart, and target {name!r} has {rows or 'none'}. Use fewer parts."
+                f"validation_parts={count} needs a validation batch of at least as many rows "
+                f"that can be told apart, and target {name!r} has {rows or 'none'}. Use "
+                "fewer parts."
             )
         for number, part in enumerate(parts):
             part[name] = take_rows(batch, range(number, rows, count), axis)

@@ -83,7 +83,10 @@ def test_values_are_bit_for_bit_those_of_hold(clip, smoothed_steps):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         utility = inrun.Utility(lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x[24:], y[24:]))
         attribution = inrun.attach(
-            model, optimizer, utility, capture=capture, smoothed_steps=smoothed_steps
+            model,
+            optimizer,
+            utility,
+            options=inrun.Options(capture=capture, smoothed_steps=smoothed_steps),
         )
         for ids in torch.arange(24).split(6):
             for part in ids.split(3):

@@ -19,7 +19,6 @@ def shares(model, run, samples, terms=None):
     model.zero_grad()
     with capture.block(samples) as block:
         run(model).sum().backward()
-    capture.end_block()
     capture.conclude()
     return {
         name: sum(factor.materialize(torch.float64) for factor in factors)

@@ -95,7 +95,7 @@ def trained(accumulate=1):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     x = torch.randn(12, 6)
     utility = inrun.Utility(lambda m, b: m(b).square().mean(), x)
-    attribution = inrun.attach(model, optimizer, utility, progress=False)
+    attribution = inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False))
 
     def step():
         for part in torch.randn(12, 6).chunk(accumulate):

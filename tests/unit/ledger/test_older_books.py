@@ -30,7 +30,9 @@ def run(tmp_path):
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters())
     utility = inrun.Utility(loss_fn, targets={"a": (x[40:50], y[40:50]), "b": (x[50:], y[50:])})
-    attribution = inrun.attach(model, optimizer, utility, store=tmp_path / "run", progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, store=tmp_path / "run", options=inrun.Options(progress=False)
+    )
     for _ in range(10):
         ids = torch.randint(40, (8,))
         with attribution.batch(ids):

@@ -30,7 +30,9 @@ def trained(store, steps=6, ids=None, block_visits=None):
     x, y = torch.randn(30, 4), torch.randint(3, (30,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     utility = inrun.Utility(loss_fn, targets={"a": (x[20:25], y[20:25]), "b": (x[25:], y[25:])})
-    attribution = inrun.attach(model, optimizer, utility, store=store, progress=False)
+    attribution = inrun.attach(
+        model, optimizer, utility, store=store, options=inrun.Options(progress=False)
+    )
     if block_visits:
         attribution._record._folder._block_visits = block_visits
     for step in range(steps):

@@ -1,0 +1,114 @@
+"""What of an attribution goes into a training checkpoint, and how it comes back.
+
+With the model's and the optimizer's own state, this is all that the next step's values depend on.
+What is not in it is computed again: the opening validation pass, and where samples lie in each
+operation. An audit that was going on is in it too, and goes on where the loop begins one again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from inrun.attribution._loop import Loop
+from inrun.attribution._record import Record
+from inrun.errors import InRunError, MisuseError, StoreError
+from inrun.ledger import seal, unseal
+from inrun.momentum import Payouts
+from inrun.owners import IdReader
+from inrun.scoring import Scorer
+
+
+class Checkpoint:
+    """Gathers the parts' states and hands them out again.
+
+    Args:
+        kind: what must be the same in both runs: estimator, targets, weights.
+        loop: counts.
+        scorer: remembers forecasts and ranks.
+        window: of momentum, which remembers ranks of its own.
+        record: the totals and the books.
+    """
+
+    def __init__(
+        self, kind: Mapping[str, Any], loop: Loop, scorer: Scorer, window: Payouts | None,
+        record: Record,
+    ):  # fmt: skip
+        self._kind, self._loop, self._scorer = kind, loop, scorer
+        self._window, self._record = window, record
+
+    def state(self, ids: IdReader) -> dict[str, Any]:
+        """See `Attribution.state_dict`."""
+        self._loop.finish()
+        if self._loop.pending:
+            raise MisuseError(
+                "state_dict() was called between backward() and optimizer.step(). The gradients "
+                "of that step are in no checkpoint, so its samples would be lost. Call it after "
+                "the step."
+            )
+        scorer, tensors = self._scorer.state()
+        record, tables = self._record.state(self._loop.booking.owed())
+        paying, ranks = ({}, {}) if self._window is None else self._window.contraction.state()
+        header = {
+            "kind": self._kind,
+            "taken": self._loop.taken,
+            "scored": self._loop.booking.scored,
+            "frequency": self._loop.frequency.state(),
+            "ids": ids.kind,
+            "scorer": scorer,
+            "paying": paying,
+            "record": record,
+            "audit": self._loop.auditing.state(),
+        }
+        parts = {"scorer": tensors, "paying": ranks, "record": tables}
+        named = {f"{part}/{n}": t for part, found in parts.items() for n, t in found.items()}
+        return seal(header, named)
+
+    def restore(self, state: Mapping[str, Any]) -> IdReader:
+        """See `Attribution.load_state_dict`.
+
+        Returns:
+            Who reads ids of the kind that the run had.
+        """
+        header, tensors = unseal(state)
+        try:
+            return self._restore(header, tensors)
+        except InRunError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"The attribution's state is malformed ({type(error).__name__}: {error}): another "
+                "version or program wrote it. Resume from another checkpoint, or start a new run."
+            ) from error
+
+    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IdReader:
+        """The same, of a state whose seal fits."""
+        for name, now in self._kind.items():
+            then = header["kind"].get(name)
+            if then != now:
+                raise MisuseError(
+                    f"The state is of a run with {name} {then!r}, and this one has {now!r}. Attach "
+                    "as before, or start a new run without the state."
+                )
+        if self._loop.inside or self._loop.pending:
+            raise MisuseError("load_state_dict() came within a step. Call it before the loop.")
+
+        def part(prefix: str) -> dict[str, Any]:
+            cut = len(prefix)
+            return {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self._record.restore(header["record"], part("record/"))
+        processes = self._scorer.processes
+        if processes.size > 1 and header["record"]["store"] is not None:
+            self._record.take_books(processes.gathered(self._record.stored_books())[0])
+        self._scorer.restore(header["scorer"], part("scorer/"))
+        if self._window is not None:
+            self._window.contraction.restore(header["paying"], part("paying/"))
+        ids = IdReader(header["ids"])
+        self._loop.frequency.restore(header["frequency"])
+        self._loop.booking.go_on(header["scored"])
+        self._loop.go_on(header["taken"])
+        self._loop.auditing.restore(header.get("audit"))
+        return ids

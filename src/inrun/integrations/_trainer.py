@@ -1,0 +1,156 @@
+"""The trainer that calls the callback: its own loss, when it begins, and what it leaves behind.
+
+A callback is given no trainer, but is called by one. The trainer's `compute_loss` is where a block
+begins: there ids are taken out of the batch, before anything is made of it, and however often the
+model is then called; it is also the loss that values are measured in.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from inrun.errors import MisuseError
+from inrun.integrations._numbered import KEY, taken_out
+from inrun.integrations._places import Owned, random_as_before
+from inrun.utility import undisturbed
+
+_COUNTED = (  # what trainers note while they compute a loss, for their logs
+    "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
+    "_stored_metrics", "accum_loss_components",
+)  # fmt: skip
+
+
+def trainer_of(callback: TrainerCallback) -> Trainer:
+    """The trainer that is calling a callback's method now.
+
+    Raises:
+        MisuseError: the method was called by something else.
+    """
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        found = frame.f_locals.get("self")
+        if isinstance(found, Trainer) and callback in found.callback_handler.callbacks:
+            return found
+    raise MisuseError(
+        "InRun's methods are called by a transformers.Trainer that it was added to: "
+        "trainer.add_callback(InRun(...)). For a loop of your own use inrun.attach."
+    )
+
+
+class WatchedLoss:
+    """A trainer's `compute_loss`, of which each training batch is told; until `undo`.
+
+    Trainers that make their batches themselves (GRPO, RLOO: completions of prompts) have the ids
+    handed on from prompts to rows.
+
+    Args:
+        trainer: the trainer.
+        begin: called with what rides in a training batch, before its loss is computed.
+    """
+
+    def __init__(self, trainer: Any, begin: Callable[[Owned], None]):
+        self._trainer, self._begin = trainer, begin
+        self._before = {
+            name: vars(trainer).get(name)
+            for name in ("compute_loss", "_generate_and_score_completions")
+        }
+        self._compute: Callable[..., Any] = trainer.compute_loss
+        vars(trainer)["compute_loss"] = self._watched
+        if makes_rollouts(trainer):
+            self._generate: Callable[..., Any] = trainer._generate_and_score_completions
+            vars(trainer)["_generate_and_score_completions"] = self._handed_on
+
+    def undo(self) -> None:
+        """The trainer as it was."""
+        for name, before in self._before.items():
+            vars(self._trainer).pop(name, None)
+            if before is not None:
+                vars(self._trainer)[name] = before
+
+    def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        owned, inputs = taken_out(inputs)
+        if owned is not None and torch.is_grad_enabled():
+            self._begin(owned)
+        return self._compute(model, inputs, *args, **kwargs)
+
+    def _handed_on(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [item[KEY] for item in inputs if KEY in item]
+        plain = [{k: v for k, v in item.items() if k != KEY} for item in inputs]
+        made: dict[str, Any] = self._generate(plain)
+        return {**made, KEY: ids} if ids else made  # a list is shuffled and cut as tensors are
+
+
+def makes_rollouts(trainer: Any) -> bool:
+    """Whether a trainer generates its batches from prompts."""
+    return hasattr(trainer, "_generate_and_score_completions")
+
+
+class OwnLoss:
+    """(model, batch) -> the loss that a trainer itself computes, a mean over the batch.
+
+    Args:
+        trainer: the trainer.
+    """
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+        self.reference = getattr(trainer, "ref_model", None)  # seen by who asks what may move
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """See the class.
+
+        Raises:
+            MisuseError: the trainer computes none.
+        """
+        trainer = self._trainer
+        with uncounted(trainer), trainer.compute_loss_context_manager():
+            try:
+                loss: Tensor = trainer.compute_loss(model, dict(taken_out(batch)[1]))
+            except (KeyError, ValueError) as error:
+                raise MisuseError(
+                    "The trainer could not compute its loss on the validation rows "
+                    f"({type(error).__name__}: {error}). They must be as those of "
+                    "trainer.train_dataset, with labels where those have labels; or give "
+                    "InRun(..., loss_fn=...), a function (model, batch) -> loss."
+                ) from error
+        return loss
+
+
+@contextmanager
+def uncounted(trainer: Any) -> Iterator[None]:
+    """What the trainer notes for its logs is as before on leaving."""
+    kept = {name: copy.deepcopy(vars(trainer)[name]) for name in _COUNTED if name in vars(trainer)}
+    try:
+        yield
+    finally:
+        vars(trainer).update(kept)
+
+
+def rollouts(trainer: Any, items: list[Any]) -> dict[str, Any]:
+    """A validation batch of prompts: completions of the policy as it is now, with their rewards.
+
+    The log-probabilities under this policy ride along, so that the trainer's loss of the same
+    completions under a later policy is their clipped, advantage-weighted likelihood ratio.
+    """
+    model = trainer.model
+    each = getattr(trainer, "num_generations_eval", trainer.num_generations)
+    with uncounted(trainer), random_as_before(), undisturbed(model), torch.no_grad():
+        made: dict[str, Any] = trainer._generate_and_score_completions(
+            [i for i in items for _ in range(each)]
+        )
+        if made.get("old_per_token_logps") is None:
+            rows = torch.cat([made["prompt_ids"], made["completion_ids"]], 1)
+            mask = torch.cat([made["prompt_mask"], made["completion_mask"]], 1)
+            found = trainer._get_per_token_logps_and_entropies(
+                model, rows, mask, made["completion_ids"].shape[1]
+            )
+            made["old_per_token_logps"] = found[0]
+    return {**made, KEY: torch.tensor(0)}

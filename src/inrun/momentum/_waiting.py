@@ -1,0 +1,121 @@
+"""A step whose samples wait: what their shares are made of, and their values as they add up.
+
+Letters: B samples of a block, N of a step, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.capture import Block, Moves, Reading
+from inrun.factors import Factor
+from inrun.momentum._shelf import Kept, Shelf
+
+
+class WaitingStep:
+    """Factors of a step's blocks and what they are multiplied by, with their tensors on a shelf.
+
+    The factors refer to stand-ins. A tensor that several of them share is kept once.
+
+    Args:
+        step: its number.
+        blocks: its samples.
+        scales: by parameter, what the shares are multiplied by.
+        shelf: where tensors are put.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        blocks: Sequence[Block],
+        scales: Mapping[str, Tensor | float],
+        shelf: Shelf,
+    ):
+        self.step, self.samples = step, [block.samples for block in blocks]
+        self._kept: dict[int, Kept] = {}
+        self._stand_ins: dict[int, tuple[Tensor, str]] = {}  # kept, so that identities stay theirs
+        self._name = ""
+        moves = Moves(lambda t: self._put(t, torch.empty_like(t, device="meta"), shelf))
+
+        def move(t: Tensor) -> Tensor:
+            return self._put(t, t, shelf) if shelf.leaves(t) else moves(t)
+
+        self._factors: list[dict[str, list[Factor]]] = [{} for _ in blocks]
+        for part, block in zip(self._factors, blocks, strict=True):
+            for self._name, found in block.factors.items():
+                part[self._name] = [factor.mapped(move) for factor in found]
+        self.scales = {
+            name: shelf.keep(scale) if isinstance(scale, Tensor) else scale
+            for name, scale in scales.items()
+        }
+
+    def _put(self, t: Tensor, stand_in: Tensor, shelf: Shelf) -> Tensor:
+        if id(stand_in) not in self._kept:
+            self._kept[id(stand_in)] = shelf.keep(t)
+            self._stand_ins[id(stand_in)] = stand_in, self._name
+        return stand_in
+
+    @property
+    def kept(self) -> list[Kept]:
+        """Whatever is on the shelf."""
+        scales = [scale for scale in self.scales.values() if isinstance(scale, Kept)]
+        return [*self._kept.values(), *scales]
+
+    @property
+    def touched(self) -> tuple[str, Tensor] | None:
+        """A parameter and a tensor of its shares that was written into since, if there is one."""
+        for key, kept in self._kept.items():
+            if kept.touched and kept.held is not None:
+                return self._stand_ins[key][1], kept.held
+        return None
+
+    def factors(self, name: str) -> list[list[Factor]]:
+        """A parameter's factors, of each block."""
+
+        def back(stand_in: Tensor) -> Tensor:
+            return self._kept[id(stand_in)].look()
+
+        return [[f.mapped(back) for f in part.get(name, [])] for part in self._factors]
+
+    def scale(self, name: str) -> Tensor | float:
+        """What a parameter's shares are multiplied by."""
+        scale = self.scales[name]
+        return scale.look() if isinstance(scale, Kept) else scale
+
+    def nothing(self, targets: int) -> np.ndarray:
+        """(N, K) of zeros."""
+        return np.zeros((sum(self.samples), targets))
+
+    def let_go(self) -> None:
+        """Its samples are paid."""
+        for kept in self.kept:
+            kept.let_go()
+
+
+class StepValues:
+    """Values (N, K) of a step's blocks, added up on the devices where they are computed."""
+
+    def __init__(self, samples: Sequence[int], targets: int):
+        self._samples, self._K = list(samples), targets
+        self._by_device: dict[torch.device, list[Tensor]] = {}
+
+    def add(self, block: int, values_BK: Tensor) -> None:
+        """Adds to one block's."""
+        # mps has no doubles
+        wide = torch.float32 if values_BK.device.type == "mps" else torch.float64
+        rows = self._by_device.setdefault(
+            values_BK.device,
+            [values_BK.new_zeros(n, self._K, dtype=wide) for n in self._samples],
+        )
+        rows[block] += values_BK
+
+    def fetch(self) -> np.ndarray:
+        """(N, K) float64."""
+        total = np.zeros((sum(self._samples), self._K))
+        for rows in Reading(*map(torch.cat, self._by_device.values())).wait():
+            total += rows.double().numpy()
+        return total

@@ -1,0 +1,342 @@
+"""What momentum pays out: the later effect of a step's samples, without playing anything again.
+
+Under Adam with b1 = 0.9 a tenth of a gradient acts in its own step; the rest acts in later ones, as
+part of the null update, whose displacement is linear in the gradients of before. So a step t's
+samples have a direction for what they still did:
+
+    X_t = enters_t * sum over s = t+1 .. t+W of gbar_s * slope_s * (product of kept_r, t < r < s)
+
+with `Memory`'s letters and gbar_s the mean validation gradient of step s. The factors of the last W
+steps are held, and each step's are contracted with X_t once, W steps later. What X_t has gathered
+before that is *still in the momentum*: it is in the books' momentum entries, and in no sample's
+value yet. Letters: K targets, N samples of a step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.capture import Block, Reading
+from inrun.distributed import Alone, Processes, is_sharded, whole
+from inrun.errors import InRunError, MisuseError, StoreError
+from inrun.factors import Contraction, DenseContraction
+from inrun.momentum._shelf import Holding, InPlace, Kept, Shelf, holding
+from inrun.momentum._sliding import SlidingSum
+from inrun.momentum._waiting import StepValues, WaitingStep
+from inrun.optim import Memory, Move
+from inrun.scoring import Edited, MemoryMark, mark_of
+
+
+class Paid(NamedTuple):
+    """A step's number, and what its samples were paid, (N, K) float64."""
+
+    step: int
+    values: np.ndarray
+
+
+class Memories(NamedTuple):
+    """What is known before a step of what optimizers remember, by parameter's name.
+
+    `of`: how gradients enter and are kept. `parameters`: themselves. `edited`: whose memory is
+    another than the last step left.
+    """
+
+    of: Mapping[str, Memory]
+    parameters: Mapping[str, Tensor]
+    edited: Edited
+
+
+class Payouts:
+    """The steps whose samples are still being paid.
+
+    Args:
+        window: W.
+        contraction: how directions meet factors; not the one of immediate values, whose directions
+            have other ranks.
+        targets: K.
+        shelf: where factors and sums wait.
+        processes: those that the samples are spread over; each pays its own.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        contraction: Contraction,
+        targets: int,
+        shelf: Shelf | None = None,
+        processes: Processes | None = None,
+    ):
+        self.window, self.contraction, self._K = window, contraction, targets
+        self._shelf, self._processes = shelf or InPlace(), processes or Alone()
+        self._parameters: dict[str, Tensor] = {}
+        self._left: dict[str, MemoryMark | None] = {}
+        self._ended: set[str] = set()
+        self._sums: dict[str, SlidingSum] = {}
+        self._held: deque[WaitingStep] = deque()
+        self._failure: InRunError | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many steps are held."""
+        return len(self._held)
+
+    # ---- as steps go by
+
+    def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> Memories:
+        """Before a step: how parameters' earlier gradients will act in it.
+
+        Args:
+            moving: by name, what the optimizer does and the parameter.
+        """
+        found = {name: mark_of(move.memorized()) for name, (move, _) in moving.items()}
+        return Memories(
+            {name: move.memory() for name, (move, _) in moving.items()},
+            {name: p for name, (_, p) in moving.items()},
+            Edited(self._left, found),
+        )
+
+    def end(self, names: Iterable[str]) -> None:
+        """Ends these parameters' windows: their memory of all steps so far acts no more."""
+        for name in names:
+            sliding = self._sums.get(name)
+            if sliding is not None and sliding.waits:
+                sliding.cut()
+                self._ended.add(name)
+            self._left.pop(name, None)
+
+    @property
+    def names(self) -> set[str]:
+        """Of the parameters whose steps are held."""
+        return set(self._sums)
+
+    def ended(self) -> list[str]:
+        """Parameters whose windows ended before their time since this was last asked."""
+        ended, self._ended = sorted(self._ended), set()
+        return ended
+
+    def end_step(
+        self,
+        step: int,
+        blocks: Sequence[Block],
+        scales: Mapping[str, Tensor | float],
+        memories: Memories,
+        gradients: Mapping[str, Tensor],
+        left: Mapping[str, Move[Any, Any]],
+    ) -> list[Paid]:
+        """Takes the step's samples in, and pays those that were held for long enough.
+
+        Where something cannot be kept or paid, steps are paid what can be, and `complain` says why
+        once the caller has booked that.
+
+        Args:
+            step: its number.
+            blocks: its samples.
+            scales: by parameter, what its shares are multiplied by.
+            memories: what `remember` gave before it.
+            gradients: by parameter, what earlier gradients acted on in it: the mean validation
+                gradients, (K, *shape).
+            left: by parameter, what the optimizer goes on from, if nobody edits it.
+        """
+        try:
+            self.end(memories.edited.names())
+            self.end(
+                n for n, p in memories.parameters.items() if self._parameters.get(n, p) is not p
+            )
+        except StoreError as lost:
+            self._failure = lost
+            return self.abandon()
+        self._parameters |= memories.parameters
+        self._held.append(WaitingStep(step, blocks, scales, self._shelf))
+        # in one order in all processes, which gather sharded directions one after the other
+        for name in dict.fromkeys([*self._sums, *memories.of]):
+            memory = memories.of.get(name, Memory(0.0, 1.0, 0.0))  # it was not moved
+            sliding = self._sums.setdefault(name, SlidingSum(self._shelf, len(self._held) - 1))
+            term = gradients[name] * memory.slope if name in gradients else None
+            sliding.push(term, memory.kept, memory.enters)
+        self._left |= {name: mark_of(move.memorized()) for name, move in left.items()}
+        paid = self._pay() if len(self._held) > self.window else []
+        return paid + self._stop_where_full()
+
+    def _stop_where_full(self) -> list[Paid]:
+        """Pays everybody where the shelf of any process has no place left."""
+        if self._shelf.can_refuse:
+            (fits,) = self._processes.all([self._shelf.failure is None])
+            if not fits:
+                self._failure, paid = self._shelf.failure, self.settle()
+                self._shelf.failure = None  # also what settling could not put there
+                return paid
+        return []
+
+    def settle(self) -> list[Paid]:
+        """Pays all steps that are held, what they have earned so far."""
+        paid: list[Paid] = []
+        while self._held:
+            paid += self._pay()
+        self._clear()
+        return paid
+
+    def abandon(self) -> list[Paid]:
+        """Lets all steps go that are held and pays them nothing; no process is waited for."""
+        nothing = [Paid(held.step, held.nothing(self._K)) for held in self._held]
+        self._clear()
+        return nothing
+
+    def complain(self) -> None:
+        """Raises what went wrong since it was last asked, if anything did.
+
+        Raises:
+            MisuseError: somebody wrote into what a step's shares are made of.
+            StoreError: the disk refused or lost something.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Leaves no file."""
+        self._clear()
+        self._shelf.close()
+
+    def _clear(self) -> None:
+        for sliding in self._sums.values():
+            sliding.clear()
+        for held in self._held:
+            held.let_go()
+        self._held.clear()
+        self._sums, self._left = {}, {}
+
+    # ---- what they are paid
+
+    @torch.no_grad()
+    def _pay(self) -> list[Paid]:
+        """The oldest step's; where something was lost, nothing to all that are held."""
+        held, touched = self._held[0], self._held[0].touched
+        if touched is not None:
+            self._failure = self._failure or _overwritten(held.step, touched)
+        values = StepValues(held.samples, self._K)
+        try:
+            for name, sliding in self._sums.items():
+                direction = sliding.pop()  # also where nobody is paid, so that queues stay in step
+                if direction is not None and name in held.scales:
+                    self._contract(held, name, direction, self.contraction, values, touched is None)
+        except StoreError as lost:
+            self._failure = lost
+            return self.abandon()
+        self.contraction.end_step(Reading)
+        self._held.popleft()
+        held.let_go()
+        return [Paid(held.step, values.fetch())]
+
+    def _contract(
+        self,
+        held: WaitingStep,
+        name: str,
+        direction: Tensor,
+        contraction: Contraction,
+        values: StepValues,
+        pays: bool = True,
+    ) -> None:
+        """What one parameter pays: to be called by all processes where it is sharded."""
+        direction.mul_(held.scale(name))
+        p = self._parameters[name]
+        if not pays and not is_sharded(p):
+            return
+        direction = whole(direction, p)
+        factors = held.factors(name) if pays else []
+        everything = [factor.on(direction.device) for part in factors for factor in part]
+        if everything:
+            found = iter(contraction.contract(name, everything, direction))
+            for number, part in enumerate(factors):
+                for _ in part:
+                    values.add(number, next(found))
+
+    @torch.no_grad()
+    def owed(self) -> list[Paid]:
+        """What is still in the momentum: what `settle` would pay now, exactly. Nothing is changed.
+
+        Raises:
+            StoreError: the disk lost something.
+        """
+        values = [StepValues(held.samples, self._K) for held in self._held]
+        for name, sliding in self._sums.items():
+            for place, direction in sliding.so_far():
+                held = self._held[place]
+                if name in held.scales:
+                    pays = held.touched is None
+                    self._contract(held, name, direction, DenseContraction(), values[place], pays)
+        return [Paid(h.step, v.fetch()) for h, v in zip(self._held, values, strict=True)]
+
+    def remaining(self) -> float:
+        """Of what the held steps put into the momentum, the share that it has not let go yet.
+
+        The mean over parameters, by their elements, and steps.
+        """
+        shares = [
+            (self._parameters[name].numel(), float(np.mean(sliding.remaining())))
+            for name, sliding in self._sums.items()
+        ]
+        elements = sum(n for n, _ in shares)
+        return sum(n * share for n, share in shares) / elements if elements else 0.0
+
+    # ---- what it takes
+
+    def held(self) -> Holding:
+        """What is held for steps that are still being paid: each storage once."""
+        return holding(self._shelved()) + self._aside()
+
+    def expected(self) -> Holding:
+        """The same when the window is full, if steps go on like the last one.
+
+        Known when the first step is in, and to be relied on from the second: only then is seen
+        what steps share, such as the data that their inputs are parts of.
+        """
+        if not self._held:
+            return Holding(0, 0)
+        before = holding(self._of(list(self._held)[:-1]))
+        now = holding(self._of(self._held))
+        step = Holding(now.memory - before.memory, now.disk - before.disk)
+        missing = self.window - len(self._held)
+        return now + step.times(missing) + self._term().times(self.window) + self._aside()
+
+    def free(self) -> int | None:
+        """Bytes that are left where they wait; None where that is not known."""
+        devices = {p.device for p in self._parameters.values()}
+        known = [self._shelf.free(device) for device in devices]
+        return min((n for n in known if n is not None), default=None)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether they wait in files."""
+        return self._shelf.can_refuse
+
+    def _shelved(self) -> list[Kept]:
+        return self._of(self._held) + [k for s in self._sums.values() for k in s.kept()]
+
+    @staticmethod
+    def _of(steps: Iterable[WaitingStep]) -> list[Kept]:
+        return [k for step in steps for k in step.kept]
+
+    def _aside(self) -> Holding:
+        found = [s.since for s in self._sums.values() if s.since is not None]
+        return Holding(sum(t.numel() * t.element_size() for t in found), 0)
+
+    def _term(self) -> Holding:
+        """A step's terms of the sums: one validation gradient a target."""
+        found = [s.term_bytes for s in self._sums.values()]
+        return self._shelf.held(sum(found))
+
+
+def _overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
+    name, t = touched
+    return MisuseError(
+        f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was overwritten "
+        f"in place while the samples of step {step} waited for what momentum does for them. They "
+        "keep their in-step values. Do not refill input buffers: make a new tensor for each batch, "
+        "or attach with capture='offload' or held_in='FOLDER', which keep copies."
+    )

@@ -1,0 +1,319 @@
+"""One optimizer step on its way: open, read, taken, scored.
+
+    open     blocks of samples come in, each with its backward pass
+    read     the optimizer is about to step: what it consumes, and what it will do with it
+    taken    an optimizer has stepped; with several, others may follow
+    scored   the closing pass was run, and values are known
+
+Everything that is known of one step is in one object; to forget the step is to let it go.
+Letters: B samples of a block, N of the step, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inrun.capture import Block, Capture, Reading
+from inrun.directions import Gradients
+from inrun.errors import MisuseError
+from inrun.factors import Factor, compute_dtype
+from inrun.ledger import Ids
+from inrun.optim import Move
+from inrun.scoring._gradients import common_scale, norms_of, scales_of
+from inrun.scoring._grouped import Member, groups_of
+from inrun.scoring._plan import ParameterPlan, plan_parameter, smoothing_work
+from inrun.scoring._scored import Scored, read
+from inrun.scoring._scorer import Scorer
+from inrun.scoring._sums import DirectionWatcher, Sums
+from inrun.utility import Evaluation
+
+Stage = Enum("Stage", ["OPEN", "READ", "TAKEN", "SCORED"])
+
+
+class Remembers(Protocol):
+    """Who must know of a step's optimizers before it is taken: the window of momentum."""
+
+    def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> object:
+        """What is told when the step is scored, as `Step.memory`."""
+
+
+class Step:
+    """One step.
+
+    Args:
+        scorer: what outlives it.
+        number: counted from 1.
+        weight: how many steps it stands for; 0 where it is not scored.
+        window: of momentum, if there is one.
+    """
+
+    def __init__(self, scorer: Scorer, number: int, weight: float, window: Remembers | None = None):
+        self.number, self.weight, self.stage = number, weight, Stage.OPEN
+        self._scorer, self._window = scorer, window
+        self._ended: list[tuple[Ids, Block]] = []
+        self._opening: Evaluation | None = None
+        self._moving: dict[str, tuple[int, Tensor, Move[Any, Any]]] = {}
+        self._plans: dict[str, ParameterPlan] = {}
+        self._extra: dict[str, dict[str, Tensor]] = {}
+        self._norms: dict[str, float] = {}
+        self._members: list[Member] = []
+        self.memory: Any = None
+        self.stepped: set[int] = set()  # numbers of the optimizers that have
+
+    # ---- open
+
+    def begin_pass(self, capture: Capture) -> None:
+        """A forward and a backward pass begin: `stream` needs the opening gradient within."""
+        if capture.contracts_early:
+            self._opening = self._scorer.validation.opening(capture)
+            self._scorer.optimizers.block_begins()
+
+    def contract(self, capture: Capture, name: str, factors: Sequence[Factor]) -> list[Tensor]:
+        """Values (B, K) of factors inside the backward pass: what `stream` contracts with.
+
+        Of several processes all call it for a parameter, also those that have no factors of it.
+        """
+        p, scorer = capture.trained[name], self._scorer
+        mean = scorer.processes.apart().mean if scorer.processes.size > 1 else None
+        move = scorer.optimizers.move_of(p, scorer.forecast.factor(len(self._ended) + 1), mean)
+        if not factors:
+            return []
+        assert self._opening is not None
+        opening = Gradients(self._opening.gradients[name])
+        gradient_K = scorer.direction.gradient(opening, move).to(compute_dtype(p))
+        Q = scorer.direction.slope(move).transposed(gradient_K)
+        return [values.double() for values in scorer.contraction.contract(name, factors, Q)]
+
+    def add(self, ids: Ids, block: Block) -> None:
+        """A block ended."""
+        self._ended.append((ids, block))
+
+    def conclude(self, capture: Capture) -> bool:
+        """Compares blocks with the gradients; True where some turned out not to be in them.
+
+        The loop zeroed the gradients after those: they count no more. Nor does one that is wrong.
+
+        Raises:
+            InvariantError: a block's shares do not sum to the gradient.
+        """
+        unread = capture.check.unread
+        try:
+            flags = capture.conclude()
+        except BaseException:
+            del self._ended[len(self._ended) - unread :]
+            raise
+        for block in self.blocks:  # a gap is one for the whole step
+            for name in capture.check.excluded:
+                block.factors.pop(name, None)
+        if not any(flags):
+            return False
+        del self._ended[: len(self._ended) - flags[::-1].index(True) - 1]
+        return True
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those that count, in their order."""
+        return [block for _, block in self._ended]
+
+    @property
+    def owned(self) -> list[Block]:
+        """Those of samples among them."""
+        return [block for block in self.blocks if block.owned]
+
+    @property
+    def ids(self) -> Ids:
+        """Of all samples."""
+        return [i for ids, _ in self._ended for i in ids]  # type: ignore[return-value]  # of one kind
+
+    # ---- read
+
+    def take_down(self, capture: Capture) -> None:
+        """Reads the optimizers while their state is still that of w_t, and runs the opening pass.
+
+        What the host must know of it is fetched together, with what blocks left to compare.
+        """
+        self.stage, scorer = Stage.OPEN, self._scorer
+        with torch.no_grad():
+            names = {id(p): name for name, p in capture.trained.items()}
+            moves = [(k, p, move) for k, p, move in scorer.optimizers.moves() if id(p) in names]
+            self._moving = {names[id(p)]: (k, p, move) for k, p, move in moves}
+            capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+            if self._window is not None:
+                known = {name: (move, p) for name, (_, p, move) in self._moving.items()}
+                self.memory = self._window.remember(known)
+        self._opening = scorer.validation.opening(capture)
+
+    def plan(self, capture: Capture) -> None:
+        """Says of what each parameter's direction will be made, now that blocks were compared.
+
+        Raises:
+            MisuseError: no sample accounts for what became of a gradient.
+        """
+        scorer, blocks, plans = self._scorer, self.blocks, {}
+        with torch.no_grad():
+            held = scorer.held(capture, blocks)
+            samples = sum(scorer.processes.gathered(sum(block.samples for block in blocks)))
+            work = smoothing_work(((p, m) for _, p, m in self._moving.values()), samples)
+            cancelling = capture.check.cancelling
+            consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
+            scales = scales_of(consumed, capture, blocks, scorer.processes)
+            for name, (k, p, move) in self._moving.items():
+                own = smoothing_work([(p, move)], samples) if name in cancelling else None
+                direction = scorer.smoothing.direction_for(move, work, cancels=own)
+                if own is not None and direction.name == "path" and move.age() is not None:
+                    scorer.untold.add(name)
+                plans[name] = plan_parameter(
+                    k, p, move, direction, scales[name],
+                    held=name in held, processes=scorer.processes.size,
+                )  # fmt: skip
+            scorer.rule_check.before(scorer.optimizers, plans)
+            scorer.measure_updates(capture, plans)
+            if len(scorer.optimizers.members) > 1:
+                self._norms = norms_of(plans)
+        self._extra = scorer.validation.extra(scorer.direction, plans, capture)
+        self._plans, self._moving, self.stage = plans, {}, Stage.READ
+
+    def pass_by(self, *, skips: bool) -> None:
+        """In place of being read, a step that is not scored.
+
+        Args:
+            skips: whether the optimizer will not move anything.
+        """
+        self.stage = Stage.OPEN if skips else Stage.READ
+
+    def share_scale(self, name: str) -> Tensor | float:
+        """What to multiply a parameter's shares by, once the step was read."""
+        return self._plans[name].share_scale if name in self._plans else 0.0
+
+    @property
+    def game(self) -> Any:
+        """Whose Shapley values are meant."""
+        return self._scorer.game
+
+    @property
+    def age(self) -> int | None:
+        """How many gradients the youngest moments are made of; None where that does not matter."""
+        seen = [plan.move.age() for plan in self._plans.values()]
+        return min((steps for steps in seen if steps is not None), default=None)
+
+    # ---- taken
+
+    def take(self, k: int) -> None:
+        """The k-th optimizer has stepped."""
+        self.stepped.add(k)
+        self.stage = Stage.TAKEN
+
+    def demand_unchanged(self, k: int) -> None:
+        """Before another optimizer of the same step: its gradients must be those that were read.
+
+        Raises:
+            MisuseError: they were changed since the first of the optimizers stepped.
+        """
+        now = norms_of({n: p for n, p in self._plans.items() if p.optimizer == k})
+        for name, norm in now.items():
+            if abs(norm - self._norms[name]) > 1e-5 * self._norms[name]:
+                raise MisuseError(
+                    f"The gradient of {name} changed between the steps of two optimizers that are "
+                    "attached together, but a step is read as a whole when the first of them "
+                    "steps. Clip, and unscale (scaler.unscale_ for every optimizer), before that."
+                )
+
+    # ---- scored
+
+    def score(self, capture: Capture, watcher: DirectionWatcher | None = None) -> Scored:
+        """Contracts the directions, now that the closing gradient is known.
+
+        Raises:
+            MisuseError: a number is not finite, or something that shares are made of was written
+                to.
+        """
+        self._keep_only_stepped()
+        scorer, blocks = self._scorer, self.blocks
+        scorer.rule_check.after(self._plans)
+        closing = scorer.validation.closing(capture)
+        for block in blocks:
+            block.check_untouched()
+        assert self._opening is not None
+        opening, other = self._opening, scorer.validation.take_other()
+        with torch.no_grad():
+            self._members = self._with_gradients(opening, closing)
+            sums = self._sums(watcher)
+            scorer.contraction.end_step(Reading)
+            used = {plan.direction.name for plan in self._plans.values()}
+            estimator = "path-smoothed" if "path-smoothed" in used else scorer.estimator
+            unowned = [not block.owned for block in blocks for _ in range(block.samples)]
+            try:
+                found = read(sums, (opening, closing), scorer.targets, estimator, unowned, other)
+            except MisuseError:
+                scorer.contraction.forget_step()
+                raise
+        self.stage = Stage.SCORED
+        return found
+
+    def _keep_only_stepped(self) -> None:
+        """Drops what was planned for optimizers that did not step.
+
+        Raises:
+            MisuseError: it is in the values already.
+        """
+        kept = {n: plan for n, plan in self._plans.items() if plan.optimizer in self.stepped}
+        streamed = any(block.values_BK is not None for block in self.blocks)
+        if len(kept) < len(self._plans) and (self._extra or streamed):
+            raise MisuseError(
+                "Only some of the attached optimizers stepped, but "
+                + ("capture='stream' has summed" if streamed else "the estimator has looked ahead")
+                + " over the parameters of all. Use estimator='path' with capture='hold', or "
+                "attach to the optimizers that step together."
+            )
+        self._plans = kept
+
+    def _with_gradients(self, opening: Evaluation, closing: Evaluation) -> list[Member]:
+        """Each parameter with its validation gradients, and its move read again."""
+        after = {id(p): move for _, p, move in self._scorer.optimizers.moves()}
+        return [
+            Member(
+                name, plan,
+                Gradients(
+                    opening.gradients[name], closing.gradients[name],
+                    *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
+                ),
+                after.get(id(plan.parameter)),
+            )
+            for name, plan in self._plans.items()
+        ]  # fmt: skip
+
+    def _sums(self, watcher: DirectionWatcher | None) -> Sums:
+        """What all parameters add to values and books."""
+        scorer, blocks = self._scorer, self.blocks
+        samples = [block.samples for block in blocks]
+        sums = Sums(samples, len(scorer.targets), scorer.processes, watcher)
+        groups, rest = groups_of(self._members)
+        for group in groups:
+            sums.add_group(group, blocks, scorer.contraction)
+        for name, plan, at, move in rest:
+            sums.add(name, plan, at, move, blocks, scorer.contraction)
+        if any(block.values_BK is not None for block in blocks):
+            scale = common_scale(self._plans)
+            scorer.forecast.learn(scale, len(blocks))
+            sums.add_streamed(blocks, scale)
+        return sums
+
+    # ---- for the window of momentum, once it is scored
+
+    @property
+    def scales(self) -> dict[str, Tensor | float]:
+        """By parameter, what its shares are multiplied by."""
+        return {name: plan.share_scale for name, plan in self._plans.items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By parameter, the mean validation gradients that its direction was made of."""
+        return {m.name: m.plan.direction.gradient(m.at, m.plan.move) for m in self._members}
+
+    def left(self) -> dict[str, Move[Any, Any]]:
+        """By parameter, its move read after the step."""
+        return {m.name: m.after for m in self._members if m.after is not None}

@@ -1,0 +1,181 @@
+"""A step's sums: what each parameter adds to the samples' values and to the books.
+
+They stay on the parameters' device until the step is over, so that a GPU is waited for once.
+Letters: B samples of a block, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.capture import Block, Reading
+from inrun.directions import Gradients
+from inrun.distributed import Processes, is_sharded, part_of, parts, whole
+from inrun.factors import Contraction, Factor, compute_dtype
+from inrun.optim import Move, as_rows
+from inrun.scoring._grouped import (
+    Member,
+    dense_together,
+    directions_of,
+    outer_together,
+    pulled_together,
+)
+from inrun.scoring._plan import ParameterPlan
+
+
+class DirectionWatcher(Protocol):
+    """Sees what a step's shares are contracted with, and the values that came of it."""
+
+    def direction(self, name: str, directions_K: Tensor) -> None:
+        """The directions (K, *shape) of one parameter, before the step's values are known."""
+
+    def scored(self, step: int, weight: float, values_NK: np.ndarray) -> None:
+        """The values of all samples of the step, which stands for `weight` steps, once it is over.
+
+        The model's weights are those after the step.
+        """
+
+
+class Sums:
+    """Values (B, K) of each block, and the history's entries (K,).
+
+    Args:
+        samples: of each block.
+        targets: K.
+        processes: those that the step's samples are spread over.
+        watcher: sees each direction.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[int],
+        targets: int,
+        processes: Processes,
+        watcher: DirectionWatcher | None = None,
+    ):
+        self._samples, self._K, self._processes = list(samples), targets, processes
+        self._watcher = watcher
+        self.sharded = False
+        self._by_device: dict[torch.device, Tensor] = {}
+
+    def add(
+        self,
+        name: str,
+        plan: ParameterPlan,
+        at: Gradients,
+        after: Move[Any, Any] | None,
+        blocks: Sequence[Block],
+        contraction: Contraction,
+    ) -> None:
+        """What one parameter's samples, momentum and decay did.
+
+        Args:
+            name: of the parameter.
+            plan: its plan.
+            at: its validation gradients.
+            after: its move, read after the step.
+            blocks: the step's samples.
+            contraction: how directions meet factors.
+        """
+        pulled, p = plan.pull(at, after), plan.parameter
+        self.sharded |= is_sharded(p)
+        for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
+            self._rows(entries_K.device)[row].add_(entries_K, alpha=parts(p))
+        factors = [block.factors.get(name, []) for block in blocks]
+        if plan.by_sample and (plan.held or self._processes.size > 1):
+            everyones, begin = self._processes.rows(self._shares(plan, factors))
+            values_NK = plan.values(at, part_of(everyones, p, leading=1))
+            if is_sharded(p):
+                values_NK = self._processes.mean(values_NK) * parts(p)
+            own = values_NK[begin : begin + sum(self._samples)]
+            for number, values_BK in enumerate(torch.split(own, self._samples)):
+                self._add(number, values_BK)
+        if pulled.direction is not None:
+            directions_K = whole(pulled.direction, p)
+            if self._watcher is not None:
+                self._watcher.direction(name, directions_K)
+            joined = [f.on(directions_K.device) for part in factors for f in part]
+            found = iter(contraction.contract(name, joined, directions_K))
+            for number, part in enumerate(factors):
+                for _ in part:
+                    self._add(number, next(found))
+
+    def add_group(
+        self, group: Sequence[Member], blocks: Sequence[Block], contraction: Contraction
+    ) -> None:
+        """What small parameters' samples, momentum and decay did; see `groups_of`."""
+        pulled = pulled_together(group)
+        for row, entries_K in enumerate((pulled.momentum, pulled.decay)):
+            self._rows(entries_K.device)[row].add_(entries_K)
+        if pulled.direction is None:
+            return
+        dtype = compute_dtype(group[0].plan.parameter)
+        directions = directions_of(group, pulled.direction)
+        if self._watcher is not None:
+            for name, directions_K in directions.items():
+                self._watcher.direction(name, directions_K)
+        vectors = [name for name, directions_K in directions.items() if directions_K.ndim < 3]
+        flat = torch.cat([as_rows(directions[n]) for n in vectors], 1).T if vectors else None
+        for number, block in enumerate(blocks):
+            rest = dict(directions)
+            shares = None if flat is None else dense_together(vectors, block)
+            together: list[Tensor] = []
+            if shares is not None and flat is not None:
+                together.append(shares.to(flat.device, dtype) @ flat)
+                rest = {n: t for n, t in rest.items() if t.ndim >= 3}
+            outer, rest = outer_together(rest, block)
+            for values_BK in [*together, *outer]:
+                contraction.note([values_BK])
+                self._add(number, values_BK)
+            for name, directions_K in rest.items():
+                found = [f.on(directions_K.device) for f in block.factors.get(name, [])]
+                for values_BK in contraction.contract(name, found, directions_K):
+                    self._add(number, values_BK)
+
+    def _shares(self, plan: ParameterPlan, factors: Sequence[Sequence[Factor]]) -> Tensor:
+        """Materialized, of all blocks' samples."""
+        p, dtype = plan.parameter, compute_dtype(plan.parameter)
+        return torch.cat([
+            sum(
+                (factor.on(p.device).materialize(dtype) for factor in part),
+                start=torch.zeros(samples, *p.shape, dtype=dtype, device=p.device),
+            )
+            for samples, part in zip(self._samples, factors, strict=True)
+        ])  # fmt: skip
+
+    def add_streamed(self, blocks: Sequence[Block], scale: float) -> None:
+        """What was contracted inside the backward pass."""
+        for number, block in enumerate(blocks):
+            if block.values_BK is not None:
+                self._add(number, block.values_BK * (scale / self._processes.size))
+
+    def sent(self) -> Reading:
+        """All parameters were added: what `told` makes numbers of."""
+        return Reading(*self._by_device.values())
+
+    def told(self, sent: Reading) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values of all blocks' samples (N, K), momentum (K,) and decay (K,), float64."""
+        total = np.zeros((2 + sum(self._samples), self._K))
+        for rows in sent.wait():
+            total += rows.numpy()
+        history = total[:2]
+        if self.sharded:  # each process has summed over its own parts
+            history = self._processes.mean(torch.from_numpy(history)).numpy()
+        return total[2:], history[0], history[1]
+
+    def _add(self, block: int, values_BK: Tensor) -> None:
+        begin = 2 + sum(self._samples[:block])
+        self._rows(values_BK.device)[begin : begin + len(values_BK)] += values_BK
+
+    def _rows(self, device: torch.device) -> Tensor:
+        """(2 + N, K): momentum, decay, then the samples."""
+        if device not in self._by_device:
+            shape = (2 + sum(self._samples), self._K)
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no doubles
+            self._by_device[device] = torch.zeros(shape, dtype=dtype, device=device)
+        return self._by_device[device]

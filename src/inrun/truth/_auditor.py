@@ -1,0 +1,291 @@
+"""The audit of a run while it trains: at a few steps, the values beside the truth.
+
+In a step that is to be checked, every factor is also summed over random groups of the samples. The
+step is then played out on copies of the model and the optimizer, each coalition of groups a real
+step and a real validation loss, before the step itself is taken. Groups hold equally many samples,
+as far as they can, so that their game is the samples' game in coarser grains. Of several processes
+each plays the same game on its own copies, with groups of everyone's samples, and judges by its own
+validation rows; the mean over processes counts.
+
+Letters: G groups, K targets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from inrun.capture import Block, Capture
+from inrun.directions import Game
+from inrun.distributed import Processes, agreed
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+from inrun.truth._agreement import agreement
+from inrun.truth._audit import AUDIT, AuditReport, report
+from inrun.truth._audit_utility import AuditUtility
+from inrun.truth._game import StepGame, shapley_values
+from inrun.truth._group_shares import GroupShares
+from inrun.truth._schedule import AuditSchedule
+
+FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at most
+CHECKS_AIMED_AT = 12
+PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error")  # into the row
+
+
+class ReadStep(Protocol):
+    """A step that was read and is about to be taken."""
+
+    @property
+    def game(self) -> Game:
+        """Whose Shapley values are meant."""
+
+    @property
+    def age(self) -> int | None:
+        """How many gradients the youngest moments are made of."""
+
+    def share_scale(self, name: str) -> Tensor | float:
+        """What to multiply a parameter's shares by."""
+
+
+class Audit:
+    """What `Attribution.audit` returns: the checks so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.ended = ""  # why, where an error ended it
+
+    def table(self) -> pa.Table:
+        """A row a check; the columns are those of `inrun.truth.AUDIT`."""
+        return pa.Table.from_pylist(self.rows, schema=AUDIT)
+
+    def report(self) -> AuditReport:
+        """Medians with intervals, and the likely causes of what is low; `print` it.
+
+        Raises:
+            MisuseError: no step has been checked yet, or none could be.
+        """
+        if self.ended and not self.rows:
+            raise MisuseError(f"The audit ended before a step was checked: {self.ended}")
+        return report(self.table())
+
+
+class Auditor:
+    """Carries an audit out: decides, listens, plays, compares."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        utility: AuditUtility,
+        schedule: AuditSchedule,
+        groups: int | None,
+        processes: Processes,
+    ):
+        self._model, self._optimizers, self._utility = model, optimizers, utility
+        self._schedule, self._wanted, self._processes = schedule, groups, processes
+        self._groups = groups or FIRST
+        self._shares: GroupShares | None = None
+        self._played: dict[str, Any] | None = None
+        self._no_ones: list[Mapping[str, Tensor]] = []  # gradients of no sample in the step
+        self._seconds = 0.0  # that the step under way has cost so far
+        self.audit = Audit()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the checks so far, and what the schedule has spent."""
+        rows = self.audit.table().to_pylist()
+        return {"rows": rows, "groups": self._groups, "schedule": self._schedule.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
+        self.cancel()
+        self.audit.rows[:] = state["rows"]
+        self._groups = self._wanted or state["groups"]
+        self._schedule.restore(state["schedule"])
+
+    def block_begins(
+        self, capture: Capture, step: int, samples: int, *, first: bool
+    ) -> Callable[[str, Factor], None] | None:
+        """Before a block: who wants to see its factors, if the step is drawn."""
+        if first:
+            self.cancel()
+            self._seconds = 0.0
+            if self._schedule.wants(step):
+                rng = self._schedule.rng
+                if self._processes.size > 1:  # whose draws are everyone's
+                    rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
+                self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
+        if self._shares is None:
+            return None
+        self._shares.begin_block(samples)
+        return self._shares.add
+
+    def block_ended(self, capture: Capture, block: Block) -> None:
+        """A block of a drawn step has ended, and nothing has overwritten its inputs yet."""
+        if self._shares is not None:
+            started = time.perf_counter()
+            self._shares.end_block(capture, block)
+            self._seconds += time.perf_counter() - started
+
+    @property
+    def has_played(self) -> bool:
+        """Whether the step under way was played out."""
+        return self._played is not None
+
+    def cancel(self) -> None:
+        """The step is not scored, or samples of it dropped out: another will be checked."""
+        self._shares, self._played, self._no_ones = None, None, []
+
+    def unattributed(self, gradients: Mapping[str, Tensor]) -> None:
+        """Gradient that is no sample's came into a drawn step."""
+        if self._shares is not None:
+            self._no_ones.append(dict(gradients))
+
+    def before_step(self, step: ReadStep) -> None:
+        """Plays the coming step out on copies."""
+        if self._shares is None:
+            return
+        started = time.perf_counter()
+        samples = sum(self._processes.gathered(len(self._shares.labels)))
+        players = min(self._groups, samples)
+        if self._processes.size > 1 and samples >= FEWEST:
+            players = self._groups  # whose samples are in which cannot be told: some may be empty
+        if players < FEWEST:
+            raise MisuseError(
+                f"a step of {players} samples has no order to compare; accumulate over blocks or "
+                f"train on at least {FEWEST} samples a step"
+            )
+        with torch.no_grad():
+            shares = {
+                name: sums[:players] * step.share_scale(name)
+                for name, sums in self._shares.of_everyone().items()
+            }
+            shares = self._with_no_one(shares, step)
+            fixed = self._unowned(shares)
+
+        def play() -> tuple[StepGame, float, np.ndarray]:
+            game = StepGame(
+                self._model, self._optimizers, shares, self._utility.utility,
+                history=step.game, fixed=fixed,
+            )  # fmt: skip
+            return game, self._utility.noise(self._model), game.table()
+
+        game, noise, everything = agreed(self._processes, play)
+        table = self._mean(everything) @ self._utility.columns
+        noise = float(self._mean(np.array(noise)))
+        if np.ptp(table) == 0:
+            raise MisuseError(
+                "every coalition has the same validation loss: loss_fn does not compute it from "
+                "the model that it is given (the audit passes copies)"
+            )
+        truth = shapley_values(table)[:players]
+        self._played = {
+            "game": step.game,
+            "players": players,
+            "age": step.age,
+            "truth": truth,
+            "noise": noise,
+            "coalitions": 2**game.all_players,
+            "samples": samples,
+            "owners": self._shares.owners,
+            "share_error": self._shares.share_error,
+            "seconds": max(self._processes.gathered(time.perf_counter() - started + self._seconds)),
+        }
+
+    def _mean(self, numbers: np.ndarray) -> np.ndarray:
+        """Over processes."""
+        mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()
+        return mean
+
+    def _unowned(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of parameters that no factor explains: they act in every coalition."""
+        return {
+            name: p.grad
+            for name, p in self._model.named_parameters()
+            if p.grad is not None and name not in shares
+        }
+
+    def _with_no_one(self, shares: dict[str, Tensor], step: ReadStep) -> dict[str, Tensor]:
+        """The groups' shares, and as one more player the gradients that are of no sample.
+
+        It is a player as the past is one: samples' values come of the path on which all of the
+        gradient comes in together.
+        """
+        names = dict.fromkeys(name for gradients in self._no_ones for name in gradients)
+        if not names:
+            return shares
+        players = next(iter(shares.values())).shape[0]
+        joined: dict[str, Tensor] = {}
+        for name in dict.fromkeys([*shares, *names]):
+            own = [gradients[name] for gradients in self._no_ones if name in gradients]
+            sums = shares.get(name)
+            if sums is None:
+                sums = torch.zeros(players, *own[0].shape, dtype=own[0].dtype, device=own[0].device)
+            last = torch.zeros_like(sums[:1])
+            if own:
+                everyones = self._processes.mean(torch.stack(own).sum(0)) * self._processes.size
+                last[0] = everyones * step.share_scale(name)
+            joined[name] = torch.cat([sums, last])
+        return joined
+
+    def after_step(
+        self, step: int, values_NK: np.ndarray, facts: Mapping[str, Any]
+    ) -> pa.Table | None:
+        """Compares the step's values with the truth.
+
+        Args:
+            step: its number.
+            values_NK: of this process's samples.
+            facts: the columns of `AUDIT` that the attribution knows.
+
+        Returns:
+            All checks so far; None where this step was not played out.
+        """
+        played, shares = self._played, self._shares
+        self.cancel()
+        if played is None or shares is None:
+            return None
+        totals = values_NK @ self._utility.weights
+        own = np.bincount(shares.labels, totals, minlength=played["players"])
+        values = self._mean(own) * self._processes.size
+        truth = played["truth"][:, 0]
+        spread = float(truth.std())
+        size = float(np.abs(truth).mean())
+        self.audit.rows.append(
+            {
+                "step": step,
+                "spread": spread / size if size else 0.0,
+                "half_agreement": self._half_agreement(played["truth"]),
+                "loss_noise": played["noise"] / spread if spread else 0.0,
+                "validation_rows": self._utility.rows,
+                "values": values.tolist(),
+                "truth": truth.tolist(),
+                **{name: played[name] for name in PLAYED},
+                **agreement(values, truth)._asdict(),
+                **facts,
+            }
+        )
+        self._plan_next(step, played["seconds"], played["coalitions"])
+        return self.audit.table()
+
+    @staticmethod
+    def _half_agreement(truth: np.ndarray) -> float | None:
+        if truth.shape[1] < 3:
+            return None
+        r = agreement(truth[:, 1], truth[:, 2]).pearson
+        return r if np.isfinite(r) else None
+
+    def _plan_next(self, step: int, seconds: float, coalitions: int) -> None:
+        """As many groups as still leave time for some checks."""
+        growth = 1.0  # of the next check's cost
+        if self._wanted is None:
+            affordable = self._schedule.seconds / CHECKS_AIMED_AT / (seconds / coalitions)
+            past = coalitions.bit_length() - 1 - self._groups
+            self._groups = int(np.clip(np.log2(max(affordable, 1)) - past, FEWEST, MOST))
+            growth = 2 ** (self._groups + past) / coalitions
+        self._schedule.done(step, seconds, seconds * growth)
