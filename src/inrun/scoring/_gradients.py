@@ -1,4 +1,4 @@
-"""What became of gradients between the backward pass and the step: a common factor, or `_changes`."""
+"""What became of gradients between backward pass and step: a common factor, or see `_changes`."""
 
 from __future__ import annotations
 
