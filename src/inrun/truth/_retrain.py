@@ -7,6 +7,7 @@ Same start, same order, same random numbers. One training a sample: slow, and th
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from inrun.errors import MisuseError, StoreError
-from inrun.ledger import Log
 from inrun.utility import Utility, losses_of
 
 
@@ -112,20 +112,40 @@ class _Results:
     """Losses by sample, in memory and, a line a sample, in a file."""
 
     def __init__(self, path: str | os.PathLike[str] | None, question: dict[str, Any]):
-        self._log = Log(None if path is None else Path(path))
-        if not self._log.lines:
-            self._log.append(question)
-        asked, *lines = self._log.lines
-        near = torch.allclose(
-            torch.tensor(asked["full"]), torch.tensor(question["full"]), rtol=1e-6
-        )
-        if {**asked, "full": None} != {**question, "full": None} or not near:
+        self._path = None if path is None else Path(path)
+        self.losses: dict[Any, list[float]] = {}
+        if self._path is None:
+            return
+        if not self._path.exists():
+            self._write(question)
+            return
+        try:
+            first, *lines = self._path.read_text(encoding="utf-8").splitlines()
+            asked = json.loads(first)
+            found = [json.loads(line) for line in lines]
+        except ValueError as error:
             raise StoreError(
-                f"{path} holds results of another run, utility or removal. Name a new file."
+                f"{self._path} is torn ({error}): remove its last line to go on from there."
+            ) from error
+        near = torch.allclose(
+            torch.tensor(asked.pop("full")), torch.tensor(question["full"]), rtol=1e-6
+        )
+        if asked != {k: v for k, v in question.items() if k != "full"} or not near:
+            raise StoreError(
+                f"{self._path} holds results of another run, utility or removal. Name a new file."
             )
-        self.losses: dict[Any, list[float]] = {line["sample"]: line["losses"] for line in lines}
+        self.losses = {line["sample"]: line["losses"] for line in found}
 
     def add(self, sample: Any, losses: list[float]) -> None:
         """Takes a result."""
         self.losses[sample] = losses
-        self._log.append({"sample": sample, "losses": losses})
+        if self._path is not None:
+            self._write({"sample": sample, "losses": losses})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._path is not None
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self._path} could not be written: {error}") from error
