@@ -218,9 +218,9 @@ class FusedHead(Factor):
         return self._with(change, self._head.mapped(change))
 
     def _with(self, change: Callable[[Tensor], Tensor], head: Head) -> FusedHead:
-        own = self._hidden_BTN, self._target_BT, self._log_BT
+        hidden, target, log = map(change, (self._hidden_BTN, self._target_BT, self._log_BT))
         coefficients = self._coefficients.mapped(change)
-        return FusedHead(*map(change, own), coefficients, head, of_bias=self._of_bias)
+        return FusedHead(hidden, target, log, coefficients, head, of_bias=self._of_bias)
 
     @torch.no_grad()
     def _pushed(self, matrices_VR: Sequence[Tensor]) -> list[Tensor]:

@@ -65,7 +65,8 @@ class GroupedOuter(Factor):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> GroupedOuter:
         """See `Factor.mapped`."""
-        return GroupedOuter(*map(change, self.held), self._E)
+        left, right, group = map(change, self.held)
+        return GroupedOuter(left, right, group, self._E)
 
     def _by_group(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """(group, its rows, both factors there), for groups that have rows."""
