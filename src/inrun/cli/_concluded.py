@@ -28,11 +28,11 @@ def introduce(console: Console, training: Any) -> None:
 
 def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
     """What it took, how well it did, what the books say, which labels to look at."""
-    from inrun.ledger import load
-    from inrun.uses import doubt_labels
+    from inrun.ledger import load_run
+    from inrun.uses import note_label_doubts
 
-    run = load(folder)
-    doubted = doubt_labels(run)
+    run = load_run(folder)
+    doubted = note_label_doubts(run)
     name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
     console.print(
         f"Trained {outcome.steps} steps in {outcome.seconds:.0f} s, of which attribution "
@@ -41,7 +41,7 @@ def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> Non
     )
     for line in _books(run, training.config, outcome.steps):
         console.print(line, soft_wrap=True, highlight=False)
-    if doubted:
+    if doubted is not None:
         console.print(_doubtful(run))
     console.print(
         f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "

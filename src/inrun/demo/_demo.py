@@ -24,7 +24,7 @@ from inrun.demo._experiment import (
 )
 from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
-from inrun.ledger import Run, known_residual_shares, load
+from inrun.ledger import Run, known_residual_shares, load_run
 from inrun.report import charts
 
 
@@ -57,7 +57,7 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
     steps = digits.EPOCHS * -(-digits.TRAINING // digits.BATCH)
     with _progress(console, steps, 7 * seeds) as tick:
         trained = train(data, seed, out / "run", tick)
-        run = load(out / "run")
+        run = load_run(out / "run")
         found = findings(data, trained, run)
         retraining = retrained(data, found, range(seeds), tick)
     _print_summary(console, run, data, trained, found, retraining)

@@ -20,7 +20,7 @@ from torch import Tensor
 import inrun
 from inrun.demo import _digits as digits
 from inrun.truth import AuditReport
-from inrun.uses import harm_sums, label_doubts
+from inrun.uses import doubts, harm_sums
 
 Tick = Callable[[str], None]
 
@@ -93,10 +93,10 @@ def train(data: digits.Digits, seed: int, store: Path, tick: Tick) -> Trained:
 def findings(data: digits.Digits, trained: Trained, run: inrun.Run) -> Findings:
     """Ranks samples by each method and scores the rankings against the known wrong labels."""
     _, harm = harm_sums(run.visits(), tuple(data.targets))
-    doubts = label_doubts(harm, data.labels.numpy(), trained.mean_loss, trained.probabilities)
+    doubted = doubts(harm, data.labels.numpy(), trained.mean_loss, trained.probabilities)
     values = run.values()
     scores = {
-        BEST: doubts.doubt,
+        BEST: doubted.doubt,
         LOSS: trained.mean_loss,
         "harm profile": -harm.min(1),
         "value, normalised": -values["value_normalised"].to_numpy(),
@@ -104,8 +104,8 @@ def findings(data: digits.Digits, trained: Trained, run: inrun.Run) -> Findings:
     }
     wrong = data.wrong.numpy()
     auc = {name: float(roc_auc_score(wrong, score)) for name, score in scores.items()}
-    right = float((doubts.suggested == data.truth.numpy())[wrong].mean())
-    return Findings(scores, auc, doubts.suggested, right)
+    right = float((doubted.suggested == data.truth.numpy())[wrong].mean())
+    return Findings(scores, auc, doubted.suggested, right)
 
 
 def retrained(

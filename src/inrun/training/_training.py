@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger import png
-from inrun.replay import Trajectory, open_trajectory
+from inrun.replay import Replayable, Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._models import Batch, Task, Texts, task_of, transformers
 from inrun.training._rows import Row
@@ -230,10 +230,8 @@ class Training:
                 f"{self.folder} holds no recorded trajectory. Train with --record to look ahead."
             )
         model, optimizer = self.start()
-        return open_trajectory(
-            self.folder / TRAJECTORY, model, optimizer, self.losses, self.fetch,
-            weights=self.weights,
-        )  # fmt: skip
+        again = Replayable(model, optimizer, self.losses, self.fetch, weights=self.weights)
+        return open_trajectory(self.folder / TRAJECTORY, again)
 
     def steps(self) -> int:
         """How many optimizer steps there are."""
