@@ -10,11 +10,13 @@ from inrun.factors._contraction import Contraction, DenseContraction, LowRankCon
 from inrun.factors._convolution import Convolution, Geometry
 from inrun.factors._factor import Dense, Derived, Factor, compute_dtype
 from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
+from inrun.factors._joined import SMALL, few, flat
 from inrun.factors._outer import GroupedOuter, Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
 from inrun.factors._trial import LowRank, factorize
 
 __all__ = [
+    "SMALL",
     "Coefficients",
     "Contraction",
     "Convolution",
@@ -34,5 +36,7 @@ __all__ = [
     "by_owner",
     "compute_dtype",
     "factorize",
+    "few",
+    "flat",
     "partition",
 ]

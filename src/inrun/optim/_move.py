@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
+from inrun.factors import flat
 from inrun.optim._rule import (
     Diagonal,
     History,
@@ -193,13 +194,10 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
     """
     first = moves[0]
     state = [
-        torch.cat([m.state[i].reshape(-1) for m in moves])
-        if isinstance(part, Tensor) and part.ndim
-        else part
+        flat([m.state[i] for m in moves]) if isinstance(part, Tensor) and part.ndim else part
         for i, part in enumerate(first.state)
     ]
-    weight = torch.cat([m.weight.reshape(-1) for m in moves])
-    gradient = torch.cat([m.gradient.reshape(-1) for m in moves])
+    weight, gradient = flat([m.weight for m in moves]), flat([m.gradient for m in moves])
     return Move(first.rule, weight, gradient, type(first.state)(*state), first.setting)
 
 

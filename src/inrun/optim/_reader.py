@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -174,16 +174,17 @@ def moves(
     the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
+        known = told(group, numbers)
         for p in group["params"]:
             if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, rule, group, p, gradient, numbers)
+                yield p, _move(optimizer, rule, known, p, gradient, numbers)
 
 
 def _move(
     optimizer: torch.optim.Optimizer,
     rule: Rule[Any, Any],
-    group: dict[str, Any],
+    group: Mapping[str, Any],
     p: Tensor,
     gradient: Tensor,
     numbers: Numbers | None,
@@ -192,7 +193,7 @@ def _move(
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
     live = own_state(live) if is_sharded(p) else live
-    state, setting = rule.read(told(group, numbers), live, weight)
+    state, setting = rule.read(group, live, weight)
     return Move(rule, weight, gradient, state, setting)
 
 
@@ -224,5 +225,5 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return _move(optimizer, rule, group, p, gradient, numbers)
+            return _move(optimizer, rule, told(group, numbers), p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")
