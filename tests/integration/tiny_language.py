@@ -1,34 +1,24 @@
-"""A tiny tokenizer, language model and data for TRL's trainers; no download."""
+"""Tiny models in double precision and data for TRL's trainers, and values by brute force."""
 
 import random
 import warnings
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import inrun
 from inrun.integrations.transformers import InRun
+from tests.integration.small_trl import WORDS, tokenizer
 
-WORDS = "the cat sat on a mat and dog ran to big red house".split()
-_VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", *WORDS])}
-_WORDS = Tokenizer(models.WordLevel(_VOCABULARY, unk_token="<unk>"))
-_WORDS.pre_tokenizer = pre_tokenizers.Whitespace()
-TOKENIZER = PreTrainedTokenizerFast(
-    tokenizer_object=_WORDS, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-)
+TOKENIZER = tokenizer()
 LR = 0.05
 
 
 def sentences(count, shortest, longest, seed):
     draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(count)]
+    lengths = [draw.randint(shortest, longest) for _ in range(count)]
+    return [" ".join(draw.choices(WORDS[3:], k=length)) for length in lengths]
 
 
 def pairs(count=16):
@@ -53,7 +43,7 @@ def language_model(seed=0, kind=LlamaForCausalLM, **config):
     torch.manual_seed(seed)
     model = kind(
         LlamaConfig(
-            vocab_size=len(TOKENIZER), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128,
             initializer_range=0.1, pad_token_id=0, **config,
         )
@@ -76,11 +66,12 @@ def settings(folder, **changes):
 
 def gradient(loss, model):
     """The gradient of a loss, all parameters in one row; 0 where one is not used."""
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).double().flatten()
-            for p, g in zip(model.parameters(), found, strict=True)
+            for p, g in zip(weights, found, strict=True)
         ]
     )
 

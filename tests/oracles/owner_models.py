@@ -109,6 +109,41 @@ ROUTED = [
     for how in ("eager", "batched_mm", "grouped_mm")
 ]  # fmt: skip
 
+
+class Routed(torch.nn.Module):
+    """Experts of Mixtral without a router: each token says where it goes."""
+
+    def __init__(self, implementation):
+        from transformers import MixtralConfig
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        super().__init__()
+        config = MixtralConfig(hidden_size=8, intermediate_size=8, num_local_experts=4)
+        config._experts_implementation = implementation
+        self.table = torch.nn.Embedding(23, 8)
+        self.experts = MixtralExperts(config)
+        for p in self.experts.parameters():
+            torch.nn.init.normal_(p)
+
+
+def counted(samples):
+    """No token for the first expert, one for the second, as many as samples for the third."""
+    where = torch.full((samples, 3, 1), 3)
+    where[:, 0], where[0, 1] = 2, 1
+    return torch.randint(23, (samples, 3)), where
+
+
+def told_where(m, x, where):
+    flat = m.table(x).flatten(0, 1)
+    return m.experts(flat, where.flatten(0, 1), torch.full_like(flat[:, :1], 0.7))
+
+
+ROUTED += [
+    Owned(f"experts-counted-{how}", lambda how=how: Routed(how), counted, told_where,
+          **(SINGLE if how == "grouped_mm" else {}))
+    for how in ("eager", "batched_mm", "grouped_mm")
+]  # fmt: skip
+
 PACKED = [
     Owned(
         f"{name}-packed-{how}", build, packed_rows(vocabulary=23), packed_logits, given=given_slots,

@@ -139,12 +139,12 @@ def _demand_known(
     processes: Processes,
 ) -> None:
     """Raises where the method or the options are not defined for this optimizer or this model."""
-    if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
+    if direction.needs_linearization and any(rule.linearized is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
         )
-    if momentum_window and not all(rule.remembers for rule in optimizers.rules):
+    if momentum_window and any(rule.momentum is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"{optimizers.name} does not remember gradients linearly (momentum_window is for "
             "Adam, AdamW, Adamax, NAdam, RAdam and SGD). Use momentum_window=0; look-ahead pays "

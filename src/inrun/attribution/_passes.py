@@ -10,7 +10,7 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._captures import Before, Captures
 from inrun.attribution._live import Stopwatch
 from inrun.attribution._scoring import Frequency
-from inrun.capture import Block, Capture, Contract, Watch
+from inrun.capture import Block, Capture, Contract, Resting, Watch
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.momentum import Payouts
@@ -90,15 +90,16 @@ class Passes:
                 )
         watch = Watch(self._contract(step), sees, sees is not None, step.number)
         self._inside = True
-        try:
-            with self.capture.block(owned, watch, at_backward=at_backward) as self._block:
-                yield
-        finally:
-            self._inside = False
-            block, self._block = self._block, None
-            if block is not None and block.ended:
-                with self.watch:
-                    self._end_block(step, names, block)
+        with Resting():
+            try:
+                with self.capture.block(owned, watch, at_backward=at_backward) as self._block:
+                    yield
+            finally:
+                self._inside = False
+                block, self._block = self._block, None
+                if block is not None and block.ended:
+                    with self.watch:
+                        self._end_block(step, names, block)
 
     def _opened(self) -> Step:
         """The step under way; its first pass settles whether it is scored."""

@@ -43,7 +43,7 @@ class Coverage:
         for use in mode.uses:
             for name in use.roots:
                 self._owners.setdefault(name, set()).add(use.owners)
-        self.interactions |= mode.owners.interactions
+        self.interactions |= dict.fromkeys(mode.owners.interactions)
         if "mixed" in mode.started_from:
             self.interactions[mode.root_why] = None
         if "unknown" in mode.started_from:

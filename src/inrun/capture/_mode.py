@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from inrun.capture._gathered import GatheredParameters
+from inrun.capture._graph import custom
 from inrun.capture._layouts import layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Missed, Use
@@ -44,6 +45,31 @@ _QUIET = frozenset(  # that give no tensor, or none of the samples'
 )
 
 _HOOKS = ("register_hook", "retain_grad")
+_NO_NAMES: dict[str, Any] = {}  # of an operation that was called without any
+
+
+class _Arrival:
+    """A hook on the node of a use's output: hands the gradient on when the backward pass comes by.
+
+    One object, where a closure would be seven: there are as many as uses.
+    """
+
+    __slots__ = ("_mode", "_position", "_slot", "_use")
+
+    def __init__(self, mode: CaptureMode, use: Use, position: int, slot: int):
+        self._mode, self._use, self._position, self._slot = mode, use, position, slot
+
+    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+        mode, use, gradient = self._mode, self._use, gradients[self._slot]
+        if gradient is None:
+            return
+        if mode.tinting is not None:
+            mode.tinting(use, self._position, gradient)
+        elif not mode.muted:
+            use.receive(self._position, gradient)
+            if mode.when_complete is not None and use.complete:
+                with unseen():
+                    mode.when_complete(use)
 
 
 class CaptureMode(TorchFunctionMode):
@@ -80,6 +106,7 @@ class CaptureMode(TorchFunctionMode):
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
+        self._in_custom = False  # within a custom function's backward pass
         self._depth = 0  # of backward passes within each other
         self._handed: set[int] = set()  # ids of what the vmap under way was called with
 
@@ -105,10 +132,10 @@ class CaptureMode(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = kwargs or _NO_NAMES
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or _recomputing():
+        if self.over or self._in_custom or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
@@ -132,12 +159,32 @@ class CaptureMode(TorchFunctionMode):
         tensors = outputs_of([list(args), list(kwargs.values())])
         if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
             with unseen():
-                return self._operation(function, name, args, kwargs, tensors)
+                returned = self._operation(function, name, args, kwargs, tensors)
+                if find(name) is not None:
+                    self._hide_backward(returned)
+                return returned
         before, self._handed = self._handed, {id(t) for t in tensors}
         try:
             return self._operation(function, name, args, kwargs, tensors)
         finally:
             self._handed = before
+
+    def _hide_backward(self, returned: Any) -> None:
+        """What a custom function with a rule computes in its backward pass is not followed.
+
+        Others may be checkpoints, which run layers there.
+        """
+        nodes = {t.grad_fn for t in outputs_of(returned) if t.grad_fn is not None}
+
+        def enter(_: Any) -> None:
+            self._in_custom = True
+
+        def leave(*_: Any) -> None:
+            self._in_custom = False
+
+        for node in custom(nodes):
+            node.register_prehook(enter)
+            node.register_hook(leave)
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
@@ -150,7 +197,8 @@ class CaptureMode(TorchFunctionMode):
             operation.check(operation.bind(args, kwargs))
         if self._gathered is not None:
             self._learn_gathered(self._gathered, tensors)
-        consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
+        sources = self._sources
+        consumed = {id(t): sources[id(t)] for t in tensors if id(t) in sources}
         if torch._C._functorch.peek_interpreter_stack() is not None:
             consumed = {key: s for key, s in consumed.items() if key not in self._handed}
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
@@ -212,6 +260,7 @@ class CaptureMode(TorchFunctionMode):
                 stepped(*args, **kwargs)
         finally:
             self._depth -= 1
+            self._in_custom = False
         if self.after_backward is not None and not self._depth and not self.over:
             self.over = True
             self.after_backward()
@@ -257,7 +306,7 @@ class CaptureMode(TorchFunctionMode):
             added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
             self._miss(consumed, reason, outputs, term=added)
             return
-        layouts = layouts_of(maps, outputs, self._samples)
+        layouts = layouts_of(maps, self._samples)
         how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
         use = Use(function, args, kwargs, consumed, layouts, self._samples, random, how)
         self.uses.append(use)
@@ -299,21 +348,8 @@ class CaptureMode(TorchFunctionMode):
         (`x += p`, `relu_`) moves to a new node, and a hook on it could not be paired with the
         operation any more.
         """
-        node, slot = out.grad_fn, out.output_nr
-        assert node is not None
-
-        def receive(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[slot]
-            if self.tinting is not None:
-                if gradient is not None:
-                    self.tinting(use, position, gradient)
-            elif gradient is not None and not self.muted:
-                use.receive(position, gradient)
-                if self.when_complete is not None and use.complete:
-                    with unseen():
-                        self.when_complete(use)
-
-        node.register_prehook(receive)
+        assert out.grad_fn is not None
+        out.grad_fn.register_prehook(_Arrival(self, use, position, out.output_nr))
 
 
 def unseen() -> AbstractContextManager[object]:

@@ -131,10 +131,9 @@ def _refuse(mode: CaptureMode, borders: Borders, starts: Sequence[Start], model:
                            (UNKNOWN, "whose the loss's terms are is not known")):  # fmt: skip
             if m is not None and bool((m.codes == code).any()):
                 raise CannotTellError(f"{what} ({m.why})")
-    if owners.interactions:
-        raise CannotTellError(
-            f"samples interact before the loss ({next(iter(owners.interactions))})"
-        )
+    passing = [note for note, graded in owners.interactions.items() if graded]
+    if passing:
+        raise CannotTellError(f"samples interact before the loss ({passing[0]})")
     if borders.partial:
         raise CannotTellError(f"{borders.partial} sums over samples in some of its slots only")
     everywhere = torch.nn.modules.module._global_backward_hooks

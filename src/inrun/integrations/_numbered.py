@@ -78,7 +78,11 @@ class NumberedCollate:
         ids, contents = [names for names, _ in read], [content for _, content in read]
         batch = self.collate(list(contents))
         if isinstance(batch, list) and len(batch) == len(ids) and isinstance(batch[0], dict):
-            return [{**own, KEY: name} for own, (name,) in zip(batch, ids, strict=True)]
+            whole = [item.content if isinstance(item, Item) else item for item in items]
+            return [
+                {**all_columns, **own, KEY: name}  # rewards may be computed from the ids' column
+                for all_columns, own, (name,) in zip(whole, batch, ids, strict=True)
+            ]
         if not isinstance(batch, Mapping):
             raise MisuseError(
                 f"The collator returns a {type(batch).__name__}. Sample ids ride in the batch "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from inrun.capture import uncompiled
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
 from inrun.integrations._places import Owned, random_as_before
@@ -77,9 +78,11 @@ class WatchedLoss:
 
     def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         owned, inputs = taken_out(inputs)
-        if owned is not None and torch.is_grad_enabled():
-            self._begin(owned)
-        return self._compute(model, inputs, *args, **kwargs)
+        if owned is None or not torch.is_grad_enabled():
+            return self._compute(model, inputs, *args, **kwargs)
+        self._begin(owned)
+        with uncompiled(self._trainer.args.torch_compile):  # around the model, out of its sight
+            return self._compute(model, inputs, *args, **kwargs)
 
     def _handed_on(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [item[KEY] for item in inputs if KEY in item]
@@ -96,12 +99,17 @@ def makes_rollouts(trainer: Any) -> bool:
 class OwnLoss:
     """(model, batch) -> the loss that a trainer itself computes, a mean over the batch.
 
+    DFT's gradient is that of no loss, as its weights are the detached probabilities: values are
+    then measured in the log-likelihood.
+
     Args:
         trainer: the trainer.
+        twice: whether it is differentiated twice, which TRL's fused head cannot be: of a model
+            that is given labels it is then the model's own loss, from logits.
     """
 
-    def __init__(self, trainer: Any):
-        self._trainer = trainer
+    def __init__(self, trainer: Any, *, twice: bool = False):
+        self._trainer, self._twice = trainer, twice
         self.reference = getattr(trainer, "ref_model", None)  # seen by who asks what may move
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -111,9 +119,13 @@ class OwnLoss:
             MisuseError: the trainer computes none.
         """
         trainer = self._trainer
-        with uncounted(trainer), trainer.compute_loss_context_manager():
+        with uncounted(trainer), _of_a_loss(trainer.args), trainer.compute_loss_context_manager():
+            batch = dict(taken_out(batch)[1])
             try:
-                loss: Tensor = trainer.compute_loss(model, dict(taken_out(batch)[1]))
+                if self._twice and "labels" in batch:
+                    loss: Tensor = model(**batch)["loss"]
+                else:
+                    loss = trainer.compute_loss(model, batch)
             except (KeyError, ValueError) as error:
                 raise MisuseError(
                     "The trainer could not compute its loss on the validation rows "
@@ -122,6 +134,18 @@ class OwnLoss:
                     "InRun(..., loss_fn=...), a function (model, batch) -> loss."
                 ) from error
         return loss
+
+
+@contextmanager
+def _of_a_loss(args: Any) -> Iterator[None]:
+    kind = getattr(args, "loss_type", None)
+    if kind == "dft":
+        args.loss_type = "nll"
+    try:
+        yield
+    finally:
+        if kind == "dft":
+            args.loss_type = kind
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def utility_of(
 
 
 def collated(
-    collate: Callable[[list[Any]], Any], items: list[Any], device: torch.device
+    collate: Callable[[list[Any]], Any], device: torch.device, items: list[Any]
 ) -> dict[str, Any]:
     """A validation batch as the training loader would make it, on the model's device.
 

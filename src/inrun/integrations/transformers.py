@@ -11,6 +11,7 @@ there a block begins that ends with the backward pass.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,21 +224,18 @@ class InRun(TrainerCallback):
         elif column is not None:
             demand_column(first, column)
         self._numbering.begin(column, examples)
-        device = next(model.parameters()).device
-
-        def batch_of(items: list[Any]) -> Any:
-            return (
-                rollouts(trainer, items)
-                if makes_rollouts(trainer)
-                else collated(collate, items, device)
-            )
-
-        columns = set(first) - {column} if isinstance(first, dict) else None
-        loss_fn = OwnLoss(trainer) if self._loss_fn is None else self._loss_fn
+        columns: set[str] | None = None
+        if makes_rollouts(trainer):
+            batch_of = partial(rollouts, trainer)
+        else:
+            batch_of = partial(collated, collate, next(model.parameters()).device)
+            columns = set(first) - {column} if isinstance(first, dict) else None
+        twice = self._options.get("estimator") == "sgd-second"
+        loss_fn = OwnLoss(trainer, twice=twice) if self._loss_fn is None else self._loss_fn
         utility = utility_of(self._validation, loss_fn, batch_of, columns, self._rows)
         resumed = state.global_step > 0
-        self._attribution = attach(
-            model, optimizer, utility, **{"resume": resumed, **self._options}
+        self._attribution = attach(  # the wrapper, which knows when gradients are averaged
+            trainer.model_wrapped, optimizer, utility, **{"resume": resumed, **self._options}
         )
         if resumed:
             _outcome.load_checkpoint(self._attribution, _checkpoint(args, state))

@@ -59,7 +59,7 @@ class Owners:
         self._filled: dict[int, tuple[weakref.ref[Tensor], dict[int, Any]]] = {}  # row by row
         self.entered: list[Tensor] | None = None  # data that enters, where somebody asks
         self.by_entry: list[Tensor] | None = None  # data whose map entries gave, the same
-        self.interactions: dict[str, None] = {}
+        self.interactions: dict[str, bool] = {}  # and whether gradients pass between samples
         self.by_exchange: set[str] = set()
         self.unknown: set[str] = set()
         self.sums: Callable[[Op, Found], None] | None = None  # sees where sums over samples begin
@@ -147,11 +147,13 @@ class Owners:
         if not known:
             self._end_without(op)
             return outs
-        found = self._placed(op, self._found(op))
+        found = _unmoved(op, known) or self._placed(op, self._found(op))
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
-            self.interactions[note] = None
+            self.interactions[note] = True
+        if op.by_numbers:
+            self.interactions.setdefault(f"{op.name}, by numbers without gradients", False)
         first = outs[0]
         into = op.kwargs.get("out")
         if written is not None or into is first or (op.args and first is op.args[0]):
@@ -345,6 +347,15 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _unmoved(op: Op, known: Sequence[Map]) -> Found | None:
+    """Entries of one tensor that meet numbers alone keep their owners: most operations are so."""
+    m = known[0]
+    if op.registered is None or not op.registered.pointwise or len(known) > 1 or m.low < 0:
+        return None
+    alike = len(op.outs) == 1 and m.ndim == op.outs[0].ndim and not op.outs[0].is_nested
+    return [m] if alike else None
 
 
 def _made_along(op: Op) -> int | None:

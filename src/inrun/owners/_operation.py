@@ -21,7 +21,8 @@ class Op:
     """An operation that ran.
 
     `tensors` are those among its arguments, `maps` theirs as they were before it ran; `outs` are
-    the tensors that it returned.
+    the tensors that it returned. `by_numbers`: sums over samples were multiplied by several numbers
+    that depend on several samples too, without gradients: how often the batch goes to each expert.
     """
 
     function: Callable[..., Any]
@@ -35,6 +36,7 @@ class Op:
     random: RandomState | None = None  # before it ran, where it may have to draw the same again
     registered: Any = None  # its rule's entry in the table
     interactions: list[str] = field(default_factory=list)
+    by_numbers: bool = False
     nodes: list[tuple[Any, int]] = field(default_factory=list)  # of `tensors`, where asked for
 
     def get(self, position: int, name: str, default: Any = None) -> Any:

@@ -18,10 +18,8 @@ from inrun.errors import InvariantError, MisuseError, NotSupportedError, Replace
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
 from inrun.replay import _snapshot
-from inrun.replay._agreement import check_first_step
-from inrun.replay._edits import Marks, edited, marks
+from inrun.replay._agreement import Marks, check_first_step, edited, marks, unexpected
 from inrun.replay._folder import Block, Folder, Keeper, Memory, Step
-from inrun.replay._random import drawn_since, random_state
 from inrun.replay._replica import (
     Fetch,
     Losses,
@@ -33,6 +31,7 @@ from inrun.replay._replica import (
     states_for_blocks,
 )
 from inrun.replay._schedule import Schedule
+from inrun.replay._snapshot import drawn_since, random_state
 from inrun.replay._trajectory import Trajectory
 
 GIBIBYTE = 2**30
@@ -66,7 +65,7 @@ def record(
         model: the model that is trained. BatchNorm in it is refused.
         optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule. Nothing
             else may change weights or moments between two steps: that is refused.
-        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
+        losses: `losses(model, batch)` gives (B,) terms, one per row, that *add up* to the loss
             that the loop calls `backward()` on: for a mean, each row's loss over the number of
             rows. It is held against the loop's own gradient at the first step.
         fetch: `fetch(ids)` gives the batch of these rows again, the same one every time.
@@ -173,7 +172,7 @@ class Recorder:
                 "A gradient scaler unscales inside this fused optimizer's kernel; such a step is "
                 "not recorded. Use fused=False, or bfloat16, which needs no scaler."
             )
-        self._demand_unedited()
+        self._require_unedited()
         step = Step(
             self._steps + 1,
             tuple(block for block, _ in self._blocks),
@@ -194,12 +193,8 @@ class Recorder:
         self._keeper.add(step)
         self._stepping = True
 
-    def _demand_unedited(self) -> None:
-        """Raises where something besides the recorded steps moved weights or moments.
-
-        Raises:
-            InvariantError: it names what.
-        """
+    def _require_unedited(self) -> None:
+        """Raises where something besides the recorded steps moved weights or moments."""
         if self._closing is None:
             return
         what = edited(self._closing, marks(self._parameters, self._optimizer))
@@ -213,23 +208,15 @@ class Recorder:
             )
 
     def _clip(self) -> float:
-        """What the gradient was multiplied with since the last block.
-
-        Raises:
-            MisuseError: it is not what `clip_norm` says.
-        """
-        norm = gradient_norm(self._parameters)
-        found = norm / self._norm if self._norm else 1.0
-        limit = self._replica.task.clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        """What the gradient was multiplied with since the last block."""
+        norm, limit = gradient_norm(self._parameters), self._replica.task.clip_norm
+        wrong = unexpected(self._norm, norm, limit)
+        if wrong is not None:
             raise MisuseError(
-                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the "
-                f"last block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
-                f"clip_norm={limit} it should be {wanted:.6g}. Tell record(clip_norm=...) what you "
-                "pass to clip_grad_norm_; put any other scaling into the loss and into losses()."
+                f"Step {self._steps + 1}: {wrong} Tell record(clip_norm=...) what you pass to "
+                "clip_grad_norm_; put any other scaling into the loss and into losses()."
             )
-        return found
+        return norm / self._norm if self._norm else 1.0
 
     def _after_step(self, k: int) -> None:
         if self._stepping:
@@ -248,7 +235,7 @@ class Recorder:
         if self._trajectory is None:
             if not self._steps:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
-            self._demand_unedited()
+            self._require_unedited()
             self._release()
             self._keeper.keep(
                 self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)

@@ -9,7 +9,8 @@ from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._auditor import Auditor
 from inrun.truth._causes import Cause
 from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
-from inrun.truth._retrain import Retrainable, retrain
+from inrun.truth._results import TrainingResults, read_results
+from inrun.truth._retrain import Retrainable, retrain, retrained
 from inrun.truth._schedule import AuditSchedule
 
 __all__ = [
@@ -26,10 +27,13 @@ __all__ = [
     "Retrainable",
     "Sampled",
     "StepGame",
+    "TrainingResults",
     "agreement",
     "noise_ceiling",
+    "read_results",
     "report",
     "retrain",
+    "retrained",
     "sample_shares",
     "shapley_values",
 ]

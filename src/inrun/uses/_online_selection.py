@@ -16,10 +16,16 @@ from inrun.capture import Hold
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
-from inrun.replay import Ids, Rollout, drawn_since, gradient_norm, random_state
+from inrun.replay import (
+    Ids,
+    Rollout,
+    drawn_since,
+    gradient_norm,
+    random_state,
+    unexpected,
+)
 from inrun.uses._candidates import Candidates
-from inrun.uses._choosers import Chooser, Chosen
-from inrun.uses._outlook import Drawn
+from inrun.uses._choosers import Chooser, Chosen, Drawn
 
 
 class OnlineSelection:
@@ -56,7 +62,7 @@ class OnlineSelection:
         Several blocks before a step accumulate, and each chooses among its own rows.
 
         Args:
-            ids: one id a row.
+            ids: one id per row.
             weights: (B,) the rows' weights in the block's mean, where it is a weighted mean.
 
         Raises:
@@ -124,15 +130,12 @@ class OnlineSelection:
         if not self._blocks:
             return
         self._blocks = False
-        norm, limit = gradient_norm(self._parameters), self._clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        found = norm / self._norm if self._norm else 1.0
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        wrong = unexpected(self._norm, gradient_norm(self._parameters), self._clip_norm)
+        if wrong is not None:
             raise MisuseError(
-                f"The gradient's length was {self._norm:.6g} after the block and {norm:.6g} in "
-                f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
-                f"{wanted:.6g}. Tell online(clip_norm=...) what you pass to clip_grad_norm_; a "
-                "gradient scaler, or any other change of the gradient, is not looked ahead through."
+                f"Before this step, {wrong} Tell online(loop=Loop(clip_norm=...)) what you pass to "
+                "clip_grad_norm_; a gradient scaler, or any other change of the gradient, is not "
+                "looked ahead through."
             )
 
     def _after_step(self, k: int) -> None:
@@ -190,11 +193,7 @@ class OnlineSelection:
 
 
 def _shares_of_mean(rows: int, weights: Tensor | None) -> Tensor:
-    """(B,) float64, adding up to 1.
-
-    Raises:
-        MisuseError: not a weight a row.
-    """
+    """(B,) float64, adding up to 1."""
     if weights is None:
         return torch.full((rows,), 1.0 / rows, dtype=torch.float64)
     found = torch.as_tensor(weights).detach().double().cpu().reshape(-1)
