@@ -1,4 +1,4 @@
-"""One way of training a small model with a large vocabulary, in a process of its own: peak memory.
+"""TRL's SFTTrainer on random tokens, each way in its own process, whose peak is read (Linux)."""
 
 from __future__ import annotations
 

@@ -242,6 +242,26 @@ class Converted(Classifier):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+@pytest.mark.parametrize("bound", [0.3, 1e-4])
+def test_clipping_by_hand_is_known_in_every_precision(tmp_path, precision, bound):
+    """A factor rounds each element in half precision, in float16 to its smallest numbers."""
+
+    class Clipped(Converted):
+        def training_step(self, batch, _):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss_fn(self, batch))
+            nn.utils.clip_grad_norm_(self.parameters(), bound)
+            optimizer.step()
+
+    found = callback(tmp_path)
+    fit(tmp_path, found, Clipped(manual=True), precision=precision)
+    rows = found.attribution.ledger().to_pylist()
+    assert [row["visits"] for row in rows] == [6] * 6 + [6, 2]
+    assert found.attribution.covered == 1.0
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
 def test_the_validation_batch_is_converted_as_the_trainer_converts_its_own(tmp_path, precision):
     seen = set()
 
