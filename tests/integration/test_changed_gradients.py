@@ -61,9 +61,7 @@ CHANGES = (norm_then_value, averaged_then_value, masked, flipped, flipped_in_one
 def test_values_are_those_of_the_changed_shares(change):
     model, data, validation = setting(seed=3)
     optimizer = adam(model)
-    attribution = attach(
-        model, optimizer, validation, options=inrun.Options(smoothed_steps=0, contraction="dense")
-    )
+    attribution = attach(model, optimizer, validation, smoothed_steps=0, contraction="dense")
     shares = [
         gradients(loss_fn(model, (data[0][[i]], data[1][[i]])) / ROWS, model) for i in range(ROWS)
     ]

@@ -64,11 +64,12 @@ class Classifier(pl.LightningModule):
 
 
 HELD = {"x": X[60:], "y": Y[60:]}
+QUIET = inrun.Options(progress=False, smoothed_steps=0)
 
 
 def callback(folder, **options):
     utility = inrun.Utility(loss_fn, HELD)
-    return InRun(utility, ids="id", smoothed_steps=0, store=folder / "run", **options)
+    return InRun(utility, ids="id", options=QUIET, store=folder / "run", **options)
 
 
 def fit(folder, found, module=None, checkpoint=None, shuffle=True, **settings):
@@ -268,7 +269,7 @@ def test_the_validation_batch_is_converted_as_the_trainer_converts_its_own(tmp_p
         seen.update((batch["x"].dtype, torch.zeros(1).dtype))
         return loss_fn(model, batch)
 
-    found = InRun(inrun.Utility(loss, HELD), ids="id", smoothed_steps=0)
+    found = InRun(inrun.Utility(loss, HELD), ids="id", options=QUIET)
     fit(tmp_path, found, Converted(), precision=precision)
     assert found.attribution.ledger().num_rows == 8
     wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

@@ -203,10 +203,10 @@ class Attribution(Batches, Results):
         self._end(failed=False)
 
     def _end(self, *, failed: bool) -> None:
-        self._leave(abandoned=True)
         self._unheld.detach()
         self._hooks.remove()
         try:
+            self._leave(abandoned=True)
             self._loop.finish()
             self._loop.forget(moved=True, failed=failed)
         finally:
