@@ -81,12 +81,23 @@ class Truth(TrainerCallback):
     Args:
         twin: a copy of the model, from before the training.
         validation: collated.
+        loss_type: of the trainer.
     """
 
-    def __init__(self, twin, validation):
-        self.twin, self.validation = twin, validation
+    def __init__(self, twin, validation, loss_type):
+        self.twin, self.validation, self.loss_type = twin, validation, loss_type
         self.values = {}
         self.gradients = {}
+
+    def judge(self, twin):
+        """The trainer's validation loss, from logits."""
+        base = twin.get_base_model() if hasattr(twin, "get_base_model") else twin
+        out = type(base).forward(base, **self.validation)
+        if self.loss_type == "nll":
+            return out.loss
+        z, wanted = out.logits[:, :-1], self.validation["labels"][:, 1:]
+        log_p = -torch.nn.functional.cross_entropy(z.mT, wanted, reduction="none")
+        return (-log_p * log_p.exp().detach()).sum() / (wanted != -100).sum()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         """The step's gradients are clipped: by the same factor for each sample."""
@@ -96,9 +107,7 @@ class Truth(TrainerCallback):
         k = torch.cat([p.grad.flatten() for p in real]).double() @ flat / (flat @ flat)
         self.twin.load_state_dict(model.state_dict())
         weights = [p for p in self.twin.parameters() if p.requires_grad]
-        base = self.twin.eval()
-        base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        judge = type(base).forward(base, **self.validation).loss  # from logits
+        judge = self.judge(self.twin.eval())
         direction = torch.autograd.grad(judge, weights)
         before = [w.detach().clone() for w in weights]
         for sample, gradients in self.gradients.items():
@@ -176,7 +185,8 @@ def trained(folder, data=None, model=None, alone=True, estimator="sgd", mixin=No
     twin = copy.deepcopy(trainer.model)
     if trainer.args.neftune_noise_alpha:
         activate_neftune(twin, trainer.args.neftune_noise_alpha)
-    truth = Truth(twin, trainer.data_collator([{c: row[c] for c in columns} for row in held]))
+    batch = trainer.data_collator([{c: row[c] for c in columns} for row in held])
+    truth = Truth(twin, batch, trainer.args.loss_type)
     if estimator == "sgd":
         trainer.truth, trainer.alone = truth, alone
         trainer.add_callback(truth)

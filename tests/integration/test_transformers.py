@@ -16,7 +16,7 @@ from tests.integration.pixels import Pixels, classifier, collate
 
 TRAIN, VALIDATION = Pixels(0, 44), Pixels(60, 80)
 STEPS, BATCH = 6, 4
-EXACT = inrun.Options(progress=False, smoothed_steps=0)
+PLAIN = inrun.Options(progress=False, smoothed_steps=0)
 
 
 def arguments(folder, **changes):
@@ -41,7 +41,7 @@ def trained(folder, callback=None, resume=None, model=None, **changes):
         model or classifier(), arguments(folder, **changes), train_dataset=TRAIN,
         eval_dataset=VALIDATION, data_collator=collate, compute_loss_func=mean_over_step,
     )  # fmt: skip
-    callback = callback or InRun(VALIDATION, store=folder / "run", options=EXACT)
+    callback = callback or InRun(VALIDATION, store=folder / "run", options=PLAIN)
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, callback.attribution
@@ -66,7 +66,9 @@ def plain_loop(visits, bf16=False):
             return model(**batch).loss
 
     utility = inrun.Utility(loss_fn, rows)
-    attribution = inrun.attach(model, optimizer, utility, options=EXACT)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     for step in range(1, STEPS + 1):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
@@ -183,7 +185,7 @@ def test_named_targets_and_ids_from_a_column(tmp_path):
 
     low = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] < 5]
     high = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] >= 5]
-    callback = InRun({"low": low, "high": high}, ids="name", options=EXACT)
+    callback = InRun({"low": low, "high": high}, ids="name", options=PLAIN)
     trainer = Trainer(
         classifier(), arguments(tmp_path, remove_unused_columns=False, eval_strategy="no"),
         train_dataset=Named(0, 44), data_collator=collate,

@@ -7,7 +7,7 @@ losses do, so everything that such nodes keep is put back after the pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ def nodes_behind(starts: Sequence[Node], *, until: frozenset[Node] = frozenset()
     return list(found)
 
 
-def custom(nodes: Sequence[Node]) -> list[Node]:
+def custom(nodes: Iterable[Node]) -> list[Node]:
     """Those of `torch.autograd.Function`s."""
     return [n for n in nodes if isinstance(n, torch.autograd.function.BackwardCFunction)]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from inrun.capture._gathered import GatheredParameters
+from inrun.capture._graph import custom
 from inrun.capture._layouts import layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, Root, Source
 from inrun.capture._uses import Missed, Use
@@ -80,6 +81,7 @@ class CaptureMode(TorchFunctionMode):
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
+        self._in_custom = False  # within a custom function's backward pass
         self._depth = 0  # of backward passes within each other
         self._handed: set[int] = set()  # ids of what the vmap under way was called with
 
@@ -108,7 +110,7 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or _recomputing():
+        if self.over or self._in_custom or _recomputing():
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
@@ -132,12 +134,32 @@ class CaptureMode(TorchFunctionMode):
         tensors = outputs_of([list(args), list(kwargs.values())])
         if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
             with unseen():
-                return self._operation(function, name, args, kwargs, tensors)
+                returned = self._operation(function, name, args, kwargs, tensors)
+                if find(name) is not None:
+                    self._hide_backward(returned)
+                return returned
         before, self._handed = self._handed, {id(t) for t in tensors}
         try:
             return self._operation(function, name, args, kwargs, tensors)
         finally:
             self._handed = before
+
+    def _hide_backward(self, returned: Any) -> None:
+        """What a custom function with a rule computes in its backward pass is not followed.
+
+        Others may be checkpoints, which run layers there.
+        """
+        nodes = {t.grad_fn for t in outputs_of(returned) if t.grad_fn is not None}
+
+        def enter(_: Any) -> None:
+            self._in_custom = True
+
+        def leave(*_: Any) -> None:
+            self._in_custom = False
+
+        for node in custom(nodes):
+            node.register_prehook(enter)
+            node.register_hook(leave)
 
     def _operation(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
@@ -212,6 +234,7 @@ class CaptureMode(TorchFunctionMode):
                 stepped(*args, **kwargs)
         finally:
             self._depth -= 1
+            self._in_custom = False
         if self.after_backward is not None and not self._depth and not self.over:
             self.over = True
             self.after_backward()
