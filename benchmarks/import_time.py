@@ -7,7 +7,6 @@ for a while slows all of them; what is compared are the processor times of a rou
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results_file import RESULTS, environment
+from benchmarks.results_file import environment, write_results
 
 REFERENCE = "import torch"
 STATEMENTS = (
@@ -55,8 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     seconds = measure(parser.parse_args().rounds)
     cell = {"environment": environment() | {"threads": 1}, "result": seconds}
-    stored = {"benchmark": "import_time", "cells": {"import": cell}}
-    (RESULTS / "import_time.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write_results("import_time", {"import": cell})
     for statement, ratio in ratios(seconds).items():
         print(f"{statement:28} {np.median(seconds[statement]):.2f} s, {ratio:.2f} times torch")
 

@@ -81,10 +81,29 @@ def cells(
         print(f"{name}: {key}: {seconds:.0f} s", flush=True)
         facts = measured_with | {"threads": 1, "seconds": round(seconds, 1)}
         found[key] = {"environment": facts, "result": result}
-        path.parent.mkdir(exist_ok=True)
-        text = json.dumps({"benchmark": name, "cells": found}, indent=1)
-        path.write_text(text + "\n")
+        write_results(name, found)
     return {key: found[key]["result"] for key in keys}
+
+
+def write_results(name: str, cells: dict[str, Any]) -> None:
+    """Writes a file of results: one line per cell, numbers with six significant digits."""
+    RESULTS.mkdir(exist_ok=True)
+    lines = [
+        f"{json.dumps(key)}:{json.dumps(_rounded(cell), separators=(',', ':'))}"
+        for key, cell in cells.items()
+    ]
+    text = ",\n".join(lines)
+    (RESULTS / f"{name}.json").write_text(
+        f'{{"benchmark":{json.dumps(name)},"cells":{{\n{text}\n}}}}\n'
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _measured(

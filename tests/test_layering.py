@@ -1,6 +1,8 @@
 """Imports point down only, rooms have no side doors, and files stay readable."""
 
 import ast
+import importlib
+import inspect
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "inrun"
@@ -8,10 +10,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "inrun"
 # Each room may import from the rows below its own, never from its own row's other rooms or above.
 ROWS = [
     {"cli"},
-    {"demo", "integrations"},
+    {"demo"},
     {"report"},
     {"uses"},
     {"training"},
+    {"integrations"},
     {"attribution"},
     {"momentum"},
     {"scoring"},
@@ -21,7 +24,7 @@ ROWS = [
     {"operations", "optim", "utility"},
     {"factors"},
     {"distributed", "kernels"},
-    {"errors"},
+    {"answers", "errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 TOP = "__init__"  # the package itself: gathers the public names
@@ -81,6 +84,22 @@ def test_private_files_are_imported_by_their_own_room_only():
 
 def test_every_file_says_what_it_holds():
     assert all(ast.get_docstring(ast.parse(path.read_text())) for path in files())
+
+
+def test_every_method_says_what_it_does_or_its_base_does():
+    silent = []
+    for path in files():
+        name = ".".join(("inrun", *path.relative_to(SOURCE).with_suffix("").parts))
+        if room_of(path) in {"directions", "factors", "optim"} and path.stem != "__init__":
+            for kind in vars(importlib.import_module(name)).values():
+                if inspect.isclass(kind) and kind.__module__ == name and kind.__name__[0] != "_":
+                    silent += [
+                        f"{kind.__name__}.{method}"
+                        for method, value in vars(kind).items()
+                        if method[0] != "_" and (callable(value) or isinstance(value, property))
+                        if not inspect.getdoc(getattr(kind, method))
+                    ]
+    assert not silent, silent
 
 
 def test_threads_are_left_to_the_user():

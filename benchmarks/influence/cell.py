@@ -18,7 +18,17 @@ import inrun
 from benchmarks.influence.models import TASKS
 from benchmarks.keyed import Keyed
 from benchmarks.results_file import RESULTS
-from inrun.replay import KINK_WIDTH, Lookahead, tracin
+from inrun.replay import (
+    KINK_WIDTH,
+    Lookahead,
+    Method,
+    as_sgd,
+    looked_ahead,
+    push_named,
+    removal_named,
+    tracin,
+    windows,
+)
 
 NOISE = 1e-5
 DECAY = 0.01
@@ -107,13 +117,17 @@ class Experiment:
         def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
             return lambda utility: inrun.lookahead(run, utility, **how)
 
+        def compared(push: str, **how: Any) -> Callable[[inrun.Utility], Lookahead]:
+            method = self.method(run, push, 0, **how)
+            return lambda utility: looked_ahead(run, utility, method)
+
         finite = {"push": "finite", "samples": self.left_out, "carry": 0}
         return {
             "look-ahead": ahead(),
             "look-ahead, finite push": ahead(**finite),
-            "look-ahead, finite push, kinks": ahead(**finite, kink_width=KINK_WIDTH),
+            "look-ahead, finite push, kinks": compared("finite", kink_width=KINK_WIDTH),
             "look-ahead, momentum only": ahead(curvature=False),
-            "SGD dynamics": ahead(dynamics="sgd"),
+            "SGD dynamics": compared("tangent", reading=as_sgd),
             "TracIn, 5 states": lambda utility: tracin(run, utility, 5),
             "one step": ahead(horizon=1),
         }
@@ -123,14 +137,19 @@ class Experiment:
     ) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
         """The finite push with moments carried through the real rule."""
 
-        def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
-            finite = {"push": "finite", "samples": self.left_out, "carry": CARRY}
-            return lambda utility: inrun.lookahead(run, utility, **finite, **how)
+        def ahead(kink_width: float) -> Callable[[inrun.Utility], Lookahead]:
+            method = self.method(run, "finite", CARRY, kink_width=kink_width)
+            return lambda utility: looked_ahead(run, utility, method)
 
         return {
-            "look-ahead, carried push": ahead(),
-            "look-ahead, carried push, kinks": ahead(kink_width=KINK_WIDTH),
+            "look-ahead, carried push": ahead(0.0),
+            "look-ahead, carried push, kinks": ahead(KINK_WIDTH),
         }
+
+    def method(self, run: inrun.Trajectory, push: str, carry: int, **how: Any) -> Method:
+        """Look-ahead over the whole run, with what `inrun.lookahead` does not offer."""
+        way = push_named(push, self.left_out, carry)
+        return Method(windows(None, len(run.steps)), removal_named("renormalise"), way, **how)
 
 
 @contextmanager

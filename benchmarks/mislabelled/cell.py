@@ -17,7 +17,7 @@ from benchmarks.classification.evidence import Evidence, gather, trained
 from benchmarks.classification.tasks import Split, split
 from benchmarks.keyed import Keyed
 from benchmarks.pruning.rankings import summed
-from inrun.uses import class_harm, harm_sums, label_doubts
+from inrun.uses import class_harm, doubts, harm_sums
 
 FOLDS = 5
 OURS = "label doubts"
@@ -61,7 +61,7 @@ def judged(
     rows, targets = np.arange(len(labels)), tuple(data.targets)
     harm = class_harm(harm_sums(evidence.visits["path"], targets)[1], targets, data.names)
     loss, margin = evidence.losses.mean(1), -evidence.margins.mean(1)
-    ours = label_doubts(harm, labels, loss, p)
+    ours = doubts(harm, labels, loss, p)
     scores = {
         OURS: ours.doubt,
         "mean loss": loss,

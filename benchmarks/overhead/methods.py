@@ -17,8 +17,7 @@ import inrun
 from benchmarks import data
 from benchmarks.keyed import Keyed
 from inrun.factors import LowRankContraction
-from inrun.kernels import _numba
-from inrun.kernels._triton import SWITCH as TRITON_SWITCH
+from inrun.kernels import SWITCH
 from inrun.optim import moves, rule_for
 
 VOCABULARY = 8192
@@ -220,21 +219,12 @@ class HoldRank32(Attributed):
     options = {"contraction": LowRankContraction(rank=32)}  # noqa: RUF012
 
 
-class HoldWithoutNumba(Attributed):
-    """The default where the compiled passes of `inrun[fast]` are not installed."""
+class HoldEager(Attributed):
+    """The default where nothing can be compiled."""
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
-        with patch.object(_numba, "_installed", return_value=False):
-            super().step(ids, batch)
-
-
-class HoldWithoutTriton(Attributed):
-    """The default on a GPU where Triton is not installed."""
-
-    def step(self, ids: range, batch: Tensor) -> None:
-        """See `Method.step`."""
-        with patch.dict(os.environ, {TRITON_SWITCH: "0"}):
+        with patch.dict(os.environ, {SWITCH: "0"}):
             super().step(ids, batch)
 
 
@@ -252,17 +242,12 @@ class Stream(Attributed):
     options = {"capture": "stream"}  # noqa: RUF012
 
 
-WITHOUT: dict[str, type[Method]] = (
-    {"hold, without Triton": HoldWithoutTriton}
-    if torch.cuda.is_available()
-    else {"hold, without Numba": HoldWithoutNumba}
-)
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
     "plain + validation pass": WithValidation,
     "stream": Stream,
     "hold": Hold,
-    **WITHOUT,
+    "hold, not compiled": HoldEager,
     "hold, dense": HoldDense,
     "hold, rank 32": HoldRank32,
     "hold, half the validation rows": Halves,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inrun.capture import Hold, _gradient_check, _measuring, _mode
-from inrun.directions.path import Path
+from inrun.directions import Path
 from inrun.factors import Outer, _contraction
 from inrun.scoring import Step, _validation
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-import inrun
 from benchmarks.classification.evidence import LOOK_AHEAD, PAID_OUT, Evidence
 from benchmarks.classification.tasks import Split
+from inrun.uses import harm_sums
 
 BALANCED = ", balanced"
 PLAIN_ONLY = ("linearized, total", "path, harm, then random")
@@ -18,7 +18,7 @@ def rankings(split: Split, evidence: Evidence, seed: int) -> dict[str, np.ndarra
     """Scores (N,) by name."""
     chance = np.random.default_rng(seed).random(len(split.labels))
     path = evidence.visits["path"]
-    harm = -inrun.harm_profile(path, tuple(split.targets))["worst_value"].to_numpy()
+    harm = -harm_sums(path, tuple(split.targets))[1].min(1)
     normalised = summed(path, "value_normalised")
     return {
         "random": chance,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import inrun
 from benchmarks.classification import tasks
 from benchmarks.classification.tasks import Split, split
 from benchmarks.keyed import Keyed
+from inrun.uses import anticipating
 
 TASK, EPOCHS, BATCH, KEPT = "digits", 6, 64, 16
 VALIDATION = 128
@@ -85,13 +87,13 @@ class Experiment:
             optimizer.zero_grad()
         return model if recorder is None else recorder.finish()
 
-    def online(self, by: str, **how: Any) -> tuple[nn.Module, float]:
+    def online(self, by: str, horizon: int | None = 1, rounds: int = 4) -> tuple[nn.Module, float]:
         """The model, and what share of the chosen rows has a wrong label."""
         model, optimizer = self.start()
-        selection = inrun.select.online(
-            model, optimizer, self.utility, KEPT, by=by, losses=tasks.losses,
-            fetch=self.data.fetch, steps=self.steps, seed=self.setting.seed, **how,
-        )  # fmt: skip
+        loop = inrun.select.Loop(tasks.losses, self.data.fetch, steps=self.steps)
+        selection = anticipating(
+            model, optimizer, self.utility, KEPT, by, horizon, rounds, loop, seed=self.setting.seed
+        )
         for ids in self.batches(torch.arange(len(self.data.labels)), BATCH):
             with selection.batch(ids.tolist()):
                 tasks.loss_fn(model, self.data.fetch(ids)).backward()
@@ -127,11 +129,11 @@ def measure(key: str) -> dict[str, Any]:
     arm("random", lambda: experiment.online("random"))
     arm("loss", lambda: experiment.online("loss"))
     for horizon in HORIZONS:
-        how = {"horizon": horizon}
-        arm(f"online {told(horizon)}", lambda how=how: experiment.online("value", **how))
+        train = partial(experiment.online, "value", horizon)
+        arm(f"online {told(horizon)}", train)
     for rounds in ROUNDS:
-        how = {"rounds": rounds}
-        arm(f"online 1, rounds {rounds}", lambda how=how: experiment.online("value", **how))
+        train = partial(experiment.online, "value", rounds=rounds)
+        arm(f"online 1, rounds {rounds}", train)
     run = experiment.plain(everything, BATCH, record=True)
 
     def again(horizon: int | None, name: str = "chosen") -> tuple[nn.Module, float]:

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import inrun
+from inrun.replay import Method, curve, looked_ahead, push_named, removal_named
 from inrun.truth import StepGame, sample_shares
 
 ROWS, BATCH, STEP, STEPS = 640, 16, 150, 230
@@ -159,7 +160,8 @@ def _later() -> list[dict[str, Any]]:
     rows = []
     for distance in LATER:
         state = STEP - 1 + distance
-        visits = inrun.lookahead(run, task.utility, curve={state: 1.0}, removal="drop").visits()
+        method = Method(curve({state: 1.0}, STEPS), removal_named("drop"), push_named("tangent"))
+        visits = looked_ahead(run, task.utility, method).visits()
         of_step = visits.filter(np.asarray(visits["step"]) == STEP)
         rows += [
             {

@@ -72,7 +72,7 @@ def train(by, seed):
     keep = CANDIDATES if by == "all" else KEPT
     selection = inrun.select.online(
         model, optimizer, inrun.Utility(loss_fn, judges), keep,
-        by="value" if by == "all" else by, losses=losses, fetch=fetch, seed=seed,
+        by="value" if by == "all" else by, loop=inrun.select.Loop(losses, fetch),
     )  # fmt: skip
     accuracy, bad = [], []
     for step in range(STEPS):

@@ -28,7 +28,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import inrun
-from inrun.uses import class_harm, harm_sums
+from inrun.uses import harm_sums
 
 TRAIN, JUDGE, CLASSES, EPOCHS = 700, 300, 10, 15
 
@@ -48,7 +48,7 @@ print(f"{is_wrong.sum()} of {TRAIN} labels are wrong")
 # Train, attached
 # ---------------
 #
-# One named target a class: a value then says what a sample did to the loss on the zeros, on the
+# One named target per class: a value then says what a sample did to the loss on the zeros, on the
 # ones, and so on. The loop also keeps each sample's loss and probabilities, which cost nothing.
 
 
@@ -98,18 +98,19 @@ print(f"The books leave {attribution.residual_share:.2%} of their entries unexpl
 # to 1, and each sample the label that it should rather have.
 
 run = inrun.load(STORE)
-_, sums = harm_sums(run.visits(), run.targets)
 classes = [str(c) for c in range(CLASSES)]
-found = inrun.label_doubts(
-    class_harm(sums, run.targets, classes), labels.numpy(), losses, probabilities
-)
-first = np.argsort(-found.doubt)
+seen = {"sample_id": range(TRAIN), "label": [str(c) for c in labels.tolist()], "mean_loss": losses}
+doubts = inrun.label_doubts(run, seen | dict(zip(classes, probabilities.T, strict=True)))
+print(doubts)
+rows = doubts.to_arrow().sort_by("sample_id")
+doubt, suggested = rows["doubt"].to_numpy(), np.array(rows["suggested_label"].to_pylist(), int)
+first = np.argsort(-doubt)
 
 figure, axes = plt.subplots(3, 8, figsize=(9, 4.9))
 for axis, i in zip(axes.flat, first, strict=False):
     axis.imshow(x[i, 0], cmap="gray_r")
-    right = found.suggested[i] == truth[i]
-    axis.set_title(f"{labels[i]} → {found.suggested[i]}", color="tab:green" if right else "tab:red")
+    right = suggested[i] == truth[i]
+    axis.set_title(f"{labels[i]} → {suggested[i]}", color="tab:green" if right else "tab:red")
     axis.axis("off")
 figure.suptitle("The 24 most doubtful labels → what they should be (green: it is so)")
 figure.tight_layout()
@@ -117,8 +118,8 @@ figure.tight_layout()
 # %%
 # How well did it go? Here the wrong labels are known:
 
-named = (found.suggested == truth[:TRAIN].numpy())[is_wrong].mean()
-print(f"AUC of the doubts {roc_auc_score(is_wrong, found.doubt):.4f}")
+named = (suggested == truth[:TRAIN].numpy())[is_wrong].mean()
+print(f"AUC of the doubts {roc_auc_score(is_wrong, doubt):.4f}")
 print(f"AUC of the mean loss alone {roc_auc_score(is_wrong, losses):.4f}")
 print(f"{named:.0%} of the wrong labels: the suggestion is the true one")
 
@@ -133,7 +134,7 @@ print(f"{named:.0%} of the wrong labels: the suggestion is the true one")
 worst = first[0]
 figure, axis = plt.subplots(figsize=(6, 2.6))
 colors = ["tab:red" if c == truth[worst] else "tab:blue" for c in range(CLASSES)]
-axis.bar(classes, sums[worst], color=colors)
+axis.bar(classes, harm_sums(run.visits(), run.targets)[1][worst], color=colors)
 axis.axhline(0, color="black", linewidth=0.8)
 axis.set(xlabel="validation class (red: its true one)", ylabel="normalised value")
 axis.set_title(f"sample {worst}, labelled {labels[worst]}, truly {truth[worst]}")
@@ -166,7 +167,7 @@ def accuracy(rows, given, seed):
 everyone = torch.arange(TRAIN)
 doubtful = torch.from_numpy(first[:MENDED].copy())
 mended = labels.clone()
-mended[doubtful] = torch.from_numpy(found.suggested)[doubtful]
+mended[doubtful] = torch.from_numpy(suggested)[doubtful]
 without = everyone[~torch.isin(everyone, doubtful)]
 fewer = torch.randperm(TRAIN, generator=generator)[MENDED:]
 trainings = {

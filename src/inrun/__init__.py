@@ -17,17 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type checkers
     from inrun import errors, optim, truth
+    from inrun.answers import Answer
     from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, attach
-    from inrun.ledger import Run, load
-    from inrun.replay import Lookahead, Recorder, Trajectory, lookahead, open_trajectory, record
+    from inrun.ledger import Run
+    from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
+        Comparison,
+        HarmProfile,
+        LabelDoubts,
         Pruning,
-        Replayable,
         Rollup,
         Trace,
         check_pruning,
         harm_profile,
         label_doubts,
+        load,
         prune,
         rollup,
         select,
@@ -38,9 +42,13 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
 __version__ = "0.2.0"
 
 __all__ = [
+    "Answer",
     "Attribution",
     "Budget",
+    "Comparison",
     "EveryStep",
+    "HarmProfile",
+    "LabelDoubts",
     "Lookahead",
     "Options",
     "Pruning",
@@ -60,7 +68,6 @@ __all__ = [
     "label_doubts",
     "load",
     "lookahead",
-    "open_trajectory",
     "optim",
     "prune",
     "record",
@@ -72,13 +79,12 @@ __all__ = [
 
 _HOMES = {
     "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "attach"),
-    "ledger": ("Run", "load"),
-    "replay": (
-        "Lookahead", "Recorder", "Trajectory", "lookahead", "open_trajectory", "record",
-    ),
+    "answers": ("Answer",),
+    "ledger": ("Run",),
+    "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Pruning", "Replayable", "Rollup", "Trace", "check_pruning", "harm_profile",
-        "label_doubts", "prune", "rollup", "select", "trace",
+        "Comparison", "HarmProfile", "LabelDoubts", "Pruning", "Rollup", "Trace", "check_pruning",
+        "harm_profile", "label_doubts", "load", "prune", "rollup", "select", "trace",
     ),
     "utility": ("Utility",),
 }  # fmt: skip

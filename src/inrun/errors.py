@@ -1,11 +1,11 @@
 """What can go wrong, by kind, so that a reader of a message knows what to do about it.
 
 Every message says what is wrong, why it matters, how to mend it, and names the layer or the sample.
-Four kinds of refusal: it can never work (`NeverPossibleError`), it does not work yet
-(`NotSupportedError`), a layer must be replaced (`ReplaceLayerError`), or the library was called in
-a way that it does not mean (`MisuseError`). Beside them `InvariantError`, a check of the library
-on itself that failed, `StoreError`, a stored run that cannot be read or may not be written, and
-`MissingExtraError`, an extra that is not installed.
+Three kinds of refusal: it does not work yet (`NotSupportedError`), a layer must be replaced
+(`ReplaceLayerError`), or the library was called in a way that it does not mean (`MisuseError`).
+The first two are also `NotImplementedError`, the third is a `ValueError`. Beside them
+`InvariantError`, a check of the library on itself that failed, `StoreError`, a stored run that
+cannot be read or may not be written, and `MissingExtraError`, an extra that is not installed.
 """
 
 import importlib.util
@@ -15,19 +15,15 @@ class InRunError(Exception):
     """Base of every error that this library raises on purpose."""
 
 
-class NeverPossibleError(InRunError):
-    """What was asked has no answer, in this library or another."""
-
-
-class NotSupportedError(InRunError):
+class NotSupportedError(InRunError, NotImplementedError):
     """What was asked could be done, but is not done yet; the message names the way round."""
 
 
-class ReplaceLayerError(InRunError):
+class ReplaceLayerError(InRunError, NotImplementedError):
     """A layer makes samples depend on each other; the message names what to put in its place."""
 
 
-class MisuseError(InRunError):
+class MisuseError(InRunError, ValueError):
     """The library was called in an order or with values that it does not mean."""
 
 

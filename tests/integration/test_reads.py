@@ -18,7 +18,6 @@ import inrun
 from inrun.capture import _reading
 from inrun.errors import InRunWarning, InvariantError, MisuseError
 from inrun.factors import LowRankContraction
-from inrun.kernels import _numba
 from tests.settings import flat
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"]
@@ -28,7 +27,6 @@ READS += ["__bool__", "__float__", "__int__", "__index__"]
 @pytest.fixture
 def elsewhere(monkeypatch):
     """Takes the CPU for a device."""
-    monkeypatch.setattr(_numba, "_installed", lambda: False)
     return lambda yes=True: monkeypatch.setattr(_reading, "is_elsewhere", lambda _: yes)
 
 

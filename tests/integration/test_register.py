@@ -12,7 +12,7 @@ import inrun
 from inrun.errors import InvariantError, MisuseError, NotSupportedError
 from inrun.optim import register, rule_for
 from tests.settings import flat
-from tests.unit.optimizers import ELEMENTWISE, MATRIX
+from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX
 
 
 class Tamed(torch.optim.Optimizer):

@@ -8,7 +8,7 @@ import torch
 
 import inrun
 from inrun.errors import MisuseError, StoreError
-from tests.integration.test_lookahead import close, judge, momentum, recorded, training, utility
+from tests.unit.replay.test_lookahead import close, judge, momentum, recorded, training, utility
 
 CHOSEN = [7, 0, 3]
 
@@ -51,7 +51,7 @@ def test_processes_and_resuming_change_nothing(tmp_path):
     assert two["value"].to_pylist() == wanted["value"].to_pylist()[:2]
     lines = store.read_text().splitlines()
     known = json.loads(lines[1])
-    known["losses"] = [100.0]  # what is on disk is not computed again
+    known["found"] = [100.0]  # what is on disk is not computed again
     store.write_text("\n".join([lines[0], json.dumps(known), *lines[2:]]) + "\n")
     resumed = inrun.truth.retrain(run, utility(train), CHOSEN, store=store)["value"].to_pylist()
     assert resumed[0] > 50

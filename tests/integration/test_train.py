@@ -1,11 +1,14 @@
 """`inrun train` and `inrun plan` from a shell, in a fresh folder, on small data."""
 
+import dataclasses
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +18,38 @@ import torch
 from rich.console import Console
 
 import inrun
+from inrun.cli import main
 from inrun.errors import MisuseError, StoreError
 from inrun.training import (
     TrainConfig,
     Training,
     TrainingInterrupt,
-    _loop,
+    _trainer,
     open_training,
+    plan_training,
     read_config,
     run_training,
     task_seen,
 )
-from tests.integration.train_data import images, jsonl, model_folder, table, texts
+from tests.integration.train_data import images, jsonl, model_folder, still, table, texts
 
 COMMAND = str(Path(sys.executable).with_name("inrun"))
 
 
 def inrun_command(folder, *arguments, code=0):
-    done = subprocess.run(
-        [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return " ".join((done.stdout + done.stderr).split())
+    """The command in this process, where `transformers` is imported once; what it printed."""
+    said, here = io.StringIO(), Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["inrun", *map(str, arguments)])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own
+        os.chdir(folder)
+        try:
+            with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            os.chdir(here)
+    assert ended.value.code == code, said.getvalue()
+    return " ".join(said.getvalue().split())
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +92,41 @@ def test_a_run_is_built_again_as_it_was(classified):
     assert training.score(model) == pytest.approx(known)
     samples = pq.read_table(folder / "samples.parquet").to_pylist()
     batch = training.fetch([samples[0]["sample_id"]])
-    words = training.task.text.tokenizer.decode(batch["input_ids"][0])
+    words = training.task.processor.decode(batch["input_ids"][0])
     assert words.split() == samples[0]["text"].split()
 
 
-def test_losses_add_up_and_weigh_rows_alike(shop):
-    training = Training(
-        TrainConfig("causal-lm", str(shop / "gpt"), str(shop / "train.jsonl"), from_scratch=True)
-    )
-    model, _ = training.start()
-    model.eval()
-    ids = training.ids[:4]
-    whole, batch = training.fetch(ids), 0.0
-    for part, share in training.weighted([ids[:1], ids[1:]]):
-        batch += float(training.loss_fn(model, part).detach()) * share
-    assert batch == pytest.approx(float(training.loss_fn(model, whole).detach()), rel=1e-5)
+def run(folder, **settings):
+    """A run in this process."""
+    config = TrainConfig(**{"from_scratch": True} | settings)
+    run_training(Training(config), folder, Console(file=io.StringIO()))
+    return inrun.load(folder)
+
+
+def test_a_step_of_several_passes_is_that_of_one_large_batch(shop, tmp_path):
+    """Texts of different lengths: each label weighs the same, whatever pass it is in."""
+    setting = {"task": "causal-lm", "model": str(still(shop / "still", "gpt2")), "epochs": 1,
+               "data": str(shop / "train.jsonl"), "contraction": "dense"}  # fmt: skip
+    one = run(tmp_path / "one", batch=8, **setting)
+    parts = run(tmp_path / "parts", batch=4, accumulate=2, **setting)
+    np.testing.assert_allclose(one.values()["value"], parts.values()["value"], rtol=2e-3, atol=1e-8)
+    losses = [r.ledger()["closing_loss"].to_numpy() for r in (one, parts)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    means = [r.samples()["mean_loss"].to_numpy() for r in (one, parts)]
+    np.testing.assert_allclose(*means, rtol=1e-4)
+
+
+def test_training_is_not_changed_by_being_scored(shop, tmp_path):
+    config = TrainConfig("text-classification", str(shop / "bert"), str(shop / "train.jsonl"),
+                         from_scratch=True, batch=8, epochs=1)  # fmt: skip
+    training = Training(config, tmp_path / "run")
+    run_training(training, tmp_path / "run", Console(file=io.StringIO()))
+    plain = training.drawn()  # dropout draws: it must draw the same
+    with training.apart(plain, training.splits.training) as trainer:
+        trainer.train()
+    found = dict(training.trained().named_parameters())
+    for name, p in plain.named_parameters():
+        assert torch.equal(p, found[name]), name
 
 
 def test_a_language_model_with_lora_keeps_tokens(shop):
@@ -122,7 +155,40 @@ def test_a_folder_of_images(shop):
     samples = pq.read_table(shop / "seen" / "samples.parquet")
     assert samples["image"][0].as_py().startswith(b"\x89PNG")
     assert set(samples["label"].to_pylist()) == {"digit 0", "digit 1"}
-    assert open_training(shop / "seen").score(open_training(shop / "seen").trained()) > 0.5
+    training = open_training(shop / "seen")
+    assert training.score(training.trained()) > 0.5
+    first = samples.to_pylist()[0]
+    asked = training.query(
+        {"image": str(shop / "pictures" / first["file"]), "label": first["label"]}
+    )
+    known = training.fetch([first["sample_id"]])
+    assert all(torch.equal(asked[name], known[name]) for name in known)
+
+
+def test_an_image_model_of_transformers_gets_its_own_pixels(shop, tmp_path):
+    import transformers
+
+    model = tmp_path / "vit"
+    transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8,
+    ).save_pretrained(model)  # fmt: skip
+    setting = {"task": "image-classification", "model": str(model), "epochs": 1, "batch": 8,
+               "data": str(shop / "pictures")}  # fmt: skip
+    with pytest.raises(MisuseError, match=r"image processor .*preprocessor_config\.json"):
+        Training(TrainConfig(**setting))
+    mean = [0.25, 0.5, 0.75]
+    processor = transformers.ViTImageProcessorPil(
+        size={"height": 16, "width": 16}, image_mean=mean, image_std=[1.0, 1.0, 1.0]
+    )
+    processor.save_pretrained(model)
+    found = run(tmp_path / "run", **setting)
+    training = open_training(tmp_path / "run")
+    pixels = training.fetch(training.ids[:1])["pixel_values"]
+    assert pixels.shape == (1, 3, 16, 16)
+    np.testing.assert_allclose((pixels + torch.tensor(mean).view(3, 1, 1)).amin(), 0, atol=1e-6)
+    assert found.values().num_rows == len(training.ids)
+    assert 0 <= training.score(training.trained()) <= 1
 
 
 def test_the_config_runs_again_to_the_same_values(shop, classified):
@@ -132,37 +198,47 @@ def test_the_config_runs_again_to_the_same_values(shop, classified):
     assert first["value"].to_pylist() == second["value"].to_pylist()
 
 
-class Cut(Exception):  # noqa: N818
-    """What ends a training in the middle."""
+KILLED = """
+import os, signal, sys
+from inrun.cli import main
+from inrun.training import _trainer
+
+if sys.argv.pop(1) == "step":
+    plain = _trainer.RowTrainer.training_step
+
+    def step(self, *arguments, **settings):
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *arguments, **settings)
+
+    _trainer.RowTrainer.training_step = step
+else:  # while the fifth checkpoint is written
+    plain = _trainer.write_state
+
+    def write(path, state):
+        if "checkpoint-5" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(path, state)
+
+    _trainer.write_state = write
+main()
+"""
 
 
-def cut_after(monkeypatch, steps):
-    """Ends a training after so many steps, without a farewell."""
-    plain = _loop._Loop._step
-
-    def step(self, parts):
-        if self.done == steps:
-            raise Cut
-        return plain(self, parts)
-
-    monkeypatch.setattr(_loop._Loop, "_step", step)
-
-
-@pytest.mark.parametrize("kind", ["texts", "tokens"])
-def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch, kind):
-    settings = {
-        "texts": {"task": "text-classification", "model": str(shop / "bert")},
-        "tokens": {"task": "causal-lm", "model": str(shop / "gpt"), "keep_tokens": True},
+@pytest.mark.parametrize(("kind", "place"), [("texts", "checkpoint"), ("tokens", "step")])
+def test_a_run_that_was_killed_goes_on_to_the_same_end(shop, tmp_path, kind, place):
+    setting = {
+        "texts": ("--model", shop / "bert"),
+        "tokens": ("--model", shop / "gpt", "--task", "causal-lm", "--keep-tokens"),
     }[kind]
-    config = TrainConfig(
-        data=str(shop / "train.jsonl"), from_scratch=True, batch=8, epochs=2, save_every=0,
-        **settings,
-    )  # fmt: skip
-    quiet = Console(file=io.StringIO())
-    run_training(Training(config), tmp_path / "whole", quiet)
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        cut_after(patch, 4)
-        run_training(Training(config), tmp_path / "cut", quiet)
+    arguments = ("train", *setting, "--data", shop / "train.jsonl", "--from-scratch", "--batch", 8,
+                 "--epochs", 2)  # fmt: skip
+    inrun_command(tmp_path, *arguments, "--out", "whole")
+    command = [sys.executable, "-c", KILLED, place, *map(str, arguments)]
+    done = subprocess.run(
+        [*command, "--save-every", "0", "--out", "cut"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
     said = inrun_command(tmp_path, "train", "--resume", "cut")
     assert "Trained 10 steps" in said
     whole, cut = (inrun.load(tmp_path / name) for name in ("whole", "cut"))
@@ -170,28 +246,70 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(shop, tmp_path, monkeypatch,
     assert whole.ledger().to_pylist() == cut.ledger().to_pylist()
     samples = [pq.read_table(tmp_path / name / "samples.parquet") for name in ("whole", "cut")]
     assert samples[0]["mean_loss"].to_pylist() == samples[1]["mean_loss"].to_pylist()
+    trained = [open_training(tmp_path / name).trained() for name in ("whole", "cut")]
+    for p, q in zip(*(model.parameters() for model in trained), strict=True):
+        assert torch.equal(p, q)
     if kind == "tokens":
         tokens = [pq.read_table(tmp_path / name / "tokens") for name in ("whole", "cut")]
         assert tokens[0].to_pylist() == tokens[1].to_pylist()
+    assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
 def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
     config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), batch=8)
-    plain, before = _loop._Loop._step, signal.getsignal(signal.SIGINT)
+    plain, before = _trainer.RowTrainer.training_step, signal.getsignal(signal.SIGINT)
 
-    def step(self, parts):
-        if self.done == 3:
+    def step(self, *arguments, **settings):
+        if self.state.global_step == 3:
             os.kill(os.getpid(), signal.SIGINT)  # in the middle of the fourth step
-        return plain(self, parts)
+        return plain(self, *arguments, **settings)
 
-    monkeypatch.setattr(_loop._Loop, "_step", step)
+    monkeypatch.setattr(_trainer.RowTrainer, "training_step", step)
     with pytest.raises(TrainingInterrupt, match="after step 4 of 18"):
         run_training(Training(config), tmp_path / "run", Console(file=io.StringIO()))
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr(_loop._Loop, "_step", plain)
+    monkeypatch.setattr(_trainer.RowTrainer, "training_step", plain)
     said = inrun_command(tmp_path, "train", "--resume", "run")
     assert "Trained 18 steps" in said
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))
+
+
+def test_two_processes_are_one_with_their_batches_together(shop, tmp_path):
+    arguments = ("train", "--model", "cnn", "--data", shop / "pictures", "--epochs", 2,
+                 "--contraction", "dense", "--accumulate", 2)  # fmt: skip
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    start = [torchrun, "--no-python", "--nproc-per-node", "2", COMMAND, *map(str, arguments)]
+    done = subprocess.run(
+        [*start, "--batch", "4", "--out", "two", "--save-every", "0"], cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Trained 6 steps") == 1  # one process speaks
+    inrun_command(tmp_path, *arguments, "--batch", 8, "--out", "one")
+    one, two = (inrun.load(tmp_path / name) for name in ("one", "two"))
+    values = [r.values().sort_by("sample_id")["value"].to_numpy() for r in (one, two)]
+    np.testing.assert_allclose(*values, rtol=5e-3, atol=1e-3 * np.abs(values[0]).max())
+    means = [r.samples()["mean_loss"].to_numpy() for r in (one, two)]
+    np.testing.assert_allclose(*means, rtol=1e-3)
+
+
+def test_the_trainers_own_arguments_reach_it(shop, tmp_path):
+    arguments = ("train", "--model", shop / "bert", "--from-scratch", "--data",
+                 shop / "train.jsonl", "--batch", 8, "--epochs", 2)  # fmt: skip
+    inrun_command(tmp_path, *arguments, "--out", "whole")
+    said = inrun_command(
+        tmp_path, *arguments, "--out", "half", "--trainer", "bf16=true", "--trainer",
+        "report_to=tensorboard", "--trainer", "eval_strategy=epoch",
+    )  # fmt: skip
+    assert said.count("evaluation: loss") == 2
+    whole, half = (inrun.load(tmp_path / name) for name in ("whole", "half"))
+    found = [r.values()["value"].to_numpy() for r in (whole, half)]
+    assert not np.array_equal(*found)
+    assert np.corrcoef(*found)[0, 1] > 0.98
+    assert list((tmp_path / "half" / "checkpoints").rglob("events.out.tfevents*"))
+    assert read_config(tmp_path / "half").trainer == {
+        "bf16": True, "report_to": "tensorboard", "eval_strategy": "epoch"
+    }  # fmt: skip
 
 
 def test_what_cannot_be_resumed_says_so(shop, classified, tmp_path):
@@ -247,8 +365,11 @@ def test_a_csv_row_with_a_wrong_number_of_fields_is_named(shop, tmp_path):
         ({"text_column": "body"}, "no column 'body'; it has text, label, who"),
         ({"batch": 0}, "batch is 0"),
         ({"id_column": "label"}, "one id is one sample"),
-        ({"model": "/nowhere"}, "could be loaded"),
+        ({"model": "/nowhere"}, "could not be loaded"),
         ({"data": "nowhere.csv"}, "does not exist"),
+        ({"trainer": {"bf17": True}}, "bf17: transformers.TrainingArguments has no such"),
+        ({"trainer": {"seed": 1}}, "seed is set by the other options"),
+        ({"trainer": {"optim": "best"}}, "The Trainer refuses its arguments"),
     ],
 )
 def test_misuse_is_said(shop, settings, says):
@@ -307,39 +428,27 @@ def test_training_again_is_of_its_seed_and_rows(classified):
     training = open_training(classified[0])
     ids = training.ids[:16]
     assert training.train_again(ids, 0) == training.train_again(ids, 0)
-    orders = [list(training.batches(ids, seed)) for seed in (0, 0, 1)]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(i for step in orders[0] for part in step for i in part) == sorted(2 * ids)
+    model = training.drawn(1000)
+    assert not torch.equal(next(model.parameters()), next(training.drawn(1001).parameters()))
 
 
-def test_the_schedule_rises_and_falls_to_nothing(classified):
-    training = open_training(classified[0])
-    model, optimizer = training.start()
-    schedule, rates = training.scheduler(optimizer, 40), []
-    for _ in range(40):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] < rates[2] == max(rates) <= training.config.rate
-    assert np.all(np.diff(rates[2:]) < 0)
-    assert optimizer.param_groups[0]["lr"] == 0
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_a_plan_is_compared_with_what_was_measured(shop):
-    options = (
-        "--model", "cnn", "--data", "pictures", "--epochs", 4, "--batch", 8, "--out", "planned",
-    )  # fmt: skip
+def test_a_plan_is_what_the_training_takes(shop):
+    options = ("--model", "cnn", "--data", "pictures", "--epochs", 4, "--batch", 8)
     said = inrun_command(shop, "plan", *options)
     assert "24 steps of 8 rows" in said
-    inrun_command(shop, "train", *options)
-    said = inrun_command(shop, "plan", "--out", "planned")
-    assert "Planned and measured" in said
-    plan = json.loads((shop / "planned" / "plan.json").read_text())
-    measured = json.loads((shop / "planned" / "measured.json").read_text())
-    assert 0.5 < measured["disk_values"] / plan["disk_values"] < 2
-    assert 0.9 < measured["disk_model"] / plan["disk_model"] < 1.2
-    assert plan["memory_of_validation"] == 2 * 2 * 4 * plan["parameters"]
+    config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), epochs=4, batch=8)
+    planned = plan_training(Training(config))
+    found = run(shop / "planned", **dataclasses.asdict(config) | {"from_scratch": False})
+    size = {name: sum(f.stat().st_size for f in (shop / "planned" / name).rglob("*.*"))
+            for name in ("visits", "ledger", "model")}  # fmt: skip
+    assert 0.5 < (size["visits"] + size["ledger"]) / planned.disk["values and books"] < 2
+    assert 0.9 < size["model"] / planned.disk["trained model"] < 1.2
+    assert planned.steps == found.ledger()["step"].to_pylist()[-1]
+    assert planned.parameters == sum(
+        p.numel() for p in open_training(found.path).drawn().parameters()
+    )
+    assert planned.memory_plain > 0
+    assert planned.seconds > planned.seconds_plain > 0
 
 
 def test_a_recorded_run_can_be_looked_ahead_along(shop):

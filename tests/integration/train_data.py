@@ -60,6 +60,14 @@ def model_folder(folder, kind):
     return folder
 
 
+def still(folder, kind):
+    """The same model without dropout."""
+    file = model_folder(folder, kind) / "config.json"
+    shape = json.loads(file.read_text())
+    file.write_text(json.dumps(shape | {name: 0.0 for name in shape if "drop" in name}))
+    return folder
+
+
 def images(folder, rows=60):
     """Digits 0 and 1, a folder each."""
     from PIL import Image

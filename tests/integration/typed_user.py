@@ -28,6 +28,7 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, store: Path) -> pa.Table:
     optimizer.step()
     covered: float = attribution.covered
     print(covered, attribution.residual_share, inrun.__version__)
+    print(inrun.harm_profile(attribution), inrun.rollup(attribution, samples=pa.table({})))
     attribution.detach()
     return attribution.values()
 
@@ -37,8 +38,14 @@ def decided(store: Path) -> None:
     pruning: inrun.Pruning = inrun.prune(run, 0.1)
     worth: inrun.Rollup = inrun.rollup(run, "source")
     sources: inrun.Trace = inrun.trace(run, "validation")
-    inrun.check_pruning(pruning, lambda ids, seed: float(len(ids)), seeds=2)
-    inrun.harm_profile(run.visits(), run.targets)
+    checked: inrun.Comparison = inrun.check_pruning(
+        pruning, lambda ids, seed: float(len(ids)), seeds=2
+    )
+    harms: inrun.HarmProfile = inrun.harm_profile(run)
+    doubts: inrun.LabelDoubts = inrun.label_doubts(run)
+    for answer in (pruning, worth, sources, checked, harms, doubts):
+        rows: pa.Table = answer.to_arrow()
+        print(answer, rows.num_rows)
     print(worth.table.num_rows, sources.table.num_rows)
 
 

@@ -14,7 +14,7 @@ from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, demand_s
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Offload
 from inrun.directions import Direction
-from inrun.distributed import demand_sharded, processes_of, unwrapped_model
+from inrun.distributed import Processes, demand_sharded, processes_of, unwrapped_model
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
@@ -95,81 +95,76 @@ def attach(
         estimator=estimator, scoring=scoring, momentum_window=momentum_window, options=options,
     )  # fmt: skip
     scoring, options = scoring or EveryStep(), options or Options()
-    capture, window = options.capture, momentum_window
     if scoring.validation_parts > 1 or scoring.validation_every > 1:
         utility = utility.dealt(scoring.validation_parts, scoring.validation_every)
     optimizers = Together(optimizer)
-    if direction.needs_linearization and not all(rule.linearizes for rule in optimizers.rules):
+    model, wrapping = unwrapped_model(model)
+    processes = processes_of(wrapping, options.process_group)
+    _demand_known(model, optimizers, direction, momentum_window, options, processes)
+    kind = CAPTURES[options.capture]
+    # streaming sees the opening rows alone, and keeps no shares to smooth
+    halves = not kind.contracts_early and utility.deals(2)
+    smoothed = 0 if kind.contracts_early else options.smoothed_steps
+    frequency = scoring.frequency(processes, halves)
+    demand_divisible(utility, model)
+    utility = weighed(utility, model, processes)
+    extra: Extra = (
+        "paid_out" if momentum_window else "standard_error" if frequency.sampled else None
+    )
+    folder = None
+    if store is not None and processes.rank == 0:
+        folder = RunFolder(
+            store, estimator=direction.name, targets=utility.targets, weights=utility.weights,
+            resume=resume, extra=extra,
+        )  # fmt: skip
+    contraction, window = _contraction(options.contraction), None
+    if momentum_window:
+        place = "cpu" if options.held_in is None and kind is Offload else options.held_in
+        paying = copy.deepcopy(contraction)
+        shelf = shelf_of(place)
+        window = Payouts(momentum_window, paying, len(utility.targets), shelf, processes)
+    scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
+    attribution = Attribution(model, utility, scorer, window, folder, frequency, extra, options)
+    if window is not None:
+        window.adopt(None if folder is None else folder.run)  # once the store is locked
+    return attribution
+
+
+def _demand_known(
+    model: nn.Module,
+    optimizers: Together,
+    direction: Direction,
+    momentum_window: int,
+    options: Options,
+    processes: Processes,
+) -> None:
+    """Raises where the method or the options are not defined for this optimizer or this model."""
+    if direction.needs_linearization and any(rule.linearized is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"estimator {direction.name!r} is defined for Adam's update (arXiv 2602.00329), and "
             f"this is {optimizers.name}. Use estimator='path'."
         )
-    model, wrapping = unwrapped_model(model)
-    processes = processes_of(wrapping, options.process_group)
-    rules = zip(optimizers.members, optimizers.rules, strict=True)
-    mixing = (type(member).__name__ for member, rule in rules if not rule.elementwise)
-    demand_sharded(
-        model, processes.size, optimizers.parameters(), mixing=next(mixing, None),
-        differentiating=direction.name if direction.needs_curvature else None,
-        streaming=capture == "stream",
-    )  # fmt: skip
-    halves = capture != "stream" and utility.deals(2)  # streaming sees the opening rows alone
-    frequency = scoring.frequency(processes, halves)
-    met = _contraction(options.contraction)
-    if window and not all(rule.remembers for rule in optimizers.rules):
+    if momentum_window and any(rule.momentum is None for rule in optimizers.rules):
         raise NotSupportedError(
             f"{optimizers.name} does not remember gradients linearly (momentum_window is for "
             "Adam, AdamW, Adamax, NAdam, RAdam and SGD). Use momentum_window=0; look-ahead pays "
             "out by replay."
         )
-    extra: Extra = "paid_out" if window else "standard_error" if frequency.sampled else None
-    _refuse_model(model)
-    demand_divisible(utility, model)
-    utility = weighed(utility, model, processes)
-    folder = None
-    if store is not None and processes.rank == 0:
-        folder = RunFolder(
-            store,
-            estimator=direction.name,
-            targets=utility.targets,
-            weights=utility.weights,
-            resume=resume,
-            extra=extra,
-        )
-    kind = CAPTURES[capture]
-    smoothed = 0 if kind.contracts_early else options.smoothed_steps  # without shares to smooth
-    payouts = None
-    place = "cpu" if options.held_in is None and kind is Offload else options.held_in
-    shelf = shelf_of(place)
-    if window:
-        payouts = Payouts(window, copy.deepcopy(met), len(utility.targets), shelf, processes)
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, met, processes)
-    attribution = Attribution(
-        model,
-        optimizers,
-        utility,
-        scorer,
-        payouts,
-        kind,
-        folder,
-        frequency,
-        extra,
-        options.progress,
-        options.self_test,
-    )
-    shelf.adopt(None if folder is None else folder.run)  # once the store is locked
-    return attribution
+    rules = zip(optimizers.members, optimizers.rules, strict=True)
+    mixing = (type(member).__name__ for member, rule in rules if not rule.elementwise)
+    demand_sharded(
+        model, processes.size, optimizers.parameters(), mixing=next(mixing, None),
+        differentiating=direction.name if direction.needs_curvature else None,
+        streaming=options.capture == "stream",
+    )  # fmt: skip
+    for name, p in model.named_parameters():
+        if p.is_complex():
+            raise NotSupportedError(
+                f"{name} is complex; shares are real here. Keep it as two real parameters."
+            )
 
 
 def _contraction(given: str | Contraction) -> Contraction:
     if isinstance(given, Contraction):
         return copy.deepcopy(given)  # it learns as it goes, and the given one may serve again
     return CONTRACTIONS[given]()
-
-
-def _refuse_model(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if p.is_complex():
-            raise NotSupportedError(
-                f"{name} is complex; shares are real here. Keep it as two real parameters."
-            )

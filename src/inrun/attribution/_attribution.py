@@ -12,21 +12,23 @@ from typing import Any
 
 from torch import nn
 
+from inrun.attribution._advice import Advice
 from inrun.attribution._batches import Batches
+from inrun.attribution._captures import Captures
 from inrun.attribution._checkpoint import Checkpoint
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._loop import Loop
+from inrun.attribution._options import CAPTURES, Options
 from inrun.attribution._record import Record
 from inrun.attribution._results import Results
 from inrun.attribution._scoring import Frequency
-from inrun.capture import Capture
 from inrun.errors import InRunWarning, NotSupportedError
 from inrun.ledger import Extra, RunFolder, TokenFolder
 from inrun.momentum import Payouts
-from inrun.optim import StepHooks, Together
+from inrun.optim import StepHooks
 from inrun.owners import IdReader
 from inrun.scoring import Scorer, TokenLosses, Tokens, demand_whole_directions
-from inrun.truth import Audit, AuditSchedule
+from inrun.truth import Audit, Auditor, AuditSchedule, AuditUtility
 from inrun.utility import Utility
 
 
@@ -36,39 +38,38 @@ class Attribution(Batches, Results):
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Together,
         utility: Utility,
         scorer: Scorer,
         window: Payouts | None,
-        capture: type[Capture],
         folder: RunFolder | None,
         frequency: Frequency,
         extra: Extra,
-        progress: bool,
-        check: bool,
+        options: Options,
     ):
-        self._model, self._optimizers, self._utility = model, optimizers, utility
+        self._model, self._utility = model, utility
         self._scorer, self._window = scorer, window
         self._ids, self._open = IdReader(), ExitStack()
         first = scorer.processes.rank == 0
         self._record = Record(utility.targets, utility.weights, folder, first=first, extra=extra)
-        line = LiveLine(progress and first)
-        self._loop = Loop(
-            model, optimizers, utility, scorer, window, capture, self._record, line, frequency,
-            check,
+        line, advice = LiveLine(options.progress and first), Advice()
+        captures = Captures(
+            CAPTURES[options.capture], model, scorer.optimizers, utility, scorer.processes, advice,
+            sums=options.self_test,
         )  # fmt: skip
+        advice.of_stale(utility.refresh)
+        self._loop = Loop(captures, scorer, window, frequency, advice, self._record, line)
         kind = {
             "estimator": scorer.estimator,
             "targets": list(utility.targets),
             "weights": list(utility.weights),
-            "capture": capture.__name__.lower(),
+            "capture": options.capture,
             "sampled": frequency.sampled,
             "payout": 0 if window is None else window.window,
         }
         self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record)
         if folder is not None:
             folder.create()
-        self._hooks = StepHooks(self, optimizers.members, Attribution._stranger_stepped)
+        self._hooks = StepHooks(self, scorer.optimizers.members, Attribution._stranger_stepped)
         self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
         self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)
 
@@ -105,10 +106,14 @@ class Attribution(Batches, Results):
                 "DistributedDataParallel."
             )
         schedule = AuditSchedule(seconds, steps, self._loop.taken + 1, seed)
-        return self._loop.auditing.begin(
-            self._model, self._optimizers.members, self._utility, schedule, groups,
-            self._scorer.processes,
+        scorer, loop = self._scorer, self._loop
+        auditor = Auditor(
+            loop.watch.stopped, loop.advice.once, self._model, scorer.optimizers.members,
+            AuditUtility(self._utility, self._model, scorer.processes), schedule, groups,
+            scorer.processes,
         )  # fmt: skip
+        loop.audit(auditor)
+        return auditor.audit
 
     def per_token(
         self, token_losses: TokenLosses, store: str | os.PathLike[str] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from inrun.attribution._loop import Loop
+from inrun.capture import Resting
 from inrun.errors import MisuseError
 from inrun.optim import Arguments, StepHooks, gave_nothing, with_closure_run
 from inrun.owners import IdReader, ownership
@@ -149,12 +150,14 @@ class Batches:
         """The k-th optimizer is about to step; what its step is to be called with, if changed."""
         changed = None if self._loop.paused else with_closure_run(args, kwargs)
         self.close_batch(skipped=gave_nothing(changed))
-        self._loop.before(k)
+        with Resting():
+            self._loop.before(k)
         return changed
 
     def _after_step(self, k: int) -> None:
         """The k-th optimizer has stepped."""
-        self._loop.after(k)
+        with Resting():
+            self._loop.after(k)
 
     def _stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer that is not attached has stepped, on this model or on another."""

@@ -12,7 +12,6 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._record import Record
 from inrun.distributed import Processes, gathered_step
-from inrun.ledger import Ids
 from inrun.momentum import Holding, Paid, Payouts
 from inrun.scoring import Scored, Step
 
@@ -57,20 +56,17 @@ class Booking:
             entries = entries._replace(unattributed=summed.numpy())
         everyones = scored._replace(values=values, entries=entries)
         self.scored += 1
-        self._add(step, ids, everyones)
+        paid: list[Paid] = []
         if self._window is not None:
-            self._pay(
-                self._window.end_step(
-                    step.number, step.owned, step.scales, step.memory, step.gradients(), step.left()
-                )
+            paid = self._window.end_step(
+                step.number, step.owned, step.scales, step.memory, step.gradients(), step.left()
             )
-
-    def _add(self, step: Step, ids: Ids, scored: Scored) -> None:
         waits = self._window is not None
-        self._record.add(step.number, ids, scored, step.weight, waits=waits)
+        self._record.add(step.number, ids, everyones, step.weight, waits=waits)
         self._line.update(
             self._record.latest, self._record.residual_share, self._watch.overhead, self._words
         )
+        self._pay(paid)
 
     def go_on(self, scored: int) -> None:
         """So many steps were scored before, in a run that goes on."""

@@ -60,7 +60,7 @@ class Checkpoint:
             "scorer": scorer,
             "paying": paying,
             "record": record,
-            "audit": self._loop.auditing.state(),
+            "audit": self._loop.audit_state(),
         }
         parts = {"scorer": tensors, "paying": ranks, "record": tables}
         named = {f"{part}/{n}": t for part, found in parts.items() for n, t in found.items()}
@@ -109,6 +109,5 @@ class Checkpoint:
         ids = IdReader(header["ids"])
         self._loop.frequency.restore(header["frequency"])
         self._loop.booking.go_on(header["scored"])
-        self._loop.go_on(header["taken"])
-        self._loop.auditing.restore(header.get("audit"))
+        self._loop.go_on(header["taken"], header.get("audit"))
         return ids

@@ -6,99 +6,45 @@ or when the loop goes on without the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
 
 from inrun.attribution._advice import Advice
 from inrun.attribution._booking import Booking
-from inrun.attribution._captures import Before, Captures
+from inrun.attribution._captures import Captures
 from inrun.attribution._live import LiveLine, Stopwatch
+from inrun.attribution._passes import Passes
 from inrun.attribution._record import Record
 from inrun.attribution._scoring import Frequency
-from inrun.capture import Block, Capture, Contract, Watch, are_here
-from inrun.errors import NotSupportedError
-from inrun.ledger import Ids
 from inrun.momentum import Payouts
-from inrun.optim import Together, skipped, trained_parameters
-from inrun.owners import Ownership
+from inrun.optim import skipped, trained_parameters
 from inrun.scoring import Scored, Scorer, Stage, Step, Tokens
-from inrun.truth import Auditing
-from inrun.utility import Utility
+from inrun.truth import Auditor
 
 
-class Loop:
-    """The step that is under way, and how many there were.
-
-    Args:
-        model: that is trained.
-        optimizers: that train it.
-        utility: that judges.
-        scorer: that outlives steps.
-        window: of momentum, if there is one.
-        capture: in which way factors are kept.
-        record: of what was scored.
-        line: that shows the last step.
-        frequency: which steps are scored.
-        check: whether the self-test compares sums.
-    """
+class Loop(Passes):
+    """The step under way through its further stages, into the record; see `Passes`."""
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizers: Together,
-        utility: Utility,
+        captures: Captures,
         scorer: Scorer,
         window: Payouts | None,
-        capture: type[Capture],
+        frequency: Frequency,
+        advice: Advice,
         record: Record,
         line: LiveLine,
-        frequency: Frequency,
-        check: bool,
     ):
-        self._optimizers, self._scorer, self._window = optimizers, scorer, window
-        self._record, self.frequency = record, frequency
-        self._advice, self.watch = Advice(), Stopwatch()
-        self.auditing = Auditing(self.watch.stopped, self._advice.once)
-        self.booking = Booking(record, line, self.watch, self._advice, scorer.processes, window)
-        self.taken = 0
+        watch = Stopwatch()
+        super().__init__(captures, scorer, window, frequency, advice, watch)
+        self._optimizers, self._record = scorer.optimizers, record
+        self.booking = Booking(record, line, watch, advice, scorer.processes, window)
         self.paused = False
-        self._step: Step | None = None
-        self._block: Block | None = None  # that is open
-        self._inside = False  # a block, or a pass of no sample
         self._tokens: Tokens | None = None
-        self._captures = Captures(
-            capture, model, optimizers, utility, scorer.processes, self._advice, sums=check
-        )
-        self._advice.of_stale(utility.refresh)
-
-    @property
-    def capture(self) -> Capture:
-        """What sees blocks now."""
-        return self._captures.now
-
-    @property
-    def inside(self) -> bool:
-        """Whether a block is open."""
-        return self._inside
-
-    @property
-    def ended(self) -> bool:
-        """Whether the backward pass of the block that is open came through."""
-        return self._block is None or self._block.ended
-
-    @property
-    def pending(self) -> bool:
-        """Whether samples wait for their step."""
-        return self._step is not None and bool(self._step.blocks)
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of samples the step under way has so far."""
-        return 0 if self._step is None else len(self._step.owned)
+        self._audited: Mapping[str, Any] | None = None  # an audit that a checkpoint had in it
 
     def listen(self, tokens: Tokens) -> None:
         """Values are split among tokens from now on."""
@@ -113,104 +59,30 @@ class Loop:
         finally:
             self.paused = before
 
-    def go_on(self, taken: int) -> None:
-        """So many steps were taken before, in a run that goes on; nothing is under way."""
+    def audit(self, auditor: Auditor) -> None:
+        """Has it look on, in place of one that still does."""
+        self._auditor = auditor
+        if self._audited is not None:
+            auditor.restore(self._audited)
+            self._audited = None
+
+    def audit_state(self) -> Mapping[str, Any] | None:
+        """What a checkpoint keeps of an audit that is going on; None where none is."""
+        auditor = self._auditor
+        return None if auditor is None or auditor.over else auditor.state()
+
+    def go_on(self, taken: int, audit: Mapping[str, Any] | None) -> None:
+        """Nothing is under way in a run that goes on.
+
+        Args:
+            taken: how many steps there were.
+            audit: of the audit that goes on with it: the one there is, or the next that begins.
+        """
         self.taken = taken
         self.forget(moved=True)
-
-    # ---- open
-
-    @contextmanager
-    def block(self, names: Ids, owned: Ownership, *, at_backward: bool = False) -> Iterator[None]:
-        """One forward and backward pass of these samples; see `Attribution.batch`."""
-        step = self._opened()
-        if not step.weight:
-            yield
-            return
-        self._scorer.processes.demand_together()
-        with self.watch:
-            self._begin_pass(step)
-            sees = self.auditing.block_begins(
-                self.capture, step.number, len(names), first=not step.owned
-            )
-        watch = Watch(self._contract(step), sees, sees is not None, step.number)
-        self._inside = True
-        try:
-            with self.capture.block(owned, watch, at_backward=at_backward) as self._block:
-                yield
-        finally:
-            self._inside = False
-            block, self._block = self._block, None
-            if block is not None and block.ended:
-                with self.watch:
-                    self._end_block(step, names, block)
-
-    def _opened(self) -> Step:
-        """The step under way; its first pass settles whether it is scored."""
-        with self.watch:
-            if self._step is None:
-                weight = self.frequency.weight(self.taken + 1)
-                self._scorer.validation.deal(self.frequency.parts)
-                self._step = Step(self._scorer, self.taken + 1, weight, self._window)
-        return self._step
-
-    def _begin_pass(self, step: Step) -> None:
-        """Before a forward and a backward pass of a scored step."""
-        if not step.blocks:
-            self._captures.refresh()
-        self._advice.of_compiled(self.capture.compiled)
-        if self.capture.contracts_early:
-            self._conclude(step)  # the forecast counts blocks
-        step.begin_pass(self.capture)
-
-    @contextmanager
-    def unattributed(self) -> Iterator[None]:
-        """A backward pass whose gradient is no sample's; see `Attribution.unattributed`."""
-        step = self._opened()
-        if not step.weight:
-            yield
-            return
-        if self.capture.sharded:
-            raise NotSupportedError(
-                "attribution.unattributed() reads whole gradients, and this model's parameters "
-                "are sharded (fully_shard). Use the optimizer's weight_decay, or train under "
-                "DistributedDataParallel."
-            )
-        with self.watch:
-            self._begin_pass(step)
-            before = Before(self.capture.trained)
-        self._inside = True
-        try:
-            yield
-        finally:
-            self._inside = False
-        with self.watch:
-            added = before.added()
-            self._scorer.processes.demand_alike("the end of a block")
-            step.add([], self.capture.unowned(added, Watch(self._contract(step))))
-            self.auditing.unattributed(added)
-            self._conclude_here(step)
-
-    def _contract(self, step: Step) -> Contract | None:
-        """What a capture contracts with that does so within; others need not know the step."""
-        return partial(step.contract, self.capture) if self.capture.contracts_early else None
-
-    def _end_block(self, step: Step, names: Ids, block: Block) -> None:
-        self.auditing.block_ended(self.capture, block)
-        step.add(names, block)
-        self._conclude_here(step)
-
-    def _conclude_here(self, step: Step) -> None:
-        """Compares at once where no device is waited for; else when the optimizer steps."""
-        if self._scorer.processes.size > 1 or are_here(self.capture.trained.values()):
-            self._conclude(step)
-
-    def _conclude(self, step: Step) -> None:
-        """Compares blocks that ended with the gradients."""
-        if step.conclude(self.capture):
-            self.auditing.cancel()
-        self._advice.of_gaps(self.capture.coverage)
-        self._advice.of_samples(self.capture)
+        self._audited = audit
+        if self._auditor is not None:
+            self.audit(self._auditor)
 
     # ---- read
 
@@ -244,7 +116,7 @@ class Loop:
         if step is not None and self.blocks:
             self._read(step)
         if not self.blocks:
-            self._advice.once(
+            self.advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
                 "not scored. Wrap forward and backward in a block, or the step in "
                 "attribution.paused()."
@@ -253,17 +125,18 @@ class Loop:
 
     def _read(self, step: Step) -> None:
         """Reads the step; one of no samples is left as it is."""
-        self._advice.of_strangers(self._optimizers, self.capture)
+        self.advice.of_strangers(self._optimizers, self.capture)
         with self.watch, self._forgotten_where_it_fails():
             step.take_down(self.capture)
             self._conclude(step)
             if not step.owned:  # the loop zeroed what came in of them
                 return
             step.plan(self.capture)
-        self._advice.of_cancelling(self._scorer.untold)
+        self.advice.of_cancelling(self._scorer.untold)
         if self._scorer.validation.weights_edited:
-            self._advice.of_edited_weights()
-        self.auditing.before_step(step)
+            self.advice.of_edited_weights()
+        if self._auditor is not None:
+            self._auditor.before_step(step)
 
     @contextmanager
     def _forgotten_where_it_fails(self) -> Iterator[None]:
@@ -293,7 +166,7 @@ class Loop:
             validation.disturb()
         scored = {id(p) for p in self.capture.trained.values()}
         if any(id(p) in scored for p in moved):
-            self._advice.of_another_optimizer(type(optimizer).__name__)
+            self.advice.of_another_optimizer(type(optimizer).__name__)
 
     def finish(self) -> None:
         """Scores what has stepped: when all have, or when the loop goes on without the others."""
@@ -319,7 +192,7 @@ class Loop:
 
     def _check(self, step: Step, scored: Scored) -> None:
         """The audit's part of a step's end."""
-        if not self.auditing.has_played:
+        if self._auditor is None or not self._auditor.has_played:
             return
         facts = {
             "estimator": scored.estimator,
@@ -329,7 +202,7 @@ class Loop:
             "low_precision": self.capture.low_precision,
             "forecast_error": self._scorer.forecast.error,
         }
-        checks = self.auditing.after_step(step.number, scored.values, facts)
+        checks = self._auditor.after_step(step.number, scored.values, facts)
         if checks is not None:
             self._record.audited(checks)
 
@@ -342,7 +215,8 @@ class Loop:
             by: the number of the optimizer that alone moves them.
         """
         self._step = None
-        self.auditing.cancel()
+        if self._auditor is not None:
+            self._auditor.cancel()
         self.capture.check.next_step()
         if not moved:
             return

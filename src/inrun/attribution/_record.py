@@ -58,6 +58,7 @@ class Record:
         extra: Extra = None,
     ):
         self._first = first  # of several processes the first has the store
+        self.targets = tuple(targets)
         self._targets, self._weights, self._folder = targets, weights, folder
         self._tally, self._extra = Tally(targets, weights, extra), extra
         self._ledger: list[dict[str, object]] = []

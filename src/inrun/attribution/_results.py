@@ -19,6 +19,11 @@ class Results:
     _scorer: Scorer
     _loop: Loop
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the utility's targets."""
+        return self._record.targets
+
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.
 

@@ -2,6 +2,7 @@
 
 from inrun.capture._calls import CannotReplayError, ModelCall, taken
 from inrun.capture._capture import Block, Capture, Contract, Watch
+from inrun.capture._collector import Resting
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._hold import Hold
@@ -25,6 +26,7 @@ __all__ = [
     "Moves",
     "Offload",
     "Reading",
+    "Resting",
     "Root",
     "Stream",
     "Watch",

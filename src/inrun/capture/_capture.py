@@ -24,7 +24,7 @@ from inrun.capture._owner_checks import OwnerChecks
 from inrun.capture._sources import Root
 from inrun.capture._uncompiled import compiled_parts, uncompiled
 from inrun.capture._uses import Missed, Use
-from inrun.distributed import Alone, Processes, is_sharded
+from inrun.distributed import Processes, is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Dense, Factor
 from inrun.owners import Owners, Ownership, ownership
@@ -86,6 +86,10 @@ class Block:
             found = self._copies[key] = t.detach().clone()
         return found
 
+    def forget_calls(self) -> None:
+        """The model's calls are not needed any more."""
+        self.calls = []
+
     def check_untouched(self) -> None:
         """Raises if something that the factors refer to was overwritten.
 
@@ -116,7 +120,7 @@ class Capture(ABC):
         processes: Processes | None = None,
     ):
         self.trained = dict(trained)
-        self.processes = processes or Alone()
+        self.processes = processes or Processes()
         self.inputs = Inputs(model)
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained, processes=self.processes)

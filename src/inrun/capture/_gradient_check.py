@@ -18,11 +18,11 @@ from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measuring import Measuring
-from inrun.capture._probe import SINGLE, Probes, coarseness, is_single, tolerance
+from inrun.capture._probe import SINGLE, Probes, coarseness, eps_of, is_single, tolerance
 from inrun.capture._rota import Rota
 from inrun.capture._small import is_small, of_shares
 from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
-from inrun.distributed import Alone, Processes
+from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor
 
@@ -40,7 +40,7 @@ class GradientCheck:
         seed: int = 0,
         processes: Processes | None = None,
     ):
-        self._parameters, self._processes = dict(parameters), processes or Alone()
+        self._parameters, self._processes = dict(parameters), processes or Processes()
         self._probes = Probes(self._parameters, seed)
         self._measuring = Measuring(self._parameters, self._probes, self._processes)
         self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
@@ -155,7 +155,8 @@ class GradientCheck:
         if overflowed and now_finite:  # what was not finite is not in there any more
             self._before = dict.fromkeys(self._before, _UNLIKE)
         together = self._with_before(sums)
-        readings = self._readings if block.reduced else self._own_readings
+        several = block.reduced and self._processes.size > 1
+        readings = self._readings if several else self._own_readings
         by_itself = sums
         if block.unowned:  # alone there, it would be all that there is
             by_itself = {name: one._replace(owned=1.0) for name, one in sums.items()}
@@ -178,6 +179,8 @@ class GradientCheck:
 
     def _with_before(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
         """The block's sums and those of the blocks before it."""
+        if not self._before:
+            return dict(sums)
         return {
             name: sums.get(name, NOTHING) + self._before.get(name, NOTHING)
             for name in {**self._before, **sums}
@@ -193,9 +196,9 @@ class GradientCheck:
     ) -> tuple[list[str], bool]:
         """As `_readings`, of this process's own gradient."""
         self._seen = _owned(together)
-        wrong = [self._disagreements(s, found, low_precision) for s in (together, sums)]
-        alone = bool(wrong[0]) and not wrong[1]
-        return ([] if alone else wrong[0]), alone
+        wrong = self._disagreements(together, found, low_precision)
+        alone = bool(wrong) and not self._disagreements(sums, found, low_precision)
+        return ([] if alone else wrong), alone
 
     def _readings(
         self,
@@ -209,9 +212,7 @@ class GradientCheck:
         Of several processes' gradients it may be the mean already, or still this process's own
         (`no_sync`); all of them must read it in the same way.
         """
-        readings = [together, sums]
-        if self._processes.size > 1:
-            readings = [*(self._mean(reading) for reading in readings), *readings]
+        readings = [self._mean(together), self._mean(sums), together, sums]
         wrong = [self._disagreements(reading, found, low_precision) for reading in readings]
         self._seen = _owned(readings[0])
         for number, right in enumerate(self._processes.all([not names for names in wrong])):
@@ -255,8 +256,17 @@ class GradientCheck:
                 "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
                 "after step(), or before the block."
             )
+        if self._unchanged(now):
+            return dict.fromkeys(now, 1.0)
         noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
         return factors({name: self._change(name, m) for name, m in now.items()}, noise)
+
+    def _unchanged(self, now: Mapping[str, Measured]) -> bool:
+        """Whether nothing at all became of the gradients since their blocks, as mostly."""
+        return all(
+            m.is_finite and m == self._marks.get(name) and self._is_untouched(name)
+            for name, m in now.items()
+        )
 
     def _change(self, name: str, now: Measured) -> Change:
         mark = self._marks.get(name)
@@ -331,7 +341,7 @@ class GradientCheck:
         whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
 
         def noise(name: str) -> float:
-            eps = torch.finfo(self._parameters[name].dtype).eps
+            eps = eps_of(self._parameters[name].dtype)
             return 100 * max(eps, self._computed.get(name, 0.0)) * whole
 
         return noise
@@ -355,8 +365,9 @@ class GradientCheck:
         low_precision: bool,
     ) -> list[str]:
         wrong, noise = [], self._noise(found)
+        nothing = Measured(0.0, 0.0)
         for name, (total, size, owned) in sums.items():
-            now = found.get(name, Measured(0.0, 0.0))
+            now = found.get(name, nothing)
             if not now.is_finite or not owned:
                 continue  # a step that will be skipped, or else `scales` names the parameter
             p = self._parameters[name]

@@ -38,7 +38,7 @@ class Hold(Capture):
 
     def _collect(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
         for use in mode.uses:
-            if use.reached and use.pending:
+            if use.reached and use.held:
                 self._take(block, use, mode, watch)
 
     def _take(self, block: Block, use: Use, mode: CaptureMode, watch: Watch) -> None:
@@ -47,7 +47,6 @@ class Hold(Capture):
             self._register(name, how, factor, watch)
             self._keep(block, name, factor)
         if self._builds_early:
-            use.pending.clear()
             use.release()
 
     def _keep(self, block: Block, name: str, factor: Factor) -> None:

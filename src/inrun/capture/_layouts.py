@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from inrun.operations import Layout, Slots
 from inrun.owners import MIXED, NONE, SUM, UNKNOWN, Map, adopted
@@ -30,10 +29,11 @@ def missing_reason(name: str, maps: Sequence[Map | None]) -> str | None:
     return None
 
 
-def layouts_of(
-    maps: Sequence[Map | None], outputs: Sequence[Tensor], samples: int
-) -> list[Layout | Slots | None]:
+def layouts_of(maps: Sequence[Map | None], samples: int) -> Sequence[Layout | Slots | None]:
     """Each output's layout; None where it is the same for all samples."""
+    m = maps[0] if len(maps) == 1 else None
+    if m is not None:  # one list for all operations of such outputs
+        return m.remembered(("layouts", samples), lambda: [_layout(m, samples)])
     return [
         None if m is None else m.remembered(("layout", samples), lambda m=m: _layout(m, samples))  # type: ignore[misc]
         for m in maps

@@ -20,9 +20,10 @@ class Measuring:
     def __init__(self, parameters: Mapping[str, Tensor], probes: Probes, processes: Processes):
         self._parameters, self._probes, self._processes = dict(parameters), probes, processes
 
+    @torch.no_grad()
     def measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
-        own = {name: own_part(g.detach()) for name, g in gradients.items()}
+        own = {name: own_part(g) for name, g in gradients.items()}
         small = {name: g for name, g in own.items() if is_small(self._parameters[name])}
         groups = of_gradients(self._probes, small)
         large = [name for name in own if name not in small]

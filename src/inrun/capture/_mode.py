@@ -45,6 +45,31 @@ _QUIET = frozenset(  # that give no tensor, or none of the samples'
 )
 
 _HOOKS = ("register_hook", "retain_grad")
+_NO_NAMES: dict[str, Any] = {}  # of an operation that was called without any
+
+
+class _Arrival:
+    """A hook on the node of a use's output: hands the gradient on when the backward pass comes by.
+
+    One object, where a closure would be seven: there are as many as uses.
+    """
+
+    __slots__ = ("_mode", "_position", "_slot", "_use")
+
+    def __init__(self, mode: CaptureMode, use: Use, position: int, slot: int):
+        self._mode, self._use, self._position, self._slot = mode, use, position, slot
+
+    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+        mode, use, gradient = self._mode, self._use, gradients[self._slot]
+        if gradient is None:
+            return
+        if mode.tinting is not None:
+            mode.tinting(use, self._position, gradient)
+        elif not mode.muted:
+            use.receive(self._position, gradient)
+            if mode.when_complete is not None and use.complete:
+                with unseen():
+                    mode.when_complete(use)
 
 
 class CaptureMode(TorchFunctionMode):
@@ -107,7 +132,7 @@ class CaptureMode(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = kwargs or _NO_NAMES
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
         if self.over or self._in_custom or _recomputing():
@@ -172,7 +197,8 @@ class CaptureMode(TorchFunctionMode):
             operation.check(operation.bind(args, kwargs))
         if self._gathered is not None:
             self._learn_gathered(self._gathered, tensors)
-        consumed = {id(t): self._sources[id(t)] for t in tensors if id(t) in self._sources}
+        sources = self._sources
+        consumed = {id(t): sources[id(t)] for t in tensors if id(t) in sources}
         if torch._C._functorch.peek_interpreter_stack() is not None:
             consumed = {key: s for key, s in consumed.items() if key not in self._handed}
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
@@ -280,7 +306,7 @@ class CaptureMode(TorchFunctionMode):
             added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
             self._miss(consumed, reason, outputs, term=added)
             return
-        layouts = layouts_of(maps, outputs, self._samples)
+        layouts = layouts_of(maps, self._samples)
         how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
         use = Use(function, args, kwargs, consumed, layouts, self._samples, random, how)
         self.uses.append(use)
@@ -322,21 +348,8 @@ class CaptureMode(TorchFunctionMode):
         (`x += p`, `relu_`) moves to a new node, and a hook on it could not be paired with the
         operation any more.
         """
-        node, slot = out.grad_fn, out.output_nr
-        assert node is not None
-
-        def receive(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[slot]
-            if self.tinting is not None:
-                if gradient is not None:
-                    self.tinting(use, position, gradient)
-            elif gradient is not None and not self.muted:
-                use.receive(position, gradient)
-                if self.when_complete is not None and use.complete:
-                    with unseen():
-                        self.when_complete(use)
-
-        node.register_prehook(receive)
+        assert out.grad_fn is not None
+        out.grad_fn.register_prehook(_Arrival(self, use, position, out.output_nr))
 
 
 def unseen() -> AbstractContextManager[object]:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, part_of
 from inrun.factors import Factor, compute_dtype
-from inrun.kernels import probe_and_squares, takes
 
-SINGLE = torch.finfo(torch.float32).eps
+SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 PLACES = 65_536  # at which a window may begin
 
@@ -65,12 +65,6 @@ class Probe:
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
-        left, right = self._left, self._right.reshape(-1)
-        if self._parameter is None:
-            matrix = self._as_matrix(gradient)
-            if takes(matrix, left, right):
-                probe, squares = probe_and_squares(matrix, left, right)
-                return torch.tensor((probe, squares**0.5), dtype=torch.float64)
         # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
         wide = None if gradient.device.type == "mps" else torch.float64
         norm = torch.linalg.vector_norm(gradient, dtype=wide)
@@ -175,8 +169,13 @@ def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
 
 def coarseness(factor: Factor) -> float:
     """The largest eps of what a factor's shares are made of: a layer may compute in less."""
-    found = (t.dtype for t in factor.held if t.is_floating_point())
-    return max((torch.finfo(dtype).eps for dtype in found), default=0.0)
+    return max((eps_of(t.dtype) for t in factor.held), default=0.0)
+
+
+@cache
+def eps_of(dtype: torch.dtype) -> float:
+    """Of a kind of number; 0 of integers."""
+    return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
 def is_single(gradient: Tensor) -> bool:
@@ -199,5 +198,5 @@ def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> 
     """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
-    single = parameter.dtype != torch.float64 or computed > torch.finfo(torch.float64).eps
+    single = parameter.dtype != torch.float64 or computed > DOUBLE
     return 2e-3 if single else 1e-8

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from inrun.capture._probe import Probes
 from inrun.distributed import is_sharded
-from inrun.factors import Dense, Factor, Outer
-
-SMALL = 4096  # elements; above it the elements cost more than the calls
+from inrun.factors import SMALL, Dense, Factor, Outer
 
 
 def is_small(parameter: Tensor, factor: Factor | None = None, *, early: bool = False) -> bool:

@@ -25,6 +25,8 @@ from inrun.operations import (
     replace,
 )
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Missed:
@@ -41,7 +43,15 @@ class Missed:
 
 
 class Use:
-    """What a rule will need after the backward pass, and the gradients as they arrive."""
+    """What a rule will need after the backward pass, and the gradients as they arrive.
+
+    There may be thousands in a step, all alive at its end: it is made of few objects.
+    """
+
+    __slots__ = (
+        "_args", "_complex", "_gradients", "_kwargs", "_layouts", "_pending", "_random",
+        "function", "low_precision", "name", "owners", "reached", "samples", "sources",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,17 +68,37 @@ class Use:
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
         # detached, or every held input would keep the whole graph behind it alive
-        self._args: Sequence[Any] = replace(list(args), self._let_go)
-        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go)
+        self._args: Sequence[Any] = replace(args, self._let_go)
+        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go) if kwargs else kwargs
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
+        kinds = {t.dtype for t in self._given}
         # half precision took part, so that sums agree to two digits only
-        self.low_precision = any(_is_half(t) for t in outputs_of([args, list(kwargs.values())]))
-        self.pending = self.roots  # whose shares have not been taken yet
+        self.low_precision = not kinds.isdisjoint(_HALF)
+        # conjugates are in it, which rules do not know and the fallback does
+        self._complex = any(kind.is_complex for kind in kinds)
+        self._pending: set[str] | None = None
 
     def _let_go(self, t: Tensor) -> Tensor:
         return t if id(t) in self.sources else t.detach()
+
+    @property
+    def _given(self) -> list[Tensor]:
+        """The tensors among its arguments."""
+        return outputs_of([self._args, *self._kwargs.values()])
+
+    @property
+    def held(self) -> bool:
+        """Whether its arguments and gradients are still there."""
+        return bool(self._gradients)
+
+    @property
+    def pending(self) -> set[str]:
+        """Names whose shares have not been taken yet; whoever takes some takes them off."""
+        if self._pending is None:
+            self._pending = self.roots
+        return self._pending
 
     @property
     def roots(self) -> set[str]:
@@ -81,7 +111,8 @@ class Use:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
         if self._gradients:  # else released: the invariant will tell that a part is missing
             self.reached = True
-            self.low_precision |= _is_half(gradient)
+            self.low_precision |= gradient.dtype in _HALF
+            self._complex |= gradient.is_complex()
             before = self._gradients[output]
             self._gradients[output] = gradient if before is None else before + gradient
 
@@ -93,8 +124,7 @@ class Use:
     @property
     def dtype(self) -> torch.dtype:
         """The coarsest kind of number among its arguments."""
-        given = outputs_of([list(self._args), list(self._kwargs.values())])
-        kinds = [t.dtype for t in given if t.is_floating_point()]
+        kinds = [t.dtype for t in self._given if t.is_floating_point()]
         return max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
 
     @property
@@ -105,9 +135,8 @@ class Use:
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
         for tensor_id, source in self.sources.items():
-            wanted = {root.name for root in source.roots if root.scored}
-            if only is not None:
-                wanted &= {only}
+            roots = [root.name for root in source.roots if root.scored]
+            wanted = roots if only is None else [only] if only in roots else []
             if not wanted:
                 continue
             for parameter, factor in source.pull_back(self._shares_of(tensor_id)):
@@ -134,7 +163,7 @@ class Use:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""
         operation = find(self.name)
         one = len(self._gradients) == 1 or (operation is not None and operation.per_row)
-        if operation is not None and one and not self._is_complex:
+        if operation is not None and one and not self._complex:
             arguments = operation.bind(self._args, self._kwargs)
             layout = next((at for at in self._layouts if at is not None), None)
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
@@ -143,12 +172,6 @@ class Use:
                 if factor is not None:
                     return factor
         return self._fallback(tensor_id)
-
-    @property
-    def _is_complex(self) -> bool:
-        """Whether conjugates are in it, which rules do not know and the fallback does."""
-        held = [g for g in self._gradients if g is not None]
-        return any(t.is_complex() for t in (*held, *outputs_of([list(self._args)])))
 
     def _by_rule(
         self, operation: Operation, arguments: Mapping[str, Any], name: str, layout: Layout | Slots
@@ -168,11 +191,7 @@ class Use:
         return by_owner(factor, owner_P, self.samples)
 
     def _fallback(self, tensor_id: int) -> Factor:
-        (tensor,) = {
-            id(t): t
-            for t in outputs_of([list(self._args), list(self._kwargs.values())])
-            if id(t) == tensor_id
-        }.values()
+        (tensor,) = {id(t): t for t in self._given if id(t) == tensor_id}.values()
         if tensor.numel() and not tensor.untyped_storage().size():
             raise NotSupportedError(
                 f"{self.name} has several outputs, of which only some got a gradient, and the "
@@ -184,7 +203,3 @@ class Use:
             return fallback(
                 self.function, self._args, self._kwargs, tensor, gradients, self.samples
             )
-
-
-def _is_half(t: Tensor) -> bool:
-    return t.dtype in (torch.float16, torch.bfloat16)

@@ -28,24 +28,21 @@ def introduce(console: Console, training: Any) -> None:
 
 def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
     """What it took, how well it did, what the books say, which labels to look at."""
-    from inrun.ledger import load
-    from inrun.training import read_comparison
-    from inrun.uses import doubt_labels
+    from inrun.ledger import load_run
+    from inrun.uses import note_label_doubts
 
-    run = load(folder)
-    doubted = doubt_labels(run)
+    run = load_run(folder)
+    doubted = note_label_doubts(run)
     name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
     console.print(
-        f"Trained {outcome.steps} steps in {outcome.measured.seconds:.0f} s, of which attribution "
-        f"+{outcome.measured.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
+        f"Trained {outcome.steps} steps in {outcome.seconds:.0f} s, of which attribution "
+        f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
         soft_wrap=True,
     )
     for line in _books(run, training.config, outcome.steps):
         console.print(line, soft_wrap=True, highlight=False)
-    if doubted:
+    if doubted is not None:
         console.print(_doubtful(run))
-    if (folder / "plan.json").exists():
-        console.print(read_comparison(folder))
     console.print(
         f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
         f"{plain(folder)}",
@@ -80,7 +77,7 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
         found = run.balance()
         said.append(
             f"Samples took off {found['immediate']:.4g} in their own steps and "
-            f"{found['paid_out']:.4g} through momentum in the {config.payout} after; "
+            f"{found['paid_out']:.4g} through momentum in the {config.momentum_window} after; "
             f"{found['before_window']:.4g} came from before that window."
         )
     return said

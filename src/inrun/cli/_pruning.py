@@ -18,7 +18,7 @@ from inrun.cli._terminal import plain, terminal
 from inrun.ledger import Run
 from inrun.uses import (
     ARMS,
-    Check,
+    Comparison,
     Pruning,
     Train,
     check_place,
@@ -78,19 +78,9 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
 
 
 def _print_list(console: Console, pruning: Pruning) -> None:
-    every, dropped = pruning.table.num_rows, pruning.table.filter(pruning.table["dropped"])
-    balance = f", balanced over {plain(pruning.balanced)}" if pruning.balanced else ""
-    console.print(
-        f"{dropped.num_rows:,} of {every:,} samples to leave out, by {plain(pruning.by)}{balance}.",
-        soft_wrap=True,
-    )
-    if pruning.perhaps_harmless is None:
-        console.print("No sample was visited twice, so there is no confidence in a single one.")
-    elif dropped.num_rows:
-        console.print(
-            f"By their visits, about {pruning.perhaps_harmless:.0f} of them are perhaps harmless.",
-            soft_wrap=True,
-        )
+    for sentence in pruning.sentences():
+        console.print(plain(sentence), soft_wrap=True)
+    dropped = pruning.table.filter(pruning.table["dropped"])
     table = Table("sample", "score", "surely harmful", "value", "visits", "harms most")
     for row in dropped.slice(0, SHOWN).to_pylist():
         sure = row["confidence"]
@@ -113,7 +103,7 @@ def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:
 
 def _checked(
     console: Console, store: Path, pruning: Pruning, train: Train, trainings: Trainings
-) -> Check:
+) -> Comparison:
     if store.exists():
         console.print(
             f"Going on from the results in {plain(str(store))}; remove it to train all again.",
@@ -135,7 +125,7 @@ def _training(stored: Run, entry: str | None) -> Train:
     raise refuse_unless_told(stored.path, "how to train again")
 
 
-def _print_check(console: Console, found: Check) -> None:
+def _print_check(console: Console, found: Comparison) -> None:
     seeds = len(found.scores["pruned"])
     table = Table("trained on", f"score (mean of {seeds}, 95 % interval)", "seconds each")
     for arm in ARMS:

@@ -18,8 +18,8 @@ from inrun.cli._terminal import plain, printable, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
+from inrun.replay import Replayable
 from inrun.uses import (
-    Replayable,
     described,
     refuse_unless_told,
     replayable_again,
@@ -73,6 +73,8 @@ def trace(
         again = _replayable(run, entry)
         queries = _queries(query)
         recorded = _opened(run, trajectory, again)
+        if again.query_loss is None:
+            raise MisuseError(f"{entry} returned an inrun.Replayable without query_loss.")
         utility = inrun.Utility(again.query_loss, targets=_rows(query))
         found = inrun.trace(
             recorded, utility, method=method, standardised=standardised,
@@ -127,9 +129,7 @@ def _queries(file: Path) -> dict[str, str]:
 def _opened(run: Path, trajectory: Path | None, again: Replayable) -> inrun.Trajectory:
     inside = run / STATES
     folder = trajectory or (inside if inside.exists() else run)
-    return inrun.open_trajectory(
-        folder, again.model, again.optimizer, again.losses, again.fetch, weights=again.weights
-    )
+    return inrun.load(folder, again)
 
 
 def _samples(

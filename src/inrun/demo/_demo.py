@@ -12,11 +12,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from inrun.demo import _digits as digits
-from inrun.demo._experiment import Tick, Trained, train
-from inrun.demo._findings import BEST, DROPPED_SHARE, Findings, findings, retrained
+from inrun.demo._experiment import (
+    BEST,
+    DROPPED_SHARE,
+    Findings,
+    Tick,
+    Trained,
+    findings,
+    retrained,
+    train,
+)
 from inrun.demo._page import describe, write_page
 from inrun.errors import StoreError
-from inrun.ledger import known_residual_shares, load
+from inrun.ledger import Run, known_residual_shares, load_run
 from inrun.report import charts
 
 
@@ -44,16 +52,16 @@ def run_demo(out: Path, *, seed: int = 0, seeds: int = 5, console: Console | Non
     console.print(
         f"{digits.TRAINING} handwritten digits, {int(data.wrong.sum())} with a wrong label; a "
         f"small CNN, AdamW, {digits.EPOCHS} epochs; judged by {len(data.validation[1])} clean "
-        "digits, one target a class."
+        "digits, one target per class."
     )
     steps = digits.EPOCHS * -(-digits.TRAINING // digits.BATCH)
     with _progress(console, steps, 7 * seeds) as tick:
-        trained = train(data, seed, out / "run", tick, progress=False)
-        found = findings(data, trained)
+        trained = train(data, seed, out / "run", tick)
+        run = load_run(out / "run")
+        found = findings(data, trained, run)
         retraining = retrained(data, found, range(seeds), tick)
-    _print_summary(console, data, trained, found, retraining)
+    _print_summary(console, run, data, trained, found, retraining)
     report = out / "report.html"
-    run = load(out / "run")
     describe(run, data, found)
     write_page(report, run, data, trained, found, retraining)
     console.print(
@@ -82,67 +90,45 @@ def _progress(console: Console, steps: int, retrainings: int) -> Iterator[Tick]:
 
 def _print_summary(
     console: Console,
+    run: Run,
     data: digits.Digits,
     trained: Trained,
     found: Findings,
     retraining: dict[str, list[float]],
 ) -> None:
-    shares = known_residual_shares(trained.ledger)
+    shares, audit = known_residual_shares(run.ledger()), trained.report
+    aucs = sorted(found.auc.items(), key=lambda item: -item[1])
+    doubtful = [
+        [str(i), *(str(int(labels[i])) for labels in (data.labels, found.suggested, data.truth)),
+         f"{found.scores[BEST][i]:.3f}"]
+        for i in found.best_first[:8]
+    ]  # fmt: skip
+    ranked = sorted(retraining.items(), key=lambda item: -float(np.mean(item[1])))
+    dropped = f"Test accuracy after retraining, {DROPPED_SHARE:.0%} dropped (mean, 95 % interval)"
     console.print(
         f"\n[bold]Wrong labels[/bold]  inrun.label_doubts finds them with AUC "
-        f"{found.auc[BEST]:.3f} and names the true label of {found.right_suggestions:.0%}"
-    )
-    console.print(_detection_table(found))
-    console.print(_harmful_table(data, found))
-    console.print(
-        f"[bold]Books[/bold]  a step's residual is {np.median(shares):.2%} of its entries in the "
-        f"median, {shares.max():.1%} at most"
-    )
-    audit = trained.report
-    console.print(
+        f"{found.auc[BEST]:.3f} and names the true label of {found.right_suggestions:.0%}",
+        _table("AUC for wrong labels", "ranked by, AUC", [[n, f"{auc:.3f}"] for n, auc in aucs]),
+        _table("Labels to look at first", "sample, labelled, suggested, truly, doubt", doubtful),
+        f"[bold]Ledger[/bold] a step's residual is {np.median(shares):.2%} of its entries in the "
+        f"median, {shares.max():.1%} at most",
         f"[bold]Truth[/bold]  Pearson R with exact Shapley values {audit.pearson:.4f} (median over "
-        f"{audit.checks} random steps of this run, 95 % interval): `inrun audit RUN` says more"
-    )
-    console.print(
+        f"{audit.checks} random steps of this run, 95 % interval): `inrun audit RUN` says more",
         f"[bold]Cost[/bold]   attribution took {trained.overhead:.1f} times the plain training's "
         f"time ({trained.seconds:.1f} s in all): every step passes {len(data.validation[1])} "
-        f"validation images, for a batch of {digits.BATCH}"
-    )
-    console.print(_retraining_table(retraining))
+        f"validation images, for a batch of {digits.BATCH}",
+        _table(dropped, "trained on, accuracy", [
+            [name, f"{np.mean(scores):.1%} ± {charts.half_interval(np.asarray(scores)):.1%}"]
+            for name, scores in ranked
+        ]),
+        sep="\n",
+    )  # fmt: skip
 
 
-def _detection_table(found: Findings) -> Table:
-    table = Table(title="AUC for wrong labels", title_justify="left")
-    table.add_column("ranked by")
-    table.add_column("AUC", justify="right")
-    for name, auc in sorted(found.auc.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{auc:.3f}")
-    return table
-
-
-def _harmful_table(data: digits.Digits, found: Findings, rows: int = 8) -> Table:
-    table = Table(title="Labels to look at first", title_justify="left")
-    for name in ("sample", "labelled", "suggested", "truly", "doubt"):
-        table.add_column(name, justify="right")
-    for i in found.best_first[:rows]:
-        table.add_row(
-            str(i),
-            str(int(data.labels[i])),
-            str(int(found.suggested[i])),
-            str(int(data.truth[i])),
-            f"{found.scores[BEST][i]:.3f}",
-        )
-    return table
-
-
-def _retraining_table(retraining: dict[str, list[float]]) -> Table:
-    table = Table(
-        title=f"Test accuracy after retraining, {DROPPED_SHARE:.0%} dropped (mean, 95 % interval)",
-        title_justify="left",
-    )
-    table.add_column("trained on")
-    table.add_column("accuracy", justify="right")
-    for name, numbers in sorted(retraining.items(), key=lambda item: -float(np.mean(item[1]))):
-        half = charts.half_interval(np.asarray(numbers))
-        table.add_row(name, f"{np.mean(numbers):.1%} ± {half:.1%}")
+def _table(title: str, head: str, rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in head.split(", "):
+        table.add_column(name, justify="right" if name != head.split(", ")[0] else "left")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -8,10 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.demo import _digits as digits
-from inrun.demo._experiment import Trained
-from inrun.demo._findings import BALANCED, BEST, DROPPED_SHARE, LOSS, Findings
+from inrun.demo._experiment import (
+    BALANCED,
+    BEST,
+    DROPPED_SHARE,
+    LOSS,
+    RANDOM,
+    Findings,
+    Trained,
+)
 from inrun.ledger import Run, known_residual_shares
-from inrun.report import Figure, Paragraph, Section, Table, Told, charts, write_report
+from inrun.report import Figure, Paragraph, Section, Told, charts, write_report
 
 SHOWN = 24
 
@@ -54,9 +61,9 @@ def write_page(
             "wrote down what every image did to the loss on a clean validation set, class by "
             "class. Every number here was computed in this run."
         ),
-        figures=_figures(trained, found, retraining),
+        figures=_figures(run, trained, found, retraining),
         summary=[_known(data, found)],
-        sections=[_detection(data, found), _truth(trained), _retraining(retraining)],
+        sections=[_detection(data, found), _truth(run, trained), _retraining(retraining)],
         footer=(
             f"Attribution took {trained.overhead:.1f} times the time of plain training here: the "
             f"{len(data.validation[1])} validation images, in {digits.CLASSES} targets, are passed "
@@ -66,11 +73,11 @@ def write_page(
     write_report(run, path, told=told)
 
 
-def _figures(trained: Trained, found: Findings, retraining: dict[str, list[float]]) -> list[Figure]:
-    gain = np.mean(retraining[f"without the worst by {BEST}"]) - np.mean(
-        retraining["without random ones (control)"]
-    )
-    unexplained = float(np.median(known_residual_shares(trained.ledger)))
+def _figures(
+    run: Run, trained: Trained, found: Findings, retraining: dict[str, list[float]]
+) -> list[Figure]:
+    gain = np.mean(retraining[f"without the worst by {BEST}"]) - np.mean(retraining[RANDOM])
+    unexplained = float(np.median(known_residual_shares(run.ledger())))
     return [
         Figure(f"{found.auc[BEST]:.3f}", "AUC of the label doubts for wrong labels"),
         Figure(f"{found.right_suggestions:.0%}", "of wrong labels: the true one is suggested"),
@@ -105,11 +112,11 @@ def _detection(data: digits.Digits, found: Findings) -> Section:
         "How well wrong labels are found",
         [
             "AUC: the chance that a wrong label is ranked above a right one. Label doubts "
-            "(inrun.label_doubts) put the harm profile and the loss together; "
-            + _beside_the_loss(found)
-            + " What the loss cannot say is which label a sample should have: the suggestion is "
-            f"the true one for {found.right_suggestions:.0%} of the {int(data.wrong.sum())} wrong "
-            "labels. Total values say what a sample did, not whether its label is wrong.",
+            f"(inrun.label_doubts) put the harm profile and the loss together; here they have "
+            f"{found.auc[BEST]:.3f}, the mean loss alone {found.auc[LOSS]:.3f}. The loss cannot "
+            "say which label a sample should have: the suggestion is the true one for "
+            f"{found.right_suggestions:.0%} of the {int(data.wrong.sum())} wrong labels. Total "
+            "values say what a sample did, not whether its label is wrong.",
         ],
         charts=[
             charts.bars(
@@ -121,37 +128,18 @@ def _detection(data: digits.Digits, found: Findings) -> Section:
     )
 
 
-def _beside_the_loss(found: Findings) -> str:
-    ours, loss = found.auc[BEST], found.auc[LOSS]
-    if round(ours, 3) == round(loss, 3):
-        return f"here they find as much as the mean loss alone ({ours:.3f})."
-    return f"here {ours:.3f}, where the mean loss alone has {loss:.3f}."
-
-
-def _truth(trained: Trained) -> Section:
-    checks, audit = trained.audit.to_pylist(), trained.report
-    rows = [
-        [
-            f"{check['step']}", check["estimator"], f"{check['pearson']:.4f}",
-            f"{check['sum_ratio']:.3f}", f"{check['relative_error']:.1%}",
-        ]
-        for check in checks
-    ]  # fmt: skip
-    ceiling = "" if audit.ceiling is None else (
-        f" The truth by half of the validation images agrees with that by the other half with R "
-        f"{audit.ceiling.median:.2f} (the noise ceiling)."
-    )  # fmt: skip
+def _truth(run: Run, trained: Trained) -> Section:
+    table, audit = run.audit(), trained.report
     return Section(
         "Agreement with exact Shapley values",
         [
             f"At {audit.checks} random steps of this run the batch was put into "
-            f"{checks[-1]['players']} random groups, and all coalitions of them and of the past "
+            f"{table['players'][-1]} random groups, and all coalitions of them and of the past "
             "were played out on copies, each a real AdamW step and a real validation loss. Pearson "
             f"R of the groups' values with their exact Shapley values: {audit.pearson:.4f} "
-            f"(median, 95 % interval).{ceiling} The command inrun audit says the same."
+            "(median, 95 % interval). The command inrun audit says more."
         ],
-        charts=[charts.scatter(_dots(trained.audit), "exact Shapley value", "value by inrun")],
-        tables=[Table(["step", "estimator", "Pearson R", "ratio of sums", "relative error"], rows)],
+        charts=[charts.scatter(_dots(table), "exact Shapley value", "value by inrun")],
     )
 
 
@@ -168,19 +156,18 @@ def _dots(audit: pa.Table) -> list[tuple[float, float, str]]:
 
 
 def _retraining(retraining: dict[str, list[float]]) -> Section:
-    seeds = len(next(iter(retraining.values())))
-    means = {name: float(np.mean(numbers)) for name, numbers in retraining.items()}
+    seeds = len(retraining[RANDOM])
+    means = {name: f"{np.mean(numbers):.1%}" for name, numbers in retraining.items()}
     return Section(
         "What pruning gains",
         [
             f"{DROPPED_SHARE:.0%} of the samples were dropped and the model was trained again from "
             f"{seeds} other starts. Ticks are single runs, bars 95 % intervals of the mean.",
-            f"Without the most doubtful labels: {means[f'without the worst by {BEST}']:.1%}. By "
+            f"Without the most doubtful labels: {means[f'without the worst by {BEST}']}. By "
             f"total value, the same share of every label, which is what `inrun prune` drops: "
-            f"{means[f'without the worst by {BALANCED}']:.1%}. Random control: "
-            f"{means['without random ones (control)']:.1%}; all samples "
-            f"{means['all samples']:.1%}; without exactly the wrong labels "
-            f"{means['without exactly the wrong labels']:.1%}.",
+            f"{means[f'without the worst by {BALANCED}']}. Random control: {means[RANDOM]}; all "
+            f"samples {means['all samples']}; without exactly the wrong labels "
+            f"{means['without exactly the wrong labels']}.",
         ],
         charts=[charts.with_error_bars(list(retraining.items()), "accuracy on unseen test images")],
     )

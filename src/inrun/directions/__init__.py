@@ -1,18 +1,14 @@
-"""The methods, one small file each: what a gradient share is contracted with.
+"""The methods: what a gradient share is contracted with.
 
-`path` is the default; `path_given` its counterpart for the papers' game; `path_smoothed` for steps
-that act like signs; `sgd`, `sgd_second`, `linearized` and `tangent` are the published estimators
+`path` is the default; `path-given` its counterpart for the papers' game; `path-smoothed` for steps
+that act like signs; `sgd`, `sgd-second`, `linearized` and `tangent` are the published estimators
 and the leave-one-out marginal.
 """
 
 from inrun.directions._direction import Direction, Game, Gradients, Pulled, SampleDirection
-from inrun.directions.linearized import Linearized
-from inrun.directions.path import Path
-from inrun.directions.path_given import PathGiven
-from inrun.directions.path_smoothed import PathSmoothed, evaluations
-from inrun.directions.sgd import SGD
-from inrun.directions.sgd_second import SGDSecond
-from inrun.directions.tangent import Tangent
+from inrun.directions._methods import SGD, Linearized, SGDSecond, Tangent
+from inrun.directions._path import Path, PathGiven
+from inrun.directions._smoothed import PathSmoothed, evaluations
 from inrun.errors import MisuseError
 
 _KINDS: tuple[type[Direction], ...] = (

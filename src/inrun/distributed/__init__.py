@@ -7,7 +7,7 @@ sample meets the whole of a parameter: one parameter's direction at a time is ga
 and let go.
 """
 
-from inrun.distributed._processes import Alone, Processes, Several, agreed, gathered_step
+from inrun.distributed._processes import Processes, Several, agreed, gathered_step
 from inrun.distributed._shards import (
     demand_readable,
     fully_sharded,
@@ -24,7 +24,6 @@ from inrun.distributed._shards import (
 from inrun.distributed._wrapping import demand_sharded, processes_of, unwrapped_model
 
 __all__ = [
-    "Alone",
     "Processes",
     "Several",
     "agreed",

@@ -8,7 +8,6 @@ own samples, and values are gathered. Letters: W processes, N samples, K targets
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -29,8 +28,8 @@ PLACES = (
 """Where processes meet; the last is one that a gradient scaler skips."""
 
 
-class Processes(ABC):
-    """What must be known of the other processes; every call is made by all of them."""
+class Processes:
+    """One process, which is alone; `Several` are more, and every call is made by all of them."""
 
     size: int = 1
     rank: int = 0
@@ -39,14 +38,14 @@ class Processes(ABC):
         """Whether a backward pass that begins now averages gradients (no `no_sync`)."""
         return True
 
-    def demand_together(self) -> None:  # noqa: B027 - one process is always together
+    def demand_together(self) -> None:
         """Raises where a process may stop before the others.
 
         Raises:
             NotSupportedError: the model trains under `Join`.
         """
 
-    def demand_alike(self, place: str) -> None:  # noqa: B027 - one process is alone everywhere
+    def demand_alike(self, place: str) -> None:
         """Raises where the processes have come to different places, before they wait for ever.
 
         Args:
@@ -59,44 +58,25 @@ class Processes(ABC):
     def apart(self) -> Processes:
         """The same processes over a channel of their own, for calls from inside a backward pass.
 
-        There the model's wrapper reduces gradients at the same time.
+        There the model's wrapper reduces gradients at the same time. The first call is made by all
+        of them at once.
         """
         return self
 
-    @abstractmethod
     def mean(self, t: Tensor) -> Tensor:
         """The mean over processes."""
-
-    @abstractmethod
-    def all(self, holds: Sequence[bool]) -> list[bool]:
-        """Which of these hold in every process."""
-
-    @abstractmethod
-    def gathered(self, rows: Any) -> list[Any]:
-        """Every process's object, by rank."""
-
-    @abstractmethod
-    def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """Every process's rows one after the other, and where this one's begin."""
-
-
-class Alone(Processes):
-    """One process."""
-
-    def mean(self, t: Tensor) -> Tensor:
-        """See `Processes`."""
         return t
 
     def all(self, holds: Sequence[bool]) -> list[bool]:
-        """See `Processes`."""
+        """Which of these hold in every process."""
         return list(holds)
 
     def gathered(self, rows: Any) -> list[Any]:
-        """See `Processes`."""
+        """Every process's object, by rank."""
         return [rows]
 
     def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """See `Processes`."""
+        """Every process's rows one after the other, and where this one's begin."""
         return t, 0
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrun.distributed._processes import Alone, Processes, Several
+from inrun.distributed._processes import Processes, Several
 from inrun.distributed._shards import demand_readable, is_sharded, reducing
 from inrun.errors import MisuseError, NotSupportedError
 
@@ -67,14 +67,14 @@ def processes_of(wrapping: Wrapping, asked: Any) -> Processes:
             this process alone; or a group.
     """
     if asked is None:
-        return Alone()
+        return Processes()
     group = wrapping.group
     if asked != "auto":
         group = asked
     elif not (dist.is_available() and dist.is_initialized()):
-        return Alone()
+        return Processes()
     found = Several(group, wrapping.reducing, wrapping.joined)
-    return Alone() if found.size == 1 else found
+    return Processes() if found.size == 1 else found
 
 
 def demand_sharded(

@@ -8,17 +8,16 @@ hook is known here.
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
 from inrun.factors._convolution import Convolution, Geometry
-from inrun.factors._dense import Dense
-from inrun.factors._derived import Derived
-from inrun.factors._factor import Factor, compute_dtype
+from inrun.factors._factor import Dense, Derived, Factor, compute_dtype
 from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
 from inrun.factors._grouped_outer import GroupedOuter
-from inrun.factors._indexed import Indexed
+from inrun.factors._joined import SMALL, few, flat
 from inrun.factors._low_rank import LowRank, factorize
-from inrun.factors._outer import Outer
+from inrun.factors._outer import Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
 
 __all__ = [
+    "SMALL",
     "Coefficients",
     "Contraction",
     "Convolution",
@@ -38,5 +37,7 @@ __all__ = [
     "by_owner",
     "compute_dtype",
     "factorize",
+    "few",
+    "flat",
     "partition",
 ]

@@ -71,11 +71,9 @@ class DenseContraction(Contraction):
     exact = True
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
-        """See `Contraction.contract`."""
         return [factor.contract(directions_K) for factor in factors]
 
     def describe(self, name: str) -> str:
-        """See `Contraction.describe`."""
         return "dense"
 
 
@@ -120,7 +118,6 @@ class LowRankContraction(Contraction):
         self._ended: tuple[list[Trial], Compared, Numbers] | None = None  # not judged yet
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
-        """See `Contraction.contract`."""
         self._judge()
         reduced = [factor.reduced(directions_K) for factor in factors]
         found: list[Tensor | None] = [None] * len(factors)
@@ -133,7 +130,6 @@ class LowRankContraction(Contraction):
         return [value for value in found if value is not None]
 
     def note(self, values: Sequence[Tensor]) -> None:
-        """See `Contraction.note`."""
         self._values.append(list(values))
 
     def _contract_alike(
@@ -177,7 +173,6 @@ class LowRankContraction(Contraction):
         return there and kept.jumped(self._tolerance, kept.seen.tolist())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See `Contraction.state`."""
         self._judge()
         kept = {f"{n}/{name}": k for name, maps in self._known.items() for n, k in maps.items()}
         bases = {key: k.right_KNr for key, k in kept.items() if k.right_KNr is not None}
@@ -185,7 +180,6 @@ class LowRankContraction(Contraction):
         return {"steps": self._steps, "maps": maps}, bases
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """See `Contraction.restore`."""
         self._known, self._steps = {}, header["steps"]
         self._values, self._ended = [], None
         for key, numbers in header["maps"].items():
@@ -276,7 +270,6 @@ class LowRankContraction(Contraction):
         )
 
     def describe(self, name: str) -> str:
-        """See `Contraction.describe`."""
         self._judge()
         known = [kept for kept in self._known.get(name, {}).values() if kept.measured]
         if not known:

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrun.factors import cost
-from inrun.factors._factor import Factor
+from inrun.factors._factor import Buildable
 from inrun.factors._low_rank import LowRank
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -43,8 +42,8 @@ class Geometry(NamedTuple):
         return [(s // 2, s - s // 2) for s in spans]
 
 
-class Convolution(Factor):
-    """input (B, S, C, *space) and output gradient (B, S, G*O, *space'); S images a sample."""
+class Convolution(Buildable):
+    """input (B, S, C, *space) and output gradient (B, S, G*O, *space'); S images per sample."""
 
     def __init__(self, input_BS: Tensor, gradient_BS: Tensor, geometry: Geometry):
         self._input_BS, self._gradient_BS, self._geometry = input_BS, gradient_BS, geometry
@@ -59,21 +58,16 @@ class Convolution(Factor):
         """Input and output gradient."""
         return (self._input_BS, self._gradient_BS)
 
-    def contract(self, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""
-        K, B = directions_K.shape[0], self._input_BS.shape[0]
-        T = self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
-        rows, columns = self.shape[0], self.shape[1:].numel()
-        if B and cost.materialize_is_cheaper(T, rows, columns, K, directions_K.element_size()):
-            flat_KP = directions_K.reshape(K, -1)
-            block = cost.samples_per_block(rows * columns, directions_K.element_size())
-            parts = [
-                self._shares(slice(b, b + block), directions_K.dtype).flatten(1) @ flat_KP.T
-                for b in range(0, B, block)
-            ]
-            return torch.cat(parts)
-        pushed = [self._push(Q, self._geometry.groups) for Q in directions_K]
-        return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
+    @property
+    def each(self) -> int:
+        """Images and output positions."""
+        return self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
+
+    def push(self, Q: Tensor) -> Tensor:
+        if not self._input_BS.numel():
+            return Q.new_zeros(self._input_BS.shape[0])
+        seen = self._convolve(Q, self._geometry.groups)
+        return (seen * self._gradient_BS.to(Q.dtype)).flatten(1).sum(1)
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
         """See `Factor.contract_low_rank`: a convolution with r output channels, not O."""
@@ -102,13 +96,8 @@ class Convolution(Factor):
         out = convolve(images, kernel, None, g.stride, g.padding, g.dilation, groups)
         return out.reshape(B, -1, *out.shape[1:])
 
-    def _push(self, Q: Tensor, groups: int) -> Tensor:
-        if not self._input_BS.numel():
-            return Q.new_zeros(self._input_BS.shape[0])
-        return (self._convolve(Q, groups) * self._gradient_BS.to(Q.dtype)).flatten(1).sum(1)
-
     def _patches(self, samples: slice, dtype: torch.dtype) -> Tensor:
-        """(B, G, T, I): what each output position saw, a group at a time."""
+        """(B, G, T, I): what each output position saw, one group at a time."""
         g = self._geometry
         x = self._input_BS[samples].to(dtype)
         B, S = x.shape[:2]
@@ -125,14 +114,14 @@ class Convolution(Factor):
         return x.permute(0, 2, 1, 4, 3, 5).reshape(B, g.groups, S * space, -1)
 
     def _outputs(self, samples: slice, dtype: torch.dtype) -> Tensor:
-        """(B, G, T, O): the output gradient at each position, a group at a time."""
+        """(B, G, T, O): the output gradient at each position, one group at a time."""
         b = self._gradient_BS[samples].to(dtype)
         B, S = b.shape[:2]
         G = self._geometry.groups
         b_BGTO = b.reshape(B, S, G, self.shape[0] // G, -1).permute(0, 2, 1, 4, 3)
         return b_BGTO.reshape(B, G, -1, self.shape[0] // G)
 
-    def _shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+    def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
         b_BGTO = self._outputs(samples, dtype)
         shares = torch.einsum("bgto,bgti->bgoi", b_BGTO, self._patches(samples, dtype))
         return shares.reshape(len(shares), *self.shape)
@@ -144,16 +133,10 @@ class Convolution(Factor):
         total = torch.einsum("bgto,bgti->goi", b_BGTO, self._patches(everything, dtype))
         return total.reshape(self.shape)
 
-    def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`."""
-        return self._shares(slice(None), dtype)
-
     def select(self, samples: Tensor) -> Convolution:
-        """See `Factor.select`."""
         return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Convolution:
-        """See `Factor.mapped`."""
         return Convolution(change(self._input_BS), change(self._gradient_BS), self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from inrun.factors import cost
 from inrun.factors._low_rank import LowRank
 
 
@@ -103,3 +104,127 @@ class Factor(ABC):
     @abstractmethod
     def held(self) -> tuple[Tensor, ...]:
         """The tensors that this factor keeps alive, and that must stay as they are."""
+
+
+class Buildable(Factor):
+    """Shares that are built for a block of samples at a time where that is less work."""
+
+    @property
+    @abstractmethod
+    def each(self) -> int:
+        """How many positions a sample has."""
+
+    @abstractmethod
+    def push(self, Q: Tensor) -> Tensor:
+        """<Q, share_b> for all b, (B,), without building shares."""
+
+    @abstractmethod
+    def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+        """The shares of some samples."""
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""
+        K, B, size = directions_K.shape[0], self.samples, directions_K.element_size()
+        rows, columns = self.shape[0], self.shape[1:].numel()
+        if B and cost.materialize_is_cheaper(self.each, rows, columns, K, size):
+            flat_KP, block = (
+                directions_K.reshape(K, -1),
+                cost.samples_per_block(rows * columns, size),
+            )
+            blocks = [slice(b, b + block) for b in range(0, B, block)]
+            return torch.cat(
+                [self.shares(b, directions_K.dtype).flatten(1) @ flat_KP.T for b in blocks]
+            )
+        pushed = [self.push(Q) for Q in directions_K]
+        return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        return self.shares(slice(None), dtype)
+
+
+class Dense(Factor):
+    """The shares themselves, (B, *shape): biases, gains, scalars, and whatever has no rule."""
+
+    def __init__(self, shares_B: Tensor):
+        self._shares_B = shares_B
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
+        return self._shares_B.shape[1:]
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """All B shares."""
+        return (self._shares_B,)
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        B, K = self._shares_B.shape[0], directions_K.shape[0]
+        P = self.shape.numel()
+        return self.materialize(directions_K.dtype).reshape(B, P) @ directions_K.reshape(K, P).T
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        return self._shares_B.to(dtype)
+
+    def select(self, samples: Tensor) -> Dense:
+        return Dense(self._shares_B[samples])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Dense:
+        return Dense(change(self._shares_B))
+
+
+class Derived(Factor):
+    """A parameter that was used through a linear map of it: a slice, a view, a cast, a row.
+
+    With s = L p the tensor that the operation really consumed, <Q, share_p> = <L Q, share_s>: the
+    direction is pushed through the map and meets the shares of s.
+    """
+
+    def __init__(self, shape: torch.Size, linear_map: Callable[[Tensor], Tensor], inner: Factor):
+        self._shape, self._map, self._inner = shape, linear_map, inner
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
+        return self._shape
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """Of the shares of s."""
+        return self._inner.held
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        inner, pushed_K = self.reduced(directions_K)
+        return inner.contract(pushed_K)
+
+    def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
+        """See `Factor.reduced`: the directions are pushed through the map."""
+        pushed = [self._map(Q).to(Q.dtype) for Q in directions_K]
+        none = directions_K.new_zeros(0, *self._inner.shape)
+        return self._inner.reduced(torch.stack(pushed) if pushed else none)
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.materialize`: the map's transpose, one sample at a time."""
+        return self._pulled(self._inner.materialize(dtype))
+
+    def select(self, samples: Tensor) -> Derived:
+        return Derived(self._shape, self._map, self._inner.select(samples))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Derived:
+        return Derived(self._shape, self._map, self._inner.mapped(change))
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`: the map is linear, so one sum goes through its transpose."""
+        return self._pulled(self._inner.total(dtype).unsqueeze(0))[0]
+
+    def _pulled(self, shares: Tensor) -> Tensor:
+        """The map's transpose of each."""
+        with torch.enable_grad():
+            p = torch.zeros(
+                self._shape, dtype=shares.dtype, device=shares.device, requires_grad=True
+            )
+            s = self._map(p)
+        pulled = [
+            torch.autograd.grad(s, p, share.to(s.dtype), retain_graph=True)[0] for share in shares
+        ]
+        return torch.stack(pulled) if pulled else shares.new_zeros(0, *self._shape)

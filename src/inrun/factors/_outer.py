@@ -1,8 +1,10 @@
-"""Shares that are sums of outer products: every matrix that multiplies rows of activations.
+"""Shares that are sums of outer products: matrices that multiply rows of activations, and tables.
 
     share_b = sum_t left_bt right_bt^T          (M x N)
+    share_b = sum_t e(index_bt) rows_bt^T       (V x N), e(v) the v-th unit vector
 
-Linear: left the output gradient, right the input. Its transpose (HF Conv1D, x @ W): the reverse.
+Linear: left the output gradient, right the input. Its transpose (HF Conv1D, x @ W): the reverse. A
+table that is read by row (an embedding) has an index in place of the left factor.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import cost
-from inrun.factors._factor import Factor
+from inrun.factors._factor import Buildable, Factor
 from inrun.factors._low_rank import LowRank
 
 
@@ -30,7 +32,7 @@ def _met_once(left_M: Tensor, right_N: Tensor, left_bTM: Tensor, right_bTN: Tens
     return ((left_bTM @ left_M) * (right_bTN @ right_N)).sum(1)
 
 
-class Outer(Factor):
+class Outer(Buildable):
     """left (B, T, M) and right (B, T, N)."""
 
     def __init__(self, left_BTM: Tensor, right_BTN: Tensor):
@@ -46,15 +48,13 @@ class Outer(Factor):
         """Both factors."""
         return (self._left_BTM, self._right_BTN)
 
-    def contract(self, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract`; the cheaper of two ways, see `inrun.factors.cost`."""
-        K = directions_K.shape[0]
-        B, T, M = self._left_BTM.shape
-        N = self._right_BTN.shape[2]
-        if B and cost.materialize_is_cheaper(T, M, N, K, directions_K.element_size()):
-            return self._contract_materialized(directions_K)
-        pushed = [self._in_blocks(partial(_pushed, Q), Q.dtype, M) for Q in directions_K]
-        return torch.stack(pushed, 1) if pushed else directions_K.new_zeros(B, 0)
+    @property
+    def each(self) -> int:
+        """T."""
+        return self._left_BTM.shape[1]
+
+    def push(self, Q: Tensor) -> Tensor:
+        return self._in_blocks(partial(_pushed, Q), Q.dtype, self._left_BTM.shape[2])
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
         """See `Factor.contract_low_rank`: two thin products."""
@@ -69,7 +69,7 @@ class Outer(Factor):
         Args:
             form: of left and right in the given dtype.
             dtype: what both are converted to.
-            built: numbers a position that the form makes on its way.
+            built: numbers per position that the form makes on its way.
         """
         B, T, _ = self._left_BTM.shape
         held = self._left_BTM, self._right_BTN
@@ -86,30 +86,14 @@ class Outer(Factor):
         """B * T."""
         return self._left_BTM.shape[0] * self._left_BTM.shape[1]
 
-    def _contract_materialized(self, directions_K: Tensor) -> Tensor:
-        M, N = self.shape
-        flat_KP = directions_K.reshape(directions_K.shape[0], -1)
-        block = cost.samples_per_block(M * N, directions_K.element_size())
-        parts = [
-            self._shares(slice(b, b + block), directions_K.dtype).flatten(1) @ flat_KP.T
-            for b in range(0, self._left_BTM.shape[0], block)
-        ]
-        return torch.cat(parts)
-
-    def _shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
+    def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
         left, right = self._left_BTM[samples].to(dtype), self._right_BTN[samples].to(dtype)
         return torch.bmm(left.transpose(1, 2), right)
 
-    def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`."""
-        return self._shares(slice(None), dtype)
-
     def select(self, samples: Tensor) -> Outer:
-        """See `Factor.select`."""
         return Outer(self._left_BTM[samples], self._right_BTN[samples])
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Outer:
-        """See `Factor.mapped`."""
         return Outer(change(self._left_BTM), change(self._right_BTN))
 
     def total(self, dtype: torch.dtype) -> Tensor:
@@ -119,3 +103,46 @@ class Outer(Factor):
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: two matrix-vector products."""
         return self._in_blocks(partial(_met_once, left, right), left.dtype, 0)
+
+
+class Indexed(Factor):
+    """index (B, T) into V rows, and the rows' gradients (B, T, N)."""
+
+    def __init__(self, index_BT: Tensor, rows_BTN: Tensor, table_rows: int):
+        self._index_BT, self._rows_BTN, self._V = index_BT.long(), rows_BTN, table_rows
+
+    @property
+    def shape(self) -> torch.Size:
+        """(V, N)."""
+        return torch.Size((self._V, self._rows_BTN.shape[2]))
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """Indices and rows."""
+        return (self._index_BT, self._rows_BTN)
+
+    def contract(self, directions_K: Tensor) -> Tensor:
+        """See `Factor.contract`: gather and dot."""
+        rows = self._rows_BTN.to(directions_K.dtype)
+        dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
+        return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
+
+    def materialize(self, dtype: torch.dtype) -> Tensor:
+        B, T, N = self._rows_BTN.shape
+        shares = torch.zeros(B, self._V, N, dtype=dtype, device=self._rows_BTN.device)
+        index = self._index_BT.unsqueeze(2).expand(B, T, N)
+        return shares.scatter_add_(1, index, self._rows_BTN.to(dtype))
+
+    def select(self, samples: Tensor) -> Indexed:
+        return Indexed(self._index_BT[samples], self._rows_BTN[samples], self._V)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Indexed:
+        return Indexed(change(self._index_BT), change(self._rows_BTN), self._V)
+
+    def total(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.total`: one sum by row."""
+        rows = self._rows_BTN.to(dtype).flatten(0, 1)
+        return rows.new_zeros(*self.shape).index_add_(0, self._index_BT.flatten(), rows)
+
+    def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        return (left[self._index_BT] * (self._rows_BTN.to(right.dtype) @ right)).sum(1)

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inrun.factors._dense import Dense
-from inrun.factors._factor import Factor
+from inrun.factors._factor import Dense, Factor
 from inrun.factors._low_rank import LowRank
 
 
@@ -59,15 +58,12 @@ class Owned(Factor):
         return self._slots.positions
 
     def contract(self, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract`."""
         return self._by_sample(self._slots.contract(directions_K))
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract_low_rank`."""
         return self._by_sample(self._slots.contract_low_rank(low, directions_K))
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
-        """See `Factor.contract_rank_one`."""
         return self._by_sample(self._slots.contract_rank_one(left, right))
 
     def _by_sample(self, values_P: Tensor) -> Tensor:
@@ -84,15 +80,12 @@ class Owned(Factor):
         return shares
 
     def select(self, samples: Tensor) -> Owned:
-        """See `Factor.select`."""
         pairs = samples.unsqueeze(1) == self._owner_P.unsqueeze(0)
         owner, slots = pairs.nonzero(as_tuple=True)
         return Owned(self._slots.select(slots), owner, len(samples))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Owned:
-        """See `Factor.mapped`."""
         return Owned(self._slots.mapped(change), change(self._owner_P), self._samples)
 
     def total(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.total`."""
         return self._slots.total(dtype)

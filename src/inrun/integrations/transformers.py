@@ -234,8 +234,8 @@ class InRun(TrainerCallback):
         loss_fn = OwnLoss(trainer, twice=twice) if self._loss_fn is None else self._loss_fn
         utility = utility_of(self._validation, loss_fn, batch_of, columns, self._rows)
         resumed = state.global_step > 0
-        self._attribution = attach(
-            model, optimizer, utility, **{"resume": resumed, **self._options}
+        self._attribution = attach(  # the wrapper, which knows when gradients are averaged
+            trainer.model_wrapped, optimizer, utility, **{"resume": resumed, **self._options}
         )
         if resumed:
             _outcome.load_checkpoint(self._attribution, _checkpoint(args, state))

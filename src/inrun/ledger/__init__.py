@@ -14,17 +14,25 @@ from inrun.ledger._books import (
     residual_shares,
     totals,
 )
-from inrun.ledger._doubt import relative_error
-from inrun.ledger._files import Seal, read_table, store_path, write_table
+from inrun.ledger._files import (
+    Seal,
+    as_table,
+    as_tensor,
+    read_state,
+    read_table,
+    seal,
+    store_path,
+    unseal,
+    write_state,
+    write_table,
+)
 from inrun.ledger._lock import Lock, machine
-from inrun.ledger._run import Run, books_of, load
+from inrun.ledger._run import Run, books_of, load_run
 from inrun.ledger._sample_file import read_samples
-from inrun.ledger._samples import opened_picture, samples_table
-from inrun.ledger._sealed import as_table, as_tensor, read_state, seal, unseal, write_state
+from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
 from inrun.ledger._store import RunFolder
-from inrun.ledger._tally import Tally
-from inrun.ledger._tokens import TokenFolder, read_tokens, token_parts
-from inrun.ledger._visits import Extra, Ids, normalised, target_columns
+from inrun.ledger._tally import Extra, Ids, Tally, normalised, relative_error, target_columns
+from inrun.ledger._tokens import TokenFolder, token_parts
 
 __all__ = [
     "ENTRIES",
@@ -36,6 +44,7 @@ __all__ = [
     "Extra",
     "Ids",
     "Lock",
+    "Pictures",
     "Run",
     "RunFolder",
     "Seal",
@@ -48,14 +57,14 @@ __all__ = [
     "in_present_columns",
     "known_residual_shares",
     "ledger_rows",
-    "load",
+    "load_run",
     "machine",
     "normalised",
     "opened_picture",
+    "png",
     "read_samples",
     "read_state",
     "read_table",
-    "read_tokens",
     "relative_error",
     "residual_shares",
     "samples_table",

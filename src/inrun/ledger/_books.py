@@ -31,28 +31,21 @@ import pyarrow.compute as pc
 
 TOTAL = "total"
 
+ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
+"""What the books explain the fall of the loss by; what they leave is the residual."""
+
 LEDGER = pa.schema(
     [
         ("step", pa.int64()),
         ("target", pa.string()),
         ("estimator", pa.string()),
         ("visits", pa.int64()),
-        ("weight", pa.float64()),
-        ("opening_loss", pa.float64()),
-        ("closing_loss", pa.float64()),
-        ("samples", pa.float64()),
-        ("momentum", pa.float64()),
-        ("weight_decay", pa.float64()),
-        ("unattributed", pa.float64()),
-        ("other", pa.float64()),
+        *[(name, pa.float64()) for name in ("weight", "opening_loss", "closing_loss", *ENTRIES)],
         ("residual", pa.float64()),
         ("paid_out", pa.float64()),
         ("note", pa.string()),
     ]
 )
-
-ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
-"""What the books explain the fall of the loss by; what they leave is the residual."""
 
 NO_PASS = "no validation pass was run after this step (validation_every)"
 OTHER_ROWS = "opening and closing loss are of different validation rows (validation_parts)"

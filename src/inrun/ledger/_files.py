@@ -7,24 +7,39 @@ byte is parsed, so that a flipped bit is never a number, and never an error of t
 
 Files are read as bytes and parsed from memory: no path is ever read as a pattern, or as
 `column=value`.
+
+A state is plain tensors and strings, sealed in the same way:
+
+    {"format": 1, "header": JSON text, "digest": SHA-256 of header and tensors, "tensors": {...}}
+
+`torch.save` and `torch.load(weights_only=True)` take it, and so do frameworks' checkpoints; there
+is nothing in it that a loader would have to run. `write_state` and `read_state` keep it in a file
+of the safetensors format.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from inrun.errors import MisuseError, StoreError
 
 _MARK, _ZEROS = b"inrun-sha256:", b"0" * 64
+STATE_FORMAT = 1
+PARTS = {"format", "header", "digest", "tensors"}
 
 
 class Seal(NamedTuple):
@@ -57,11 +72,7 @@ def store_path(given: object, what: str = "store") -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder exists.
-
-    Raises:
-        StoreError: the file system does not say, as for a name that it cannot have.
-    """
+    """Whether a file or folder exists."""
     try:
         return path.exists()
     except OSError as error:
@@ -107,11 +118,11 @@ def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
             f"{path} is torn or was changed: its content does not fit its checksum, so what it "
             "says cannot be relied on. Put the original back."
         )
-    _demand_seal(path, content, seal)
+    _require_seal(path, content, seal)
     return content
 
 
-def _demand_seal(path: Path, content: bytes, seal: Seal) -> None:
+def _require_seal(path: Path, content: bytes, seal: Seal) -> None:
     """Raises where a whole file is not the one that belongs here."""
     about = pq.read_metadata(pa.BufferReader(content)).metadata or {}
     run, kind, number = (
@@ -130,11 +141,7 @@ def _demand_seal(path: Path, content: bytes, seal: Seal) -> None:
 
 
 def parsed(path: Path, content: bytes) -> pa.Table:
-    """The table of a Parquet file's content.
-
-    Raises:
-        StoreError: it is none.
-    """
+    """The table of a Parquet file's content."""
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
         table.validate(full=True)
@@ -159,11 +166,7 @@ def _sealed(table: pa.Table, seal: Seal) -> bytes:
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes beside, synchronizes, renames: never a half file under the final name.
-
-    Raises:
-        StoreError: the disk refused; what was written before stays readable.
-    """
+    """Writes beside, synchronizes, renames: never a half file under the final name."""
     beside = path.with_name(path.name + ".partial")
     try:
         with open(beside, "wb") as file:
@@ -176,4 +179,98 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
             beside.unlink(missing_ok=True)
         raise StoreError(
             f"{path} could not be written ({error}). Parts written before are whole and readable."
+        ) from error
+
+
+def seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A state of a header (whatever JSON holds) and tensors, which are copied to the CPU."""
+    text = json.dumps(header)
+    kept = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    return {"format": STATE_FORMAT, "header": text, "digest": _digest(text, kept), "tensors": kept}
+
+
+def unseal(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors.
+
+    Raises:
+        StoreError: it is not a state, of another format, or not as it was sealed.
+    """
+    if not isinstance(state, Mapping) or not set(state) >= PARTS:
+        raise StoreError(
+            "This is not an attribution's state: pass what Attribution.state_dict() returned."
+        )
+    if state["format"] != STATE_FORMAT:
+        raise StoreError(f"The state is of format {state['format']!r:.40}, not {STATE_FORMAT}.")
+    try:
+        tensors = {name: t.cpu() for name, t in state["tensors"].items()}
+        fits = _digest(state["header"], tensors) == state["digest"]
+        header = json.loads(state["header"]) if fits else {}
+    except Exception as error:  # what is no header or no tensor fails in any way
+        raise StoreError(
+            f"The attribution's state is malformed ({type(error).__name__}: {error}). Resume from "
+            "another checkpoint, or start a new run."
+        ) from error
+    if not fits:
+        raise StoreError(
+            "The attribution's state was changed or cut off since it was written: its digest does "
+            "not fit. Resume from another checkpoint, or start a new run."
+        )
+    if not isinstance(header, dict):
+        raise StoreError("The attribution's state is malformed: its header is no JSON object.")
+    return header, tensors
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        found.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def as_tensor(table: pa.Table) -> Tensor:
+    """A table as bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return torch.frombuffer(bytearray(sink.getvalue()), dtype=torch.uint8)
+
+
+def as_table(stream: Tensor) -> pa.Table:
+    """The table that `as_tensor` was given."""
+    with pa.ipc.open_stream(pa.py_buffer(stream.numpy().tobytes())) as reader:
+        return reader.read_all()
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes a state to a file, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    metadata = {name: str(state[name]) for name in ("format", "header", "digest")}
+    content = save(dict(state["tensors"]), metadata)
+    replace_file(Path(path), lambda file: file.write(content))
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `write_state` wrote.
+
+    Raises:
+        StoreError: no such file, or it is torn or not a state.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            "format": int(found["format"]),
+            "header": found["header"],
+            "digest": found["digest"],
+            "tensors": tensors,
+        }
+    except Exception as error:  # a broken file makes the parser raise errors of any kind
+        raise StoreError(
+            f"{path} is no attribution's state, or torn ({type(error).__name__}: {error})."
         ) from error

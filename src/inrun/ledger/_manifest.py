@@ -1,7 +1,7 @@
 """What a run's folder says of itself: `run.json`.
 
 Format 2 has a digest over everything else in it, and says how many parts of each kind were written
-and what they are (`digests`, see `_position`). Format 1, of earlier versions, has neither.
+and what they are (`digests`, see `_parts`). Format 1, of earlier versions, has neither.
 `unsealed` is there where a run of format 1 was continued: so many of its parts carry no checksum.
 """
 
@@ -22,11 +22,7 @@ LONGEST = 50_000_000  # bytes: hundreds of thousands of targets
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a run's folder says that it holds.
-
-    Raises:
-        StoreError: it is not a run, of another format, changed, or not what a run says.
-    """
+    """What a run's folder says that it holds."""
     place = path / MANIFEST
     try:
         with open(place, "rb") as file:
@@ -55,11 +51,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes `run.json` with its digest.
-
-    Raises:
-        StoreError: the disk refused.
-    """
+    """Writes `run.json` with its digest."""
     text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n"
     replace_file(path / MANIFEST, lambda file: file.write(text.encode()))
 

@@ -15,28 +15,13 @@ from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
 from inrun.ledger._files import Seal, is_there, read_table, store_path, write_table
 from inrun.ledger._manifest import is_sealed, read_manifest
-from inrun.ledger._parts import demand_columns, demand_whole, listed, whole
-from inrun.ledger._position import KINDS
+from inrun.ledger._parts import KINDS, listed, require_columns, require_whole, whole
 from inrun.ledger._samples import FILES, samples_table
-from inrun.ledger._tally import Tally, values_schema
-from inrun.ledger._visits import Extra, stored_visits, visits_schema
+from inrun.ledger._tally import Extra, Tally, stored_visits, values_schema, visits_schema
 
 
-def load(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
-    """Opens a run's folder. Every file in it is read once, and its checksum compared.
-
-    A run of an earlier version, whose files carry no checksums, is read with an `InRunWarning`.
-
-    Args:
-        path: the folder.
-        incomplete: reads of a damaged run what comes before the first part that is torn, changed
-            or missing, and warns which one that is.
-
-    Raises:
-        MisuseError: the path is empty, or can be none.
-        StoreError: no run is there, or a file is missing, torn, changed, there twice or of another
-            run; it is named.
-    """
+def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
+    """Opens a run's folder, every file in it checked; see `inrun.load`."""
     place = store_path(path, "path")
     manifest = read_manifest(place)
     parts = {}
@@ -45,11 +30,11 @@ def load(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
         if fault is not None and not incomplete:
             raise fault
         if fault is not None:
-            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=2)
-    demand_whole(place, manifest, SINGLE)
+            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=3)
+    require_whole(place, manifest, SINGLE)
     run = Run(place, parts)
     for note in run.notes:
-        warnings.warn(note, InRunWarning, stacklevel=2)
+        warnings.warn(note, InRunWarning, stacklevel=3)
     return run
 
 
@@ -102,9 +87,9 @@ class Run:
         return found
 
     def values(self) -> pa.Table:
-        """A row a sample: see `Attribution.values`.
+        """One row per sample: see `Attribution.values`.
 
-        Visits are added up in the order in which they were stored, a part at a time: the sums are
+        Visits are added up in the order in which they were stored, one part at a time: the sums are
         bit for bit those of the live run, and memory grows with samples, not with visits.
         """
         tally = Tally(self.targets, [1.0] * len(self.targets), self.extra)
@@ -113,7 +98,7 @@ class Run:
         return tally.table().cast(values_schema(self._id_type, self.targets, self.extra))
 
     def visits(self) -> pa.Table:
-        """A row a visit: step, sample_id, value, value_normalised, and one column a target.
+        """One row per visit: step, sample_id, value, value_normalised, and one column per target.
 
         Where only some steps were scored, also `weight`: how many steps the visit's step stands
         for, and what its values are multiplied by. Where momentum is paid out, `paid_out`: how much
@@ -126,7 +111,7 @@ class Run:
     def _visits(self) -> Iterator[pa.Table]:
         schema = visits_schema(self._id_type, self.targets, self.extra)
         for part, table in self._read_parts("visits"):
-            visits = demand_columns(part, table, schema)
+            visits = require_columns(part, table, schema)
             yield visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE
 
     @property
@@ -142,7 +127,7 @@ class Run:
         return Seal(kind, self.manifest.get("run", ""), number)
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
-        """A row a step: see `Attribution.ledger`."""
+        """One row per step: see `Attribution.ledger`."""
         return books_of(self.books(), target)
 
     def balance(self, target: str = TOTAL) -> dict[str, float]:
@@ -154,14 +139,14 @@ class Run:
         return balance(self.ledger(target))
 
     def books(self) -> pa.Table:
-        """The ledgers of all targets and of their total, a row a step and target."""
+        """The ledgers of all targets and of their total, one row per step and target."""
         return books_of_parts(
-            demand_columns(part, in_present_columns(table), LEDGER)
+            require_columns(part, in_present_columns(table), LEDGER)
             for part, table in self._read_parts("ledger")
         )
 
     def coverage(self) -> pa.Table:
-        """A row a parameter: see `Attribution.coverage`."""
+        """One row per parameter: see `Attribution.coverage`."""
         found = self._single("coverage")
         if found is None:
             raise StoreError(
@@ -186,9 +171,9 @@ class Run:
         """Says what the samples are, for reports and decisions: kept beside the values.
 
         Args:
-            samples: one row a sample: a pyarrow table, a data frame, a mapping of columns or a list
-                of mappings, with `sample_id` and any of `text`, `image` (PIL, arrays or files),
-                `label`, `source`, and other columns of plain values.
+            samples: one row per sample: a pyarrow table, a data frame, a mapping of columns or a
+                list of mappings, with `sample_id` and any of `text`, `image` (PIL, arrays or
+                files), `label`, `source`, and other columns of plain values.
             validation: the same of the validation rows, if they are to be shown.
 
         Raises:
@@ -217,7 +202,7 @@ class Run:
         write_table(self.path / FILES[split], table, self._seal(split))
 
     def audit(self) -> pa.Table:
-        """A row a checked step: see `inrun.truth.AUDIT`.
+        """One row per checked step: see `inrun.truth.AUDIT`.
 
         Raises:
             StoreError: the run was not audited.

@@ -137,9 +137,6 @@ def png(image: Any) -> bytes:
     """An image as PNG: a PIL image, a file's path or bytes, or an array.
 
     Arrays are (H, W), (H, W, 3) or (3, H, W), bytes or 0 to 1.
-
-    Raises:
-        MisuseError: it is not an image.
     """
     require_extra("report", "PIL")
     import numpy as np

@@ -1,12 +1,12 @@
 """A run on disk: a folder of Parquet parts that grows as training goes.
 
     run.json                 what the run is: format, estimator, targets, weights, id type
-    visits/000000.parquet    step, sample_id, value, value_normalised, one column a target; where
+    visits/000000.parquet    step, sample_id, value, value_normalised, one column per target; where
                              only some steps were scored, `weight`: how many this one stands for;
                              where momentum is paid out, `paid_out`: how much of the value that is
     ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
-    tokens/000000.parquet    values a token, where they are kept: `_tokens.py`
+    tokens/000000.parquet    values per token, where they are kept: `_tokens.py`
     run.lock                 while a process writes: which one, on which machine
     discarded/               parts after the checkpoint that a run was resumed from, if it was
     audit.parquet            the audit's checks so far, where there is one: `inrun.truth.AUDIT`
@@ -33,10 +33,17 @@ from inrun.ledger._books import LEDGER
 from inrun.ledger._files import Seal, is_there, store_path, write_table
 from inrun.ledger._lock import Lock
 from inrun.ledger._manifest import FORMAT, MANIFEST, OLDER, read_manifest, write_manifest
-from inrun.ledger._position import KINDS, chain, demand, part_name, position, set_aside
+from inrun.ledger._parts import (
+    KINDS,
+    TOKENS,
+    chain,
+    part_name,
+    position,
+    require_position,
+    set_aside,
+)
 from inrun.ledger._run import Run, books_of_parts
-from inrun.ledger._tokens import TOKENS
-from inrun.ledger._visits import Extra, Ids, Visits, visits_of_step, visits_schema
+from inrun.ledger._tally import Extra, Ids, Visits, visits_of_step, visits_schema
 
 FLUSH_SECONDS = 30.0
 
@@ -98,11 +105,7 @@ class RunFolder:
         self._look()
 
     def _look(self) -> None:
-        """Takes over what the folder holds, if that was said.
-
-        Raises:
-            StoreError: it holds a run and is not resumed, or that run is another kind of run.
-        """
+        """Takes over what the folder holds, if that was said."""
         try:
             holds = is_there(self.path / MANIFEST) or any((self.path / "visits").glob("*.parquet"))
         except OSError as error:
@@ -170,7 +173,7 @@ class RunFolder:
         self._resumes = True
 
     def position(self) -> dict[str, Any]:
-        """How far the run has come, everything written: see `inrun.ledger._position`."""
+        """How far the run has come, everything written: see `inrun.ledger._parts`."""
         self._begin()
         self.flush()
         return position(self._manifest["run"], self._parts, self._digests)
@@ -181,7 +184,7 @@ class RunFolder:
         Raises:
             StoreError: this is not that run, or a part of it is missing or was changed.
         """
-        demand(self.path, self._manifest["run"], where)
+        require_position(self.path, self._manifest["run"], where)
         self._visits, self._waiting, self._ledger = [], 0, []
         self._parts, self._digests = dict(where["parts"]), dict(where["digests"])
         self._resumes = True
@@ -191,7 +194,7 @@ class RunFolder:
         """Before the first writing: what a resumed run holds after its position is set aside."""
         if not self._resumes:
             return
-        self._demand_lock()
+        self._require_lock()
         if not any(self._parts.values()):
             self._manifest["id_type"] = None
         if "unsealed" in self._manifest:
@@ -208,7 +211,7 @@ class RunFolder:
         self._said_id_type = self._manifest["id_type"]
         write_manifest(self.path, self._manifest)
 
-    def _demand_lock(self) -> None:
+    def _require_lock(self) -> None:
         if self._lock is not None:
             self._lock.demand()
 
@@ -255,7 +258,7 @@ class RunFolder:
         self._flushed = time.monotonic()
         if self._ending and not (self._visits or self._ledger):
             return
-        self._demand_lock()
+        self._require_lock()
         if self._visits:
             if self._said_id_type != self._manifest["id_type"]:
                 self._commit()  # first: it says how a part's ids are read
@@ -290,7 +293,7 @@ class RunFolder:
 
     def write_audit(self, checks: pa.Table) -> None:
         """Writes an audit's checks so far, in place of the earlier ones."""
-        self._demand_lock()
+        self._require_lock()
         write_table(self.path / "audit.parquet", checks, Seal("audit", self.run))
 
     def _write_part(self, kind: str, table: pa.Table) -> None:

@@ -1,26 +1,165 @@
-"""Running totals a sample: what `values()` shows, in memory that grows with samples, not steps."""
+"""Visits as they are stored and summed: one row is one sample in one step.
+
+A live run's running totals and a stored run's sums are made of the same numbers in the same order,
+so that both are the same bit for bit; their memory grows with samples, not with steps.
+
+Where only some steps are scored, totals are in doubt (Horvitz and Thompson, 1952). A step that is
+scored with probability 1/n stands for n, and its visits x = n * value come together or not at all.
+With X_s the sum of one sample's visits in step s, its total and the total's variance are both
+without bias:
+
+    total = sum over scored steps of X_s,      variance = sum over them of (1 - 1/n) X_s^2
+
+Totals themselves are too large in the mean of their squares, by just that variance.
+Letters: B visits, K targets.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from inrun.ledger._doubt import relative_error, visit_variances
-from inrun.ledger._visits import Extra, Ids, Visits, target_columns, visits_of_step
-
+Ids = list[int] | list[str]
 _NONE_YET = (0, np.iinfo(np.int64).max, np.iinfo(np.int64).min)  # visits, first step, last step
+
+Extra = Literal["standard_error", "paid_out"] | None
+"""A column that only some runs have: where some steps alone are scored, or momentum is paid out."""
+
+
+def target_columns(targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets that get a column: none where there is only one, it would repeat the total."""
+    return tuple(targets) if len(targets) > 1 else ()
+
+
+def visits_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = None) -> pa.Schema:
+    """Columns of stored visits; `weight` is how many steps the visit's step stands for."""
+    last = {"standard_error": ["weight"], "paid_out": ["paid_out"], None: []}[extra]
+    numbers = ["value", "value_normalised", *target_columns(targets), *last]
+    return pa.schema(
+        [("step", pa.int64()), ("sample_id", id_type), *((name, pa.float64()) for name in numbers)]
+    )
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """Values of one step in units of their mean size, so that early steps do not outweigh."""
+    size = float(np.abs(values).mean()) if values.size else 0.0
+    return values / size if size > 0 else np.zeros_like(values)
+
+
+class Visits(NamedTuple):
+    """Visits in their order.
+
+    `names` are ids, each once, and `codes` (B,) says which one a visit's is; `numbers` are the
+    columns of `visits_schema` after the id, each (B,) float64.
+    """
+
+    steps: np.ndarray
+    names: Ids
+    codes: np.ndarray
+    numbers: list[np.ndarray]
+
+    def table(self, schema: pa.Schema) -> pa.Table:
+        """The visits in the columns of `visits_schema`."""
+        ids = pa.array(self.names).take(pa.array(self.codes))
+        return pa.table([pa.array(self.steps), ids, *self.numbers], schema=schema)
+
+
+def visits_of_step(
+    step: int,
+    ids: Ids,
+    values_BK: np.ndarray,
+    target_weights: np.ndarray,
+    *,
+    extra: Extra = None,
+    weight: float = 1.0,
+    paid_BK: np.ndarray | None = None,
+) -> Visits:
+    """One step's visits.
+
+    Args:
+        step: its number.
+        ids: of its samples.
+        values_BK: theirs, everything in them.
+        target_weights: of the targets in the total, (K,).
+        extra: the column that this kind of run has besides.
+        weight: how many steps the step stands for.
+        paid_BK: how much of the values momentum paid out.
+    """
+    total = _weighted(values_BK, target_weights)
+    numbers = [weight * total, weight * normalised(total)]
+    if len(target_weights) > 1:
+        numbers += [weight * np.ascontiguousarray(column) for column in values_BK.T]
+    if extra == "standard_error":
+        numbers.append(np.full(len(ids), float(weight)))
+    if extra == "paid_out":
+        numbers.append(0 * total if paid_BK is None else _weighted(paid_BK, target_weights))
+    return Visits(np.full(len(ids), step, dtype=np.int64), ids, np.arange(len(ids)), numbers)
+
+
+def stored_visits(table: pa.Table) -> Visits:
+    """The visits of a table in the columns of `visits_schema`."""
+    encoded = table["sample_id"].combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return Visits(
+        table["step"].to_numpy(),
+        encoded.dictionary.to_pylist(),
+        encoded.indices.to_numpy().astype(np.int64),
+        [table[name].to_numpy() for name in table.column_names[2:]],
+    )
+
+
+def _weighted(values_BK: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The targets' weighted sum, (B,), added up in their order: the same on every machine."""
+    total = np.zeros(len(values_BK))
+    for column, weight in zip(values_BK.T, weights, strict=True):
+        total = total + column * weight
+    return total
+
+
+def visit_variances(
+    samples: np.ndarray, values: np.ndarray, weights: np.ndarray, steps: np.ndarray
+) -> np.ndarray:
+    """What each visit adds to the variance of its sample's total.
+
+    Args:
+        samples: (N,) one number per sample, the same for visits of one sample.
+        values: (N,) times the step's weight.
+        weights: (N,) how many steps the step stands for.
+        steps: (N,) which one it is; a sample's visits of one step come or stay away together.
+    """
+    if not len(values):
+        return values
+    pairs = (steps - steps.min()) * (samples.max() + 1) + samples
+    _, inverse = np.unique(pairs, return_inverse=True)
+    together = np.bincount(inverse, values)[inverse]
+    variances: np.ndarray = (1 - 1 / weights) * values * together
+    return variances
+
+
+def relative_error(totals: np.ndarray, variances: np.ndarray) -> float:
+    """The standard error of totals over their true size, both root mean squares.
+
+    Infinite where sampling leaves nothing to tell the size by; 0 where there is no doubt.
+
+    Example:
+        >>> import numpy as np
+        >>> relative_error(np.array([10.0, 10.0]), np.array([90.0, 90.0]))  # one visit of ten each
+        3.0
+    """
+    doubt = float(np.sum(variances))
+    size = float(np.square(totals).sum()) - doubt
+    if doubt <= 0:
+        return 0.0
+    return math.sqrt(doubt / size) if size > 0 else math.inf
 
 
 def values_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = None) -> pa.Schema:
-    """Columns of a table of values; targets only where there are several.
-
-    Args:
-        id_type: of the samples.
-        targets: the utility's.
-        extra: the column that this kind of run has besides.
-    """
+    """Columns of a table of values; targets only where there are several."""
     return pa.schema(
         [
             ("sample_id", id_type),
@@ -39,7 +178,7 @@ class Tally:
     """Sums over visits, folded in the order in which they come.
 
     A visit of a step that stands for n steps counts n times, and leaves a doubt of its own: scored
-    with probability 1/n, it adds to the variance of the sum (`_doubt.py`). A visit that momentum
+    with probability 1/n, it adds to the variance of the sum. A visit that momentum
     pays is added when it is paid.
     """
 
@@ -140,11 +279,11 @@ class Tally:
             self._steps = np.concatenate([self._steps, fresh], 1)
 
     def table(self) -> pa.Table:
-        """A row a sample, in the order of ids."""
+        """One row per sample, in the order of ids."""
         return self._table(np.sqrt if self._extra == "standard_error" else np.asarray)
 
     def _table(self, shown: Callable[[np.ndarray], np.ndarray]) -> pa.Table:
-        """A row a sample; `shown` makes the extra column of its sum."""
+        """One row per sample; `shown` makes the extra column of its sum."""
         ids = list(self._row)
         n = len(ids)
         id_type = pa.string() if ids and isinstance(ids[0], str) else pa.int64()

@@ -1,7 +1,7 @@
-"""Values a token on disk: `tokens/000000.parquet` and so on in a run's folder.
+"""Values per token on disk: `tokens/000000.parquet` and so on in a run's folder.
 
-A row a visit: `step`, `sample_id`, `tokens` (the sample's tokens as text), `values` (each one's;
-they add up to the visit's value).
+One row per visit: `step`, `sample_id`, `tokens` (the sample's tokens as text), `values` (each
+one's; they add up to the visit's value).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import pyarrow as pa
 from inrun.errors import StoreError
 from inrun.ledger._files import Seal, is_there, read_table, write_table
 from inrun.ledger._manifest import MANIFEST, OLDER, is_sealed, read_manifest
-from inrun.ledger._position import part_name
+from inrun.ledger._parts import TOKENS, part_name
 
-TOKENS = "tokens"
 FLUSH_ROWS = 4096
 
 
@@ -63,7 +62,9 @@ class TokenFolder:
         """
         parts = state.get("parts")
         if not isinstance(parts, int):
-            raise StoreError("The state of values a token is malformed: it has no number of parts.")
+            raise StoreError(
+                "The state of values per token is malformed: it has no number of parts."
+            )
         self.parts, self._rows = parts, []
         try:
             for part in self.path.glob("*.parquet"):
@@ -73,18 +74,12 @@ class TokenFolder:
             raise StoreError(f"Parts of {self.path} could not be removed ({error}).") from error
 
 
-def read_tokens(run: Path) -> pa.Table | None:
-    """All visits' tokens, or None where the run kept none.
+def token_parts(run: Path) -> Iterator[pa.Table]:
+    """All visits' tokens, one part at a time; nothing where the run kept none.
 
     Raises:
         StoreError: a part is missing, torn, changed or of another run.
     """
-    parts = list(token_parts(run))
-    return pa.concat_tables(parts) if parts else None
-
-
-def token_parts(run: Path) -> Iterator[pa.Table]:
-    """The same a part at a time."""
     parts = sorted((run / TOKENS).glob("*.parquet"))
     manifest = read_manifest(run) if is_there(run / MANIFEST) else {"format": OLDER}
     for number, part in enumerate(parts):

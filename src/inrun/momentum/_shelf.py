@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,21 +44,26 @@ class Holding:
         return Holding(n * self.memory, n * self.disk)
 
 
-class Kept(ABC):
-    """A tensor on a shelf."""
+class Kept:
+    """A tensor on a shelf: here the very tensor.
 
-    held: Tensor | None = None
-    """What of it is in memory."""
-    disk: int = 0
-    """Bytes of its file."""
+    `held` is what of it is in memory, `disk` the bytes of its file.
+    """
 
-    @abstractmethod
+    disk = 0
+
+    def __init__(self, t: Tensor):
+        self.held: Tensor | None = t
+        self._version = t._version
+
     def look(self) -> Tensor:
         """The tensor, which stays where it is.
 
         Raises:
             StoreError: its file is gone or cannot be read.
         """
+        assert self.held is not None
+        return self.held
 
     def take(self) -> Tensor:
         """The tensor, which is whoever's it was given to now."""
@@ -67,45 +71,31 @@ class Kept(ABC):
         self.let_go()
         return t
 
-    def let_go(self) -> None:  # noqa: B027 - memory goes by itself
-        """It is not needed any more."""
+    def let_go(self) -> None:
+        """It is not needed any more: memory goes by itself."""
 
     @property
     def touched(self) -> bool:
         """Whether somebody else has written into it since."""
-        return False
-
-
-class _Here(Kept):
-    """The very tensor."""
-
-    def __init__(self, t: Tensor):
-        self.held: Tensor = t
-        self._version = t._version
-
-    def look(self) -> Tensor:
-        return self.held
-
-    @property
-    def touched(self) -> bool:
-        return self.held._version != self._version
+        return self.held is not None and self.held._version != self._version
 
 
 class _Moved(Kept):
     """A copy on the CPU."""
 
     def __init__(self, t: Tensor):
+        super().__init__(t.detach().to(HOST, copy=True))
         self._device = t.device
-        self.held: Tensor = t.detach().to(HOST, copy=True)
 
     def look(self) -> Tensor:
-        return self.held.to(self._device)
+        return super().look().to(self._device)
 
 
 class _Filed(Kept):
     """A file. Strides are those of a copy that keeps the order of elements in memory."""
 
     def __init__(self, t: Tensor, path: Path):
+        self.held = None
         like = torch.empty_like(t, device="meta")
         self._stride, self._device, self._path = like.stride(), t.device, path
         content = save({"t": t.detach().contiguous()})
@@ -136,74 +126,60 @@ class _Filed(Kept):
             self._path.unlink(missing_ok=True)
 
 
-class Shelf(ABC):
-    """A place for tensors; one strategy a subclass."""
+class Shelf:
+    """A place for tensors: here wherever they are. One strategy a subclass.
+
+    `failure` says why something could not be put here and stays in memory, `can_refuse` whether
+    that can happen.
+    """
 
     failure: StoreError | None = None
-    """Why something could not be put here and stays in memory."""
     can_refuse = False
-    """Whether that can happen."""
 
-    @abstractmethod
+    def begin_anew(self) -> None:
+        """What was refused was told."""
+        self.failure = None
+
     def keep(self, t: Tensor) -> Kept:
         """Puts a tensor here. It may be the very tensor that waits."""
+        return Kept(t)
 
-    @abstractmethod
     def leaves(self, t: Tensor) -> bool:
         """Whether the very tensor waits, and no copy."""
+        return True
 
-    @abstractmethod
     def held(self, size: int) -> Holding:
         """What a tensor of so many bytes takes here."""
+        return Holding(size, 0)
 
     def free(self, device: torch.device) -> int | None:
         """Bytes that are left for tensors of a device; None where that is not known."""
-        return _free_memory(HOST)
+        return _free_memory(device)
 
-    def adopt(self, run: str | None) -> None:  # noqa: B027 - memory leaves nothing behind
+    def adopt(self, run: str | None) -> None:
         """Says whose it is, and clears away what killed processes left in its place.
 
         Args:
             run: the stored run's id, whose lock is held; None without a store.
         """
 
-    def close(self) -> None:  # noqa: B027 - memory goes by itself
+    def close(self) -> None:
         """Nothing that was kept is needed any more."""
 
 
-class InPlace(Shelf):
-    """Tensors stay where they are."""
-
-    def keep(self, t: Tensor) -> Kept:
-        """See `Shelf.keep`."""
-        return _Here(t)
-
-    def leaves(self, t: Tensor) -> bool:
-        """See `Shelf.leaves`."""
-        return True
-
-    def held(self, size: int) -> Holding:
-        """See `Shelf.held`."""
-        return Holding(size, 0)
-
-    def free(self, device: torch.device) -> int | None:
-        """See `Shelf.free`."""
-        return _free_memory(device)
-
-
-class OnHost(InPlace):
+class OnHost(Shelf):
     """Copies on the CPU of tensors that are elsewhere."""
 
     def keep(self, t: Tensor) -> Kept:
-        """See `Shelf.keep`."""
-        return _Here(t) if self.leaves(t) else _Moved(t)
+        """A copy, or the tensor itself where it is on the CPU."""
+        return Kept(t) if self.leaves(t) else _Moved(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """See `Shelf.leaves`."""
+        """Whether it is on the CPU."""
         return t.device == HOST
 
     def free(self, device: torch.device) -> int | None:
-        """See `Shelf.free`."""
+        """Bytes that are left on the CPU."""
         return _free_memory(HOST)
 
 
@@ -227,11 +203,11 @@ class OnDisk(Shelf):
         self._folder, self._numbers = self._own.path, itertools.count()
 
     def adopt(self, run: str | None) -> None:
-        """See `Shelf.adopt`."""
+        """Locks the folder for the run, and removes those of ended processes."""
         self._own.adopt(run)
 
     def keep(self, t: Tensor) -> Kept:
-        """See `Shelf.keep`: in memory where the disk refuses."""
+        """A file; in memory where the disk refuses."""
         try:
             return _Filed(t, self._folder / f"{next(self._numbers):08d}.safetensors")
         except OSError as error:
@@ -241,25 +217,25 @@ class OnDisk(Shelf):
                 "in-step values; nothing is kept any more. Make room and go on, or attach with a "
                 "smaller payout."
             )
-            return _Here(t)
+            return Kept(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """See `Shelf.leaves`."""
+        """Never: what waits is a file."""
         return False
 
     def held(self, size: int) -> Holding:
-        """See `Shelf.held`."""
+        """On disk alone."""
         return Holding(0, size)
 
     def free(self, device: torch.device) -> int | None:
-        """See `Shelf.free`."""
+        """Bytes that are left on the disk."""
         try:
             return shutil.disk_usage(self._folder).free
         except OSError:
             return None
 
     def close(self) -> None:
-        """See `Shelf.close`."""
+        """Removes the folder."""
         self._own.close()
 
 
@@ -270,7 +246,7 @@ def shelf_of(place: str | os.PathLike[str] | None) -> Shelf:
         StoreError: no such folder, or no place in it.
     """
     if place is None:
-        return InPlace()
+        return Shelf()
     return OnHost() if place == "cpu" else OnDisk(place)
 
 

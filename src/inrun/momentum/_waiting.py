@@ -1,4 +1,4 @@
-"""A step whose samples wait: what their shares are made of, and their values as they add up.
+"""Steps whose samples wait: what their shares are made of, what is remembered, what is paid.
 
 Letters: B samples of a block, N of a step, K targets.
 """
@@ -6,14 +6,37 @@ Letters: B samples of a block, N of a step, K targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inrun.capture import Block, Moves, Reading
+from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.momentum._shelf import Kept, Shelf
+from inrun.optim import Memory
+from inrun.scoring import Edited
+
+
+class Paid(NamedTuple):
+    """A step's number, and what its samples were paid, (N, K) float64."""
+
+    step: int
+    values: np.ndarray
+
+
+class Memories(NamedTuple):
+    """What is known before a step of what optimizers remember, by parameter's name.
+
+    `of`: how gradients enter and are kept. `parameters`: themselves. `edited`: whose memory is
+    another than the last step left.
+    """
+
+    of: Mapping[str, Memory]
+    parameters: Mapping[str, Tensor]
+    edited: Edited
 
 
 class WaitingStep:
@@ -119,3 +142,14 @@ class StepValues:
         for rows in Reading(*map(torch.cat, self._by_device.values())).wait():
             total += rows.double().numpy()
         return total
+
+
+def overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
+    """What a step's shares are made of was written to."""
+    name, t = touched
+    return MisuseError(
+        f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was overwritten "
+        f"in place while the samples of step {step} waited for what momentum does for them. They "
+        "keep their in-step values. Do not refill input buffers: make a new tensor for each batch, "
+        "or attach with capture='offload' or held_in='FOLDER', which keep copies."
+    )

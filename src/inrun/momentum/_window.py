@@ -16,40 +16,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inrun.capture import Block, Reading
-from inrun.distributed import Alone, Processes, is_sharded, whole
-from inrun.errors import InRunError, MisuseError, StoreError
+from inrun.distributed import Processes, is_sharded, whole
+from inrun.errors import InRunError, StoreError
 from inrun.factors import Contraction, DenseContraction
-from inrun.momentum._shelf import Holding, InPlace, Kept, Shelf, holding
+from inrun.momentum._shelf import Holding, Kept, Shelf, holding
 from inrun.momentum._sliding import SlidingSum
-from inrun.momentum._waiting import StepValues, WaitingStep
+from inrun.momentum._waiting import Memories, Paid, StepValues, WaitingStep, overwritten
 from inrun.optim import Memory, Move
 from inrun.scoring import Edited, MemoryMark, mark_of
-
-
-class Paid(NamedTuple):
-    """A step's number, and what its samples were paid, (N, K) float64."""
-
-    step: int
-    values: np.ndarray
-
-
-class Memories(NamedTuple):
-    """What is known before a step of what optimizers remember, by parameter's name.
-
-    `of`: how gradients enter and are kept. `parameters`: themselves. `edited`: whose memory is
-    another than the last step left.
-    """
-
-    of: Mapping[str, Memory]
-    parameters: Mapping[str, Tensor]
-    edited: Edited
 
 
 class Payouts:
@@ -73,7 +54,7 @@ class Payouts:
         processes: Processes | None = None,
     ):
         self.window, self.contraction, self._K = window, contraction, targets
-        self._shelf, self._processes = shelf or InPlace(), processes or Alone()
+        self._shelf, self._processes = shelf or Shelf(), processes or Processes()
         self._parameters: dict[str, Tensor] = {}
         self._left: dict[str, MemoryMark | None] = {}
         self._ended: set[str] = set()
@@ -168,8 +149,9 @@ class Payouts:
         if self._shelf.can_refuse:
             (fits,) = self._processes.all([self._shelf.failure is None])
             if not fits:
-                self._failure, paid = self._shelf.failure, self.settle()
-                self._shelf.failure = None  # also what settling could not put there
+                failure, paid = self._shelf.failure, self.settle()
+                self._shelf.begin_anew()  # also after what settling could not put there
+                self._failure = failure
                 return paid
         return []
 
@@ -198,6 +180,10 @@ class Payouts:
         if failure is not None:
             raise failure
 
+    def adopt(self, run: str | None) -> None:
+        """See `Shelf.adopt`."""
+        self._shelf.adopt(run)
+
     def close(self) -> None:
         """Leaves no file."""
         self._clear()
@@ -218,7 +204,7 @@ class Payouts:
         """The oldest step's; where something was lost, nothing to all that are held."""
         held, touched = self._held[0], self._held[0].touched
         if touched is not None:
-            self._failure = self._failure or _overwritten(held.step, touched)
+            self._failure = self._failure or overwritten(held.step, touched)
         values = StepValues(held.samples, self._K)
         try:
             for name, sliding in self._sums.items():
@@ -330,13 +316,3 @@ class Payouts:
         """A step's terms of the sums: one validation gradient a target."""
         found = [s.term_bytes for s in self._sums.values()]
         return self._shelf.held(sum(found))
-
-
-def _overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
-    name, t = touched
-    return MisuseError(
-        f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was overwritten "
-        f"in place while the samples of step {step} waited for what momentum does for them. They "
-        "keep their in-step values. Do not refill input buffers: make a new tensor for each batch, "
-        "or attach with capture='offload' or held_in='FOLDER', which keep copies."
-    )

@@ -4,19 +4,10 @@
 A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
 """
 
-from inrun.operations import (
-    convolution,
-    elementwise,
-    embedding,
-    fused_head,
-    matrix,
-    normalization,
-)
+from inrun.operations import elementwise, embedding, fused_head, matrix, normalization
 from inrun.operations._call import Call, Layout, Slots
-from inrun.operations._random import RandomState, repeated
-from inrun.operations._registry import Operation, Rule, find, is_in_place, operation
-from inrun.operations.composite import inside
-from inrun.operations.fallback import fallback, outputs_of, replace
+from inrun.operations._registry import Operation, Rule, find, inside, is_in_place, operation
+from inrun.operations.fallback import RandomState, fallback, outputs_of, repeated, replace
 
 __all__ = [
     "Call",
@@ -25,7 +16,6 @@ __all__ = [
     "RandomState",
     "Rule",
     "Slots",
-    "convolution",
     "elementwise",
     "embedding",
     "fallback",

@@ -34,6 +34,8 @@ class Layout(NamedTuple):
         """(B, S, *the other axes in their order)."""
         if self.axis is None:
             return t.unsqueeze(0).unsqueeze(0)
+        if self.axis == 0 and t.shape[0] == samples:
+            return t.unsqueeze(1)
         slots = t.shape[self.axis] // samples if samples else 1
         before, after = t.shape[: self.axis], t.shape[self.axis + 1 :]
         if self.sample_major:
@@ -102,7 +104,7 @@ class Slots:
         return bool(((gradient != 0) & nobodys).any())
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """An operation with its arguments bound by name and its output's gradient.
 
@@ -123,6 +125,11 @@ class Call:
     def split(self, t: Tensor) -> Tensor:
         """(B, S, *other axes) of a tensor that is laid out like the output."""
         return self.layout.split(t, self.samples)
+
+    def summed(self, t: Tensor) -> Tensor:
+        """(B, *other axes): a sample's slots added up."""
+        split = self.split(t)
+        return split.squeeze(1) if split.shape[1] == 1 else split.sum(1)
 
     def images(self, t: Tensor, *, batched: bool) -> Tensor:
         """(B, S, *other axes) of a tensor whose axis 0 holds images, if it has such an axis."""

@@ -22,13 +22,15 @@ def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | No
         if own >= 0 and shape.pop(own) != 1:
             return None  # the parameter itself was spread over samples before
     one = call.layout.axis is None
-    split = products.unsqueeze(0) if one else call.split(products).sum(1)
+    split = products.unsqueeze(0) if one else call.summed(products)
     while split.ndim - 1 > len(shape):
         split = split.sum(1)
     for position, size in enumerate(shape, start=1):
         if size == 1 and split.shape[position] != 1:
             split = split.sum(position, keepdim=True)
-    return Dense(split.reshape(-1, *parameter.shape))
+    return Dense(
+        split if split.shape[1:] == parameter.shape else split.reshape(-1, *parameter.shape)
+    )
 
 
 @operation("mul", "multiply", "__mul__", "__rmul__", signature="input other")

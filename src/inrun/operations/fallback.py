@@ -1,14 +1,15 @@
-"""Any other operation: its own backward pass, once a sample, with the other samples masked.
+"""Any other operation: its own backward pass, once per sample, with the other samples masked.
 
 share_b = (d output / d parameter)^T (output gradient, zero outside sample b). Right for every
 differentiable operation that treats samples apart, as slow as B backward passes of it. The
-operation is run again, from the random state that it had (see `_random`).
+operation is run again, from the random state that it had, so that it draws what it drew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,3 +79,31 @@ def fallback(
         if share is not None:
             shares[b] = share
     return Dense(shares)
+
+
+class RandomState(NamedTuple):
+    """The generators' states before an operation: the CPU's, and those of the GPUs it ran on."""
+
+    cpu: Tensor
+    cuda: dict[int, Tensor]
+
+    @staticmethod
+    def now(near: Iterable[Tensor]) -> RandomState:
+        """As it is, for the devices of these tensors."""
+        devices = {t.device.index for t in near if t.device.type == "cuda"}
+        return RandomState(
+            torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
+        )
+
+
+@contextmanager
+def repeated(state: RandomState | None) -> Iterator[None]:
+    """Draws inside as from that state; the present state is back on leaving."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=list(state.cuda)):
+        torch.set_rng_state(state.cpu)
+        for device, there in state.cuda.items():
+            torch.cuda.set_rng_state(there, device)
+        yield

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.factors import Dense, Factor
-from inrun.kernels import gain_shares, takes
 from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
@@ -43,12 +42,7 @@ def layer_norm(call: Call, argument: str) -> Factor | None:
         return _over_positions(call, call.gradient, call["bias"])
     if argument != "weight":
         return None
-    x, eps = call["input"], _eps(call, 1e-5)
-    if call["weight"].ndim == 1:
-        rows, gradients = call.rows(x), call.rows(call.gradient)
-        if takes(gradients, rows):
-            return Dense(gain_shares(rows, gradients, eps))
-    normalized = F.layer_norm(x, call["normalized_shape"], eps=eps)
+    normalized = F.layer_norm(call["input"], call["normalized_shape"], eps=_eps(call, 1e-5))
     return _over_positions(call, call.gradient * normalized, call["weight"])
 
 

@@ -1,67 +1,163 @@
 """Adam and AdamW as `torch.optim` does them, with amsgrad, maximize and either kind of decay.
 
 Letters: x = (maximize ? -g : g) + e the gradient that enters the moments, e = decay * w where decay
-is coupled (Adam's L2) and 0 where it is not (AdamW); b1, b2 the betas; t the step's number from 1;
-c1 = 1 - b1^t, c2 = 1 - b2^t.
+is coupled (Adam's L2) and 0 where it is not (AdamW: `apart`); b1, b2 the betas; t the step's number
+from 1; c1 = 1 - b1^t, c2 = 1 - b2^t.
 
     M(x) = b1 m + (1 - b1) x
     V(x) = b2 v + (1 - b2) x^2, with amsgrad max(v_max, that)
     A(x) = sqrt(V(x) / c2) + eps
-    d    = lr / c1 * M(x) / A(x)  [+ lr * decay * w where decay is not coupled]
+    d    = lr * (M(x) / (c1 A(x)) + apart * w)
 
-The slope is written out so that nothing cancels: with x = e + y,
+Slope, tangent and null update follow from `displacement` by divided differences (`_divided.py`).
+Three forms are written out for speed, each for what most runs are made of:
 
-    (M(x)/A(x) - M(e)/A(e)) / y = (1 - b1)/A(x) - M(e) * ((V(x) - V(e))/y) / (c2 (r + r0) A(x) A(e))
+- the slope where nothing but the gradient enters, e = 0, without amsgrad:
+  (1 - b1)/A(x) - b1 m (1 - b2) x / (c2 (r + r0) A(x) A(0)), r = sqrt(V(x)/c2), r0 = sqrt(V(0)/c2);
+- the same told from the moments after the step (`AfterAdam`);
+- the derivative in weight, moments and gradient (`AdamDerivative`), where autograd would give
+  0 * inf on elements that nothing has touched yet (sqrt at 0). There the slope counts 0. With
+  M and V the new moments, r = sqrt(V/c2), A = r + eps, primes for what is after the step:
 
-where r = sqrt(V(x)/c2), r0 = sqrt(V(e)/c2), and (V(x) - V(e))/y = (1 - b2)(y + 2e) without amsgrad.
+    push   dM = b1 dm + (1 - b1) dx,   dV = b2 dv + 2 (1 - b2) x dx,   dx = +-dg [+ decay dw]
+           dw' = (1 - lr apart) dw - lr/c1 (dM / A - M dV / (2 c2 r A^2))
+    pull   aM = am' - lr/c1 aw' / A,   aV = av' + lr/c1 M aw' / (2 c2 r A^2)
+           q = +-((1 - b1) aM + 2 (1 - b2) x aV),   am = b1 aM,   av = b2 aV
 
 Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to divide by and counts 0
-(`Rule`), and the slope is d / y. Such settings are worked out in double precision.
+(`Rule`). Such settings are worked out in double precision.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inrun.kernels import SettlingNumbers, SlopeNumbers, passes_for
-from inrun.optim._rule import History, Memory, Move, Rule, Settled
-from inrun.optim._slope import Diagonal
+from inrun.optim._derivative import Along, StepDerivative
+from inrun.optim._divided import ElementwiseRule
+from inrun.optim._move import Move, changed
+from inrun.optim._rule import (
+    Diagonal,
+    History,
+    Linearized,
+    Live,
+    Memory,
+    Momentum,
+    PostStep,
+    entering,
+    numbers_of,
+    steps_seen,
+)
 
 MOST_DECAY = 0.5  # of a weight in one step, if what it was is to be told from what it became
+NO_EPS = 1e-15  # roots of float32's smallest numbers are no smaller than a ten-thousandth of it
 
 
 class AdamState(NamedTuple):
-    """Moments before the step, and how many steps they have seen."""
+    """Moments before the step, and how many steps they have seen.
+
+    `v_max`: amsgrad's. `product`: NAdam's P up to the step before, a number in a tensor.
+    """
 
     m: Tensor
     v: Tensor
     v_max: Tensor | None
     steps: int
+    product: Tensor | None = None
 
 
 class AdamSetting(NamedTuple):
-    """The parameter group's numbers. `coupled`: decay is added to the gradient (Adam's L2)."""
+    """The parameter group's numbers. `decay` is added to the gradient, `apart` shrinks weights."""
 
     lr: float
     b1: float
     b2: float
     eps: float
     decay: float
-    coupled: bool
+    apart: float
     maximize: bool
+    momentum_decay: float = 0.0
 
 
-NO_EPS = 1e-15  # roots of float32's smallest numbers are no smaller than a ten-thousandth of it
+class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
+    """What all rules have in common that keep a mean gradient m beside what divides it."""
+
+    second: ClassVar[str] = "exp_avg_sq"
+
+    def __init__(self, *, decoupled: bool = False):
+        self._decoupled, self.momentum = decoupled, MeanGradient(self)
+
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+        lr, eps, decay = numbers_of(group, "lr", "eps", "weight_decay")
+        b1, b2 = (float(beta) for beta in group["betas"])
+        apart = group.get("decoupled_weight_decay", self._decoupled)
+        setting = AdamSetting(
+            lr, b1, b2, eps, 0.0 if apart else decay, decay if apart else 0.0, group["maximize"],
+            float(group.get("momentum_decay", 0.0)),
+        )  # fmt: skip
+        zero = weight.new_zeros(()).expand_as(weight)  # one number, however large the weight
+        m, v = state.get("exp_avg", zero), state.get(self.second, zero)
+        largest = state.get("max_exp_avg_sq", zero) if group.get("amsgrad") else None
+        return AdamState(m, v, largest, steps_seen(state), state.get("mu_product")), setting
+
+    def _first(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+        return h.b1 * s.m + (1 - h.b1) * x
+
+    def _second(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+        return h.b2 * s.v + (1 - h.b2) * (x * x)
+
+    def _update(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+        """The displacement but for the learning rate and decay that is apart."""
+        second = self._second(x, s, h)
+        if s.v_max is not None:
+            second = torch.maximum(second, s.v_max)
+        c1, c2 = _corrections(s.steps + 1, h)
+        return self._first(x, s, h) * (1 / c1) / (torch.sqrt(second * (1 / c2)) + h.eps)
+
+    def displacement(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
+        moved = h.lr * self._update(entering(g, w, h), s, h)
+        return moved + h.lr * h.apart * w if h.apart else moved
+
+    def history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
+        """See `Rule.history`; decay that is apart adds what it says."""
+        if h.decay or not h.apart:
+            return super().history(w, s, h)
+        return History(self.without_gradient(w, s, self.without_decay(h)), h.lr * h.apart * w)
+
+    def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
+        x = entering(g, w, h)
+        second = self._second(x, s, h)
+        largest = None if s.v_max is None else torch.maximum(s.v_max, second)
+        return AdamState(self._first(x, s, h), second, largest, s.steps + 1, s.product)
+
+    def window(self, s: AdamState, h: AdamSetting) -> float:
+        """See `Rule.window`; a maximum forgets nothing."""
+        return super().window(s, h) if s.v_max is None else math.inf
 
 
-def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Numerator / denominator, and 0 where the denominator is 0."""
-    return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / denominator)
+class MeanGradient(Momentum):
+    """Of rules whose d(0) is proportional to the mean gradient m: its slope is d(0) with m = 1."""
+
+    def __init__(self, rule: MomentsRule):
+        self._rule = rule
+
+    def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
+        enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
+        slope = self._rule.displacement(torch.zeros_like(w), w, unit, self._rule.without_decay(h))
+        # where v is 0, so was every gradient; where nothing is left of it d(0) counts 0
+        acts = (s.v > 0) & torch.isfinite(slope)
+        return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
+
+    def remembered(self, s: AdamState) -> Tensor | None:
+        return s.m if s.steps else None
+
+
+def _corrections(step: int, h: AdamSetting) -> tuple[float, float]:
+    """c1 and c2."""
+    return 1 - h.b1**step, 1 - h.b2**step
 
 
 def _tiny(t: Tensor) -> float:
@@ -69,289 +165,181 @@ def _tiny(t: Tensor) -> float:
     return float(torch.finfo(t.dtype).tiny)
 
 
-def _touched_root(second: Tensor) -> Tensor:
-    """The root, in place, and infinite where nothing ever touched the element: slopes are 0."""
-    return torch.threshold_(second.sqrt_(), _untouched(second), float("inf"))
+def _untouched(t: Tensor) -> float:
+    """The largest root that says that nothing ever touched an element: `_tiny`'s, but rounded."""
+    return float(1.01 * _tiny(t) ** 0.5)
 
 
-def _untouched(second: Tensor) -> float:
-    """The largest root that says so: that of `_tiny`, but for rounding."""
-    return float(1.01 * _tiny(second) ** 0.5)
+class AfterAdam(PostStep):
+    """Slope and history from Adam's moments after the step.
 
+    With m' and v' after the step, b1 m = m' - (1 - b1) y and b2 v = v' - (1 - b2) y^2. Where y is a
+    thousand times larger than the root of v the second difference has lost its digits. It is kept
+    above its rounding, so that an element without a history has none here. Roots and eps are
+    multiplied by sqrt(c2), which the numbers take account of.
+    """
 
-class AdamRule(Rule[AdamState, AdamSetting]):
-    """`torch.optim.Adam` and `torch.optim.AdamW`; which of the two is read from the group."""
-
-    linearizes = remembers = True
-
-    def __init__(self, *, decoupled: bool):
-        self._decoupled = decoupled
-
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdamState, AdamSetting]:
-        """See `Rule.read`."""
-        b1, b2 = group["betas"]
-        setting = AdamSetting(
-            lr=float(group["lr"]),
-            b1=float(b1),
-            b2=float(b2),
-            eps=float(group["eps"]),
-            decay=float(group["weight_decay"]),
-            coupled=not group.get("decoupled_weight_decay", self._decoupled),
-            maximize=group["maximize"],
-        )
-        if not state:
-            zero = weight.new_zeros(()).expand_as(weight)  # one number, however large the weight
-            return AdamState(zero, zero, zero if group["amsgrad"] else None, 0), setting
-        largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
-        moments = AdamState(state["exp_avg"], state["exp_avg_sq"], largest, int(state["step"]))
-        return moments, setting
-
-    def _entering(self, w: Tensor, h: AdamSetting) -> Tensor | float:
-        """e: what coupled decay adds to the gradient."""
-        return h.decay * w if h.coupled and h.decay else 0.0
-
-    def _second(self, x: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
-        """V(x)."""
-        v = h.b2 * s.v
-        if isinstance(x, Tensor):
-            v = torch.addcmul(v, x, x, value=1 - h.b2)
-        return v if s.v_max is None else torch.maximum(s.v_max, v)
-
-    def _root(self, second: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """sqrt(V / c2)."""
-        return (second * (1 / (1 - h.b2 ** (s.steps + 1)))).sqrt_()
-
-    def _rate(self, s: AdamState, h: AdamSetting) -> float:
-        """Lr / c1."""
-        return h.lr / (1 - h.b1 ** (s.steps + 1))
-
-    def displacement(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """See `Rule.displacement`."""
-        x = (-g if h.maximize else g) + self._entering(w, h)
-        first = h.b1 * s.m + (1 - h.b1) * x
-        moved = self._rate(s, h) * first / (self._root(self._second(x, s, h), s, h) + h.eps)
-        return moved if h.coupled else moved + h.lr * h.decay * w
-
-    def history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
-        """See `Rule.history`."""
-        rate = self._rate(s, h) * h.b1
-        denominator = self._root(self._second(0.0, s, h), s, h).add_(h.eps)
-        momentum = (s.m / denominator).mul_(rate) if h.eps else rate * _over(s.m, denominator)
-        if not h.decay:
-            return History(momentum, 0.0)
-        if not h.coupled:
-            return History(momentum, h.lr * h.decay * w)
-        return History(momentum, self.without_gradient(w, s, h) - momentum)
-
-    def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
-        """See `Rule.memory`: lr b1 / (c1 A(0))."""
-        enters = (-1.0 if h.maximize else 1.0) * (1 - h.b1)
-        if not s.steps:
-            return Memory(0.0, h.b1, enters)
-        second = self._second(0.0, s, h)
-        if h.eps < NO_EPS:
-            second = second.double()
-        second = second.mul_(1 / (1 - h.b2 ** (s.steps + 1))).clamp_(min=_tiny(second))
-        denominator = _touched_root(second).add_(h.eps)
-        slope = denominator.reciprocal_().mul_(self._rate(s, h) * h.b1)
-        return Memory(slope.to(w.dtype), h.b1, enters)
-
-    def memorized(self, s: AdamState) -> Tensor | None:
-        """See `Rule.memorized`."""
-        return s.m if s.steps else None
-
-    def _second_slope(self, y: Tensor, e: Tensor | float, s: AdamState, h: AdamSetting) -> Tensor:
-        """(V(e + y) - V(e)) / y."""
-        smooth = (1 - h.b2) * (y + 2 * e)
-        if s.v_max is None:
-            return smooth
-        before, after = self._second(e, s, h), self._second(e + y, s, h)
-        free = (before > s.v_max) & (after > s.v_max)
-        return torch.where(free, smooth, _over(after - before, y))
-
-    def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
-        """See `Rule.slope`."""
-        if h.eps < NO_EPS:
-            return self._slope_without_eps(g, w, s, h)
-        y, e = -g if h.maximize else g, self._entering(w, h)
-        over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
-        rate = (-1.0 if h.maximize else 1.0) * self._rate(s, h)
-        if isinstance(e, float) and s.v_max is None:  # nothing but the gradient enters
-            r0 = s.v * (h.b2 * over_c2)
-            r = torch.addcmul(r0, y, y, value=(1 - h.b2) * over_c2)
-            bend, gain = s.m * y, h.b1 * (1 - h.b2) * over_c2
-        else:
-            r0, r = self._second(e, s, h) * over_c2, self._second(e + y, s, h) * over_c2
-            carried = h.b1 * s.m + (1 - h.b1) * e
-            bend, gain = carried.mul_(self._second_slope(y, e, s, h)), over_c2
-        r0, r = r0.clamp_(min=_tiny(r0)).sqrt_(), _touched_root(r.clamp_(min=_tiny(r)))
-        bend = bend.div_(r + r0).div_(r0.add_(h.eps))
-        slope = bend.mul_(-gain * rate).add_((1 - h.b1) * rate).div_(r.add_(h.eps))
-        return Diagonal(slope)
-
-    def _slope_without_eps(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
-        """The slope where the second moment alone divides, and may be nothing without g."""
-        largest = None if s.v_max is None else s.v_max.double()
-        s, kind = AdamState(s.m.double(), s.v.double(), largest, s.steps), g.dtype
-        g, w = g.double(), w.double()
-        y, e = -g if h.maximize else g, self._entering(w, h)
-        over_c2 = 1 / (1 - h.b2 ** (s.steps + 1))
-        r0, r = ((self._second(x, s, h) * over_c2).sqrt_() for x in (e, e + y))
-        carried = h.b1 * s.m + (1 - h.b1) * e
-        bent = carried * self._second_slope(y, e, s, h) * over_c2
-        bent = bent / (r + r0) / (r0 + h.eps)
-        bent = torch.where(r0 + h.eps > 0, bent, -_over(carried, y))  # d(e) counts 0
-        slope = _over((1 - h.b1) - bent, r + h.eps) * self._rate(s, h)
-        slope = torch.where(r > 0, slope, 0.0)
-        return Diagonal((-slope if h.maximize else slope).to(kind))
-
-    def slope_at_once(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal | None:
-        """See `Rule.slope_at_once`: where nothing but the gradient enters."""
-        plain = s.v_max is None and not (h.coupled and h.decay) and h.eps >= NO_EPS
-        passes = passes_for(g, s.m, s.v) if plain else None
-        if passes is None:
-            return None
-        over_c2, sign = 1 / (1 - h.b2 ** (s.steps + 1)), -1.0 if h.maximize else 1.0
-        rate = self._rate(s, h)
-        numbers = SlopeNumbers(
-            tiny=_tiny(g),
-            untouched=_untouched(g),
-            kept=h.b2 * over_c2,
-            entering=(1 - h.b2) * over_c2,
-            eps=h.eps,
-            bend=-h.b1 * (1 - h.b2) * over_c2 * rate,
-            gain=sign * (1 - h.b1) * rate,
-        )
-        coefficient = passes.adam_slope(g, s.m, s.v, numbers)
-        return None if coefficient is None else Diagonal(coefficient)
-
-    def settles(self, s: AdamState, h: AdamSetting) -> bool:
-        """See `Rule.settles`: where the moments alone say what was before, to enough digits."""
+    def defined(self, s: AdamState, h: AdamSetting) -> bool:
+        """See `PostStep.defined`: where the moments say what was before, to enough digits."""
         precise = s.m.dtype in (torch.float32, torch.float64) and s.v.dtype == s.m.dtype
-        plain = s.v_max is None and not (h.coupled and h.decay)
-        # what b2 v or (1 - lr decay) w is a small part of has lost its digits after the step
-        told = h.eps >= NO_EPS and h.b2 >= 0.5 and abs(h.lr * h.decay) <= MOST_DECAY
-        return precise and plain and told
+        # what b2 v or (1 - lr apart) w is a small part of has lost its digits after the step
+        told = h.eps >= NO_EPS and h.b2 >= 0.5 and abs(h.lr * h.apart) <= MOST_DECAY
+        return precise and s.v_max is None and not h.decay and told
 
-    def settled(
-        self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting, scale: float | None = 1.0
-    ) -> Settled:
-        """See `Rule.settled`.
+    def arrays(self, s: AdamState) -> tuple[Tensor, ...]:
+        return s.m, s.v
 
-        With m' and v' after the step, b1 m = m' - (1 - b1) y and b2 v = v' - (1 - b2) y^2. Where y
-        is a thousand times larger than the root of v the second difference has lost its digits. It
-        is kept above its rounding, so that an element without a history has none here.
-        """
-        n = self._settling(s, h, 1.0 if scale is None else scale)
-        r = s.v.clamp(min=n.tiny).sqrt_()
-        r = torch.threshold_(r, n.untouched, float("inf"))
-        slope, momentum = None, None
-        if s.steps == 1:  # no history: the slope is the step itself
-            r.add_(n.eps)
-            if scale is not None:
-                slope = torch.reciprocal(r).mul_(n.gain)
-        else:
-            r0 = torch.addcmul(s.v, g, g, value=-n.second).clamp_(min=n.tiny).sqrt_()
-            slope = None if scale is None else g / (r + r0)
-            r, r0 = r.add_(n.eps), r0.add_(n.eps)
-            momentum = torch.sub(s.m, g, alpha=n.first).div_(r0)
-            if slope is not None:
-                gain = slope.new_full((), n.gain)  # filled where it is: nothing waits for a copy
-                torch.addcmul(gain, slope, momentum, value=n.bend, out=slope)
-                slope.div_(r)
-        if not h.decay:
-            return Settled(slope, momentum, n.rate, None, 0.0)
-        before = torch.addcdiv(w, s.m, r, value=n.rate)  # times 1 - lr decay
-        return Settled(slope, momentum, n.rate, before, h.lr * h.decay / (1 - h.lr * h.decay))
+    def numbers(self, s: AdamState, h: AdamSetting, scale: float = 1.0) -> tuple[float, ...]:
+        """See `PostStep.numbers`; s.steps counts the step already. The first has no momentum."""
+        c1, c2 = _corrections(s.steps, h)
+        sign, rate = (-1.0 if h.maximize else 1.0), h.lr * c2**0.5 / c1
+        first, shrunk = s.steps == 1, h.lr * h.apart
+        return (
+            _tiny(s.v), _untouched(s.v), h.eps * c2**0.5,
+            (1 - h.b2) * (1 - 4 * torch.finfo(s.v.dtype).eps), sign * (1 - h.b1),
+            scale * sign * rate * (1 - h.b1), 0.0 if first else scale * rate * (h.b2 - 1),
+            rate, 0.0 if first else rate, shrunk / (1 - shrunk),
+        )  # fmt: skip
 
     @staticmethod
-    def _settling(s: AdamState, h: AdamSetting, scale: float) -> SettlingNumbers:
-        """The numbers of a step that was taken: s.steps counts it already."""
-        root = (1 - h.b2**s.steps) ** 0.5
-        sign, rate = (-1.0 if h.maximize else 1.0), h.lr * root / (1 - h.b1**s.steps)
-        return SettlingNumbers(
-            tiny=_tiny(s.v),
-            untouched=_untouched(s.v),
-            eps=h.eps * root,
-            second=(1 - h.b2) * (1 - 4 * torch.finfo(s.v.dtype).eps),
-            first=sign * (1 - h.b1),
-            gain=scale * sign * rate * (1 - h.b1),
-            bend=0.0 if s.steps == 1 else scale * rate * (h.b2 - 1),
-            rate=rate,
-            of_momentum=0.0 if s.steps == 1 else rate / 2,
-            of_decay=h.lr * h.decay / (1 - h.lr * h.decay) / 2,
-        )
+    def terms(
+        g: Tensor, w: Tensor, m: Tensor, v: Tensor, numbers: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, what momentum and what decay displaced; elementwise, compiled where large."""
+        tiny, untouched, eps, second, first, gain, bend, rate, of_momentum, of_decay = numbers
+        root = torch.sqrt(torch.clamp(v, min=tiny))
+        root_before = torch.sqrt(torch.clamp(v - second * g * g, min=tiny))
+        past = (m - first * g) / (root_before + eps)
+        inverse = torch.where(root > untouched, 1 / (root + eps), 0.0)
+        slope = (gain + bend * (g / (root + root_before) * past)) * inverse
+        return slope, past * of_momentum, (w + rate * m * inverse) * of_decay
 
-    def settled_at_once(
-        self,
-        after: Move[AdamState, AdamSetting],
-        opening_K: Tensor,
-        closing_K: Tensor,
-        directions_K: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor] | None:
-        """See `Rule.settled_at_once`."""
-        s, g, w = after.state, after.gradient, after.weight
-        written = [] if directions_K is None else [directions_K]
-        passes = passes_for(g, w, s.m, s.v, opening_K, closing_K, *written)
-        if passes is None:
-            return None
-        numbers = self._settling(s, after.setting, scale / 2)  # of two gradients passes take sums
-        did = passes.settle_adam(g, w, s.m, s.v, opening_K, closing_K, directions_K, numbers)
-        return None if did is None else (did[0], did[1])
 
-    def tangent(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
-        """See `Rule.tangent`."""
-        sign = -1.0 if h.maximize else 1.0
-        x = sign * g + self._entering(w, h)
-        second = self._second(x, s, h)
-        r = self._root(second, s, h)
-        a = r + h.eps
-        first = h.b1 * s.m + (1 - h.b1) * x
-        bend = _over((1 - h.b2) * x * first, (1 - h.b2 ** (s.steps + 1)) * r * a * a)
-        if s.v_max is not None:
-            bend = torch.where(second > s.v_max, bend, torch.zeros_like(bend))
-        tangent = sign * self._rate(s, h) * (_over(torch.full_like(a, 1 - h.b1), a) - bend)
-        return Diagonal(torch.where(r == 0, torch.zeros_like(tangent), tangent))
+class LinearizedAdam(Linearized):
+    """Slope lr * C / A of arXiv 2602.00329, C = (1-b1)/c1, A = sqrt(v_hat of step t-1) + eps.
 
-    def _previous(self, numerator: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """Numerator / (sqrt of the previous step's v_hat + eps), 0 where that v is 0."""
+    Where v is 0 the published A is eps alone and the estimate is off by orders of magnitude; such
+    elements count 0 here.
+    """
+
+    def _over_previous(self, numerator: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         second = s.v if s.v_max is None else s.v_max
-        root = (second / (1 - h.b2 ** max(s.steps, 1))).sqrt_()
-        return torch.where(root == 0, torch.zeros_like(root), numerator / (root + h.eps))
+        root = (second / _corrections(max(s.steps, 1), h)[1]).sqrt_()
+        rate = h.lr / _corrections(s.steps + 1, h)[0]
+        return torch.where(root == 0, 0.0, rate * numerator / (root + h.eps))
 
-    def linearization(self, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
-        """Lr * C / A of arXiv 2602.00329, C = (1-b1)/c1, A = sqrt(v_hat of step t-1) + eps.
+    def slope(self, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
+        gain = torch.full_like(w, (-1.0 if h.maximize else 1.0) * (1 - h.b1))
+        return Diagonal(self._over_previous(gain, s, h))
 
-        Where v is 0 the published A is eps alone and the estimate is off by orders of magnitude;
-        such elements count 0 here.
-        """
-        sign = -1.0 if h.maximize else 1.0
-        gain = torch.full_like(w, sign * self._rate(s, h) * (1 - h.b1))
-        return Diagonal(self._previous(gain, s, h))
-
-    def linearized_history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
+    def history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
         """Lr * b1 m / (c1 A), the estimator's term that is the same for all samples, and decay."""
-        momentum = self._previous(self._rate(s, h) * h.b1 * s.m, s, h)
-        if not h.decay:
-            return History(momentum, 0.0)
-        if not h.coupled:
-            return History(momentum, h.lr * h.decay * w)
-        return History(momentum, self._previous(self._rate(s, h) * (1 - h.b1) * h.decay * w, s, h))
+        momentum = self._over_previous(h.b1 * s.m, s, h)
+        if h.decay:
+            return History(momentum, self._over_previous((1 - h.b1) * h.decay * w, s, h))
+        return History(momentum, h.lr * h.apart * w if h.apart else 0.0)
 
-    def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
-        """See `Rule.advance`."""
-        x = (-g if h.maximize else g) + self._entering(w, h)
-        second = h.b2 * s.v + (1 - h.b2) * x * x
-        largest = None if s.v_max is None else torch.maximum(s.v_max, second)
-        return AdamState(h.b1 * s.m + (1 - h.b1) * x, second, largest, s.steps + 1)
 
-    def steps_taken(self, s: AdamState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
+class AdamDerivative(StepDerivative):
+    """Adam and AdamW, with amsgrad, maximize and either kind of decay."""
 
-    def window(self, s: AdamState, h: AdamSetting) -> float:
-        """See `Rule.window`."""
-        return 1 / (1 - h.b2) if s.v_max is None else math.inf  # a maximum forgets nothing
+    def moments(self, move: Move[AdamState, AdamSetting]) -> int:
+        """M, v, and with amsgrad the largest v."""
+        return 2 if move.state.v_max is None else 3
+
+    def _parts(self, move: Move[AdamState, AdamSetting]) -> tuple[Tensor, ...]:
+        """(x, 1/A times lr/c1, slope of d in V, where V counts against its maximum)."""
+        s, h = move.state, move.setting
+        x = entering(move.gradient, move.weight, h)
+        first, second = h.b1 * s.m + (1 - h.b1) * x, h.b2 * s.v + (1 - h.b2) * x * x
+        free = torch.ones((), dtype=torch.bool, device=x.device)
+        if s.v_max is not None:
+            free = second > s.v_max
+            second = torch.where(free, second, s.v_max)
+        c1, c2 = _corrections(s.steps + 1, h)
+        r = (second / c2).sqrt()
+        inverse = h.lr / c1 / (r + h.eps)
+        bend = -inverse * first / (2 * c2 * r * (r + h.eps))
+        return x, torch.where(r == 0, 0.0, inverse), torch.where(r == 0, 0.0, bend), free
+
+    def pull(self, move: Move[AdamState, AdamSetting], after: Along) -> tuple[Along, Tensor]:
+        h = move.setting
+        x, inverse, bend, free = self._parts(move)
+        a_first = after.moments[0] - after.weight * inverse
+        a_second = after.moments[1] - after.weight * bend
+        rest: tuple[Tensor, ...] = ()
+        if move.state.v_max is not None:  # the maximum takes the place of V where it is larger
+            a_largest = after.moments[2] - after.weight * bend
+            a_second = after.moments[1] + a_largest * free
+            rest = (a_largest * ~free,)
+        a_x = (1 - h.b1) * a_first + 2 * (1 - h.b2) * x * a_second
+        a_weight = (1 - h.lr * h.apart) * after.weight if h.apart else after.weight
+        a_weight = a_weight + h.decay * a_x if h.decay else a_weight
+        before = Along(a_weight, (h.b1 * a_first, h.b2 * a_second, *rest))
+        return before, -a_x if h.maximize else a_x
+
+    def push(self, move: Move[AdamState, AdamSetting], before: Along, dg: Tensor) -> Along:
+        h = move.setting
+        x, inverse, bend, free = self._parts(move)
+        dx = entering(dg, before.weight, h)
+        d_first = h.b1 * before.moments[0] + (1 - h.b1) * dx
+        d_second = h.b2 * before.moments[1] + 2 * (1 - h.b2) * x * dx
+        counted = d_second
+        moments: tuple[Tensor, ...] = (d_first, d_second)
+        if move.state.v_max is not None:
+            counted = torch.where(free, d_second, before.moments[2])
+            moments = (d_first, d_second, counted)
+        kept = (1 - h.lr * h.apart) * before.weight
+        return Along(kept - inverse * d_first - bend * counted, moments)
+
+    def moved(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
+        rule, w, h = move.rule, move.weight, move.setting
+        state = rule.advance(gradient, w, move.state, h)
+        moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
+        c1, c2 = _corrections(state.steps, h)
+        root = (moments[-1] * (1 / c2)).sqrt_().add_(h.eps)
+        change = (state.m / root).mul_(-h.lr / c1)
+        if not h.eps:  # nothing has touched these elements
+            change = torch.where(root == 0, 0.0, change)
+        return Along(change.sub_(w, alpha=h.lr * h.apart) if h.apart else change, moments)
+
+    def shifted(
+        self, move: Move[AdamState, AdamSetting], moments: tuple[Tensor, ...]
+    ) -> Move[AdamState, AdamSetting]:
+        """See `StepDerivative.shifted`. Second moments stay above 0, where rounding would not."""
+        s, (dm, dv, *rest) = move.state, moments
+        largest = None if s.v_max is None else (s.v_max + rest[0]).clamp(min=0)
+        state = s._replace(m=s.m + dm, v=(s.v + dv).clamp(min=0), v_max=largest)
+        return Move(move.rule, move.weight, move.gradient, state, move.setting)
+
+
+class AdamRule(MomentsRule):
+    """`torch.optim.Adam` and `torch.optim.AdamW`; which of the two is read from the group."""
+
+    linearized = LinearizedAdam()
+    post_step: ClassVar[PostStep | None] = AfterAdam()
+    derivative = AdamDerivative()
+
+    def slope(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
+        """See `Rule.slope`: written out where nothing but the gradient enters."""
+        if h.eps < NO_EPS or h.decay or s.v_max is not None:
+            return super().slope(g, w, s, h)
+        (c1, c2), sign = _corrections(s.steps + 1, h), -1.0 if h.maximize else 1.0
+        rate = sign * h.lr / c1
+        square = s.v * (h.b2 / c2)
+        r = torch.addcmul(square, g, g, value=(1 - h.b2) / c2).clamp_(min=_tiny(square)).sqrt_()
+        r = torch.threshold_(r, _untouched(r), float("inf"))  # there the slope is 0
+        r0 = square.clamp_(min=_tiny(square)).sqrt_()
+        bend = (s.m * g).div_(r + r0).div_(r0.add_(h.eps))
+        bend.mul_(-h.b1 * (1 - h.b2) / c2 * sign * rate).add_((1 - h.b1) * rate)
+        return Diagonal(bend.div_(r.add_(h.eps)))
+
+    def _between(
+        self, base: Tensor, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting
+    ) -> Diagonal:
+        if h.eps >= NO_EPS:
+            return super()._between(base, g, w, s, h)
+        kind, (base, g, w, s) = g.dtype, changed((base, g, w, s), Tensor.double)
+        found = super()._between(base, g, w, s, h).coefficient
+        assert isinstance(found, Tensor)
+        return Diagonal(found.to(kind))

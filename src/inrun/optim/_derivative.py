@@ -2,33 +2,30 @@
 
 A trajectory is a chain of steps. To see a sample's effect many steps later, a perturbation is
 pushed forward through the chain, or the later loss's gradient is pulled back through it. Both are
-linear maps, each the other's transpose, written out here for Adam and SGD (see `_automatic.py` for
-the other rules): autograd would give 0 * inf where nothing has touched an element yet (sqrt at 0).
-There the slope counts 0, as in `Rule`.
+linear maps, each the other's transpose. Adam and SGD have theirs written out beside their rules;
+every other smooth rule's come from its own formulas by automatic differentiation. Where autograd
+finds 0 * inf, nothing has touched an element yet, and the slope counts 0, as in `Rule`. A moment
+that is not of the weight's shape (Adafactor's rows and columns) is carried flat, filled up with
+zeros to the weight's size.
 
-For Adam with x the gradient that enters the moments (see `_adam.py`), M and V the new moments,
-r = sqrt(V/c2), A = r + eps, and with primes for what is after the step:
-
-    push   dM = b1 dm + (1 - b1) dx,   dV = b2 dv + 2 (1 - b2) x dx,   dx = +-dg [+ decay dw]
-           dw' = (1 - lr decay) dw - lr/c1 (dM / A - M dV / (2 c2 r A^2))
-    pull   aM = am' - lr/c1 aw' / A,   aV = av' + lr/c1 M aw' / (2 c2 r A^2)
-           q = +-((1 - b1) aM + 2 (1 - b2) x aV),   am = b1 aM,   av = b2 aV
-
-q is the loss's derivative in the consumed gradient: the direction of look-ahead. Tensors may have
-leading axes (K targets, or samples) before the move's own shape.
+The gradient in the consumed gradient, q, is the direction of look-ahead. Tensors may have leading
+axes (K targets, or samples) before the move's own shape.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inrun.optim._adam import AdamSetting, AdamState
-from inrun.optim._rule import Move
-from inrun.optim._sgd import SGDSetting, SGDState
+from inrun.errors import NotSupportedError
+from inrun.optim._move import Move
+from inrun.optim._rule import Rule
+
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 class Along(NamedTuple):
@@ -75,160 +72,138 @@ class StepDerivative(ABC):
         return Along(new.weight - old.weight, moments)
 
 
-class AdamDerivative(StepDerivative):
-    """Adam and AdamW, with amsgrad, maximize and either kind of decay."""
+class AutomaticDerivative(StepDerivative):
+    """Any rule whose displacement and state are differentiable in weight, gradient and state."""
 
-    def moments(self, move: Move[AdamState, AdamSetting]) -> int:
-        """M, v, and with amsgrad the largest v."""
-        return 2 if move.state.v_max is None else 3
+    def moments(self, move: Move[Any, Any]) -> int:
+        """The state's tensors but for single numbers, which no sample moves."""
+        return len(_places(move))
 
-    def _parts(self, move: Move[AdamState, AdamSetting]) -> tuple[Tensor, ...]:
-        """(x, 1/A times lr/c1, slope of d in V, where V counts against its maximum)."""
-        g, w, s, h = move.gradient, move.weight, move.state, move.setting
-        x = -g if h.maximize else g
-        if h.coupled and h.decay:
-            x = x + h.decay * w
-        first, second = h.b1 * s.m + (1 - h.b1) * x, h.b2 * s.v + (1 - h.b2) * x * x
-        free = torch.ones((), dtype=torch.bool, device=w.device)
-        if s.v_max is not None:
-            free = second > s.v_max
-            second = torch.where(free, second, s.v_max)
-        c2, rate = 1 - h.b2 ** (s.steps + 1), h.lr / (1 - h.b1 ** (s.steps + 1))
-        r = (second / c2).sqrt()
-        inverse = rate / (r + h.eps)
-        bend = -inverse * first / (2 * c2 * r * (r + h.eps))
-        return (
-            x,
-            torch.where(r == 0, torch.zeros_like(r), inverse),
-            torch.where(r == 0, torch.zeros_like(r), bend),
-            free,
+    def pull(self, move: Move[Any, Any], after: Along) -> tuple[Along, Tensor]:
+        """See `StepDerivative.pull`: one backward pass per row."""
+        inputs = [t.detach().clone().requires_grad_() for t in _inputs(move)]
+        with torch.enable_grad():
+            outputs = _step(move)(*inputs)
+        rows = []
+        for parts in _rows(after, move):
+            found = torch.autograd.grad(
+                outputs, inputs, [p.reshape(o.shape) for p, o in zip(parts, outputs, strict=True)],
+                retain_graph=True, allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+            rows.append([_padded(_finite(part), move) for part in found])
+        w, g, *rest = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        like = after.weight.shape
+        return Along(w.reshape(like), tuple(m.reshape(like) for m in rest)), g.reshape(like)
+
+    def push(self, move: Move[Any, Any], before: Along, dg: Tensor) -> Along:
+        """See `StepDerivative.push`: one forward-mode pass per row."""
+        inputs = tuple(_inputs(move))
+        gradients = dg.expand(before.weight.shape).reshape(-1, move.weight.numel())
+        rows = []
+        for parts, one in zip(_rows(before, move), gradients, strict=True):
+            changed = [parts[0], one, *parts[1:]]
+            along = [t.reshape(x.shape) for t, x in zip(changed, inputs, strict=True)]
+            changes = torch.func.jvp(_step(move), inputs, tuple(along))[1]
+            rows.append([_padded(_finite(part), move) for part in changes])
+        w, *moments = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        like = before.weight.shape
+        return Along(w.reshape(like), tuple(m.reshape(like) for m in moments))
+
+    def moved(self, move: Move[Any, Any], gradient: Tensor) -> Along:
+        """See `StepDerivative.moved`.
+
+        Raises:
+            NotSupportedError: the rule mixes a parameter's elements.
+        """
+        _demand_elementwise(move)
+        rule, w, s, h = move.rule, move.weight, move.state, move.setting
+        after = rule.advance(gradient, w, s, h)
+        moments = tuple(after[place] for place in _places(move))
+        return Along(-move.defined_displacement(gradient), moments)
+
+    def shifted(self, move: Move[Any, Any], moments: tuple[Tensor, ...]) -> Move[Any, Any]:
+        """See `StepDerivative.shifted`. Moments that are nowhere negative stay so."""
+        _demand_elementwise(move)
+        state = list(move.state)
+        for place, change in zip(_places(move), moments, strict=True):
+            never_negative = bool((state[place] >= 0).all())
+            state[place] = state[place] + change
+            if never_negative:
+                state[place] = state[place].clamp(min=0)
+        return Move(move.rule, move.weight, move.gradient, type(move.state)(*state), move.setting)
+
+
+def _demand_elementwise(move: Move[Any, Any]) -> None:
+    if not move.rule.elementwise:
+        raise NotSupportedError(
+            f"{type(move.rule).__name__} mixes a parameter's elements, and the finite push takes "
+            "rules element by element. Use push='tangent'."
         )
 
-    def pull(self, move: Move[AdamState, AdamSetting], after: Along) -> tuple[Along, Tensor]:
-        """See `StepDerivative.pull`."""
-        h = move.setting
-        x, inverse, bend, free = self._parts(move)
-        a_first = after.moments[0] - after.weight * inverse
-        a_second = after.moments[1] - after.weight * bend
-        rest: tuple[Tensor, ...] = ()
-        if move.state.v_max is not None:  # the maximum takes the place of V where it is larger
-            a_largest = after.moments[2] - after.weight * bend
-            a_second = after.moments[1] + a_largest * free
-            rest = (a_largest * ~free,)
-        a_x = (1 - h.b1) * a_first + 2 * (1 - h.b2) * x * a_second
-        a_weight = after.weight
-        if h.decay:
-            a_weight = a_weight + h.decay * a_x if h.coupled else (1 - h.lr * h.decay) * a_weight
-        before = Along(a_weight, (h.b1 * a_first, h.b2 * a_second, *rest))
-        return before, -a_x if h.maximize else a_x
 
-    def push(self, move: Move[AdamState, AdamSetting], before: Along, dg: Tensor) -> Along:
-        """See `StepDerivative.push`."""
-        h = move.setting
-        x, inverse, bend, free = self._parts(move)
-        dx = -dg if h.maximize else dg
-        if h.coupled and h.decay:
-            dx = dx + h.decay * before.weight
-        d_first = h.b1 * before.moments[0] + (1 - h.b1) * dx
-        d_second = h.b2 * before.moments[1] + 2 * (1 - h.b2) * x * dx
-        counted = d_second
-        moments: tuple[Tensor, ...] = (d_first, d_second)
-        if move.state.v_max is not None:
-            counted = torch.where(free, d_second, before.moments[2])
-            moments = (d_first, d_second, counted)
-        kept = 1.0 if h.coupled else 1 - h.lr * h.decay
-        return Along(kept * before.weight - inverse * d_first - bend * counted, moments)
-
-    def moved(self, move: Move[AdamState, AdamSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`."""
-        rule, w, h = move.rule, move.weight, move.setting
-        state = rule.advance(gradient, w, move.state, h)
-        moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
-        c2, rate = 1 - h.b2**state.steps, h.lr / (1 - h.b1**state.steps)
-        root = (moments[-1] * (1 / c2)).sqrt_().add_(h.eps)
-        change = (state.m / root).mul_(-rate)
-        if not h.eps:  # nothing has touched these elements
-            change = torch.where(root == 0, 0.0, change)
-        if h.decay and not h.coupled:
-            change = change.sub_(w, alpha=h.lr * h.decay)
-        return Along(change, moments)
-
-    def shifted(
-        self, move: Move[AdamState, AdamSetting], moments: tuple[Tensor, ...]
-    ) -> Move[AdamState, AdamSetting]:
-        """See `StepDerivative.shifted`. Second moments stay above 0, where rounding would not."""
-        s, (dm, dv, *rest) = move.state, moments
-        largest = None if s.v_max is None else (s.v_max + rest[0]).clamp(min=0)
-        state = AdamState(s.m + dm, (s.v + dv).clamp(min=0), largest, s.steps)
-        return Move(move.rule, move.weight, move.gradient, state, move.setting)
+def _places(move: Move[Any, Any]) -> list[int]:
+    return [i for i, t in enumerate(move.state) if isinstance(t, Tensor) and t.ndim > 0]
 
 
-class SGDDerivative(StepDerivative):
-    """SGD; it is affine, so the maps are the rule itself."""
-
-    def moments(self, move: Move[SGDState, SGDSetting]) -> int:
-        """The momentum buffer, if there is momentum."""
-        return int(move.setting.momentum != 0)
-
-    @staticmethod
-    def _shares(move: Move[SGDState, SGDSetting]) -> tuple[float, float]:
-        """(what of x enters the buffer, what of the buffer stays)."""
-        h = move.setting
-        return (1.0, 0.0) if move.state.buffer is None else (1.0 - h.dampening, h.momentum)
-
-    def pull(self, move: Move[SGDState, SGDSetting], after: Along) -> tuple[Along, Tensor]:
-        """See `StepDerivative.pull`."""
-        h = move.setting
-        a_moved = -h.lr * after.weight
-        moments: tuple[Tensor, ...] = ()
-        if h.momentum == 0:
-            a_x = a_moved
-        else:
-            entering, staying = self._shares(move)
-            a_buffer = after.moments[0] + (h.momentum if h.nesterov else 1.0) * a_moved
-            a_x = entering * a_buffer + (a_moved if h.nesterov else 0.0)
-            moments = (staying * a_buffer,)
-        return Along(after.weight + h.decay * a_x, moments), -a_x if h.maximize else a_x
-
-    def push(self, move: Move[SGDState, SGDSetting], before: Along, dg: Tensor) -> Along:
-        """See `StepDerivative.push`."""
-        h = move.setting
-        dx = (-dg if h.maximize else dg) + h.decay * before.weight
-        if h.momentum == 0:
-            return Along(before.weight - h.lr * dx, ())
-        entering, staying = self._shares(move)
-        buffer = staying * before.moments[0] + entering * dx
-        moved = dx + h.momentum * buffer if h.nesterov else buffer
-        return Along(before.weight - h.lr * moved, (buffer,))
-
-    def moved(self, move: Move[SGDState, SGDSetting], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`."""
-        rule, w, s, h = move.rule, move.weight, move.state, move.setting
-        buffer = rule.advance(gradient, w, s, h).buffer
-        moved = -rule.displacement(gradient, w, s, h)
-        return Along(moved, () if h.momentum == 0 or buffer is None else (buffer,))
-
-    def shifted(
-        self, move: Move[SGDState, SGDSetting], moments: tuple[Tensor, ...]
-    ) -> Move[SGDState, SGDSetting]:
-        """See `StepDerivative.shifted`."""
-        buffer = move.state.buffer
-        state = SGDState(buffer if buffer is None or not moments else buffer + moments[0])
-        return Move(move.rule, move.weight, move.gradient, state, move.setting)
+def _inputs(move: Move[Any, Any]) -> list[Tensor]:
+    return [move.weight, move.gradient, *(move.state[place] for place in _places(move))]
 
 
-def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
-    """Moves of one setting and one age as one move of flat tensors: fewer, larger operations.
+def _step(move: Move[Any, Any]) -> Step:
+    """(w, g, *moments) -> (w', *moments')."""
+    places = _places(move)
 
-    The rule must be elementwise.
-    """
-    first = moves[0]
-    state = [
-        torch.cat([m.state[i].reshape(-1) for m in moves])
-        if isinstance(part, Tensor) and part.ndim
-        else part
-        for i, part in enumerate(first.state)
+    def step(w: Tensor, g: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
+        parts = list(move.state)
+        for place, moment in zip(places, moments, strict=True):
+            parts[place] = moment
+        state = type(move.state)(*parts)
+        after = move.rule.advance(g, w, state, move.setting)
+        moved = move.rule.smooth_displacement(g, w, state, move.setting)
+        return (w - moved, *(after[place] for place in places))
+
+    return step
+
+
+def _rows(along: Along, move: Move[Any, Any]) -> list[list[Tensor]]:
+    """For each row of the leading axes its parts, cut to their own sizes."""
+    n = move.weight.numel()
+    sizes = [n, *(move.state[place].numel() for place in _places(move))]
+    flat = [part.reshape(-1, n) for part in (along.weight, *along.moments)]
+    return [
+        [part[row, :size] for part, size in zip(flat, sizes, strict=True)]
+        for row in range(len(flat[0]))
     ]
-    weight = torch.cat([m.weight.reshape(-1) for m in moves])
-    gradient = torch.cat([m.gradient.reshape(-1) for m in moves])
-    return Move(first.rule, weight, gradient, type(first.state)(*state), first.setting)
+
+
+def _padded(part: Tensor, move: Move[Any, Any]) -> Tensor:
+    flat = part.reshape(-1)
+    return torch.cat([flat, flat.new_zeros(move.weight.numel() - flat.numel())])
+
+
+def _finite(part: Tensor) -> Tensor:
+    return part.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+_AUTOMATIC = AutomaticDerivative()
+
+
+def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
+    """The derivative that belongs to a rule: written out, or by automatic differentiation.
+
+    Raises:
+        NotSupportedError: the rule jumps, or its state's next value is not known.
+    """
+    why = None
+    if rule.jumps:
+        why = "steps by signs, whose derivative is 0 almost everywhere and says nothing"
+    elif rule.rounds:
+        why = "rounds its state after each step, to what is not known beforehand"
+    elif not rule.advances:
+        why = "is known by its displacement alone, not by what its state becomes"
+    if why is not None:
+        raise NotSupportedError(
+            f"{type(rule).__name__} {why}, so nothing can be carried through its steps. Measure by "
+            "training again (inrun.truth.retrain), or train with a smooth rule."
+        )
+    return rule.derivative or _AUTOMATIC

@@ -13,9 +13,10 @@ Slopes obey a calculus of their own, exact and without subtracting what is nearl
 and where the two points are one it is the calculus of derivatives, so that tangents come out of the
 same code. A rule's `displacement`, written in operators and the functions below, is run once on a
 `Divided` gradient. Where a slope is 0 / 0 (nothing has touched the element, and the root of a
-second moment has a corner there) it is not a number, which `ElementwiseRule` takes as 0. So is a
-quotient without the gradient, (f / g)(0), where it is none (eps = 0, and only the gradient makes a
-denominator): without it nothing is displaced there, and all that is displaced is the gradient's.
+second moment has a corner there) it is not a number, which `ElementwiseRule` takes as 0. Where a
+quotient without the gradient, (f / g)(0), is no number (eps = 0, and only the gradient makes a
+denominator), it counts 0: without it nothing is displaced there, and all that is displaced is the
+gradient's, whose slope is the plain quotient.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._rule import Rule, Setting, State
-from inrun.optim._slope import Diagonal
+from inrun.optim._rule import Diagonal, Rule, Setting, State
 
 Number = Tensor | float
 
@@ -70,9 +70,8 @@ class Divided:
         if not isinstance(other, Divided):
             return self * (1 / cast(Number, other))
         base = _tensor(self.base) / _tensor(other.base)
-        base = torch.where(torch.isfinite(base), base, 0.0)
-        slope = (self.slope - base * other.slope) / other.end
-        return Divided(self.end / other.end, base, slope)
+        slope = (self.slope - base * other.slope) / other.end  # no number where the base is none
+        return Divided(self.end / other.end, torch.where(torch.isfinite(base), base, 0.0), slope)
 
     def __rtruediv__(self, other: object) -> Divided:
         return _divided(other) / self
@@ -227,11 +226,9 @@ class ElementwiseRule(Rule[State, Setting]):
         return nothing + _divided(self.displacement(gradient, w, s, h)).base
 
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.slope`."""
         return self._between(g.new_zeros(()), g, w, s, h)
 
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
-        """See `Rule.tangent`."""
         return self._between(g, g, w, s, h)
 
     def _between(self, base: Tensor, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:

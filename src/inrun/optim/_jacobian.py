@@ -13,15 +13,18 @@ whole of J where d depends on the direction of g alone and jumps at 0. Letters: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.optim._pieces import as_rows
-from inrun.optim._quadrature import Nodes, gauss_legendre
-from inrun.optim._rule import Move, Rule, Setting, State
-from inrun.optim._slope import Slope
+from inrun.optim._move import Move, as_rows
+from inrun.optim._rule import Rule, Setting, Slope, State
+
+Nodes = list[tuple[float, float]]
+"""(place, weight), the weights summing to 1."""
 
 NODES = 5  # three miss rows whose first gradient saturates a factored moment early on the path
 
@@ -41,7 +44,7 @@ class Jacobian(Slope):
         return self._move.to(dtype).smooth_displacement
 
     def transposed(self, gradient_K: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """See `Slope.transposed`: a vector-Jacobian product a node."""
+        """See `Slope.transposed`: a vector-Jacobian product per node."""
         d, g = self._displacement(gradient_K.dtype), self._move.gradient.to(gradient_K.dtype)
         pulled_K = torch.zeros_like(gradient_K)
         for alpha, weight in self._nodes:
@@ -54,7 +57,7 @@ class Jacobian(Slope):
         return pulled_K * scale
 
     def along(self, gradient: Tensor) -> Tensor:
-        """See `Slope.along`: a Jacobian-vector product a node."""
+        """See `Slope.along`: a Jacobian-vector product per node."""
         d, g = self._displacement(gradient.dtype), self._move.gradient.to(gradient.dtype)
 
         def mean(direction: Tensor) -> Tensor:
@@ -84,5 +87,18 @@ class MatrixRule(Rule[State, Setting]):
         return Jacobian(Move(self, w, g, s, h), gauss_legendre(NODES), secant=True)
 
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
-        """See `Rule.tangent`."""
         return Jacobian(Move(self, w, g, s, h), [(1.0, 1.0)], secant=False)
+
+
+@cache
+def gauss_legendre(count: int) -> Nodes:
+    """For the mean over [0, 1]; exact for polynomials of degree up to 2 * count - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return [(float(0.5 * (x + 1)), float(0.5 * w)) for x, w in zip(nodes, weights, strict=True)]
+
+
+@cache
+def gauss_hermite(count: int) -> Nodes:
+    """For the mean of a standard normal variable."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return [(float(x), float(w / np.sqrt(2 * np.pi))) for x, w in zip(nodes, weights, strict=True)]

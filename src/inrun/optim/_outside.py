@@ -1,25 +1,38 @@
-"""Optimizers of other packages, recognised by their class's name and their groups' keys.
+"""Optimizers that torch does not have: of other packages, and of the user.
 
-Nothing is imported: what looks like a known optimizer is taken for one, and its first scored steps
-are compared with the rule before they count (see `inrun.attribution`). Those that cannot be scored
+Those of other packages are recognised by their class's name and their groups' keys. Nothing is
+imported: what looks like a known optimizer is taken for one, and its first scored steps are
+compared with the rule before they count (see `inrun.attribution`). Those that cannot be scored
 honestly are refused with the reason.
+
+A user writes one pure function, the displacement, and nothing else:
+
+    displacement(gradient, weight, state, group) -> w - w'
+
+`state` is what the optimizer keeps for the parameter before the step (an empty mapping before the
+first, if it fills it lazily), `group` its parameter group. The function writes to none of them.
+Slope and tangent come from the function itself: by divided differences where it is elementwise, by
+autograd where it is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._averaged import ScheduleFreeAdamWRule
-from inrun.optim._lamb import LambRule
-from inrun.optim._quantized import quantized_rule
-from inrun.optim._rule import Rule
+from inrun.optim._adam_variants import ScheduleFreeAdamWRule, quantized_rule
+from inrun.optim._divided import ElementwiseRule
+from inrun.optim._jacobian import MatrixRule
+from inrun.optim._matrix import LambRule
+from inrun.optim._rule import Live, Rule
 from inrun.optim._signs import LionRule
 
 Found = Rule[Any, Any]
+Displacement = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], Tensor]
 
 
 def _lion(optimizer: torch.optim.Optimizer) -> Found:
@@ -105,3 +118,66 @@ def _refuse_options(optimizer: torch.optim.Optimizer, *options: str) -> None:
                     f"{type(optimizer).__name__}({option}=True) changes the update in a way that "
                     "has no rule here. Turn it off, or write the rule: inrun.optim.register."
                 )
+
+
+class WrittenState(NamedTuple):
+    """The optimizer's own state of one parameter."""
+
+    values: Mapping[str, Any]
+
+
+class WrittenSetting(NamedTuple):
+    """The parameter group, without its parameters; `lr`, `decay` and `maximize` out of it."""
+
+    group: Mapping[str, Any]
+    lr: float
+    decay: float
+    maximize: bool
+
+
+class _Written(Rule[WrittenState, WrittenSetting]):
+    """What both kinds have in common."""
+
+    advances = False
+
+    def __init__(self, function: Displacement, *, sign_like: bool):
+        self._function, self.jumps, self.affine = function, sign_like, not sign_like
+
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[WrittenState, WrittenSetting]:
+        setting = WrittenSetting(
+            group={key: value for key, value in group.items() if key != "params"},
+            lr=float(group["lr"]),
+            decay=float(group.get("weight_decay", 0.0)),
+            maximize=bool(group.get("maximize", False)),
+        )
+        return WrittenState(dict(state)), setting
+
+    def displacement(self, g: Tensor, w: Tensor, s: WrittenState, h: WrittenSetting) -> Tensor:
+        return self._function(g, w, s.values, h.group)
+
+    def without_decay(self, h: WrittenSetting) -> WrittenSetting:
+        """See `Rule.without_decay`: the group's `weight_decay` at 0, if it has one."""
+        if not h.decay:
+            return h
+        return h._replace(decay=0.0, group={**h.group, "weight_decay": 0.0})
+
+    def advance(self, g: Tensor, w: Tensor, s: WrittenState, h: WrittenSetting) -> WrittenState:
+        """Not known: the function says what moves, not what is remembered."""
+        raise NotSupportedError(
+            "A registered update rule says what its optimizer displaces, not what becomes of the "
+            "optimizer's state, so that steps cannot be chained. Train with torch.optim's."
+        )
+
+
+class WrittenElementwise(_Written, ElementwiseRule[WrittenState, WrittenSetting]):
+    """A user's rule that treats each element alone."""
+
+
+class WrittenMatrix(_Written, MatrixRule[WrittenState, WrittenSetting]):
+    """A user's rule whose elements depend on each other."""
+
+
+def written(function: Displacement, *, elementwise: bool, sign_like: bool) -> Rule[Any, Any]:
+    """The rule of a user's function."""
+    kind = WrittenElementwise if elementwise else WrittenMatrix
+    return kind(function, sign_like=sign_like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,19 +10,17 @@ from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
-from inrun.optim._adam_kin import AdamaxRule, NAdamRule, RAdamRule
-from inrun.optim._averaged import ASGDRule
+from inrun.optim._adam_variants import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
-from inrun.optim._muon import MuonRule
-from inrun.optim._outside import outside_rule
-from inrun.optim._rule import Move, Rule
+from inrun.optim._matrix import AdafactorRule, MuonRule
+from inrun.optim._move import Move
+from inrun.optim._outside import Displacement, outside_rule, written
+from inrun.optim._rule import Rule
 from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
-from inrun.optim._sgd import SGDRule
+from inrun.optim._sgd import ASGDRule, SGDRule
 from inrun.optim._signs import RpropRule
-from inrun.optim._written import Displacement, written
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),
@@ -176,16 +174,17 @@ def moves(
     the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
+        known = told(group, numbers)
         for p in group["params"]:
             if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, rule, group, p, gradient, numbers)
+                yield p, _move(optimizer, rule, known, p, gradient, numbers)
 
 
 def _move(
     optimizer: torch.optim.Optimizer,
     rule: Rule[Any, Any],
-    group: dict[str, Any],
+    group: Mapping[str, Any],
     p: Tensor,
     gradient: Tensor,
     numbers: Numbers | None,
@@ -194,7 +193,7 @@ def _move(
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
     live = own_state(live) if is_sharded(p) else live
-    state, setting = rule.read(told(group, numbers), live, weight)
+    state, setting = rule.read(group, live, weight)
     return Move(rule, weight, gradient, state, setting)
 
 
@@ -226,5 +225,5 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return _move(optimizer, rule, group, p, gradient, numbers)
+            return _move(optimizer, rule, told(group, numbers), p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

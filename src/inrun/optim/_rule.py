@@ -7,15 +7,22 @@ does w' = w - d(g), and d is all that attribution needs to know about it:
     history        d(0) = momentum + decay     what the step does without any gradient
     slope          J with J g = d(g) - d(0)    the mean Jacobian of d on the way from 0 to g
     tangent        d'(g)                       its Jacobian at g: the leave-one-out marginal
-    linearization  the slope at the previous step's moments (arXiv 2602.00329)
-    settled        slope and history again, told from the state that the step left behind
-    memory         how gradients of earlier steps still act in this one
 
-All of them contain the learning rate. Slope, tangent and linearization are `Slope`s: linear maps
-that know how to pull a validation gradient back. Where d is elementwise the slope is diagonal,
-(d(g) - d(0)) / g; where a formula is 0 / 0 because nothing has touched the element yet (no gradient
-now, none before), it is 0: no sample moved it. Where d(0) has nothing to divide by (eps = 0) it is
-0 too, and all of d(g) is the gradient's.
+All of them contain the learning rate. Where d is elementwise the slope is diagonal, (d(g) - d(0)) /
+g; where a formula is 0 / 0 because nothing has touched the element yet (no gradient now, none
+before), it is 0: no sample moved it. Where d(0) has nothing to divide by (eps = 0) it is 0 too, and
+all of d(g) is the gradient's.
+
+What only some rules have stands beside them, as objects that a rule holds or not:
+
+    linearized     slope and history at the previous step's moments (arXiv 2602.00329)
+    momentum       how gradients of earlier steps still act in this one
+    post_step      slope and history again, told from the state that the step left behind
+    derivative     the step's linear maps in weight, state and gradient (`_derivative.py`)
+
+A slope J takes a change of the consumed gradient to a change of the displacement. Attribution needs
+it transposed: for a validation gradient v, <v, J share_b> = <J^T v, share_b>, so that one pull of v
+serves all samples. Letters: K targets.
 """
 
 from __future__ import annotations
@@ -23,17 +30,57 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from inrun.errors import NotSupportedError
-from inrun.optim._pieces import Arrays, Parts, changed, in_pieces
-from inrun.optim._slope import Diagonal, Slope
+if TYPE_CHECKING:
+    from inrun.optim._derivative import StepDerivative
 
+Live = Mapping[str, Any]
+"""A parameter group, or a parameter's state, of a live optimizer."""
 State = TypeVar("State")
 Setting = TypeVar("Setting")
+
+
+class Slope(ABC):
+    """A linear map from gradients of one parameter to its displacements, learning rate included."""
+
+    @abstractmethod
+    def transposed(self, gradient_K: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """J^T v, times a scale, for each of K gradients v.
+
+        Args:
+            gradient_K: (K, *shape).
+            scale: what a share is multiplied by before J acts, (*shape) or a number.
+
+        Returns:
+            (K, *shape), in the gradients' dtype or a wider one.
+        """
+
+    @abstractmethod
+    def along(self, gradient: Tensor) -> Tensor:
+        """J g, (*shape)."""
+
+    def kept(self) -> Slope:
+        """The same map, on nothing that the optimizer's step overwrites."""
+        return self
+
+
+class Diagonal(Slope):
+    """An elementwise rule's slope: `coefficient` of the parameter's shape, or one number."""
+
+    def __init__(self, coefficient: Tensor | float):
+        self.coefficient = coefficient
+
+    def transposed(self, gradient_K: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """See `Slope.transposed`: a product, its own transpose."""
+        number = isinstance(scale, float) and scale == 1.0
+        return gradient_K * (self.coefficient if number else self.coefficient * scale)
+
+    def along(self, gradient: Tensor) -> Tensor:
+        return gradient * self.coefficient
 
 
 class History(NamedTuple):
@@ -41,20 +88,6 @@ class History(NamedTuple):
 
     momentum: Tensor | float
     decay: Tensor | float
-
-
-class Settled(NamedTuple):
-    """Slope and history of a step that was taken, without the numbers that scale them.
-
-    `slope` is the coefficient times a scale, or None where it was not asked for. Momentum displaced
-    `momentum * rate`, weight decay `decayed * share`; where there is none of either it is None.
-    """
-
-    slope: Tensor | None
-    momentum: Tensor | None
-    rate: float
-    decayed: Tensor | None
-    share: float
 
 
 class Memory(NamedTuple):
@@ -69,12 +102,71 @@ class Memory(NamedTuple):
     enters: float
 
 
-def _defined(displaced: Tensor) -> Tensor:
+class Linearized(ABC):
+    """Slope and history with the previous step's denominator; 0 where that is not defined."""
+
+    @abstractmethod
+    def slope(self, w: Tensor, s: Any, h: Any) -> Slope:
+        """The slope, which does not depend on the gradient."""
+
+    @abstractmethod
+    def history(self, w: Tensor, s: Any, h: Any) -> History:
+        """The estimator's own d(0)."""
+
+
+class Momentum(ABC):
+    """Momentum that is linear in earlier gradients."""
+
+    @abstractmethod
+    def memory(self, w: Tensor, s: Any, h: Any) -> Memory:
+        """How it acts in the step, elementwise; s is the state before it.
+
+        0 where nothing was ever remembered.
+        """
+
+    @abstractmethod
+    def remembered(self, s: Any) -> Tensor | None:
+        """The tensor that earlier gradients are remembered in; None where there is none (yet)."""
+
+
+Terms = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+class PostStep(ABC):
+    """Slope and history of a step that was taken, from nothing that was kept before it.
+
+    It is exact but for the rounding of the state.
+    """
+
+    terms: Terms
+    """(g, w', *arrays, numbers) -> slope, momentum's displacement, decay's displacement.
+
+    Elementwise, in torch operations that compile into one loop."""
+
+    @abstractmethod
+    def defined(self, s: Any, h: Any) -> bool:
+        """Whether the state after the step tells enough; s is the state before it."""
+
+    @abstractmethod
+    def arrays(self, s: Any) -> tuple[Tensor, ...]:
+        """The tensors of the state after the step that `terms` takes."""
+
+    @abstractmethod
+    def numbers(self, s: Any, h: Any, scale: float = 1.0) -> tuple[float, ...]:
+        """The numbers that `terms` takes, for a slope that is multiplied by `scale`."""
+
+
+def defined(displaced: Tensor) -> Tensor:
     """0 where it is no number."""
     return torch.where(torch.isfinite(displaced), displaced, 0.0)
 
 
-def steps_seen(state: Mapping[str, Any]) -> int:
+def numbers_of(group: Live, *names: str) -> list[float]:
+    """A parameter group's numbers, which may be tensors."""
+    return [float(group[name]) for name in names]
+
+
+def steps_seen(state: Live) -> int:
     """How often a live state says it was stepped; 0 where the optimizer has not made one yet."""
     return int(state["step"]) if "step" in state else 0
 
@@ -82,26 +174,32 @@ def steps_seen(state: Mapping[str, Any]) -> int:
 class Rule(ABC, Generic[State, Setting]):
     """One optimizer's update rule. Stateless: state and setting are arguments.
 
-    A setting is a NamedTuple with `lr`, `decay` and `maximize` among its fields.
+    A setting is a NamedTuple with `lr`, `decay` and `maximize` among its fields, and `b2` where a
+    mean square divides the step; a state is one with `steps` where it counts them.
     """
 
-    linearizes: ClassVar[bool] = False
-    """Whether `linearization` is defined."""
+    linearized: ClassVar[Linearized | None] = None
+    momentum: Momentum | None = None
+    post_step: ClassVar[PostStep | None] = None
+    derivative: ClassVar[StepDerivative | None] = None
 
     elementwise: ClassVar[bool] = True
     """Whether each element's displacement depends on that element's gradient alone."""
 
-    remembers: ClassVar[bool] = False
-    """Whether `memory` is defined."""
-
     rounds: ClassVar[bool] = False
     """Whether the state is rounded after each step, so that what it becomes is not known."""
+
+    advances: ClassVar[bool] = True
+    """Whether `advance` is known."""
 
     jumps: bool = False
     """Whether d is made of steps, as signs are, where no quadrature sees where they lie."""
 
+    affine: bool = False
+    """Whether d is affine in g, so that nothing of it is like a sign."""
+
     @abstractmethod
-    def read(self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor) -> Any:
+    def read(self, group: Live, state: Live, weight: Tensor) -> Any:
         """(state, setting) of one parameter, read from the live optimizer before its step.
 
         The tensors are the optimizer's own, not copies: they are valid until it steps.
@@ -110,6 +208,10 @@ class Rule(ABC, Generic[State, Setting]):
     @abstractmethod
     def displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
         """d(g) = w - w'."""
+
+    def smooth_displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
+        """d(g) in the precision of its arguments, where the optimizer itself rounds to less."""
+        return self.displacement(g, w, s, h)
 
     def history(self, w: Tensor, s: State, h: Setting) -> History:
         """d(0), in its two parts: without decay, and what decay adds."""
@@ -121,16 +223,13 @@ class Rule(ABC, Generic[State, Setting]):
 
     def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
         """d(0), and 0 where the formula has nothing to divide by."""
-        return _defined(self.displacement(torch.zeros_like(w), w, s, h))
+        return defined(self.displacement(torch.zeros_like(w), w, s, h))
 
     def without_decay(self, h: Setting) -> Setting:
-        """The setting of the same optimizer without weight decay."""
+        """The setting of the same optimizer without weight decay, whatever its names here."""
         setting: Any = h
-        return cast(Setting, setting._replace(decay=0.0))
-
-    def smooth_displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
-        """d(g) in the precision of its arguments, where the optimizer itself rounds to less."""
-        return self.displacement(g, w, s, h)
+        names = {"decay", "apart", "coupled", "lambd"} & set(setting._fields)
+        return cast(Setting, setting._replace(**dict.fromkeys(names, 0.0)))
 
     @abstractmethod
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
@@ -140,89 +239,12 @@ class Rule(ABC, Generic[State, Setting]):
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
         """d'(g)."""
 
-    def linearization(self, w: Tensor, s: State, h: Setting) -> Slope:
-        """The slope with the denominator of the previous step; 0 where that is not defined.
-
-        Raises:
-            NotSupportedError: the rule has no such denominator.
-        """
-        raise self._not_linearized()
-
-    def linearized_history(self, w: Tensor, s: State, h: Setting) -> History:
-        """d(0) with the denominator of the previous step; 0 where that is not defined.
-
-        Raises:
-            NotSupportedError: as `linearization`.
-        """
-        raise self._not_linearized()
-
-    def _not_linearized(self) -> NotSupportedError:
-        return NotSupportedError(
-            f"The linearized estimator of arXiv 2602.00329 is defined for Adam's update; "
-            f"{type(self).__name__} has none. Use estimator='path'."
-        )
-
-    def settles(self, s: State, h: Setting) -> bool:
-        """Whether `settled` is defined; s is the state before the step."""
-        return False
-
-    def settled(
-        self, g: Tensor, w: Tensor, s: State, h: Setting, scale: float | None = 1.0
-    ) -> Settled:
-        """Slope and history of a step that was taken, elementwise.
-
-        Nothing needs to be kept from before the step then. It is exact but for the rounding of
-        the state.
-
-        Args:
-            g: the gradient that was consumed.
-            w: the weight after the step.
-            s: the state after the step.
-            h: the setting that the step had.
-            scale: what the slope is to be multiplied by; None where it is not asked for.
-        """
-        raise NotImplementedError(f"{type(self).__name__} cannot be told from its later state.")
-
-    def slope_at_once(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope | None:
-        """`slope` in one compiled pass; None where there is none for rule, device or layout."""
-        return None
-
-    def settled_at_once(
-        self,
-        after: Move[State, Setting],
-        opening_K: Tensor,
-        closing_K: Tensor,
-        directions_K: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, Tensor] | None:
-        """What `settled` comes to with two validation gradients' mean, in one compiled pass.
-
-        Args:
-            after: the move, read after the step.
-            opening_K: validation gradients before it, (K, *shape).
-            closing_K: and after it.
-            directions_K: is written to, slope times mean gradient; None if there is no use for it.
-            scale: what directions are to be multiplied by.
-
-        Returns:
-            What momentum and decay did, each (K,) float64; None where there is no such pass for
-            the rule, the device or the layout, and nothing was written.
-        """
-        return None
-
-    def memory(self, w: Tensor, s: State, h: Setting) -> Memory:
-        """How momentum acts in the step, elementwise; s is the state before it.
-
-        0 where nothing was ever remembered.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no momentum that is linear.")
-
-    def memorized(self, s: State) -> Tensor | None:
-        """The tensor that earlier gradients are remembered in; None where there is none (yet)."""
-        return None
+    @abstractmethod
+    def advance(self, g: Tensor, w: Tensor, s: State, h: Setting) -> State:
+        """The state after a step with gradient g."""
 
     def effort(self, shape: torch.Size) -> float:
-        """Cost of one displacement an element, in units of an elementwise rule's."""
+        """Cost of one displacement per element, in units of an elementwise rule's."""
         return 1.0
 
     def rate(self, h: Setting) -> float:
@@ -230,24 +252,21 @@ class Rule(ABC, Generic[State, Setting]):
         setting: Any = h
         return -float(setting.lr) if setting.maximize else float(setting.lr)
 
-    @abstractmethod
-    def advance(self, g: Tensor, w: Tensor, s: State, h: Setting) -> State:
-        """The state after a step with gradient g."""
-
-    @abstractmethod
     def steps_taken(self, s: State) -> int | None:
         """How many steps ago the rule acted like a sign of the gradient; None where it never does.
 
         Adam's first steps are nearly signs, where a straight path says little; the attribution then
-        smooths. A rule that takes signs always says 0, one that is linear in g says None.
+        smooths. A rule that takes signs always says 0, one that is affine in g says None.
         """
+        return None if self.affine else int(getattr(s, "steps", 0))
 
     def window(self, s: State, h: Setting) -> float:
         """Over how many gradients the size that divides the step is averaged: 1 / (1 - b2).
 
         Infinite where none is forgotten, or where nothing divides the step.
         """
-        return math.inf
+        b2 = float(getattr(h, "b2", 1.0))
+        return 1 / (1 - b2) if b2 < 1 else math.inf
 
     def age(self, s: State, h: Setting) -> int | None:
         """How many gradients that size is made of, the present one apart; None where none divides.
@@ -263,125 +282,7 @@ class Rule(ABC, Generic[State, Setting]):
         return math.floor(min(seen + 0.05, n - 0.05))  # a hair is no step
 
 
-class Move(Generic[State, Setting]):
-    """One parameter at one step: a rule with all its arguments in place."""
-
-    def __init__(
-        self, rule: Rule[State, Setting], weight: Tensor, gradient: Tensor, state: State, h: Setting
-    ):
-        self.rule, self.weight, self.gradient = rule, weight, gradient
-        self.state, self.setting = state, h
-
-    def frozen(self) -> Move[State, Setting]:
-        """The same move on copies, which the optimizer's step does not overwrite."""
-        return self._mapped(Tensor.clone)
-
-    def to(self, dtype: torch.dtype) -> Move[State, Setting]:
-        """The same move in another precision."""
-        return self._mapped(lambda t: t.to(dtype) if t.is_floating_point() else t)
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Move[State, Setting]:
-        state = changed(self.state, change)
-        return Move(self.rule, change(self.weight), change(self.gradient), state, self.setting)
-
-    def displacement(self, gradient: Tensor) -> Tensor:
-        """The displacement at any gradient, for this step's weight and state."""
-        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
-        return moved if self._divides else self._defined(moved)
-
-    def defined_displacement(self, gradient: Tensor) -> Tensor:
-        """The same, and d(0) where the formula has nothing to divide by: a sum that is 0.
-
-        Also of rules that name no eps; it waits for the device.
-        """
-        moved = self.rule.displacement(gradient, self.weight, self.state, self.setting)
-        return self._defined(moved)
-
-    def _defined(self, moved: Tensor) -> Tensor:
-        """The same, and d(0) where it is no number."""
-        defined = torch.isfinite(moved)
-        if bool(defined.all()):
-            return moved
-        history = self.history()
-        return torch.where(defined, moved, history.momentum + history.decay)
-
-    def smooth_displacement(self, gradient: Tensor) -> Tensor:
-        """The same, not rounded to less than its arguments' precision."""
-        moved = self.rule.smooth_displacement(gradient, self.weight, self.state, self.setting)
-        return moved if self._divides else self._defined(moved)
-
-    def history(self) -> History:
-        """d(0), in its two parts."""
-        if not self.rule.elementwise:
-            return self.rule.history(self.weight, self.state, self.setting)
-
-        def history(arrays: Arrays) -> Parts:
-            weight, _, state = arrays
-            found = self.rule.history(weight, state, self.setting)
-            if self._divides:
-                return found
-            return [_defined(part) if isinstance(part, Tensor) else part for part in found]
-
-        return History(*in_pieces((self.weight, self.gradient, self.state), history))
-
-    @property
-    def _divides(self) -> bool:
-        """Whether an eps keeps every quotient a number, also of rows that nothing touched."""
-        return bool(getattr(self.setting, "eps", 1.0) > 0)
-
-    def slope(self) -> Slope:
-        """The mean Jacobian from no gradient to the consumed one."""
-        if not self.rule.elementwise:
-            return self.rule.slope(self.gradient, self.weight, self.state, self.setting)
-        at_once = self.rule.slope_at_once(self.gradient, self.weight, self.state, self.setting)
-        if at_once is not None:
-            return at_once
-
-        def coefficient(arrays: Arrays) -> Parts:
-            weight, gradient, state = arrays
-            return [
-                cast(Diagonal, self.rule.slope(gradient, weight, state, self.setting)).coefficient
-            ]
-
-        return Diagonal(*in_pieces((self.weight, self.gradient, self.state), coefficient))
-
-    def memory(self) -> Memory:
-        """See `Rule.memory`."""
-        numbers: list[float] = []
-
-        def slope(arrays: Arrays) -> Parts:
-            weight, _, state = arrays
-            told = self.rule.memory(weight, state, self.setting)
-            numbers[:] = told.kept, told.enters
-            return [told.slope]
-
-        (found,) = in_pieces((self.weight, self.gradient, self.state), slope)
-        return Memory(found, *numbers)
-
-    def memorized(self) -> Tensor | None:
-        """See `Rule.memorized`."""
-        return self.rule.memorized(self.state)
-
-    def tangent(self) -> Slope:
-        """d'(g) at the consumed gradient."""
-        return self.rule.tangent(self.gradient, self.weight, self.state, self.setting)
-
-    def linearization(self) -> Slope:
-        """The slope at the previous step's moments."""
-        return self.rule.linearization(self.weight, self.state, self.setting)
-
-    def linearized_history(self) -> History:
-        """d(0) at the previous step's moments."""
-        return self.rule.linearized_history(self.weight, self.state, self.setting)
-
-    def rate(self) -> float:
-        """The learning rate, negative where the rule maximizes."""
-        return self.rule.rate(self.setting)
-
-    def steps_taken(self) -> int | None:
-        """How many steps the state has seen, or None (see `Rule.steps_taken`)."""
-        return self.rule.steps_taken(self.state)
-
-    def age(self) -> int | None:
-        """See `Rule.age`."""
-        return self.rule.age(self.state, self.setting)
+def entering(g: Tensor, w: Tensor, h: Any) -> Tensor:
+    """The gradient as a rule takes it in: its sign, and coupled decay."""
+    x = -g if h.maximize else g
+    return x + h.decay * w if h.decay else x

@@ -12,15 +12,13 @@ All start like the sign of the gradient, while v is mostly made of the present s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._rule import steps_seen
+from inrun.optim._rule import Live, entering, numbers_of, steps_seen
 
 
 class AdagradState(NamedTuple):
@@ -43,33 +41,19 @@ class AdagradSetting(NamedTuple):
 class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
     """`torch.optim.Adagrad`."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[AdagradState, AdagradSetting]:
-        """See `Rule.read`."""
-        setting = AdagradSetting(
-            lr=float(group["lr"]),
-            lr_decay=float(group["lr_decay"]),
-            decay=float(group["weight_decay"]),
-            eps=float(group["eps"]),
-            maximize=group["maximize"],
-        )
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdagradState, AdagradSetting]:
+        numbers = numbers_of(group, "lr", "lr_decay", "weight_decay", "eps")
+        setting = AdagradSetting(*numbers, maximize=group["maximize"])
         return AdagradState(state["sum"], steps_seen(state)), setting
 
     def displacement(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> Tensor:
-        """See `Rule.displacement`."""
         x = entering(g, w, h)
         rate = h.lr / (1 + s.steps * h.lr_decay)
         return rate * (x / (torch.sqrt(s.total + x * x) + h.eps))
 
     def advance(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> AdagradState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         return AdagradState(s.total + x * x, s.steps + 1)
-
-    def steps_taken(self, s: AdagradState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
 
 
 class AdadeltaState(NamedTuple):
@@ -81,10 +65,10 @@ class AdadeltaState(NamedTuple):
 
 
 class AdadeltaSetting(NamedTuple):
-    """The parameter group's numbers."""
+    """The parameter group's numbers; `b2` is rho."""
 
     lr: float
-    rho: float
+    b2: float
     eps: float
     decay: float
     maximize: bool
@@ -94,45 +78,29 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
     """`torch.optim.Adadelta`."""
 
     def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
+        self, group: Live, state: Live, weight: Tensor
     ) -> tuple[AdadeltaState, AdadeltaSetting]:
-        """See `Rule.read`."""
-        setting = AdadeltaSetting(
-            lr=float(group["lr"]),
-            rho=float(group["rho"]),
-            eps=float(group["eps"]),
-            decay=float(group["weight_decay"]),
-            maximize=group["maximize"],
-        )
+        numbers = numbers_of(group, "lr", "rho", "eps", "weight_decay")
+        setting = AdadeltaSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
         square, delta = state.get("square_avg", nothing), state.get("acc_delta", nothing)
         return AdadeltaState(square, delta, steps_seen(state)), setting
 
     def _delta(self, x: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
-        square = h.rho * s.square + (1 - h.rho) * (x * x)
+        square = h.b2 * s.square + (1 - h.b2) * (x * x)
         return x * (torch.sqrt(s.delta + h.eps) / torch.sqrt(square + h.eps))
 
     def displacement(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
-        """See `Rule.displacement`."""
         return h.lr * self._delta(entering(g, w, h), s, h)
 
     def advance(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> AdadeltaState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         delta = self._delta(x, s, h)
         return AdadeltaState(
-            h.rho * s.square + (1 - h.rho) * (x * x),
-            h.rho * s.delta + (1 - h.rho) * (delta * delta),
+            h.b2 * s.square + (1 - h.b2) * (x * x),
+            h.b2 * s.delta + (1 - h.b2) * (delta * delta),
             s.steps + 1,
         )
-
-    def steps_taken(self, s: AdadeltaState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
-
-    def window(self, s: AdadeltaState, h: AdadeltaSetting) -> float:
-        """See `Rule.window`."""
-        return 1 / (1 - h.rho) if h.rho < 1 else math.inf
 
 
 class RMSpropState(NamedTuple):
@@ -145,10 +113,10 @@ class RMSpropState(NamedTuple):
 
 
 class RMSpropSetting(NamedTuple):
-    """The parameter group's numbers."""
+    """The parameter group's numbers; `b2` is alpha."""
 
     lr: float
-    alpha: float
+    b2: float
     eps: float
     decay: float
     momentum: float
@@ -158,18 +126,9 @@ class RMSpropSetting(NamedTuple):
 class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
     """`torch.optim.RMSprop`."""
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[RMSpropState, RMSpropSetting]:
-        """See `Rule.read`."""
-        setting = RMSpropSetting(
-            lr=float(group["lr"]),
-            alpha=float(group["alpha"]),
-            eps=float(group["eps"]),
-            decay=float(group["weight_decay"]),
-            momentum=float(group["momentum"]),
-            maximize=group["maximize"],
-        )
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[RMSpropState, RMSpropSetting]:
+        numbers = numbers_of(group, "lr", "alpha", "eps", "weight_decay", "momentum")
+        setting = RMSpropSetting(*numbers, maximize=group["maximize"])
         nothing = torch.zeros_like(weight)
         return RMSpropState(
             state.get("square_avg", nothing),
@@ -179,10 +138,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         ), setting
 
     def _advanced(self, x: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:
-        square = h.alpha * s.square + (1 - h.alpha) * (x * x)
+        square = h.b2 * s.square + (1 - h.b2) * (x * x)
         mean, below = None, square
         if s.mean is not None:
-            mean = h.alpha * s.mean + (1 - h.alpha) * x
+            mean = h.b2 * s.mean + (1 - h.b2) * x
             below = square - mean * mean
         buffer = x / (torch.sqrt(below) + h.eps)
         if s.buffer is not None:
@@ -190,26 +149,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         return RMSpropState(square, mean, buffer, s.steps + 1)
 
     def displacement(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> Tensor:
-        """See `Rule.displacement`."""
         after = self._advanced(entering(g, w, h), s, h)
         assert after.buffer is not None
         return h.lr * after.buffer
 
     def advance(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:
-        """See `Rule.advance`."""
         after = self._advanced(entering(g, w, h), s, h)
         return after if s.buffer is not None else after._replace(buffer=None)
-
-    def steps_taken(self, s: RMSpropState) -> int:
-        """See `Rule.steps_taken`."""
-        return s.steps
-
-    def window(self, s: RMSpropState, h: RMSpropSetting) -> float:
-        """See `Rule.window`."""
-        return 1 / (1 - h.alpha) if h.alpha < 1 else math.inf
-
-
-def entering(g: Tensor, w: Tensor, h: Any) -> Tensor:
-    """The gradient as the rule takes it in: its sign, and coupled decay."""
-    x = -g if h.maximize else g
-    return x + h.decay * w if h.decay else x

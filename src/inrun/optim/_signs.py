@@ -14,14 +14,13 @@ proportion to their shares, where Shapley's value asks who tips it. `path-smooth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.optim._divided import ElementwiseRule
-from inrun.optim._second_moments import entering
+from inrun.optim._rule import Live, entering, numbers_of
 
 
 class RpropState(NamedTuple):
@@ -48,25 +47,15 @@ class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
 
     jumps = True
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[RpropState, RpropSetting]:
-        """See `Rule.read`."""
-        setting = RpropSetting(
-            lr=float(group["lr"]),
-            shrink=float(group["etas"][0]),
-            grow=float(group["etas"][1]),
-            least=float(group["step_sizes"][0]),
-            most=float(group["step_sizes"][1]),
-            maximize=group["maximize"],
-        )
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[RpropState, RpropSetting]:
+        bounds = [float(number) for number in (*group["etas"], *group["step_sizes"])]
+        setting = RpropSetting(float(group["lr"]), *bounds, maximize=group["maximize"])
         if not state:
             size = torch.full_like(weight, setting.lr)
             return RpropState(torch.zeros_like(weight), size), setting
         return RpropState(state["prev"], state["step_size"]), setting
 
     def displacement(self, g: Tensor, w: Tensor, s: RpropState, h: RpropSetting) -> Tensor:
-        """See `Rule.displacement`."""
         x = -g if h.maximize else g
         agree = torch.sign(x * s.previous)
         known = abs(agree)
@@ -75,17 +64,12 @@ class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
         return torch.sign(x) * ((agree + known) / 2 * grown + (1 - known) * same)
 
     def advance(self, g: Tensor, w: Tensor, s: RpropState, h: RpropSetting) -> RpropState:
-        """See `Rule.advance`."""
         x = -g if h.maximize else g
         agree = torch.sign(x * s.previous)
         factor = torch.ones_like(agree).masked_fill(agree > 0, h.grow)
         factor = factor.masked_fill(agree < 0, h.shrink)
         size = (s.size * factor).clamp(h.least, h.most)
         return RpropState(x.masked_fill(agree < 0, 0.0), size)
-
-    def steps_taken(self, s: RpropState) -> int:
-        """See `Rule.steps_taken`."""
-        return 0
 
 
 class LionState(NamedTuple):
@@ -118,11 +102,9 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
     def __init__(self, *, decay_over: float = 1.0, maximize: bool = False):
         self._decay_over, self._maximize = decay_over, maximize
 
-    def read(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
-    ) -> tuple[LionState, LionSetting]:
-        """See `Rule.read`."""
-        lr, decay = float(group["lr"]), float(group["weight_decay"]) / self._decay_over
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[LionState, LionSetting]:
+        lr, decay = numbers_of(group, "lr", "weight_decay")
+        decay /= self._decay_over
         apart = group.get("weight_decouple", True)
         setting = LionSetting(
             lr=lr,
@@ -134,20 +116,10 @@ class LionRule(ElementwiseRule[LionState, LionSetting]):
         )
         return LionState(state.get("exp_avg", torch.zeros_like(weight))), setting
 
-    def without_decay(self, h: LionSetting) -> LionSetting:
-        """See `Rule.without_decay`."""
-        return h._replace(decay=0.0, apart=0.0)
-
     def displacement(self, g: Tensor, w: Tensor, s: LionState, h: LionSetting) -> Tensor:
-        """See `Rule.displacement`."""
         x = entering(g, w, h)
         return h.lr * torch.sign(h.b1 * s.m + (1 - h.b1) * x) + h.apart * w
 
     def advance(self, g: Tensor, w: Tensor, s: LionState, h: LionSetting) -> LionState:
-        """See `Rule.advance`."""
         x = entering(g, w, h)
         return LionState(h.b2 * s.m + (1 - h.b2) * x)
-
-    def steps_taken(self, s: LionState) -> int:
-        """See `Rule.steps_taken`."""
-        return 0

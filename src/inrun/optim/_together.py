@@ -11,6 +11,7 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.optim._device_numbers import Numbers
 from inrun.optim._live import unwrapped
+from inrun.optim._move import Move
 from inrun.optim._reader import (
     device_numbers,
     move_of,
@@ -18,7 +19,6 @@ from inrun.optim._reader import (
     rule_for,
     trained_parameters,
 )
-from inrun.optim._rule import Move
 
 
 class Together:

@@ -147,7 +147,7 @@ class Owners:
         if not known:
             self._end_without(op)
             return outs
-        found = self._placed(op, self._found(op))
+        found = _unmoved(op, known) or self._placed(op, self._found(op))
         if self.sums is not None:
             self.sums(op, found)
         for note in op.interactions:
@@ -347,6 +347,15 @@ class Owners:
             return op.unknown()
         self.by_exchange.add(op.name)
         return found
+
+
+def _unmoved(op: Op, known: Sequence[Map]) -> Found | None:
+    """Entries of one tensor that meet numbers alone keep their owners: most operations are so."""
+    m = known[0]
+    if op.registered is None or not op.registered.pointwise or len(known) > 1 or m.low < 0:
+        return None
+    alike = len(op.outs) == 1 and m.ndim == op.outs[0].ndim and not op.outs[0].is_nested
+    return [m] if alike else None
 
 
 def _made_along(op: Op) -> int | None:

@@ -16,18 +16,25 @@ R = TypeVar("R", bound=Rule)
 
 
 class Registered(NamedTuple):
-    """A rule; `refined`: where it says MIXED, an exchange may know better (masks, zeros)."""
+    """A rule.
+
+    `refined`: where it says MIXED, an exchange may know better (masks, zeros). `pointwise`: entries
+    that meet numbers alone keep their owners.
+    """
 
     family: str
     rule: Rule
     refined: bool
+    pointwise: bool
 
 
 _BY_NAME: dict[str, Registered] = {}
 _BY_FUNCTION: dict[Any, Registered] = {}
 
 
-def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[R], R]:
+def rule(
+    names: str, *functions: Any, refined: bool = False, pointwise: bool = False
+) -> Callable[[R], R]:
     """Registers a rule.
 
     Args:
@@ -35,10 +42,11 @@ def rule(names: str, *functions: Any, refined: bool = False) -> Callable[[R], R]
             form (`add_`, `__iadd__`) has the same rule.
         functions: those that share their name with others, such as getters of properties.
         refined: whether an exchange is tried where the rule says MIXED.
+        pointwise: whether entries that meet numbers alone keep their owners.
     """
 
     def register(function: R) -> R:
-        entry = Registered(function.__name__, function, refined)
+        entry = Registered(function.__name__, function, refined, pointwise)
         _BY_NAME.update(dict.fromkeys(names.split(), entry))
         _BY_FUNCTION.update(dict.fromkeys(functions, entry))
         return function

@@ -42,7 +42,7 @@ _LINEAR_UNARY = names(
 )
 
 
-@rule(_UNARY, refined=False)
+@rule(_UNARY)
 def unary(op: Op) -> Found:
     """Each entry by itself."""
     m = op.first
@@ -61,7 +61,7 @@ def kept(op: Op, m: Map) -> Map:
     )
 
 
-@rule(_SEVERAL, refined=True)
+@rule(_SEVERAL, refined=True, pointwise=True)
 def several(op: Op) -> Found | None:
     """Entries of several tensors together, in whatever way."""
     return op.every(_nonlinear(op, op.join(_parts(op))))
@@ -75,7 +75,7 @@ def _nonlinear(op: Op, m: Map | None) -> Map | None:
     return None if m is None else kept(op, m)
 
 
-@rule("add sub subtract rsub __add__ __radd__ __sub__ __rsub__ lerp", refined=True)
+@rule("add sub subtract rsub __add__ __radd__ __sub__ __rsub__ lerp", refined=True, pointwise=True)
 def add(op: Op) -> Found | None:
     """A sum of terms with one owner each is a SUM."""
     if stem(op.name) == "lerp" and isinstance(op.get(2, "weight"), Tensor):
@@ -83,7 +83,7 @@ def add(op: Op) -> Found | None:
     return op.every(op.join(_parts(op), adds=True))
 
 
-@rule("mul multiply __mul__ __rmul__", refined=True)
+@rule("mul multiply __mul__ __rmul__", refined=True, pointwise=True)
 def multiply(op: Op) -> Found:
     """A SUM times a number stays one."""
     parts = _parts(op)

@@ -1,19 +1,20 @@
 """Trajectories: recorded while they happen, played again, and looked ahead along."""
 
+from inrun.replay._agreement import unexpected
+from inrun.replay._ahead import Prospect, Rollout
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
-from inrun.replay._kinks import KINK_WIDTH
-from inrun.replay._lookahead import Lookahead, lookahead
-from inrun.replay._parts import lookahead_parts
-from inrun.replay._prospect import Prospect, summed_gradients
+from inrun.replay._gradient import KINK_WIDTH
+from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
-from inrun.replay._random import drawn_since, random_state, undisturbed_random
-from inrun.replay._recorder import GIBIBYTE, Recorder, read_ids, record
+from inrun.replay._recorder import GIBIBYTE, Recorder, record
+from inrun.replay._removal import push_named, removal_named
 from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
-from inrun.replay._rollout import Rollout
 from inrun.replay._schedule import kept_states
+from inrun.replay._snapshot import drawn_since, random_state, undisturbed_random
+from inrun.replay._sweep import Method, as_sgd, curve, lookahead_parts, windows
 from inrun.replay._tracin import tracin
-from inrun.replay._trajectory import Trajectory, open_trajectory
+from inrun.replay._trajectory import Replayable, Trajectory, is_recording, open_trajectory
 
 __all__ = [
     "GIBIBYTE",
@@ -24,21 +25,29 @@ __all__ = [
     "Ids",
     "Lookahead",
     "Losses",
+    "Method",
     "Prospect",
     "Recorder",
+    "Replayable",
     "Rollout",
     "Task",
     "Trajectory",
+    "as_sgd",
+    "curve",
     "drawn_since",
     "gradient_norm",
+    "is_recording",
     "kept_states",
     "lookahead",
     "lookahead_parts",
+    "looked_ahead",
     "open_trajectory",
+    "push_named",
     "random_state",
-    "read_ids",
     "record",
-    "summed_gradients",
+    "removal_named",
     "tracin",
     "undisturbed_random",
+    "unexpected",
+    "windows",
 ]

@@ -1,7 +1,9 @@
 """Does a replay do what the run did? If not, why.
 
 Checked against the record: the gradient itself at the first step, the gradient's length at every
-step, the parameters at every kept state.
+step, the parameters at every kept state. A replay goes from step to step by the optimizer alone, so
+while recording, each step's opening weights and moments are held against the last one's closing
+ones: weights that were clipped, averaged or reset in between are states that it never comes to.
 """
 
 from __future__ import annotations
@@ -11,10 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from inrun.errors import InRunError, InvariantError, MisuseError
+from inrun.errors import InvariantError, MisuseError
+from inrun.optim import trained_parameters
 from inrun.replay import _snapshot
 from inrun.replay._folder import Step
-from inrun.replay._replica import Replica
+from inrun.replay._replica import Replica, clipping
+
+Marks = dict[str, tuple[object, ...]]
+"""By what is marked: its place and a sum of its bits."""
 
 
 def tolerance(replica: Replica) -> float:
@@ -23,17 +29,9 @@ def tolerance(replica: Replica) -> float:
 
 
 def check_first_step(
-    replica: Replica,
-    step: Step,
-    snapshot: _snapshot.Snapshot,
-    live: Mapping[str, Tensor],
+    replica: Replica, step: Step, snapshot: _snapshot.Snapshot, live: Mapping[str, Tensor]
 ) -> None:
-    """Holds `losses` and `fetch` against the gradient that the loop itself computed.
-
-    Raises:
-        MisuseError: the terms do not add up to the training loss, or belong to other rows.
-        InvariantError: the same pass does not give the same gradient twice.
-    """
+    """Holds `losses` and `fetch` against the gradient that the loop itself computed."""
     replica.put(snapshot)
     replica.set_groups(step)
     norm = replica.backward(step)
@@ -59,11 +57,7 @@ def check_first_step(
 
 
 def check_norm(replica: Replica, step: Step, norm: float) -> None:
-    """Holds a replayed gradient's length against the recorded one.
-
-    Raises:
-        InvariantError: they differ.
-    """
+    """Holds a replayed gradient's length against the recorded one."""
     near = tolerance(replica)
     if abs(norm - step.norm) <= near * max(norm, step.norm):
         return
@@ -77,11 +71,7 @@ def check_norm(replica: Replica, step: Step, norm: float) -> None:
 def check_state(
     replica: Replica, number: int, wanted: _snapshot.Snapshot, start: _snapshot.Snapshot
 ) -> None:
-    """Holds a replayed state against the kept one, relative to the way since the last kept one.
-
-    Raises:
-        InvariantError: they differ.
-    """
+    """Holds a replayed state against the kept one, relative to the way since the last kept one."""
     found = replica.take()
     missed, way = _snapshot.distance(found, wanted), _snapshot.distance(start, wanted)
     if missed > tolerance(replica) * way:
@@ -122,4 +112,53 @@ def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-__all__ = ["InRunError", "check_first_step", "check_norm", "check_state", "tolerance"]
+def unexpected(before: float, now: float, limit: float | None) -> str | None:
+    """What happened to a gradient's length, in words, where it is something else than clipping."""
+    found, wanted = now / before if before else 1.0, clipping(before, limit)
+    if not abs(found - wanted) > 1e-3 * max(found, wanted):  # so too where it is NaN
+        return None
+    return (
+        f"the gradient's length was {before:.6g} after the last block and {now:.6g} in "
+        f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
+        f"{wanted:.6g}."
+    )
+
+
+def marks(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Marks:
+    """Of the weights and the optimizer's state, and of which parameters it holds.
+
+    Args:
+        named: the recorded parameters by name.
+        optimizer: that steps them.
+    """
+    held = {id(p) for p in trained_parameters(optimizer)}
+    marked: dict[str, Tensor] = {}
+    for name, p in named.items():
+        marked[name] = p.detach()
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                marked[f"the optimizer's {key} of {name}"] = value.detach()
+    sums = [_bits(t) for t in marked.values()]
+    device = sums[0].device if sums else None
+    there = torch.stack([s.to(device) for s in sums]).tolist() if sums else []  # one wait
+    found: Marks = {"the optimizer's parameters": (held == {id(p) for p in named.values()},)}
+    for (what, t), number in zip(marked.items(), there, strict=True):
+        found[what] = tuple(t.shape), t.dtype, number
+    return found
+
+
+def edited(before: Marks, now: Marks) -> str | None:
+    """What is not as it was, if anything."""
+    for what in [*before, *now]:
+        if before.get(what) != now.get(what):
+            return what
+    return None
+
+
+def _bits(t: Tensor) -> Tensor:
+    """A sum of the bits, as integers of 64, in which each place counts otherwise."""
+    octets = t.reshape(-1).contiguous().view(torch.uint8)
+    filled = octets.new_zeros(-(-len(octets) // 8) * 8)
+    filled[: len(octets)] = octets
+    words = filled.view(torch.int64)
+    return (words * (2 * torch.arange(len(words), device=t.device) + 1)).sum()

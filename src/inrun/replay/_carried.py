@@ -1,7 +1,7 @@
 """What is carried along a trajectory: a gradient in (w, moments), or a change of them.
 
 Elementwise rules work on flat tensors, parameters of like moves side by side: a handful of large
-operations a step instead of a handful a parameter. Letters: K targets or signs, n elements.
+operations per step instead of a handful per parameter. Letters: K targets or signs, n elements.
 """
 
 from __future__ import annotations
@@ -45,48 +45,38 @@ def _number(part: Any) -> Any:
 
 
 class Carried:
-    """(w, moments) of every parameter, (K, n) a tensor; zero at first."""
+    """(w, moments) of every parameter, (K, n) each; zero at first. No tensor is written to."""
 
     def __init__(self, parameters: Mapping[str, Tensor], targets: int):
         self._parameters, self._targets = parameters, targets
-        self._flat: dict[Names, Along] = {}
+        self._parts: dict[str, Along] = {}
 
     def of(self, names: Names, moments: int) -> Along:
-        """The part of these parameters, side by side."""
-        if names not in self._flat or len(self._flat[names].moments) < moments:
-            parts = [self._single(name, moments) for name in names]
-            for name in names:
-                self._flat.pop((name,), None)
-            weight = torch.cat([part.weight for part in parts], 1)
-            rest = tuple(torch.cat([p.moments[i] for p in parts], 1) for i in range(moments))
-            self._flat[names] = Along(weight, rest)
-        return self._flat[names]
+        """The part of these parameters, side by side, with at least so many moments."""
+        parts = [self._single(name, moments) for name in names]
+        if len(parts) == 1:
+            return parts[0]
+        rest = tuple(torch.cat([part.moments[i] for part in parts], 1) for i in range(moments))
+        return Along(torch.cat([part.weight for part in parts], 1), rest)
 
-    def _single(self, name: str, moments: int) -> Along:
-        """One parameter's part, with at least so many moments."""
-        for names in [names for names in self._flat if name in names and len(names) > 1]:
-            self._take_apart(names)
+    def _single(self, name: str, moments: int = 0) -> Along:
         p = self._parameters[name]
         zero = p.new_zeros(self._targets, p.numel())
-        part = self._flat.pop((name,), Along(zero, ()))
+        part = self._parts.get(name, Along(zero, ()))
         return Along(part.weight, part.moments + (zero,) * (moments - len(part.moments)))
-
-    def _take_apart(self, names: Names) -> None:
-        whole = self._flat.pop(names)
-        sizes = [self._parameters[name].numel() for name in names]
-        weights = whole.weight.split(sizes, 1)
-        rest = [moment.split(sizes, 1) for moment in whole.moments]
-        for i, name in enumerate(names):
-            self._flat[(name,)] = Along(weights[i], tuple(moment[i] for moment in rest))
 
     def put(self, names: Names, part: Along) -> None:
         """Replaces the part of these parameters."""
-        self._flat[names] = part
+        sizes = [self._parameters[name].numel() for name in names]
+        weights = part.weight.split(sizes, 1)
+        rest = [moment.split(sizes, 1) for moment in part.moments]
+        for i, name in enumerate(names):
+            self._parts[name] = Along(weights[i], tuple(moment[i] for moment in rest))
 
     def copy(self) -> Carried:
-        """The same, to be carried elsewhere; no tensor is ever written to."""
+        """The same, to be carried elsewhere."""
         twin = Carried(self._parameters, self._targets)
-        twin._flat = dict(self._flat)
+        twin._parts = dict(self._parts)
         return twin
 
     def pull(
@@ -99,7 +89,7 @@ class Carried:
 
         Returns:
             What was carried until now, by the moves' names; and q, the loss's derivative in the
-            consumed gradient, (K, *shape) a parameter.
+            consumed gradient, (K, *shape) per parameter.
         """
         after: dict[Names, Along] = {}
         directions: dict[str, Tensor] = {}
@@ -109,39 +99,43 @@ class Carried:
                 after[names] = self.of(names, derivative.moments(move))
                 before, q = derivative.pull(move, after[names])
                 self.put(names, before)
-                directions |= self.split(names, q)
+                directions |= self._split(names, q)
         return after, directions
 
+    def push(self, moves: Mapping[Names, Move[Any, Any]], change: Mapping[str, Tensor]) -> None:
+        """Takes a change of the state forward through a step, with what it does to the gradient.
+
+        Args:
+            moves: as from `alike`.
+            change: of the consumed gradient, (K, *shape) per parameter, 0 where it is missing.
+        """
+        for names, move in moves.items():
+            derivative = derivative_of(move.rule)
+            before = self.of(names, derivative.moments(move))
+            flat = [
+                as_rows(change[name]) if name in change else torch.zeros_like(self._single(name)[0])
+                for name in names
+            ]
+            self.put(names, derivative.push(move, before, torch.cat(flat, 1)))
+
     def add_to_weights(self, gradients: Mapping[str, Tensor]) -> None:
-        """Adds (K, *shape) a parameter to the part of the weights."""
-        for name in gradients:
-            if not any(name in names for names in self._flat):
-                self.of((name,), 0)
-        for names, part in self._flat.items():
-            if any(name in gradients for name in names):
-                weight = part.weight + self.flat(names, gradients)
-                self._flat[names] = Along(weight, part.moments)
+        """Adds (K, *shape) per parameter to the part of the weights."""
+        for name, gradient in gradients.items():
+            part = self._single(name)
+            self._parts[name] = Along(part.weight + as_rows(gradient), part.moments)
 
-    def flat(self, names: Names, tensors: Mapping[str, Tensor]) -> Tensor:
-        """(K, n) of (K, *shape) a parameter, 0 where it is missing."""
-        found = []
-        for name in names:
-            p = self._parameters[name]
-            part = tensors.get(name)
-            found.append(p.new_zeros(self._targets, p.numel()) if part is None else as_rows(part))
-        return torch.cat(found, 1)
-
-    def split(self, names: Names, flat: Tensor) -> dict[str, Tensor]:
-        """(K, *shape) a parameter, of (K, n) for all of them."""
-        sizes = [self._parameters[name].numel() for name in names]
+    def _split(self, names: Names, flat: Tensor) -> dict[str, Tensor]:
+        """(K, *shape) per parameter, of (K, n) for all of them."""
+        shapes = [self._parameters[name].shape for name in names]
+        parts = flat.split([shape.numel() for shape in shapes], 1)
         return {
-            name: part.reshape(len(flat), *self._parameters[name].shape)
-            for name, part in zip(names, flat.split(sizes, 1), strict=True)
+            name: part.reshape(len(flat), *shape)
+            for name, part, shape in zip(names, parts, shapes, strict=True)
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """The part of the weights, (K, *shape) a parameter."""
+        """The part of the weights, (K, *shape) per parameter."""
         found: dict[str, Tensor] = {}
-        for names, part in self._flat.items():
-            found |= self.split(names, part.weight)
+        for name, part in self._parts.items():
+            found |= self._split((name,), part.weight)
         return found

@@ -3,15 +3,18 @@
 On disk there is what a replay needs, and nothing that could run code:
 
     trajectory.json               format, steps, interval, clip norm, parameters, modes, digests
-    steps.jsonl                   a line a step, appended as training goes
+    steps.jsonl                   one line per step, appended as training goes
     states/00000000.safetensors   the state after that many steps, see `_snapshot.py`
     random/00000001.safetensors   random state before each block of that step, where it was used
+
+The manifest keeps a digest of every file, and one over everything else in it: what was changed
+since is refused. Recordings of format 1 have none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +24,11 @@ from torch import Tensor
 
 from inrun.errors import StoreError
 from inrun.replay import _snapshot
-from inrun.replay._digests import demand_file, file_digests, manifest_digest
 
 FORMAT, OLDER = 2, 1
 MANIFEST = "trajectory.json"
+FILES = ("steps.jsonl", "states/*.safetensors", "random/*.safetensors")
+_BLOCK = 1 << 22
 
 Ids = list[int] | list[str]
 
@@ -58,52 +62,8 @@ class Step:
         return sum(len(block.ids) for block in self.blocks)
 
 
-class Keeper(ABC):
-    """Keeps a run's steps and some of its states; knows nothing of models."""
-
-    @abstractmethod
-    def add(self, step: Step) -> None:
-        """Appends a step."""
-
-    @abstractmethod
-    def steps(self) -> list[Step]:
-        """All steps."""
-
-    @abstractmethod
-    def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
-        """Keeps a state."""
-
-    @abstractmethod
-    def give_up(self, states: Sequence[int]) -> None:
-        """Forgets states."""
-
-    @abstractmethod
-    def state(self, state: int) -> _snapshot.Snapshot:
-        """A kept state."""
-
-    @abstractmethod
-    def kept(self) -> list[int]:
-        """Numbers of the kept states, ascending."""
-
-    @abstractmethod
-    def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
-        """Keeps a step's random states."""
-
-    @abstractmethod
-    def random(self, step: int) -> dict[str, Tensor]:
-        """A step's random states."""
-
-    @abstractmethod
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Says what the run is, now that it is whole."""
-
-    @abstractmethod
-    def size(self) -> int:
-        """Bytes on disk."""
-
-
-class Memory(Keeper):
-    """Keeps everything in memory."""
+class Memory:
+    """Keeps a run in memory, for as long as the process lives; knows nothing of models."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
@@ -114,48 +74,48 @@ class Memory(Keeper):
         return "memory"
 
     def add(self, step: Step) -> None:
-        """See `Keeper`."""
+        """Appends a step."""
         self._steps.append(step)
 
     def steps(self) -> list[Step]:
-        """See `Keeper`."""
+        """All steps."""
         return self._steps
 
     def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
-        """See `Keeper`."""
+        """Keeps a state."""
         self._states[state] = snapshot
 
     def give_up(self, states: Sequence[int]) -> None:
-        """See `Keeper`."""
+        """Forgets states."""
         for state in states:
             self._states.pop(state, None)
 
     def state(self, state: int) -> _snapshot.Snapshot:
-        """See `Keeper`."""
+        """A kept state."""
         return self._states[state]
 
     def kept(self) -> list[int]:
-        """See `Keeper`."""
+        """Numbers of the kept states, ascending."""
         return sorted(self._states)
 
     def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
-        """See `Keeper`."""
+        """Keeps a step's random states."""
         self._random[step] = states
 
     def random(self, step: int) -> dict[str, Tensor]:
-        """See `Keeper`."""
+        """A step's random states."""
         return self._random[step]
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Nothing: the run ends with the process."""
 
     def size(self) -> int:
-        """None."""
+        """Bytes on disk: none."""
         return 0
 
 
-class Folder(Keeper):
-    """Keeps everything in files."""
+class Folder:
+    """Keeps a run in files; the same methods as `Memory`."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -166,11 +126,7 @@ class Folder(Keeper):
         return repr(str(self.path))
 
     def create(self) -> None:
-        """Makes a new folder.
-
-        Raises:
-            StoreError: a run is there already, or the disk refused.
-        """
+        """Makes a new folder."""
         if (self.path / MANIFEST).exists() or (self.path / "steps.jsonl").exists():
             raise StoreError(
                 f"{self.path} holds a recorded run already. Name a new folder, or remove it first."
@@ -185,22 +141,18 @@ class Folder(Keeper):
         """Writes what the run is, whole or not at all."""
         beside = self.path / (MANIFEST + ".partial")
         try:
-            told = {"format": FORMAT, **manifest, "files": file_digests(self.path)}
-            told["digest"] = manifest_digest(told)
+            told = {"format": FORMAT, **manifest, "files": _file_digests(self.path)}
+            told["digest"] = _manifest_digest(told)
             beside.write_text(json.dumps(told, indent=2) + "\n")
             beside.replace(self.path / MANIFEST)
         except OSError as error:
             raise StoreError(f"{self.path / MANIFEST} could not be written: {error}") from error
 
     def manifest(self) -> dict[str, Any]:
-        """What the run is.
-
-        Raises:
-            StoreError: no recorded run is there, or of another format.
-        """
+        """What the run is."""
         try:
             found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            digest = manifest_digest(found) if isinstance(found, dict) else None
+            digest = _manifest_digest(found) if isinstance(found, dict) else None
         except FileNotFoundError:
             raise StoreError(
                 f"{self.path} is not a recorded run: it has no {MANIFEST}. A recording is complete "
@@ -235,15 +187,11 @@ class Folder(Keeper):
             raise StoreError(f"Step {step.number} could not be recorded: {error}") from error
 
     def steps(self) -> list[Step]:
-        """All steps.
-
-        Raises:
-            StoreError: a line is torn or out of order.
-        """
+        """All steps."""
         found: list[Step] = []
         groups: tuple[Mapping[str, Any], ...] = ()
         path = self.path / "steps.jsonl"
-        demand_file(self.path, path, self._digests)
+        self._require(path)
         try:
             for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 line = json.loads(text)
@@ -284,10 +232,50 @@ class Folder(Keeper):
         """A step's random states."""
         return self._read(self.path / "random" / f"{step:08d}.safetensors")
 
+    def _require(self, path: Path) -> None:
+        """Raises where a file is not the one that was recorded."""
+        if self._digests is None:
+            return  # an older recording, or one that is still being made
+        try:
+            found = _digest(path)
+        except OSError as error:
+            raise StoreError(
+                f"{path} is missing or torn ({error}). A replay starts from it: record the run "
+                "again."
+            ) from error
+        if self._digests.get(path.relative_to(self.path).as_posix()) != found:
+            raise StoreError(
+                f"{path} is torn or was changed since it was recorded: its digest does not fit. "
+                "Put the original back, or record the run again."
+            )
+
     def _read(self, path: Path) -> dict[str, Tensor]:
-        demand_file(self.path, path, self._digests)
+        self._require(path)
         return _snapshot.read(path)
 
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+
+Keeper = Memory | Folder
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a recording, by its path in it; the manifest is not among them."""
+    files = [path for part in FILES for path in sorted(folder.glob(part))]
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The digest of what a manifest says, but for itself."""
+    told = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()

@@ -6,34 +6,47 @@ s = <p, grad_w L>,
     ds/dw = H p,      ds/domega_i = <p, c_i>
 
 so one forward and a double backward pass give the Hessian-vector product and every row's
-contraction, for any architecture. Letters: B rows of a block, K directions.
+contraction, for any architecture.
+
+The Hessian of a ReLU is 0 but for a spike at z = 0, so it says that a unit never switches. A linear
+method cannot say which sample makes which unit switch; with a kink width it says what switching
+does on the average, by a bell in the spike's place (values and first derivatives stay as they are):
+
+    relu''(z) ~ exp(-z^2 / 2 h^2) / (h sqrt(2 pi)),    h = width * root mean square of z
+
+Summed over rows and steps that is a kernel estimate of how dense z is at 0. Letters: B rows of a
+block, K directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from math import pi, sqrt
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.optim import Move, as_rows, moves
 from inrun.replay._folder import Step
-from inrun.replay._kinks import SmoothKinks
-from inrun.replay._random import undisturbed_random
-from inrun.replay._replica import Losses, Replica
-from inrun.utility import differentiable_twice
+from inrun.replay._replica import Losses, Replica, clipping
+from inrun.replay._snapshot import undisturbed_random
+from inrun.utility import EachCall, differentiable_twice
 
 SIDE_BY_SIDE = 8  # directions; with more, what they carry outgrows the cache and each takes longer
 FEW = 3  # directions; batching has a price of its own, which fewer do not earn
+KINK_WIDTH = 0.01
+_RELUS = {F.relu, torch.relu, Tensor.relu}  # in place, z is gone: those are left alone
 
 
 class Graph(NamedTuple):
     """One block's gradient, still differentiable in the weights and in omega.
 
-    `terms` and `omega` (B,); `gradients` a parameter each, None where the block does not use it;
-    `shares_of_mean` (B,) float64, what part of the block's mean each row is.
+    `terms` and `omega` (B,), (B, T) for parts of rows; `gradients` one per parameter, None where
+    the block does not use it; `shares_of_mean` (B,) float64, what part of the block's mean each
+    row is.
     """
 
     terms: Tensor
@@ -45,9 +58,53 @@ class Graph(NamedTuple):
 @contextmanager
 def with_curvature(kink_width: float) -> Iterator[None]:
     """Right second derivatives, and kinks that have one."""
-    kinks = SmoothKinks(kink_width) if kink_width else nullcontext()
+    kinks = smooth_kinks(kink_width) if kink_width else nullcontext()
     with torch.enable_grad(), differentiable_twice(), kinks:
         yield
+
+
+class _Switch(torch.autograd.Function):
+    """gradient * (z > 0), with the bell as its derivative in z."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, z: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(gradient, z)
+        ctx.width = width
+        return gradient * (z > 0)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradient, z = ctx.saved_tensors
+        h = ctx.width * z.square().mean().sqrt().clamp(min=torch.finfo(z.dtype).tiny)
+        bell = torch.exp(-0.5 * (z / h) ** 2) / (h * sqrt(2 * pi))
+        return above * (z > 0), above * gradient * bell, None
+
+
+class _Relu(torch.autograd.Function):
+    """relu(z)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.width = width
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        switched: Tensor = _Switch.apply(gradient, z, ctx.width)  # type: ignore[no-untyped-call]
+        return switched, None
+
+
+def smooth_kinks(width: float) -> EachCall:
+    """A context in which ReLUs have the bell for a second derivative."""
+
+    def call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in _RELUS:
+            return _Relu.apply(args[0] if args else kwargs["input"], width)  # type: ignore[no-untyped-call]
+        return func(*args, **kwargs)
+
+    return EachCall(call)
 
 
 class StepGradient:
@@ -57,7 +114,7 @@ class StepGradient:
         raw: by parameter, as the backward passes leave it; parameters without one are left out.
         norm: its length.
         clip: what clipping multiplies it with.
-        shares_of_mean: a block, (B,), what part of the block's mean each row is.
+        shares_of_mean: one per block, (B,), what part of the block's mean each row is.
     """
 
     def __init__(self, replica: Replica, step: Step, kink_width: float = 0.0):
@@ -68,15 +125,19 @@ class StepGradient:
         self.raw = self._summed()
         lengths = [torch.linalg.vector_norm(g) for g in self.raw.values()]
         self.norm = float(torch.linalg.vector_norm(torch.stack(lengths))) if lengths else 0.0
-        limit = replica.task.clip_norm
-        self.clip = 1.0 if limit is None else min(1.0, limit / (self.norm + 1e-6))
+        self.clip = clipping(self.norm, replica.task.clip_norm)
 
-    def _graph(self, number: int) -> Graph:
+    def _graph(self, number: int, parts: Losses | None = None) -> Graph:
+        """A block's graph, of its rows' terms or of `parts` of them."""
         replica, step = self._replica, self._step
         block = step.blocks[number]
         with undisturbed_random(replica.model), with_curvature(self._kink_width):
             replica.begin_block(step, block, number)
-            terms, batch = replica.terms(block.ids)
+            if parts is None:
+                terms, batch = replica.terms(block.ids)
+            else:
+                batch = replica.task.fetch(block.ids)
+                terms = parts(replica.model, batch)
             omega = torch.ones_like(terms, requires_grad=True)
             gradients = torch.autograd.grad(
                 (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
@@ -108,13 +169,13 @@ class StepGradient:
         return [(names[id(p)], m) for p, m in moves(self._replica.optimizer, self._replica.rule)]
 
     def consumed_to_raw(self, q: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `unclipped`."""
+        """Takes a derivative in the consumed gradient to one in the raw: see `unclipped`."""
         return unclipped(q, self.raw, self.norm, self.clip)
 
     def contract(
         self, directions: Mapping[str, Tensor], *, curvature: bool = True
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """(H p by parameter, (K, *shape); <p, c_i> a block, (B, K) float64 on the CPU).
+        """(H p by parameter, (K, *shape); <p, c_i> per block, (B, K) float64 on the CPU).
 
         Parameters whose part of H p is 0 by the graph are left out.
 
@@ -126,15 +187,7 @@ class StepGradient:
         curved: dict[str, Tensor] = {}
         contractions = []
         for graph in self.graphs():
-            used = [
-                (gradient, directions[name])
-                for name, gradient in zip(self._names, graph.gradients, strict=True)
-                if gradient is not None and gradient.requires_grad and name in directions
-            ]
-            rows, *products = pulled_back(
-                [gradient for gradient, _ in used], [p for _, p in used],
-                [graph.omega, *parameters],
-            )  # fmt: skip
+            rows, *products = self._pulled(graph, directions, [graph.omega, *parameters])
             for name, product in zip(self._names, products, strict=curvature):
                 if product is not None:
                     curved[name] = curved[name] + product if name in curved else product
@@ -152,24 +205,21 @@ class StepGradient:
             parts: `parts(model, batch)` gives (B, T) terms that add up over T to the rows' terms.
             directions: p by parameter, as for `contract`.
         """
-        replica, step = self._replica, self._step
-        block = step.blocks[number]
-        with undisturbed_random(replica.model), with_curvature(self._kink_width):
-            replica.begin_block(step, block, number)
-            terms = parts(replica.model, replica.task.fetch(block.ids))
-            omega = torch.ones_like(terms, requires_grad=True)
-            gradients = torch.autograd.grad(
-                (omega * terms).sum(), list(replica.parameters.values()), allow_unused=True,
-                create_graph=True,
-            )  # fmt: skip
-        used = [
-            (gradient, directions[name])
-            for name, gradient in zip(self._names, gradients, strict=True)
-            if gradient is not None and gradient.requires_grad and name in directions
-        ]
-        (found,) = pulled_back([g for g, _ in used], [p for _, p in used], [omega])
+        graph = self._graph(number, parts)
+        (found,) = self._pulled(graph, directions, [graph.omega])
         assert found is not None
         return found.permute(1, 2, 0).double().cpu()
+
+    def _pulled(
+        self, graph: Graph, directions: Mapping[str, Tensor], inputs: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Derivatives in the inputs of s, (K, *shape) each."""
+        used = [
+            (gradient, directions[name])
+            for name, gradient in zip(self._names, graph.gradients, strict=True)
+            if gradient is not None and gradient.requires_grad and name in directions
+        ]
+        return pulled_back([g for g, _ in used], [p for _, p in used], inputs)
 
 
 def unclipped(
@@ -182,7 +232,7 @@ def unclipped(
 
     Args:
         q: the derivative, by parameter.
-        raw: the gradient, (*shape) a parameter.
+        raw: the gradient, (*shape) per parameter.
         norm: its length.
         clip: what it was multiplied with.
     """

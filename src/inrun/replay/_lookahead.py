@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.replay._dynamics import dynamics_named
-from inrun.replay._horizon import Curve, Horizon, Windows
-from inrun.replay._kinks import KINK_WIDTH
+from inrun.replay._gradient import KINK_WIDTH
 from inrun.replay._proxy import ErrorProxy, kink_share, rounding, second_order
-from inrun.replay._push import push_named
-from inrun.replay._removal import removal_named
-from inrun.replay._sweep import Method, sweep
-from inrun.replay._trajectory import COPIES, Trajectory
+from inrun.replay._removal import push_named, removal_named
+from inrun.replay._sweep import Method, sweep, windows
+from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility
 
 
@@ -29,11 +27,6 @@ def lookahead(
     push: str = "tangent",
     samples: Collection[object] | None = None,
     curvature: bool = True,
-    kink_width: float = 0.0,
-    dynamics: str = "optimizer",
-    curve: Mapping[int, float] | None = None,
-    copies: int = COPIES,
-    chunk: int = 16,
     carry: int = 40,
 ) -> Lookahead:
     """What each row of each step did to the validation loss `horizon` steps later.
@@ -44,7 +37,7 @@ def lookahead(
     replaces the curvature by the empirical Fisher matrix, which is not done here).
 
     Args:
-        run: from `recorder.finish()` or `inrun.open_trajectory`.
+        run: from `recorder.finish()` or `inrun.load`.
         utility: the validation loss; every target is carried in the same sweep.
         horizon: steps; the run is cut at multiples of it, and each step looks to the end of its
             window. 1 is the step's own effect, None the effect on the run's last state.
@@ -55,15 +48,8 @@ def lookahead(
             before the sweep takes over. The second materializes shares: for chosen samples, or
             small models.
         samples: ids that 'finite' is done for; None for all. Others have no value then.
-        curvature: False leaves out the training loss's Hessian: what is left is how momentum pays
-            a row out.
-        kink_width: a width, 0.01 for instance, counts the switching of ReLUs into the curvature, as
-            its local mean; 0 is the exact Hessian, in which no unit ever switches.
-        dynamics: 'optimizer', or 'sgd' to see what assuming plain SGD would cost.
-        curve: weights by state (n: after n steps) of a sum over the validation curve, in place of
-            the loss at the end; excludes `horizon`.
-        copies: states in memory while a segment is played again.
-        chunk: rows whose shares 'finite' has in memory at a time.
+        curvature: False leaves out the training loss's Hessian: what is left is how momentum passes
+            a row on.
         carry: for how many steps 'finite' runs changed moments through the real optimizer before
             it goes on to first order; as many states are in memory. Adam's moments are run so only
             where a row is a good part of what an element has seen; elsewhere they are followed to
@@ -76,40 +62,30 @@ def lookahead(
 
     Raises:
         InvariantError: the replay does not do what the run did; says what is not deterministic.
-        MisuseError: a horizon, state or name that is not one.
+        MisuseError: a horizon, sample or name that is not one.
         NotSupportedError: no derivative is known for the optimizer.
     """
-    _check(run, horizon, curve, push, samples)
-    when: Horizon = Windows(horizon, len(run.steps))
-    if curve is not None:
-        when = Curve(curve, len(run.steps))
+    _check_samples(run, push, samples)
     method = Method(
-        when,
-        dynamics_named(dynamics),
-        push_named(push, samples, chunk, carry),
+        windows(horizon, len(run.steps)),
         removal_named(removal),
+        push_named(push, samples, carry),
         curvature,
-        kink_width,
     )
-    result = Lookahead(run, utility, method)
-    for found in sweep(run, utility, method, copies):
-        for block, values in zip(found.step.blocks, found.values, strict=True):
-            result.add(found.step.number, found.ends_at, block.ids, values.numpy())
-    return result
+    return looked_ahead(run, utility, method)
 
 
-def _check(
-    run: Trajectory,
-    horizon: int | None,
-    curve: Mapping[int, float] | None,
-    push: str,
-    samples: Collection[object] | None,
-) -> None:
-    if curve is not None and horizon is not None:
-        raise MisuseError(
-            "horizon and curve both say when the loss counts. Pass one of them: curve is for "
-            "several times along the whole run."
-        )
+def looked_ahead(run: Trajectory, utility: Utility, method: Method) -> Lookahead:
+    """`lookahead` by any method, those among them that only comparisons need."""
+    found = [
+        (step.step.number, step.ends_at, block.ids, values.numpy())
+        for step in sweep(run, utility, method)
+        for block, values in zip(step.step.blocks, step.values, strict=True)
+    ]
+    return Lookahead(run, utility, found, method)
+
+
+def _check_samples(run: Trajectory, push: str, samples: Collection[object] | None) -> None:
     if samples is None:
         return
     if push != "finite":
@@ -123,21 +99,39 @@ def _check(
         raise MisuseError(f"samples names {what}, which the run never visited.")
 
 
-class Lookahead:
-    """What `inrun.lookahead` returns: tables of values."""
+class Lookahead(Answer):
+    """What `inrun.lookahead` returns: tables of values.
 
-    def __init__(self, run: Trajectory, utility: Utility, method: Method | None = None):
+    Args:
+        run: that was looked along.
+        utility: the validation loss, of K targets.
+        parts: of each block its step, the state that it looks ahead to, its ids, and their values,
+            (B, K), NaN where none was asked for.
+        method: that made them, if it was look-ahead.
+    """
+
+    def __init__(
+        self,
+        run: Trajectory,
+        utility: Utility,
+        parts: Sequence[tuple[int, int, list[Any], np.ndarray]],
+        method: Method | None = None,
+    ):
         self._run, self._utility, self._method = run, utility, method
-        self._targets, self._weights = utility.targets, np.asarray(utility.weights)
-        self._parts: list[dict[str, Any]] = []
+        self._parts = sorted(parts, key=lambda part: part[0])  # blocks stay in their order
 
-    def add(self, step: int, ends_at: int, ids: list[Any], values_BK: np.ndarray) -> None:
-        """Adds a block; the sweep's own business."""
-        asked = ~np.isnan(values_BK[:, 0])
-        kept = [i for i, keep in zip(ids, asked, strict=True) if keep]
-        self._parts.append(
-            {"step": step, "ends_at": ends_at, "ids": kept, "values": values_BK[asked]}
-        )
+    def to_arrow(self) -> pa.Table:
+        """The same as `values`."""
+        return self.values()
+
+    def sentences(self) -> list[str]:
+        """How many samples helped, and by how much."""
+        value = self.values()["value"].to_numpy()
+        return [
+            f"{len(value):,} samples; {(value > 0).sum():,} lowered the validation loss, by "
+            f"{value[value > 0].sum():.4g} together, {(value < 0).sum():,} raised it, by "
+            f"{abs(value[value < 0].sum()):.4g}."
+        ]
 
     def visits(self) -> pa.Table:
         """Every visit, in the order of the steps, and of their blocks.
@@ -146,17 +140,26 @@ class Lookahead:
             `step`, `sample_id`, `value`, `ends_at` (the state that the value looks ahead to), and
             with several targets one column each.
         """
-        parts = sorted(self._parts, key=lambda part: part["step"])  # blocks stay in their order
-        ids = [i for part in parts for i in part["ids"]]
-        values = np.concatenate([part["values"] for part in parts])
+        targets = self._utility.targets
+        asked = [~np.isnan(values_BK[:, 0]) for *_, values_BK in self._parts]
+        values = np.concatenate(
+            [part[-1][keep] for part, keep in zip(self._parts, asked, strict=True)]
+        )
+        rows = [
+            (step, who, ends_at)
+            for (step, ends_at, ids, _), keep in zip(self._parts, asked, strict=True)
+            for who, kept in zip(ids, keep.tolist(), strict=True)
+            if kept
+        ]
+        steps, ids, ends = zip(*rows, strict=True)
         columns: dict[str, Any] = {
-            "step": [part["step"] for part in parts for _ in part["ids"]],
-            "sample_id": ids,
-            "value": values @ self._weights,
-            "ends_at": [part["ends_at"] for part in parts for _ in part["ids"]],
+            "step": pa.array(steps),
+            "sample_id": pa.array(ids),
+            "value": values @ np.asarray(self._utility.weights),
+            "ends_at": pa.array(ends),
         }
-        if len(self._targets) > 1:
-            columns |= {target: values[:, k] for k, target in enumerate(self._targets)}
+        if len(targets) > 1:
+            columns |= {target: values[:, k] for k, target in enumerate(targets)}
         return pa.table(columns)
 
     def values(self) -> pa.Table:
@@ -168,7 +171,7 @@ class Lookahead:
             targets one column each.
         """
         visits = self.visits()
-        named = list(self._targets) if len(self._targets) > 1 else []
+        named = list(self._utility.targets) if len(self._utility.targets) > 1 else []
         sums = [("value", "sum"), *((target, "sum") for target in named)]
         grouped = visits.group_by("sample_id").aggregate(
             [*sums, ("step", "count"), ("step", "min"), ("step", "max")]
@@ -204,14 +207,16 @@ class Lookahead:
             MisuseError: the values are not of the whole run or not of its own optimizer.
         """
         method = self._method
-        if method is None or not method.horizon.whole or method.dynamics.name != "optimizer":
+        if method is None or not method.is_whole:
             raise MisuseError(
                 "The error proxy is for values over the whole run: call inrun.lookahead(run, "
                 "utility) with horizon=None and the run's own dynamics."
             )
-        removal = method.removal
+        removal, push = method.removal, push_named("tangent")
         plain, counted = (
-            lookahead(self._run, self._utility, removal=removal.name, kink_width=width)._by_sample()
+            looked_ahead(
+                self._run, self._utility, Method(method.horizon, removal, push, kink_width=width)
+            )._by_sample()
             for width in (0.0, KINK_WIDTH)
         )
         ratio, spread = second_order(

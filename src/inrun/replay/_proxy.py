@@ -4,38 +4,46 @@ Values are first order in a removal. Two things make removal bend, and a third h
 read off the recorded run:
 
 - The loss's curvature. Its share is 1/2 delta_i^T H_V delta_i for sample i, with delta_i what its
-  removal does to the last weights. With random signs xi, delta = sum_i xi_i delta_i costs one
-  forward sweep, and E[delta^T H_V delta] = sum_i delta_i^T H_V delta_i, so that
-  |1/2 E[delta^T H_V delta]| / sum_i |value_i| is the second order over the first. First order can
-  explode, where an element's second moment is next to nothing, and then does so for the rows of
-  that very step. So steps are dealt into groups, each with a mixture of its own rows, carried side
-  by side; the groups' median is taken.
+  removal does to the last weights. With random signs xi, delta = sum_i xi_i delta_i costs one sweep
+  forward (each step's derivative pushed, with the training loss's curvature), and
+  E[delta^T H_V delta] = sum_i delta_i^T H_V delta_i, so that |1/2 E[delta^T H_V delta]| over
+  sum_i |value_i| is the second order over the first. First order can explode, where an element's
+  second moment is next to nothing, and then does so for the rows of that very step. So steps are
+  dealt into groups, each with a mixture of its own rows, carried side by side; the groups' median
+  is taken.
 - Kinks. Units that switch jump, and no Hessian has jumps in it. How much values move when the mean
-  effect of switching is counted in (`_kinks.py`) says how much switching there is: the median of
+  effect of switching is counted in (`_gradient.py`) says how much switching there is: the median of
   |value_i with - value_i without| over the median of |value_i|.
 - Rounding. A run of small steps moves each weight by few of its last digits, and so does a removal.
   The run is played again a few times from a start that is moved by half of the last digit: what
   that does to the loss, over the median of |value_i|, is what no method can predict.
+
+Letters: B rows of a block, K mixtures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from inrun.optim import as_rows
-from inrun.replay._folder import Ids
-from inrun.replay._forward import perturbation
+from inrun.replay._carried import Carried, alike
+from inrun.replay._folder import Ids, Step
+from inrun.replay._gradient import StepGradient, pulled_back
 from inrun.replay._removal import Removal
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility, curvature, losses_of
 
 # a median's standard error is 1.2533 sigma / sqrt(n), and sigma 1.4826 median absolute deviations
 MAD_TO_ERROR = 1.2533 * 1.4826
+
+
+Mixture = Callable[[Ids], Tensor]
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def second_order(
     belongs = torch.nn.functional.one_hot(torch.tensor(list(group_of.values())), count)
     columns = (belongs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)
 
-    def mixture(names: Ids) -> torch.Tensor:
+    def mixture(names: Ids) -> Tensor:
         return columns[[place[name] for name in names]]
 
     delta = perturbation(run, mixture, removal)
@@ -174,3 +182,49 @@ def _dealt(run: Trajectory, groups: int, seed: int) -> tuple[dict[int | str, int
     order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(seed)) % count
     group_of = dict(zip(steps, order.tolist(), strict=True))
     return {who: group_of[number] for who, number in first.items()}, count
+
+
+def perturbation(run: Trajectory, mixture: Mixture, removal: Removal) -> dict[str, Tensor]:
+    """The change of the last state's parameters, (K, *shape) per parameter.
+
+    Args:
+        run: the recorded run.
+        mixture: `mixture(ids)` gives xi, (B, K) float64, of a block's rows; the same for every
+            visit of a sample.
+        removal: what taking out means.
+    """
+    targets = mixture(run.steps[0].blocks[0].ids).shape[1]
+    carried = Carried(run.replica.parameters, targets)
+    for step in run.forward():
+        _through(run, step, carried, mixture, removal)
+    return carried.weights()
+
+
+def _through(
+    run: Trajectory, step: Step, carried: Carried, mixture: Mixture, removal: Removal
+) -> None:
+    """Takes what is carried through one step."""
+    gradient = StepGradient(run.replica, step)
+    moved = {n: d for n, d in carried.weights().items() if n in gradient.raw}
+    change = gradient.contract(moved)[0] if moved else {}
+    for name, source in _sources(run, step, gradient, mixture, removal).items():
+        change[name] = change[name] + source if name in change else source
+    with torch.no_grad():
+        raw = {name: change[name] for name in gradient.raw if name in change}
+        carried.push(alike(gradient.moves()), gradient.consumed_to_raw(raw))
+
+
+def _sources(
+    run: Trajectory, step: Step, gradient: StepGradient, mixture: Mixture, removal: Removal
+) -> dict[str, Tensor]:
+    """What the step's own rows change in its gradient when they are taken out, (K, *shape)."""
+    found: dict[str, Tensor] = {}
+    names, parameters = list(run.replica.parameters), list(run.replica.parameters.values())
+    for block, graph in zip(step.blocks, gradient.graphs(), strict=True):
+        rows = torch.eye(len(block.ids), dtype=torch.float64)
+        weights = removal(rows, graph.shares_of_mean).T @ mixture(block.ids)  # (B, K)
+        sources = pulled_back([graph.terms], [weights.T.to(graph.terms)], parameters)
+        for name, source in zip(names, sources, strict=True):
+            if source is not None:
+                found[name] = found[name] + source if name in found else source
+    return found

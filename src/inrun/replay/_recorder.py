@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inrun.distributed import is_sharded
 from inrun.errors import InvariantError, MisuseError, NotSupportedError, ReplaceLayerError
+from inrun.optim import StepHooks
+from inrun.owners import IdReader
 from inrun.replay import _snapshot
-from inrun.replay._agreement import check_first_step
-from inrun.replay._edits import Marks, edited, marks
-from inrun.replay._folder import Block, Folder, Ids, Keeper, Memory, Step
-from inrun.replay._random import drawn_since, random_state
+from inrun.replay._agreement import Marks, check_first_step, edited, marks, unexpected
+from inrun.replay._folder import Block, Folder, Keeper, Memory, Step
 from inrun.replay._replica import (
     Fetch,
     Losses,
@@ -31,6 +31,7 @@ from inrun.replay._replica import (
     states_for_blocks,
 )
 from inrun.replay._schedule import Schedule
+from inrun.replay._snapshot import drawn_since, random_state
 from inrun.replay._trajectory import Trajectory
 
 GIBIBYTE = 2**30
@@ -64,7 +65,7 @@ def record(
         model: the model that is trained. BatchNorm in it is refused.
         optimizer: any that `inrun.attach` takes; look-ahead needs one with a smooth rule. Nothing
             else may change weights or moments between two steps: that is refused.
-        losses: `losses(model, batch)` gives (B,) terms, one a row, that *add up* to the loss
+        losses: `losses(model, batch)` gives (B,) terms, one per row, that *add up* to the loss
             that the loop calls `backward()` on: for a mean, each row's loss over the number of
             rows. It is held against the loop's own gradient at the first step.
         fetch: `fetch(ids)` gives the batch of these rows again, the same one every time.
@@ -125,23 +126,9 @@ class Recorder:
         self._inside = self._stepping = False
         self._closing: Marks | None = None  # of the state that the last step left
         self._trajectory: Trajectory | None = None
-        this = weakref.ref(self)  # dropping the recorder takes its hooks off
-
-        def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._before_step([*args, *kwargs.values()])
-
-        def after() -> None:
-            recorder = this()
-            if recorder is not None:
-                recorder._after_step()
-
-        handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(lambda *_: after()),
-        ]
-        self._release = weakref.finalize(self, _remove, handles)
+        self._ids = IdReader()
+        hooks = StepHooks(self, [optimizer])  # dropping the recorder takes them off
+        self._release = weakref.finalize(self, hooks.remove)
 
     @contextmanager
     def batch(self, ids: Iterable[Any]) -> Iterator[None]:
@@ -154,7 +141,7 @@ class Recorder:
         if self._trajectory is not None or self._inside:
             what = "was finished" if self._trajectory is not None else "is inside a block already"
             raise MisuseError(f"This recorder {what}: no block can begin.")
-        names, before = read_ids(ids), random_state(self._model)
+        names, before = self._ids.read(ids), random_state(self._model)
         resting = modules_at_rest(self._model)
         self._inside = True
         try:
@@ -168,7 +155,8 @@ class Recorder:
         self._blocks.append((block, before if drew else None))
         self._norm = gradient_norm(self._parameters)
 
-    def _before_step(self, arguments: list[Any]) -> None:
+    def _before_step(self, k: int, args: Any, kwargs: Any) -> None:
+        arguments = [*args, *kwargs.values()]
         if any(callable(argument) for argument in arguments):
             raise MisuseError(
                 "optimizer.step(closure) computes its gradient inside the step, where no block can "
@@ -184,7 +172,7 @@ class Recorder:
                 "A gradient scaler unscales inside this fused optimizer's kernel; such a step is "
                 "not recorded. Use fused=False, or bfloat16, which needs no scaler."
             )
-        self._demand_unedited()
+        self._require_unedited()
         step = Step(
             self._steps + 1,
             tuple(block for block, _ in self._blocks),
@@ -205,12 +193,8 @@ class Recorder:
         self._keeper.add(step)
         self._stepping = True
 
-    def _demand_unedited(self) -> None:
-        """Raises where something besides the recorded steps moved weights or moments.
-
-        Raises:
-            InvariantError: it names what.
-        """
+    def _require_unedited(self) -> None:
+        """Raises where something besides the recorded steps moved weights or moments."""
         if self._closing is None:
             return
         what = edited(self._closing, marks(self._parameters, self._optimizer))
@@ -224,25 +208,17 @@ class Recorder:
             )
 
     def _clip(self) -> float:
-        """What the gradient was multiplied with since the last block.
-
-        Raises:
-            MisuseError: it is not what `clip_norm` says.
-        """
-        norm = gradient_norm(self._parameters)
-        found = norm / self._norm if self._norm else 1.0
-        limit = self._replica.task.clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        """What the gradient was multiplied with since the last block."""
+        norm, limit = gradient_norm(self._parameters), self._replica.task.clip_norm
+        wrong = unexpected(self._norm, norm, limit)
+        if wrong is not None:
             raise MisuseError(
-                f"Step {self._steps + 1}: the gradient's length was {self._norm:.6g} after the "
-                f"last block and {norm:.6g} in optimizer.step(), a factor of {found:.6g}; with "
-                f"clip_norm={limit} it should be {wanted:.6g}. Tell record(clip_norm=...) what you "
-                "pass to clip_grad_norm_; put any other scaling into the loss and into losses()."
+                f"Step {self._steps + 1}: {wrong} Tell record(clip_norm=...) what you pass to "
+                "clip_grad_norm_; put any other scaling into the loss and into losses()."
             )
-        return found
+        return norm / self._norm if self._norm else 1.0
 
-    def _after_step(self) -> None:
+    def _after_step(self, k: int) -> None:
         if self._stepping:
             self._stepping = False
             self._steps += 1
@@ -259,7 +235,7 @@ class Recorder:
         if self._trajectory is None:
             if not self._steps:
                 raise MisuseError("No optimizer step was recorded, so there is no run.")
-            self._demand_unedited()
+            self._require_unedited()
             self._release()
             self._keeper.keep(
                 self._steps, _snapshot.take(self._parameters, self._model, self._optimizer)
@@ -276,24 +252,3 @@ class Recorder:
             )
             self._trajectory = Trajectory(self._keeper, self._replica)
         return self._trajectory
-
-
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-def read_ids(ids: Iterable[Any]) -> Ids:
-    """Ids as plain ints or plain strings.
-
-    Raises:
-        MisuseError: anything else, or both kinds.
-    """
-    values = list(ids) if not isinstance(ids, (str, bytes)) else [ids]
-    plain = [v.item() if hasattr(v, "item") else v for v in values]
-    if {type(v) for v in plain} not in ({int}, {str}) or isinstance(ids, (str, bytes)):
-        raise MisuseError(
-            "batch(ids) takes one id a row, all ints or all strings: rows are fetched by them "
-            f"again. It got {values[:3]!r}."
-        )
-    return plain  # type: ignore[return-value]  # all of one kind, as was just checked

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from inrun.errors import MisuseError
 from inrun.optim import rule_for
 from inrun.replay import _snapshot
 from inrun.replay._folder import Block, Ids, Keeper, Step
-from inrun.replay._random import set_random_state, undisturbed_random
+from inrun.replay._snapshot import set_random_state, undisturbed_random
+from inrun.utility import EachCall
 
 Losses = Callable[[nn.Module, Any], Tensor]
 Fetch = Callable[[Ids], Any]
 
 
 class Task:
-    """What a step computes: rows by id, one loss term a row, how the gradient is clipped.
+    """What a step computes: rows by id, one loss term per row, how the gradient is clipped.
 
     `losses(model, batch)` gives (B,) terms that add up to the training loss as it was written:
     for a mean over the block, each row's loss divided by B. `weights(batch)` gives the (B,) weights
@@ -44,15 +44,15 @@ class Task:
         """(B,) loss terms with a graph, and the batch.
 
         Raises:
-            MisuseError: not one term a row.
+            MisuseError: not one term per row.
         """
         batch = self.fetch(ids)
         terms = self.losses(model, batch)
         if not isinstance(terms, Tensor) or terms.shape != (len(ids),):
             found = tuple(terms.shape) if isinstance(terms, Tensor) else type(terms).__name__
             raise MisuseError(
-                f"losses returned {found} for {len(ids)} rows. It must return one loss term a row, "
-                f"shape ({len(ids)},), and they must add up to the training loss: "
+                f"losses returned {found} for {len(ids)} rows. It must return one loss term per "
+                f"row, shape ({len(ids)},), and they must add up to the training loss: "
                 "cross_entropy(..., reduction='none') / len(batch) for a mean over the batch."
             )
         return terms, batch
@@ -69,11 +69,7 @@ class Replica:
     """Model and optimizer of its own, in whatever state it was put."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        task: Task,
-        keeper: Keeper,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, keeper: Keeper
     ):
         self.rule = rule_for(optimizer)
         _snapshot.names_of(model, optimizer)
@@ -131,11 +127,16 @@ class Replica:
         return self.gradient_norm()
 
     def terms(self, ids: Ids) -> tuple[Tensor, Any]:
-        """See `Task.terms`, on this model; sees whether parts of it compute in less than double."""
-        with Precisions() as precisions:
-            found = self.task.terms(self.model, ids)
-        self.double &= not precisions.coarse
-        return found
+        """(B,) terms of this model, and the batch; sees whether it computes in less than double."""
+
+        def call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            found = func(*args, **kwargs)
+            if isinstance(found, Tensor) and found.is_floating_point() and found.requires_grad:
+                self.double &= found.dtype == torch.float64
+            return found
+
+        with EachCall(call):
+            return self.task.terms(self.model, ids)
 
     def _left(
         self, terms: Tensor, batch: Any, block: Block, without: object, renormalise: bool
@@ -174,6 +175,11 @@ def gradient_norm(parameters: Mapping[str, Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
+def clipping(norm: float, limit: float | None) -> float:
+    """What `clip_grad_norm_` multiplies a gradient of this length with."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+
+
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
     """A group's numbers and switches, as JSON holds them."""
     settings = {}
@@ -199,24 +205,3 @@ def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str
         for number, block in enumerate(states)
         for device, state in (block or {}).items()
     }
-
-
-class Precisions(TorchFunctionMode):
-    """Sees whether anything inside computes in less than double precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.coarse = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Looks at what comes out, and changes nothing."""
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.is_floating_point():
-            self.coarse |= found.requires_grad and found.dtype != torch.float64
-        return found

@@ -4,14 +4,15 @@
     state/<name>/<key>      the optimizer's tensors for it, moments and step counts
     buffer/<name>           the model's buffers
 
-Frozen parameters are not in it: no step changes them.
+Frozen parameters are not in it: no step changes them. Beside it stands the random state of the
+devices that a model lives on, by device: {'cpu': state, 'cuda:0': state, ...}.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,7 @@ Snapshot = dict[str, Tensor]
 
 
 def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's parameters by their names in the model; a tied one has one name.
-
-    Raises:
-        MisuseError: the optimizer holds a parameter that the model does not.
-    """
+    """The optimizer's parameters by their names in the model; a tied one has one name."""
     held = {id(p) for p in trained_parameters(optimizer)}
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) in held}
     if len(named) != len(held):
@@ -45,11 +42,7 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def take(
     named: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Snapshot:
-    """A copy of the present state; `named` as from `names_of`.
-
-    Raises:
-        NotSupportedError: the optimizer keeps something that is not a tensor.
-    """
+    """A copy of the present state; `named` as from `names_of`."""
     snapshot: Snapshot = {}
     for name, p in named.items():
         snapshot[f"parameter/{name}"] = p.detach().clone(memory_format=torch.contiguous_format)
@@ -145,11 +138,7 @@ def size_of(snapshot: Snapshot) -> int:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Saves tensors beside the path and renames: there whole or not at all.
-
-    Raises:
-        StoreError: the disk refused.
-    """
+    """Saves tensors beside the path and renames: there whole or not at all."""
     beside = path.with_name(path.name + ".partial")
     try:
         save_file(dict(tensors), beside)
@@ -161,14 +150,46 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> Snapshot:
-    """Loads tensors, onto the CPU.
-
-    Raises:
-        StoreError: the file is missing or torn.
-    """
+    """Loads tensors, onto the CPU."""
     try:
         return load_file(path)
     except Exception as error:  # a broken file makes the parser raise errors of any kind
         raise StoreError(
             f"{path} is missing or torn ({error}). A replay starts from it: record the run again."
         ) from error
+
+
+def _devices(model: nn.Module) -> list[int]:
+    found = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(i for i in found if i is not None)
+
+
+def random_state(model: nn.Module) -> dict[str, Tensor]:
+    """Of the CPU and of the model's own devices."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {f"cuda:{i}": torch.cuda.get_rng_state(i) for i in _devices(model)}
+
+
+def drawn_since(before: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether random numbers were drawn."""
+    now = random_state(model)
+    return any(not torch.equal(now[device], state) for device, state in before.items())
+
+
+def set_random_state(states: Mapping[str, Tensor]) -> None:
+    """Puts the devices back to these states."""
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def undisturbed_random(model: nn.Module) -> Iterator[None]:
+    """Random state is afterwards what it was before."""
+    before = random_state(model)
+    try:
+        yield
+    finally:
+        set_random_state(before)

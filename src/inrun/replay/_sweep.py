@@ -9,124 +9,232 @@ top (design in `_gradient.py`, maps in `inrun.optim`):
     value <- change of V when the row is taken out: +: the loss would be higher without it
     a_w   <- a_w + H p
 
-In memory: parameters, moments, gradient, direction, Hessian-vector product and a, whatever the
-number of rows. Letters: B rows of a block, K targets.
+A row's loss term is a sum over its parts (a text's tokens), l_i = sum_t l_it, and so is its share;
+contracted with the same p, the parts' values add up to the row's. In memory: parameters, moments,
+gradient, direction, Hessian-vector product and a, whatever the number of rows. Letters: B rows of
+a block, K targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inrun.optim import Along, Move
+from inrun.errors import MisuseError
+from inrun.optim import Move, SGDRule, SGDSetting, SGDState
 from inrun.replay._agreement import check_norm
-from inrun.replay._carried import Carried, Names, alike
-from inrun.replay._dynamics import Dynamics
+from inrun.replay._carried import Carried, alike
 from inrun.replay._folder import Step
 from inrun.replay._gradient import StepGradient
-from inrun.replay._horizon import Horizon
-from inrun.replay._push import Moment, Push
-from inrun.replay._removal import Removal
-from inrun.replay._replica import Replica
-from inrun.replay._trajectory import Trajectory
+from inrun.replay._removal import Passage, Push, Removal, push_named, removal_named
+from inrun.replay._replica import Losses, Replica
+from inrun.replay._trajectory import COPIES, Trajectory
 from inrun.utility import Utility, evaluate
+
+_PLAIN = SGDRule()
+CHECKED_EVERY = 16  # steps, of which the parts are held against their rows
+
+
+class Horizon(NamedTuple):
+    """When the loss counts: `weights` by state, and the states at which a window `ends`.
+
+    Nothing that comes after a window's end counts for what came before it.
+    """
+
+    weights: Mapping[int, float]
+    ends: frozenset[int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether only the run's last state counts."""
+        return set(self.weights) == {max(self.ends)} and len(self.ends) == 1
+
+
+def windows(length: int | None, steps: int) -> Horizon:
+    """The run cut at multiples of `length` and at its end; each step looks to its window's end.
+
+    A length of 1 is the step's own effect, None the effect on the run's last state.
+
+    Raises:
+        MisuseError: no length of at least 1.
+    """
+    if length is not None and length < 1:
+        raise MisuseError(f"horizon is {length}; it counts steps, at least 1, None for all.")
+    ends = frozenset({*range(length or steps, steps, length or steps), steps})
+    return Horizon(dict.fromkeys(ends, 1.0), ends)
+
+
+def curve(weights: Mapping[int, float], steps: int) -> Horizon:
+    """A weighted sum of the validation loss at chosen states of the whole run.
+
+    Raises:
+        MisuseError: states that the run does not have.
+    """
+    outside = [s for s in weights if not 1 <= s <= steps]
+    if outside or not weights:
+        raise MisuseError(
+            f"curve names the states {outside or 'of nothing'}; the run has the states 1 to "
+            f"{steps}, each the one after that many steps."
+        )
+    return Horizon(dict(weights), frozenset({steps}))
+
+
+def as_sgd(move: Move[Any, Any]) -> Move[Any, Any]:
+    """The move as if by plain SGD at the same learning rate and decay.
+
+    The published trajectory methods assume it; with this, everything else is equal.
+    """
+    h = move.setting
+    setting = SGDSetting(h.lr, 0.0, 0.0, h.decay, nesterov=False, maximize=h.maximize)
+    return Move(_PLAIN, move.weight, move.gradient, SGDState(None), setting)
 
 
 class Method(NamedTuple):
-    """What kind of sweep: each part an object of its own."""
+    """What kind of sweep: each part an object of its own.
+
+    `reading` is how a recorded move is read before the sweep goes through it (`as_sgd`), None for
+    the optimizer's own; `copies` how many states are in memory while a segment is played again.
+    """
 
     horizon: Horizon
-    dynamics: Dynamics
-    push: Push
     removal: Removal
-    curvature: bool
-    kink_width: float
+    push: Push
+    curvature: bool = True
+    kink_width: float = 0.0
+    reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None
+    copies: int = COPIES
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only the run's last state counts, along its own optimizer's steps."""
+        return self.reading is None and self.horizon.whole
 
 
 class StepValues(NamedTuple):
-    """A step's values, (B, K) float64 a block; `ends_at` the state that they look ahead to."""
+    """A step's values, (B, K) float64 per block; `ends_at` the state that they look ahead to."""
 
     step: Step
     values: list[Tensor]
     ends_at: int
 
 
-Watch = Callable[[Step, StepGradient, dict[str, Tensor]], None]
-"""Called at each step with its gradient and p, the loss's derivative in it: (K, *shape) each."""
+Watch = Callable[[Passage], None]
 
 
 def sweep(
-    run: Trajectory, utility: Utility, method: Method, copies: int, watch: Watch | None = None
+    run: Trajectory, utility: Utility, method: Method, watch: Watch | None = None
 ) -> Iterator[StepValues]:
-    """Values of every step, from the last to the first."""
+    """Values of every step, from the last to the first; `watch` sees each step."""
     replica, K = run.replica, len(utility.targets)
     carried, end = Carried(replica.parameters, K), len(run.steps)
-    for state in run.backward(copies):
+    for state in run.backward(method.copies):
         if state < len(run.steps):
             step = run.steps[state]
             replica.set_groups(step)
-            yield StepValues(step, _through(run, step, carried, method, end, watch), end)
-        if method.horizon.begins_anew(state):
+            yield StepValues(step, _through(replica, step, carried, method, end, watch), end)
+        if state in method.horizon.ends:
             carried, end = Carried(replica.parameters, K), state
-        weight = method.horizon.weight(state)
-        if weight and state:
+        weight = method.horizon.weights.get(state, 0.0)
+        if weight:
             gradients = evaluate(utility, replica.model, replica.parameters).gradients
             with torch.no_grad():
                 carried.add_to_weights({name: weight * g for name, g in gradients.items()})
 
 
 def _through(
-    run: Trajectory,
-    step: Step,
-    carried: Carried,
-    method: Method,
-    end: int,
-    watch: Watch | None,
+    replica: Replica, step: Step, carried: Carried, method: Method, end: int, watch: Watch | None
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
-    replica = run.replica
-    passage = taken_back(replica, step, carried, method.dynamics, method.kink_width)
+    gradient = StepGradient(replica, step, method.kink_width)
+    passage = taken_back(replica, step, carried, gradient, method.reading)
     if watch is not None:
-        watch(step, passage.gradient, passage.directions)
-    curved, contractions = passage.gradient.contract(passage.directions, curvature=method.curvature)
+        watch(passage)
+    curved, contractions = gradient.contract(passage.directions, curvature=method.curvature)
     with torch.no_grad():
         carried.add_to_weights(curved)
-    moment = Moment(
-        step,
-        passage.gradient,
-        passage.moves,
-        passage.after,
-        contractions,
-        replica.parameters,
-        replica.task.clip_norm,
-        end,
-    )
-    return method.push.values(moment, method.removal)
-
-
-class Passage(NamedTuple):
-    """A step that a loss's gradient was taken back through, but for the training loss's curvature.
-
-    `after` is what was carried before that, `directions` p, (K, *shape) a parameter.
-    """
-
-    gradient: StepGradient
-    moves: dict[Names, Move[Any, Any]]
-    after: dict[Names, Along]
-    directions: dict[str, Tensor]
+    return method.push(passage, contractions, end, method.removal)
 
 
 def taken_back(
-    replica: Replica, step: Step, carried: Carried, dynamics: Dynamics, kink_width: float = 0.0
+    replica: Replica,
+    step: Step,
+    carried: Carried,
+    gradient: StepGradient,
+    reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None,
 ) -> Passage:
     """Takes what is carried back through the step that the replica is about to take."""
-    gradient = StepGradient(replica, step, kink_width)
     check_norm(replica, step, gradient.norm)
-    moves = alike([(n, dynamics.read(move)) for n, move in gradient.moves()])
-    after, directions = carried.pull(moves)
+    moves = gradient.moves()
+    groups = alike(moves if reading is None else [(name, reading(move)) for name, move in moves])
+    after, directions = carried.pull(groups)
     with torch.no_grad():
         directions = gradient.consumed_to_raw(directions)
-    return Passage(gradient, moves, after, directions)
+    return Passage(replica, step, gradient, groups, after, directions)
+
+
+def lookahead_parts(
+    run: Trajectory,
+    utility: Utility,
+    samples: Collection[object],
+    parts: Losses,
+    horizon: int | None = None,
+) -> dict[object, Tensor]:
+    """Values of the parts of chosen samples, summed over their visits.
+
+    They add up to the values of `inrun.lookahead(run, utility, horizon, removal="drop")`.
+
+    Args:
+        run: the recorded run.
+        utility: the validation loss, of K targets.
+        samples: ids; a sample's parts must be the same at each visit.
+        parts: `parts(model, batch)` gives (B, T) terms that add up over T to the terms of the
+            recorded `losses`.
+        horizon: see `inrun.lookahead`.
+
+    Returns:
+        By id, (T, K) float64.
+
+    Raises:
+        MisuseError: the parts do not add up to the rows' losses.
+    """
+    found: dict[object, Tensor] = {}
+    wanted = set(samples)
+
+    def watch(passage: Passage) -> None:
+        step, gradient, directions = passage.step, passage.gradient, passage.directions
+        for number, block in enumerate(step.blocks):
+            rows = [row for row, name in enumerate(block.ids) if name in wanted]
+            if not rows:
+                continue
+            values = -gradient.contract_parts(number, parts, directions)  # what dropping does
+            if not step.number % CHECKED_EVERY or not found:
+                _check_sums(values, -gradient.contract(directions)[1][number])
+            for row in rows:
+                name, of_row = block.ids[row], values[row]
+                found[name] = _added(found[name], of_row) if name in found else of_row
+
+    whole = windows(horizon, len(run.steps))
+    method = Method(whole, removal_named("drop"), push_named("tangent"))
+    for _ in sweep(run, utility, method, watch):
+        pass
+    return found
+
+
+def _check_sums(parts: Tensor, rows: Tensor) -> None:
+    sums = parts.sum(1)
+    if not torch.allclose(sums, rows, rtol=1e-3, atol=1e-4 * float(rows.abs().max())):
+        raise MisuseError(
+            "The parts of the rows' losses do not add up to the rows' losses: their contributions "
+            f"sum to {float(sums.sum()):.6g}, the rows' to {float(rows.sum()):.6g}. parts(model, "
+            "batch) must give (B, T) terms whose sum over T is losses(model, batch)."
+        )
+
+
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    """The sum; a batch that was padded further has parts of 0 at its end."""
+    if len(a) < len(b):
+        a, b = b, a
+    return torch.cat([a[: len(b)] + b, a[len(b) :]])

@@ -54,10 +54,11 @@ def tracin(
                 for name in gradient.raw
             }
             for block, rows in enumerate(gradient.contract(directions, curvature=False)[1]):
-                effect = meaning.effects(rows, gradient.shares_of_mean[block])
+                effect = meaning(rows, gradient.shares_of_mean[block])
                 values[number][block] -= effect
-    result = Lookahead(run, utility)
-    for step, of_blocks in reversed(list(zip(run.steps, values, strict=True))):
-        for visited, found in zip(step.blocks, of_blocks, strict=True):
-            result.add(step.number, len(run.steps), visited.ids, found.numpy())
-    return result
+    parts = [
+        (step.number, len(run.steps), block.ids, found.numpy())
+        for step, of_blocks in zip(run.steps, values, strict=True)
+        for block, found in zip(step.blocks, of_blocks, strict=True)
+    ]
+    return Lookahead(run, utility, parts)

@@ -9,24 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
 from inrun.replay._agreement import check_norm, check_state
-from inrun.replay._folder import Folder, Keeper, Step
-from inrun.replay._random import undisturbed_random
+from inrun.replay._folder import MANIFEST, Folder, Keeper, Step
 from inrun.replay._replica import Fetch, Losses, Replica, Task
 from inrun.replay._schedule import stops
-from inrun.replay._snapshot import Snapshot
+from inrun.replay._snapshot import Snapshot, undisturbed_random
 
 COPIES = 16
 
 
 class Trajectory:
-    """What `recorder.finish()` and `inrun.open_trajectory` return.
+    """What `recorder.finish()` and `inrun.load` return of a recorded run.
 
     Attributes:
         steps: the recorded steps.
@@ -171,31 +170,50 @@ class Trajectory:
         return found
 
 
-def open_trajectory(
-    folder: str | os.PathLike[str],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    losses: Losses,
-    fetch: Fetch,
-    *,
-    weights: Callable[[Any], Tensor] | None = None,
-) -> Trajectory:
+class Replayable(NamedTuple):
+    """What it takes to play a recorded run again, for `inrun.load`, and to ask it something.
+
+    Attributes:
+        model: built as it was then; frozen parameters must have the values that they had.
+        optimizer: built as it was then, with the same groups.
+        losses: see `inrun.record`.
+        fetch: see `inrun.record`.
+        query_loss: `query_loss(model, row)` is the loss of a query, `row` a mapping such as
+            {'text': ...}.
+        weights: see `inrun.record`.
+        token_losses: `token_losses(model, batch)` gives (B, T) terms that add up over T to
+            `losses`, for values per token.
+        tokens: `tokens(ids)` gives the T tokens' strings of each row.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: Losses
+    fetch: Fetch
+    query_loss: Losses | None = None
+    weights: Callable[[Any], Tensor] | None = None
+    token_losses: Losses | None = None
+    tokens: Callable[[Any], list[list[str]]] | None = None
+
+
+def is_recording(folder: Path) -> bool:
+    """Whether a recorded run is there."""
+    return os.path.isfile(folder / MANIFEST)
+
+
+def open_trajectory(folder: str | os.PathLike[str], by: Replayable) -> Trajectory:
     """A recorded run, in another process.
 
     Args:
         folder: where it was recorded.
-        model: built as it was then; frozen parameters must have the values that they had.
-        optimizer: built as it was then, with the same groups.
-        losses: see `record`.
-        fetch: see `record`.
-        weights: see `record`.
+        by: model, optimizer and losses as they were.
 
     Raises:
         StoreError: no finished run is there, or a part of it is torn.
     """
     place = Folder(Path(folder))
     manifest = place.manifest()
-    task = Task(losses, fetch, manifest["clip_norm"], weights)
-    replica = Replica(model, optimizer, task, place)
+    task = Task(by.losses, by.fetch, manifest["clip_norm"], by.weights)
+    replica = Replica(by.model, by.optimizer, task, place)
     replica.modes = [tuple(mode) for mode in manifest["modes"]]
     return Trajectory(place, replica)

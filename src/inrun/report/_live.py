@@ -11,14 +11,14 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from inrun.report._charts import BAD, GOOD, HEIGHT, NEUTRAL, books
+from inrun.report._charts import BAD, GOOD, NEUTRAL, books, steps, tip, wide
 
 CHOSEN = "#5b7fd1"
 HELPED = {"helped": GOOD, "harmed": BAD}
 
 
-def _rows() -> alt.NamedData:
-    return alt.NamedData(name="rows")
+def _rows() -> alt.Chart:
+    return alt.Chart(alt.NamedData(name="rows"))
 
 
 def _sign() -> alt.Color:
@@ -41,104 +41,65 @@ def live_charts(ledger: pa.Table, targets: int) -> dict[str, dict[str, Any]]:
 
 def _books(ledger: pa.Table) -> alt.TopLevelMixin:
     """The books, with a line over them: columns step, fall."""
-    line = (
-        alt.Chart(_rows())
-        .mark_line(color=CHOSEN, strokeWidth=2.5)
-        .encode(x="step:Q", y="fall:Q", tooltip=["step:Q", alt.Tooltip("fall:Q", format=".4f")])
-    )
+    line = _rows().mark_line(color=CHOSEN, strokeWidth=2.5)
+    told: list[Any] = ["step:Q", tip("fall:Q", ".4f")]
     drawn: Any = books(ledger)
-    layered: alt.TopLevelMixin = alt.layer(drawn, line).properties(width="container", height=HEIGHT)
-    return layered
+    return wide(alt.layer(drawn, line.encode(x="step:Q", y="fall:Q", tooltip=told)))
 
 
 def _distribution() -> alt.TopLevelMixin:
     """Columns: from, to, samples, every, sign."""
-    x = alt.X("from:Q", bin="binned", title="score", axis=alt.Axis(tickCount=6, format="~g"))
-    every = (
-        alt.Chart(_rows())
-        .mark_bar(color=NEUTRAL, opacity=0.3)
-        .encode(x=x, x2="to:Q", y=alt.Y("every:Q", title="samples", axis=alt.Axis(tickCount=5)))
+    axis = alt.Axis(tickCount=6, format="~g")
+    base = _rows().encode(x=alt.X("from:Q", bin="binned", title="score", axis=axis), x2="to:Q")
+    every = base.mark_bar(color=NEUTRAL, opacity=0.3).encode(
+        y=alt.Y("every:Q", title="samples", axis=alt.Axis(tickCount=5))
     )
-    chosen = (
-        alt.Chart(_rows())
-        .mark_bar(opacity=0.85)
-        .encode(
-            x=x,
-            x2="to:Q",
-            y="samples:Q",
-            color=_sign(),
-            tooltip=[
-                alt.Tooltip("from:Q", format=".3g"), alt.Tooltip("to:Q", format=".3g"),
-                "samples:Q", alt.Tooltip("every:Q", title="without filters"),
-            ],
-        )
-    )  # fmt: skip
-    layered: alt.TopLevelMixin = alt.layer(every, chosen).properties(width="container", height=230)
-    return layered
+    told: list[Any] = [
+        tip("from:Q", ".3g"), tip("to:Q", ".3g"), "samples:Q",
+        alt.Tooltip("every:Q", title="without filters"),
+    ]  # fmt: skip
+    chosen = base.mark_bar(opacity=0.85).encode(y="samples:Q", color=_sign(), tooltip=told)
+    return wide(alt.layer(every, chosen), 230)
 
 
 def _steps() -> alt.TopLevelMixin:
     """Columns: step, value, sign, id."""
-    chart: alt.TopLevelMixin = (
-        alt.Chart(_rows())
-        .mark_circle(size=16, opacity=0.5)
-        .encode(
-            x=alt.X(
-                "step:Q", title="optimizer step", scale=alt.Scale(nice=False, zero=False),
-                axis=alt.Axis(tickCount=8, labelOverlap=True),
-            ),
-            y=alt.Y(
-                "value:Q", title="value in the step (symmetric log)",
-                scale=alt.Scale(type="symlog", constant={"expr": "constant"}),
-                axis=alt.Axis(format=".0e", tickCount=7),
-            ),
-            color=_sign(),
-            tooltip=["id:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
-        )
-        .add_params(alt.param(name="constant", value=1e-4))
-        .properties(width="container", height=260)
+    value = alt.Y(
+        "value:Q", title="value in the step (symmetric log)",
+        scale=alt.Scale(type="symlog", constant={"expr": "constant"}),
+        axis=alt.Axis(format=".0e", tickCount=7),
     )  # fmt: skip
-    return chart
+    told: list[Any] = ["id:N", "step:Q", tip("value:Q", ".4g")]
+    dots = _rows().mark_circle(size=16, opacity=0.5)
+    dots = dots.encode(x=steps(zero=False), y=value, color=_sign(), tooltip=told)
+    return wide(dots.add_params(alt.param(name="constant", value=1e-4)), 260)
 
 
 def _groups() -> alt.TopLevelMixin:
     """Columns: group, value, low, high, samples, sign; the order is the rows'."""
-    y = alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140))
-    x = alt.X("value:Q", title="sum of the score", axis=alt.Axis(tickCount=5, format="~g"))
-    tooltip = [
-        "group:N", "samples:Q", alt.Tooltip("value:Q", format=".4g"),
-        alt.Tooltip("low:Q", format=".4g"), alt.Tooltip("high:Q", format=".4g"),
+    told: list[Any] = [
+        "group:N", "samples:Q", tip("value:Q", ".4g"), tip("low:Q", ".4g"), tip("high:Q", ".4g"),
     ]  # fmt: skip
-    bars = (
-        alt.Chart(_rows()).mark_bar(opacity=0.85).encode(y=y, x=x, color=_sign(), tooltip=tooltip)
+    base = _rows().encode(
+        y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140)), tooltip=told
     )
-    rules = (
-        alt.Chart(_rows())
-        .mark_rule(color=NEUTRAL, strokeWidth=2)
-        .encode(y=y, x="low:Q", x2="high:Q", tooltip=tooltip)
-    )
-    layered: alt.TopLevelMixin = alt.layer(bars, rules).properties(width="container", height=200)
-    return layered
+    x = alt.X("value:Q", title="sum of the score", axis=alt.Axis(tickCount=5, format="~g"))
+    bars = base.mark_bar(opacity=0.85).encode(x=x, color=_sign())
+    rules = base.mark_rule(color=NEUTRAL, strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    return wide(alt.layer(bars, rules), 200)
 
 
 def _harm() -> alt.TopLevelMixin:
     """Columns: group, target, value (mean normalised), samples; both orders are the rows'."""
-    chart: alt.TopLevelMixin = (
-        alt.Chart(_rows())
-        .mark_rect()
-        .encode(
-            x=alt.X("target:N", sort=None, title=None, axis=alt.Axis(labelAngle=-40)),
-            y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140)),
-            color=alt.Color(
-                "value:Q", title=None,
-                scale=alt.Scale(range=[BAD, "#f3f1ea", GOOD], domainMid=0, interpolate="lab"),
-                legend=alt.Legend(gradientLength=160, format=".2g"),
-            ),
-            tooltip=[
-                "group:N", "target:N", alt.Tooltip("value:Q", format=".3g", title="mean"),
-                "samples:Q",
-            ],
-        )
-        .properties(width="container", height=200)
+    color = alt.Color(
+        "value:Q", title=None,
+        scale=alt.Scale(range=[BAD, "#f3f1ea", GOOD], domainMid=0, interpolate="lab"),
+        legend=alt.Legend(gradientLength=160, format=".2g"),
     )  # fmt: skip
-    return chart
+    told: list[Any] = ["group:N", "target:N", tip("value:Q", ".3g", title="mean"), "samples:Q"]
+    drawn = _rows().mark_rect().encode(
+        x=alt.X("target:N", sort=None, title=None, axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140)),
+        color=color, tooltip=told,
+    )  # fmt: skip
+    return wide(drawn, 200)

@@ -42,11 +42,7 @@ class Contents:
 
 
 def contents(run: Run, samples: pa.Table | None) -> Contents:
-    """Reads and joins everything that a report is made of.
-
-    Raises:
-        StoreError: the run holds no visits.
-    """
+    """Reads and joins everything that a report is made of."""
     visits, values = run.visits(), run.values()
     table = described(values, run.samples() if samples is None else samples)
     return Contents(

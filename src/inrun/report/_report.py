@@ -12,10 +12,10 @@ import pyarrow as pa
 from inrun.errors import StoreError
 from inrun.ledger import Run, known_residual_shares, totals
 from inrun.report import _charts as charts
-from inrun.report._judges import judges
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
+from inrun.report._shown import judges
 from inrun.report._words import covered_column, lead, losses_known, summary
 
 

@@ -2,13 +2,14 @@
 
 A page with everything of a large data set in it would not open. Where it does not all fit, every
 sample keeps a beginning of its text, the most extreme ones keep more of it and their images, and
-the page says what was left out. Order of preference: `Priority`, a permutation of the samples.
+the page says what was left out. Of the validation rows it shows how many judged, and a few.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inrun.ledger import Run, opened_picture, token_parts
+from inrun.report._page import Card, Section, Table
 
 TEXT_CHARACTERS = 12_000_000
 IMAGE_BYTES = 16_000_000
@@ -25,6 +27,7 @@ LONGEST, SHORTEST = 4000, 80
 LARGEST_SIDE = 256
 EXTREMES = 400
 MOST_BYTES = 400_000  # of one that is shown as it is
+JUDGES, SHORT, MOST_LEVELS = 24, 300, 30  # validation rows, characters of one, labels
 
 
 def priority(scores: Sequence[np.ndarray]) -> np.ndarray:
@@ -116,3 +119,46 @@ def tokens(run: Run, ids: pa.ChunkedArray, order: np.ndarray) -> dict[int, list[
                 found[row] = [visit["tokens"], visit["values"]]
                 count += len(visit["tokens"])
     return {row: [t, [float(f"{v:.4g}") for v in values]] for row, (t, values) in found.items()}
+
+
+def judges(run: Run) -> list[Section]:
+    """A section of the rows that values are measured in, where the run was told of them."""
+    told = run.samples("validation")
+    if told is None or not told.num_rows:
+        return []
+    words = (
+        f"A value is what a sample took off the loss on these {told.num_rows:,} rows. What they do "
+        "not hold, the values cannot see; what is wrong in them, the values take for right."
+    )
+    if told.num_rows > JUDGES:
+        words += f" {JUDGES} of them, evenly spaced:"
+    return [Section("The validation rows", [words], tables=_levels(told), cards=_cards(told))]
+
+
+def _levels(told: pa.Table) -> list[Table]:
+    """How many rows each label has."""
+    if "label" not in told.column_names:
+        return []
+    counts = Counter(str(label) for label in told["label"].to_pylist())
+    rows = [[label, f"{count:,}"] for label, count in counts.most_common(MOST_LEVELS)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(MOST_LEVELS))
+    if rest:
+        rows.append([f"{len(counts) - MOST_LEVELS:,} more labels", f"{rest:,}"])
+    return [Table(["label", "rows"], sorted(rows[:MOST_LEVELS]) + rows[MOST_LEVELS:])]
+
+
+def _cards(told: pa.Table) -> list[Card]:
+    at = np.unique(np.linspace(0, told.num_rows - 1, JUDGES).astype(int))
+    cards = []
+    for row in told.take(pa.array(at)).to_pylist():
+        label, image, text = (row.get(name) for name in ("label", "image", "text"))
+        png = None if image is None else small_image(image)
+        cards.append(
+            Card(
+                head="" if label is None else str(label),
+                fact=f"row {row['sample_id']}",
+                text="" if text is None else str(text)[:SHORT],
+                image="" if png is None else base64.b64encode(png).decode(),
+            )
+        )
+    return cards

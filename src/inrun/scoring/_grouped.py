@@ -16,11 +16,10 @@ from torch import Tensor
 from inrun.capture import Block
 from inrun.directions import Gradients, Pulled
 from inrun.distributed import is_sharded
-from inrun.factors import Dense, Outer
+from inrun.factors import SMALL, Dense, Outer, flat
 from inrun.optim import Move, as_rows, joined
 from inrun.scoring._plan import ParameterPlan
 
-SMALL = 4096  # elements; above it the elements cost more than the calls
 FEW = 32  # parameters; fewer are not worth the joining
 
 
@@ -34,7 +33,7 @@ class Member(NamedTuple):
 
 
 def groups_of(members: Sequence[Member]) -> tuple[list[list[Member]], list[Member]]:
-    """(groups of small parameters, the others)."""
+    """(groups of small parameters, those of less than two axes first; the others)."""
     groups: dict[object, list[Member]] = {}
     rest: list[Member] = []
     for member in members:
@@ -43,8 +42,12 @@ def groups_of(members: Sequence[Member]) -> tuple[list[list[Member]], list[Membe
             rest.append(member)
         else:
             groups.setdefault(key, []).append(member)
-    found = [group for group in groups.values() if len(group) >= FEW]
+    found = [sorted(group, key=_is_matrix) for group in groups.values() if len(group) >= FEW]
     return found, rest + [m for group in groups.values() if len(group) < FEW for m in group]
+
+
+def _is_matrix(member: Member) -> bool:
+    return member.plan.parameter.ndim > 1
 
 
 def _key(member: Member) -> object | None:
@@ -65,10 +68,10 @@ def pulled_together(group: Sequence[Member]) -> Pulled:
         for m in group
         if m.after is not None
     ]
-    opening = torch.cat([as_rows(m.at.opening) for m in group], 1)
+    opening = _rows([m.at.opening for m in group])
     closing = opening
     if group[0].at.closing is not None:
-        closing = torch.cat([as_rows(m.at.closing) for m in group if m.at.closing is not None], 1)
+        closing = _rows([m.at.closing for m in group if m.at.closing is not None])
     scales = [float(m.plan.share_scale) for m in group]
     alike = len(set(scales)) == 1
     plan = group[0].plan
@@ -82,6 +85,13 @@ def pulled_together(group: Sequence[Member]) -> Pulled:
     return pulled
 
 
+def _rows(found: list[Tensor]) -> Tensor:
+    """(K, n) of tensors (K, *shape), side by side."""
+    if len(found[0]) == 1:
+        return flat(found).unsqueeze(0)
+    return torch.cat([as_rows(t) for t in found], 1)
+
+
 def directions_of(group: Sequence[Member], directions: Tensor) -> Mapping[str, Tensor]:
     """(K, *shape) of each member."""
     parts = directions.split([m.plan.parameter.numel() for m in group], 1)
@@ -91,19 +101,40 @@ def directions_of(group: Sequence[Member], directions: Tensor) -> Mapping[str, T
     }
 
 
-def dense_together(names: Sequence[str], block: Block) -> Tensor | None:
+def met_together(
+    group: Sequence[Member], directions_Kn: Tensor, block: Block
+) -> tuple[list[Tensor], Mapping[str, Tensor]]:
+    """Contributions (B, K) of many parameters each; the directions (K, *shape) that are left.
+
+    Args:
+        group: small parameters.
+        directions_Kn: theirs, one after the other.
+        block: the samples.
+    """
+    vectors = [m for m in group if not _is_matrix(m)]
+    shares_Bn = _dense_together([m.name for m in vectors], block)
+    if shares_Bn is None:
+        return _outer_together(directions_of(group, directions_Kn), block)
+    n = shares_Bn.shape[1]
+    matrices = directions_of(group[len(vectors) :], directions_Kn[:, n:])
+    outer, rest = _outer_together(matrices, block)
+    return [shares_Bn.to(directions_Kn) @ directions_Kn[:, :n].T, *outer], rest
+
+
+def _dense_together(names: Sequence[str], block: Block) -> Tensor | None:
     """The shares of these parameters side by side, (B, n); None where one's are not dense."""
     columns = []
     for name in names:
-        factors = block.factors.get(name, [])
+        factors = block.factors.get(name, ())
         if len(factors) != 1 or type(factors[0]) is not Dense:
             return None
-        columns.append(as_rows(factors[0].held[0]))
-    alike = {(c.shape[0], c.device) for c in columns}
+        (shares_B,) = factors[0].held
+        columns.append(shares_B if shares_B.ndim == 2 else as_rows(shares_B))
+    alike = {(len(c), c.device) for c in columns}
     return torch.cat(columns, 1) if len(alike) == 1 else None
 
 
-def outer_together(
+def _outer_together(
     directions: Mapping[str, Tensor], block: Block
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Contributions (B, K) of small outer products, a product for each shape; what is left.

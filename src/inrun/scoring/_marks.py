@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from inrun.capture import Reading
 from inrun.distributed import own_part
+from inrun.factors import few
 
-SMALL = 4096  # elements
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 DEPTH = 4  # functions within functions that are looked into
 
@@ -39,8 +39,7 @@ class WeightsMark:
         parameters = list(parameters)
         self._versions = [p._version for p in parameters]
         with torch.no_grad():
-            large, small = _by_size(parameters)
-            sums = [checksum(t) for t in large] + [_bits(t) for t in small]
+            sums = [_bits(t) for t in few(_part(own_part(p)) for p in parameters)]
             self._checksums = Reading(torch.stack(sums) if sums else torch.zeros(0))
 
     def same(self, other: WeightsMark) -> bool:
@@ -53,29 +52,16 @@ class WeightsMark:
         return here.equal(there)
 
 
-def _by_size(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Large ones, and small ones of a kind joined: a call costs more than their elements."""
-    joined: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    large = []
-    for p in parameters:
-        own = own_part(p.detach())
-        if own.numel() > SMALL:
-            large.append(own)
-        else:
-            joined.setdefault((own.dtype, own.device), []).append(own.reshape(-1))
-    return large, [torch.cat(found) for found in joined.values()]
-
-
 @torch.no_grad()
 def checksum(t: Tensor) -> Tensor:
     """Of a tensor, or of this process's part of it."""
-    return _bits(_part(own_part(t.detach()).reshape(-1)))
+    return _bits(_part(own_part(t.detach())).reshape(-1))
 
 
-def _part(flat: Tensor) -> Tensor:
-    if flat.numel() <= CHUNKS * CHUNK:
-        return flat
-    rows = flat[: flat.numel() // CHUNKS * CHUNKS].view(CHUNKS, -1)
+def _part(t: Tensor) -> Tensor:
+    if t.numel() <= CHUNKS * CHUNK:
+        return t
+    rows = t.reshape(-1)[: t.numel() // CHUNKS * CHUNKS].view(CHUNKS, -1)
     return rows[:, -CHUNK:].reshape(-1)
 
 

@@ -36,7 +36,7 @@ RELATIVE = 1e-3  # of a step: how far a rule may be from it
 SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ParameterPlan(ABC):
     """One parameter at one step.
 
@@ -94,7 +94,7 @@ class ParameterPlan(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReadBefore(ParameterPlan):
     """Slope and history were computed from the state before the step."""
 
@@ -133,7 +133,7 @@ class ReadBefore(ParameterPlan):
         return momentum, decay
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SampleBySample(ReadBefore):
     """The direction differs from sample to sample: it meets the shares themselves."""
 
@@ -149,7 +149,7 @@ class SampleBySample(ReadBefore):
         return direction.values(self.move, shares_B * self.share_scale, self.gradient(at))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SettledAfter(ParameterPlan):
     """Everything is told from the state after the step."""
 

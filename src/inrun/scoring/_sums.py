@@ -17,14 +17,8 @@ from inrun.capture import Block, Reading
 from inrun.directions import Gradients
 from inrun.distributed import Processes, is_sharded, part_of, parts, whole
 from inrun.factors import Contraction, Factor, compute_dtype
-from inrun.optim import Move, as_rows
-from inrun.scoring._grouped import (
-    Member,
-    dense_together,
-    directions_of,
-    outer_together,
-    pulled_together,
-)
+from inrun.optim import Move
+from inrun.scoring._grouped import Member, directions_of, met_together, pulled_together
 from inrun.scoring._plan import ParameterPlan
 
 
@@ -114,22 +108,12 @@ class Sums:
             self._rows(entries_K.device)[row].add_(entries_K)
         if pulled.direction is None:
             return
-        dtype = compute_dtype(group[0].plan.parameter)
-        directions = directions_of(group, pulled.direction)
         if self._watcher is not None:
-            for name, directions_K in directions.items():
+            for name, directions_K in directions_of(group, pulled.direction).items():
                 self._watcher.direction(name, directions_K)
-        vectors = [name for name, directions_K in directions.items() if directions_K.ndim < 3]
-        flat = torch.cat([as_rows(directions[n]) for n in vectors], 1).T if vectors else None
         for number, block in enumerate(blocks):
-            rest = dict(directions)
-            shares = None if flat is None else dense_together(vectors, block)
-            together: list[Tensor] = []
-            if shares is not None and flat is not None:
-                together.append(shares.to(flat.device, dtype) @ flat)
-                rest = {n: t for n, t in rest.items() if t.ndim >= 3}
-            outer, rest = outer_together(rest, block)
-            for values_BK in [*together, *outer]:
+            together, rest = met_together(group, pulled.direction, block)
+            for values_BK in together:
                 contraction.note([values_BK])
                 self._add(number, values_BK)
             for name, directions_K in rest.items():

@@ -1,31 +1,45 @@
 """`inrun train`: a training on the user's own data, from a configuration that can be run again.
 
-`open_training("RUN")` builds the model, the data and the losses of a run once more.
+`open_training("RUN")` builds the model, the data and the losses of a run once more. What trains
+needs the Trainer of `transformers`, and is imported when it is asked for.
 """
 
-from inrun.training._checkpoint import CHECKPOINT
-from inrun.training._config import CONFIG, TASKS, TrainConfig, read_config
-from inrun.training._loop import PROBABILITIES, SAMPLES, Outcome, TrainingInterrupt
-from inrun.training._loop import train as run_training
-from inrun.training._plan import Plan, plan_training, read_comparison
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from inrun.training._config import CONFIG, PROBABILITIES, TASKS, TrainConfig, read_config
 from inrun.training._rows import task_seen
 from inrun.training._training import Training, open_training
 
+if TYPE_CHECKING:
+    from inrun.training._plan import Plan, plan_training
+    from inrun.training._run import Outcome, TrainingInterrupt, has_checkpoint, run_training
+
 __all__ = [
-    "CHECKPOINT",
     "CONFIG",
     "PROBABILITIES",
-    "SAMPLES",
     "TASKS",
     "Outcome",
     "Plan",
     "TrainConfig",
     "Training",
     "TrainingInterrupt",
+    "has_checkpoint",
     "open_training",
     "plan_training",
-    "read_comparison",
     "read_config",
     "run_training",
     "task_seen",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in {
+        "_plan": ("Plan", "plan_training"),
+        "_run": ("Outcome", "TrainingInterrupt", "has_checkpoint", "run_training"),
+    }.items():
+        if name in names:
+            return getattr(importlib.import_module(f"inrun.training.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

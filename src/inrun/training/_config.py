@@ -1,99 +1,100 @@
 """What a run of `inrun train` was asked for: kept as `config.json` beside its results.
 
 The file is all that it takes to do the same again (`inrun train --config RUN/config.json`), and to
-build model, data and losses once more for whatever is asked of the run later.
+build model, data and losses once more for whatever is asked of the run later. Each setting is a
+field with its help text; the command line is made of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import Budget, Options, Sampled, Scoring, demand_settings
+from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, demand_settings
 from inrun.errors import MisuseError, StoreError
 
-CONFIG = "config.json"
-FORMAT = 1
+CONFIG, PROBABILITIES = "config.json", "probabilities.parquet"
+FORMAT = 2
 TASKS = ("text-classification", "causal-lm", "image-classification")
 SPLIT_OFF = 0.1  # of the training rows, for each of validation and test that was not given
+PART = "Rows given likewise; else a tenth of the training rows is split off."
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a run does.
 
-    Attributes:
-        task: 'text-classification', 'causal-lm' or 'image-classification'.
-        model: a folder or hub name that `transformers` loads, or 'cnn' for images.
-        data: training rows: CSV, JSONL or Parquet file, a saved `datasets` folder, a folder of
-            images (one folder a class), or a hub name.
-        validation: the rows that judge, given likewise; None splits off a tenth of `data`.
-        test: the rows of the score at the end, given likewise; None splits off a tenth of `data`.
-        from_scratch: take the model's configuration and draw its weights.
-        tokenizer: a folder or name, where it is not the model's.
-        text_column: its name in the data.
-        label_column: its name in the data.
-        id_column: its name in the data; None takes row numbers.
-        source_column: its name in the data; None where rows have no provider.
-        target_column: a column of the validation rows that names targets; None is one target a
-            class where there are at most 20, and the whole validation set otherwise.
-        validation_rows: at most so many are passed in every step.
-        max_length: tokens; longer texts are cut.
-        lora: rank of LoRA's matrices; 0 trains all weights.
-        learning_rate: None takes 5e-5 for pretrained weights, 2e-4 for LoRA, 1e-3 from scratch.
-        batch: rows of a forward pass; `accumulate` of them make a step.
-        warmup: share of the steps over which the learning rate rises; then it falls to 0, linearly.
-        clip: the gradient's largest norm; 0 does not clip.
-        estimator: as of `inrun.attach`, like `capture`, `contraction`, `payout`, `payout_to`,
-            `every` and `max_overhead`.
-        rotating: as of `inrun.Utility`: each validation pass looks at one of so many parts.
-        keep_tokens: keep values a token.
-        record: keep the trajectory, for look-ahead.
-        save_every: seconds between checkpoints.
-        skip_bad_rows: leave them out instead of stopping.
-        pictures: the folder in which files that rows name must lie; None is the data's own.
+    The fields are the options of `inrun train --help`, where each is explained; `task`, `model` and
+    `data` must be given.
     """
 
-    task: str
-    model: str
-    data: str
-    validation: str | None = None
-    test: str | None = None
-    from_scratch: bool = False
-    tokenizer: str | None = None
-    text_column: str = "text"
-    label_column: str = "label"
-    id_column: str | None = None
-    source_column: str | None = None
-    target_column: str | None = None
-    validation_rows: int = 200
-    max_length: int = 128
-    lora: int = 0
-    epochs: int = 3
-    batch: int = 16
-    accumulate: int = 1
-    learning_rate: float | None = None
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    clip: float = 1.0
-    seed: int = 0
-    device: str = "auto"
-    estimator: str = "path"
-    capture: str = "hold"
-    contraction: str = "auto"
-    payout: int = 0
-    payout_to: str | None = None
-    every: float = 1
-    max_overhead: float | None = None
-    rotating: int = 1
-    keep_tokens: bool = False
-    record: bool = False
-    save_every: float = 60.0
-    skip_bad_rows: bool = False
-    pictures: str | None = None
+    task: str = field(metadata={"help": f"{', '.join(TASKS)}; else seen from the data."})
+    model: str = field(metadata={"help": "Folder or hub name for transformers; for images or cnn."})
+    data: str = field(
+        metadata={
+            "help": "Training rows: CSV, JSONL or Parquet file, saved `datasets` folder, folder of "
+            "images, hub name."
+        }
+    )
+    validation: str | None = _setting(None, f"The rows that judge. {PART}")
+    test: str | None = _setting(None, f"The rows of the score at the end. {PART}")
+    text_column: str = _setting("text", "Its name in the data.")
+    label_column: str = _setting("label", "Its name in the data.")
+    id_column: str | None = _setting(None, "Its name in the data; row numbers where not given.")
+    source_column: str | None = _setting(None, "Who provided a row, for `inrun rollup`.")
+    target_column: str | None = _setting(
+        None, "Of the validation rows: one target for each of its values, in place of the classes."
+    )
+    validation_rows: int = _setting(200, "At most so many are passed in each scored step.")
+    from_scratch: bool = _setting(False, "Draw the weights; needs the model's config.json only.")
+    tokenizer: str | None = _setting(None, "Folder or name, where it is not the model's own.")
+    max_length: int = _setting(128, "Tokens of a text; longer ones are cut.")
+    lora: int = _setting(0, "Rank of LoRA's matrices; 0 trains all weights.")
+    epochs: int = _setting(3, "How often each row is trained on.")
+    batch: int = _setting(16, "Rows of one forward pass on one device.")
+    accumulate: int = _setting(1, "Forward passes of one step.")
+    learning_rate: float | None = _setting(
+        None, "Default: 5e-5 for pretrained weights, 2e-4 for LoRA, 1e-3 from scratch."
+    )
+    weight_decay: float = _setting(0.01, "Of all weights but biases and norms.")
+    warmup: float = _setting(0.05, "Share of the steps in which the learning rate rises.")
+    clip: float = _setting(1.0, "The gradient's largest norm; 0 does not clip.")
+    seed: int = _setting(0, "Of start, order and split.")
+    trainer: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Any other argument of transformers.TrainingArguments, as bf16=true; may be "
+            "repeated."
+        },
+    )
+    estimator: str = _setting("path", "How a value is computed: docs/methods.md.")
+    capture: str = _setting("hold", "hold, offload or stream: docs/cost.md.")
+    contraction: str = _setting("auto", "auto or dense.")
+    scored: float = _setting(1, "Score one random step in so many; below 1, this share of steps.")
+    budget: float | None = _setting(
+        None, "Score as much as this share of the training's time pays for, as 0.05."
+    )
+    validation_parts: int = _setting(1, "Each validation pass looks at one of so many parts.")
+    momentum_window: int = _setting(
+        0, "Steps for which a row is also given what momentum does for it later."
+    )
+    held_in: str | None = _setting(
+        None, "Where the momentum window's steps wait: cpu, or a folder. Default: as --capture."
+    )
+    keep_tokens: bool = _setting(False, "Values for each token (causal-lm).")
+    record: bool = _setting(False, "Record the run, for look-ahead.")
+    save_every: float = _setting(60.0, "Seconds between checkpoints.")
+    skip_bad_rows: bool = _setting(False, "Leave them out instead of stopping.")
+    pictures: str | None = _setting(
+        None, "Where files that rows name must lie. Default: the data's own folder alone."
+    )
 
     def __post_init__(self) -> None:
         """Checks the numbers, and what goes together, before anything is loaded.
@@ -103,7 +104,7 @@ class TrainConfig:
         """
         if self.task not in TASKS:
             raise MisuseError(f"task {self.task!r} is not one of {', '.join(TASKS)}.")
-        for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length", "rotating"):
+        for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
             if getattr(self, name) < 1:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("lora", "weight_decay", "clip", "save_every"):
@@ -117,60 +118,61 @@ class TrainConfig:
             raise MisuseError("lora is for text models here; train all weights of an image model.")
         if self.keep_tokens and self.task != "causal-lm":
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
-        demand_settings(
-            estimator=self.estimator, scoring=self.scoring, momentum_window=self.payout,
-            options=self.options(),
-        )  # fmt: skip
-        self._demand_alone()
-
-    def _demand_alone(self) -> None:
-        """Raises where two settings exclude each other here."""
-        tokens = {
-            "payout": self.payout > 0,
-            "capture='stream'": self.capture == "stream",
-            "estimator='path-smoothed'": self.estimator == "path-smoothed",
-        }
-        for name, chosen in tokens.items():
-            if self.keep_tokens and chosen:
-                raise MisuseError(
-                    f"keep_tokens and {name} exclude each other: a value a token is one whole "
-                    "direction's product with the token's part, by a validation loss, in its step."
-                )
+        demand_settings(**self.attach_settings())
+        if self.keep_tokens:
+            self._demand_tokens()
         if self.record and self.accumulate > 1:
             raise MisuseError(
                 "record and accumulate exclude each other: a recording must know each row's term "
                 "in the step's loss from its own pass. Use a larger batch, or no recording."
             )
 
-    @property
-    def scoring(self) -> Scoring:
-        """How much is looked at, for `inrun.attach`."""
-        parts = self.rotating
-        if self.max_overhead is not None:
-            if self.every != 1:
-                raise MisuseError("every says what max_overhead is to find out. Give one of them.")
-            return Budget(self.max_overhead, validation_parts=parts)
-        return Sampled(self.every, validation_parts=parts)
+    def _demand_tokens(self) -> None:
+        """Raises where values for each token cannot be had with another setting."""
+        others = {
+            "momentum_window": self.momentum_window > 0,
+            "capture='stream'": self.capture == "stream",
+            "estimator='path-smoothed'": self.estimator == "path-smoothed",
+        }
+        for name in (name for name, chosen in others.items() if chosen):
+            raise MisuseError(
+                f"keep_tokens and {name} exclude each other: a token's value is one whole "
+                "direction's product with the token's part, by a validation loss, in its step."
+            )
 
-    def options(self, **more: Any) -> Options:
-        """The rest, for `inrun.attach`."""
-        whole = self.keep_tokens  # values per token need directions neither cut nor smoothed
-        chosen = {"smoothed_steps": 0} if whole else {}
-        return Options(
-            capture=self.capture, contraction="dense" if whole else self.contraction,
-            held_in=self.payout_to, progress=False, **{**chosen, **more},
-        )  # fmt: skip
+    def attach_settings(self) -> dict[str, Any]:
+        """What `inrun.attach` is told, apart from model, optimizer, utility and store."""
+        whole = self.keep_tokens  # values for each token: directions neither cut nor smoothed
+        return {
+            "estimator": self.estimator, "scoring": self._scoring(),
+            "momentum_window": self.momentum_window,
+            "options": Options(
+                capture=self.capture, contraction="dense" if whole else self.contraction,
+                held_in=self.held_in, progress=False,
+                smoothed_steps=0 if whole else Options.smoothed_steps,
+            ),
+        }  # fmt: skip
+
+    def _scoring(self) -> Scoring:
+        parts = self.validation_parts
+        if self.budget is None:
+            return EveryStep(validation_parts=parts) if self.scored == 1 else Sampled(
+                self.scored, validation_parts=parts
+            )  # fmt: skip
+        if self.scored != 1:
+            raise MisuseError("scored says what budget is to find out. Give one of them.")
+        return Budget(self.budget, validation_parts=parts)
 
     def demand_place(self) -> None:
-        """Looks for the folder of `payout_to`, before a training begins.
+        """Looks for the folder of `held_in`, before a training begins.
 
         Raises:
             StoreError: it is not there.
         """
-        place = self.payout_to
+        place = self.held_in
         if place is not None and place != "cpu" and not Path(place).is_dir():
             raise StoreError(
-                f"payout_to={place!r} is no folder. Make it, on a disk with room for the steps "
+                f"held_in={place!r} is no folder. Make it, on a disk with room for the steps "
                 "that wait, or name another one."
             )
 
@@ -206,7 +208,7 @@ def read_config(path: Path) -> TrainConfig:
         raise StoreError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "train" not in content:
         raise StoreError(f"{file} is not a configuration of format {FORMAT}.")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    known = {setting.name for setting in dataclasses.fields(TrainConfig)}
     strange = sorted(set(content["train"]) - known)
     if strange:
         raise StoreError(f"{file} holds settings that this version does not know: {strange}.")

@@ -1,11 +1,13 @@
 """Rows of data from a file or a folder, each with the place that it came from.
 
-A bad row is named by its file and line, so that it can be found and mended.
+CSV and JSONL files are read here, since a bad row is to be named by its file and line so that it
+can be found and mended; saved data sets and those of a hub are read by `datasets`.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError, require_extra
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SHOWN = 5  # bad rows that a message names
@@ -65,10 +67,12 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
 
     Raises:
         MisuseError: nothing is there, or of no known kind.
+        MissingExtraError: a data set, and `datasets` is not installed.
     """
     path = Path(source)
-    if path.is_dir():
-        rows = list(_folder(path, split))
+    saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    if path.is_dir() and not saved:
+        rows = list(_image_folder(path))
     elif path.is_file():
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
@@ -78,7 +82,7 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
             )
         rows = list(reader(path, bad))
     else:
-        rows = list(_hub(source, split))
+        rows = list(_data_set(source, split, saved))
     if not rows and not bad.found:
         raise MisuseError(f"{source} holds no rows.")
     return rows
@@ -96,23 +100,17 @@ def task_seen(source: str, label: str) -> str:
     return "text-classification" if any(label in r.cells for r in rows[:100]) else "causal-lm"
 
 
-def _csv(path: Path, bad: BadRows, delimiter: str = ",") -> Iterator[Row]:
+def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        head, begins = next(reader, None), reader.line_num + 1
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        head, begins = next(reader, []), reader.line_num + 1
         for cells in reader:
             where = f"{path}, line {begins}"
-            begins = reader.line_num + 1
-            if not cells:
-                continue
-            if head is None or len(cells) != len(head):
-                bad.add(where, f"{len(cells)} fields, and the head names {len(head or [])}")
-            else:
+            begins = reader.line_num + 1  # a row may have several lines
+            if len(cells) == len(head):
                 yield Row(dict(zip(head, cells, strict=True)), where)
-
-
-def _tsv(path: Path, bad: BadRows) -> Iterator[Row]:
-    yield from _csv(path, bad, "\t")
+            elif cells:
+                bad.add(where, f"{len(cells)} fields, and the head names {len(head)}")
 
 
 def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
@@ -123,7 +121,7 @@ def _jsonl(path: Path, bad: BadRows) -> Iterator[Row]:
                 continue
             try:
                 cells = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 bad.add(where, f"not JSON ({error})")
                 continue
             if isinstance(cells, dict):
@@ -143,59 +141,41 @@ def _parquet(path: Path, bad: BadRows) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path, BadRows], Iterator[Row]]] = {
-    ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet,
+    ".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet,
 }  # fmt: skip
 
 
-def _folder(path: Path, split: str) -> Iterator[Row]:
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _data_set(_datasets().load_from_disk(str(path)), str(path), split)
-    else:
-        yield from _image_folder(path)
-
-
 def _image_folder(path: Path) -> Iterator[Row]:
-    """One folder a class; a row's id is its path below the folder."""
+    """One folder per class; `file` is an image's path below the whole folder."""
     for file in sorted(path.glob("*/**/*")):
         if file.suffix.lower() in IMAGES:
             inside = file.relative_to(path)
-            cells = {"image": str(file), "label": inside.parts[0], "file": inside.as_posix()}
+            cells = {"image": str(inside), "label": inside.parts[0], "file": inside.as_posix()}
             yield Row(cells, str(file))
 
 
-def _hub(source: str, split: str) -> Iterator[Row]:
-    if source.startswith((".", "/", "~")) or Path(source).suffix.lower() in _READERS:
+def _data_set(source: str, split: str, saved: bool) -> Iterator[Row]:
+    """A saved data set, or one of the hub."""
+    if not saved and (
+        source.startswith((".", "/", "~")) or Path(source).suffix.lower() in _READERS
+    ):
         raise MisuseError(f"{source} does not exist.")
-    datasets = _datasets()
+    require_extra("train", "datasets")
+    datasets = importlib.import_module("datasets")
     try:
-        found = datasets.load_dataset(source)
+        found = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
     except Exception as error:  # whatever stands between here and the hub
         raise MisuseError(
-            f"{source} is neither a file nor a folder here, and it could not be loaded as a data "
-            f"set from the hub: {error}"
+            f"{source} is neither a file nor a folder of rows here, and it could not be loaded as "
+            f"a data set: {error}"
         ) from error
-    yield from _data_set(found, source, split)
-
-
-def _data_set(found: Any, name: str, split: str) -> Iterator[Row]:
     if hasattr(found, "keys"):
         if split not in found:
-            raise MisuseError(f"{name} has no part {split!r}; it has {', '.join(found.keys())}.")
+            raise MisuseError(f"{source} has no part {split!r}; it has {', '.join(found.keys())}.")
         found = found[split]
     names = {k: f.names for k, f in found.features.items() if hasattr(f, "names")}
     for number, cells in enumerate(found):
         for column, known in names.items():  # class labels are stored as numbers
             if isinstance(cells[column], int) and 0 <= cells[column] < len(known):
                 cells[column] = known[cells[column]]
-        yield Row(cells, f"{name}, row {number}")
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise NotSupportedError(
-            "A saved or hub data set is read by the package `datasets`, which is not installed: "
-            "pip install 'inrun[train]'. Files (CSV, JSONL, Parquet) need nothing extra."
-        ) from None
-    return datasets
+        yield Row(cells, f"{source}, row {number}")

@@ -1,25 +1,28 @@
-"""A configured training, ready to be run or asked again: data, model, losses, batches, utility."""
+"""A configured training, ready to be run or asked again: data, model, losses, utility."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
-from inrun.replay import Trajectory, open_trajectory
+from inrun.ledger import png
+from inrun.replay import Replayable, Trajectory, open_trajectory
 from inrun.training._config import TrainConfig, read_config
-from inrun.training._loading import Batch
+from inrun.training._models import Batch, Task, Texts, task_of, transformers
 from inrun.training._rows import Row
 from inrun.training._samples import Id, Sample, Splits, read_splits
-from inrun.training._task import Task, task_of
+from inrun.training._seen import label_losses, row_weights
 from inrun.utility import Utility
 
-MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass a step
+MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass per step
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
 
@@ -33,18 +36,19 @@ class Training:
 
     Raises:
         MisuseError: data or model cannot be read.
-        NotSupportedError: a package is missing.
+        MissingExtraError: a package is missing.
     """
 
     def __init__(self, config: TrainConfig, folder: Path | None = None):
+        transformers()  # raises where it is missing, before any row is read
+        from inrun.training._arguments import arguments_of
+
         self.config, self.folder = config, folder
+        self.arguments: Any = arguments_of(config, Path(folder or "."))
         self.splits: Splits = read_splits(config)
         self.task: Task = task_of(config, self.splits.classes, self.splits.training)
-        self.device = _device(config.device)
+        self.device: torch.device = self.arguments.device
         self._by_id = {sample.id: sample for sample in self.splits.training}
-        self.loss_fn, self.losses, self.weights = (
-            self.task.loss_fn, self.task.losses, self.task.weights
-        )  # fmt: skip
 
     # ---- data
 
@@ -53,39 +57,24 @@ class Training:
         """Of the training samples, in their order."""
         return list(self._by_id)
 
-    def fetch(self, ids: Collection[Any]) -> Batch:
-        """Training samples by id, as one batch on the device.
+    def samples(self, ids: Collection[Any]) -> list[Sample]:
+        """Training samples by id.
 
         Raises:
             MisuseError: an id that is in no training row.
         """
         try:
-            return self.collate([self._by_id[i] for i in ids])
+            return [self._by_id[i] for i in ids]
         except KeyError as error:
             raise MisuseError(f"No training row has the id {error.args[0]!r}.") from None
 
-    def contents(self, ids: Collection[Any]) -> list[Any]:
-        """Training samples' texts or images by id."""
-        return [self._by_id[i].content for i in ids]
+    def fetch(self, ids: Collection[Any]) -> Batch:
+        """Training samples by id, as one batch on the device; see `samples`."""
+        return self.collate(self.samples(ids))
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples as one batch on the device."""
         return {name: t.to(self.device) for name, t in self.task.collate(samples).items()}
-
-    def texts(self, texts: Sequence[str]) -> Batch:
-        """New texts as a batch for a language model: for instance a query to be traced.
-
-        Raises:
-            MisuseError: the task is not 'causal-lm'.
-        """
-        if self.config.task != "causal-lm":
-            raise MisuseError(
-                f"The run's task is {self.config.task}, whose loss needs labels: make samples and "
-                "call collate()."
-            )
-        samples = [Sample(i, text, None, self.splits.training[0].row) for i, text in
-                   enumerate(texts)]  # fmt: skip
-        return self.collate(samples)
 
     def query(self, row: Mapping[str, Any]) -> Batch:
         """One new row, as a batch: its text or image, and its label where the task has labels.
@@ -102,18 +91,23 @@ class Training:
         if missing:
             raise MisuseError(
                 f"The query has no {missing[0]!r}, and the loss of {config.task} needs it. Pass a "
-                f"file with the columns {', '.join(wanted)}, a row a query."
+                f"file with the columns {', '.join(wanted)}, one row per query."
             )
         label = str(cells[config.label_column]).strip() if labelled else None
         if labelled and label not in self.splits.classes:
             raise MisuseError(
                 f"The query's label {label!r} is not one of {', '.join(self.splits.classes)}."
             )
-        origin = Row(dict(row), "the query")
-        return self.collate([Sample(0, cells[content], label, origin)])
+        found = png(cells[content]) if image else cells[content]
+        return self.collate([Sample(0, found, label, Row(dict(row), "the query"))])
+
+    def pieces(self, ids: Collection[Any]) -> list[list[str]]:
+        """The tokens of training texts, as text."""
+        assert isinstance(self.task, Texts)
+        return [self.task.pieces(sample.content) for sample in self.samples(ids)]
 
     def judges(self) -> list[Sample]:
-        """The validation samples that every step is judged by, as evenly from classes as can be."""
+        """The validation samples that each step is judged by, as evenly from targets as can be."""
         config, found = self.config, list(self.splits.validation)
         if len(found) <= config.validation_rows:
             return found
@@ -121,49 +115,94 @@ class Training:
         turn: dict[str, int] = {}
         ranked = []
         for i in order:
-            name = self._target_name(found[i])
+            name = self.target_name(found[i])
             turn[name] = turn.get(name, 0) + 1
             ranked.append((turn[name], i))
         chosen = sorted(i for _, i in sorted(ranked)[: config.validation_rows])
         return [found[i] for i in chosen]
 
-    def _target_name(self, sample: Sample) -> str:
+    def target_name(self, sample: Sample) -> str:
+        """Of a validation sample."""
         if self.config.target_column is not None:
             return str(sample.row.cells.get(self.config.target_column))
         return str(sample.label) if 2 <= len(self.splits.classes) <= MOST_CLASSES else "validation"
 
     def utility(self) -> Utility:
-        """The whole validation loss, by target."""
+        """The validation loss, by target."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.judges():
-            groups.setdefault(self._target_name(sample), []).append(sample)
+            groups.setdefault(self.target_name(sample), []).append(sample)
         if len(groups) == 1:
-            return Utility(self.loss_fn, self.collate(next(iter(groups.values()))))
+            batch = self.collate(next(iter(groups.values())))
+            return Utility(self.loss_fn, batch)
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
         return Utility(self.loss_fn, targets=targets)
 
-    def judged_by(self) -> Utility:
-        """What the run's steps are judged by: `utility()`, whose rows can be dealt out.
+    # ---- losses
 
-        Raises:
-            MisuseError: a target has fewer rows than there are to be parts.
-        """
-        whole = self.utility()
-        whole.dealt(self.config.rotating)  # raises here what attaching would
-        return whole
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a row's loss is a sum over tokens."""
+        return self.config.task == "causal-lm"
+
+    @staticmethod
+    def label_losses(model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each label, (B, 1) for classes and (B, T) for tokens, 0 for none."""
+        inputs = {name: t for name, t in batch.items() if name != "labels"}
+        return label_losses(model(**inputs)["logits"], batch["labels"])
+
+    def token_terms(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The same over the number of labels in the batch: terms that add up to its mean loss."""
+        return self.label_losses(model, batch) / self.weights(batch).sum().clamp_min(1)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Terms (B,) that add up to the batch's mean loss."""
+        return self.token_terms(model, batch).sum(1)
+
+    def loss_fn(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The batch's mean loss, over rows with labels or over tokens."""
+        return self.losses(model, batch).sum()
+
+    @staticmethod
+    def weights(batch: Batch) -> Tensor:
+        """What each row weighs in the batch's mean, (B,): 1, or how many tokens are predicted."""
+        return row_weights(batch["labels"])
 
     # ---- model
 
     def start(self, seed: int | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Model and optimizer before the first step; both from the seed alone."""
+        model = self.drawn(seed)
+        with self.apart(model, self.splits.training) as trainer:
+            return model, trainer.create_optimizer()
+
+    @contextmanager
+    def apart(
+        self,
+        model: nn.Module,
+        samples: Sequence[Sample],
+        callbacks: Sequence[Any] = (),
+        **changes: Any,
+    ) -> Iterator[Any]:
+        """A Trainer that leaves nothing behind: no files, no logs, no evaluation.
+
+        Args:
+            model: to be trained.
+            samples: to train on.
+            callbacks: for it.
+            changes: of its arguments.
+        """
+        from inrun.training._arguments import SILENT, arguments_of
+        from inrun.training._trainer import RowTrainer
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = arguments_of(self.config, Path(folder), **SILENT, **changes)
+            yield RowTrainer(self, model, arguments, samples, callbacks=callbacks)
+
+    def drawn(self, seed: int | None = None) -> nn.Module:
+        """The model before the first step, from the seed alone."""
         torch.manual_seed(self.config.seed if seed is None else seed)
-        model = self.task.build().to(self.device).train()
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=self.config.rate,
-            weight_decay=self.config.weight_decay,
-        )
-        return model, optimizer
+        return self.task.build().to(self.device).train()
 
     def trained(self) -> nn.Module:
         """The model as the run left it, in evaluation mode.
@@ -177,7 +216,8 @@ class Training:
                 f"{self.folder} holds no trained model: its training was not finished. "
                 "`inrun train --resume` goes on with it."
             )
-        return self.task.load(folder).to(self.device).eval()
+        torch.manual_seed(self.config.seed)  # what is drawn and not trained is the run's own
+        return self.task.build(folder).to(self.device).eval()
 
     def trajectory(self) -> Trajectory:
         """The recorded run, for `inrun.lookahead`.
@@ -190,43 +230,14 @@ class Training:
                 f"{self.folder} holds no recorded trajectory. Train with --record to look ahead."
             )
         model, optimizer = self.start()
-        return open_trajectory(
-            self.folder / TRAJECTORY, model, optimizer, self.losses, self.fetch,
-            weights=self.weights,
-        )  # fmt: skip
+        again = Replayable(model, optimizer, self.losses, self.fetch, weights=self.weights)
+        return open_trajectory(self.folder / TRAJECTORY, again)
 
-    # ---- order
-
-    def batches(
-        self, ids: Sequence[Id] | None = None, seed: int | None = None
-    ) -> Iterator[list[list[Id]]]:
-        """The steps: for each the ids of its micro-batches. An epoch's order is from the seed."""
-        config, rows = self.config, self.ids if ids is None else list(ids)
-        size = config.batch * config.accumulate
-        for epoch in range(config.epochs):
-            rng = np.random.default_rng([config.seed if seed is None else seed, epoch])
-            order = [rows[i] for i in rng.permutation(len(rows))]
-            for begin in range(0, len(order), size):
-                step = order[begin : begin + size]
-                yield [step[i : i + config.batch] for i in range(0, len(step), config.batch)]
-
-    def steps(self, rows: int | None = None) -> int:
+    def steps(self) -> int:
         """How many optimizer steps there are."""
-        rows = len(self._by_id) if rows is None else rows
-        return self.config.epochs * -(-rows // (self.config.batch * self.config.accumulate))
-
-    def scheduler(
-        self, optimizer: torch.optim.Optimizer, steps: int
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate: rises over the warm-up, falls linearly to 0 at the end."""
-        warm = round(self.config.warmup * steps)
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / (warm + 1)
-            return (steps - step) / max(1, steps - warm)
-
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        config, processes = self.config, int(self.arguments.world_size)
+        rows = -(-len(self._by_id) // processes)
+        return config.epochs * -(-rows // (config.batch * config.accumulate))
 
     # ---- again
 
@@ -240,29 +251,10 @@ class Training:
         Returns:
             The mean score on the test samples: accuracy, or minus the loss of a text's tokens.
         """
-        model, optimizer = self.start(1000 + seed)
-        schedule = self.scheduler(optimizer, self.steps(len(ids)))
-        for parts in self.batches(ids, 1000 + seed):
-            for batch, share in self.weighted(parts):
-                (self.loss_fn(model, batch) * share).backward()
-            self.clip(model)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
+        model = self.drawn(1000 + seed)
+        with self.apart(model, self.samples(ids), seed=1000 + seed) as trainer:
+            trainer.train()
         return self.score(model)
-
-    def weighted(self, parts: Sequence[Sequence[Id]]) -> list[tuple[Batch, float]]:
-        """A step's batches, each with its share of the step's weight."""
-        batches = [self.fetch(ids) for ids in parts]
-        if len(batches) == 1:
-            return [(batches[0], 1.0)]
-        weights = [float(self.weights(batch).sum()) for batch in batches]
-        return [(b, w / max(sum(weights), 1.0)) for b, w in zip(batches, weights, strict=True)]
-
-    def clip(self, model: nn.Module) -> None:
-        """Clips the gradient's norm, where the configuration says so."""
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), self.config.clip)
 
     def score(self, model: nn.Module, samples: Sequence[Sample] | None = None) -> float:
         """Mean score over the test samples, or over others."""
@@ -272,9 +264,17 @@ class Training:
         with torch.no_grad():
             for begin in range(0, len(samples), SCORED_AT_ONCE):
                 batch = self.collate(samples[begin : begin + SCORED_AT_ONCE])
-                found += self.task.score(model, batch).tolist()
+                found += self._scores(model, batch).tolist()
         model.train(was_training)
         return float(np.mean(found)) if found else float("nan")
+
+    def _scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """How well each row is done, (B,): 1 or 0 for a class, minus the mean loss for a text."""
+        if self.has_tokens:
+            return -self.label_losses(model, batch).sum(1) / self.weights(batch).clamp_min(1)
+        inputs = {name: t for name, t in batch.items() if name != "labels"}
+        logits: Tensor = model(**inputs)["logits"]
+        return (logits.argmax(1) == batch["labels"]).float()
 
 
 def open_training(run: str | Path) -> Training:
@@ -286,15 +286,6 @@ def open_training(run: str | Path) -> Training:
     """
     folder = Path(run)
     return Training(read_config(folder), folder)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise MisuseError(f"device {name!r} is none that PyTorch knows: {error}") from error
 
 
 _TAKEN = {"total", "step", "sample_id", "value", "value_normalised", "visits"}

@@ -1,15 +1,16 @@
 """Ground truth: what the values should be, by playing steps out or training again.
 
-`Auditing` plays random steps of a run out while it trains, and compares.
+An `Auditor` plays random steps of a run out while it trains, and compares.
 """
 
 from inrun.truth._agreement import Agreement, agreement
-from inrun.truth._audit import AUDIT, AuditReport, Interval, noise_ceiling, report
-from inrun.truth._auditing import Auditing
-from inrun.truth._auditor import Audit
+from inrun.truth._audit import AUDIT, Audit, AuditReport, Interval, noise_ceiling, report
+from inrun.truth._audit_utility import AuditUtility
+from inrun.truth._auditor import Auditor
 from inrun.truth._causes import Cause
 from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
-from inrun.truth._retrain import Retrainable, retrain
+from inrun.truth._results import TrainingResults, read_results
+from inrun.truth._retrain import Retrainable, retrain, retrained
 from inrun.truth._schedule import AuditSchedule
 
 __all__ = [
@@ -19,16 +20,20 @@ __all__ = [
     "Audit",
     "AuditReport",
     "AuditSchedule",
-    "Auditing",
+    "AuditUtility",
+    "Auditor",
     "Cause",
     "Interval",
     "Retrainable",
     "Sampled",
     "StepGame",
+    "TrainingResults",
     "agreement",
     "noise_ceiling",
+    "read_results",
     "report",
     "retrain",
+    "retrained",
     "sample_shares",
     "shapley_values",
 ]

@@ -200,3 +200,33 @@ def _with_ends(middle: float, drawn: np.ndarray, count: int) -> Interval:
         return Interval(float(middle), float("nan"), float("nan"))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(middle), float(low), float(high))
+
+
+class Audit:
+    """What `Attribution.audit` returns: the checks so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.ended = ""  # why, where an error ended it
+
+    def end(self, why: str) -> None:
+        """No further step is checked; the checks before stay."""
+        self.ended = why
+
+    def go_on(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Has these checks, of the run that goes on."""
+        self.rows[:] = map(dict, rows)
+
+    def table(self) -> pa.Table:
+        """A row a check; the columns are those of `inrun.truth.AUDIT`."""
+        return pa.Table.from_pylist(self.rows, schema=AUDIT)
+
+    def report(self) -> AuditReport:
+        """Medians with intervals, and the likely causes of what is low; `print` it.
+
+        Raises:
+            MisuseError: no step has been checked yet, or none could be.
+        """
+        if self.ended and not self.rows:
+            raise MisuseError(f"The audit ended before a step was checked: {self.ended}")
+        return report(self.table())

@@ -12,9 +12,11 @@ Letters: G groups, K targets.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.truth._agreement import agreement
-from inrun.truth._audit import AUDIT, AuditReport, report
+from inrun.truth._audit import Audit
 from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._game import StepGame, shapley_values
 from inrun.truth._group_shares import GroupShares
@@ -35,6 +37,7 @@ from inrun.truth._schedule import AuditSchedule
 
 FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at most
 CHECKS_AIMED_AT = 12
+Result = TypeVar("Result")
 PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error")  # into the row
 
 
@@ -53,33 +56,44 @@ class ReadStep(Protocol):
         """What to multiply a parameter's shares by."""
 
 
-class Audit:
-    """What `Attribution.audit` returns: the checks so far."""
+def _aside(method: Callable[..., Result]) -> Callable[..., Result | None]:
+    """Its time is nobody's, and an error in it ends the audit with a warning, nothing else."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.ended = ""  # why, where an error ended it
+    @functools.wraps(method)
+    def call(self: Auditor, *args: Any, **kwargs: Any) -> Result | None:
+        if self.over:
+            return None
+        with self._stopped():
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as error:
+                self._end(error)
+                return None
 
-    def table(self) -> pa.Table:
-        """A row a check; the columns are those of `inrun.truth.AUDIT`."""
-        return pa.Table.from_pylist(self.rows, schema=AUDIT)
-
-    def report(self) -> AuditReport:
-        """Medians with intervals, and the likely causes of what is low; `print` it.
-
-        Raises:
-            MisuseError: no step has been checked yet, or none could be.
-        """
-        if self.ended and not self.rows:
-            raise MisuseError(f"The audit ended before a step was checked: {self.ended}")
-        return report(self.table())
+    return call
 
 
 class Auditor:
-    """Carries an audit out: decides, listens, plays, compares."""
+    """Carries an audit out, of the training's way: decides, listens, plays, compares.
+
+    Args:
+        stopped: a context in which time counts neither as training nor as attribution.
+        warn: says why an audit ended.
+        model: that is trained.
+        optimizers: that train it.
+        utility: that judges.
+        schedule: which steps are checked.
+        groups: how many in each check; None for as many as time allows.
+        processes: that train together.
+
+    Raises:
+        MisuseError: a number of groups that cannot be compared or played out.
+    """
 
     def __init__(
         self,
+        stopped: Callable[[], AbstractContextManager[None]],
+        warn: Callable[[str], None],
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         utility: AuditUtility,
@@ -87,6 +101,9 @@ class Auditor:
         groups: int | None,
         processes: Processes,
     ):
+        if groups is not None and not FEWEST <= groups <= MOST:
+            raise MisuseError(f"groups must be from {FEWEST} to {MOST}, not {groups}.")
+        self._stopped, self._warn, self.over = stopped, warn, False
         self._model, self._optimizers, self._utility = model, optimizers, utility
         self._schedule, self._wanted, self._processes = schedule, groups, processes
         self._groups = groups or FIRST
@@ -104,14 +121,25 @@ class Auditor:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`."""
         self.cancel()
-        self.audit.rows[:] = state["rows"]
+        self.audit.go_on(state["rows"])
         self._groups = self._wanted or state["groups"]
         self._schedule.restore(state["schedule"])
+
+    def _end(self, error: Exception) -> None:
+        self.over = True
+        self.cancel()
+        self.audit.end(str(error))
+        self._warn(
+            f"The audit ended: {str(error).removesuffix('.')}. Training and scoring go on; "
+            "checks made before stay in the audit's table."
+        )
 
     def block_begins(
         self, capture: Capture, step: int, samples: int, *, first: bool
     ) -> Callable[[str, Factor], None] | None:
         """Before a block: who wants to see its factors, if the step is drawn."""
+        if self.over:
+            return None
         if first:
             self.cancel()
             self._seconds = 0.0
@@ -123,8 +151,14 @@ class Auditor:
         if self._shares is None:
             return None
         self._shares.begin_block(samples)
-        return self._shares.add
+        return self._sees
 
+    @_aside
+    def _sees(self, name: str, factor: Factor) -> None:
+        if self._shares is not None:
+            self._shares.add(name, factor)
+
+    @_aside
     def block_ended(self, capture: Capture, block: Block) -> None:
         """A block of a drawn step has ended, and nothing has overwritten its inputs yet."""
         if self._shares is not None:
@@ -146,6 +180,7 @@ class Auditor:
         if self._shares is not None:
             self._no_ones.append(dict(gradients))
 
+    @_aside
     def before_step(self, step: ReadStep) -> None:
         """Plays the coming step out on copies."""
         if self._shares is None:
@@ -233,6 +268,7 @@ class Auditor:
             joined[name] = torch.cat([sums, last])
         return joined
 
+    @_aside
     def after_step(
         self, step: int, values_NK: np.ndarray, facts: Mapping[str, Any]
     ) -> pa.Table | None:

@@ -7,10 +7,8 @@ Same start, same order, same random numbers. One training a sample: slow, and th
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -18,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from inrun.errors import MisuseError, StoreError
+from inrun.errors import MisuseError
+from inrun.truth._results import TrainingResults
 from inrun.utility import Utility, losses_of
 
 
@@ -84,19 +83,32 @@ def retrain(
     if processes and any(p.device.type != "cpu" for p in model.parameters()):
         raise MisuseError("Forked processes cannot share a GPU's context: use processes=0.")
     full = [float(loss) for loss in losses_of(utility, model)]
-    known = _Results(store, {"removal": removal, "targets": list(utility.targets), "full": full})
-    left = [sample for sample in samples if sample not in known.losses]
+    question = {
+        "removal": removal,
+        "targets": list(utility.targets),
+        "weights": [float(weight) for weight in utility.weights],
+        "full": full,
+    }
+    results = TrainingResults(store, "retraining", question)
+    left = [sample for sample in samples if sample not in results.known]
     work = _WithoutEach(run, utility, left, removal == "renormalise")
     for sample, losses in zip(left, _run_through(work, processes), strict=True):
-        known.add(sample, losses)
-    gains = torch.tensor([known.losses[i] for i in samples], dtype=torch.float64)
-    gains = gains.reshape(len(samples), len(full)) - torch.tensor(full, dtype=torch.float64)
+        results.add(sample, losses)
+    return retrained(results.question, samples, [results.known[sample] for sample in samples])
+
+
+def retrained(
+    question: Mapping[str, Any], samples: Sequence[Any], losses: Sequence[list[float]]
+) -> pa.Table:
+    """The table that `retrain` returns, of what its file holds."""
+    full = torch.tensor(question["full"], dtype=torch.float64)
+    gains = torch.tensor(losses, dtype=torch.float64).reshape(len(samples), len(full)) - full
     columns: dict[str, Any] = {
         "sample_id": list(samples),
-        "value": (gains @ torch.tensor(utility.weights, dtype=torch.float64)).numpy(),
+        "value": (gains @ torch.tensor(question["weights"], dtype=torch.float64)).numpy(),
     }
     if len(full) > 1:
-        columns |= {name: gains[:, k].numpy() for k, name in enumerate(utility.targets)}
+        columns |= {name: gains[:, k].numpy() for k, name in enumerate(question["targets"])}
     return pa.table(columns)
 
 
@@ -106,46 +118,3 @@ def _run_through(work: Dataset[list[float]], processes: int) -> Iterator[list[fl
         work, batch_size=None, num_workers=processes, collate_fn=list,
         multiprocessing_context="fork" if processes else None,
     )  # fmt: skip
-
-
-class _Results:
-    """Losses by sample, in memory and, a line a sample, in a file."""
-
-    def __init__(self, path: str | os.PathLike[str] | None, question: dict[str, Any]):
-        self._path = None if path is None else Path(path)
-        self.losses: dict[Any, list[float]] = {}
-        if self._path is None:
-            return
-        if not self._path.exists():
-            self._write(question)
-            return
-        try:
-            first, *lines = self._path.read_text(encoding="utf-8").splitlines()
-            asked = json.loads(first)
-            found = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise StoreError(
-                f"{self._path} is torn ({error}): remove its last line to go on from there."
-            ) from error
-        near = torch.allclose(
-            torch.tensor(asked.pop("full")), torch.tensor(question["full"]), rtol=1e-6
-        )
-        if asked != {k: v for k, v in question.items() if k != "full"} or not near:
-            raise StoreError(
-                f"{self._path} holds results of another run, utility or removal. Name a new file."
-            )
-        self.losses = {line["sample"]: line["losses"] for line in found}
-
-    def add(self, sample: Any, losses: list[float]) -> None:
-        """Takes a result."""
-        self.losses[sample] = losses
-        if self._path is not None:
-            self._write({"sample": sample, "losses": losses})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        assert self._path is not None
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise StoreError(f"{self._path} could not be written: {error}") from error

@@ -38,11 +38,6 @@ class AuditSchedule:
         self._begins, self._ends = first, first + steps
         self._next = self._draw()
 
-    @property
-    def over(self) -> bool:
-        """Whether no step is drawn any more."""
-        return self._next is None
-
     def wants(self, step: int) -> bool:
         """Whether this step is the one to play out."""
         return self._next is not None and step >= self._next
@@ -75,10 +70,6 @@ class AuditSchedule:
         self.spent, self._cost = state["spent"], state["cost"]
         self._begins, self._ends = state["begins"], state["ends"]
         self._next = state["next"]
-
-    def stop(self) -> None:
-        """Draws no more."""
-        self._next = None
 
     @property
     def remaining(self) -> float:

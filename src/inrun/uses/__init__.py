@@ -1,46 +1,58 @@
 """From values to decisions."""
 
 from inrun.uses import select
-from inrun.uses._check import ARMS, Check, Mean, Train, check_pruning
-from inrun.uses._contents import duplicate_groups
-from inrun.uses._harm import harm_profile, harm_sums
-from inrun.uses._join import described
-from inrun.uses._labels import LabelDoubts, class_harm, doubt_labels, label_doubts
-from inrun.uses._outliers import TIMES, outliers
-from inrun.uses._prune import Pruning, prune
-from inrun.uses._ranking import Ranked, rank
-from inrun.uses._rollup import Rollup, rollup
-from inrun.uses._rows import check_place, write_kept
-from inrun.uses._trace import METHODS, Replayable, Trace, trace
-from inrun.uses._trained import (
+from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._labels import (
+    HarmProfile,
+    LabelDoubts,
+    class_harm,
+    doubts,
+    harm_profile,
+    harm_sums,
+    label_doubts,
+    note_label_doubts,
+)
+from inrun.uses._load import (
+    load,
     refuse_unless_told,
     replayable_again,
     training_again,
     trains_itself,
 )
+from inrun.uses._online import anticipating
+from inrun.uses._prune import Pruning, check_place, prune, write_kept
+from inrun.uses._ranking import Ranked, rank
+from inrun.uses._rollup import Rollup, rollup
+from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
+from inrun.uses._trace import METHODS, Trace, trace
 
 __all__ = [
     "ARMS",
     "METHODS",
     "TIMES",
-    "Check",
+    "Comparison",
+    "HarmProfile",
     "LabelDoubts",
     "Mean",
     "Pruning",
     "Ranked",
-    "Replayable",
     "Rollup",
     "Trace",
     "Train",
+    "Valued",
+    "anticipating",
     "check_place",
     "check_pruning",
     "class_harm",
     "described",
-    "doubt_labels",
+    "doubts",
     "duplicate_groups",
+    "half_interval",
     "harm_profile",
     "harm_sums",
     "label_doubts",
+    "load",
+    "note_label_doubts",
     "outliers",
     "prune",
     "rank",

@@ -1,18 +1,139 @@
-"""Who of a batch of candidates is trained on: by K-step value, by chance, by loss."""
+"""Who of a batch of candidates is trained on: by K-step value, by chance, by loss.
+
+A value needs the gradient of a later validation loss in the state that the coming step leads to.
+One step ahead it is the validation gradient where the step lands. Further ahead the training is
+rolled out on a copy, on batches that it is expected to meet, and the gradient is taken back from
+there (`inrun.replay.Rollout`). One roll-out serves `every` steps: of the states that it passed, the
+gradient is kept for each, so that later steps look to the same end from where they are.
+
+Within a step the chosen candidates move its landing. One step ahead the gradient is then taken anew
+there; further ahead it is moved by as much as the validation loss's gradient moves between the
+landings, whose curvature stands in for that of the loss at the horizon.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from inrun.errors import MisuseError
 from inrun.optim import rule_for
-from inrun.replay import Prospect, Task, undisturbed_random
+from inrun.owners import read_ids
+from inrun.replay import Carried, Ids, Prospect, Rollout, Task, undisturbed_random
 from inrun.uses._candidates import Candidates
-from inrun.uses._outlook import Outlook
+from inrun.utility import Utility
+
+Upcoming = Callable[[int], list[Ids]]
+"""`upcoming(n)` gives the ids of the n batches that come after the present one."""
+
+
+class Drawn:
+    """Anticipates batches: draws them from all ids that were chosen so far, as many as last time.
+
+    Before anything was chosen, from the candidates at hand.
+    """
+
+    def __init__(self, seed: int):
+        self._rows, self._draw = 1, random.Random(seed)
+        self._chosen: dict[int | str, None] = {}
+        self._at_hand: list[int | str] = []
+
+    def offer(self, candidates: Ids, rows: int) -> None:
+        """Takes note of candidates, so many of which will be chosen."""
+        self._at_hand, self._rows = list(candidates), rows
+
+    def note(self, chosen: Ids) -> None:
+        """Takes note of what was chosen."""
+        self._chosen |= dict.fromkeys(chosen)
+
+    def __call__(self, batches: int) -> list[Ids]:
+        """That many batches."""
+        known = list(self._chosen or dict.fromkeys(self._at_hand))
+        rows = min(self._rows, len(known))
+        return [read_ids(self._draw.sample(known, rows)) for _ in range(batches)]
+
+
+class NextState:
+    """One step ahead. A utility that was dealt into parts shows another part in every step."""
+
+    def __init__(self, utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]):
+        self._utility, self._model, self._parameters = utility, model, parameters
+
+    def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
+        """The gradient of the later loss in the state after the step.
+
+        Args:
+            step: the step's number, from 0.
+            prospect: the step as it is expected now.
+            chosen: whether some of its candidates are chosen by now.
+        """
+        carried = Carried(self._parameters, 1)
+        carried.add_to_weights(prospect.landing(self._utility.part(step), self._model))
+        return carried
+
+
+class Ahead:
+    """Several steps ahead, by roll-outs.
+
+    Args:
+        next_state: for how landings differ.
+        rollout: of the live training.
+        upcoming: the batches that are anticipated.
+        horizon: at how many steps' distance the loss is read, None for the run's end.
+        every: how many steps one roll-out serves.
+        steps: of the whole run, beyond which there is nothing to look at; None if not known.
+        moves: whether landings within a step will be asked for.
+    """
+
+    def __init__(
+        self,
+        next_state: NextState,
+        rollout: Rollout,
+        upcoming: Upcoming,
+        horizon: int | None,
+        every: int,
+        steps: int | None,
+        *,
+        moves: bool,
+    ):
+        self._next_state, self._rollout, self._upcoming = next_state, rollout, upcoming
+        self._horizon, self._every, self._steps, self._moves = horizon, every, steps, moves
+        self._plan: list[Carried] = []
+        self._began = 0
+        self._landing: Carried | None = None
+
+    def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
+        """See `NextState.after`, from which a young optimizer's steps are looked at."""
+        if prospect.young:
+            return self._next_state.after(step, prospect, chosen=chosen)
+        if not 0 <= step - self._began < len(self._plan):
+            self._plan, self._began = self._rolled_out(step, prospect), step
+        found = self._plan[step - self._began].copy()
+        if not self._moves:
+            return found
+        now = self._next_state.after(step, prospect, chosen=chosen)
+        if not chosen:
+            self._landing = now
+        elif self._landing is not None:
+            before = self._landing.weights()
+            found.add_to_weights({name: g - before[name] for name, g in now.weights().items()})
+        return found
+
+    def _rolled_out(self, step: int, prospect: Prospect) -> list[Carried]:
+        left = None if self._steps is None else max(1, self._steps - step)
+        length = min(n for n in (self._horizon, left) if n is not None)
+        batches = self._upcoming(length - 1) if length > 1 else []
+        if len(batches) != length - 1:
+            raise MisuseError(
+                f"upcoming({length - 1}) returned {len(batches)} batches. It must return as many "
+                "as it is asked for; pass Loop(steps=...) so that no look goes past the run's end."
+            )
+        named = [read_ids(ids) for ids in batches]
+        return self._rollout.ahead(prospect.consumed(), named, min(self._every, length))
 
 
 class Chosen(NamedTuple):
@@ -25,21 +146,7 @@ class Chosen(NamedTuple):
     scores: Tensor
 
 
-class Chooser(ABC):
-    """One way to choose."""
-
-    @abstractmethod
-    def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
-
-
-class ByValue(Chooser):
+class ByValue:
     """Greedily by K-step value, in rounds.
 
     The best few get their places; then the step is looked at anew with them in it, and what they do
@@ -58,7 +165,7 @@ class ByValue(Chooser):
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Mapping[str, Tensor],
-        outlook: Outlook,
+        outlook: NextState | Ahead,
         clip_norm: float | None,
         rounds: int,
     ):
@@ -67,7 +174,13 @@ class ByValue(Chooser):
         self._clip_norm, self._rounds = clip_norm, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """See `Chooser.choose`. Scores are the values of the first round."""
+        """Fills the places, fewer than there are candidates; scores are the first round's values.
+
+        Args:
+            candidates: of one block.
+            places: k.
+            step: the optimizer step's number, from 0.
+        """
         rounds = min(self._rounds, places)
         rows: list[int] = []
         first: Tensor | None = None
@@ -88,28 +201,28 @@ class ByValue(Chooser):
         return candidates.values(prospect.taken_back(after), rows, places)
 
 
-class AtRandom(Chooser):
+class AtRandom:
     """By chance: the control that every selection must beat."""
 
     def __init__(self, seed: int):
         self._generator = torch.Generator().manual_seed(seed)
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """See `Chooser.choose`."""
+        """Fills the places by chance."""
         order = torch.randperm(len(candidates), generator=self._generator)
         return Chosen(
             sorted(order[:places].tolist()), torch.full((len(candidates),), torch.nan).double()
         )
 
 
-class ByLoss(Chooser):
+class ByLoss:
     """The largest losses, by one more forward pass: what is not learnt yet, or cannot be."""
 
     def __init__(self, model: nn.Module, task: Task):
         self._model, self._task = model, task
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """See `Chooser.choose`."""
+        """Fills the places with the largest losses, which are the scores."""
         with undisturbed_random(self._model), torch.no_grad():
             terms, _ = self._task.terms(self._model, candidates.ids)
         losses = terms.double().cpu()
@@ -117,3 +230,6 @@ class ByLoss(Chooser):
             losses = losses / candidates.shares_of_mean.clamp(min=torch.finfo(losses.dtype).tiny)
         order = losses.argsort(descending=True, stable=True)
         return Chosen(sorted(order[:places].tolist()), losses)
+
+
+Chooser = ByValue | AtRandom | ByLoss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +12,40 @@ from inrun.distributed import is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Fetch, Losses, Rollout, Task
-from inrun.uses._choosers import AtRandom, ByLoss, ByValue, Chooser
+from inrun.uses._choosers import (
+    Ahead,
+    AtRandom,
+    ByLoss,
+    ByValue,
+    Chooser,
+    Drawn,
+    NextState,
+    Upcoming,
+)
 from inrun.uses._online_selection import OnlineSelection
-from inrun.uses._outlook import Ahead, Drawn, NextState, Outlook, Upcoming, When
 from inrun.utility import Utility
 
 BY = ("value", "random", "loss")
+
+
+class Loop(NamedTuple):
+    """What selection must know of the training loop, beyond what its blocks show.
+
+    Attributes:
+        losses: `losses(model, batch)` gives (B,) terms that add up to the training loss, as for
+            `inrun.record`. For horizons above 1 and by='loss'.
+        fetch: `fetch(ids)` gives the batch of these rows. For the same.
+        clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
+        reduction: 'mean' where the training loss is a mean over the rows, so that the chosen ones'
+            gradient is made their mean; 'sum' where it is a sum.
+        steps: how many optimizer steps the run will have, so that no look goes past its end.
+    """
+
+    losses: Losses | None = None
+    fetch: Fetch | None = None
+    clip_norm: float | None = None
+    reduction: str = "mean"
+    steps: int | None = None
 
 
 def online(
@@ -27,14 +57,7 @@ def online(
     by: str = "value",
     horizon: int | None = 1,
     rounds: int = 4,
-    every: int | None = None,
-    losses: Losses | None = None,
-    fetch: Fetch | None = None,
-    upcoming: Upcoming | None = None,
-    steps: int | None = None,
-    clip_norm: float | None = None,
-    reduction: str = "mean",
-    seed: int = 0,
+    loop: Loop | None = None,
 ) -> OnlineSelection:
     """Trains on the best of each batch of candidates, from now to `detach()`.
 
@@ -50,12 +73,14 @@ def online(
     A candidate's value is minus the derivative of the validation loss `horizon` steps later in the
     candidate's weight, the mean being taken over it too: positive is better than the average of the
     candidates. It is the value of `inrun.lookahead(run, utility, horizon)` but for a common factor,
-    read ahead of time: the steps in between are anticipated ones.
+    read ahead of time: the steps in between are anticipated, on batches drawn from the rows that
+    were chosen so far. What is drawn follows `torch.manual_seed`.
 
     Cost: one forward and backward pass over the candidates, contracting their shares with one
     direction `rounds` times, and for horizon 1 as many validation passes. Further ahead each
-    anticipated step adds about five passes over `keep` rows, a roll-out has `horizon - 1` of them,
-    and one is made every `every` steps.
+    anticipated step adds about five passes over `keep` rows; a roll-out has `horizon - 1` of them
+    and serves a quarter of the horizon, at most four steps, with as many copies of parameters and
+    moments in memory.
 
     Args:
         model: the model that is trained.
@@ -70,20 +95,8 @@ def online(
         horizon: at how many steps' distance the validation loss is read; None is the run's end.
         rounds: in how many parts the places are filled. After each the step is looked at anew, with
             those that were chosen in it.
-        every: for a horizon above 1, how many steps one roll-out serves; where not given a quarter
-            of the horizon, at most 4. The last of them looks `every - 1` steps less far, from where
-            the roll-out was, which training left meanwhile. So many copies of parameters and
-            moments are in memory.
-        losses: `losses(model, batch)` gives (B,) terms that add up to the training loss, as for
-            `inrun.record`. For horizons above 1 and by='loss'.
-        fetch: `fetch(ids)` gives the batch of these rows. For the same.
-        upcoming: `upcoming(n)` gives the ids of the n batches that come after the present one, if
-            that is known; else batches are drawn from the rows that were chosen so far.
-        steps: how many optimizer steps the run will have, so that no look goes past its end.
-        clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
-        reduction: 'mean' where the training loss is a mean over the rows, so that the chosen ones'
-            gradient is made their mean; 'sum' where it is a sum.
-        seed: of what is drawn.
+        loop: what the loop does besides: needed if it clips, if its loss is a sum, for horizons
+            above 1, and for by='loss'.
 
     Raises:
         MisuseError: arguments that do not fit each other.
@@ -91,55 +104,71 @@ def online(
         ReplaceLayerError: a layer makes rows depend on each other.
         InvariantError: shares do not sum to the gradient.
     """
-    _check(keep, rounds, every, reduction)
-    needed = "horizons above 1" if horizon != 1 and by == "value" else "by='loss'"
-    if (needed == "horizons above 1" or by == "loss") and (losses is None or fetch is None):
+    return anticipating(model, optimizer, utility, keep, by, horizon, rounds, loop or Loop())
+
+
+def anticipating(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    utility: Utility,
+    keep: int | float,
+    by: str,
+    horizon: int | None,
+    rounds: int,
+    loop: Loop,
+    *,
+    every: int | None = None,
+    upcoming: Upcoming | None = None,
+    seed: int | None = None,
+) -> OnlineSelection:
+    """`online`, with what comparisons need: how far one roll-out serves, and on which batches.
+
+    `upcoming(n)` gives the ids of the n batches that come after the present one; `every` is how
+    many steps one roll-out serves, of which the last looks `every - 1` steps less far.
+    """
+    _check(keep, by, horizon, rounds, every, loop)
+    ahead = by == "value" and horizon != 1
+    if (ahead or by == "loss") and (loop.losses is None or loop.fetch is None):
+        needed = "horizons above 1" if ahead else "by='loss'"
         raise MisuseError(
-            f"{needed} needs losses=... and fetch=..., as inrun.record does: rows are gone through "
-            "again without your loop."
+            f"{needed} needs loop=inrun.select.Loop(losses=..., fetch=...), as inrun.record does: "
+            "rows are gone through again without your loop."
         )
     parameters = _trained(model, optimizer)
     capture = Hold(model, parameters)
     self_test(capture, model, utility)
-    drawn = Drawn(seed)
-    task = None if losses is None or fetch is None else Task(losses, fetch, clip_norm)
-    rollout, chooser = None, _control(by, model, task, seed)
-    if chooser is None:
-        outlook: Outlook = NextState(utility, model, parameters)
+    seed = torch.initial_seed() if seed is None else seed
+    drawn, task = Drawn(seed), None
+    if loop.losses is not None and loop.fetch is not None:
+        task = Task(loop.losses, loop.fetch, loop.clip_norm)
+    rollout: Rollout | None = None
+    chooser: Chooser = AtRandom(seed)
+    if by == "loss":
+        assert task is not None
+        chooser = ByLoss(model, task)
+    elif by == "value":
+        near = NextState(utility, model, parameters)
+        outlook: NextState | Ahead = near
         if horizon != 1:
             assert task is not None
             derivative_of(rule_for(optimizer))  # refuses one that has none
             rollout = Rollout(model, optimizer, task, utility)
-            when = _when(horizon, every, steps)
-            outlook = Ahead(outlook, rollout, upcoming or drawn, when, moves=rounds > 1)
-        chooser = ByValue(optimizer, parameters, outlook, clip_norm, rounds)
+            every = every or max(1, min(4, (horizon or loop.steps or 1) // 4))
+            outlook = Ahead(
+                near, rollout, upcoming or drawn, horizon, every, loop.steps, moves=rounds > 1
+            )
+        chooser = ByValue(optimizer, parameters, outlook, loop.clip_norm, rounds)
     return OnlineSelection(
-        model, optimizer, parameters, capture, chooser, keep, reduction, drawn, rollout, clip_norm
-    )
+        model, optimizer, parameters, capture, chooser, keep, loop.reduction, drawn, rollout,
+        loop.clip_norm,
+    )  # fmt: skip
 
 
-def _control(by: str, model: nn.Module, task: Task | None, seed: int) -> Chooser | None:
-    """The chooser that looks at no value; None for 'value'."""
-    if by == "random":
-        return AtRandom(seed)
-    if by == "loss":
-        assert task is not None
-        return ByLoss(model, task)
-    if by != "value":
+def _check(
+    keep: int | float, by: str, horizon: int | None, rounds: int, every: int | None, loop: Loop
+) -> None:
+    if by not in BY:
         raise MisuseError(f"by {by!r} is not one of {', '.join(BY)}.")
-    return None
-
-
-def _when(horizon: int | None, every: int | None, steps: int | None) -> When:
-    if (horizon is None and steps is None) or (horizon is not None and horizon < 1):
-        raise MisuseError(
-            f"horizon is {horizon} and steps is {steps}. A horizon counts steps, at least 1; to "
-            "look to the run's end (None), steps=... must say how many steps it will have."
-        )
-    return When(horizon, every or max(1, min(4, (horizon or steps or 1) // 4)), steps)
-
-
-def _check(keep: int | float, rounds: int, every: int | None, reduction: str) -> None:
     share = isinstance(keep, float)
     if not (0 < keep < 1 if share else keep >= 1):
         raise MisuseError(
@@ -148,17 +177,18 @@ def _check(keep: int | float, rounds: int, every: int | None, reduction: str) ->
         )
     if rounds < 1 or (every is not None and every < 1):
         raise MisuseError(f"rounds is {rounds} and every is {every}; both count from 1.")
-    if reduction not in ("mean", "sum"):
-        raise MisuseError(f"reduction {reduction!r} is not one of mean, sum.")
+    if loop.reduction not in ("mean", "sum"):
+        raise MisuseError(f"reduction {loop.reduction!r} is not one of mean, sum.")
+    endless = horizon is None and loop.steps is None
+    if by == "value" and (endless or (horizon is not None and horizon < 1)):
+        raise MisuseError(
+            f"horizon is {horizon} and steps is {loop.steps}. A horizon counts steps, at least 1; "
+            "to look to the run's end (None), Loop(steps=...) must say how many steps it will have."
+        )
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The parameters that the optimizer trains, by name.
-
-    Raises:
-        NotSupportedError: several processes share the gradient.
-        MisuseError: the optimizer holds a parameter that the model does not, or none that trains.
-    """
+    """The parameters that the optimizer trains, by name."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise NotSupportedError(
             f"{type(model).__name__} averages gradients inside backward(), before anything can be "

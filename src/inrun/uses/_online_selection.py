@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from inrun.capture import Hold
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.replay import Ids, Rollout, drawn_since, gradient_norm, random_state, read_ids
+from inrun.optim import StepHooks
+from inrun.owners import IdReader
+from inrun.replay import (
+    Ids,
+    Rollout,
+    drawn_since,
+    gradient_norm,
+    random_state,
+    unexpected,
+)
 from inrun.uses._candidates import Candidates
-from inrun.uses._choosers import Chooser, Chosen
-from inrun.uses._outlook import Drawn
+from inrun.uses._choosers import Chooser, Chosen, Drawn
 
 
 class OnlineSelection:
@@ -43,22 +51,9 @@ class OnlineSelection:
         self._history: list[tuple[int, Ids, Chosen]] = []
         self._step, self._norm = 0, 0.0
         self._inside = self._blocks = False
-        this = weakref.ref(self)  # dropping the selection takes its hooks off
-
-        def before(*_: object) -> None:
-            selection = this()
-            if selection is not None:
-                selection._before_step()
-
-        def after(*_: object) -> None:
-            selection = this()
-            if selection is not None:
-                selection._step += 1
-
-        handles = [
-            optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
-        ]  # fmt: skip
-        self._release = weakref.finalize(self, _remove, handles)
+        self._ids = IdReader()
+        hooks = StepHooks(self, [optimizer])  # dropping the selection takes them off
+        self._release = weakref.finalize(self, hooks.remove)
 
     @contextmanager
     def batch(self, ids: Iterable[Any], weights: Tensor | None = None) -> Iterator[None]:
@@ -67,7 +62,7 @@ class OnlineSelection:
         Several blocks before a step accumulate, and each chooses among its own rows.
 
         Args:
-            ids: one id a row.
+            ids: one id per row.
             weights: (B,) the rows' weights in the block's mean, where it is a weighted mean.
 
         Raises:
@@ -78,7 +73,7 @@ class OnlineSelection:
         if self._inside or not self._release.alive:
             what = "is inside a block already" if self._inside else "was detached"
             raise MisuseError(f"This selection {what}: no block can begin.")
-        names, shares = read_ids(ids), None
+        names, shares = self._ids.read(ids), None
         if self._reduction == "mean":
             shares = _shares_of_mean(len(names), weights)
         before = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
@@ -130,21 +125,21 @@ class OnlineSelection:
                 "alone (weight_decay belongs to the optimizer)."
             )
 
-    def _before_step(self) -> None:
+    def _before_step(self, k: int, args: Any, kwargs: Any) -> None:
         """Holds the gradient against what the block left: values expected nothing but clipping."""
         if not self._blocks:
             return
         self._blocks = False
-        norm, limit = gradient_norm(self._parameters), self._clip_norm
-        wanted = 1.0 if limit is None else min(1.0, limit / (self._norm + 1e-6))
-        found = norm / self._norm if self._norm else 1.0
-        if abs(found - wanted) > 1e-3 * max(found, wanted):
+        wrong = unexpected(self._norm, gradient_norm(self._parameters), self._clip_norm)
+        if wrong is not None:
             raise MisuseError(
-                f"The gradient's length was {self._norm:.6g} after the block and {norm:.6g} in "
-                f"optimizer.step(), a factor of {found:.6g}; with clip_norm={limit} it should be "
-                f"{wanted:.6g}. Tell online(clip_norm=...) what you pass to clip_grad_norm_; a "
-                "gradient scaler, or any other change of the gradient, is not looked ahead through."
+                f"Before this step, {wrong} Tell online(loop=Loop(clip_norm=...)) what you pass to "
+                "clip_grad_norm_; a gradient scaler, or any other change of the gradient, is not "
+                "looked ahead through."
             )
+
+    def _after_step(self, k: int) -> None:
+        self._step += 1
 
     @property
     def chosen(self) -> Ids:
@@ -197,17 +192,8 @@ class OnlineSelection:
         self.detach()
 
 
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
 def _shares_of_mean(rows: int, weights: Tensor | None) -> Tensor:
-    """(B,) float64, adding up to 1.
-
-    Raises:
-        MisuseError: not a weight a row.
-    """
+    """(B,) float64, adding up to 1."""
     if weights is None:
         return torch.full((rows,), 1.0 / rows, dtype=torch.float64)
     found = torch.as_tensor(weights).detach().double().cpu().reshape(-1)

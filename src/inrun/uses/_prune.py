@@ -1,31 +1,38 @@
-"""`inrun.prune`: which samples to leave out, and how sure each one's harm is."""
+"""`inrun.prune`: which samples to leave out, how sure each one's harm is, a file of the rest."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
 
-from inrun.errors import MisuseError
-from inrun.ledger import Run
-from inrun.uses._join import described
+from inrun.answers import Answer
+from inrun.errors import MisuseError, StoreError
 from inrun.uses._ranking import RANKINGS, Ranked, ranking_named
+from inrun.uses._samples import Valued, described, samples_of
 
 AUTO = "auto"
+FORMS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
-@dataclass(frozen=True)
-class Pruning:
+@dataclass(frozen=True, repr=False)
+class Pruning(Answer):
     """What `inrun.prune` returns.
 
     Attributes:
         by: the ranking's name.
         balanced: the column whose levels lose the same share each, or None.
-        table: a row a visited sample, the most harmful first: `sample_id`, `score` (low for harm),
-            `confidence` that it is harmful (null where no sample has two visits), `dropped`,
+        table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
+            harm), `confidence` that it is harmful (null where no sample has two visits), `dropped`,
             `value`, `value_normalised`, `visits`, with several targets `worst_target`, and with
             `balanced` the `level`.
     """
@@ -33,6 +40,19 @@ class Pruning:
     by: str
     balanced: str | None
     table: pa.Table
+
+    def sentences(self) -> list[str]:
+        """How many are left out, by what, and how many of them are expected to be harmless."""
+        dropped, every = int(pc.sum(self.table["dropped"]).as_py() or 0), self.table.num_rows
+        over = f", balanced over {self.balanced}" if self.balanced else ""
+        said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}."]
+        if self.perhaps_harmless is None:
+            said.append("No sample was visited twice, so there is no confidence in a single one.")
+        elif dropped:
+            said.append(
+                f"By their visits, about {self.perhaps_harmless:.0f} of them are perhaps harmless."
+            )
+        return said
 
     @property
     def dropped(self) -> list[Any]:
@@ -55,7 +75,7 @@ class Pruning:
 
 
 def prune(
-    run: Run,
+    run: Valued,
     drop: float | int = 0.1,
     *,
     by: str | None = None,
@@ -69,7 +89,7 @@ def prune(
     `inrun.check_pruning`, by training again beside a random control.
 
     Args:
-        run: a stored run.
+        run: a stored run, or a live attribution with a store.
         drop: a share of the visited samples as a float below 1, or a number of them as an int.
         by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals do badly
             at high shares where they are not balanced.
@@ -86,7 +106,8 @@ def prune(
     ranked = RANKINGS[name](run.visits(), run.targets)
     n = len(ranked.ids)
     count = _count(drop, n)
-    table = _described(run, ranked, samples)
+    ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
+    table = described(ids, samples_of(run, samples))
     column = _labels_if_grouping(table) if balanced == AUTO else balanced
     level = _levels(table, column)
     dropped = lowest(ranked.scores, level, count / n)
@@ -103,11 +124,6 @@ def _count(drop: float | int, n: int) -> int:
             "a number of samples that leaves some."
         )
     return count
-
-
-def _described(run: Run, ranked: Ranked, samples: pa.Table | None) -> pa.Table:
-    ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
-    return described(ids, run.samples() if samples is None else samples)
 
 
 def _labels_if_grouping(table: pa.Table) -> str | None:
@@ -142,7 +158,7 @@ def lowest(scores: np.ndarray, level: np.ndarray, share: float) -> np.ndarray:
 
 
 def _table(
-    run: Run, ranked: Ranked, dropped: np.ndarray, level: np.ndarray, balanced: str | None
+    run: Valued, ranked: Ranked, dropped: np.ndarray, level: np.ndarray, balanced: str | None
 ) -> pa.Table:
     values = run.values()
     sure = pa.array(ranked.confidence, mask=np.isnan(ranked.confidence))
@@ -160,3 +176,81 @@ def _table(
     if balanced is not None:
         columns["level"] = pa.array(level.tolist())
     return pa.table(columns).sort_by("score")
+
+
+def check_place(path: Path) -> None:
+    """Refuses a place before any work is done.
+
+    Raises:
+        MisuseError: the name says no form that is written here.
+        StoreError: something is there already.
+    """
+    if path.suffix.lower() not in FORMS:
+        raise MisuseError(f"{path} must end in one of {', '.join(FORMS)}, which says its form.")
+    if path.exists():
+        raise StoreError(f"{path} is there already. Name another file, or remove it first.")
+
+
+def write_kept(
+    path: Path,
+    pruning_dropped: Sequence[Any],
+    visited: Sequence[Any],
+    samples: pa.Table | None,
+    lines: Path | None = None,
+) -> int:
+    """Writes every sample that is not dropped; those that were never visited are kept too.
+
+    Args:
+        path: .txt for ids, .jsonl, .csv or .parquet for rows.
+        pruning_dropped: ids to leave out.
+        visited: ids of all visited samples.
+        samples: the rows; None writes ids alone.
+        lines: the .jsonl file that the samples were read from, row by row: its lines are then
+            copied as they stand.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        StoreError: the place is taken or cannot be written.
+    """
+    check_place(path)
+    rows = samples if samples is not None else pa.table({"sample_id": pa.array(list(visited))})
+    gone = pa.array(list(pruning_dropped), type=rows["sample_id"].type)
+    keep = pc.invert(pc.is_in(rows["sample_id"], value_set=gone))
+    beside = path.with_name(path.name + ".partial")
+    try:
+        if lines is not None and path.suffix == ".jsonl":
+            _copy_lines(lines, beside, keep.to_pylist())
+        else:
+            _write(beside, path.suffix.lower(), rows.filter(keep))
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StoreError(f"{path} could not be written: {error}") from error
+    return int(pc.sum(keep).as_py())
+
+
+def _copy_lines(source: Path, to: Path, keep: list[bool]) -> None:
+    with (
+        open(source, encoding="utf-8", newline="") as read,
+        open(to, "w", encoding="utf-8", newline="") as write,
+    ):
+        filled = (line for line in read if line.strip())
+        for line, stays in zip(filled, keep, strict=True):
+            if stays:
+                write.write(line if line.endswith("\n") else line + "\n")
+
+
+def _write(path: Path, form: str, rows: pa.Table) -> None:
+    if form == ".parquet":
+        pq.write_table(rows, path)
+        return
+    plain = rows.drop_columns(["image"]) if "image" in rows.column_names else rows
+    if form == ".csv":
+        pyarrow.csv.write_csv(plain, path)
+        return
+    with open(path, "w", encoding="utf-8") as file:
+        for row in plain.to_pylist():
+            text = str(row["sample_id"]) if form == ".txt" else json.dumps(row, default=str)
+            file.write(text + "\n")

@@ -24,7 +24,7 @@ import pyarrow as pa
 from scipy.stats import t as student
 
 from inrun.errors import MisuseError
-from inrun.uses._harm import harm_sums
+from inrun.uses._labels import harm_sums
 
 PRIOR = 4.0
 
@@ -65,11 +65,7 @@ RANKINGS: dict[str, Callable[[pa.Table, Sequence[str]], Ranked]] = {
 
 
 def ranking_named(name: str | None, targets: Sequence[str]) -> str:
-    """The ranking's name; None is `harm` where there are several targets, else `normalised`.
-
-    Raises:
-        MisuseError: no such ranking.
-    """
+    """The ranking's name; None is `harm` where there are several targets, else `normalised`."""
     if name is None:
         return "harm" if len(targets) > 1 else "normalised"
     if name not in RANKINGS:

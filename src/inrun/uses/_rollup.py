@@ -23,27 +23,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import t as student
 
+from inrun.answers import Answer
 from inrun.errors import InvariantError, MisuseError
-from inrun.ledger import Run, totals
-from inrun.uses._contents import duplicate_groups
-from inrun.uses._join import described
+from inrun.ledger import totals
+from inrun.uses._check import half_interval
+from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
 
 UNNAMED = "(not described)"
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other", "residual")
 
 
-@dataclass(frozen=True)
-class Rollup:
+@dataclass(frozen=True, repr=False)
+class Rollup(Answer):
     """What `inrun.rollup` returns.
 
     Attributes:
         by: the column that was summed over.
-        table: a row a group, the most valuable first: `group`, `samples`, `visits`, `value`, `low`
-            and `high` (95 % interval), `share` of the samples' entry, `share_of_fall` of the loss's
-            whole fall, `booked` (the sum before duplicates were split), `harmful` (share of its
-            samples with a negative value), `duplicated` (samples whose content another group
+        table: one row per group, the most valuable first: `group`, `samples`, `visits`, `value`,
+            `low` and `high` (95 % interval), `share` of the samples' entry, `share_of_fall` of the
+            loss's whole fall, `booked` (the sum before duplicates were split), `harmful` (share of
+            its samples with a negative value), `duplicated` (samples whose content another group
             delivered too).
         books: the entries over the run, in units of the validation loss: `fall`, `samples`,
             `momentum`, `weight_decay`, `unattributed`, `other`, `residual`.
@@ -54,6 +54,11 @@ class Rollup:
     table: pa.Table
     books: dict[str, float]
     duplicates: str
+
+    def sentences(self) -> list[str]:
+        """The fall of the loss, and the entries that make it up."""
+        entries = ", ".join(f"{name.replace('_', ' ')} {self.booked(name)}" for name in ENTRIES)
+        return [f"The validation loss fell by {self.booked('fall')}: {entries}."]
 
     def booked(self, name: str) -> str:
         """An entry, or `fall`, as it is shown; the residual may not be known."""
@@ -83,12 +88,12 @@ class Rollup:
 
 
 def rollup(
-    run: Run, by: str = "source", *, samples: pa.Table | None = None, duplicates: str = "split"
+    run: Valued, by: str = "source", *, samples: pa.Table | None = None, duplicates: str = "split"
 ) -> Rollup:
     """Sums values by a column of the samples.
 
     Args:
-        run: a stored run.
+        run: a stored run, or a live attribution.
         by: a column of the samples: source, label, domain.
         samples: what the samples are, if the run was not told (`Run.describe`).
         duplicates: 'split' or 'booked', for equal contents from several groups.
@@ -99,11 +104,11 @@ def rollup(
     """
     if duplicates not in ("split", "booked"):
         raise MisuseError(f"duplicates {duplicates!r} is not one of split, booked.")
-    samples = run.samples() if samples is None else samples
+    samples = samples_of(run, samples)
     if samples is None:
         raise MisuseError(
-            f"{run.path} was not told what its samples are, so they have no {by!r}. Pass --samples "
-            "FILE, or call inrun.load(run).describe(table) once."
+            f"The run was not told what its samples are, so they have no {by!r}. Pass --samples "
+            "FILE or samples=, or call inrun.load(run).describe(table) once."
         )
     if by not in samples.column_names:
         raise MisuseError(
@@ -124,13 +129,13 @@ def rollup(
     return Rollup(by, pa.Table.from_pylist(rows), books, duplicates)
 
 
-def _books(run: Run, values: np.ndarray) -> dict[str, float]:
+def _books(run: Valued, values: np.ndarray) -> dict[str, float]:
     sums = totals(run.ledger())
     entries = {name: sums[name] for name in ENTRIES}
     size = float(np.abs(values).sum())
     if abs(values.sum() - entries["samples"]) > 1e-6 * max(size, 1e-12):
         raise InvariantError(
-            f"{run.path}: values add up to {values.sum():.6g} and the books say "
+            f"Values add up to {values.sum():.6g} and the books say "
             f"{entries['samples']:.6g}. A part of the visits or of the ledger is missing or there "
             "twice, so no shares can be given."
         )
@@ -175,7 +180,8 @@ class _Columns(NamedTuple):
 def _row(name: str, every: _Columns, books: dict[str, float]) -> dict[str, Any]:
     own = _Columns(*(column[every.group == name] for column in every))
     total = float(own.value.sum())
-    half = _half_interval(_by_content(own.value, own.content))
+    contents = _by_content(own.value, own.content)
+    half = len(contents) * half_interval(contents)
     return {
         "group": name,
         "samples": len(own.value),
@@ -198,11 +204,3 @@ def _by_content(value: np.ndarray, content: np.ndarray) -> np.ndarray:
     sums = np.zeros(len(numbers))
     np.add.at(sums, place, value[content >= 0])
     return np.concatenate([single, sums])
-
-
-def _half_interval(x: np.ndarray) -> float:
-    """Half of n times Student's 95 % interval of the mean of n numbers; NaN for one."""
-    n = len(x)
-    if n < 2:
-        return float("nan")
-    return float(student.ppf(0.975, n - 1) * x.std(ddof=1) * np.sqrt(n))

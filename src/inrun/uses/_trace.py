@@ -18,49 +18,29 @@ so that a text's value is the sum of its tokens'.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor, nn
 
+from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.ledger import Run
-from inrun.replay import Trajectory, lookahead, lookahead_parts, tracin
+from inrun.replay import Losses, Trajectory, lookahead, lookahead_parts, tracin
+from inrun.uses._samples import Valued
 from inrun.utility import Utility
 
 METHODS = ("look-ahead", "tracin", "named")
 
 
-class Replayable(NamedTuple):
-    """What it takes to open a recorded run again and to ask it something; see `inrun.record`.
-
-    `query_loss(model, row)` is the loss of a query, `row` a mapping such as {'text': ...};
-    `token_losses(model, batch)` gives (B, T) terms that add up over T to `losses`, and
-    `tokens(ids)` the T tokens' strings of each row. Both are for values a token.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    losses: Callable[[nn.Module, Any], Tensor]
-    fetch: Callable[[Any], Any]
-    query_loss: Callable[[nn.Module, Any], Tensor]
-    weights: Callable[[Any], Tensor] | None = None
-    token_losses: Callable[[nn.Module, Any], Tensor] | None = None
-    tokens: Callable[[Any], list[list[str]]] | None = None
-
-
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Answer):
     """What `inrun.trace` returns.
 
     Attributes:
         method: how it was scored.
-        table: a row a query and sample, each query's best source first: `query`, `rank` from 1,
+        table: one row per query and sample, each query's best source first: `query`, `rank` from 1,
             `sample_id`, `score` (what is ranked by: the value, or its standardised sum), `value`
             (positive: the sample took that much off the query's loss), `share` of all that lowered
             it, `visits`.
@@ -72,6 +52,17 @@ class Trace:
     table: pa.Table
     tokens: dict[tuple[str, Any], list[float]] = field(default_factory=dict)
     standardised: bool = False
+
+    def sentences(self) -> list[str]:
+        """Each query's best source, and how it was scored."""
+        best = self.table.filter(pc.equal(self.table["rank"], 1)).to_pylist()
+        told = [
+            f"{row['query']}: sample {row['sample_id']} first, {row['value']:+.3g} "
+            f"({row['share']:.1%} of all that lowered its loss)."
+            for row in best[:8]
+        ]
+        how = f"By {self.method}{', standardised within steps' if self.standardised else ''}."
+        return [*told, f"{how} Positive: took that much off the query's loss."]
 
     def of(self, query: str) -> pa.Table:
         """One query's rows.
@@ -87,19 +78,20 @@ class Trace:
 
 
 def trace(
-    run: Run | Trajectory,
+    run: Valued | Trajectory,
     query: Utility | str | None = None,
     *,
     method: str | None = None,
     standardised: bool | None = None,
-    token_losses: Callable[[nn.Module, Any], Tensor] | None = None,
+    token_losses: Losses | None = None,
     top: int = 10,
     states: int = 5,
 ) -> Trace:
     """Ranks training samples by what they took off a query's loss.
 
     Args:
-        run: a recorded run (`inrun.record`), or a stored run whose targets hold the query.
+        run: a recorded run (`inrun.record`), or a stored run or live attribution whose targets hold
+            the query.
         query: for a recorded run a `Utility` with a target a query; for a stored one a target's
             name, None for all.
         method: 'look-ahead' (default for a recorded run), 'tracin' or 'named' (for a stored one).
@@ -113,16 +105,17 @@ def trace(
     Raises:
         MisuseError: a method that does not fit the run, or no such target.
     """
-    method = method or ("named" if isinstance(run, Run) else "look-ahead")
+    named = not isinstance(run, Trajectory)
+    method = method or ("named" if named else "look-ahead")
     if method not in METHODS:
         raise MisuseError(f"method {method!r} is not one of {', '.join(METHODS)}.")
-    if isinstance(run, Run) != (method == "named"):
+    if named != (method == "named"):
         raise MisuseError(
             f"method {method!r} does not fit a {type(run).__name__}: 'named' reads a stored run's "
             "targets, 'look-ahead' and 'tracin' play a recorded run (inrun.record) again."
         )
-    by_step = isinstance(run, Run) if standardised is None else standardised
-    if isinstance(run, Run):
+    by_step = named if standardised is None else standardised
+    if not isinstance(run, Trajectory):
         ranked = _ranked(run.values(), run.visits(), _named(run, query), by_step)
         return Trace(method, ranked, standardised=by_step)
     if not isinstance(query, Utility):
@@ -139,7 +132,7 @@ def trace(
     return Trace(method, ranked, _split(run, query, ranked, token_losses, top), by_step)
 
 
-def _named(run: Run, query: object) -> dict[str, str]:
+def _named(run: Valued, query: object) -> dict[str, str]:
     """Queries by name, and the column of each."""
     single = len(run.targets) == 1
     if query is not None and query not in run.targets:
@@ -190,11 +183,7 @@ def _standardised(visits: pa.Table, column: str) -> np.ndarray:
 
 
 def _split(
-    run: Trajectory,
-    query: Utility,
-    ranked: pa.Table,
-    token_losses: Callable[[nn.Module, Any], Tensor],
-    top: int,
+    run: Trajectory, query: Utility, ranked: pa.Table, token_losses: Losses, top: int
 ) -> dict[tuple[str, Any], list[float]]:
     best = [row for row in ranked.to_pylist() if row["rank"] <= top]
     parts = lookahead_parts(run, query, {row["sample_id"] for row in best}, token_losses)

@@ -16,12 +16,13 @@ from inrun.utility._passes import (
     losses_of,
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
-from inrun.utility._twice import differentiable_twice
+from inrun.utility._twice import EachCall, differentiable_twice
 from inrun.utility._undisturbed import displaced, restored, undisturbed
 from inrun.utility._unequal import weighed
 from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
+    "EachCall",
     "Evaluation",
     "LossFunction",
     "Utility",

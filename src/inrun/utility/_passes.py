@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inrun.distributed import is_sharded, own_part, reduced_gradients
 from inrun.errors import MisuseError
+from inrun.factors import few
 from inrun.utility._draws import drawn
 from inrun.utility._parts import kinds_of, no_kind, parts_of
 from inrun.utility._rows import row_count, tensors_of
@@ -185,14 +186,15 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
         )
 
 
+@torch.no_grad()
 def finite_sums(evaluation: Evaluation) -> Tensor:
-    """Whether each gradient's sum is finite, on their device.
+    """Whether sums of gradients are finite, on their device.
 
     Sums are quick. One of finite numbers overflows where they are huge: `demand_finite_gradients`
     looks again.
     """
-    sums = [g.detach().sum(dtype=_wide(g)).isfinite() for g in evaluation.gradients.values()]
-    return torch.stack([t.to(sums[0].device) for t in sums]) if sums else torch.ones(0).bool()
+    found = [t.sum(dtype=_wide(t)).isfinite() for t in few(evaluation.gradients.values())]
+    return torch.stack([t.to(found[0].device) for t in found]) if found else torch.ones(0).bool()
 
 
 def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:

@@ -16,20 +16,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-
-@contextmanager
-def differentiable_twice() -> Iterator[None]:
-    """Every operation with a right second derivative; values and first derivatives as ever."""
-    with sdpa_kernel(SDPBackend.MATH), _Formulas():
-        yield
+Call = Callable[[Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
 
 
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+class EachCall(TorchFunctionMode):
+    """While it is on, `call(function, args, kwargs)` is made in place of every torch function."""
 
-
-class _Formulas(TorchFunctionMode):
-    """Puts a formula in an operation's place."""
+    def __init__(self, call: Call):
+        super().__init__()
+        self._call = call
 
     def __torch_function__(
         self,
@@ -38,7 +33,20 @@ class _Formulas(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The formula of `_weight_norm`; everything else is as ever."""
-        if func is torch._weight_norm:
-            func = _weight_norm
-        return func(*args, **(kwargs or {}))
+        """What `call` returns."""
+        return self._call(func, args, kwargs or {})
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Every operation with a right second derivative; values and first derivatives as ever."""
+    with sdpa_kernel(SDPBackend.MATH), EachCall(_with_formulas):
+        yield
+
+
+def _with_formulas(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return (_weight_norm if func is torch._weight_norm else func)(*args, **kwargs)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))

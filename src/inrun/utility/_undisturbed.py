@@ -9,7 +9,7 @@ parameters, which it does not reach, are put in parts again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -41,8 +41,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def restored(model: nn.Module) -> Iterator[None]:
     """Random state and buffers as before on leaving; hooks on parameters are silent inside."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), _hooks_silent(model):
+    parameters = list(model.parameters())
+    devices = sorted({p.device.index for p in parameters if p.is_cuda})
+    with torch.random.fork_rng(devices=devices), _hooks_silent(parameters):
         try:
             yield
         finally:
@@ -85,9 +86,9 @@ def _checkpoints_without_reentry() -> Iterator[None]:
 
 
 @contextmanager
-def _hooks_silent(model: nn.Module) -> Iterator[None]:
+def _hooks_silent(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Empties the hook tables of parameters: a backward pass would call what hangs there."""
-    hung = [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in model.parameters()]
+    hung = [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in parameters]
     tables: list[Any] = [table for both in hung for table in both if table]
     kept = [dict(table) for table in tables]
     for table in tables:

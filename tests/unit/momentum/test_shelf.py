@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inrun.errors import StoreError
 from inrun.momentum import Holding, shelf_of
-from inrun.momentum._shelf import InPlace, OnDisk, OnHost, _Moved, holding
+from inrun.momentum._shelf import OnDisk, OnHost, Shelf, _Moved, holding
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
 
@@ -43,7 +43,7 @@ def test_numbers_and_their_order_in_memory_come_back(disk, shape, order, dtype):
     axes = list(range(len(shape)))
     order.shuffle(axes)
     t = torch.randint(-9, 9, shape).to(dtype).permute(axes)
-    for kept in (disk.keep(t), _Moved(t), InPlace().keep(t)):
+    for kept in (disk.keep(t), _Moved(t), Shelf().keep(t)):
         for found in (kept.look(), kept.take()):
             assert torch.equal(found, t)
             assert found.dtype == t.dtype
@@ -101,7 +101,7 @@ def test_a_folder_must_be_there(tmp_path):
 
 def test_each_storage_and_file_counts_once(tmp_path):
     x, disk = torch.randn(10, 4), OnDisk(tmp_path)
-    shared = [InPlace().keep(x), InPlace().keep(x[2:])]
+    shared = [Shelf().keep(x), Shelf().keep(x[2:])]
     assert holding(shared) == Holding(160, 0)
     filed = disk.keep(x)
     (file,) = tmp_path.rglob("*.safetensors")
@@ -113,4 +113,4 @@ def test_each_storage_and_file_counts_once(tmp_path):
 
 def test_free_room_is_known_where_the_system_tells_it(tmp_path):
     assert OnDisk(tmp_path).free(torch.device("cpu")) > 0
-    assert InPlace().free(torch.device("meta")) is None
+    assert Shelf().free(torch.device("meta")) is None

@@ -1,0 +1,140 @@
+"""Pages of one answer: a roll-up, for those whose data it was about, or the sources of a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from inrun.errors import MisuseError
+from inrun.report._charts import GOOD, NEUTRAL, wide
+from inrun.report._page import Figure, Page, Passage, Section, Table
+from inrun.uses import Rollup, Trace
+
+OTHERS = "all others"
+MOST_BARS = 40
+LONGEST = 4000  # characters of a source
+
+
+def write_rollup(rollup: Rollup, path: Path, *, only: str | None = None) -> None:
+    """Writes the page.
+
+    Args:
+        rollup: from `inrun.rollup`.
+        path: the file; it is replaced.
+        only: one group by name; the others are then shown as one, without names.
+
+    Raises:
+        MisuseError: no such group.
+        StoreError: the page cannot be written.
+    """
+    rows = rollup.table.to_pylist()
+    if only is not None:
+        own = [row for row in rows if row["group"] == only]
+        if not own:
+            raise MisuseError(
+                f"No {rollup.by} is called {only!r}; there are "
+                f"{', '.join(row['group'] for row in rows)}."
+            )
+        rows = own
+    Page(
+        title=f"What the data was worth, by {rollup.by}" + (f": {only}" if only else ""),
+        lead=(
+            "Every training sample's contribution to the fall of the validation loss was measured "
+            f"while the model was trained, and summed by {rollup.by}."
+        ),
+        figures=[
+            Figure(f"{sum(row['share'] for row in rows):.1%}", "of the samples' entry in the books")
+            if only
+            else Figure(f"{len(rows)}", f"values of {rollup.by}"),
+            Figure(rollup.booked("samples"), "taken off the loss by all samples in their steps"),
+            Figure(rollup.booked("fall"), "fall of the validation loss over the scored steps"),
+        ],
+        sections=[_sums(rollup, rows, only), _books(rollup)],
+        footer="95 % intervals. Values are Shapley values of each optimizer step, summed.",
+    ).write(path)
+
+
+def _sums(rollup: Rollup, rows: list[dict[str, float]], only: str | None) -> Section:
+    head = [rollup.by, "samples", "value", "95 % interval", "share", "harmful", "also elsewhere"]
+    cells = [
+        [
+            str(row["group"]),
+            f"{row['samples']:,}",
+            f"{row['value']:+.4g}",
+            f"{row['low']:+.4g} to {row['high']:+.4g}" if row["low"] == row["low"] else "one row",
+            f"{row['share']:.1%}",
+            f"{row['harmful']:.1%}",
+            f"{row['duplicated']:,}",
+        ]
+        for row in rows
+    ]
+    if only is not None:
+        rest = rollup.books["samples"] - sum(row["value"] for row in rows)
+        share = 1 - sum(row["share"] for row in rows)
+        cells.append([OTHERS, "", f"{rest:+.4g}", "", f"{share:.1%}", "", ""])
+    notes = rollup.notes()
+    return Section("Sums", notes, charts=[_bars(rows[:MOST_BARS])], tables=[Table(head, cells)])
+
+
+def _bars(rows: list[dict[str, Any]]) -> alt.TopLevelMixin:
+    data = [row | {"low": row["value"], "high": row["value"]} if np.isnan(row["low"]) else row
+            for row in rows]  # fmt: skip
+    base = alt.Chart(alt.Data(values=data)).encode(
+        y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=240)),
+        x=alt.X("value:Q", title="validation loss taken off", axis=alt.Axis(tickCount=6)),
+    )
+    ends = base.mark_rule(color=NEUTRAL, strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    both = alt.layer(base.mark_bar(color=GOOD, opacity=0.85), ends)
+    return wide(both, max(60, 28 * len(rows)))
+
+
+def _books(rollup: Rollup) -> Section:
+    entries = [[name.replace("_", " "), rollup.booked(name)] for name in rollup.books]
+    words = "The fall of the validation loss = samples + momentum + weight decay + residual."
+    return Section("The books", [words], tables=[Table(["entry", "loss taken off"], entries)])
+
+
+def write_trace(
+    trace: Trace,
+    queries: Mapping[str, str],
+    sources: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+) -> None:
+    """Writes the page.
+
+    Args:
+        trace: from `inrun.trace`.
+        queries: their texts by name.
+        sources: by query, its first sources: the ranking's columns, those of the sample, and
+            `tokens` with `token_values` where there are any.
+        path: the file; it is replaced.
+
+    Raises:
+        StoreError: the page cannot be written.
+    """
+    Page(
+        title="Where it came from",
+        lead=(
+            f"Training samples by what they took off each query's loss, by {trace.method}. Green "
+            "tokens moved the model towards the query, red ones away from it."
+        ),
+        figures=[],
+        sections=[
+            Section(query, [queries.get(query, "")], passages=[_passage(row) for row in rows])
+            for query, rows in sources.items()
+        ],
+        footer="Positive values: leaving the sample out would have left the query's loss higher.",
+    ).write(path)
+
+
+def _passage(row: Mapping[str, Any]) -> Passage:
+    facts = [f"{row['value']:+.3g}", f"{row['share']:.1%} of all that lowered it"]
+    facts += [f"{k}: {row[k]}" for k in ("label", "source") if row.get(k) is not None]
+    head = f"{row['rank']}. {row['sample_id']}"
+    if "tokens" in row:
+        return Passage(head, facts, list(row["tokens"]), list(row["token_values"]))
+    return Passage(head, facts, [str(row.get("text") or "")[:LONGEST]], [0.0])

@@ -1,0 +1,275 @@
+"""What a task makes of samples: a model of `transformers` or a small one of our own, and batches.
+
+Both kinds are called with a batch less its labels, and their output has `logits`. The packages are
+imported when a model is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inrun.errors import MisuseError, require_extra
+from inrun.ledger import opened_picture
+from inrun.training._config import TrainConfig
+from inrun.training._samples import Sample
+
+Batch = dict[str, Tensor]
+LARGEST = 64  # pixels per side that the small network is given at most
+
+
+class Task(ABC):
+    """One task, from a configuration and the classes' names (none for a language model).
+
+    Raises:
+        MissingExtraError: a package is missing; the message names the line that installs it.
+        MisuseError: the model's or the tokenizer's folder cannot be read.
+    """
+
+    processor: Any = None  # the model's tokenizer or image processor, saved beside it
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str]):
+        self.config, self.classes = config, tuple(classes)
+
+    def __call__(self, items: list[Any]) -> Batch:
+        """As a collator of the Trainer's items, see `_trainer.items`."""
+        return self.collate([item["sample"] for item in items])
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as one batch, in their order, with `labels`."""
+
+    @abstractmethod
+    def build(self, saved: Path | None = None) -> nn.Module:
+        """The model before its first step, or as `Trainer.save_model` left it in a folder.
+
+        What is drawn comes from torch's random state.
+        """
+
+    def _labels(self, samples: Sequence[Sample]) -> Tensor:
+        number = {name: k for k, name in enumerate(self.classes)}
+        return torch.tensor([number[str(sample.label)] for sample in samples])
+
+
+class Texts(Task):
+    """Texts with labels, or for the next token; whole weights or LoRA."""
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str]):
+        super().__init__(config, classes)
+        kind = "SequenceClassification" if classes else "CausalLM"
+        self._auto, self._kind = f"AutoModelFor{kind}", "SEQ_CLS" if classes else "CAUSAL_LM"
+        self.processor = _tokenizer(config)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """(B, T), padded on the right; `labels` is a class, or each next token, -100 for none."""
+        encoded = self.processor(
+            [sample.content for sample in samples], truncation=True, padding=True,
+            max_length=self.config.max_length, padding_side="right", return_tensors="pt",
+        )  # fmt: skip
+        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        if self.classes:
+            return batch | {"labels": self._labels(samples)}
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, 0] = -100  # no token comes before it
+        return batch | {"labels": labels}
+
+    def build(self, saved: Path | None = None) -> nn.Module:
+        """See `Task.build`; of LoRA the adapter alone was saved."""
+        rank = self.config.lora
+        settings = {"num_labels": len(self.classes)} if self.classes else {}
+        model = pretrained(self.config, self._auto, None if rank else saved, **settings)
+        model.config.pad_token_id = self.processor.pad_token_id  # type: ignore[union-attr]
+        if not rank:
+            return model
+        peft = _peft()
+        with quiet():
+            if saved is not None:
+                return peft.PeftModel.from_pretrained(model, saved)  # type: ignore[no-any-return]
+            setting = peft.LoraConfig(
+                task_type=self._kind, r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
+                target_modules="all-linear",
+            )  # fmt: skip
+            return peft.get_peft_model(model, setting)  # type: ignore[no-any-return]
+
+    def pieces(self, text: str) -> list[str]:
+        """What each token stands for, so that they put together are the text, as far as it goes."""
+        cut = {"truncation": True, "max_length": self.config.max_length}
+        if not self.processor.is_fast:
+            return list(
+                self.processor.convert_ids_to_tokens(self.processor(text, **cut)["input_ids"])
+            )
+        encoded = self.processor(text, return_offsets_mapping=True, **cut)
+        found, end = [], 0
+        for (begin, stop), i in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True):
+            special = begin == stop and i in self.processor.all_special_ids
+            found.append(self.processor.convert_ids_to_tokens(i) if special else text[end:stop])
+            end = max(end, stop)
+        return found
+
+
+class Pictures(Task):
+    """Images with labels, as the model's own image processor makes its pixels."""
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str]):
+        super().__init__(config, classes)
+        with _loading(f"The image processor of {config.model}"):
+            self.processor = transformers().AutoImageProcessor.from_pretrained(config.model)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """`pixel_values` (B, 3, height, width)."""
+        images = [_picture(sample, "RGB") for sample in samples]
+        pixels: Tensor = self.processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": self._labels(samples)}
+
+    def build(self, saved: Path | None = None) -> nn.Module:
+        """See `Task.build`."""
+        return pretrained(
+            self.config, "AutoModelForImageClassification", saved, num_labels=len(self.classes),
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+
+
+class SmallPictures(Task):
+    """Images with labels, made square, for the small network; the first tells size and colour."""
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str], first: Sample):
+        super().__init__(config, classes)
+        image: Any = opened_picture(first.content)
+        self._side = min(LARGEST, max(image.size))
+        self._mode = "L" if image.mode == "L" else "RGB"
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """`pixel_values` (B, channels, side, side), from -1 to 1."""
+        size = (self._side, self._side)
+        images = [_picture(sample, self._mode).resize(size, resample=2) for sample in samples]
+        pixels = torch.from_numpy(np.stack([np.atleast_3d(image) for image in images]))
+        values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return {"pixel_values": values, "labels": self._labels(samples)}
+
+    def build(self, saved: Path | None = None) -> nn.Module:
+        """See `Task.build`."""
+        model = SmallNetwork(len(self._mode), self._side, len(self.classes))
+        if saved is not None:
+            model.load_state_dict(load_file(saved / "model.safetensors"))
+        return model
+
+
+def _picture(sample: Sample, mode: str) -> Any:
+    image: Any = opened_picture(sample.content)
+    return image.convert(mode)
+
+
+class SmallNetwork(nn.Module):
+    """Two convolutions and a linear layer: trains from scratch in seconds."""
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        side = min(4, max(1, size // 2))
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(32 * side * side, classes),
+        )  # fmt: skip
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """`logits` (B, classes)."""
+        return {"logits": self.layers(pixel_values)}
+
+
+def task_of(config: TrainConfig, classes: Sequence[str], samples: Sequence[Sample]) -> Task:
+    """The task that a configuration names; the first sample tells the small network's size."""
+    if config.task != "image-classification":
+        return Texts(config, classes)
+    if config.model == "cnn":
+        return SmallPictures(config, classes, samples[0])
+    return Pictures(config, classes)
+
+
+def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: Any) -> nn.Module:
+    """A model of `transformers` by the configuration's name, or of its shape with drawn weights.
+
+    Args:
+        config: names it.
+        kind: the class that loads it.
+        saved: a folder in its place.
+        settings: of its configuration.
+
+    Raises:
+        MisuseError: it cannot be loaded.
+    """
+    name, auto = saved or config.model, getattr(transformers(), kind)
+    with _loading(f"The model {name}"):
+        if saved or not config.from_scratch:
+            return auto.from_pretrained(name, **settings)  # type: ignore[no-any-return]
+        shape = transformers().AutoConfig.from_pretrained(name, **settings)
+        return auto.from_config(shape)  # type: ignore[no-any-return]
+
+
+def _tokenizer(config: TrainConfig) -> Any:
+    name = config.tokenizer or config.model
+    with _loading(f"The tokenizer {name}", " Name a folder that has one with --tokenizer."):
+        tokenizer = transformers().AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise MisuseError(
+            f"The tokenizer of {name} has neither a padding nor an end token, so texts of "
+            "different lengths cannot be put into one batch. Add one to its configuration."
+        )
+    return tokenizer
+
+
+@contextmanager
+def _loading(what: str, advice: str = "") -> Iterator[None]:
+    """Whatever fails inside is said in one way."""
+    with quiet():
+        try:
+            yield
+        except Exception as error:  # missing files, no network, unknown architectures
+            raise MisuseError(
+                f"{what} could not be loaded: {error}. Name a folder in the form that "
+                "`transformers` saves, or, with network, a name on the hub; --from-scratch needs "
+                f"the folder's config.json only.{advice}"
+            ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loader's bars and reports: that a head is new is known here."""
+    logging = transformers().utils.logging
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of each other
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def transformers() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: it, or the one that its Trainer runs on, is not installed.
+    """
+    require_extra("train", "transformers", "accelerate")
+    return importlib.import_module("transformers")
+
+
+def _peft() -> Any:
+    require_extra("train", "peft")
+    return importlib.import_module("peft")

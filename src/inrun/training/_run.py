@@ -1,0 +1,168 @@
+"""A run of `inrun train`: its folder opened, trained into, and finished.
+
+RUN/config.json         what was asked for            RUN/run.json, visits/, ledger/  the values
+RUN/samples.parquet     the training samples          RUN/tokens/      values for each token
+RUN/validation.parquet  those that judged             RUN/trajectory/  a recording
+RUN/checkpoints/        while it goes on              RUN/model/       the result
+RUN/measured.json       time, memory, test score      RUN/probabilities.parquet  of classes
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+
+from inrun.errors import NotSupportedError, StoreError
+from inrun.ledger import Run, Seal, write_table
+from inrun.training._arguments import CHECKPOINTS, arguments_of
+from inrun.training._config import PROBABILITIES
+from inrun.training._measured import Meter
+from inrun.training._models import quiet
+from inrun.training._samples import samples_of
+from inrun.training._trainer import STATE, Bar, RowTrainer, RunScoring, interruptible
+from inrun.training._training import MODEL, Training
+
+SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
+MEASURED = "measured.json"
+SCORED_STATE = "inrun.safetensors"  # of the callback: what it writes last into a checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    `score` is on the test samples: accuracy, or minus a text's loss. `seconds` are in all,
+    `overhead` is attribution's time over the training's own, `memory` is in bytes.
+    """
+
+    steps: int
+    score: float
+    seconds: float
+    overhead: float
+    memory: int
+
+
+class TrainingInterrupt(Exception):  # noqa: N818 (a signal, no error)
+    """The user stopped the training; it can go on from its checkpoint."""
+
+
+def run_training(
+    training: Training, run: Path, console: Console, *, resume: bool = False
+) -> Outcome:
+    """Trains with attribution, and writes everything into the run's folder.
+
+    Raises:
+        StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
+        TrainingInterrupt: by the keyboard; a checkpoint was written.
+    """
+    arguments = arguments_of(training.config, run)
+    with arguments.main_process_first(local=False):
+        checkpoint = _resumed(training, run) if resume else None
+        if not resume:
+            _opened(training, run)
+    meter = Meter(training.device)
+    scoring = RunScoring(training, run, console)
+    samples = training.splits.training
+    model = training.drawn()
+    trainer = RowTrainer(
+        training, model, arguments, samples, scoring,
+        [Bar()] if console.is_terminal else [],
+    )  # fmt: skip
+    with interruptible(scoring):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if scoring.interrupted:
+        done, steps = trainer.state.global_step, trainer.state.max_steps
+        raise TrainingInterrupt(f"after step {done} of {steps}")
+    with quiet():
+        trainer.save_model(str(run / MODEL))
+    outcome = Outcome(
+        trainer.state.global_step, training.score(model), scoring.seconds,
+        scoring.overhead, meter.memory,
+    )  # fmt: skip
+    if trainer.is_world_process_zero():
+        _finish(training, run, scoring, outcome)
+    return outcome
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run can go on."""
+    return _last_whole(run) is not None
+
+
+def _opened(training: Training, run: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        StoreError: it holds a run.
+    """
+    if (run / "run.json").exists():
+        raise StoreError(
+            f"{run} holds a run already. Go on with it by --resume, or name a new folder."
+        )
+    if training.arguments.process_index:
+        return
+    config = training.config
+    run.mkdir(parents=True, exist_ok=True)
+    config.write(run, versions={"torch": torch.__version__})
+    write_table(run / SAMPLES, samples_of(training.splits.training, config), Seal("training"))
+    write_table(run / VALIDATION, samples_of(training.judges(), config), Seal("validation"))
+
+
+def _resumed(training: Training, run: Path) -> str:
+    """The last checkpoint that is whole.
+
+    Raises:
+        StoreError: there is nothing to resume.
+        NotSupportedError: a recorded run is resumed.
+    """
+    if training.config.record:
+        raise NotSupportedError(
+            "A run that is recorded for look-ahead cannot be resumed yet. Start it again, or "
+            "train without --record."
+        )
+    if (run / MEASURED).exists():
+        raise StoreError(f"{run} is finished: there is nothing left to train.")
+    found = _last_whole(run)
+    if found is None:
+        raise StoreError(
+            f"{run} has no checkpoint: it was cut off before the first one was written. Remove the "
+            "folder and start again."
+        )
+    return str(found)
+
+
+def _last_whole(run: Path) -> Path | None:
+    """A process may have been killed while it wrote the last one."""
+    whole = [
+        folder for folder in (run / CHECKPOINTS).glob("checkpoint-*")
+        if all((folder / name).exists() for name in (STATE, SCORED_STATE))
+    ]  # fmt: skip
+    return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome) -> None:
+    """What is known at the end; `measured.json` is written last and says that it is the end."""
+    classes, stored = training.splits.classes, Run(run)
+    table = stored.samples()
+    assert table is not None
+    columns = scoring.seen.columns(classes)
+    table = table.drop_columns([name for name in columns if name in table.column_names])
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    stored.write_samples(table)
+    if classes:
+        seen = pa.table({":id": table["sample_id"]} | scoring.seen.probabilities(classes))
+        write_table(run / PROBABILITIES, seen, Seal("probabilities"))
+    (run / MEASURED).write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+    for left in [*(run / CHECKPOINTS).glob("checkpoint-*")]:
+        shutil.rmtree(left)
+    for left in [*(run / CHECKPOINTS).glob("inrun-*.parquet")]:  # they are the run's own
+        left.unlink()
+    if not any((run / CHECKPOINTS).iterdir()):  # a tracker's files stay
+        (run / CHECKPOINTS).rmdir()

@@ -1,0 +1,98 @@
+"""What trainings came to, kept in a file: one line with the question, then one line per training.
+
+    {"results": "pruning", ...}                        what was asked
+    {"of": ["pruned", 0], "found": [0.9312, 12.4]}     what was trained, and its numbers
+
+Lines are appended as results come, so that a check that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inrun.errors import StoreError
+
+
+class TrainingResults:
+    """Numbers by what was trained, in memory and in a file.
+
+    Args:
+        path: of the file, None for none. What it holds already is known.
+        kind: 'pruning', 'selection' or 'retraining'.
+        question: whatever JSON holds.
+
+    Raises:
+        StoreError: the file is of another question, or torn.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, kind: str, question: Mapping[str, Any]):
+        self._path = None if path is None else Path(path)
+        self.question: dict[str, Any] = json.loads(json.dumps({"results": kind, **question}))
+        self.known: dict[Any, list[float]] = {}
+        if self._path is None:
+            return
+        if not self._path.exists():
+            self._write(self.question)
+            return
+        asked, self.known = read_results(self._path)
+        if not _alike(asked, self.question):
+            raise StoreError(
+                f"{self._path} holds the results of another {kind}, of another run, utility or "
+                "choice of samples. Name a new file."
+            )
+
+    def add(self, of: Any, found: Sequence[float]) -> None:
+        """Takes the result of a training."""
+        self.known[of] = list(found)
+        self._write({"of": of, "found": self.known[of]})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self._path} could not be written: {error}") from error
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], dict[Any, list[float]]]:
+    """The question of a file, and its numbers by what was trained.
+
+    Raises:
+        StoreError: it cannot be read, is torn, or holds no results.
+    """
+    try:
+        question, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        kind = question["results"]
+        known = {_key(line["of"]): list(line["found"]) for line in lines}
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"{path} is torn, or holds no results of trainings ({error}): remove its last line to "
+            "go on from there."
+        ) from error
+    if not isinstance(kind, str):
+        raise StoreError(f"{path} holds no results of trainings.")
+    return question, known
+
+
+def _key(of: Any) -> Any:
+    return tuple(of) if isinstance(of, list) else of
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two questions are the same; numbers with a fraction to six digits."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return bool(a == b)

@@ -1,0 +1,45 @@
+"""Work in pieces is work on the whole, for every elementwise rule and any layout."""
+
+import pytest
+import torch
+
+from inrun.optim import _move, moves, rule_for
+from tests.unit.optim.optimizers import ELEMENTWISE, give_gradients, optimizer_of
+
+
+def results(case, steps=6):
+    params, optimizer = optimizer_of(case)
+    rule, found = rule_for(optimizer), []
+    for step in range(steps):
+        give_gradients(params, step)
+        for _, move in moves(optimizer, rule):
+            found += [move.slope().coefficient, *move.history()]
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=lambda case: case.name)
+def test_pieces_are_the_whole(case, monkeypatch):
+    whole = results(case)
+    monkeypatch.setattr(_move, "PIECE", 2)
+    for a, b in zip(whole, results(case), strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-12, atol=1e-15)
+
+
+def test_other_layouts_stay_whole(monkeypatch):
+    monkeypatch.setattr(_move, "PIECE", 2)
+    seen = []
+
+    def compute(arrays):
+        seen.append(arrays[0].shape)
+        return [arrays[0] + arrays[1], 3.0]
+
+    plain, turned = torch.randn(4, 5), torch.randn(5, 4).T
+    total, three = _move.in_pieces((plain, turned, ()), compute)
+    assert seen == [(4, 5)]
+    torch.testing.assert_close(total, plain + turned)
+    seen.clear()
+    total, three = _move.in_pieces((plain, plain, (torch.tensor(7),)), compute)
+    assert len(seen) == 10
+    assert three == 3.0
+    torch.testing.assert_close(total, 2 * plain)

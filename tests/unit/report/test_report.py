@@ -1,0 +1,445 @@
+"""`inrun report`'s page in a real browser: what it shows, how it filters, what it never runs."""
+
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import inrun
+from inrun.ledger import TokenFolder
+from inrun.report import write_report
+from inrun.uses import harm_sums, rank
+from tests.integration.browser import Opened, open_browser
+from tests.integration.stored import random_run
+from tests.settings import flat
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+HOSTILE = "</script><script>window.pwned=1;alert(1)</script><img src=x onerror='window.pwned=2'>"
+SAMPLES, TARGETS = 60, ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = open_browser(playwright)
+        yield opened
+        opened.close()
+
+
+def description(samples=SAMPLES):
+    words = ["river", "stone", "cloud", "harvest", "lantern"]
+    texts = [f"{words[i % 5]} number {i}" for i in range(samples)]
+    texts[7] = "  RIVER  number 5".replace("5", "2")
+    texts[9] = texts[7].lower()
+    return {
+        "sample_id": list(range(samples)),
+        "text": texts,
+        "label": [i % 3 for i in range(samples)],
+        "source": ["north" if i % 4 else "south" for i in range(samples)],
+        "length": [len(t) / 2 for t in texts],
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    stored = random_run(tmp_path_factory.mktemp("report") / "run", SAMPLES, targets=TARGETS)
+    stored.describe(description())
+    return stored
+
+
+@pytest.fixture(scope="module")
+def page_file(run):
+    write_report(run, run.path / "report.html")
+    return run.path / "report.html"
+
+
+@pytest.fixture
+def page(browser, page_file):
+    opened = Opened(browser, page_file).ready()
+    yield opened
+    opened.context.close()
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(page, page_file):
+    assert page.requests == [page_file.resolve().as_uri()]
+    assert page.complaints == []
+    assert page.page.locator("svg, canvas").count() >= 5
+
+
+def test_words_come_first_and_say_the_runs_own_numbers(page, run):
+    text = page.page.inner_text("header")
+    value = run.values()["value"].to_numpy()
+    assert f"{SAMPLES} samples" in text
+    assert f"{(value < 0).mean():.1%} of the samples raised" in text
+    assert "This run was not audited" in text
+
+
+def test_sorting_orders_all_samples_not_one_page(page, run):
+    values = run.values().sort_by("value")["sample_id"].to_pylist()
+    page.page.click('#table [data-sort="value"]')
+    assert page.ids() == [str(i) for i in values[:25]]
+    page.page.click('#table [data-sort="value"]')
+    assert page.ids() == [str(i) for i in values[::-1][:25]]
+    assert page.page.get_attribute("#table th[aria-sort]", "aria-sort") == "descending"
+    page.page.click("#after")
+    assert page.ids() == [str(i) for i in values[::-1][25:50]]
+
+
+def test_a_filter_acts_on_everything(page, run):
+    chosen = [i for i in range(SAMPLES) if i % 3 == 2]
+    values = run.values()["value"].to_numpy()
+    page.filtered(lambda p: p.select_option('[data-group="0"]', label="2"))
+    assert page.page.inner_text("#status").startswith(f"{len(chosen)} of {SAMPLES} samples")
+    assert {int(i) for i in page.ids()} == set(chosen)
+    assert sum(bar["samples"] for bar in page.chart("distribution")) == len(chosen)
+    assert {int(dot["id"]) for dot in page.chart("steps")} == set(chosen)
+    assert [bar["group"] for bar in page.chart("groups")] == ["2"]
+    assert page.chart("books")[-1]["fall"] == pytest.approx(values[chosen].sum(), rel=1e-4)
+    assert {cell["samples"] for cell in page.chart("harm")} == {len(chosen)}
+    for name in ("harmful", "helpful"):
+        cards = page.page.locator(f"#{name} button").evaluate_all(
+            "buttons => buttons.map(b => Number(b.dataset.row))"
+        )
+        assert set(cards) <= set(chosen)
+    assert {int(i) for i in page.downloaded("#export-ids").split()} == set(chosen)
+    page.filtered(lambda p: p.click("#filters button[type=reset]"))
+    assert page.page.inner_text("#status").startswith(f"{SAMPLES} of")
+
+
+def test_group_sums_are_those_of_rollup(page, run):
+    page.page.select_option("#rank", "value")
+    page.page.select_option("#by", label="source")
+    page.page.wait_for_function("() => report.state.rank === 'value'")
+    page.page.evaluate("report.update().then(() => null)")
+    shown = {bar["group"]: bar["value"] for bar in page.chart("groups")}
+    booked = {r["group"]: r["booked"] for r in inrun.rollup(run, "source").table.to_pylist()}
+    assert shown == pytest.approx(booked, rel=1e-4)
+
+
+def test_search_finds_text_labels_and_ids(page):
+    page.filtered(lambda p: p.fill("#search", "LANTERN"))
+    assert {int(i) for i in page.ids()} == {i for i in range(SAMPLES) if i % 5 == 4 and i != 9}
+    page.filtered(lambda p: p.fill("#search", "nothing like this"))
+    assert page.ids() == []
+    assert page.page.inner_text("#status").startswith("0 of")
+    assert page.complaints == []
+
+
+def test_score_limits_and_rankings(page, run):
+    ranked = rank(run.visits(), run.targets)
+    page.page.select_option("#rank", "harm")
+    page.page.wait_for_function("() => report.state.rank === 'harm'")
+    limit = float(np.median(ranked.scores))
+    page.filtered(lambda p: p.fill("#high", str(limit)))
+    assert {int(i) for i in page.ids()} <= set(np.flatnonzero(ranked.scores <= limit).tolist())
+    first = page.page.locator("#harmful button").first.get_attribute("data-row")
+    assert int(first) == ranked.scores.argmin()
+
+
+def test_a_sample_opens_by_keyboard_and_closes_again(page):
+    page.page.focus("#table tbody button.open")
+    page.page.keyboard.press("Enter")
+    first = page.page.inner_text("#sample-title")
+    assert first == f"Sample {page.ids()[0]}"
+    assert "number" in page.page.inner_text("#sample-content")
+    page.page.keyboard.press("ArrowRight")
+    assert page.page.inner_text("#sample-title") == f"Sample {page.ids()[1]}"
+    page.page.keyboard.press("Escape")
+    assert not page.page.is_visible("#sample")
+    assert page.page.evaluate("document.activeElement.className") == "open"
+
+
+def test_every_control_is_reached_by_keyboard(page):
+    reached = set()
+    for _ in range(40):
+        page.page.keyboard.press("Tab")
+        reached.add(page.page.evaluate("document.activeElement.id || document.activeElement.type"))
+    assert {"theme", "rank", "show", "search", "low", "high", "reset", "export-ids"} <= reached
+
+
+def test_ticked_rows_are_what_is_downloaded(page):
+    boxes = page.page.locator("#table tbody input[type=checkbox]")
+    boxes.nth(1).check()
+    boxes.nth(3).check()
+    ids = page.ids()
+    assert page.downloaded("#export-ids").split() == [ids[1], ids[3]]
+    table = list(csv.DictReader(io.StringIO(page.downloaded("#export-csv"))))
+    assert [row["sample_id"] for row in table] == [ids[1], ids[3]]
+    assert table[0]["text"] == description()["text"][int(ids[1])]
+
+
+def test_duplicates_are_shown_together_with_their_joint_value(page, run):
+    values = run.values()["value"].to_pylist()
+    line = page.page.locator("#copies tbody tr")
+    assert line.count() == 1
+    assert "id 7, 9" in line.inner_text()
+    joint = page.page.evaluate("x => report.format(x)", float(f"{values[7] + values[9]:.6g}"))
+    assert joint in line.inner_text()
+    assert "1 / 0 (contradicting)" in line.inner_text()
+
+
+def doubted(page):
+    return page.page.locator("#labels button").evaluate_all(
+        "buttons => buttons.map(b => [Number(b.dataset.row), b.innerText])"
+    )
+
+
+def test_labels_to_check_are_those_that_harm_another_class_most(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20, targets=("class 0", "class 1", "class 2"))
+    labels = [i % 3 for i in range(20)]
+    stored.describe({"sample_id": range(20), "label": labels})
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    profile = inrun.harm_profile(stored).table.sort_by("worst_value").to_pylist()
+    wanted = [
+        (row["sample_id"], row["worst_target"])
+        for row in profile
+        if row["worst_value"] < 0 and row["worst_target"] != f"class {labels[row['sample_id']]}"
+    ]
+    found = doubted(opened)
+    assert [row for row, _ in found] == [row for row, _ in wanted[:12]]
+    for (row, text), (_, target) in zip(found, wanted[:12], strict=True):
+        assert f"labelled {labels[row]}, perhaps {target}" in text
+    opened.context.close()
+
+
+def test_a_stated_label_doubt_goes_before_the_harm_profile(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20, targets=("0", "1"))
+    doubt = np.random.default_rng(0).random(20)
+    stored.describe(
+        {
+            "sample_id": range(20),
+            "label": ["0"] * 20,
+            "label_doubt": doubt.tolist(),
+            "suggested_label": ["1"] * 20,
+        }
+    )
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    found = doubted(opened)
+    assert [row for row, _ in found] == np.argsort(-doubt)[:12].tolist()
+    assert "labelled 0, perhaps 1" in found[0][1]
+    opened.context.close()
+
+
+def test_light_and_dark_differ_and_follow_the_reader(browser, page_file):
+    dark = Opened(browser, page_file, color_scheme="dark").ready()
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = dark.page.evaluate(background)
+    dark.page.click("#theme")
+    after = dark.page.evaluate(background)
+    assert (
+        sum(map(int, re.findall(r"\d+", before))) < 200 < sum(map(int, re.findall(r"\d+", after)))
+    )
+    assert dark.complaints == []
+    dark.context.close()
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser, page_file):
+    phone = Opened(browser, page_file, viewport={"width": 390, "height": 800}).ready()
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.context.close()
+
+
+def test_text_from_the_data_stays_text(browser, tmp_path):
+    ids = [f"{HOSTILE} {i}" for i in range(30)]
+    stored = random_run(tmp_path / "run", 30, ids=ids, targets=(HOSTILE, "b"))
+    stored.describe(
+        {
+            "sample_id": ids,
+            "text": [f"{HOSTILE} text {i % 29}" for i in range(30)],
+            "label": [HOSTILE, "plain"] * 15,
+            "source": ["=cmd()", "b"] * 15,
+            HOSTILE: [HOSTILE] * 30,
+        }
+    )
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    opened.page.click("#table tbody button.open")
+    assert HOSTILE in opened.page.inner_text("#sample-content")
+    opened.page.keyboard.press("Escape")
+    bar = opened.page.locator('[data-live="groups"] .mark-rect path[aria-label*="script"]').first
+    bar.evaluate("bar => bar.scrollIntoView({block: 'center'})")
+    bar.hover(position={"x": 4, "y": 4})
+    assert "script" in opened.page.inner_text("#vg-tooltip-element")
+    assert opened.page.evaluate("window.pwned") is None
+    assert opened.alerts == []
+    assert opened.page.locator("img[src='x']").count() == 0
+    cells = list(csv.reader(io.StringIO(opened.downloaded("#export-csv"))))
+    assert not [c for line in cells for c in line if c.startswith("=")]
+    opened.page.evaluate(  # were markup to slip in after all, the policy would still not run it
+        "() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 3';"
+        " document.body.append(s); const d = document.createElement('div');"
+        ' d.innerHTML = \'<img src="data:," onerror="window.pwned = 4">\';'
+        " document.body.append(d); }"
+    )
+    opened.page.wait_for_timeout(200)
+    assert opened.page.evaluate("window.pwned") is None
+    opened.context.close()
+
+
+def test_large_ids_keep_every_digit(browser, tmp_path):
+    ids = [2**60 + i for i in range(20)]
+    write_report(random_run(tmp_path / "run", 20, ids=ids), tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    assert {int(i) for i in opened.ids()} == set(ids)
+    assert {int(i) for i in opened.downloaded("#export-ids").split()} == set(ids)
+    opened.context.close()
+
+
+def test_tokens_shade_a_text_by_their_sums_over_visits(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20)
+    visit = {"sample_id": 3, "tokens": ["good", " <b>bad</b>"], "values": [1.0, -4.0]}
+    kept = TokenFolder(stored.path)
+    kept.add(1, [visit])
+    kept.add(2, [visit | {"values": [2.0, -2.0]}])
+    kept.flush()
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    opened.filtered(lambda p: p.fill("#search", "3"))
+    opened.page.evaluate("report.openSample(3)")
+    spans = opened.page.locator("#sample-content .token")
+    assert spans.all_text_contents() == ["good", " <b>bad</b>"]
+    assert spans.nth(0).get_attribute("title") == "good: +3"
+    assert "209, 73, 91, 0.75" in spans.nth(1).evaluate("e => getComputedStyle(e).backgroundColor")
+    opened.context.close()
+
+
+def test_images_are_shown_as_images(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 20)
+    pixels = np.random.default_rng(0).random((20, 8, 8))
+    stored.describe({"sample_id": list(range(20)), "image": list(pixels)})
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    shown = opened.page.locator("#harmful img").first.evaluate("i => i.naturalWidth")
+    assert shown == 8
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_the_validation_rows_are_counted_and_shown_and_their_text_stays_text(browser, tmp_path):
+    stored = random_run(tmp_path / "run", samples=30)
+    texts = [f"judge {i}" for i in range(40)]
+    texts[0] = HOSTILE
+    judges = {"sample_id": list(range(40)), "text": texts, "label": [i % 4 for i in range(40)]}
+    stored.describe({"sample_id": list(range(30))}, judges)
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    section = opened.page.locator("section", has_text="The validation rows").last
+    shown = section.locator(".cards li")
+    assert 20 <= shown.count() < 40
+    assert HOSTILE in shown.first.inner_text()
+    counts = section.locator("tbody tr").all_inner_texts()
+    assert [row.split() for row in counts] == [[str(label), "10"] for label in range(4)]
+    assert opened.alerts == []
+    assert opened.page.evaluate("window.pwned") is None
+
+
+def test_a_run_of_one_target_and_no_description_has_a_page(browser, tmp_path):
+    write_report(random_run(tmp_path / "run", 12, targets=("validation",)), tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    assert len(opened.ids()) == 12
+    assert not opened.page.is_visible(".harm")
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_a_hundred_thousand_samples_are_filtered_and_sorted(browser, tmp_path):
+    n = 100_000
+    stored = random_run(tmp_path / "run", n, epochs=2, batch=1000, targets=("a", "b"))
+    stored.describe(
+        {
+            "sample_id": np.arange(n).tolist(),
+            "text": [f"text {i} of many" for i in range(n)],
+            "label": (np.arange(n) % 7).tolist(),
+        }
+    )
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    opened.filtered(lambda p: p.fill("#search", "text 99999 "))
+    assert opened.ids() == ["99999"]
+    opened.filtered(lambda p: p.click("#filters button[type=reset]"))
+    opened.page.click('#table [data-sort="value"]')
+    lowest = stored.values().sort_by("value")["sample_id"].slice(0, 25).to_pylist()
+    assert opened.ids() == [str(i) for i in lowest]
+    opened.context.close()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_tiny_runs_have_a_page(browser, tmp_path, samples):
+    write_report(random_run(tmp_path / "run", samples, epochs=1), tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    assert len(opened.ids()) == samples
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_many_groups_are_filtered_by_and_the_most_harmful_are_drawn(browser, tmp_path):
+    stored = random_run(tmp_path / "run", 400)
+    stored.describe({"sample_id": range(400), "label": [f"class {i % 150}" for i in range(400)]})
+    write_report(stored, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    opened.filtered(lambda p: p.select_option('[data-group="0"]', label="class 149"))
+    assert {int(i) for i in opened.ids()} == {149, 299}
+    opened.filtered(lambda p: p.click("#filters button[type=reset]"))
+    cells = opened.chart("harm")
+    ids, sums = harm_sums(stored.visits(), stored.targets)
+    means = {g: sums[ids % 150 == g].mean(0).min() for g in range(150)}
+    worst = sorted(means, key=means.get)[:24]
+    assert {cell["group"] for cell in cells} == {f"class {g}" for g in worst}
+    assert "of 150" in opened.page.inner_text("#harm-words")
+    opened.context.close()
+
+
+def trained_run(path, **options):
+    """A run of a small model, 12 steps."""
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 4), torch.randint(3, (80,))
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    utility = inrun.Utility(loss_fn, (x[60:], y[60:]))
+    attribution = inrun.attach(
+        model, optimizer, utility, store=path, **flat(progress=False, **options)
+    )
+    for ids in torch.arange(60).repeat(2).split(10):
+        with attribution.batch(ids):
+            loss_fn(model, (x[ids], y[ids])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    return inrun.load(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "absent"),
+    [
+        ({"every": 3}, "each standing for 3", "NaN"),
+        (
+            {"momentum_window": 4},
+            "through momentum in the steps after their own",
+            "is booked apart",
+        ),
+        ({"momentum_window": 4}, "momentum from before the window", "It is the immediate effect"),
+    ],
+    ids=["sampled", "paid out", "the books of what was paid out"],
+)
+def test_every_kind_of_run_has_a_page_that_says_what_it_is(
+    browser, tmp_path, options, words, absent
+):
+    run = trained_run(tmp_path / "run", **options)
+    write_report(run, tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html").ready()
+    text = opened.page.inner_text("body")
+    assert words in text
+    assert absent not in text
+    assert opened.complaints == []
+    opened.context.close()
