@@ -81,23 +81,17 @@ class Truth(TrainerCallback):
     Args:
         twin: a copy of the model, from before the training.
         validation: collated.
-        loss_type: of the trainer.
     """
 
-    def __init__(self, twin, validation, loss_type):
-        self.twin, self.validation, self.loss_type = twin, validation, loss_type
+    def __init__(self, twin, validation):
+        self.twin, self.validation = twin, validation
         self.values = {}
         self.gradients = {}
 
     def judge(self, twin):
-        """The trainer's validation loss, from logits."""
+        """The validation loss, from logits: of DFT too, whose gradient is that of no loss."""
         base = twin.get_base_model() if hasattr(twin, "get_base_model") else twin
-        out = type(base).forward(base, **self.validation)
-        if self.loss_type == "nll":
-            return out.loss
-        z, wanted = out.logits[:, :-1], self.validation["labels"][:, 1:]
-        log_p = -torch.nn.functional.cross_entropy(z.mT, wanted, reduction="none")
-        return (-log_p * log_p.exp().detach()).sum() / (wanted != -100).sum()
+        return type(base).forward(base, **self.validation).loss
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         """The step's gradients are clipped: by the same factor for each sample."""
@@ -186,7 +180,7 @@ def trained(folder, data=None, model=None, alone=True, estimator="sgd", mixin=No
     if trainer.args.neftune_noise_alpha:
         activate_neftune(twin, trainer.args.neftune_noise_alpha)
     batch = trainer.data_collator([{c: row[c] for c in columns} for row in held])
-    truth = Truth(twin, batch, trainer.args.loss_type)
+    truth = Truth(twin, batch)
     if estimator == "sgd":
         trainer.truth, trainer.alone = truth, alone
         trainer.add_callback(truth)

@@ -21,6 +21,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The model is compiled")
 @pytest.mark.parametrize("case", CASES)
 def test_values_are_those_of_real_steps_with_one_sample_alone(case, tmp_path):
     given = dict(CASES[case])

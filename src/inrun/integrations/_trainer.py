@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from inrun.capture import uncompiled
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
 from inrun.integrations._places import Owned, random_as_before
@@ -84,11 +83,9 @@ class WatchedLoss:
 
     def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         owned, inputs = taken_out(inputs)
-        if owned is None or not torch.is_grad_enabled():
-            return self._compute(model, inputs, *args, **kwargs)
-        self._begin(owned)
-        with uncompiled(self._trainer.args.torch_compile):  # around the model, out of its sight
-            return self._compute(model, inputs, *args, **kwargs)
+        if owned is not None and torch.is_grad_enabled():
+            self._begin(owned)
+        return self._compute(model, inputs, *args, **kwargs)
 
     def _handed_on(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [item[KEY] for item in inputs if KEY in item]
