@@ -1,13 +1,12 @@
 """From a training step's operations to gradient shares: modes on and off, pairing, invariants."""
 
+from inrun.capture._block_setting import Resting
 from inrun.capture._calls import CannotReplayError, ModelCall, taken
 from inrun.capture._capture import Block, Capture, Contract, Watch
-from inrun.capture._collector import Resting
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._hold import Hold
+from inrun.capture._hold import Hold, Moves, Offload
 from inrun.capture._mode import CaptureMode
-from inrun.capture._offload import Moves, Offload
 from inrun.capture._reading import Reading, are_here
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root

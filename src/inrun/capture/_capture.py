@@ -13,16 +13,15 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from inrun.capture._block_setting import compiled_parts, uncompiled
 from inrun.capture._calls import ModelCall
 from inrun.capture._coverage import Coverage
-from inrun.capture._gathered import GatheredParameters
 from inrun.capture._gradient_check import GradientCheck
+from inrun.capture._graph import opaque_calls
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
-from inrun.capture._opaque import opaque_calls
 from inrun.capture._owner_checks import OwnerChecks
-from inrun.capture._sources import Root
-from inrun.capture._uncompiled import compiled_parts, uncompiled
+from inrun.capture._sources import GatheredParameters, Root
 from inrun.capture._uses import Missed, Use
 from inrun.distributed import Processes, is_sharded
 from inrun.errors import MisuseError, NotSupportedError

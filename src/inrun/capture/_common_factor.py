@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from inrun.capture._taken_down import Measured
+from inrun.capture._measured import Measured
 
 FULL = 1e-3  # `close` of precisions whose rounding is far below it
 

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
-from inrun.capture._measuring import Measuring
-from inrun.capture._probe import SINGLE, Probes, coarseness, eps_of, is_single, tolerance
-from inrun.capture._rota import Rota
+from inrun.capture._measured import NOTHING, Ended, Measured, Measuring, Rows, Summed
+from inrun.capture._probe import SINGLE, Probes, Rota, coarseness, eps_of, is_single, tolerance
 from inrun.capture._small import is_small, of_shares
-from inrun.capture._taken_down import NOTHING, Ended, Measured, Rows, Summed
 from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
 from inrun.factors import Factor

@@ -1,11 +1,21 @@
-"""`hold`: every use's factors are kept until the step is over: exact for every direction."""
+"""`hold`: every use's factors are kept until the step is over: exact for every direction.
+
+`offload`: as `hold`, with what is held on the CPU while it waits.
+
+Each layer's factors are built when the backward pass is at the layer, and moved: on the device only
+those of the layer at hand are there beside what training itself keeps. A tensor that several
+parameters' factors share (an input of three projections, an output gradient of a weight and its
+bias) is moved once. For the contraction one parameter's factors at a time are brought back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from inrun.capture._capture import Block, Capture, Watch
 from inrun.capture._mode import CaptureMode
@@ -54,3 +64,56 @@ class Hold(Capture):
 
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         block.keep(name, factor)
+
+
+HOST = torch.device("cpu")
+
+
+def to_host(t: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return t.detach().to(HOST, copy=True)
+
+
+class Moves:
+    """Copies of tensors somewhere else, each made once.
+
+    An original is not kept alive: what is remembered of it is that its storage was this one, by a
+    weak reference, under which no other storage can take the same identity.
+
+    Args:
+        move: makes a copy.
+    """
+
+    def __init__(self, move: Callable[[Tensor], Tensor] = to_host):
+        self._move = move
+        self._moved: dict[tuple[object, ...], tuple[StorageWeakRef, Tensor]] = {}
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """The copy: the same one for the same elements in the same order."""
+        storage = StorageWeakRef(t.untyped_storage())
+        place = (
+            storage.cdata, t.storage_offset(), t.dtype, tuple(t.shape), t.stride(), t._version
+        )  # fmt: skip
+        if place not in self._moved:
+            self._moved[place] = storage, self._move(t)
+        return self._moved[place][1]
+
+
+class Offload(Hold):
+    """Keeps factors on the CPU until the step is over."""
+
+    @property
+    def _builds_early(self) -> bool:
+        return True
+
+    @contextmanager
+    def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
+        self._moves = Moves()
+        with super()._listening(block, mode, watch):
+            yield
+
+    def _keep(self, block: Block, name: str, factor: Factor) -> None:
+        block.keep(name, factor.mapped(self._moves))
+
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        block.keep(name, factor.mapped(to_host))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
+from inrun.capture._graph import opaque_calls
 from inrun.capture._mode import CaptureMode
-from inrun.capture._opaque import opaque_calls
 from inrun.capture._probe import Probe
 from inrun.capture._tinted import tolerance_of_ratio
 from inrun.operations import RandomState

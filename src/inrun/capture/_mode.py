@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from inrun.capture._gathered import GatheredParameters
 from inrun.capture._graph import custom
 from inrun.capture._layouts import layouts_of, missing_reason
-from inrun.capture._sources import DerivedTensor, Root, Source
+from inrun.capture._sources import DerivedTensor, GatheredParameters, Root, Source
 from inrun.capture._uses import Missed, Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
 from inrun.owners import SUM, Map, Owners, root_kind

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._block_setting import uncompiled
 from inrun.capture._capture import Capture
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._opaque import opaque_calls
-from inrun.capture._uncompiled import uncompiled
+from inrun.capture._graph import opaque_calls
 from inrun.capture._uses import Use
 from inrun.errors import InRunError
 from inrun.operations import replace

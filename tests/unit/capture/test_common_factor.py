@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inrun.capture._common_factor import Change, factors
-from inrun.capture._taken_down import Measured
+from inrun.capture._measured import Measured
 
 CLOSE = 1e-4
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.capture import _rota
-from inrun.capture._rota import FIRST_STEPS, TURNS, Rota
+from inrun.capture import _probe
+from inrun.capture._probe import FIRST_STEPS, TURNS, Rota
 from inrun.errors import InvariantError
 from inrun.factors import Dense
 
@@ -15,7 +15,7 @@ SMALL, BIG = Dense(torch.zeros(4, 10)), Dense(torch.zeros(1, 1)).mapped(lambda _
 
 @pytest.fixture(autouse=True)
 def _low_bar(monkeypatch):
-    monkeypatch.setattr(_rota, "LARGE", 80)
+    monkeypatch.setattr(_probe, "LARGE", 80)
 
 
 def asked(rota, names):
