@@ -88,6 +88,11 @@ class Truth(TrainerCallback):
         self.values = {}
         self.gradients = {}
 
+    def judge(self, twin):
+        """The validation loss, from logits: of DFT too, whose gradient is that of no loss."""
+        base = twin.get_base_model() if hasattr(twin, "get_base_model") else twin
+        return type(base).forward(base, **self.validation).loss
+
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
         """The step's gradients are clipped: by the same factor for each sample."""
         real = [p for p in model.parameters() if p.requires_grad]
@@ -96,9 +101,7 @@ class Truth(TrainerCallback):
         k = torch.cat([p.grad.flatten() for p in real]).double() @ flat / (flat @ flat)
         self.twin.load_state_dict(model.state_dict())
         weights = [p for p in self.twin.parameters() if p.requires_grad]
-        base = self.twin.eval()
-        base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        judge = type(base).forward(base, **self.validation).loss  # from logits
+        judge = self.judge(self.twin.eval())
         direction = torch.autograd.grad(judge, weights)
         before = [w.detach().clone() for w in weights]
         for sample, gradients in self.gradients.items():
@@ -176,7 +179,8 @@ def trained(folder, data=None, model=None, alone=True, estimator="sgd", mixin=No
     twin = copy.deepcopy(trainer.model)
     if trainer.args.neftune_noise_alpha:
         activate_neftune(twin, trainer.args.neftune_noise_alpha)
-    truth = Truth(twin, trainer.data_collator([{c: row[c] for c in columns} for row in held]))
+    batch = trainer.data_collator([{c: row[c] for c in columns} for row in held])
+    truth = Truth(twin, batch)
     if estimator == "sgd":
         trainer.truth, trainer.alone = truth, alone
         trainer.add_callback(truth)

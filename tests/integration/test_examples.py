@@ -19,7 +19,7 @@ STEPS = 6
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in [*NAMES, "digits"]:
+    for name in [*NAMES, "digits", "counting"]:
         sys.modules.pop(name, None)
 
 

@@ -66,7 +66,9 @@ def plain_loop(visits, bf16=False):
             return model(**batch).loss
 
     utility = inrun.Utility(loss_fn, rows)
-    attribution = inrun.attach(model, optimizer, utility, options=EXACT)
+    attribution = inrun.attach(
+        model, optimizer, utility, options=inrun.Options(progress=False, smoothed_steps=0)
+    )
     for step in range(1, STEPS + 1):
         ids = [v["sample_id"] for v in visits if v["step"] == step]
         parts = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]

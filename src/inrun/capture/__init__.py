@@ -12,7 +12,6 @@ from inrun.capture._reading import Reading, are_here
 from inrun.capture._self_test import self_test
 from inrun.capture._sources import Root
 from inrun.capture._stream import Stream
-from inrun.capture._uncompiled import compiled_parts, uncompiled
 
 __all__ = [
     "Block",
@@ -32,8 +31,6 @@ __all__ = [
     "Stream",
     "Watch",
     "are_here",
-    "compiled_parts",
     "self_test",
     "taken",
-    "uncompiled",
 ]

@@ -197,7 +197,7 @@ class Capture(ABC):
         if at_backward:
             mode.after_backward = end
         with (
-            uncompiled(self.compiled),
+            uncompiled(),
             self._listening(block, mode, watch),
             self.inputs.watched(mode.owners, calls),
             opaque_calls(mode.opaque),

@@ -46,7 +46,7 @@ def self_test(capture: Capture, model: nn.Module, utility: Utility, *, sums: boo
         ReplaceLayerError: a layer whose gradients cannot be divided is in use.
     """
     axis = utility.rows_axis
-    with uncompiled(capture.compiled):
+    with uncompiled():
         for target, whole in utility.batches.items():
             batch = _few_rows(capture, model, utility, target, whole)
             capture.inputs.lies(axis, _axes(model, utility, target, whole))

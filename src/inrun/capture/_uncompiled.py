@@ -6,15 +6,20 @@ and compiled code is back on leaving; nothing is compiled again.
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
 
-def uncompiled(enabled: bool) -> AbstractContextManager[object]:
-    """Runs what is inside without compiled code."""
-    return torch.compiler.set_stance("force_eager") if enabled else nullcontext()
+def uncompiled() -> AbstractContextManager[object]:
+    """Runs what is inside without compiled code, whoever compiled it: a trainer wraps models too.
+
+    Nothing is compiled where the compiler was never loaded, which takes seconds.
+    """
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def compiled_parts(model: nn.Module) -> list[str]:

@@ -7,6 +7,12 @@ model is then called; it is also the loss that values are measured in.
 
 from __future__ import annotations
 
+from inrun.errors import require_extra
+
+require_extra("transformers", "transformers", "accelerate")
+
+# ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
+
 import copy
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from inrun.capture import uncompiled
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
 from inrun.integrations._places import Owned, random_as_before
@@ -78,11 +83,9 @@ class WatchedLoss:
 
     def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         owned, inputs = taken_out(inputs)
-        if owned is None or not torch.is_grad_enabled():
-            return self._compute(model, inputs, *args, **kwargs)
-        self._begin(owned)
-        with uncompiled(self._trainer.args.torch_compile):  # around the model, out of its sight
-            return self._compute(model, inputs, *args, **kwargs)
+        if owned is not None and torch.is_grad_enabled():
+            self._begin(owned)
+        return self._compute(model, inputs, *args, **kwargs)
 
     def _handed_on(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [item[KEY] for item in inputs if KEY in item]
