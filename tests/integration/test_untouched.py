@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import inrun
 from tests.oracles.cases import gpt2
@@ -160,3 +161,20 @@ def test_held_factors_do_not_outlive_the_step():
     _, _, attribution, _ = train(noisy, loss_fn, data(), True)
     gc.collect()
     assert not attribution._loop.pending
+
+
+def test_an_attribution_that_is_collected_within_a_strangers_step_does_not_disturb_it():
+    """As the garbage collector may do at any time."""
+    held = []
+    handle = register_optimizer_step_post_hook(lambda *_: held.clear())
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(8, 3)
+    utility = inrun.Utility(lambda m, b: m(b).square().mean(), x)
+    held.append(inrun.attach(model, optimizer, utility, options=inrun.Options(progress=False)))
+    other = nn.Linear(2, 2)
+    other(torch.ones(1, 2)).sum().backward()
+    with pytest.warns(inrun.errors.InRunWarning, match="collected"):
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+    handle.remove()
+    assert not optimizer._optimizer_step_post_hooks

@@ -64,16 +64,6 @@ class StepHooks:
             if one is not None:
                 one._after_step(k)
 
-        attached = weakref.WeakSet(optimizers)
-
-        def elsewhere(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            one = this()
-            if one is None or stranger is None or optimizer in attached:
-                return
-            groups = {id(group) for member in attached for group in member.param_groups}
-            if not groups & {id(group) for group in optimizer.param_groups}:  # else a wrapper
-                stranger(one, optimizer)
-
         self._handles = [
             handle
             for k, optimizer in enumerate(optimizers)
@@ -82,7 +72,21 @@ class StepHooks:
                 optimizer.register_step_post_hook(partial(after, k)),
             )
         ]
-        self._everywhere = [register_optimizer_step_post_hook(elsewhere)] if stranger else []
+        self._this, self._stranger = this, stranger
+        self._attached = weakref.WeakSet(optimizers)
+        if stranger is not None:
+            if not _everywhere:
+                _everywhere.append(register_optimizer_step_post_hook(_tell))
+            _listening.add(self)
+
+    def elsewhere(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped, one of these or another."""
+        one, stranger = self._this(), self._stranger
+        if one is None or stranger is None or optimizer in self._attached:
+            return
+        groups = {id(group) for member in self._attached for group in member.param_groups}
+        if not groups & {id(group) for group in optimizer.param_groups}:  # else a wrapper
+            stranger(one, optimizer)
 
     def demand_in_place(self) -> None:
         """Raises where hooks are gone.
@@ -102,8 +106,20 @@ class StepHooks:
 
     def remove(self) -> None:
         """Takes them off."""
-        for handle in (*self._everywhere, *self._handles):
+        self._stranger = None
+        for handle in self._handles:
             handle.remove()
+
+
+_listening: weakref.WeakSet[StepHooks] = weakref.WeakSet()
+_everywhere: list[Any] = []
+"""One hook on all optimizers, for good: it cannot be taken off while PyTorch goes through them, and
+the garbage collector may let an attribution go just then."""
+
+
+def _tell(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for hooks in list(_listening):
+        hooks.elsewhere(optimizer)
 
 
 def with_closure_run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments | None:
