@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.fidelity.reading import cells_of, plain, values
+from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
 from benchmarks.interaction.cell import OPTIMIZERS
 from benchmarks.interaction.losses import TASKS
@@ -212,6 +213,15 @@ def _following(cells: Cells) -> list[tuple[str, str, str]]:
     ]
 
 
+def _heads(cells: Cells) -> list[tuple[str, str, str]]:
+    alone = cells["fused"]["result"]["peak_bytes"]
+    return [
+        (f"{WAYS[way]}: peak memory over training alone", f"{peak / alone:.3f}", "")
+        for way, cell in cells.items()
+        if way != "fused" and (peak := cell["result"]["peak_bytes"])
+    ]
+
+
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
     rows = []
     for key, cell in cells.items():
@@ -244,6 +254,7 @@ TOPICS = (
     Topic("selection", "selection.md", "Does choosing what to train on pay?", _selection),
     Topic("overhead", "cost.md", "What does it cost?", _overhead),
     Topic("following", "following.md", "What does following owners cost?", _following),
+    Topic("heads", "heads.md", "Does a fused head's memory stay saved?", _heads),
     Topic("budget", "budget.md", "What does spending less cost?", _budget),
     Topic("payout", "payout.md", "What does momentum's part add?", _payout),
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
