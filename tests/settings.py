@@ -1,6 +1,6 @@
 """`attach`'s settings by their plain names, for tests that go through many of them."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import inrun
 
@@ -18,4 +18,6 @@ def flat(**given):
         given["scoring"] = inrun.Budget(given.pop("budget"), **parts)
     elif parts:
         given["scoring"] = inrun.EveryStep(**parts)
-    return given | ({"options": inrun.Options(**options)} if options else {})
+    if options:
+        given["options"] = replace(given.get("options", inrun.Options()), **options)
+    return given

@@ -2,23 +2,26 @@
 
     python -m benchmarks.overhead.many
 
-Two models: 2,000 parameters of 20 elements, and 500 layers of 20 x 20. Times are of the process's
-own CPU, one thread, the smallest of some steps, after the first ones.
+Two models: 2,000 parameters of 20 elements, and 500 layers of 20 x 20. Plain and scored steps take
+turns; times are of the process's own CPU, one thread, after the first steps, the work of Python's
+garbage collector among them, which comes in some steps only: so there are a median and a mean.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrun
+from benchmarks.results_file import cells
 
-WIDTH, ROWS, CLASSES, STEPS, FIRST = 20, 16, 5, 12, 4
+WIDTH, ROWS, CLASSES, STEPS, FIRST = 20, 16, 5, 20, 5
 
 
 class Scales(nn.Module):
@@ -52,47 +55,64 @@ class Layers(nn.Module):
         return self.out(x)
 
 
+MODELS = {"2,000 x 20": Scales, "500 layers of 20 x 20": Layers}
+
+
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy."""
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def seconds(build: type[nn.Module], *, attached: bool) -> float:
-    """Of one step."""
-    torch.manual_seed(0)
-    model = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    x, y = torch.randn(4 * ROWS, WIDTH), torch.randint(CLASSES, (4 * ROWS,))
-    attribution = None
-    if attached:
-        utility = inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:]))
-        attribution = inrun.attach(
-            model, optimizer, utility, options=inrun.Options(smoothed_steps=0, progress=False)
-        )
-    times = []
-    for _ in range(STEPS):
+class Loop:
+    """A model's training loop, scored or plain."""
+
+    def __init__(self, build: type[nn.Module], *, attached: bool):
+        torch.manual_seed(0)
+        self.model = build()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        x, y = torch.randn(4 * ROWS, WIDTH), torch.randint(CLASSES, (4 * ROWS,))
+        self.batch, self.attribution = (x[:ROWS], y[:ROWS]), None
+        if attached:
+            self.attribution = inrun.attach(
+                self.model, self.optimizer, inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:])),
+                options=inrun.Options(smoothed_steps=0, progress=False),
+            )  # fmt: skip
+
+    def step(self) -> float:
+        """Seconds of one step."""
         began = time.process_time()
-        if attribution is None:
-            loss_fn(model, (x[:ROWS], y[:ROWS])).backward()
-        else:
-            with attribution.batch(range(ROWS)):
-                loss_fn(model, (x[:ROWS], y[:ROWS])).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.process_time() - began)
-    if attribution is not None:
-        attribution.detach()
-    return min(times[FIRST:])
+        scored = contextlib.nullcontext()
+        if self.attribution is not None:
+            scored = self.attribution.batch(range(ROWS))
+        with scored:
+            loss_fn(self.model, self.batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.process_time() - began
+
+
+def measure(key: str) -> dict[str, list[float]]:
+    """Seconds of steps, plain and scored in turn."""
+    torch.set_num_threads(1)
+    loops = {name: Loop(MODELS[key], attached=name == "scored") for name in ("plain", "scored")}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for step in range(FIRST + STEPS):
+        for name, loop in loops.items():
+            spent = loop.step()
+            if step >= FIRST:
+                seconds[name].append(spent)
+    return seconds
 
 
 def main() -> None:
-    """Prints a line a model."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    torch.set_num_threads(1)
-    for build in (Scales, Layers):
-        plain, scored = seconds(build, attached=False), seconds(build, attached=True)
-        found = {"model": build.__name__, "plain": plain, "scored": scored, "ratio": scored / plain}
-        print(json.dumps({k: v if isinstance(v, str) else round(v, 4) for k, v in found.items()}))
+    """Measures what is not on disk yet, and prints a line per model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
+    found = cells("many", MODELS, measure, fresh=parser.parse_args().fresh)
+    for key in MODELS:
+        plain, scored = (found[key][name] for name in ("plain", "scored"))
+        ratio = np.median(scored) / np.median(plain), np.mean(scored) / np.mean(plain)
+        print(f"{key}: {ratio[0]:.2f} times a plain step (median), {ratio[1]:.2f} (mean)")
 
 
 if __name__ == "__main__":

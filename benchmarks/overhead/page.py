@@ -25,6 +25,7 @@ def write_page() -> None:
     sizes = {Size.of(key): cell["result"] for key, cell in cells.items()}
     parts = {"TABLES": "\n\n".join(section(s, found) for s, found in sizes.items())}
     parts |= {"GROWTH": growth(sizes), "LARGER": larger(sizes)}
+    parts["MANY"] = _many(json.loads((RESULTS / "many.json").read_text())["cells"])
     environment = list(cells.values())[-1]["environment"]
     parts["RUN"] = (
         f"{len(cells)} sizes, commit {environment['commit']}, PyTorch {environment['torch']}, "
@@ -32,6 +33,19 @@ def write_page() -> None:
         f"{environment['gpu'] or 'no GPU'}"
     )
     fill(Path(__file__).parent / "page.md", parts, PAGE)
+
+
+def _many(cells: Mapping[str, Any]) -> str:
+    """Steps of many small parameters beside plain ones."""
+    rows = []
+    for key, cell in cells.items():
+        plain, scored = (cell["result"][name] for name in ("plain", "scored"))
+        median, mean = (of(scored) / of(plain) for of in (np.median, np.mean))
+        commit = cell["environment"]["commit"]
+        milliseconds = f"{1e3 * np.median(plain):.0f}", f"{1e3 * np.median(scored):.0f}"
+        rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", commit])
+    head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean", "commit"]
+    return markdown(head, rows)
 
 
 def section(size: Size, found: Mapping[str, Any]) -> str:

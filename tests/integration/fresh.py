@@ -1,8 +1,8 @@
-"""A fresh virtual environment with the built wheel and its core dependencies, and nothing else.
+"""A fresh virtual environment with the built wheel, what it needs, and nothing else.
 
 Installing torch takes minutes and a network, so what the wheel declares (and what that declares,
 and so on) is linked in from this environment, distribution by distribution. Whatever is not
-declared is not there: the extras least of all.
+declared is not there: extras that are not asked for least of all.
 """
 
 import subprocess
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Fresh:
-    """The environment's folder, its programs and the wheel that is installed in it."""
+    """The environment's folder, its programs and the wheel that is installed in it, with extras."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *extras):
         self.wheel = built(folder / "dist")
         self.folder = folder / "venv"
         venv.create(self.folder, with_pip=False, symlinks=True)
@@ -29,7 +29,7 @@ class Fresh:
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "--no-index", str(self.wheel)], check=True)
         self.site = next(self.folder.glob("lib/python*/site-packages"))
-        for name in sorted(declared(self.wheel)):
+        for name in sorted(declared(self.wheel, *extras)):
             self._link(distribution(name))
 
     def _link(self, found):
@@ -51,11 +51,16 @@ def built(folder):
     return next(folder.glob("*.whl"))
 
 
-def declared(wheel):
-    """Names of the distributions that the wheel needs without extras, directly or not."""
+def declared(wheel, *extras):
+    """Names of the distributions that the wheel needs with these extras, directly or not."""
     with zipfile.ZipFile(wheel) as opened:
         folder = next(n for n in opened.namelist() if n.endswith(".dist-info/METADATA"))
-        waiting = _needs(PathDistribution(zipfile.Path(opened, folder.rpartition("/")[0] + "/")))
+        ours = PathDistribution(zipfile.Path(opened, folder.rpartition("/")[0] + "/"))
+        waiting, wanted = _needs(ours), list(extras)
+        while wanted:
+            more = _requirements(ours, wanted.pop())
+            wanted += [extra for r in more if r.name == "inrun" for extra in r.extras]
+            waiting |= {r.name for r in more} - {"inrun"}
     found = set()
     while waiting:
         name = waiting.pop()
@@ -66,5 +71,9 @@ def declared(wheel):
 
 
 def _needs(found):
+    return {r.name for r in _requirements(found, "")}
+
+
+def _requirements(found, extra):
     every = [Requirement(text) for text in found.requires or []]
-    return {r.name for r in every if r.marker is None or r.marker.evaluate({"extra": ""})}
+    return [r for r in every if r.marker is None or r.marker.evaluate({"extra": extra})]

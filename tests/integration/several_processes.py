@@ -45,6 +45,13 @@ CASES = {
     "unequal validation, given": {"estimator": "path-given", "split": "unequal"},
     "unequal validation, second": {"estimator": "sgd-second", "split": "unequal"},
     "sharded, unequal validation": {"smoothed_steps": 0, "sharded": True, "split": "unequal"},
+    "unattributed": {"smoothed_steps": 0, "penalty": 0.05},
+    "unattributed, smoothed, accumulated": {"smoothed_steps": 3, "parts": 2, "penalty": 0.05},
+    "unattributed, fewer": {"smoothed_steps": 0, "rows": 2, "penalty": 0.05},
+    "unattributed, streamed": {"capture": "stream", "penalty": 0.05},
+    "unattributed, clipped by value": {
+        "smoothed_steps": 0, "penalty": 0.05, "value_clip": 0.02,
+    },
     "streamed": {"capture": "stream"},
     "streamed, accumulated": {"capture": "stream", "parts": 2},
     "streamed, fewer": {"capture": "stream", "rows": 2},
@@ -141,7 +148,7 @@ def terms(model, batch):
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
         eps=1e-8, sharded=False, replicas=False, rotating=1,
-        summed=False, **options):  # fmt: skip
+        summed=False, penalty=0.0, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
@@ -172,6 +179,9 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
             waits = several and number + 1 < len(blocks)
             with waiting(wrapped, waits), attribution.batch(block):
                 (terms(wrapped, (x[block], y[block])).sum() / rows * size).backward()
+        if penalty:
+            with attribution.unattributed():  # the same in every process, so that nobody reduces it
+                (penalty * sum(p.square().sum() for p in model.parameters())).backward()
         if value_clip is None:
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         else:

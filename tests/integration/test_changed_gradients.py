@@ -61,9 +61,7 @@ CHANGES = (norm_then_value, averaged_then_value, masked, flipped, flipped_in_one
 def test_values_are_those_of_the_changed_shares(change):
     model, data, validation = setting(seed=3)
     optimizer = adam(model)
-    attribution = attach(
-        model, optimizer, validation, options=inrun.Options(smoothed_steps=0, contraction="dense")
-    )
+    attribution = attach(model, optimizer, validation, smoothed_steps=0, contraction="dense")
     shares = [
         gradients(loss_fn(model, (data[0][[i]], data[1][[i]])) / ROWS, model) for i in range(ROWS)
     ]
@@ -75,6 +73,37 @@ def test_values_are_those_of_the_changed_shares(change):
     optimizer.step()
     found = attribution.values()["value"].to_numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def by_norm(model):
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-4)
+
+
+def by_value(model):
+    nn.utils.clip_grad_value_(model.parameters(), 1e-2)
+
+
+def by_small_value(model):
+    nn.utils.clip_grad_value_(model.parameters(), 1e-4)
+
+
+@pytest.mark.parametrize("change", [by_norm, by_value, by_small_value])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_clipping_in_half_precision_is_known_and_scored(dtype, change):
+    """Values are near those of the model of double precision, whose gradients are clipped alike."""
+    found = []
+    for precision in (dtype, torch.float64):
+        model, data, validation = setting(seed=3)
+        rounded = [model.to(dtype).to(precision)]
+        rounded += [batch[0].to(dtype).to(precision) for batch in (data, validation)]
+        model, data, validation = rounded[0], (rounded[1], data[1]), (rounded[2], validation[1])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        attribution = attach(model, optimizer, validation, estimator="sgd")
+        block(attribution, model, data, list(range(ROWS)))
+        change(model)
+        optimizer.step()
+        found.append(attribution.values()["value"].to_numpy())
+    np.testing.assert_allclose(*found, atol=16 * torch.finfo(dtype).eps * np.abs(found[1]).max())
 
 
 def centralised(model):

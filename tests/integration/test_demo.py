@@ -1,4 +1,4 @@
-"""`inrun demo` of the wheel, with core dependencies only, in a fresh folder: prints and report."""
+"""`inrun demo` of the wheel, with its extra only, in a fresh folder: prints and report."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.integration.fresh import Fresh
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    done = Fresh(folder).run("inrun", "demo", "--seeds", "2", cwd=folder)
+    done = Fresh(folder, "demo").run("inrun", "demo", "--seeds", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "inrun-demo", done.stdout
 

@@ -64,11 +64,12 @@ class Classifier(pl.LightningModule):
 
 
 HELD = {"x": X[60:], "y": Y[60:]}
+QUIET = inrun.Options(progress=False, smoothed_steps=0)
 
 
 def callback(folder, **options):
     utility = inrun.Utility(loss_fn, HELD)
-    return InRun(utility, ids="id", smoothed_steps=0, store=folder / "run", **options)
+    return InRun(utility, ids="id", options=QUIET, store=folder / "run", **options)
 
 
 def fit(folder, found, module=None, checkpoint=None, shuffle=True, **settings):
@@ -241,6 +242,26 @@ class Converted(Classifier):
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+@pytest.mark.parametrize("bound", [0.3, 1e-4])
+def test_clipping_by_hand_is_known_in_every_precision(tmp_path, precision, bound):
+    """A factor rounds each element in half precision, in float16 to its smallest numbers."""
+
+    class Clipped(Converted):
+        def training_step(self, batch, _):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss_fn(self, batch))
+            nn.utils.clip_grad_norm_(self.parameters(), bound)
+            optimizer.step()
+
+    found = callback(tmp_path)
+    fit(tmp_path, found, Clipped(manual=True), precision=precision)
+    rows = found.attribution.ledger().to_pylist()
+    assert [row["visits"] for row in rows] == [6] * 6 + [6, 2]
+    assert found.attribution.covered == 1.0
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
 def test_the_validation_batch_is_converted_as_the_trainer_converts_its_own(tmp_path, precision):
     seen = set()
 
@@ -248,7 +269,7 @@ def test_the_validation_batch_is_converted_as_the_trainer_converts_its_own(tmp_p
         seen.update((batch["x"].dtype, torch.zeros(1).dtype))
         return loss_fn(model, batch)
 
-    found = InRun(inrun.Utility(loss, HELD), ids="id", smoothed_steps=0)
+    found = InRun(inrun.Utility(loss, HELD), ids="id", options=QUIET)
     fit(tmp_path, found, Converted(), precision=precision)
     assert found.attribution.ledger().num_rows == 8
     wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

@@ -9,6 +9,7 @@ from torch import nn
 import inrun
 from inrun.capture import _small
 from inrun.scoring import _grouped
+from inrun.scoring._marks import WeightsMark
 from tests.settings import flat
 
 
@@ -94,10 +95,16 @@ def test_small_parameters_are_really_joined(monkeypatch):
 
 
 def test_an_edit_of_one_small_parameter_is_seen():
-    from inrun.scoring._marks import WeightsMark
-
     parameters = list(Many().parameters())
     before = WeightsMark(parameters)
     assert before.same(WeightsMark(parameters))
     parameters[37].data[0] += 1e-6
     assert not before.same(WeightsMark(parameters))
+
+
+def test_an_edit_is_seen_where_small_parameters_are_many_elements_together():
+    parameters = [nn.Parameter(torch.rand(4000)) for _ in range(40)]
+    for which in (0, 11, 39):
+        before = WeightsMark(parameters)
+        parameters[which].data[1234] += 1e-6
+        assert not before.same(WeightsMark(parameters))

@@ -15,6 +15,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import NotSupportedError
+from inrun.ledger import ENTRIES
 from tests.integration import several_processes as script
 
 
@@ -54,7 +55,7 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         )
     books, truth = stored.ledger(), one[name].ledger()
     assert books["visits"].equals(truth["visits"])
-    for entry in ("opening_loss", "closing_loss", "samples", "momentum", "weight_decay"):
+    for entry in ("opening_loss", "closing_loss", *ENTRIES):
         np.testing.assert_allclose(
             books[entry].to_numpy(), truth[entry].to_numpy(), rtol=rtol, atol=size
         )

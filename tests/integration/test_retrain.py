@@ -1,13 +1,12 @@
 """Leave-one-out by training again is leave-one-out by training again."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 import inrun
 from inrun.errors import MisuseError, StoreError
+from inrun.ledger import Log
 from tests.unit.replay.test_lookahead import close, judge, momentum, recorded, training, utility
 
 CHOSEN = [7, 0, 3]
@@ -49,16 +48,21 @@ def test_processes_and_resuming_change_nothing(tmp_path):
     wanted = inrun.truth.retrain(run, utility(train), CHOSEN)
     two = inrun.truth.retrain(run, utility(train), CHOSEN[:2], processes=2, store=store)
     assert two["value"].to_pylist() == wanted["value"].to_pylist()[:2]
-    lines = store.read_text().splitlines()
-    known = json.loads(lines[1])
-    known["found"] = [100.0]  # what is on disk is not computed again
-    store.write_text("\n".join([lines[0], json.dumps(known), *lines[2:]]) + "\n")
+    question, first, *rest = Log(store).lines
+    store.unlink()
+    log = Log(store)
+    for line in (question, {**first, "found": [100.0]}, *rest):
+        log.append(line)  # what is on disk is not computed again
     resumed = inrun.truth.retrain(run, utility(train), CHOSEN, store=store)["value"].to_pylist()
     assert resumed[0] > 50
     assert resumed[1:] == wanted["value"].to_pylist()[1:]
     with pytest.raises(StoreError, match="another run"):
         inrun.truth.retrain(run, utility(train), CHOSEN, store=store, removal="drop")
-    store.write_text(store.read_text()[:-5])
+    whole = store.read_text()
+    store.write_text(whole.replace("100.0", "101.0"))
+    with pytest.raises(StoreError, match="line 2 does not fit"):
+        inrun.truth.retrain(run, utility(train), CHOSEN, store=store)
+    store.write_text(whole[:-5])
     with pytest.raises(StoreError, match="torn"):
         inrun.truth.retrain(run, utility(train), CHOSEN, store=store)
 

@@ -16,7 +16,7 @@ from tests.integration.pixels import Pixels, classifier, collate
 
 TRAIN, VALIDATION = Pixels(0, 44), Pixels(60, 80)
 STEPS, BATCH = 6, 4
-PLAIN = inrun.Options(progress=False, smoothed_steps=0)
+EXACT = inrun.Options(progress=False, smoothed_steps=0)
 
 
 def arguments(folder, **changes):
@@ -41,7 +41,7 @@ def trained(folder, callback=None, resume=None, model=None, **changes):
         model or classifier(), arguments(folder, **changes), train_dataset=TRAIN,
         eval_dataset=VALIDATION, data_collator=collate, compute_loss_func=mean_over_step,
     )  # fmt: skip
-    callback = callback or InRun(VALIDATION, store=folder / "run", options=PLAIN)
+    callback = callback or InRun(VALIDATION, store=folder / "run", options=EXACT)
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, callback.attribution
@@ -185,7 +185,7 @@ def test_named_targets_and_ids_from_a_column(tmp_path):
 
     low = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] < 5]
     high = [VALIDATION[i] for i in range(20) if VALIDATION.labels[i] >= 5]
-    callback = InRun({"low": low, "high": high}, ids="name", options=PLAIN)
+    callback = InRun({"low": low, "high": high}, ids="name", options=EXACT)
     trainer = Trainer(
         classifier(), arguments(tmp_path, remove_unused_columns=False, eval_strategy="no"),
         train_dataset=Named(0, 44), data_collator=collate,

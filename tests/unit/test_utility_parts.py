@@ -173,3 +173,23 @@ def test_one_text_a_row_is_taken_with_its_row():
     assert taken["text"] == ["c", "a"]
     assert taken["also"] == ("x", "x")
     assert taken["size"] == (3, 3, 3)
+
+
+def test_no_pass_ever_sees_more_rows_than_were_allowed_at_once():
+    seen = []
+
+    def loss(m, b):
+        seen.append(len(b[0]))
+        return F.cross_entropy(m(b[0]), b[1])
+
+    torch.manual_seed(0)
+    x, y, model = torch.randn(60, 4), torch.randint(3, (60,)), nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attribution = inrun.attach(model, optimizer, Utility(loss, (x, y), batch_size=7))
+    for _ in range(2):
+        with attribution.batch(range(4)):
+            F.cross_entropy(model(x[:4]), y[:4]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    assert max(seen) == 7

@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,7 +22,7 @@ from inrun.attribution._record import Record
 from inrun.attribution._results import Results
 from inrun.attribution._scoring import Frequency
 from inrun.errors import InRunWarning, NotSupportedError
-from inrun.ledger import Extra, RunFolder, TokenFolder
+from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
@@ -145,7 +144,7 @@ class Attribution(Batches, Results):
                 "several processes leave store out and read `latest` in each; under fully_shard "
                 "they are not computed."
             )
-        folder = None if store is None else TokenFolder(Path(store))
+        folder = None if store is None else self._record.tokens(store)
         loop = self._loop  # which does not know this attribution: nothing may keep it alive
         tokens = Tokens(
             self._model, self._utility.weights, lambda: loop.capture.trained,
@@ -204,10 +203,10 @@ class Attribution(Batches, Results):
         self._end(failed=False)
 
     def _end(self, *, failed: bool) -> None:
-        self._leave(abandoned=True)
         self._unheld.detach()
         self._hooks.remove()
         try:
+            self._leave(abandoned=True)
             self._loop.finish()
             self._loop.forget(moved=True, failed=failed)
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from inrun.attribution._advice import Advice
-from inrun.capture import Capture, self_test
+from inrun.capture import Capture, are_here, self_test
 from inrun.distributed import Processes
 from inrun.errors import MisuseError
 from inrun.optim import Together
@@ -16,6 +16,8 @@ from inrun.utility import Utility
 
 class Captures:
     """Holds the present one.
+
+    `here`: whether no device is waited for to read what blocks leave.
 
     Args:
         kind: in which way factors are kept.
@@ -42,12 +44,14 @@ class Captures:
         self._utility, self._processes, self._advice = utility, processes, advice
         self._sums = sums
         self.now = self._made()
+        self.here = are_here(self.now.trained.values())
 
     def refresh(self) -> None:
         """Takes note of parameters that were added, frozen or thawed; windows of momentum go on."""
         present = {id(p) for p in self._optimizers.parameters() if p.requires_grad}
         if present != {id(p) for p in self.now.trained.values()}:
             self.now = self._made()
+            self.here = are_here(self.now.trained.values())
 
     def _made(self) -> Capture:
         capture = self._kind(self._model, self._named(), self._processes)

@@ -10,7 +10,7 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._captures import Before, Captures
 from inrun.attribution._live import Stopwatch
 from inrun.attribution._scoring import Frequency
-from inrun.capture import Block, Capture, Contract, Resting, Watch, are_here
+from inrun.capture import Block, Capture, Contract, Resting, Watch
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.momentum import Payouts
@@ -161,7 +161,7 @@ class Passes:
 
     def _conclude_here(self, step: Step) -> None:
         """Compares at once where no device is waited for; else when the optimizer steps."""
-        if self._scorer.processes.size > 1 or are_here(self.capture.trained.values()):
+        if self._scorer.processes.size > 1 or self._captures.here:
             self._conclude(step)
 
     def _conclude(self, step: Step) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from inrun.ledger import (
     Run,
     RunFolder,
     Tally,
+    TokenFolder,
     as_table,
     as_tensor,
     balance,
@@ -167,6 +170,12 @@ class Record:
         """Writes to the store what is still waiting."""
         if self._folder is not None:
             self._folder.flush(coverage)
+
+    def tokens(self, store: str | os.PathLike[str]) -> TokenFolder:
+        """Where values per token go; the run's own folder counts them."""
+        if self._folder is not None and self._folder.path.resolve() == Path(store).resolve():
+            return self._folder.tokens()
+        return TokenFolder(Path(store))
 
     def audited(self, checks: pa.Table) -> None:
         """Writes an audit's checks to the store, where there is one."""

@@ -21,13 +21,15 @@ class Change(NamedTuple):
     """A parameter's gradient when its block ended, and as the optimizer consumes it.
 
     `close`: how far two such numbers may differ, relative to the gradient, for its precision.
-    `untouched`: nothing was written to it in between.
+    `untouched`: nothing was written to it in between. `least`: how far the norms may be apart for
+    what lies between the smallest numbers of the precision.
     """
 
     mark: Measured
     now: Measured
     close: float
     untouched: bool = False
+    least: float = 0.0
 
     def size(self) -> float:
         """|k|, if there is a k."""
@@ -37,13 +39,14 @@ class Change(NamedTuple):
         """Of k; 0 where this gradient's component along its direction does not tell."""
         sure = self.close * (0.1 if self.close < FULL else 1.0)
         mark, now = self.mark, self.now
-        if not (abs(mark.probe) > sure * mark.norm and abs(now.probe) > sure * now.norm):
+        told = abs(mark.probe) > sure * mark.norm + self.least
+        if not (told and abs(now.probe) > sure * now.norm + self.least):
             return 0
         return 1 if now.probe * mark.probe > 0 else -1
 
     def explained_by(self, k: float, noise: float = 0.0) -> bool:
         """Whether multiplying by k is what happened; `noise` counts as 0 in this step."""
-        allowed = self.close * (self.now.norm + abs(self.now.probe)) + noise
+        allowed = self.close * (self.now.norm + abs(self.now.probe)) + self.least + noise
         return (
             abs(self.now.norm - abs(k) * self.mark.norm) <= allowed
             and abs(self.now.probe - k * self.mark.probe) <= allowed

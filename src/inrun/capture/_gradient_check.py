@@ -235,6 +235,10 @@ class GradientCheck:
         self._consumed = self._measuring.measure(gradients)
         self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
 
+    def computed(self, name: str) -> float:
+        """Eps of what a parameter's shares are made of, 0 where there are none."""
+        return self._computed.get(name, 0.0)
+
     @property
     def unread(self) -> int:
         """How many blocks ended that were not compared."""
@@ -282,7 +286,8 @@ class GradientCheck:
                 f"The gradient of {name} is not finite in this step: no contribution can be "
                 "computed, and none is booked. Skip such steps, or lower the learning rate."
             )
-        return Change(mark, now, _close(self._parameters[name]), self._is_untouched(name))
+        p = self._parameters[name]
+        return Change(mark, now, _close(p), self._is_untouched(name), _between_least(p))
 
     def _is_untouched(self, name: str) -> bool:
         """Whether nothing was written to a gradient between its block and the step."""
@@ -414,3 +419,13 @@ def _close(p: Tensor) -> float:
     """How far a gradient's numbers may be from k times those before, for its precision."""
     exact = {torch.float64: 1e-9, torch.float32: 1e-4}
     return exact.get(p.dtype) or 4 * torch.finfo(p.dtype).eps
+
+
+def _between_least(p: Tensor) -> float:
+    """What rounding to the smallest numbers of a gradient's precision may add to its norm.
+
+    In float16 they lie 6e-8 apart, and a clipped gradient's elements may be as small. Elements'
+    errors are independent: 1.5 times is five times the standard deviation along a direction.
+    """
+    finfo = torch.finfo(p.dtype)
+    return float(1.5 * finfo.smallest_normal * finfo.eps * p.numel() ** 0.5)

@@ -179,16 +179,15 @@ class Use:
         gradient, *others = self._gradients
         if gradient is None:
             gradient = torch.zeros_like(next(g for g in others if g is not None))
-        by_slot = isinstance(layout, Slots)
-        if by_slot and not operation.per_row and gradient.ndim - 1 in layout.axes:
+        if not isinstance(layout, Slots):
+            call = Call(self.name, arguments, gradient, layout, self.samples, tuple(others))
+            return operation.rule(call, name)
+        if not operation.per_row and gradient.ndim - 1 in layout.axes:
             return None  # features that belong to several samples
-        owner_P = layout.owners(gradient.device) if by_slot else None
-        samples = self.samples if owner_P is None else len(owner_P)
-        call = Call(self.name, arguments, gradient, layout, samples, tuple(others))
-        factor = operation.rule(call, name)
-        if factor is None or owner_P is None:
-            return factor
-        return by_owner(factor, owner_P, self.samples)
+        owner_P = layout.owners(gradient.device)
+        call = Call(self.name, arguments, gradient, layout, len(owner_P), tuple(others))
+        slots = operation.rule(call, name)
+        return None if slots is None else by_owner(slots, owner_P, self.samples)
 
     def _fallback(self, tensor_id: int) -> Factor:
         (tensor,) = {id(t): t for t in self._given if id(t) == tensor_id}.values()

@@ -89,9 +89,9 @@ def _meet(
     slope, momentum, decay = terms(*arrays, numbers)
     twice = opening + closing
     for row in into:
-        row.copy_(twice * slope)
-    half = twice * 0.5
-    return (half * momentum).sum(dtype=torch.float64), (half * decay).sum(dtype=torch.float64)
+        row.copy_(twice).mul_(slope)
+    half = twice.mul_(0.5)
+    return momentum.mul_(half).double().sum(), decay.mul_(half).double().sum()
 
 
 def _meet_all(

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inrun.errors import InRunError, MisuseError, NotSupportedError
+from inrun.errors import MisuseError, NotSupportedError
 
 PLACES = (
     "the beginning of a block",
@@ -177,8 +177,8 @@ def agreed(processes: Processes, work: Callable[[], Result]) -> Result:
     """What each process does for itself, without calls to the others, before it meets them again.
 
     Raises:
-        InRunError: it failed in another process, which is not to be waited for; or whatever it
-            raised in this one.
+        MisuseError: it failed in another process, which is not to be waited for.
+        Exception: whatever it raised in this one.
     """
     if processes.size == 1:
         return work()
@@ -189,11 +189,16 @@ def agreed(processes: Processes, work: Callable[[], Result]) -> Result:
     except Exception as error:
         failed = error
     (everywhere,) = processes.all([failed is None])
+    if everywhere:
+        return done[0]
+    reasons = processes.gathered("" if failed is None else f"{type(failed).__name__}: {failed}")
     if failed is not None:
         raise failed
-    if not everywhere:
-        raise InRunError("it failed in another process, which says why")
-    return done[0]
+    rank = next(rank for rank, reason in enumerate(reasons) if reason)
+    raise MisuseError(
+        f"This failed in process {rank} of {processes.size}, and no process goes on alone. There "
+        f"it said: {reasons[rank]}"
+    )
 
 
 def gathered_step(

@@ -10,11 +10,10 @@ from inrun.factors._contraction import Contraction, DenseContraction, LowRankCon
 from inrun.factors._convolution import Convolution, Geometry
 from inrun.factors._factor import Dense, Derived, Factor, compute_dtype
 from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
-from inrun.factors._grouped_outer import GroupedOuter
 from inrun.factors._joined import SMALL, few, flat
-from inrun.factors._low_rank import LowRank, factorize
-from inrun.factors._outer import Indexed, Outer
+from inrun.factors._outer import GroupedOuter, Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
+from inrun.factors._trial import LowRank, factorize
 
 __all__ = [
     "SMALL",

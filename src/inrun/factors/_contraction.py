@@ -16,9 +16,8 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.factors import cost
 from inrun.factors._factor import Factor
-from inrun.factors._low_rank import factorize
 from inrun.factors._measured import Numbers, Reader, mean_square, total
-from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial
+from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial, factorize
 
 
 class Contraction(ABC):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.factors._factor import Buildable
-from inrun.factors._low_rank import LowRank
+from inrun.factors._trial import LowRank
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

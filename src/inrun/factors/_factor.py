@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import cost
-from inrun.factors._low_rank import LowRank
+from inrun.factors._trial import LowRank
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:

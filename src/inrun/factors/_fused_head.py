@@ -30,7 +30,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Factor
-from inrun.factors._low_rank import LowRank
+from inrun.factors._trial import LowRank
 
 POSITIONS = 4096  # of a tile at most
 COLUMNS = 256  # of a tile at least: thinner products are slow
@@ -181,13 +181,11 @@ class FusedHead(Factor):
         return torch.stack(found, 1)
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
-        """See `Factor.contract_low_rank`."""
         right = self._hidden_BTN.to(directions_K.dtype)
         pairs = zip(self._pushed(list(low.left)), low.right, strict=True)
         return torch.stack([(rows * (right @ R_Nr)).sum((1, 2)) for rows, R_Nr in pairs], 1)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
-        """See `Factor.contract_rank_one`."""
         (rows_BT1,) = self._pushed([left.unsqueeze(1)])
         if self._of_bias:
             return rows_BT1.sum((1, 2)) * right.reshape(())
@@ -201,7 +199,6 @@ class FusedHead(Factor):
 
     @torch.no_grad()
     def total(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.total`."""
         found = self._hidden_BTN.new_zeros(self.shape, dtype=dtype)
         flat = self._hidden_BTN.flatten(0, 1)
         for rows, columns, g_nv in self._tiles():
@@ -210,17 +207,15 @@ class FusedHead(Factor):
         return found
 
     def select(self, samples: Tensor) -> FusedHead:
-        """See `Factor.select`."""
         return self._with(lambda t: t[samples], self._head)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> FusedHead:
-        """See `Factor.mapped`."""
         return self._with(change, self._head.mapped(change))
 
     def _with(self, change: Callable[[Tensor], Tensor], head: Head) -> FusedHead:
-        own = self._hidden_BTN, self._target_BT, self._log_BT
+        hidden, target, log = map(change, (self._hidden_BTN, self._target_BT, self._log_BT))
         coefficients = self._coefficients.mapped(change)
-        return FusedHead(*map(change, own), coefficients, head, of_bias=self._of_bias)
+        return FusedHead(hidden, target, log, coefficients, head, of_bias=self._of_bias)
 
     @torch.no_grad()
     def _pushed(self, matrices_VR: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors._factor import Dense, Factor
-from inrun.factors._low_rank import LowRank
+from inrun.factors._trial import LowRank
 
 
 def by_owner(slots: Factor, owner_P: Tensor, samples: int) -> Factor:

@@ -7,6 +7,12 @@ model is then called; it is also the loss that values are measured in.
 
 from __future__ import annotations
 
+from inrun.errors import require_extra
+
+require_extra("transformers", "transformers", "accelerate")
+
+# ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
+
 import copy
 import sys
 from collections.abc import Callable, Iterator

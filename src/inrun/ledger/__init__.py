@@ -14,6 +14,13 @@ from inrun.ledger._books import (
     residual_shares,
     totals,
 )
+from inrun.ledger._documents import (
+    Log,
+    read_content,
+    read_document,
+    write_content,
+    write_document,
+)
 from inrun.ledger._files import (
     Seal,
     as_table,
@@ -44,6 +51,7 @@ __all__ = [
     "Extra",
     "Ids",
     "Lock",
+    "Log",
     "Pictures",
     "Run",
     "RunFolder",
@@ -62,6 +70,8 @@ __all__ = [
     "normalised",
     "opened_picture",
     "png",
+    "read_content",
+    "read_document",
     "read_samples",
     "read_state",
     "read_table",
@@ -74,6 +84,8 @@ __all__ = [
     "token_parts",
     "totals",
     "unseal",
+    "write_content",
+    "write_document",
     "write_state",
     "write_table",
 ]

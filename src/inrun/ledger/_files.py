@@ -37,7 +37,7 @@ from torch import Tensor
 
 from inrun.errors import MisuseError, StoreError
 
-_MARK, _ZEROS = b"inrun-sha256:", b"0" * 64
+MARK, _ZEROS = b"inrun-sha256:", b"0" * 64
 STATE_FORMAT = 1
 PARTS = {"format", "header", "digest", "tensors"}
 
@@ -104,8 +104,8 @@ def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}).") from error
-    at = content.rfind(_MARK) + len(_MARK)  # the last: the metadata come after all columns
-    if at < len(_MARK) or len(content) < at + len(_ZEROS):
+    at = content.rfind(MARK) + len(MARK)  # the last: the metadata come after all columns
+    if at < len(MARK) or len(content) < at + len(_ZEROS):
         if sealed:
             raise StoreError(
                 f"{path} is torn, or was not written by this run: it has no checksum, and the "
@@ -114,12 +114,17 @@ def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
         return content
     found, plain = content[at : at + 64], content[:at] + _ZEROS + content[at + 64 :]
     if hashlib.sha256(plain).hexdigest().encode() != found:
-        raise StoreError(
-            f"{path} is torn or was changed: its content does not fit its checksum, so what it "
-            "says cannot be relied on. Put the original back."
-        )
+        raise changed_file(path)
     _require_seal(path, content, seal)
     return content
+
+
+def changed_file(path: Path) -> StoreError:
+    """What is said of a file that is not as it was written."""
+    return StoreError(
+        f"{path} is torn or was changed: its content does not fit its checksum, so what it "
+        "says cannot be relied on. Put the original back."
+    )
 
 
 def _require_seal(path: Path, content: bytes, seal: Seal) -> None:
@@ -155,12 +160,12 @@ def _sealed(table: pa.Table, seal: Seal) -> bytes:
         "inrun.kind": seal.kind,
         "inrun.run": seal.run,
         "inrun.number": str(seal.number),
-        "inrun.sha256": (_MARK + _ZEROS).decode(),
+        "inrun.sha256": (MARK + _ZEROS).decode(),
     }
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(about), sink, compression="zstd")
     content = sink.getvalue()
-    at = content.rfind(_MARK) + len(_MARK)
+    at = content.rfind(MARK) + len(MARK)
     digest = hashlib.sha256(content).hexdigest().encode()
     return content[:at] + digest + content[at + 64 :]
 

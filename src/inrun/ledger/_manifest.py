@@ -7,14 +7,13 @@ and what they are (`digests`, see `_parts`). Format 1, of earlier versions, has 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
-from inrun.ledger._files import replace_file
+from inrun.ledger._documents import document_digest, write_document
 
 FORMAT, OLDER = 2, 1
 MANIFEST = "run.json"
@@ -28,7 +27,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         with open(place, "rb") as file:
             content = file.read(LONGEST + 1)
         manifest = json.loads(content.decode("utf-8"))
-        digest = _digest(manifest) if isinstance(manifest, dict) else None
+        digest = document_digest(manifest) if isinstance(manifest, dict) else None
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path} is not a run: it has no {MANIFEST}.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -52,8 +51,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Writes `run.json` with its digest."""
-    text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n"
-    replace_file(path / MANIFEST, lambda file: file.write(text.encode()))
+    write_document(path / MANIFEST, manifest)
 
 
 def is_sealed(manifest: Mapping[str, Any], kind: str, number: int = 0) -> bool:
@@ -62,11 +60,6 @@ def is_sealed(manifest: Mapping[str, Any], kind: str, number: int = 0) -> bool:
         return False
     older = manifest.get("unsealed")
     return older is None or number >= older.get(kind, 1)
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    told = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _is_count(value: object) -> bool:

@@ -65,12 +65,18 @@ def whole(
     return parts, None if missing is None else _gap(missing)
 
 
-def require_whole(path: Path, manifest: Mapping[str, Any], single: Mapping[str, str]) -> None:
-    """Checks the files that are no parts of visits or books, as far as they are there."""
+def require_whole(
+    path: Path, manifest: Mapping[str, Any], single: Mapping[str, str], *, incomplete: bool = False
+) -> StoreError | None:
+    """Checks the files that are no parts of visits or books, as far as they are there.
+
+    Returns:
+        Which part of the values per token is missing, where the run may be `incomplete`.
+    """
     run = manifest.get("run", "")
     files = [(path / name, Seal(kind, run)) for kind, name in single.items()]
-    tokens, missing = _named(path / TOKENS, 0)
-    if missing is not None:
+    tokens, missing = _named(path / TOKENS, manifest.get("parts", {}).get(TOKENS, 0))
+    if missing is not None and not incomplete:
         raise _gap(missing)
     files += [(part, Seal(TOKENS, run, number)) for number, part in enumerate(tokens)]
     for file, seal in files:
@@ -79,6 +85,7 @@ def require_whole(path: Path, manifest: Mapping[str, Any], single: Mapping[str, 
             content = checked_bytes(file, seal, sealed=sealed)
             if not sealed:
                 parsed(file, content)
+    return None if missing is None else _gap(missing)
 
 
 def require_columns(part: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -24,14 +24,15 @@ def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
     """Opens a run's folder, every file in it checked; see `inrun.load`."""
     place = store_path(path, "path")
     manifest = read_manifest(place)
-    parts = {}
+    parts, faults = {}, []
     for kind in KINDS:
         parts[kind], fault = whole(place, manifest, kind)
         if fault is not None and not incomplete:
             raise fault
-        if fault is not None:
-            warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=3)
-    require_whole(place, manifest, SINGLE)
+        faults.append(fault)
+    faults.append(require_whole(place, manifest, SINGLE, incomplete=incomplete))
+    for fault in filter(None, faults):
+        warnings.warn(f"Only what comes before it is read: {fault}", InRunWarning, stacklevel=3)
     run = Run(place, parts)
     for note in run.notes:
         warnings.warn(note, InRunWarning, stacklevel=3)

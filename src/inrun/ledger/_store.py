@@ -44,6 +44,7 @@ from inrun.ledger._parts import (
 )
 from inrun.ledger._run import Run, books_of_parts
 from inrun.ledger._tally import Extra, Ids, Visits, visits_of_step, visits_schema
+from inrun.ledger._tokens import TokenFolder
 
 FLUSH_SECONDS = 30.0
 
@@ -98,6 +99,7 @@ class RunFolder:
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
         self._parts, self._digests = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, "")
+        self._token_parts = 0
         self._resumes = False
         self._lock: Lock | None = None
         self._ending, self._said_id_type = False, None
@@ -127,7 +129,7 @@ class RunFolder:
             StoreError: it cannot be written, or another process writes it.
         """
         try:
-            for folder in self._parts:
+            for folder in KINDS:
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise StoreError(f"The run cannot be stored in {self.path}: {error}") from error
@@ -170,6 +172,7 @@ class RunFolder:
             self._manifest["unsealed"] = {
                 kind: len(list((self.path / kind).glob("*.parquet"))) for kind in (*KINDS, TOKENS)
             }
+        self._token_parts = int(self._manifest["parts"].get(TOKENS, 0))
         self._resumes = True
 
     def position(self) -> dict[str, Any]:
@@ -197,19 +200,44 @@ class RunFolder:
         self._require_lock()
         if not any(self._parts.values()):
             self._manifest["id_type"] = None
+            self._token_parts = 0
         if "unsealed" in self._manifest:
             older = self._manifest["unsealed"]
             left = {kind: min(older[kind], self._parts[kind]) for kind in KINDS}
             self._manifest["unsealed"] = {**older, **left}
         self._commit()  # first: the folder never says that it has more than it has
         set_aside(self.path, self._parts)
+        if not self._token_parts and (self.path / TOKENS).is_dir():
+            TokenFolder(self.path).restore({"parts": 0})
         self._resumes = False
 
     def _commit(self) -> None:
         """Says in the folder which parts it has."""
-        self._manifest |= {"parts": dict(self._parts), "digests": dict(self._digests)}
+        self._manifest |= {"parts": self._counted, "digests": dict(self._digests)}
         self._said_id_type = self._manifest["id_type"]
         write_manifest(self.path, self._manifest)
+
+    @property
+    def _counted(self) -> dict[str, int]:
+        """Parts by kind."""
+        return self._parts | ({TOKENS: self._token_parts} if self._token_parts else {})
+
+    def tokens(self) -> TokenFolder:
+        """Where the run's values per token go."""
+
+        def count(parts: int) -> None:
+            lock = self._lock
+            if self._ending:  # the last ones are written when all else was
+                lock = Lock(self.path)
+            elif lock is not None:
+                lock.demand()
+            self._token_parts = parts
+            if not self._resumes:
+                self._commit()
+            if self._ending and lock is not None:
+                lock.release()
+
+        return TokenFolder(self.path, count)
 
     def _require_lock(self) -> None:
         if self._lock is not None:
@@ -267,7 +295,7 @@ class RunFolder:
         if self._ledger:
             self._write_part("ledger", pa.Table.from_pylist(self._ledger, schema=LEDGER))
             self._ledger = []
-        if not self._resumes and self._manifest["parts"] != self._parts:
+        if not self._resumes and self._manifest["parts"] != self._counted:
             self._commit()
         if coverage is not None:
             write_table(self.path / "coverage.parquet", coverage, Seal("coverage", self.run))

@@ -6,7 +6,7 @@ one's; they add up to the visit's value).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ FLUSH_ROWS = 4096
 
 
 class TokenFolder:
-    """Writes parts; a part is there whole or not at all."""
+    """Writes parts; a part is there whole or not at all.
 
-    def __init__(self, run: Path, parts: int = 0):
-        self.run, self.path, self.parts = run, run / TOKENS, parts
+    Args:
+        run: the run's folder.
+        count: is told how many parts there are, so that the run knows when the last is lost.
+    """
+
+    def __init__(self, run: Path, count: Callable[[int], None] = lambda parts: None):
+        self.run, self.path, self.parts, self._count = run, run / TOKENS, 0, count
         self._rows: list[dict[str, Any]] = []
 
     def add(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
@@ -49,6 +54,7 @@ class TokenFolder:
         table = pa.Table.from_pylist(self._rows)
         write_table(self.path / part_name(self.parts), table, Seal(TOKENS, run, self.parts))
         self._rows, self.parts = [], self.parts + 1
+        self._count(self.parts)
 
     def state(self) -> dict[str, int]:
         """What is stored, for a checkpoint."""
@@ -66,6 +72,7 @@ class TokenFolder:
                 "The state of values per token is malformed: it has no number of parts."
             )
         self.parts, self._rows = parts, []
+        self._count(parts)  # first: the run never says that it has more than it has
         try:
             for part in self.path.glob("*.parquet"):
                 if part.name >= part_name(self.parts):

@@ -207,12 +207,14 @@ class AfterAdam(PostStep):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Slope, what momentum and what decay displaced; elementwise, compiled where large."""
         tiny, untouched, eps, second, first, gain, bend, rate, of_momentum, of_decay = numbers
-        root = torch.sqrt(torch.clamp(v, min=tiny))
-        root_before = torch.sqrt(torch.clamp(v - second * g * g, min=tiny))
-        past = (m - first * g) / (root_before + eps)
-        inverse = torch.where(root > untouched, 1 / (root + eps), 0.0)
-        slope = (gain + bend * (g / (root + root_before) * past)) * inverse
-        return slope, past * of_momentum, (w + rate * m * inverse) * of_decay
+        root = v.clamp(min=tiny).sqrt_()
+        root_before = (g * g).mul_(-second).add_(v).clamp_(min=tiny).sqrt_()
+        slope = g / (root + root_before)
+        past = (g * -first).add_(m).div_(root_before.add_(eps))
+        inverse = root.masked_fill_(root <= untouched, math.inf).add_(eps).reciprocal_()
+        slope.mul_(past).mul_(bend).add_(gain).mul_(inverse)
+        before = (m * rate).mul_(inverse).add_(w)
+        return slope, past.mul_(of_momentum), before.mul_(of_decay)
 
 
 class LinearizedAdam(Linearized):

@@ -43,7 +43,7 @@ class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdagradState, AdagradSetting]:
         numbers = numbers_of(group, "lr", "lr_decay", "weight_decay", "eps")
-        setting = AdagradSetting(*numbers, maximize=group["maximize"])
+        setting = AdagradSetting._make([*numbers, group["maximize"]])
         return AdagradState(state["sum"], steps_seen(state)), setting
 
     def displacement(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> Tensor:
@@ -81,7 +81,7 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         self, group: Live, state: Live, weight: Tensor
     ) -> tuple[AdadeltaState, AdadeltaSetting]:
         numbers = numbers_of(group, "lr", "rho", "eps", "weight_decay")
-        setting = AdadeltaSetting(*numbers, maximize=group["maximize"])
+        setting = AdadeltaSetting._make([*numbers, group["maximize"]])
         nothing = torch.zeros_like(weight)
         square, delta = state.get("square_avg", nothing), state.get("acc_delta", nothing)
         return AdadeltaState(square, delta, steps_seen(state)), setting
@@ -128,7 +128,7 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[RMSpropState, RMSpropSetting]:
         numbers = numbers_of(group, "lr", "alpha", "eps", "weight_decay", "momentum")
-        setting = RMSpropSetting(*numbers, maximize=group["maximize"])
+        setting = RMSpropSetting._make([*numbers, group["maximize"]])
         nothing = torch.zeros_like(weight)
         return RMSpropState(
             state.get("square_avg", nothing),

@@ -162,7 +162,7 @@ class SGDRule(AffineRule[SGDState, SGDSetting]):
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[SGDState, SGDSetting]:
         numbers = numbers_of(group, "lr", "momentum", "dampening", "weight_decay")
-        setting = SGDSetting(*numbers, nesterov=group["nesterov"], maximize=group["maximize"])
+        setting = SGDSetting._make([*numbers, group["nesterov"], group["maximize"]])
         return SGDState(state.get("momentum_buffer")), setting
 
     def number(self, s: SGDState, h: SGDSetting) -> float:
@@ -206,7 +206,7 @@ class ASGDRule(AffineRule[ASGDState, ASGDSetting]):
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[ASGDState, ASGDSetting]:
         numbers = numbers_of(group, "lr", "lambd", "alpha", "weight_decay")
-        setting = ASGDSetting(*numbers, maximize=group["maximize"])
+        setting = ASGDSetting._make([*numbers, group["maximize"]])
         if not state:
             return ASGDState(_rounded(setting.lr), 0), setting
         return ASGDState(float(state["eta"]), int(state["step"])), setting

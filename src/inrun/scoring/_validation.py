@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inrun.capture import Capture
 from inrun.directions import Direction
-from inrun.distributed import Processes, is_sharded
+from inrun.distributed import Processes, agreed, is_sharded
 from inrun.scoring._marks import Surroundings, SurroundingsMark, WeightsMark
 from inrun.scoring._plan import ParameterPlan
 from inrun.utility import Evaluation, Utility, curvature, displaced, evaluate, losses_of
@@ -84,15 +84,14 @@ class Validation:
             self._edited = not still and not mark.same_numbers(now)
         still = still and not self._disturbed and last.surroundings.same(around)
         self._disturbed = False
-        if capture.sharded:  # each process sees its own parts; a pass is every process's
-            (still,) = self._processes.all([still])
+        # each process sees its own weights' parts and surroundings; a pass is every process's
+        (still,) = self._processes.all([still])
         return still
 
     def _buffers_rest(self, last: _Pass, capture: Capture, around: SurroundingsMark) -> bool:
         """Whether running statistics are the last closing pass's."""
         rest = last.surroundings.same_buffers(around)
-        if capture.sharded:
-            (rest,) = self._processes.all([rest])
+        (rest,) = self._processes.all([rest])
         return rest
 
     def _losses_anew(self, last: _Pass) -> Evaluation:
@@ -102,7 +101,7 @@ class Validation:
         0.2 to 1.6 % of the values' length), and a backward pass costs twice what the loss does.
         """
         part = self._utility.part(last.part)
-        losses = losses_of(part, self._model, checked=False)
+        losses = agreed(self._processes, lambda: losses_of(part, self._model, checked=False))
         if self._processes.size > 1:
             losses = self._processes.mean(losses)
         return replace(last.evaluation, losses=losses, checked=False)
@@ -152,7 +151,9 @@ class Validation:
     def _evaluate(self, capture: Capture, number: int, *, checked: bool = True) -> Evaluation:
         """A validation pass; of several processes the mean, whose rows may be the same or not."""
         part = self._utility.part(number)
-        found = evaluate(part, self._model, capture.trained, checked=checked)
+        found = agreed(
+            self._processes, lambda: evaluate(part, self._model, capture.trained, checked=checked)
+        )
         found = replace(found, rows=number % self._utility.rotating)
         if self._processes.size == 1:
             return found
@@ -175,7 +176,10 @@ class Validation:
         if direction.needs_curvature:
             along = {name: plan.along() for name, plan in plans.items()}
             there = {name: t for name, t in along.items() if t is not None}
-            found = curvature(self._utility, self._model, capture.trained, there)
+            found = agreed(
+                self._processes,
+                lambda: curvature(self._utility, self._model, capture.trained, there),
+            )
             extra["curvature"] = {n: self._processes.mean(t) for n, t in found.items()}
         return extra
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from inrun.errors import require_extra
+
+require_extra("train", "transformers", "accelerate")
+
+# ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
+
 import dataclasses
 from pathlib import Path
 from typing import Any

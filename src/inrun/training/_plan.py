@@ -9,6 +9,12 @@ disk      = counted: bytes per visit, step and weight
 
 from __future__ import annotations
 
+from inrun.errors import require_extra
+
+require_extra("train", "transformers", "accelerate")
+
+# ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
+
 import time
 from dataclasses import dataclass
 from typing import Any

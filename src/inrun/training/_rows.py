@@ -166,8 +166,8 @@ def _data_set(source: str, split: str, saved: bool) -> Iterator[Row]:
         found = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
     except Exception as error:  # whatever stands between here and the hub
         raise MisuseError(
-            f"{source} is neither a file nor a folder of rows here, and it could not be loaded as "
-            f"a data set: {error}"
+            f"{source} is neither a file nor a folder here, and it could not be loaded as a data "
+            f"set: {error}"
         ) from error
     if hasattr(found, "keys"):
         if split not in found:

@@ -148,6 +148,7 @@ def _last_whole(run: Path) -> Path | None:
 
 def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome) -> None:
     """What is known at the end; `measured.json` is written last and says that it is the end."""
+    (run / MODEL / "training_args.bin").unlink()  # pickled, and config.json says it all
     classes, stored = training.splits.classes, Run(run)
     table = stored.samples()
     assert table is not None

@@ -7,6 +7,12 @@ values for each token, a recording, and saves all of it with the Trainer's check
 
 from __future__ import annotations
 
+from inrun.errors import require_extra
+
+require_extra("train", "transformers", "accelerate")
+
+# ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
+
 import signal
 import threading
 import time

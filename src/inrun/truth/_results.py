@@ -3,7 +3,7 @@
     {"results": "pruning", ...}                        what was asked
     {"of": ["pruned", 0], "found": [0.9312, 12.4]}     what was trained, and its numbers
 
-Lines are appended as results come, so that a check that was stopped goes on.
+Lines are appended as results come, each with its seal, so that a check that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
+from inrun.ledger import Log
 
 
 class TrainingResults:
@@ -31,53 +32,41 @@ class TrainingResults:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, kind: str, question: Mapping[str, Any]):
-        self._path = None if path is None else Path(path)
+        self._log = Log(None if path is None else Path(path))
         self.question: dict[str, Any] = json.loads(json.dumps({"results": kind, **question}))
-        self.known: dict[Any, list[float]] = {}
-        if self._path is None:
-            return
-        if not self._path.exists():
-            self._write(self.question)
-            return
-        asked, self.known = read_results(self._path)
+        if not self._log.lines:
+            self._log.append(self.question)
+        asked, self.known = _read(Path(path or ""), self._log)
         if not _alike(asked, self.question):
             raise StoreError(
-                f"{self._path} holds the results of another {kind}, of another run, utility or "
+                f"{path} holds the results of another {kind}, of another run, utility or "
                 "choice of samples. Name a new file."
             )
 
     def add(self, of: Any, found: Sequence[float]) -> None:
         """Takes the result of a training."""
         self.known[of] = list(found)
-        self._write({"of": of, "found": self.known[of]})
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise StoreError(f"{self._path} could not be written: {error}") from error
+        self._log.append({"of": of, "found": self.known[of]})
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], dict[Any, list[float]]]:
     """The question of a file, and its numbers by what was trained.
 
     Raises:
-        StoreError: it cannot be read, is torn, or holds no results.
+        StoreError: it cannot be read, is torn, was changed, or holds no results.
     """
+    if not path.is_file():
+        raise StoreError(f"{path} cannot be read: there is no such file.")
+    return _read(path, Log(path))
+
+
+def _read(path: Path, log: Log) -> tuple[dict[str, Any], dict[Any, list[float]]]:
     try:
-        question, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        kind = question["results"]
+        question, *lines = log.lines
         known = {_key(line["of"]): list(line["found"]) for line in lines}
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}).") from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StoreError(
-            f"{path} is torn, or holds no results of trainings ({error}): remove its last line to "
-            "go on from there."
-        ) from error
+        kind = question["results"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{path} holds no results of trainings ({error}).") from error
     if not isinstance(kind, str):
         raise StoreError(f"{path} holds no results of trainings.")
     return question, known

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrun.utility._rows import row_count, take_rows
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import LossFunction, Utility
 
@@ -42,10 +43,17 @@ def is_repeatable(utility: Utility, model: nn.Module) -> bool:
     A loss function that fails says so elsewhere.
     """
 
+    def few(batch: Any) -> Any:
+        """As many rows as may be passed at once: all where that was not said."""
+        size, axis = utility.batch_size, utility.rows_axis
+        if size is None or (row_count(batch, axis) or 0) <= size:
+            return batch
+        return take_rows(batch, range(size), axis)
+
     def call(seed: int) -> list[float]:
         with undisturbed(model), states_kept(), torch.no_grad():
             _seed(seed)
-            return [float(utility.loss_fn(model, batch)) for batch in utility.batches.values()]
+            return [float(utility.loss_fn(model, few(batch))) for batch in utility.batches.values()]
 
     try:
         first, second = call(SEED), call(SEED + 1)

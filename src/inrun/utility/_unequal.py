@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from inrun.distributed import Processes
+from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.utility._parts import counts_of
 from inrun.utility._passes import loss_kinds
@@ -32,13 +32,17 @@ def weighed(utility: Utility, model: nn.Module, processes: Processes) -> Utility
     if all(rows == everyones[0] for rows in everyones):
         return utility
     told = any(None in rows for rows in everyones)
-    counts = []
-    for target, batch in utility.batches.items() if not told else ():
-        by_name = counts_of(batch, axis)
-        kinds = loss_kinds(utility, model, target, batch)
-        counts.append({kind: by_name[kind](batch) if kind in by_name else None for kind in kinds})
+
+    def counted() -> list[dict[str, float | None]]:
+        found = []
+        for target, batch in utility.batches.items() if not told else ():
+            by_name = counts_of(batch, axis)
+            kinds = loss_kinds(utility, model, target, batch)
+            found.append({k: by_name[k](batch) if k in by_name else None for k in kinds})
+        return found
+
     scales = {}
-    everyones_counts = processes.gathered(counts)
+    everyones_counts = processes.gathered(agreed(processes, counted))
     for number, target in enumerate(utility.targets):
         found = [] if told else [part[number] for part in everyones_counts]
         common = [kind for kind in (found[0] if found else ()) if all(kind in f for f in found)]

@@ -83,3 +83,17 @@ def test_no_gradient_before_and_none_after_is_no_change():
     assert factors({"p": change(nothing, nothing, r)}, 0.0) == {"p": 1.0}
     assert factors({"p": change(nothing, a, r)}, 0.0) == {"p": None}
     assert math.isclose(factors({"p": change(a, nothing, r)}, 0.0)["p"] or 0.0, 0.0)
+
+
+@pytest.mark.parametrize("k", [1e-3, -1e-4, 1e-6])
+def test_a_factor_is_told_of_what_rounds_to_the_smallest_numbers(k):
+    half = torch.finfo(torch.float16)
+    changes = {}
+    for i, (g, r) in enumerate(gradients(5, size=64)):
+        g = (10.0**-i * g).half()
+        before, after = g.double(), (k * g).half().double()
+        least = 1.5 * half.smallest_normal * half.eps * 8
+        mark, now = (Measured(float(x @ r), float(x.norm())) for x in (before, after))
+        changes[f"p{i}"] = Change(mark, now, 4 * half.eps, least=least)
+    found = factors(changes, 0.0)
+    assert all(one == pytest.approx(k, rel=0.05) for one in found.values())

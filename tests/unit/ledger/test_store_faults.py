@@ -30,7 +30,7 @@ def token_terms(model, batch):
     return losses / batch[1].numel()
 
 
-def of_every_kind(folder):
+def of_every_kind(folder, *, after_detach=False):
     """A run that leaves every kind of file there is: books, tokens, audit, samples, a state."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11))
@@ -58,8 +58,8 @@ def of_every_kind(folder):
         optimizer.step()
         optimizer.zero_grad()
     write_state(folder / "state.safetensors", attribution.state_dict())
-    tokens.flush()
-    attribution.detach()
+    for last in (attribution.detach, tokens.flush)[:: 1 if after_detach else -1]:
+        last()
     told = {"sample_id": list(range(32)), "text": [f"text {i}" for i in range(32)]}
     inrun.load(folder).describe(told, {"sample_id": [0, 1], "text": ["x", "y"]})
     return folder
@@ -177,6 +177,25 @@ def test_a_part_that_is_missing_is_named(kind, place, tmp_path):
     part.unlink()
     with pytest.raises(StoreError, match=rf"{kind}/{part.name} is missing"):
         inrun.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("after_detach", [False, True])
+def test_a_last_part_of_the_values_per_token_that_is_missing_is_named(
+    after_detach, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("inrun.ledger._tokens.FLUSH_ROWS", 20)
+    folder = of_every_kind(tmp_path / "run", after_detach=after_detach)
+    parts = sorted((folder / "tokens").glob("*.parquet"))
+    assert len(parts) > 1
+    whole = pa.concat_tables(token_parts(folder))
+    parts[-1].unlink()
+    with pytest.raises(StoreError, match=rf"tokens/{parts[-1].name} is missing"):
+        inrun.load(folder)
+    with pytest.warns(InRunWarning, match=rf"tokens/{parts[-1].name} is missing"):
+        inrun.load(folder, incomplete=True)
+    left = pa.concat_tables(token_parts(folder))
+    assert 0 < left.num_rows < whole.num_rows
+    assert left.equals(whole.slice(0, left.num_rows))
 
 
 @pytest.mark.parametrize("kind", ["visits", "ledger"])

@@ -1,6 +1,9 @@
 """Every rule at the edge of its arguments: finite wherever the real step is, and the real step."""
 
+import lion_pytorch
 import pytest
+import pytorch_optimizer
+import schedulefree
 import torch
 from torch import optim
 
@@ -27,18 +30,35 @@ EDGES = [
     *grid(optim.RMSprop, alpha=(0.99,), eps=EPS, momentum=(0.0, 0.9), centered=(True,)),
     *grid(optim.SGD, momentum=(0.0, 1.0), dampening=(0.0, 1.0), weight_decay=(0.0, 1e4)),
     *grid(optim.ASGD, lambd=(0.0, 10.0), alpha=(0.0, 0.75)),
-    *grid(optim.Rprop, etas=((0.5, 1.2),), step_sizes=((0.0, 50.0),)),
+    *grid(schedulefree.AdamWScheduleFree, betas=((0.9, 0.999), (0.0, 0.999), (0.9, 0.0)),
+          eps=(*EPS, 1e-8), weight_decay=(0.0, 1e4), warmup_steps=(0, 3), foreach=(False,)),
 ]  # fmt: skip
+SIGNS = [
+    *grid(optim.Rprop, etas=((0.5, 1.2),), step_sizes=((0.0, 50.0),)),
+    *grid(lion_pytorch.Lion, betas=((0.9, 0.99), (0.0, 0.99), (0.9, 0.0), (0.0, 0.0)),
+          weight_decay=(0.0, 1e4), decoupled_weight_decay=(False, True)),
+    *grid(pytorch_optimizer.Lion, betas=((0.9, 0.99), (0.0, 0.0)), weight_decay=(0.0, 1e4),
+          weight_decouple=(False, True), fixed_decay=(False, True), maximize=(False, True)),
+]  # fmt: skip
+EDGES += SIGNS
 MIXED = [
-    *grid(optim.Adafactor, eps=((None, 0.0), (0.0, 0.0), (None, 1e-3)), weight_decay=(0.0, 1e4)),
-    *[case._replace(options={**case.options, "eps": 0.0}) for case in MUONS[:2]],
-]
-RATES = (0.01, 0.0)
+    *grid(optim.Adafactor, eps=((None, 0.0), (0.0, 0.0), (None, 1e-3)), beta2_decay=(-0.8, 0.0),
+          weight_decay=(0.0, 1e4), maximize=(False, True)),
+    *grid(pytorch_optimizer.Lamb, betas=((0.9, 0.999), (0.0, 0.999), (0.9, 0.0), (0.0, 0.0)),
+          eps=(*EPS, 1e-6), weight_decay=(0.0, 1e4), adam=(False, True)),
+    *[case._replace(options={**case.options, "eps": eps, "weight_decay": decay})
+      for case in MUONS[::4] for eps in (*EPS, 1e-7) for decay in (0.0, 1e4)],
+]  # fmt: skip
 
 
-def touched(case, step, dtype):
-    """Rows that nothing touches, that are touched once, that stay; a row of small gradients."""
+def touched(step, dtype, silent):
+    """Rows that nothing touches, that are touched once, that stay; a row of small gradients.
+
+    In `silent` steps all are 0.
+    """
     torch.manual_seed(step)
+    if step in silent:
+        return torch.zeros(6, 4, dtype=dtype)
     g = torch.randn(6, 4, dtype=dtype)
     g[0] = 0.0
     g[1] = g[1] if step == 0 else 0.0
@@ -47,16 +67,16 @@ def touched(case, step, dtype):
     return g
 
 
-def play(case, rate, dtype=torch.float64, steps=4):
-    """(real displacement, move, its history, the gradient) step by step, as the optimizer goes."""
+def play(case, rate, dtype=torch.float64, steps=4, silent=(), start=1.0):
+    """(real displacement, move, the parameter) step by step, as the optimizer goes."""
     torch.manual_seed(0)
-    start = torch.randn(6, 4, dtype=dtype)
+    start = start * torch.randn(6, 4, dtype=dtype)
     start[4, 0] = 0.0
     p = torch.nn.Parameter(start)
     optimizer = case.build([p], lr=rate)
     rule = rule_for(optimizer)
     for step in range(steps):
-        p.grad = touched(case, step, dtype)
+        p.grad = touched(step, dtype, silent)
         ((_, move),) = moves(optimizer, rule)
         frozen, before = move.frozen(), p.detach().clone()
         optimizer.step()
@@ -77,10 +97,12 @@ def parts_of(move):
     return [torch.as_tensor(t) + nothing for t in (*move.history(), *slopes)]
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(("rate", "silent"), [(0.01, ()), (0.0, ()), (0.01, (0, 3))])
 @pytest.mark.parametrize("case", EDGES, ids=str)
-def test_elementwise_rules_are_finite_and_right_at_the_edge(case, rate):
-    for real, move, _ in play(case, rate):
+def test_elementwise_rules_are_finite_and_right_at_the_edge(case, rate, silent):
+    if not rate and case.kind is lion_pytorch.Lion:
+        return  # it takes no rate of 0
+    for real, move, _ in play(case, rate, silent=silent):
         sound = torch.isfinite(real)
         told = move.displacement(move.gradient)
         assert worst(told, real, sound, real.abs() + move.weight.abs()) < 1e-12
@@ -92,7 +114,7 @@ def test_elementwise_rules_are_finite_and_right_at_the_edge(case, rate):
         assert worst(along + momentum + decay, told, sound, sizes) < 1e-9
 
 
-@pytest.mark.parametrize("case", [c for c in EDGES if c.kind is not optim.Rprop], ids=str)
+@pytest.mark.parametrize("case", [c for c in EDGES if c not in SIGNS], ids=str)
 def test_float32_is_float64_at_the_edge(case):
     for real, move, _ in play(case, 0.01, torch.float32):
         sound = torch.isfinite(real) & (move.gradient.abs() > 1e-15)
@@ -130,12 +152,14 @@ def test_smoothed_values_are_finite_and_add_up_at_the_edge(case, samples):
         assert wrong <= 1e-9 * float(sizes) + 1e-14
 
 
+@pytest.mark.parametrize("silent", [(), (0,), (2, 3)])
+@pytest.mark.parametrize(("rate", "start"), [(0.01, 1.0), (0.0, 1.0), (0.01, 0.0)])
 @pytest.mark.parametrize("case", MIXED, ids=str)
-def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case):
-    for real, move, _ in play(case, 0.01):
+def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case, rate, start, silent):
+    for real, move, _ in play(case, rate, silent=silent, start=start):
         told = move.displacement(move.gradient)
         sound = torch.isfinite(real)
-        rounding = 1e-2 if case in MIXED[-2:] else 1e-10  # Muon iterates in bfloat16
+        rounding = 1e-2 if case.kind.__name__ == "Muon" else 1e-10  # Muon iterates in bfloat16
         assert worst(told, real, sound, real.abs() + move.weight.abs()) < rounding
         if not sound.all():
             return
@@ -144,9 +168,9 @@ def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case):
         pulled = move.slope().transposed(gradient)
         for part in (momentum, decay, pulled, move.tangent().transposed(gradient)):
             assert torch.isfinite(part).all()
-        whole = (gradient * (move.smooth_displacement(move.gradient) - momentum - decay)).sum(
-            (1, 2)
-        )
+        null = move.smooth_displacement(torch.zeros_like(move.gradient))
+        assert worst(momentum + decay, null, sound, null.abs() + move.weight.abs()) < rounding
+        whole = (gradient * (move.smooth_displacement(move.gradient) - null)).sum((1, 2))
         torch.testing.assert_close(
             (pulled * move.gradient).sum((1, 2)), whole, rtol=1e-8, atol=1e-8
         )
@@ -165,7 +189,7 @@ def test_adam_is_told_from_the_state_after_the_step_only_where_that_keeps_its_di
         before = move, parts_of(move)
 
 
-@pytest.mark.parametrize("case", [c for c in EDGES if c.kind is not optim.Rprop], ids=str)
+@pytest.mark.parametrize("case", [c for c in EDGES if c not in SIGNS], ids=str)
 def test_what_look_ahead_carries_is_finite_at_the_edge(case):
     for _, move, _ in play(case, 0.01, steps=2):
         derivative = derivative_of(move.rule)

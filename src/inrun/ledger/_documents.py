@@ -1,0 +1,158 @@
+"""Files that are no tables, sealed: JSON documents, logs of one line per result, other content.
+
+    document   {..., "digest": SHA-256 of the rest}, written in one way, byte for byte
+    log        {..., "seal": SHA-256 of the seals before and this line}, one object per line
+    content    any bytes, then `inrun-sha256:` and their SHA-256
+
+Files of older versions have no seal and are read as they are. A seal that a flipped bit has made
+unreadable is not taken for one that was never there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inrun.errors import StoreError
+from inrun.ledger._files import MARK, changed_file, replace_file
+
+_SEALED_END = re.compile(r'": "[0-9a-f]{64}"\n}\n\Z')
+_DIGITS = re.compile(rb"[0-9a-f]{64}\Z")
+
+
+def document_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a document but its digest."""
+    told = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def write_document(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON document with its digest, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    text = _text({**content, "digest": document_digest(content)})
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Reads what `write_document` was given, or a document without a digest.
+
+    Raises:
+        StoreError: there is none, it is no JSON object, or it was changed.
+    """
+    try:
+        text = path.read_bytes().decode()
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is no JSON object.")
+    if "digest" not in found and not _SEALED_END.search(text):
+        return found
+    if found.get("digest") != document_digest(found) or _text(found) != text:
+        raise changed_file(path)
+    return {name: value for name, value in found.items() if name != "digest"}
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Writes a file of any kind with its checksum at the end, whole or not at all.
+
+    `torch.load` reads a file of `torch.save` so too.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    digest = hashlib.sha256(content).hexdigest().encode()
+    replace_file(path, lambda file: file.write(content + MARK + digest))
+
+
+def read_content(path: Path, *, sealed: bool = False) -> bytes:
+    """Reads what `write_content` was given.
+
+    Args:
+        path: the file.
+        sealed: whether it must carry a checksum. Files of older versions do not.
+
+    Raises:
+        StoreError: there is none, or it was changed or cut off.
+    """
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    content, seal = found[: -len(MARK) - 64], found[-len(MARK) - 64 :]
+    if not seal.startswith(MARK) and not _DIGITS.search(seal):
+        if sealed or MARK in found[-2 * len(MARK) - 64 :]:
+            raise changed_file(path)
+        return found
+    if seal != MARK + hashlib.sha256(content).hexdigest().encode():
+        raise changed_file(path)
+    return content
+
+
+class Log:
+    """A file that grows by one JSON object per line.
+
+    Args:
+        path: of the file; None keeps nothing.
+
+    Raises:
+        StoreError: it cannot be read, or a line was changed, cut off, taken out or put elsewhere.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path, self._seal = path, ""
+        self.lines: list[dict[str, Any]] = []
+        try:
+            text = b"" if path is None or not path.exists() else path.read_bytes()
+            raw = text.decode().removesuffix("\n").split("\n") if text else []
+            found = [json.loads(line) for line in raw]
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{path} is torn ({error}): remove its last line to go on from there."
+            ) from error
+        for number, line in enumerate(found, start=1):
+            self.lines.append(self._opened(line, raw[number - 1], number))
+
+    def _opened(self, line: Any, raw: str, number: int) -> dict[str, Any]:
+        seal = line.pop("seal", None) if isinstance(line, dict) else ""
+        if seal is None and not self._seal:  # of an older version
+            return dict(line)
+        known = isinstance(line, dict) and seal == self._sealed(line)
+        if not known or raw != json.dumps({**line, "seal": seal}):
+            raise StoreError(
+                f"{self._path} was changed: line {number} does not fit its checksum and the lines "
+                "before it. Put the original back, or name a new file."
+            )
+        self._seal = str(seal)
+        return dict(line)
+
+    def _sealed(self, line: Mapping[str, Any]) -> str:
+        return hashlib.sha256((self._seal + json.dumps(line)).encode()).hexdigest()
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Adds a line to the file.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        self.lines.append(line)
+        if self._path is None:
+            return
+        seal = self._sealed(line)
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "seal": seal}) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self._path} could not be written: {error}") from error
+        self._seal = seal

@@ -1,0 +1,90 @@
+"""Validation that is not finite in one process of several; what each process says of it.
+
+`torchrun --nproc-per-node=2 failing_processes.py FOLDER`. After the failure all go on training.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import inrun
+
+WHERE = {"first pass": 1, "a closing pass": 4}  # the pass that fails
+WHAT = ("loss", "gradient", "an error of its own")
+HOW = {"whole": {}, "given": {"estimator": "path-given"}, "statistics": {}, "sharded": {}}
+
+
+class Judge:
+    """A validation loss that fails in the last process, in its n-th pass with gradients."""
+
+    def __init__(self, what, fails):
+        self._what, self._fails, self._passes = what, fails, 0
+        self.armed = False  # not while it is attached
+
+    def __call__(self, model, batch):
+        loss = model(batch).square().mean()
+        if not self.armed or not torch.is_grad_enabled():
+            return loss
+        self._passes += 1
+        last = dist.get_rank() == dist.get_world_size() - 1
+        if not last or self._passes != self._fails:
+            return loss
+        if self._what == "loss":
+            return loss * float("nan")
+        if self._what == "gradient":
+            return loss + (loss - loss.detach()).abs().sqrt()  # whose slope at 0 is infinite
+        raise ValueError("this file is not there")
+
+
+def case(what, fails, how):
+    """What this process says, and the steps that are booked."""
+    torch.manual_seed(0)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    x = torch.randn(80, 5)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    if how == "statistics":
+        model.insert(1, nn.BatchNorm1d(4))
+    wrapped = fully_shard(model) if how == "sharded" else DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
+    said = []
+    judge = Judge(what, fails)
+    utility = inrun.Utility(judge, x[60 + 5 * rank : 65 + 5 * rank])
+    attribution = inrun.attach(wrapped, optimizer, utility, **HOW[how])
+    judge.armed = True
+    for step in range(6):
+        ids = torch.arange(6 * step, 6 * step + 6).tensor_split(size)[rank]
+        try:
+            with attribution.batch(ids):
+                wrapped(x[ids]).square().mean().backward()
+            optimizer.step()
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+        optimizer.zero_grad()
+    attribution.detach()
+    books = attribution.ledger()["step"].to_pylist()
+    return {"said": said, "steps": books, "values": attribution.values()["value"].to_pylist()}
+
+
+def main():
+    folder = Path(sys.argv[1])
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    found = {
+        f"{what}, {where}, {how}": case(what, fails, how)
+        for what in WHAT
+        for where, fails in WHERE.items()
+        for how in HOW
+        if not (how == "sharded" and what == "an error of its own")  # within FSDP's own calls
+    }
+    (folder / f"said-{dist.get_rank()}").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A validation loss that fails in one process of two: both say it, and both go on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration import failing_processes as script
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failing")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", script.__file__, str(folder)]
+    here = os.pathsep.join((str(Path.cwd()), str(Path.cwd() / "src")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"said-{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("what", script.WHAT)
+def test_every_process_says_it_leaves_out_the_same_step_and_goes_on(said, what):
+    first, last = ({k: v for k, v in one.items() if k.startswith(what)} for one in said)
+    assert first.keys() == last.keys()
+    assert len(first) > 5
+    for name, found in first.items():
+        other = last[name]
+        assert found["steps"] == other["steps"]
+        assert len(found["steps"]) == 5
+        assert found["values"] == other["values"]
+        assert len(found["said"]) == len(other["said"]) == 1
+        word = {"loss": "not finite", "gradient": "its gradient is not"}.get(what, "not there")
+        assert word in found["said"][0]
+        assert word in other["said"][0]
