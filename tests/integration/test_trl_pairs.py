@@ -99,6 +99,18 @@ def test_a_pair_is_a_sample_of_the_reward_trainer(form, tmp_path):
     compare(reward(tmp_path, **form))
 
 
+def test_a_collator_that_draws_the_order_of_its_rows_is_asked_with_the_same_draws(tmp_path):
+    trainer = reward(tmp_path)
+    plain = trainer.data_collator
+
+    def shuffled(items):
+        order = torch.randperm(len(items)).tolist()
+        return plain([items[i] for i in order])
+
+    trainer.data_collator = shuffled
+    compare(trainer)
+
+
 @pytest.mark.parametrize("name", ["orpo", "cpo"])
 def test_a_pair_is_a_sample_of_orpo_and_cpo(name, tmp_path):
     orpo = pytest.importorskip(f"trl.experimental.{name}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from inrun.errors import MisuseError
-from inrun.integrations._places import LENGTHS, Owned, merged, of_collated
+from inrun.integrations._places import LENGTHS, Owned, collated, merged
 
 KEY = "inrun_ids"
 
@@ -76,7 +76,7 @@ class NumberedCollate:
     def __call__(self, items: list[Any]) -> Any:
         read = [self._read(item) for item in items]
         ids, contents = [names for names, _ in read], [content for _, content in read]
-        batch = self.collate(list(contents))
+        batch, places = collated(self.collate, contents)
         if isinstance(batch, list) and len(batch) == len(ids) and isinstance(batch[0], dict):
             whole = [item.content if isinstance(item, Item) else item for item in items]
             return [
@@ -90,7 +90,7 @@ class NumberedCollate:
             )
         flat = [name for names in ids for name in names]
         put = cast(dict[str, Any], batch)  # a dict, or one that is like it
-        put[KEY] = merged(flat, of_collated(batch, self.collate, contents))
+        put[KEY] = merged(flat, places)
         return batch
 
     def _read(self, item: Any) -> tuple[list[Any], Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
+from inrun.utility import states_kept
 
 LENGTHS = "seq_lengths"  # an item's column: lengths of the examples that were packed into it
 FIRST = 1 << 24  # tokens are smaller numbers, so that padding is told from samples
@@ -34,43 +34,57 @@ class Owned:
     slots: Tensor | None = None
 
 
-def of_collated(
-    batch: Mapping[str, Any], collate: Callable[[list[Any]], Any], items: Sequence[Any]
-) -> Tensor | None:
-    """Places of the samples of a batch: None where row j is sample j; of rows (R,) or slots (R, T).
+def collated(
+    collate: Callable[[list[Any]], Any], items: Sequence[Any]
+) -> tuple[Any, Tensor | None]:
+    """What a collator makes of items, and the places of the samples in it.
 
     Args:
-        batch: what the collator made of the items.
-        collate: the collator.
+        collate: the collator; it may draw.
         items: one sample each, or with `seq_lengths` several, which count one by one.
+
+    Returns:
+        The batch, and of its rows (R,) or slots (R, T) the places; None where row j is sample j.
 
     Raises:
         MisuseError: rows are not one per sample, and the collator's output does not tell.
     """
+    draws = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    batch = collate(list(items))
     counts = [len(item[LENGTHS]) if _is_packed(item) else 1 for item in items]
-    lengths = [len(t) for t in batch.values() if isinstance(t, Tensor) and t.ndim]
-    if sum(counts) == len(items) and (not lengths or _one_each(batch, len(items))):
-        return None
-    with random_as_before():
+    if not isinstance(batch, Mapping) or (
+        sum(counts) == len(items) and _one_each(batch, len(items))
+    ):
+        return batch, None
+    with torch.random.fork_rng(devices=[]), states_kept():
+        torch.set_rng_state(draws[0])
+        np.random.set_state(draws[1])
+        random.setstate(draws[2])
         asked = collate(list(_numbered(items, counts)))
     found = {
         key: torch.where(t >= FIRST, t - FIRST, -1)
         for key, t in asked.items()
         if isinstance(t, Tensor) and not t.is_floating_point() and bool((t >= FIRST).any())
     }
-    if not found:
-        raise MisuseError(
-            f"The collator made {max(lengths, default=0)} rows of {sum(counts)} samples, and items "
-            "have no tokens (keys that end with 'ids') to tell by which rows are whose. Use a data "
-            "set that is tokenized before it is collated, or a loop of your own: "
-            "attribution.batch(ids, rows=...)."
-        )
+    if not found or any(t.shape != batch[key].shape for key, t in found.items()):
+        raise MisuseError(_untold(batch, sum(counts)))
     places = found.get("input_ids", next(iter(found.values())))
     if places.ndim != 2:
-        return places
+        return batch, places
     lowest = torch.where(places < 0, sum(counts), places).amin(1)
     alone = (places == lowest.unsqueeze(1)) | (places < 0)
-    return lowest if bool(alone.all()) and int(lowest.max()) < sum(counts) else places
+    of_rows = bool(alone.all()) and int(lowest.max()) < sum(counts)
+    return batch, lowest if of_rows else places
+
+
+def _untold(batch: Mapping[str, Any], samples: int) -> str:
+    rows = max((len(t) for t in batch.values() if isinstance(t, Tensor) and t.ndim), default=0)
+    return (
+        f"The collator made {rows} rows of {samples} samples, and its tokens do not tell which "
+        "rows are whose: items have none (keys that end with 'ids'), or it makes others of them. "
+        "Use a data set that is tokenized before it is collated, or a loop of your own: "
+        "attribution.batch(ids, rows=...)."
+    )
 
 
 def _one_each(batch: Mapping[str, Any], samples: int) -> bool:
@@ -78,7 +92,8 @@ def _one_each(batch: Mapping[str, Any], samples: int) -> bool:
     tokens = batch.get("input_ids")
     if isinstance(tokens, Tensor) and tokens.ndim:
         return len(tokens) == samples
-    return any(len(t) == samples for t in batch.values() if isinstance(t, Tensor) and t.ndim)
+    lengths = [len(t) for t in batch.values() if isinstance(t, Tensor) and t.ndim]
+    return not lengths or samples in lengths
 
 
 def _numbered(items: Sequence[Any], counts: Sequence[int]) -> Iterator[Any]:
@@ -120,7 +135,7 @@ def merged(names: Sequence[Any], places: Tensor | Sequence[int] | None) -> Owned
 
     Args:
         names: ids of the pieces.
-        places: see `of_collated`.
+        places: see `collated`.
     """
     if places is None:
         return Owned(names)
@@ -129,15 +144,3 @@ def merged(names: Sequence[Any], places: Tensor | Sequence[int] | None) -> Owned
     of_piece = torch.tensor([index[name] for name in names] + [-1])  # the last is padding's
     found = of_piece[torch.as_tensor(places)]
     return Owned(ids, rows=found) if found.ndim == 1 else Owned(ids, slots=found)
-
-
-@contextmanager
-def random_as_before() -> Iterator[None]:
-    """A collator may draw (masks, augmentations); training must not notice."""
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)

@@ -25,8 +25,8 @@ from transformers import Trainer, TrainerCallback
 
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
-from inrun.integrations._places import Owned, random_as_before
-from inrun.utility import undisturbed
+from inrun.integrations._places import Owned
+from inrun.utility import states_kept, undisturbed
 
 _COUNTED = (  # what trainers note while they compute a loss, for their logs
     "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
@@ -169,7 +169,7 @@ def rollouts(trainer: Any, items: list[Any]) -> dict[str, Any]:
     """
     model = trainer.model
     each = getattr(trainer, "num_generations_eval", trainer.num_generations)
-    with uncounted(trainer), random_as_before(), undisturbed(model), torch.no_grad():
+    with uncounted(trainer), states_kept(), undisturbed(model), torch.no_grad():
         made: dict[str, Any] = trainer._generate_and_score_completions(
             [i for i in items for _ in range(each)]
         )

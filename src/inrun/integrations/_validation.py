@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY
-from inrun.integrations._places import of_collated, random_as_before
-from inrun.utility import LossFunction, Utility
+from inrun.integrations._places import collated
+from inrun.utility import LossFunction, Utility, states_kept
 
 
 def utility_of(
@@ -49,7 +49,7 @@ def utility_of(
     return Utility(loss_fn, taken("validation", validation))
 
 
-def collated(
+def held_out(
     collate: Callable[[list[Any]], Any], device: torch.device, items: list[Any]
 ) -> dict[str, Any]:
     """A validation batch as the training loader would make it, on the model's device.
@@ -57,8 +57,7 @@ def collated(
     Where rows are not one per sample, it gets a tensor without rows, so that it is never cut along
     them: a pair's rows belong together.
     """
-    with random_as_before():
-        batch = collate(items)
-    together = of_collated(batch, collate, items) is not None
+    with torch.random.fork_rng(devices=[]), states_kept():
+        batch, places = collated(collate, items)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return {**moved, KEY: torch.tensor(0)} if together else moved
+    return moved if places is None else {**moved, KEY: torch.tensor(0)}

@@ -24,7 +24,7 @@ from inrun.integrations._numbered import KEY, Numbering, demand_column
 from inrun.integrations._packed import examples_of
 from inrun.integrations._places import Owned
 from inrun.integrations._trackers import Tracker, configured
-from inrun.integrations._validation import collated, utility_of
+from inrun.integrations._validation import held_out, utility_of
 from inrun.utility import LossFunction
 
 try:
@@ -228,7 +228,7 @@ class InRun(TrainerCallback):
         if makes_rollouts(trainer):
             batch_of = partial(rollouts, trainer)
         else:
-            batch_of = partial(collated, collate, next(model.parameters()).device)
+            batch_of = partial(held_out, collate, next(model.parameters()).device)
             columns = set(first) - {column} if isinstance(first, dict) else None
         twice = self._options.get("estimator") == "sgd-second"
         loss_fn = OwnLoss(trainer, twice=twice) if self._loss_fn is None else self._loss_fn

@@ -1,6 +1,6 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
-from inrun.utility._draws import is_repeatable
+from inrun.utility._draws import is_repeatable, states_kept
 from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
     Evaluation,
@@ -42,6 +42,7 @@ __all__ = [
     "losses_of",
     "restored",
     "row_count",
+    "states_kept",
     "take_rows",
     "tensors_of",
     "undisturbed",

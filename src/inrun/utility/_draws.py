@@ -28,7 +28,7 @@ def drawn(loss_fn: LossFunction, draws: int, model: nn.Module, batch: Any) -> An
     if draws == 1:
         return loss_fn(model, batch)
     losses: list[Any] = []
-    with _states_kept():
+    with states_kept():
         for number in range(draws):
             _seed(SEED + number)
             losses.append(loss_fn(model, batch))
@@ -51,7 +51,7 @@ def is_repeatable(utility: Utility, model: nn.Module) -> bool:
         return take_rows(batch, range(size), axis)
 
     def call(seed: int) -> list[float]:
-        with undisturbed(model), _states_kept(), torch.no_grad():
+        with undisturbed(model), states_kept(), torch.no_grad():
             _seed(seed)
             return [float(utility.loss_fn(model, few(batch))) for batch in utility.batches.values()]
 
@@ -72,7 +72,7 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def _states_kept() -> Iterator[None]:
+def states_kept() -> Iterator[None]:
     """Puts back the random states that `undisturbed` does not: numpy's and Python's."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
