@@ -44,7 +44,7 @@ def attached(**options):
         (range(7), "7 sample ids were given"),
         (range(24), "24 sample ids were given"),
         ("abc", "single string"),
-        (5, "one id a row"),
+        (5, "one id per row"),
         (torch.tensor(5), "single number"),
         ([0.5] * 12, r"0\.5 \(float\)"),
         ([None] * 12, "NoneType"),

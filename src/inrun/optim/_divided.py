@@ -22,7 +22,8 @@ gradient's, whose slope is the plain quotient.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -212,6 +213,23 @@ for _operator in ("lt", "le", "gt", "ge", "bool", "float", "int", "getitem", "ma
     setattr(Divided, f"__{_operator}__", _refused(f"the operator {_operator}"))
 
 
+@contextmanager
+def _operators_seen() -> Iterator[None]:
+    """torch's functions reach `Divided` inside, and no mode sees them.
+
+    Where a rule runs within a backward pass, as under `stream`, they are switched off.
+    """
+    modes = []
+    with torch._C._EnableTorchFunction():
+        while torch._C._len_torch_function_stack():
+            modes.append(torch._C._pop_torch_function_stack())
+        try:
+            yield
+        finally:
+            for mode in reversed(modes):
+                torch._C._push_on_torch_function_stack(mode)
+
+
 class ElementwiseRule(Rule[State, Setting]):
     """A rule that treats each element alone: slope and tangent are read off its displacement."""
 
@@ -223,7 +241,8 @@ class ElementwiseRule(Rule[State, Setting]):
         """See `Rule.without_gradient`; where a part of it is 0 / 0, the part is 0."""
         nothing = torch.zeros_like(w)
         gradient: Any = Divided(nothing, nothing, 0.0)
-        return nothing + _divided(self.displacement(gradient, w, s, h)).base
+        with _operators_seen():
+            return nothing + _divided(self.displacement(gradient, w, s, h)).base
 
     def slope(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
         return self._between(g.new_zeros(()), g, w, s, h)
@@ -233,7 +252,8 @@ class ElementwiseRule(Rule[State, Setting]):
 
     def _between(self, base: Tensor, g: Tensor, w: Tensor, s: State, h: Setting) -> Diagonal:
         gradient: Any = Divided(g, base, 1.0)
-        moved = _divided(self.displacement(gradient, w, s, h))
+        with _operators_seen():
+            moved = _divided(self.displacement(gradient, w, s, h))
         slope = torch.zeros_like(g) + moved.slope
         # where a part of the slope is no number the whole may still be: the plain quotient
         plain = (moved.end - moved.base) / (g - base)

@@ -49,7 +49,7 @@ class RpropRule(ElementwiseRule[RpropState, RpropSetting]):
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[RpropState, RpropSetting]:
         bounds = [float(number) for number in (*group["etas"], *group["step_sizes"])]
-        setting = RpropSetting._make([float(group["lr"]), *bounds, group["maximize"]])
+        setting = RpropSetting._make([float(group["lr"]), *bounds, group["maximize"], 0.0])
         if not state:
             size = torch.full_like(weight, setting.lr)
             return RpropState(torch.zeros_like(weight), size), setting

@@ -36,7 +36,7 @@ class IdReader:
         """
         if isinstance(ids, (str, bytes)):
             raise MisuseError(
-                f"ids is the single string {ids!r}; pass a sequence with one id a row."
+                f"ids is the single string {ids!r}; pass a sequence with one id per row."
             )
         try:
             values = (
@@ -44,10 +44,10 @@ class IdReader:
             )
         except TypeError:
             raise MisuseError(
-                f"ids is a {type(ids).__name__}; pass a sequence with one id a row."
+                f"ids is a {type(ids).__name__}; pass a sequence with one id per row."
             ) from None
         if not isinstance(values, list):
-            raise MisuseError("ids is a single number; pass a sequence with one id a row.")
+            raise MisuseError("ids is a single number; pass a sequence with one id per row.")
         for position, value in enumerate(values):
             if type(value) not in (int, str):
                 raise MisuseError(
