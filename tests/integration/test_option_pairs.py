@@ -1,4 +1,4 @@
-"""Every pair of options on a tiny run: it runs and its books close, or it is refused, with a reason.
+"""Every pair of options on a tiny run: it runs and its books close, or it is refused and told why.
 
 Closing is exact by the books' own definition of the residual only where the residual is computed
 from the entries; what is asked here beyond that is that a step's visits add up to its entry

@@ -206,3 +206,33 @@ def test_a_game_of_several_optimizers_leaves_them_alone():
     assert np.isfinite(game.table()).all()
     for now, then in zip([o.state_dict() for o in loop.optimizers], before, strict=True):
         torch.testing.assert_close(now["state"], then["state"])
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("options", [{"smoothed_steps": 0}, {"capture": "stream"}], ids=str)
+def test_gradients_that_are_cleared_between_two_steps_were_read(options, to_none):
+    """`opt.step(); opt.zero_grad()` for each optimizer is as good as clearing at the end."""
+    found = []
+    for between in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        parameters = list(model.parameters())
+        optimizers = [
+            torch.optim.AdamW(parameters[:2], lr=1e-2), torch.optim.Adam(parameters[2:], lr=1e-2),
+        ]  # fmt: skip
+        x, y = torch.randn(28, 5, dtype=torch.float64), torch.randint(3, (28,))
+        loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+        utility = inrun.Utility(loss, (x[16:], y[16:]))
+        attribution = inrun.attach(model, optimizers, utility, **flat(progress=False, **options))
+        for step in range(3):
+            ids = list(range(4 * step, 4 * step + 4))
+            with attribution.batch(ids):
+                loss(model, (x[ids], y[ids])).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                if between:
+                    optimizer.zero_grad(set_to_none=to_none)
+            model.zero_grad()
+        attribution.detach()
+        found.append(attribution.values()["value"].to_numpy())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)

@@ -215,7 +215,7 @@ for _operator in ("lt", "le", "gt", "ge", "bool", "float", "int", "getitem", "ma
 
 @contextmanager
 def _operators_seen() -> Iterator[None]:
-    """torch's functions reach `Divided` inside, and no mode sees them.
+    """Torch's functions reach `Divided` inside, and no mode sees them.
 
     Where a rule runs within a backward pass, as under `stream`, they are switched off.
     """

@@ -63,11 +63,7 @@ def _key(member: Member) -> object | None:
 
 def pulled_together(group: Sequence[Member]) -> Pulled:
     """Directions (K, n) of all members, one after the other, and what momentum and decay did."""
-    moves = [
-        Move(m.after.rule, m.after.weight, m.plan.move.gradient, m.after.state, m.plan.move.setting)
-        for m in group
-        if m.after is not None
-    ]
+    moves = [m.after for m in group if m.after is not None]
     opening = _rows([m.at.opening for m in group])
     closing = opening
     if group[0].at.closing is not None:

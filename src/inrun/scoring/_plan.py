@@ -158,8 +158,6 @@ class SettledAfter(ParameterPlan):
     def pull(self, at: Gradients, moved: Move[Any, Any] | None) -> Pulled:
         """See `ParameterPlan.pull`."""
         assert moved is not None
-        # a fused step under a gradient scaler unscales .grad itself: the gradient is the one read
-        moved = Move(moved.rule, moved.weight, self.move.gradient, moved.state, self.move.setting)
         elementwise = isinstance(self.share_scale, Tensor)
         scale = 1.0 if elementwise else float(self.share_scale)
         pulled = self.direction.settled(moved, at, scale, held=self.held)

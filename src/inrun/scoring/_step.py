@@ -59,6 +59,7 @@ class Step:
         self._opening: Evaluation | None = None
         self._moving: dict[str, tuple[int, Tensor, Move[Any, Any]]] = {}
         self._plans: dict[str, ParameterPlan] = {}
+        self._after: dict[str, Move[Any, Any]] = {}  # of optimizers that stepped before others
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
         self._members: list[Member] = []
@@ -204,9 +205,32 @@ class Step:
     # ---- taken
 
     def take(self, k: int) -> None:
-        """The k-th optimizer has stepped."""
+        """The k-th optimizer has stepped.
+
+        While others still have to, `.grad` may be cleared: what it was is kept.
+        """
         self.stepped.add(k)
         self.stage = Stage.TAKEN
+        if len(self.stepped) < len(self._scorer.optimizers.members):
+            for name, move in self._moves_after().items():
+                if self._plans[name].optimizer == k:
+                    gradient = move.gradient.clone()
+                    self._after[name] = Move(
+                        move.rule, move.weight, gradient, move.state, move.setting
+                    )
+
+    def _moves_after(self) -> dict[str, Move[Any, Any]]:
+        """By name, moves read again after the step, of plans that are told from them.
+
+        A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
+        was read before.
+        """
+        found = {id(p): move for _, p, move in self._scorer.optimizers.moves()}
+        return {
+            name: Move(after.rule, after.weight, plan.move.gradient, after.state, plan.move.setting)
+            for name, plan in self._plans.items()
+            if plan.after and (after := found.get(id(plan.parameter))) is not None
+        }
 
     def demand_unchanged(self, k: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
@@ -274,7 +298,7 @@ class Step:
 
     def _with_gradients(self, opening: Evaluation, closing: Evaluation) -> list[Member]:
         """Each parameter with its validation gradients, and its move read again."""
-        after = {id(p): move for _, p, move in self._scorer.optimizers.moves()}
+        after = self._moves_after() | self._after
         return [
             Member(
                 name, plan,
@@ -282,7 +306,7 @@ class Step:
                     opening.gradients[name], closing.gradients[name],
                     *(self._extra.get(kind, {}).get(name) for kind in ("null", "curvature")),
                 ),
-                after.get(id(plan.parameter)),
+                after.get(name),
             )
             for name, plan in self._plans.items()
         ]  # fmt: skip
