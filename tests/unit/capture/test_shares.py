@@ -139,10 +139,23 @@ def test_every_operation_rule_is_met_by_a_case():
         "conv2d: convolution", "conv3d: convolution", "embedding: indexed", "layer_norm: dense",
         "group_norm: dense", "rms_norm: dense", "mul: dense", "add: dense", "matmul: outer",
         "linear: derived", "add: derived", "lstm: dense", "batch_norm: dense",
-        "ChunkedLogProbFunction.apply: fusedhead", "ChunkedLogProbFunction.apply: owned",
+        "ChunkedLogProbFunction.apply: fusedhead",
         "LigerFusedLinearCrossEntropyFunction.apply: fusedhead",
     ):  # fmt: skip
         assert expected in how, sorted(how)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in HEADS if c.name in ("trl-head-compact", "trl-head-packed")],
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_a_fused_head_whose_slots_lie_anywhere_is_met_by_owner(case):
+    model, inputs = case.model(), case.inputs(4)
+    capture = captured(case, model, inputs)
+    with capture.block(owned(case, 4, inputs)):
+        case.loss(model, inputs).backward()
+    how = ", ".join(capture.coverage.table()["captured_as"].to_pylist())
+    assert "ChunkedLogProbFunction.apply: owned" in how
 
 
 @pytest.mark.parametrize("case", LANGUAGE_MODELS, ids=lambda case: case.name)
