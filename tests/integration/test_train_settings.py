@@ -248,3 +248,18 @@ def test_a_place_is_looked_for_and_settings_are_checked_without_a_command(tmp_pa
         config.demand_place()
     with pytest.raises(MisuseError, match="shares must be kept"):
         TrainConfig("causal-lm", "gpt", "rows.jsonl", momentum_window=2, capture="stream")
+
+
+def test_a_run_s_configuration_is_as_it_was_written_and_a_file_may_be_edited(tmp_path):
+    TrainConfig("causal-lm", "gpt", "rows.jsonl", batch=4).write(tmp_path, rows=3)
+    written = (tmp_path / "config.json").read_bytes()
+    assert read_config(tmp_path).batch == 4
+    for place in range(0, 8 * len(written), 37):
+        changed = bytearray(written)
+        changed[place // 8] ^= 1 << place % 8
+        (tmp_path / "config.json").write_bytes(changed)
+        with pytest.raises(StoreError):
+            read_config(tmp_path)
+    edited = tmp_path / "edited.json"
+    edited.write_bytes(written.replace(b'"batch": 4', b'"batch": 8'))
+    assert read_config(edited).batch == 8

@@ -15,6 +15,7 @@ from typing import Any
 
 from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, demand_settings
 from inrun.errors import MisuseError, StoreError
+from inrun.ledger import read_document, write_document
 
 CONFIG, PROBABILITIES = "config.json", "probabilities.parquet"
 FORMAT = 2
@@ -187,23 +188,23 @@ class TrainConfig:
     def write(self, folder: Path, **facts: Any) -> None:
         """Writes `config.json`; `facts` are noted beside it and not read back."""
         content = {"format": FORMAT, "train": dataclasses.asdict(self), **facts}
-        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        write_document(folder / CONFIG, content)
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Reads a `config.json`, or that of a run's folder.
+    """Reads that of a run's folder, which must be as it was written, or a file that one may edit.
 
     Raises:
-        StoreError: there is none, or it is not one.
+        StoreError: there is none, it is not one, or that of a run was changed.
     """
     file = path / CONFIG if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
+    if not file.exists():
         raise StoreError(
             f"{path} has no {CONFIG}: it was not written by `inrun train`, so its model and data "
             "cannot be built again from it."
-        ) from None
+        )
+    try:
+        content = read_document(file) if path.is_dir() else json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "train" not in content:

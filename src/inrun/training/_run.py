@@ -9,7 +9,6 @@ RUN/measured.json       time, memory, test score      RUN/probabilities.parquet 
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from rich.console import Console
 
 from inrun.errors import NotSupportedError, StoreError
-from inrun.ledger import Run, Seal, write_table
+from inrun.ledger import Run, Seal, write_document, write_table
 from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
@@ -160,7 +159,7 @@ def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome
     if classes:
         seen = pa.table({":id": table["sample_id"]} | scoring.seen.probabilities(classes))
         write_table(run / PROBABILITIES, seen, Seal("probabilities"))
-    (run / MEASURED).write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+    write_document(run / MEASURED, asdict(outcome))
     for left in [*(run / CHECKPOINTS).glob("checkpoint-*")]:
         shutil.rmtree(left)
     for left in [*(run / CHECKPOINTS).glob("inrun-*.parquet")]:  # they are the run's own
