@@ -124,8 +124,8 @@ class _Few(InRun):
 def plan_training(training: Training) -> Plan:
     """Trains a few steps and throws them away."""
     config, meter, steps = training.config, Meter(training.device), training.steps()
-    plain, _ = _trained(training, WARM + PLAIN)
-    memory_plain = meter.memory
+    plain, trained = _trained(training, WARM + PLAIN)
+    memory_plain = max(meter.memory, _least(trained))
     window, full = min(config.momentum_window, WINDOW), min(config.momentum_window, steps)
     few = _Few(
         training.utility(), ids="sample_id",
@@ -149,12 +149,18 @@ def plan_training(training: Training) -> Plan:
         scored=scored,
         seconds=seconds,
         seconds_plain=steps * one,
-        memory=meter.memory + int(max(0, held - few.held["full_bytes"])),
+        memory=max(meter.memory, memory_plain) + int(max(0, held - few.held["full_bytes"])),
         memory_plain=memory_plain,
         memory_of_window=int(held),
         disk=_disk(training, model, scored, seconds)
         | {"momentum window, while it trains": int(held_on_disk)},
     )
+
+
+def _least(model: nn.Module) -> int:
+    """Bytes of weights, gradients and two moments: what a process had left over may hide them."""
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return 4 * sum(p.numel() * p.element_size() for p in trained)
 
 
 def _trained(
