@@ -80,6 +80,11 @@ class Base(nn.Module):
         self.a, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
 
 
+class Flat(Base):
+    def forward(self, x):
+        return self.h(torch.tanh(self.a(x)))
+
+
 class ByTable(nn.Module):
     def __init__(self, index):
         super().__init__()
@@ -273,10 +278,6 @@ def test_rows_put_in_another_order_one_by_one_stay_their_samples_and_it_is_told(
 
 
 def test_one_token_of_each_sample_is_its_sample_s_though_samples_have_as_many_tokens():
-    class Flat(Base):
-        def forward(self, x):
-            return self.h(torch.tanh(self.a(x)))
-
     samples, y = [torch.randn(B, 6) for _ in range(B)], torch.randint(3, (B,))
     at = [(3 * i + 1) % B for i in range(B)]
     found, truth = values_and_truth(
@@ -381,10 +382,6 @@ def test_a_batch_filled_sample_by_sample_has_them_in_their_places(order):
 
 
 def test_a_batch_filled_with_one_token_of_each_sample_has_them_in_their_places():
-    class Flat(Base):
-        def forward(self, x):
-            return self.h(torch.tanh(self.a(x)))
-
     samples, y = [torch.randn(B, 6) for _ in range(B)], torch.randint(3, (B,))
 
     def filled():
@@ -401,10 +398,6 @@ def test_a_batch_filled_with_one_token_of_each_sample_has_them_in_their_places()
 
 
 def test_columns_put_side_by_side_keep_their_rows_though_there_are_as_many_as_rows():
-    class Flat(Base):
-        def forward(self, x):
-            return self.h(torch.tanh(self.a(x)))
-
     columns, y = [torch.randn(B) for _ in range(B)], torch.randint(3, (B,))
     found, truth = values_and_truth(
         Flat(), (torch.randn(20, 6), torch.randint(3, (20,))), loss_of,

@@ -15,12 +15,12 @@ from inrun.attribution._advice import Advice
 from inrun.attribution._batches import Batches
 from inrun.attribution._captures import Captures
 from inrun.attribution._checkpoint import Checkpoint
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._loop import Loop
 from inrun.attribution._options import CAPTURES, Options
 from inrun.attribution._record import Record
 from inrun.attribution._results import Results
-from inrun.attribution._scoring import Frequency
 from inrun.errors import InRunWarning, NotSupportedError
 from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts

@@ -15,10 +15,10 @@ import torch
 from inrun.attribution._advice import Advice
 from inrun.attribution._booking import Booking
 from inrun.attribution._captures import Captures
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import LiveLine, Stopwatch
 from inrun.attribution._passes import Passes
 from inrun.attribution._record import Record
-from inrun.attribution._scoring import Frequency
 from inrun.momentum import Payouts
 from inrun.optim import skipped, trained_parameters
 from inrun.scoring import Scored, Scorer, Stage, Step, Tokens

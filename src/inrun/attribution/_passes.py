@@ -8,8 +8,8 @@ from functools import partial
 
 from inrun.attribution._advice import Advice
 from inrun.attribution._captures import Before, Captures
+from inrun.attribution._frequency import Frequency
 from inrun.attribution._live import Stopwatch
-from inrun.attribution._scoring import Frequency
 from inrun.capture import Block, Capture, Contract, Resting, Watch
 from inrun.errors import NotSupportedError
 from inrun.ledger import Ids

@@ -1,14 +1,13 @@
-"""Compiled models run uncompiled while they are watched: fused operations cannot be seen.
+"""What is different in the process while a block is open.
 
-`torch.compiler.set_stance` says so to torch itself, for whole models, parts of them and functions,
-and compiled code is back on leaving; nothing is compiled again.
+Compiled models run uncompiled: fused operations cannot be seen. `torch.compiler.set_stance` says
+so to torch itself, for whole models, parts of them and functions, and compiled code is back on
+leaving; nothing is compiled again.
 
-Keeps Python's cyclic garbage collector out of a step's way.
-
-A step of many small operations makes tens of thousands of objects that live until it is over. The
-collector, which is set off by how many were made, walked all objects of the program in nearly every
-step of 2,000 operations: a fifth of a second, more than a plain step took. None of them is garbage
-before the step has gone, and then reference counts free them.
+Python's cyclic garbage collector rests (`Resting`). A step of many small operations makes tens of
+thousands of objects that live until it is over, and the collector, which is set off by how many
+were made, would walk all objects of the program again and again. None of them is garbage before
+the step has gone, and then reference counts free them.
 """
 
 from __future__ import annotations

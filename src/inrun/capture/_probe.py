@@ -1,17 +1,16 @@
 """The invariant: shares sum to the gradient, checked against a random direction with every step.
 
 The direction is of rank one, r = x y^T with Gaussian x and y, so that <r, share_i> and <r, grad>
-cost as little as two matrix-vector products, and a share that is missing, counted twice or laid out
-wrongly is seen with near certainty. Signs would not do: gradients of a softmax head sum to zero
-over the classes, and of two classes a pair of equal signs sees nothing at all.
+cost as little as two matrix-vector products, and a share that is missing, counted twice or laid
+out wrongly is seen with near certainty. Signs would not do: gradients of a softmax head sum to
+zero over the classes, and of two classes a pair of equal signs sees nothing at all.
 
 Directions are drawn anew for every step, as windows into two rows of numbers that stay where the
 parameters are: a draw costs two integers, and every process makes the same draws.
 
-Whose shares are compared with the gradient in this step: of large ones a quarter, in turn.
-
-What makes shares wrong is in the model or in the loop and comes again with every step: a rule, a
-hook, a penalty: no reason to read each layer's activations once more for it in every step.
+`Rota` says whose shares are compared in a step: of large ones a quarter, in turn. What makes
+shares wrong is in the model or in the loop and comes again with every step: a rule, a hook, a
+penalty: no reason to read each layer's activations once more for it in every step.
 """
 
 from __future__ import annotations

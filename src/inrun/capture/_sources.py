@@ -5,7 +5,8 @@ projections), looks rows up that are the same for all samples (position tables),
 (weight norm). Such a tensor is *derived*; when it meets activations its shares are known, and they
 are carried back to the parameters, through the transpose of the map where it is linear.
 
-Which parameter a tensor is that FSDP put in a parameter's place for a forward pass.
+`GatheredParameters` knows which parameter a tensor is that FSDP puts in its place for a forward
+pass.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """`stream`: a parameter's factors meet their direction inside the backward pass, and are let go.
 
-They are contracted as soon as the parameter's own gradient is there, so that no factor outlives its
-layer. What `stream` gives up: the direction is formed from the opening validation gradient alone,
-and from the gradient as far as it has come in at that moment, before clipping and before later
-micro-batches are added; both are expected to do what they did in the step before.
+They are contracted as soon as the parameter's own gradient is there, so that no factor outlives
+its layer. What `stream` gives up: the direction is formed from the opening validation gradient
+alone, and from the gradient as far as it has come in at that moment, before clipping and before
+later micro-batches are added; both are expected to do what they did in the step before.
 
-With several processes the direction is formed from the mean of their gradients, which is taken here
-for one parameter at a time, since DistributedDataParallel takes it later and in buckets. It goes
-over the wire twice for that.
+With several processes the direction is formed from the mean of their gradients, which is taken
+here for one parameter at a time, since DistributedDataParallel takes it later and in buckets. It
+goes over the wire twice for that.
 
-In which order several processes reduce their gradients: the same one in all of them.
-
+`Turns` is the order in which several processes reduce their gradients, the same in all of them.
 Gradients come in by the order of each process's own graph, and processes whose orders differ would
 add one parameter's gradient to another's. So each parameter has its turn, and one that is ready
 earlier waits. The turns are those of the first process's first backward pass; until that is known,

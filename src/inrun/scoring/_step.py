@@ -212,20 +212,19 @@ class Step:
         self.stepped.add(k)
         self.stage = Stage.TAKEN
         if len(self.stepped) < len(self._scorer.optimizers.members):
-            for name, move in self._moves_after().items():
-                if self._plans[name].optimizer == k:
-                    gradient = move.gradient.clone()
-                    self._after[name] = Move(
-                        move.rule, move.weight, gradient, move.state, move.setting
-                    )
+            for name, move in self._moves_after(k).items():
+                self._after[name] = Move(
+                    move.rule, move.weight, move.gradient.clone(), move.state, move.setting
+                )
 
-    def _moves_after(self) -> dict[str, Move[Any, Any]]:
-        """By name, moves read again after the step, of plans that are told from them.
+    def _moves_after(self, *stepped: int) -> dict[str, Move[Any, Any]]:
+        """By name, moves of these optimizers read after their step, for plans told from them.
 
         A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
         was read before.
         """
-        found = {id(p): move for _, p, move in self._scorer.optimizers.moves()}
+        moves = self._scorer.optimizers.moves()
+        found = {id(p): move for k, p, move in moves if k in stepped}
         return {
             name: Move(after.rule, after.weight, plan.move.gradient, after.state, plan.move.setting)
             for name, plan in self._plans.items()
@@ -298,7 +297,7 @@ class Step:
 
     def _with_gradients(self, opening: Evaluation, closing: Evaluation) -> list[Member]:
         """Each parameter with its validation gradients, and its move read again."""
-        after = self._moves_after() | self._after
+        after = self._moves_after(*self.stepped) | self._after
         return [
             Member(
                 name, plan,
