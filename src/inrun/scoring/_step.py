@@ -213,12 +213,12 @@ class Step:
         self.stage = Stage.TAKEN
         if len(self.stepped) < len(self._scorer.optimizers.members):
             for name, move in self._moves_after(k).items():
-                self._after[name] = Move(
-                    move.rule, move.weight, move.gradient.clone(), move.state, move.setting
-                )
+                told = self._plans[name].after
+                kept = move.gradient.clone() if told else move.gradient
+                self._after[name] = Move(move.rule, move.weight, kept, move.state, move.setting)
 
     def _moves_after(self, *stepped: int) -> dict[str, Move[Any, Any]]:
-        """By name, moves of these optimizers read after their step, for plans told from them.
+        """By name, moves of these optimizers, read after they have stepped.
 
         A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
         was read before.
@@ -228,7 +228,7 @@ class Step:
         return {
             name: Move(after.rule, after.weight, plan.move.gradient, after.state, plan.move.setting)
             for name, plan in self._plans.items()
-            if plan.after and (after := found.get(id(plan.parameter))) is not None
+            if (after := found.get(id(plan.parameter))) is not None
         }
 
     def demand_unchanged(self, k: int) -> None:
