@@ -116,6 +116,8 @@ class Passes:
             self._captures.refresh()
         self.advice.of_compiled(self.capture.compiled)
         if self.capture.contracts_early:
+            # the opening gradient is asked of all processes, and the backward pass is everyone's
+            self._scorer.processes.demand_alike("the beginning of a block")
             self._conclude(step)  # the forecast counts blocks
         step.begin_pass(self.capture)
 

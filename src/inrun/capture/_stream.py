@@ -54,7 +54,6 @@ class Stream(Capture):
 
             return contract
 
-        self.processes.demand_alike("the beginning of a block")  # its backward pass is everyone's
         self._turns.begin()
         handles = [
             p.register_post_accumulate_grad_hook(on_gradient(name))
