@@ -82,22 +82,42 @@ class Sums:
             self._rows(entries_K.device)[row].add_(entries_K, alpha=parts(p))
         factors = [block.factors.get(name, []) for block in blocks]
         if plan.by_sample and (plan.held or self._processes.size > 1):
-            everyones, begin = self._processes.rows(self._shares(plan, factors))
-            values_NK = plan.values(at, part_of(everyones, p, leading=1))
-            if is_sharded(p):
-                values_NK = self._processes.mean(values_NK) * parts(p)
-            own = values_NK[begin : begin + sum(self._samples)]
-            for number, values_BK in enumerate(torch.split(own, self._samples)):
+            owned = [block.owned for block in blocks]
+            found = self._sample_by_sample(plan, at, self._shares(plan, factors), owned)
+            for number, values_BK in enumerate(torch.split(found, self._samples)):
                 self._add(number, values_BK)
         if pulled.direction is not None:
             directions_K = whole(pulled.direction, p)
             if self._watcher is not None:
                 self._watcher.direction(name, directions_K)
             joined = [f.on(directions_K.device) for part in factors for f in part]
-            found = iter(contraction.contract(name, joined, directions_K))
+            met = iter(contraction.contract(name, joined, directions_K))
             for number, part in enumerate(factors):
                 for _ in part:
-                    self._add(number, next(found))
+                    self._add(number, next(met))
+
+    def _sample_by_sample(
+        self, plan: ParameterPlan, at: Gradients, shares_B: Tensor, owned: Sequence[bool]
+    ) -> Tensor:
+        """Values (B, K) among everyone's samples of the step.
+
+        What is no sample's is the same in every process, and one player for all of them together:
+        each process has its part of what that did.
+        """
+        p, size = plan.parameter, self._processes.size
+        samples = torch.tensor(self._samples)
+        ours = torch.tensor(owned).repeat_interleave(samples).to(shares_B.device)
+        everyones, begin = self._processes.rows(shares_B[ours])
+        players = everyones
+        if not all(owned):
+            players = torch.cat([everyones, self._processes.mean(shares_B[~ours]) * size])
+        values_NK = plan.values(at, part_of(players, p, leading=1))
+        if is_sharded(p):
+            values_NK = self._processes.mean(values_NK) * parts(p)
+        values_BK = values_NK.new_zeros(len(shares_B), self._K)
+        values_BK[ours] = values_NK[begin : begin + int(ours.sum())]
+        values_BK[~ours] = values_NK[len(everyones) :] / size
+        return values_BK
 
     def add_group(
         self, group: Sequence[Member], blocks: Sequence[Block], contraction: Contraction
