@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inrun.capture import Hold, _gradient_check, _measuring, _mode
+from inrun.capture import Hold, _gradient_check, _measured, _mode
 from inrun.directions import Path
 from inrun.factors import Outer, _contraction
 from inrun.scoring import Step, _validation
@@ -27,7 +27,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Outer, "contract_low_rank", "low-rank contraction"),
     (Outer, "contract", "dense contraction"),
     (_gradient_check.GradientCheck, "add", "invariant: shares"),
-    (_measuring.Measuring, "measure", "invariant: gradients"),
+    (_measured.Measuring, "measure", "invariant: gradients"),
     (Hold, "_collect", "building factors"),
     (_mode.CaptureMode, "_note", "seeing operations"),
     (_validation, "WeightsMark", "whether weights moved"),
