@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import inrun
+from tests.processes import leave_together
 
 WHERE = {"first pass": 1, "a closing pass": 4}  # the pass that fails
 WHAT = ("loss", "gradient", "an error of its own")
@@ -83,7 +84,7 @@ def main():
         if not (how == "sharded" and what == "an error of its own")  # within FSDP's own calls
     }
     (folder / f"said-{dist.get_rank()}").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

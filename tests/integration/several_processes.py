@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import inrun
 from inrun.factors import LowRankContraction
 from inrun.ledger import read_state, write_state
+from tests.processes import leave_together
 from tests.settings import flat
 
 STEPS = 5
@@ -168,7 +169,7 @@ def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=to
         held = held.chunk(size)[rank] if split else held
     over = size / 12 if summed else None  # of several processes the loss is the mean
     mean = lambda m, b: terms(m, b).sum() * over if over else terms(m, b).mean()  # noqa: E731
-    utility = inrun.Utility(mean, (x[held], y[held])).dealt(rotating)
+    utility = inrun.Utility(mean, (x[held], y[held])).split(rotating)
     attribution = inrun.attach(
         wrapped, optimizer, utility, store=folder / name, **flat(progress=False, **options)
     )
@@ -376,7 +377,7 @@ def main():
     resume(folder)
     audit(folder)
     untouched(folder)
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_the_parts_are_all_of_the_rows_and_their_mean_loss_is_the_whole():
     model, _ = started()
     utility = inrun.Utility(
         loss_fn, targets={"a": (x[:20], y[:20]), "b": (x[20:48], y[20:48])}
-    ).dealt(4)
+    ).split(4)
     for name in ("a", "b"):
         parts = [utility.part(number).batches[name] for number in range(4)]
         whole = utility.batches[name]
@@ -104,7 +104,7 @@ def test_over_its_parts_a_dealt_utility_gives_the_whole_s_values():
     values = []
     for part in (None, *range(3)):
         model, optimizer = started()
-        utility = inrun.Utility(loss_fn, (x[70:], y[70:])).dealt(3)
+        utility = inrun.Utility(loss_fn, (x[70:], y[70:])).split(3)
         utility = inrun.Utility(loss_fn, (x[70:], y[70:])) if part is None else utility.part(part)
         attribution = inrun.attach(
             model, optimizer, utility, estimator="sgd", options=inrun.Options(progress=False)
@@ -147,7 +147,7 @@ def test_parts_that_cannot_be_made_are_refused(parts):
 
 def test_a_batch_that_cannot_be_cut_has_no_parts():
     with pytest.raises(MisuseError, match="validation_parts"):
-        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)]).dealt(2)
+        inrun.Utility(loss_fn, [torch.ones(3), torch.ones(4)]).split(2)
 
 
 def refreshed(n, steps=7, **options):

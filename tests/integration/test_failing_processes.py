@@ -1,27 +1,17 @@
 """A validation loss that fails in one process of two: both say it, and both go on."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.integration import failing_processes as script
+from tests.processes import run_together
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failing")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", script.__file__, str(folder)]
-    here = os.pathsep.join((str(Path.cwd()), str(Path.cwd() / "src")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(script, folder, 2)
     return [json.loads((folder / f"said-{rank}").read_text()) for rank in range(2)]
 
 

@@ -114,7 +114,7 @@ def stored(folder):
     return inrun.load(folder / "run").visits().to_pylist()
 
 
-def demand_equal(found, expected, rtol=1e-5):
+def require_equal(found, expected, rtol=1e-5):
     a, b = found.values()["value"].to_numpy(), expected.values()["value"].to_numpy()
     np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6 * np.abs(b).max())
 
@@ -123,7 +123,7 @@ def test_automatic_optimization_is_a_plain_loop(tmp_path):
     found = callback(tmp_path)
     trainer = fit(tmp_path, found, gradient_clip_val=0.3)
     model, expected = plain(stored(tmp_path))
-    demand_equal(found.attribution, expected)
+    require_equal(found.attribution, expected)
     for p, q in zip(trainer.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
     assert found.attribution.covered == 1.0
@@ -134,14 +134,14 @@ def test_accumulation_is_a_plain_loop(tmp_path):
     fit(tmp_path, found, gradient_clip_val=0.3, accumulate_grad_batches=2, max_steps=3)
     assert found.attribution.ledger()["visits"].to_pylist() == [12, 12, 12]
     _, expected = plain(stored(tmp_path), parts=2)
-    demand_equal(found.attribution, expected)
+    require_equal(found.attribution, expected)
 
 
 def test_manual_optimization_is_a_plain_loop(tmp_path):
     found = callback(tmp_path)
     fit(tmp_path, found, Classifier(manual=True))
     _, expected = plain(stored(tmp_path), schedule=False)
-    demand_equal(found.attribution, expected)
+    require_equal(found.attribution, expected)
 
 
 def test_bfloat16_autocast_is_covered(tmp_path):
@@ -170,7 +170,7 @@ def test_resumed_from_a_checkpoint_is_one_run(tmp_path):
     assert resumed.attribution.ledger().num_rows == 8
     # which rows come after a restart is Lightning's affair; each is scored once, as in one run
     _, expected = plain(stored(tmp_path))
-    demand_equal(resumed.attribution, expected)
+    require_equal(resumed.attribution, expected)
     visits = resumed.attribution.values()["visits"].to_numpy()
     assert visits.sum() == len(stored(tmp_path)) == resumed.attribution.visits().num_rows
     assert list((tmp_path / "run" / "discarded").rglob("*.parquet"))

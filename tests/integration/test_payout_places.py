@@ -15,7 +15,7 @@ from torch import nn
 import inrun
 from inrun.errors import InRunWarning, StoreError
 from tests.settings import flat
-from tests.unit.momentum.test_shelf import files_of_at_most
+from tests.unit.momentum.test_tensor_store import files_of_at_most
 
 WINDOW, STEPS, BATCH = 4, 13, 6
 
@@ -223,7 +223,7 @@ def test_a_folder_that_is_taken_away_is_said_and_steps_keep_what_they_have(tmp_p
 
 
 def test_too_little_room_is_said_before_it_runs_out(monkeypatch):
-    monkeypatch.setattr("inrun.momentum._shelf._free_memory", lambda device: 1000)
+    monkeypatch.setattr("inrun.momentum._tensor_store._free_memory", lambda device: 1000)
     run = Run().run(1)
     with pytest.warns(InRunWarning, match="momentum_window=4 will hold .* held_in='FOLDER'"):
         run.step()

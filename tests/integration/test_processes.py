@@ -1,11 +1,7 @@
 """DistributedDataParallel under torchrun: values and books are those of one process."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,20 +13,14 @@ import inrun
 from inrun.errors import NotSupportedError
 from inrun.ledger import ENTRIES
 from tests.integration import several_processes as script
+from tests.processes import run_together
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request, tmp_path_factory):
     """The folder in which so many processes left their tables."""
     folder = tmp_path_factory.mktemp(f"on{request.param}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={request.param}", script.__file__, str(folder)]
-    here = os.pathsep.join((str(Path.cwd()), str(Path.cwd() / "src")))  # this code, not another's
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_together(script, folder, request.param)
     return folder, request.param
 
 

@@ -109,7 +109,7 @@ KINDS = {
             loss_fn, targets={k: torch.full((4, 9), n) for n, k in enumerate("ab", 3)}
         )
     },
-    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30).dealt(2)},
+    "rotating": {"utility": inrun.Utility(loss_fn, torch.arange(36).view(4, 9) % 30).split(2)},
 }
 
 

@@ -287,15 +287,15 @@ def test_the_relative_error_that_is_told_is_the_true_one(every, rows):
     told, squares, doubts = [], np.zeros(samples), np.zeros(samples)
     for seed in range(300):
         draw = np.random.default_rng(seed)
-        tally = inrun.ledger.Tally(("validation",), (1.0,), "standard_error")
+        running_totals = inrun.ledger.RunningTotals(("validation",), (1.0,), "standard_error")
         for step, (ids, values) in enumerate(visits):
             if draw.random() < 1 / every:
-                tally.add(step, ids.tolist(), values, float(every))
-        table = tally.table().to_pandas().set_index("sample_id")
+                running_totals.add(step, ids.tolist(), values, float(every))
+        table = running_totals.table().to_pandas().set_index("sample_id")
         found = table["value"].reindex(range(samples), fill_value=0.0).to_numpy()
         squares += (found - exact) ** 2 / 300
         doubts += table["standard_error"].reindex(range(samples), fill_value=0.0) ** 2 / 300
-        told.append(tally.relative_error)
+        told.append(running_totals.relative_error)
     assert doubts.sum() == pytest.approx(squares.sum(), rel=0.1)
     assert np.median(told) == pytest.approx(np.sqrt(squares.sum() / (exact**2).sum()), rel=0.1)
 

@@ -245,7 +245,7 @@ def test_a_place_is_looked_for_and_settings_are_checked_without_a_command(tmp_pa
         "causal-lm", "gpt", "rows.jsonl", momentum_window=2, held_in=str(tmp_path / "no")
     )
     with pytest.raises(StoreError, match="is no folder"):
-        config.demand_place()
+        config.require_place()
     with pytest.raises(MisuseError, match="shares must be kept"):
         TrainConfig("causal-lm", "gpt", "rows.jsonl", momentum_window=2, capture="stream")
 

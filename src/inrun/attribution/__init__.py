@@ -2,7 +2,7 @@
 
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._options import Options, demand_settings
+from inrun.attribution._options import Options, require_settings
 from inrun.attribution._scoring import Budget, EveryStep, Sampled, Scoring
 from inrun.scoring import Tokens
 from inrun.truth import Audit
@@ -17,5 +17,5 @@ __all__ = [
     "Scoring",
     "Tokens",
     "attach",
-    "demand_settings",
+    "require_settings",
 ]

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from inrun.attribution._attribution import Attribution
-from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, demand_settings
+from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, require_settings
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Offload
 from inrun.directions import Direction
-from inrun.distributed import Processes, demand_sharded, processes_of, unwrapped_model
+from inrun.distributed import Processes, processes_of, require_sharded, unwrapped_model
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
-from inrun.momentum import Payouts, shelf_of
+from inrun.momentum import Payouts, tensor_store_of
 from inrun.optim import Together
 from inrun.scoring import Scorer
-from inrun.utility import Utility, demand_divisible, weighed
+from inrun.utility import Utility, require_divisible, weighed
 
 
 def attach(
@@ -91,22 +91,22 @@ def attach(
     """
     if not isinstance(utility, Utility):
         raise MisuseError("utility must be an inrun.Utility(loss_fn, validation_batch).")
-    direction = demand_settings(
+    direction = require_settings(
         estimator=estimator, scoring=scoring, momentum_window=momentum_window, options=options,
     )  # fmt: skip
     scoring, options = scoring or EveryStep(), options or Options()
     if scoring.validation_parts > 1 or scoring.validation_every > 1:
-        utility = utility.dealt(scoring.validation_parts, scoring.validation_every)
+        utility = utility.split(scoring.validation_parts, scoring.validation_every)
     optimizers = Together(optimizer)
     model, wrapping = unwrapped_model(model)
     processes = processes_of(wrapping, options.process_group)
-    _demand_known(model, optimizers, direction, momentum_window, options, processes)
+    _require_known(model, optimizers, direction, momentum_window, options, processes)
     kind = CAPTURES[options.capture]
     # streaming sees the opening rows alone, and keeps no shares to smooth
-    halves = not kind.contracts_early and utility.deals(2)
+    halves = not kind.contracts_early and utility.can_split(2)
     smoothed = 0 if kind.contracts_early else options.smoothed_steps
     frequency = scoring.frequency(processes, halves)
-    demand_divisible(utility, model)
+    require_divisible(utility, model)
     utility = weighed(utility, model, processes)
     extra: Extra = (
         "paid_out" if momentum_window else "standard_error" if frequency.sampled else None
@@ -121,8 +121,8 @@ def attach(
     if momentum_window:
         place = "cpu" if options.held_in is None and kind is Offload else options.held_in
         paying = copy.deepcopy(contraction)
-        shelf = shelf_of(place)
-        window = Payouts(momentum_window, paying, len(utility.targets), shelf, processes)
+        tensor_store = tensor_store_of(place)
+        window = Payouts(momentum_window, paying, len(utility.targets), tensor_store, processes)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
     attribution = Attribution(model, utility, scorer, window, folder, frequency, extra, options)
     if window is not None:
@@ -130,7 +130,7 @@ def attach(
     return attribution
 
 
-def _demand_known(
+def _require_known(
     model: nn.Module,
     optimizers: Together,
     direction: Direction,
@@ -152,7 +152,7 @@ def _demand_known(
         )
     rules = zip(optimizers.members, optimizers.rules, strict=True)
     mixing = (type(member).__name__ for member, rule in rules if not rule.elementwise)
-    demand_sharded(
+    require_sharded(
         model, processes.size, optimizers.parameters(), mixing=next(mixing, None),
         differentiating=direction.name if direction.needs_curvature else None,
         streaming=options.capture == "stream",

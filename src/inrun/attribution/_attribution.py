@@ -26,7 +26,7 @@ from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
-from inrun.scoring import Scorer, TokenLosses, Tokens, demand_whole_directions
+from inrun.scoring import Scorer, TokenLosses, Tokens, require_whole_directions
 from inrun.truth import Audit, Auditor, AuditSchedule, AuditUtility
 from inrun.utility import Utility
 
@@ -137,7 +137,7 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        demand_whole_directions(self._scorer, self._loop.capture, window=self._window is not None)
+        require_whole_directions(self._scorer, self._loop.capture, window=self._window is not None)
         if self._loop.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
                 "Values a token are kept by one process, and computed from whole parameters. With "

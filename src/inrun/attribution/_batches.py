@@ -92,7 +92,7 @@ class Batches:
         self, ids: Iterable[Any], rows: Any, slots: Any, *, at_backward: bool
     ) -> Iterator[None]:
         self._refuse_detached()
-        self._hooks.demand_in_place()
+        self._hooks.require_in_place()
         if self._loop.inside:
             raise MisuseError(
                 "attribution.batch blocks cannot be nested, nor be inside unattributed()."
@@ -135,7 +135,7 @@ class Batches:
         if self._loop.paused:
             yield
             return
-        self._hooks.demand_in_place()
+        self._hooks.require_in_place()
         self._loop.finish()
         with self._loop.unattributed():
             yield

@@ -30,7 +30,7 @@ MOST = 1000  # steps that one scored step may stand for
 class Frequency(ABC):
     """Asked at each step's beginning, in the order of steps.
 
-    `parts`: into how many the validation rows are to be dealt, where they are not dealt out yet.
+    `parts`: into how many the validation rows are to be split, where they are not split yet.
     """
 
     sampled = True
@@ -100,7 +100,7 @@ class WithinBudget(Frequency):
     Args:
         share: of the training's time that scoring may add.
         processes: whose times are averaged, so that all of them choose the same.
-        halves: whether validation rows can be dealt into halves.
+        halves: whether validation rows can be split into halves.
     """
 
     def __init__(self, share: float, processes: Processes, halves: bool = False):

@@ -93,7 +93,7 @@ class Loop(Passes):
         step = self._step
         if step is not None and step.stage is Stage.TAKEN:
             with self._forgotten_where_it_fails():
-                step.demand_unchanged(k)
+                step.require_unchanged(k)
         elif self.paused:
             self.forget(moved=True, by=k)
         elif step is not None and not step.weight:
@@ -106,7 +106,7 @@ class Loop(Passes):
         skips = skipped(self._optimizers.members[k])
         what = "no" if skips else "a scored" if self.blocks else "an unscored"
         with self._forgotten_where_it_fails():
-            self._scorer.processes.demand_alike(f"{what} optimizer step")
+            self._scorer.processes.require_alike(f"{what} optimizer step")
         moving = trained_parameters(self._optimizers.members[k])
         if not self.pending and not any(p.grad is not None for p in moving):
             return  # a batch was skipped: nothing moves

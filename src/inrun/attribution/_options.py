@@ -75,7 +75,7 @@ class Options:
             )
 
 
-def demand_settings(
+def require_settings(
     *,
     estimator: str | Direction = "path",
     scoring: Scoring | None = None,

@@ -80,7 +80,7 @@ class Passes:
         if not step.weight:
             yield
             return
-        self._scorer.processes.demand_together()
+        self._scorer.processes.require_together()
         with self.watch:
             self._begin_pass(step)
             sees = None
@@ -117,7 +117,7 @@ class Passes:
         self.advice.of_compiled(self.capture.compiled)
         if self.capture.contracts_early:
             # the opening gradient is asked of all processes, and the backward pass is everyone's
-            self._scorer.processes.demand_alike("the beginning of a block")
+            self._scorer.processes.require_alike("the beginning of a block")
             self._conclude(step)  # the forecast counts blocks
         step.begin_pass(self.capture)
 
@@ -144,7 +144,7 @@ class Passes:
             self._inside = False
         with self.watch:
             added = before.added()
-            self._scorer.processes.demand_alike("the end of a block")
+            self._scorer.processes.require_alike("the end of a block")
             step.add([], self.capture.unowned(added, Watch(self._contract(step))))
             if self._auditor is not None:
                 self._auditor.unattributed(added)

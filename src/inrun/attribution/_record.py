@@ -24,7 +24,7 @@ from inrun.ledger import (
     Ids,
     Run,
     RunFolder,
-    Tally,
+    RunningTotals,
     TokenFolder,
     as_table,
     as_tensor,
@@ -63,7 +63,7 @@ class Record:
         self._first = first  # of several processes the first has the store
         self.targets = tuple(targets)
         self._targets, self._weights, self._folder = targets, weights, folder
-        self._tally, self._extra = Tally(targets, weights, extra), extra
+        self._running_totals, self._extra = RunningTotals(targets, weights, extra), extra
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
         self._unknown = False  # whether of any step the residual is not known
@@ -96,14 +96,14 @@ class Record:
         if waits:
             self._waiting[step] = _Waiting(ids, scored.values, rows)
             return
-        self._tally.add(step, ids, scored.values, weight)
+        self._running_totals.add(step, ids, scored.values, weight)
         if self._folder is not None:
             self._folder.add(step, ids, scored.values, rows, weight)
 
     def pay_out(self, step: int, paid_NK: np.ndarray) -> None:
         """Adds what momentum paid to a step's samples; after this nothing is owed to them."""
         ids, values, rows = self._waiting.pop(step)
-        self._tally.add(step, ids, values + paid_NK, paid_BK=paid_NK)
+        self._running_totals.add(step, ids, values + paid_NK, paid_BK=paid_NK)
         for row in rows:
             row["paid_out"] = self._of_target(str(row["target"]), paid_NK)
         if self._folder is not None:
@@ -135,14 +135,14 @@ class Record:
     @property
     def relative_error(self) -> float:
         """The totals' mean standard error over their mean size; 0 where every step is scored."""
-        return self._tally.relative_error
+        return self._running_totals.relative_error
 
     def values(self) -> pa.Table:
         """See `Attribution.values`: steps that momentum still pays with what they have."""
-        tally = self._tally.copy() if self._waiting else self._tally
+        running_totals = self._running_totals.copy() if self._waiting else self._running_totals
         for step, waiting in self._waiting.items():
-            tally.add(step, waiting.ids, waiting.values)
-        return tally.table()
+            running_totals.add(step, waiting.ids, waiting.values)
+        return running_totals.table()
 
     def ledger(self, target: str, coverage: pa.Table) -> pa.Table:
         """See `Attribution.ledger`."""
@@ -192,7 +192,10 @@ class Record:
         paid = self
         if owed:
             paid = Record(self._targets, self._weights, None, extra=self._extra)
-            paid._tally, paid._ledger = self._tally.copy(), copy.deepcopy(self._ledger)
+            paid._running_totals, paid._ledger = (
+                self._running_totals.copy(),
+                copy.deepcopy(self._ledger),
+            )
         rows = {(row["step"], row["target"]): row for row in paid._ledger} if owed else {}
         tables: dict[str, Tensor] = {}
         for step, values in owed:
@@ -202,7 +205,7 @@ class Record:
             paid.pay_out(step, values)
             if self._folder is not None:
                 tables |= _settled(step, waiting.ids, waiting.values, values, own)
-        tables["values"] = as_tensor(paid._tally.state())
+        tables["values"] = as_tensor(paid._running_totals.state())
         if self._folder is None:
             tables["ledger"] = as_tensor(pa.Table.from_pylist(paid._ledger, schema=LEDGER))
         return {
@@ -239,7 +242,7 @@ class Record:
             self._folder.flush()
         elif "ledger" in tables:
             self._ledger = in_present_columns(as_table(tables["ledger"])).to_pylist()
-        self._tally.restore(as_table(tables["values"]))
+        self._running_totals.restore(as_table(tables["values"]))
         self._residual, self._size = float(header["residual"]), float(header["size"])
         self._unknown = bool(header.get("unknown"))
         self.latest = dict(header["latest"])

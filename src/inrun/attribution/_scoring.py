@@ -55,7 +55,7 @@ class Scoring(ABC):
 
         Args:
             processes: of the training.
-            halves: whether validation rows can be dealt into halves.
+            halves: whether validation rows can be split into halves.
         """
 
 

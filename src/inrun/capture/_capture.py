@@ -105,7 +105,7 @@ class Block:
 
 
 class Capture(ABC):
-    """Turns batch blocks into factors; one strategy a subclass.
+    """ReductionOrder batch blocks into factors; one strategy a subclass.
 
     `contracts_early`: whether values are formed inside the backward pass, and factors are gone.
     """
@@ -228,7 +228,7 @@ class Capture(ABC):
             self.check.end_unreduced_block()
             return
         if self._reduced:
-            self.processes.demand_alike("the end of a block")
+            self.processes.require_alike("the end of a block")
         gradients = {name: p.grad for name, p in self.trained.items()}
         for name, gradient in gradients.items():
             if gradient is not None and gradient.is_sparse:

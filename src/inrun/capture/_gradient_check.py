@@ -18,7 +18,15 @@ from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measured import NOTHING, Ended, Measured, Measuring, Rows, Summed
-from inrun.capture._probe import SINGLE, Probes, Rota, coarseness, eps_of, is_single, tolerance
+from inrun.capture._probe import (
+    SINGLE,
+    CheckSchedule,
+    Probes,
+    coarseness,
+    eps_of,
+    is_single,
+    tolerance,
+)
 from inrun.capture._small import is_small, of_shares
 from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
@@ -41,7 +49,9 @@ class GradientCheck:
         self._parameters, self._processes = dict(parameters), processes or Processes()
         self._probes = Probes(self._parameters, seed)
         self._measuring = Measuring(self._parameters, self._probes, self._processes)
-        self._rota = Rota(always=self._processes.size > 1)  # whose steps need not be the same
+        self._schedule = CheckSchedule(
+            always=self._processes.size > 1
+        )  # whose steps need not be the same
         self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step
@@ -71,7 +81,7 @@ class GradientCheck:
         """
         self._present.add(name)
         self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
-        if not self._rota.asks(name, factor):
+        if not self._schedule.asks(name, factor):
             return
         if is_small(self._parameters[name], factor, early=early):
             self._small.append((name, factor))
@@ -297,7 +307,7 @@ class GradientCheck:
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
-            self._rota.next_step(self._compared)
+            self._schedule.next_step(self._compared)
         self._compared = 0
         if self._met:  # all processes have come there, and draw together
             self._probes.draw()

@@ -8,9 +8,9 @@ zero over the classes, and of two classes a pair of equal signs sees nothing at 
 Directions are drawn anew for every step, as windows into two rows of numbers that stay where the
 parameters are: a draw costs two integers, and every process makes the same draws.
 
-`Rota` says whose shares are compared in a step: of large ones a quarter, in turn. What makes
-shares wrong is in the model or in the loop and comes again with every step: a rule, a hook, a
-penalty: no reason to read each layer's activations once more for it in every step.
+`CheckSchedule` says whose shares are compared in a step: of large ones a quarter, in turn. Shares
+are wrong because of the model or the loop, and in every step alike: a rule, a hook, a penalty: no
+reason to read each layer's activations once more for it in every step.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ FIRST_STEPS = 8  # in which all are compared
 TURNS = 4
 
 
-class Rota:
+class CheckSchedule:
     """Asked for each factor of a step; the answer is one for all of a parameter's.
 
     Args:
@@ -236,7 +236,7 @@ class Rota:
         return True
 
     def next_step(self, blocks: int) -> None:
-        """Turns to those of the next step.
+        """ReductionOrder to those of the next step.
 
         Args:
             blocks: of the step that is over. Whether earlier blocks are in a gradient at all is

@@ -9,7 +9,7 @@ With several processes the direction is formed from the mean of their gradients,
 here for one parameter at a time, since DistributedDataParallel takes it later and in buckets. It
 goes over the wire twice for that.
 
-`Turns` is the order in which several processes reduce their gradients, the same in all of them.
+`ReductionOrder`: the order in which several processes reduce gradients, the same in all of them.
 Gradients come in by the order of each process's own graph, and processes whose orders differ would
 add one parameter's gradient to another's. So each parameter has its turn, and one that is ready
 earlier waits. The turns are those of the first process's first backward pass; until that is known,
@@ -42,7 +42,7 @@ class Stream(Capture):
         processes: Processes | None = None,
     ):
         super().__init__(model, trained, processes)
-        self._turns = Turns(trained, self.processes)
+        self._turns = ReductionOrder(trained, self.processes)
 
     @contextmanager
     def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
@@ -98,7 +98,7 @@ class Stream(Capture):
                 self._contract_reached(block, mode, name, watch)
 
 
-class Turns:
+class ReductionOrder:
     """Each parameter's place in a block's backward pass; with one process, just as they come."""
 
     def __init__(self, names: Iterable[str], processes: Processes):

@@ -23,7 +23,7 @@ from inrun.uses import (
     Train,
     check_place,
     check_pruning,
-    refuse_unless_told,
+    not_reproducible,
     training_again,
     trains_itself,
     write_kept,
@@ -122,7 +122,7 @@ def _training(stored: Run, entry: str | None) -> Train:
         return load_entry(entry)
     if trains_itself(stored.path):
         return training_again(stored.path)
-    raise refuse_unless_told(stored.path, "how to train again")
+    raise not_reproducible(stored.path, "how to train again")
 
 
 def _print_check(console: Console, found: Comparison) -> None:

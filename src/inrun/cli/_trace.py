@@ -21,7 +21,7 @@ from inrun.ledger import read_samples
 from inrun.replay import Replayable
 from inrun.uses import (
     described,
-    refuse_unless_told,
+    not_reproducible,
     replayable_again,
     trains_itself,
 )
@@ -99,7 +99,7 @@ def _replayable(run: Path, entry: str | None) -> Replayable:
     if entry is None:
         if trains_itself(run):
             return replayable_again(run)
-        raise refuse_unless_told(run, "how its model and losses are built")
+        raise not_reproducible(run, "how its model and losses are built")
     found = load_entry(entry)()
     if not isinstance(found, Replayable):
         raise MisuseError(f"{entry} returned {type(found).__name__}, not an inrun.Replayable.")

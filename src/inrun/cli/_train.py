@@ -91,7 +91,7 @@ def train(
     console = terminal()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
-    setting.demand_place()
+    setting.require_place()
     training = Training(setting, folder)
     console.quiet = bool(training.arguments.process_index)  # one process speaks for all
     introduce(console, training)
@@ -115,7 +115,7 @@ def plan(**options: Any) -> None:
     A few steps are trained on this machine, with attribution and without, and thrown away.
     """
     setting = _setting(options)
-    setting.demand_place()
+    setting.require_place()
     training = Training(setting)
     from inrun.training import plan_training
 

@@ -9,7 +9,6 @@ and let go.
 
 from inrun.distributed._processes import Processes, Several, agreed, gathered_step
 from inrun.distributed._shards import (
-    demand_readable,
     fully_sharded,
     is_sharded,
     own_part,
@@ -18,17 +17,16 @@ from inrun.distributed._shards import (
     parts,
     reduced_gradients,
     reducing,
+    require_readable,
     sharded_afterwards,
     whole,
 )
-from inrun.distributed._wrapping import demand_sharded, processes_of, unwrapped_model
+from inrun.distributed._wrapping import processes_of, require_sharded, unwrapped_model
 
 __all__ = [
     "Processes",
     "Several",
     "agreed",
-    "demand_readable",
-    "demand_sharded",
     "fully_sharded",
     "gathered_step",
     "is_sharded",
@@ -39,6 +37,8 @@ __all__ = [
     "processes_of",
     "reduced_gradients",
     "reducing",
+    "require_readable",
+    "require_sharded",
     "sharded_afterwards",
     "unwrapped_model",
     "whole",

@@ -38,14 +38,14 @@ class Processes:
         """Whether a backward pass that begins now averages gradients (no `no_sync`)."""
         return True
 
-    def demand_together(self) -> None:
+    def require_together(self) -> None:
         """Raises where a process may stop before the others.
 
         Raises:
             NotSupportedError: the model trains under `Join`.
         """
 
-    def demand_alike(self, place: str) -> None:
+    def require_alike(self, place: str) -> None:
         """Raises where the processes have come to different places, before they wait for ever.
 
         Args:
@@ -105,7 +105,7 @@ class Several(Processes):
         """See `Processes`."""
         return self._reducing is None or self._reducing()
 
-    def demand_together(self) -> None:
+    def require_together(self) -> None:
         """See `Processes`."""
         if self._joined is not None and self._joined():
             raise NotSupportedError(
@@ -116,7 +116,7 @@ class Several(Processes):
                 "the last batches (DistributedSampler(drop_last=True))."
             )
 
-    def demand_alike(self, place: str) -> None:
+    def require_alike(self, place: str) -> None:
         """See `Processes`."""
         code = PLACES.index(place)
         spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)

@@ -141,7 +141,7 @@ def _waits(managed: Any) -> bool:
     )
 
 
-def demand_readable(model: nn.Module, processes: int) -> None:
+def require_readable(model: nn.Module, processes: int) -> None:
     """Raises where shards are not those of data parallelism alone.
 
     Args:

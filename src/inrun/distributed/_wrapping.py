@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrun.distributed._processes import Processes, Several
-from inrun.distributed._shards import demand_readable, is_sharded, reducing
+from inrun.distributed._shards import is_sharded, reducing, require_readable
 from inrun.errors import MisuseError, NotSupportedError
 
 
@@ -77,7 +77,7 @@ def processes_of(wrapping: Wrapping, asked: Any) -> Processes:
     return Processes() if found.size == 1 else found
 
 
-def demand_sharded(
+def require_sharded(
     model: nn.Module,
     processes: int,
     trained: Sequence[Tensor],
@@ -103,7 +103,7 @@ def demand_sharded(
     """
     if not any(map(is_sharded, model.parameters())):
         return
-    demand_readable(model, processes)
+    require_readable(model, processes)
     if mixing is not None:
         raise NotSupportedError(
             f"{mixing} steps by whole matrices, and fully_shard leaves each process a part of "

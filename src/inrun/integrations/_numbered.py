@@ -97,7 +97,7 @@ class NumberedCollate:
         """The ids of an item's samples, and the item without them."""
         content = item.content if isinstance(item, Item) else item
         if self._column is not None:
-            demand_column(content, self._column)
+            require_column(content, self._column)
             content = dict(content)
             names = content.pop(self._column)
             return (list(names) if isinstance(names, (list, tuple)) else [names]), content
@@ -122,7 +122,7 @@ def taken_out(batch: Any) -> tuple[Owned | None, Any]:
     return found if isinstance(found, Owned) else None, batch
 
 
-def demand_column(item: Any, column: str) -> None:
+def require_column(item: Any, column: str) -> None:
     """Raises if an item has no id.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
-from inrun.integrations._numbered import KEY, Numbering, demand_column
+from inrun.integrations._numbered import KEY, Numbering, require_column
 from inrun.integrations._packed import examples_of
 from inrun.integrations._places import Owned
 from inrun.integrations._trackers import Tracker, configured
@@ -222,7 +222,7 @@ class InRun(TrainerCallback):
             rows = self._numbering.dataset
             examples, column = examples_of(rows, trainer, self._examples, column), None
         elif column is not None:
-            demand_column(first, column)
+            require_column(first, column)
         self._numbering.begin(column, examples)
         columns: set[str] | None = None
         if makes_rollouts(trainer):

@@ -35,10 +35,17 @@ from inrun.ledger._files import (
 )
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
+from inrun.ledger._running_totals import (
+    Extra,
+    Ids,
+    RunningTotals,
+    normalised,
+    relative_error,
+    target_columns,
+)
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
 from inrun.ledger._store import RunFolder
-from inrun.ledger._tally import Extra, Ids, Tally, normalised, relative_error, target_columns
 from inrun.ledger._tokens import TokenFolder, token_parts
 
 __all__ = [
@@ -55,8 +62,8 @@ __all__ = [
     "Pictures",
     "Run",
     "RunFolder",
+    "RunningTotals",
     "Seal",
-    "Tally",
     "TokenFolder",
     "as_table",
     "as_tensor",

@@ -16,8 +16,14 @@ from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
 from inrun.ledger._files import Seal, is_there, read_table, store_path, write_table
 from inrun.ledger._manifest import is_sealed, read_manifest
 from inrun.ledger._parts import KINDS, listed, require_columns, require_whole, whole
+from inrun.ledger._running_totals import (
+    Extra,
+    RunningTotals,
+    stored_visits,
+    values_schema,
+    visits_schema,
+)
 from inrun.ledger._samples import FILES, samples_table
-from inrun.ledger._tally import Extra, Tally, stored_visits, values_schema, visits_schema
 
 
 def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
@@ -93,10 +99,10 @@ class Run:
         Visits are added up in the order in which they were stored, one part at a time: the sums are
         bit for bit those of the live run, and memory grows with samples, not with visits.
         """
-        tally = Tally(self.targets, [1.0] * len(self.targets), self.extra)
+        running_totals = RunningTotals(self.targets, [1.0] * len(self.targets), self.extra)
         for part in self._visits():
-            tally.fold(stored_visits(part))
-        return tally.table().cast(values_schema(self._id_type, self.targets, self.extra))
+            running_totals.fold(stored_visits(part))
+        return running_totals.table().cast(values_schema(self._id_type, self.targets, self.extra))
 
     def visits(self) -> pa.Table:
         """One row per visit: step, sample_id, value, value_normalised, and one column per target.

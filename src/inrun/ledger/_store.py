@@ -43,7 +43,7 @@ from inrun.ledger._parts import (
     set_aside,
 )
 from inrun.ledger._run import Run, books_of_parts
-from inrun.ledger._tally import Extra, Ids, Visits, visits_of_step, visits_schema
+from inrun.ledger._running_totals import Extra, Ids, Visits, visits_of_step, visits_schema
 from inrun.ledger._tokens import TokenFolder
 
 FLUSH_SECONDS = 30.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from inrun.momentum._shelf import Kept, Shelf
+from inrun.momentum._tensor_store import Kept, TensorStore
 
 
 class SlidingSum:
@@ -25,12 +25,12 @@ class SlidingSum:
     the newer terms as the step of the turn sees it, `_kept` what was kept from there till now.
 
     Args:
-        shelf: where the terms and sums wait.
+        tensor_store: where the terms and sums wait.
         missed: how many held steps came before the parameter was first moved.
     """
 
-    def __init__(self, shelf: Shelf, missed: int = 0):
-        self._shelf = shelf
+    def __init__(self, tensor_store: TensorStore, missed: int = 0):
+        self._tensor_store = tensor_store
         self._older: deque[tuple[float, Kept | None, float]] = deque()
         self._newer: list[tuple[Kept | None, float, float]] = [(None, 1.0, 0.0)] * missed
         self._since: Tensor | None = None
@@ -46,7 +46,7 @@ class SlidingSum:
                 else self._since.add_(term, alpha=self._kept)
             )  # fmt: skip
         self._kept *= kept
-        self._newer.append((None if term is None else self._shelf.keep(term), kept, enters))
+        self._newer.append((None if term is None else self._tensor_store.keep(term), kept, enters))
 
     def pop(self) -> Tensor | None:
         """X of the oldest step, which is dropped; None where it is 0.
@@ -77,7 +77,7 @@ class SlidingSum:
             if since is not None and kept:
                 whole = since * kept
                 whole = whole if reached is None else reached.take().add_(whole)
-                reached = self._shelf.keep(whole)
+                reached = self._tensor_store.keep(whole)
             self._older.appendleft((enters, reached, 0.0))
         self._older = deque((enters, reached, 0.0) for enters, reached, _ in self._older)
 
@@ -92,7 +92,7 @@ class SlidingSum:
         reached: Tensor | None = None
         product = 1.0
         for term, kept, enters in reversed(self._newer):
-            seen = None if reached is None else self._shelf.keep(reached)
+            seen = None if reached is None else self._tensor_store.keep(reached)
             self._older.appendleft((enters, seen, product))
             # one step earlier sees this step's term, and of what came later what this step kept
             own = None if term is None else term.take()
@@ -135,7 +135,7 @@ class SlidingSum:
         return left + newer[::-1]
 
     def kept(self) -> list[Kept]:
-        """Whatever is on the shelf."""
+        """Whatever is on the tensor_store."""
         found = [reached for _, reached, _ in self._older] + [term for term, _, _ in self._newer]
         return [k for k in found if k is not None]
 

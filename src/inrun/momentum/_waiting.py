@@ -15,7 +15,7 @@ from torch import Tensor
 from inrun.capture import Block, Moves, Reading
 from inrun.errors import MisuseError
 from inrun.factors import Factor
-from inrun.momentum._shelf import Kept, Shelf
+from inrun.momentum._tensor_store import Kept, TensorStore
 from inrun.optim import Memory
 from inrun.scoring import Edited
 
@@ -40,7 +40,7 @@ class Memories(NamedTuple):
 
 
 class WaitingStep:
-    """Factors of a step's blocks and what they are multiplied by, with their tensors on a shelf.
+    """Factors of a step's blocks and what they are multiplied by, with their tensors in a store.
 
     The factors refer to stand-ins. A tensor that several of them share is kept once.
 
@@ -48,7 +48,7 @@ class WaitingStep:
         step: its number.
         blocks: its samples.
         scales: by parameter, what the shares are multiplied by.
-        shelf: where tensors are put.
+        tensor_store: where tensors are put.
     """
 
     def __init__(
@@ -56,35 +56,35 @@ class WaitingStep:
         step: int,
         blocks: Sequence[Block],
         scales: Mapping[str, Tensor | float],
-        shelf: Shelf,
+        tensor_store: TensorStore,
     ):
         self.step, self.samples = step, [block.samples for block in blocks]
         self._kept: dict[int, Kept] = {}
         self._stand_ins: dict[int, tuple[Tensor, str]] = {}  # kept, so that identities stay theirs
         self._name = ""
-        moves = Moves(lambda t: self._put(t, torch.empty_like(t, device="meta"), shelf))
+        moves = Moves(lambda t: self._put(t, torch.empty_like(t, device="meta"), tensor_store))
 
         def move(t: Tensor) -> Tensor:
-            return self._put(t, t, shelf) if shelf.leaves(t) else moves(t)
+            return self._put(t, t, tensor_store) if tensor_store.leaves(t) else moves(t)
 
         self._factors: list[dict[str, list[Factor]]] = [{} for _ in blocks]
         for part, block in zip(self._factors, blocks, strict=True):
             for self._name, found in block.factors.items():
                 part[self._name] = [factor.mapped(move) for factor in found]
         self.scales = {
-            name: shelf.keep(scale) if isinstance(scale, Tensor) else scale
+            name: tensor_store.keep(scale) if isinstance(scale, Tensor) else scale
             for name, scale in scales.items()
         }
 
-    def _put(self, t: Tensor, stand_in: Tensor, shelf: Shelf) -> Tensor:
+    def _put(self, t: Tensor, stand_in: Tensor, tensor_store: TensorStore) -> Tensor:
         if id(stand_in) not in self._kept:
-            self._kept[id(stand_in)] = shelf.keep(t)
+            self._kept[id(stand_in)] = tensor_store.keep(t)
             self._stand_ins[id(stand_in)] = stand_in, self._name
         return stand_in
 
     @property
     def kept(self) -> list[Kept]:
-        """Whatever is on the shelf."""
+        """Whatever is on the tensor_store."""
         scales = [scale for scale in self.scales.values() if isinstance(scale, Kept)]
         return [*self._kept.values(), *scales]
 

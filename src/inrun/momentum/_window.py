@@ -26,8 +26,8 @@ from inrun.capture import Block, Reading
 from inrun.distributed import Processes, is_sharded, whole
 from inrun.errors import InRunError, StoreError
 from inrun.factors import Contraction, DenseContraction
-from inrun.momentum._shelf import Holding, Kept, Shelf, holding
 from inrun.momentum._sliding import SlidingSum
+from inrun.momentum._tensor_store import Holding, Kept, TensorStore, holding
 from inrun.momentum._waiting import Memories, Paid, StepValues, WaitingStep, overwritten
 from inrun.optim import Memory, Move
 from inrun.scoring import Edited, MemoryMark, mark_of
@@ -41,7 +41,7 @@ class Payouts:
         contraction: how directions meet factors; not the one of immediate values, whose directions
             have other ranks.
         targets: K.
-        shelf: where factors and sums wait.
+        tensor_store: where factors and sums wait.
         processes: those that the samples are spread over; each pays its own.
     """
 
@@ -50,11 +50,14 @@ class Payouts:
         window: int,
         contraction: Contraction,
         targets: int,
-        shelf: Shelf | None = None,
+        tensor_store: TensorStore | None = None,
         processes: Processes | None = None,
     ):
         self.window, self.contraction, self._K = window, contraction, targets
-        self._shelf, self._processes = shelf or Shelf(), processes or Processes()
+        self._tensor_store, self._processes = (
+            tensor_store or TensorStore(),
+            processes or Processes(),
+        )
         self._parameters: dict[str, Tensor] = {}
         self._left: dict[str, MemoryMark | None] = {}
         self._ended: set[str] = set()
@@ -133,11 +136,13 @@ class Payouts:
             self._failure = lost
             return self.abandon()
         self._parameters |= memories.parameters
-        self._held.append(WaitingStep(step, blocks, scales, self._shelf))
+        self._held.append(WaitingStep(step, blocks, scales, self._tensor_store))
         # in one order in all processes, which gather sharded directions one after the other
         for name in dict.fromkeys([*self._sums, *memories.of]):
             memory = memories.of.get(name, Memory(0.0, 1.0, 0.0))  # it was not moved
-            sliding = self._sums.setdefault(name, SlidingSum(self._shelf, len(self._held) - 1))
+            sliding = self._sums.setdefault(
+                name, SlidingSum(self._tensor_store, len(self._held) - 1)
+            )
             term = gradients[name] * memory.slope if name in gradients else None
             sliding.push(term, memory.kept, memory.enters)
         self._left |= {name: mark_of(move.memorized()) for name, move in left.items()}
@@ -145,12 +150,12 @@ class Payouts:
         return paid + self._stop_where_full()
 
     def _stop_where_full(self) -> list[Paid]:
-        """Pays everybody where the shelf of any process has no place left."""
-        if self._shelf.can_refuse:
-            (fits,) = self._processes.all([self._shelf.failure is None])
+        """Pays everybody where the tensor_store of any process has no place left."""
+        if self._tensor_store.can_refuse:
+            (fits,) = self._processes.all([self._tensor_store.failure is None])
             if not fits:
-                failure, paid = self._shelf.failure, self.settle()
-                self._shelf.begin_anew()  # also after what settling could not put there
+                failure, paid = self._tensor_store.failure, self.settle()
+                self._tensor_store.begin_anew()  # also after what settling could not put there
                 self._failure = failure
                 return paid
         return []
@@ -181,13 +186,13 @@ class Payouts:
             raise failure
 
     def adopt(self, run: str | None) -> None:
-        """See `Shelf.adopt`."""
-        self._shelf.adopt(run)
+        """See `TensorStore.adopt`."""
+        self._tensor_store.adopt(run)
 
     def close(self) -> None:
         """Leaves no file."""
         self._clear()
-        self._shelf.close()
+        self._tensor_store.close()
 
     def _clear(self) -> None:
         for sliding in self._sums.values():
@@ -293,13 +298,13 @@ class Payouts:
     def free(self) -> int | None:
         """Bytes that are left where they wait; None where that is not known."""
         devices = {p.device for p in self._parameters.values()}
-        known = [self._shelf.free(device) for device in devices]
+        known = [self._tensor_store.free(device) for device in devices]
         return min((n for n in known if n is not None), default=None)
 
     @property
     def on_disk(self) -> bool:
         """Whether they wait in files."""
-        return self._shelf.can_refuse
+        return self._tensor_store.can_refuse
 
     def _shelved(self) -> list[Kept]:
         return self._of(self._held) + [k for s in self._sums.values() for k in s.kept()]
@@ -315,4 +320,4 @@ class Payouts:
     def _term(self) -> Holding:
         """A step's terms of the sums: one validation gradient a target."""
         found = [s.term_bytes for s in self._sums.values()]
-        return self._shelf.held(sum(found))
+        return self._tensor_store.held(sum(found))

@@ -1,13 +1,13 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
 from inrun.optim._adam import AdamRule, AdamSetting, AdamState
-from inrun.optim._aftermath import Aftermath, aftermath_of, paired
 from inrun.optim._derivative import Along, StepDerivative, derivative_of
 from inrun.optim._divided import ElementwiseRule
 from inrun.optim._hooks import Arguments, StepHooks, gave_nothing, with_closure_run
 from inrun.optim._jacobian import Jacobian, MatrixRule, gauss_hermite, gauss_legendre
 from inrun.optim._live import copies, skipped, state_copy
 from inrun.optim._move import Move, as_rows, each_piece, joined
+from inrun.optim._post_step_terms import PostStepTerms, paired, post_step_terms_of
 from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
 from inrun.optim._rule import Diagonal, History, Memory, Momentum, PostStep, Rule, Slope
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
@@ -17,7 +17,6 @@ __all__ = [
     "AdamRule",
     "AdamSetting",
     "AdamState",
-    "Aftermath",
     "Along",
     "Arguments",
     "Diagonal",
@@ -29,6 +28,7 @@ __all__ = [
     "Momentum",
     "Move",
     "PostStep",
+    "PostStepTerms",
     "Rule",
     "SGDRule",
     "SGDSetting",
@@ -37,7 +37,6 @@ __all__ = [
     "StepDerivative",
     "StepHooks",
     "Together",
-    "aftermath_of",
     "as_rows",
     "copies",
     "derivative_of",
@@ -49,6 +48,7 @@ __all__ = [
     "move_of",
     "moves",
     "paired",
+    "post_step_terms_of",
     "register",
     "rule_for",
     "skipped",

@@ -115,7 +115,7 @@ class AutomaticDerivative(StepDerivative):
         Raises:
             NotSupportedError: the rule mixes a parameter's elements.
         """
-        _demand_elementwise(move)
+        _require_elementwise(move)
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         after = rule.advance(gradient, w, s, h)
         moments = tuple(after[place] for place in _places(move))
@@ -123,7 +123,7 @@ class AutomaticDerivative(StepDerivative):
 
     def shifted(self, move: Move[Any, Any], moments: tuple[Tensor, ...]) -> Move[Any, Any]:
         """See `StepDerivative.shifted`. Moments that are nowhere negative stay so."""
-        _demand_elementwise(move)
+        _require_elementwise(move)
         state = list(move.state)
         for place, change in zip(_places(move), moments, strict=True):
             never_negative = bool((state[place] >= 0).all())
@@ -133,7 +133,7 @@ class AutomaticDerivative(StepDerivative):
         return Move(move.rule, move.weight, move.gradient, type(move.state)(*state), move.setting)
 
 
-def _demand_elementwise(move: Move[Any, Any]) -> None:
+def _require_elementwise(move: Move[Any, Any]) -> None:
     if not move.rule.elementwise:
         raise NotSupportedError(
             f"{type(move.rule).__name__} mixes a parameter's elements, and the finite push takes "

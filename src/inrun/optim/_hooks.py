@@ -88,7 +88,7 @@ class StepHooks:
         if not groups & {id(group) for group in optimizer.param_groups}:  # else a wrapper
             stranger(one, optimizer)
 
-    def demand_in_place(self) -> None:
+    def require_in_place(self) -> None:
         """Raises where hooks are gone.
 
         Raises:

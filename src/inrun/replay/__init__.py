@@ -1,7 +1,7 @@
 """Trajectories: recorded while they happen, played again, and looked ahead along."""
 
 from inrun.replay._agreement import unexpected
-from inrun.replay._ahead import Prospect, Rollout
+from inrun.replay._ahead import AnticipatedStep, Rollout
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
@@ -19,6 +19,7 @@ from inrun.replay._trajectory import Replayable, Trajectory, is_recording, open_
 __all__ = [
     "GIBIBYTE",
     "KINK_WIDTH",
+    "AnticipatedStep",
     "Carried",
     "ErrorProxy",
     "Fetch",
@@ -26,7 +27,6 @@ __all__ = [
     "Lookahead",
     "Losses",
     "Method",
-    "Prospect",
     "Recorder",
     "Replayable",
     "Rollout",

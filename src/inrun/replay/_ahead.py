@@ -48,7 +48,7 @@ from inrun.utility import Utility, displaced, evaluate
 YOUNG = 10  # steps after an optimizer acted like a sign, as `smoothed_steps` of `inrun.attach`
 
 
-class Prospect:
+class AnticipatedStep:
     """A live optimizer's coming step, were this the gradient.
 
     It leaves the clipped gradient in `.grad`; whoever looks ahead puts there what is to be

@@ -192,7 +192,7 @@ class Lookahead(Answer):
         One sweep forward, two backward, and the run played again a few times.
 
         Args:
-            groups: into how many the steps are dealt; the median group counts, so that steps
+            groups: into how many the steps are split; the median group counts, so that steps
                 whose first order explodes do not.
             mixtures: random mixtures of each group's removals; all of all groups are carried
                 forward side by side.

@@ -9,7 +9,7 @@ read off the recorded run:
   E[delta^T H_V delta] = sum_i delta_i^T H_V delta_i, so that |1/2 E[delta^T H_V delta]| over
   sum_i |value_i| is the second order over the first. First order can explode, where an element's
   second moment is next to nothing, and then does so for the rows of that very step. So steps are
-  dealt into groups, each with a mixture of its own rows, carried side by side; the groups' median
+  split into groups, each with a mixture of its own rows, carried side by side; the groups' median
   is taken.
 - Kinks. Units that switch jump, and no Hessian has jumps in it. How much values move when the mean
   effect of switching is counted in (`_gradient.py`) says how much switching there is: the median of
@@ -136,11 +136,11 @@ def second_order(
         utility: the validation loss.
         removal: what taking out means.
         values: of every sample, to first order.
-        groups: into how many the steps are dealt; each sample belongs to its first step's.
+        groups: into how many the steps are split; each sample belongs to its first step's.
         mixtures: with random signs, a group.
         seed: of the groups and signs.
     """
-    group_of, count = _dealt(run, groups, seed)
+    group_of, count = _split(run, groups, seed)
     ids = list(group_of)
     place = {who: number for number, who in enumerate(ids)}
     generator = torch.Generator().manual_seed(seed)
@@ -170,7 +170,7 @@ def second_order(
     return middle, apart / count**0.5 if count > 1 else float("inf")
 
 
-def _dealt(run: Trajectory, groups: int, seed: int) -> tuple[dict[int | str, int], int]:
+def _split(run: Trajectory, groups: int, seed: int) -> tuple[dict[int | str, int], int]:
     """Each sample's group, that of its first step; and how many groups there are."""
     first: dict[int | str, int] = {}
     for number, step in enumerate(run.steps):

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from inrun.errors import MisuseError
-from inrun.optim import Aftermath, Along, Move, aftermath_of, as_rows, derivative_of, paired
+from inrun.optim import (
+    Along,
+    Move,
+    PostStepTerms,
+    as_rows,
+    derivative_of,
+    paired,
+    post_step_terms_of,
+)
 from inrun.replay._carried import Names
 from inrun.replay._folder import Step
 from inrun.replay._gradient import Graph, StepGradient, pulled_back
@@ -97,10 +105,10 @@ class FinitePush:
     later steps in a way that bends: an element that only this row had touched stops moving at all,
     of which first order sees half. The changed moments therefore run on through the real rule,
     beside the recorded gradients, and each step's change of the weights is handed to the sweep; see
-    `inrun.optim.Aftermath` for how far, and for what is left of them then.
+    `inrun.optim.PostStepTerms` for how far, and for what is left of them then.
 
     It needs the rows' shares themselves: `chunk` of them are in memory at a time, and what an
-    aftermath keeps of `carry` steps.
+    post_step_terms keeps of `carry` steps.
 
     Args:
         samples: ids to do it for; None for all.
@@ -111,7 +119,7 @@ class FinitePush:
     def __init__(self, samples: Collection[object] | None, carry: int, chunk: int = 16):
         self._samples = None if samples is None else set(samples)
         self._chunk, self._carry = chunk, carry
-        self._following: dict[Names, Aftermath] = {}
+        self._following: dict[Names, PostStepTerms] = {}
         self._window: int | None = None
 
     def __call__(
@@ -122,7 +130,7 @@ class FinitePush:
             self._following = {}
             self._window = ends_at
         self._following = {
-            names: self._following.get(names) or aftermath_of(move, self._most(passage))
+            names: self._following.get(names) or post_step_terms_of(move, self._most(passage))
             for names, move in passage.moves.items()
         }
         found = []
@@ -144,7 +152,7 @@ class FinitePush:
                 values[rows] = self._carried_on(passage, change, whole, base)
             found.append(values)
         for names, following in self._following.items():
-            following.precede(passage.moves[names], base[names], passage.after[names])
+            following.advance(passage.moves[names], base[names], passage.after[names])
         return found
 
     def _most(self, passage: Passage) -> int:

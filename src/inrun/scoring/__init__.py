@@ -11,7 +11,7 @@ from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._tokens import TokenLosses, Tokens, demand_whole_directions
+from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
 
 __all__ = [
     "DirectionWatcher",
@@ -23,6 +23,6 @@ __all__ = [
     "Step",
     "TokenLosses",
     "Tokens",
-    "demand_whole_directions",
     "mark_of",
+    "require_whole_directions",
 ]

@@ -13,7 +13,7 @@ from inrun.capture import Reading
 from inrun.errors import MisuseError
 from inrun.ledger import NO_PASS, OTHER_ROWS, Entries
 from inrun.scoring._sums import Sums
-from inrun.utility import Evaluation, demand_finite, demand_finite_gradients, finite_sums
+from inrun.utility import Evaluation, finite_sums, require_finite, require_finite_gradients
 
 
 class Scored(NamedTuple):
@@ -53,10 +53,10 @@ def read(
     opening, closing, moved = (t.double().numpy() for t in losses.wait())
     for found, each in zip(passes, (opening, closing), strict=True):
         if not found.checked:
-            demand_finite(targets, torch.from_numpy(each))
+            require_finite(targets, torch.from_numpy(each))
     if finite is not None and not finite.wait()[0].numpy().all():
-        demand_finite_gradients(passes[1], targets)
-    _demand_values(passes, values, momentum, decay)
+        require_finite_gradients(passes[1], targets)
+    _require_values(passes, values, momentum, decay)
     opening, note = opening + moved, ""  # the last step's closing loss
     if np.isnan(closing).any() or np.isnan(opening).any():
         note = NO_PASS
@@ -68,7 +68,7 @@ def read(
     return Scored(owned, entries, estimator)
 
 
-def _demand_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
+def _require_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
     """Refuses numbers that would stay in totals for good.
 
     Raises:
@@ -77,7 +77,7 @@ def _demand_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
     if all(np.isfinite(numbers).all() for numbers in found):
         return
     for evaluation in passes:
-        demand_finite_gradients(evaluation)
+        require_finite_gradients(evaluation)
     raise MisuseError(
         "The values of this step are not finite, though the validation loss and its gradient are: "
         "the optimizer's update has no slope where it was taken (eps=0, moments that underflowed, "

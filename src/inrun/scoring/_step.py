@@ -231,7 +231,7 @@ class Step:
             if (after := found.get(id(plan.parameter))) is not None
         }
 
-    def demand_unchanged(self, k: int) -> None:
+    def require_unchanged(self, k: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
 
         Raises:

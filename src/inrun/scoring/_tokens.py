@@ -45,7 +45,7 @@ class _Pass:
     random_cuda: list[Tensor]
 
 
-def demand_whole_directions(scorer: Scorer, capture: Capture, *, window: bool) -> None:
+def require_whole_directions(scorer: Scorer, capture: Capture, *, window: bool) -> None:
     """Refuses settings under which a value is not one direction's product with a share.
 
     Raises:

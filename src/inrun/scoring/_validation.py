@@ -47,7 +47,7 @@ class Validation:
     def deal(self, parts: int) -> None:
         """Passes look at one of so many parts of the rows from now on, unless they do already."""
         if parts > 1 and self._utility.rotating == 1:
-            self._utility = self._utility.dealt(parts)
+            self._utility = self._utility.split(parts)
 
     def disturb(self) -> None:
         """Something that the loss depends on was moved, maybe past the version counters."""

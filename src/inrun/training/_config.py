@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, demand_settings
+from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, require_settings
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger import read_document, write_document
 
@@ -119,16 +119,16 @@ class TrainConfig:
             raise MisuseError("lora is for text models here; train all weights of an image model.")
         if self.keep_tokens and self.task != "causal-lm":
             raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
-        demand_settings(**self.attach_settings())
+        require_settings(**self.attach_settings())
         if self.keep_tokens:
-            self._demand_tokens()
+            self._require_tokens()
         if self.record and self.accumulate > 1:
             raise MisuseError(
                 "record and accumulate exclude each other: a recording must know each row's term "
                 "in the step's loss from its own pass. Use a larger batch, or no recording."
             )
 
-    def _demand_tokens(self) -> None:
+    def _require_tokens(self) -> None:
         """Raises where values for each token cannot be had with another setting."""
         others = {
             "momentum_window": self.momentum_window > 0,
@@ -164,7 +164,7 @@ class TrainConfig:
             raise MisuseError("scored says what budget is to find out. Give one of them.")
         return Budget(self.budget, validation_parts=parts)
 
-    def demand_place(self) -> None:
+    def require_place(self) -> None:
         """Looks for the folder of `held_in`, before a training begins.
 
         Raises:

@@ -65,8 +65,8 @@ def read_splits(config: TrainConfig) -> Splits:
                 bad.add(sample.row.where, f"label {sample.label!r} is in no training row")
         parts = [[sample for sample in part if sample.label in classes] for part in parts]
     bad.settle()
-    _demand_rows(config, kept, parts[0])
-    _demand_single_ids(kept)
+    _require_rows(config, kept, parts[0])
+    _require_single_ids(kept)
     return Splits(kept, parts[0], parts[1], classes, tuple(bad.found))
 
 
@@ -129,7 +129,7 @@ def _classes(samples: Sequence[Sample]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int if all(name.isdigit() for name in names) else None))
 
 
-def _demand_rows(config: TrainConfig, training: list[Sample], validation: list[Sample]) -> None:
+def _require_rows(config: TrainConfig, training: list[Sample], validation: list[Sample]) -> None:
     if len(training) < config.batch or not validation:
         raise MisuseError(
             f"{len(training)} training and {len(validation)} validation rows are too few for "
@@ -139,7 +139,7 @@ def _demand_rows(config: TrainConfig, training: list[Sample], validation: list[S
         raise MisuseError("All training rows have the same label: there is nothing to learn.")
 
 
-def _demand_single_ids(samples: Sequence[Sample]) -> None:
+def _require_single_ids(samples: Sequence[Sample]) -> None:
     seen: dict[Id, str] = {}
     if len({type(sample.id) for sample in samples}) > 1:
         raise MisuseError("Some ids are whole numbers and some are strings. Use one kind.")

@@ -14,7 +14,7 @@ from inrun.uses._labels import (
 )
 from inrun.uses._load import (
     load,
-    refuse_unless_told,
+    not_reproducible,
     replayable_again,
     training_again,
     trains_itself,
@@ -52,11 +52,11 @@ __all__ = [
     "harm_sums",
     "label_doubts",
     "load",
+    "not_reproducible",
     "note_label_doubts",
     "outliers",
     "prune",
     "rank",
-    "refuse_unless_told",
     "replayable_again",
     "rollup",
     "select",

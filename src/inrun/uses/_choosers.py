@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError
 from inrun.optim import rule_for
 from inrun.owners import read_ids
-from inrun.replay import Carried, Ids, Prospect, Rollout, Task, undisturbed_random
+from inrun.replay import AnticipatedStep, Carried, Ids, Rollout, Task, undisturbed_random
 from inrun.uses._candidates import Candidates
 from inrun.utility import Utility
 
@@ -58,21 +58,21 @@ class Drawn:
 
 
 class NextState:
-    """One step ahead. A utility that was dealt into parts shows another part in every step."""
+    """One step ahead. A utility that was split into parts shows another part in every step."""
 
     def __init__(self, utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]):
         self._utility, self._model, self._parameters = utility, model, parameters
 
-    def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
+    def after(self, step: int, anticipated: AnticipatedStep, *, chosen: bool) -> Carried:
         """The gradient of the later loss in the state after the step.
 
         Args:
             step: the step's number, from 0.
-            prospect: the step as it is expected now.
+            anticipated: the step as it is expected now.
             chosen: whether some of its candidates are chosen by now.
         """
         carried = Carried(self._parameters, 1)
-        carried.add_to_weights(prospect.landing(self._utility.part(step), self._model))
+        carried.add_to_weights(anticipated.landing(self._utility.part(step), self._model))
         return carried
 
 
@@ -106,16 +106,16 @@ class Ahead:
         self._began = 0
         self._landing: Carried | None = None
 
-    def after(self, step: int, prospect: Prospect, *, chosen: bool) -> Carried:
+    def after(self, step: int, anticipated: AnticipatedStep, *, chosen: bool) -> Carried:
         """See `NextState.after`, from which a young optimizer's steps are looked at."""
-        if prospect.young:
-            return self._next_state.after(step, prospect, chosen=chosen)
+        if anticipated.young:
+            return self._next_state.after(step, anticipated, chosen=chosen)
         if not 0 <= step - self._began < len(self._plan):
-            self._plan, self._began = self._rolled_out(step, prospect), step
+            self._plan, self._began = self._rolled_out(step, anticipated), step
         found = self._plan[step - self._began].copy()
         if not self._moves:
             return found
-        now = self._next_state.after(step, prospect, chosen=chosen)
+        now = self._next_state.after(step, anticipated, chosen=chosen)
         if not chosen:
             self._landing = now
         elif self._landing is not None:
@@ -123,7 +123,7 @@ class Ahead:
             found.add_to_weights({name: g - before[name] for name, g in now.weights().items()})
         return found
 
-    def _rolled_out(self, step: int, prospect: Prospect) -> list[Carried]:
+    def _rolled_out(self, step: int, anticipated: AnticipatedStep) -> list[Carried]:
         left = None if self._steps is None else max(1, self._steps - step)
         length = min(n for n in (self._horizon, left) if n is not None)
         batches = self._upcoming(length - 1) if length > 1 else []
@@ -133,7 +133,7 @@ class Ahead:
                 "as it is asked for; pass Loop(steps=...) so that no look goes past the run's end."
             )
         named = [read_ids(ids) for ids in batches]
-        return self._rollout.ahead(prospect.consumed(), named, min(self._every, length))
+        return self._rollout.ahead(anticipated.consumed(), named, min(self._every, length))
 
 
 class Chosen(NamedTuple):
@@ -156,7 +156,7 @@ class ByValue:
     Args:
         optimizer: that is about to step.
         parameters: the trained ones, by name.
-        outlook: where the loss is read.
+        horizon_view: where the loss is read.
         clip_norm: as the loop clips, or None.
         rounds: at least 1.
     """
@@ -165,12 +165,12 @@ class ByValue:
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Mapping[str, Tensor],
-        outlook: NextState | Ahead,
+        horizon_view: NextState | Ahead,
         clip_norm: float | None,
         rounds: int,
     ):
         self._optimizer, self._rule = optimizer, rule_for(optimizer)
-        self._parameters, self._outlook = parameters, outlook
+        self._parameters, self._outlook = parameters, horizon_view
         self._clip_norm, self._rounds = clip_norm, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
@@ -196,9 +196,11 @@ class ByValue:
 
     def _values(self, candidates: Candidates, rows: list[int], places: int, step: int) -> Tensor:
         raw = candidates.expected(rows, places)
-        prospect = Prospect(self._optimizer, self._rule, self._parameters, raw, self._clip_norm)
-        after = self._outlook.after(step, prospect, chosen=bool(rows))
-        return candidates.values(prospect.taken_back(after), rows, places)
+        anticipated = AnticipatedStep(
+            self._optimizer, self._rule, self._parameters, raw, self._clip_norm
+        )
+        after = self._outlook.after(step, anticipated, chosen=bool(rows))
+        return candidates.values(anticipated.taken_back(after), rows, places)
 
 
 class AtRandom:

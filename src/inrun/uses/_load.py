@@ -101,7 +101,7 @@ def replayable_again(run: Path) -> Replayable:
     )  # fmt: skip
 
 
-def refuse_unless_told(run: Path, what: str) -> MisuseError:
+def not_reproducible(run: Path, what: str) -> MisuseError:
     """The error where neither the run nor the command line says how to train."""
     return MisuseError(
         f"{run} was not written by `inrun train`, so it does not say {what}. Pass --entry "

@@ -87,7 +87,7 @@ def online(
         optimizer: any of `torch.optim`; for horizons above 1 one of a smooth rule, since a step by
             signs cannot be looked through. For the same reason Adam's first ten steps look one step
             ahead only, through the mean slope of the update.
-        utility: the validation loss; of several targets their weighted sum. With `utility.dealt(n)`
+        utility: the validation loss; of several targets their weighted sum. With `utility.split(n)`
             each step looks at the next of them.
         keep: how many of a block's rows to train on, as an int, or what share of them, as a float
             below 1. Blocks that are no larger are trained on whole.
@@ -148,16 +148,16 @@ def anticipating(
         chooser = ByLoss(model, task)
     elif by == "value":
         near = NextState(utility, model, parameters)
-        outlook: NextState | Ahead = near
+        horizon_view: NextState | Ahead = near
         if horizon != 1:
             assert task is not None
             derivative_of(rule_for(optimizer))  # refuses one that has none
             rollout = Rollout(model, optimizer, task, utility)
             every = every or max(1, min(4, (horizon or loop.steps or 1) // 4))
-            outlook = Ahead(
+            horizon_view = Ahead(
                 near, rollout, upcoming or drawn, horizon, every, loop.steps, moves=rounds > 1
             )
-        chooser = ByValue(optimizer, parameters, outlook, loop.clip_norm, rounds)
+        chooser = ByValue(optimizer, parameters, horizon_view, loop.clip_norm, rounds)
     return OnlineSelection(
         model, optimizer, parameters, capture, chooser, keep, loop.reduction, drawn, rollout,
         loop.clip_norm,

@@ -5,15 +5,15 @@ from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
     Evaluation,
     curvature,
-    demand_divisible,
-    demand_finite,
-    demand_finite_gradients,
     evaluate,
     finite_sums,
     gradients_of,
     loss_kinds,
     loss_of,
     losses_of,
+    require_divisible,
+    require_finite,
+    require_finite_gradients,
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import EachCall, differentiable_twice
@@ -28,9 +28,6 @@ __all__ = [
     "Utility",
     "counts_of",
     "curvature",
-    "demand_divisible",
-    "demand_finite",
-    "demand_finite_gradients",
     "differentiable_twice",
     "displaced",
     "evaluate",
@@ -40,6 +37,9 @@ __all__ = [
     "loss_kinds",
     "loss_of",
     "losses_of",
+    "require_divisible",
+    "require_finite",
+    "require_finite_gradients",
     "restored",
     "row_count",
     "states_kept",

@@ -102,7 +102,7 @@ def evaluate(
             for part, share in _in_parts(utility, model, target, batch):
                 of_part = loss_of(utility, model, target, part)
                 of_part = of_part if share == 1.0 else of_part * share
-                _demand_graph(target, of_part)
+                _require_graph(target, of_part)
                 more = gradients_of(of_part, model, list(parameters.values()))
                 loss = of_part.detach() if loss is None else loss + of_part.detach()
                 gradients = more if gradients is None else _added(gradients, more)
@@ -112,18 +112,18 @@ def evaluate(
             losses.append(loss)
     values = torch.stack([loss.double().cpu() if checked else loss.double() for loss in losses])
     if checked:
-        demand_finite(utility.targets, values)
+        require_finite(utility.targets, values)
     stacked = {
         name: torch.stack([row[i] for row in rows]) if len(rows) > 1 else rows[0][i].unsqueeze(0)
         for i, name in enumerate(parameters)
     }
     found = Evaluation(values, stacked, checked)
     if checked and not any(map(is_sharded, parameters.values())):
-        demand_finite_gradients(found, utility.targets)
+        require_finite_gradients(found, utility.targets)
     return found
 
 
-def _demand_graph(target: str, loss: Tensor) -> None:
+def _require_graph(target: str, loss: Tensor) -> None:
     if not loss.requires_grad:
         raise MisuseError(
             f"The validation loss of target {target!r} has no graph to the parameters. "
@@ -162,7 +162,7 @@ def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> l
     return utility.kinds[target]
 
 
-def demand_divisible(utility: Utility, model: nn.Module) -> None:
+def require_divisible(utility: Utility, model: nn.Module) -> None:
     """Tries whether every target's loss can be passed in parts, where it is to be.
 
     Raises:
@@ -172,7 +172,7 @@ def demand_divisible(utility: Utility, model: nn.Module) -> None:
         next(_in_parts(utility, model, target, batch))
 
 
-def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
+def require_finite(targets: Sequence[str], losses: Tensor) -> None:
     """Refuses losses that nothing can be judged by.
 
     Raises:
@@ -190,14 +190,14 @@ def demand_finite(targets: Sequence[str], losses: Tensor) -> None:
 def finite_sums(evaluation: Evaluation) -> Tensor:
     """Whether sums of gradients are finite, on their device.
 
-    Sums are quick. One of finite numbers overflows where they are huge: `demand_finite_gradients`
+    Sums are quick. One of finite numbers overflows where they are huge: `require_finite_gradients`
     looks again.
     """
     found = [t.sum(dtype=_wide(t)).isfinite() for t in few(evaluation.gradients.values())]
     return torch.stack([t.to(found[0].device) for t in found]) if found else torch.ones(0).bool()
 
 
-def demand_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
+def require_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
     """Refuses gradients that nothing can be judged by.
 
     Raises:

@@ -89,7 +89,7 @@ class Utility:
         )
         if not self.batches:
             raise MisuseError("The utility has no targets: there is nothing to be judged by.")
-        _demand_names(self.batches)
+        _require_names(self.batches)
         taken = sorted(_RESERVED & set(self.batches))
         if taken:
             raise MisuseError(
@@ -102,7 +102,7 @@ class Utility:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
         self.draws = draws
         self._parts = _parts(self.batches, 1, rows_axis)
-        self.batch_size = _demand_size(batch_size, self.batches, rows_axis)
+        self.batch_size = _require_size(batch_size, self.batches, rows_axis)
         self.scales: dict[str, float] = {}  # by target, of processes with unequal parts
         self.kinds: dict[str, list[str]] = {}  # by target, what its loss turned out to be
 
@@ -119,12 +119,12 @@ class Utility:
         made.scales = dict(scales)
         return made
 
-    def deals(self, count: int) -> bool:
-        """Whether the rows, which are not dealt out yet, can be dealt into so many parts."""
+    def can_split(self, count: int) -> bool:
+        """Whether the rows, which are not split yet, can be split into so many parts."""
         rows = [row_count(batch, self.rows_axis) for batch in self.batches.values()]
         return self.rotating == 1 and all((n or 0) >= count for n in rows)
 
-    def dealt(self, parts: int, every: int = 1) -> Utility:
+    def split(self, parts: int, every: int = 1) -> Utility:
         """The same, of whose rows each pass looks at one of so many parts, after so many steps.
 
         Args:
@@ -153,7 +153,7 @@ class Utility:
         return tuple(self.batches)
 
 
-def _demand_names(names: Iterable[str]) -> None:
+def _require_names(names: Iterable[str]) -> None:
     """Raises where a name cannot be a column's in every file and table that is written of it."""
     for name in names:
         whole = name.isascii() or name.encode("utf-8", "replace").decode() == name
@@ -165,7 +165,7 @@ def _demand_names(names: Iterable[str]) -> None:
 
 
 def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, Any]]:
-    """Each target's rows dealt out in turn."""
+    """Each target's rows, dealt out in turn."""
     if count == 1:
         return []
     parts: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -182,7 +182,7 @@ def _parts(batches: Mapping[str, Any], count: int, axis: int) -> list[dict[str, 
     return parts
 
 
-def _demand_size(size: int | None, batches: Mapping[str, Any], axis: int) -> int | None:
+def _require_size(size: int | None, batches: Mapping[str, Any], axis: int) -> int | None:
     if size is None:
         return None
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:

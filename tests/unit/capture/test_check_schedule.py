@@ -6,7 +6,7 @@ from torch import nn
 
 import inrun
 from inrun.capture import _probe
-from inrun.capture._probe import FIRST_STEPS, TURNS, Rota
+from inrun.capture._probe import FIRST_STEPS, TURNS, CheckSchedule
 from inrun.errors import InvariantError
 from inrun.factors import Dense
 
@@ -18,18 +18,21 @@ def _low_bar(monkeypatch):
     monkeypatch.setattr(_probe, "LARGE", 80)
 
 
-def asked(rota, names):
-    found = {name for name, factor in names.items() if rota.asks(name, factor)}
-    rota.next_step(1)
+def asked(schedule, names):
+    found = {name for name, factor in names.items() if schedule.asks(name, factor)}
+    schedule.next_step(1)
     return found
 
 
 @pytest.mark.parametrize("large", [1, 2, 5, 9])
 def test_after_the_first_steps_each_has_its_turn(large):
-    rota, names = Rota(always=False), {f"p{k}": BIG for k in range(large)} | {"bias": SMALL}
+    schedule, names = (
+        CheckSchedule(always=False),
+        {f"p{k}": BIG for k in range(large)} | {"bias": SMALL},
+    )
     for _ in range(FIRST_STEPS):
-        assert asked(rota, names) == set(names)
-    rounds = [asked(rota, names) for _ in range(3 * TURNS)]
+        assert asked(schedule, names) == set(names)
+    rounds = [asked(schedule, names) for _ in range(3 * TURNS)]
     assert all("bias" in r and len(r) > 1 for r in rounds)
     turns = min(TURNS, large)
     for begin in range(0, len(rounds) - turns, turns):
@@ -38,31 +41,31 @@ def test_after_the_first_steps_each_has_its_turn(large):
 
 
 def test_all_blocks_of_a_step_are_answered_alike():
-    rota = Rota(always=False)
+    schedule = CheckSchedule(always=False)
     for _ in range(FIRST_STEPS + 1):
-        asked(rota, {"a": BIG, "b": BIG})
+        asked(schedule, {"a": BIG, "b": BIG})
     for step in range(5):
         names = ("a", "b", f"new in step {step}")
-        first = [rota.asks(name, BIG) for name in names]
+        first = [schedule.asks(name, BIG) for name in names]
         assert first[2]
         # a block of few samples holds little, and is a part of the same sum
-        assert [rota.asks(name, SMALL) for name in names] == first
-        rota.next_step(1)
+        assert [schedule.asks(name, SMALL) for name in names] == first
+        schedule.next_step(1)
 
 
 def test_where_blocks_accumulate_all_are_compared():
-    rota, names = Rota(always=False), {f"p{k}": BIG for k in range(5)}
+    schedule, names = CheckSchedule(always=False), {f"p{k}": BIG for k in range(5)}
     for _ in range(FIRST_STEPS + 3):
-        asked(rota, names)
-    assert asked(rota, names) != set(names)
-    rota.next_step(2)
-    assert asked(rota, names) == set(names)
-    assert asked(rota, names) != set(names)
+        asked(schedule, names)
+    assert asked(schedule, names) != set(names)
+    schedule.next_step(2)
+    assert asked(schedule, names) == set(names)
+    assert asked(schedule, names) != set(names)
 
 
 def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
     compared = []
-    asks = Rota.asks
+    asks = CheckSchedule.asks
 
     def noting(self, name, factor):
         found = asks(self, name, factor)
@@ -72,7 +75,7 @@ def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
     _, attribution, step = trained()
     for _ in range(FIRST_STEPS):
         step()
-    monkeypatch.setattr(Rota, "asks", noting)
+    monkeypatch.setattr(CheckSchedule, "asks", noting)
     for _ in range(TURNS):
         step()
         with attribution.paused():
@@ -81,8 +84,8 @@ def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
 
 
 def test_several_processes_compare_everything_always():
-    rota, names = Rota(always=True), {"a": BIG, "b": BIG}
-    assert all(asked(rota, names) == {"a", "b"} for _ in range(FIRST_STEPS + 9))
+    schedule, names = CheckSchedule(always=True), {"a": BIG, "b": BIG}
+    assert all(asked(schedule, names) == {"a", "b"} for _ in range(FIRST_STEPS + 9))
 
 
 WEIGHTS = [f"{k}.weight" for k in (0, 2, 4, 6, 8)]

@@ -9,7 +9,7 @@ from torch import nn
 import inrun
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import rule_for
-from inrun.replay import Prospect, Rollout, Task
+from inrun.replay import AnticipatedStep, Rollout, Task
 from inrun.uses import anticipating
 from tests.integration.runs import RUNS
 from tests.oracles import shares as shares_oracle
@@ -191,11 +191,11 @@ def test_one_roll_out_serves_later_steps_where_they_go_as_it_expected():
         with recorder.batch(ids):
             loop.losses(model, loop.fetch(ids)).sum().backward()
         raw = {name: p.grad.clone() for name, p in parameters.items()}
-        prospect = Prospect(optimizer, rule_for(optimizer), parameters, raw, 0.3)
+        anticipated = AnticipatedStep(optimizer, rule_for(optimizer), parameters, raw, 0.3)
         if not plan:
-            plan = rollout.ahead(prospect.consumed(), batches[1:], len(batches))
+            plan = rollout.ahead(anticipated.consumed(), batches[1:], len(batches))
             assert len(plan) == len(batches)
-        p = prospect.taken_back(plan[step])
+        p = anticipated.taken_back(plan[step])
         rows = shares_oracle.shares(
             model, lambda m, rows, ids=ids: loop.losses(m, loop.fetch(ids))[rows], 3, parameters
         )
@@ -500,7 +500,7 @@ def test_rotating_parts_of_the_validation_rows_take_turns():
         seen.append(batch[0][0, 0].item())
         return loop.terms_of(model, *batch).mean()
 
-    loop.utility = inrun.Utility(judge, held).dealt(2)
+    loop.utility = inrun.Utility(judge, held).split(2)
     with loop.select(rounds=2) as selection:
         seen.clear()
         loop.run(selection, [candidates(step) for step in range(4)])

@@ -174,7 +174,7 @@ def values_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = N
     )
 
 
-class Tally:
+class RunningTotals:
     """Sums over visits, folded in the order in which they come.
 
     A visit of a step that stands for n steps counts n times, and leaves a doubt of its own: scored
@@ -189,9 +189,9 @@ class Tally:
         self._sums = np.zeros((3 + len(self._targets), 0))  # value, normalised, targets, extra
         self._steps = np.zeros((3, 0), dtype=np.int64)  # visits, first, last
 
-    def copy(self) -> Tally:
+    def copy(self) -> RunningTotals:
         """The same sums, to be added to on their own."""
-        made = Tally((), (), self._extra)
+        made = RunningTotals((), (), self._extra)
         made._targets, made._weights = self._targets, self._weights
         made._row, made._sums, made._steps = dict(self._row), self._sums.copy(), self._steps.copy()
         return made

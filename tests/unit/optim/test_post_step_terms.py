@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from inrun.optim import Along, aftermath_of, derivative_of, moves, paired, rule_for
-from inrun.optim._aftermath import ORDER, SERIES, AdamAftermath, Stepped
+from inrun.optim import Along, derivative_of, moves, paired, post_step_terms_of, rule_for
+from inrun.optim._post_step_terms import ORDER, SERIES, AdamPostStepTerms, Stepped
 
 ELEMENTS, STEPS, ROWS, TARGETS = 40, 9, 5, 2
 ROUNDING = 2e-15  # what the differences of real steps have lost
@@ -45,16 +45,16 @@ def worths(build, dtype, steps, sizes, kind):
     """Of the same changes after the first step, (R, K)."""
     generator = torch.Generator().manual_seed(1)
     found = chain(build, dtype)
-    aftermath, olds = kind(steps), []
+    post_step_terms, olds = kind(steps), []
     for move in reversed(found):
         old = derivative_of(move.rule).moved(move, move.gradient)
         parts = torch.randn(3, TARGETS, ELEMENTS, generator=generator).to(old.weight)
         after = Along(parts[0], (parts[1], parts[2]))
         olds.append((old, after))
         if move is not found[0]:
-            aftermath.precede(move, old, after)
+            post_step_terms.advance(move, old, after)
     old, after = olds[-1]
-    return aftermath.worth(changes(found[0], sizes, generator), old, after)
+    return post_step_terms.worth(changes(found[0], sizes, generator), old, after)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1e-1, 1.0, 10.0])
@@ -63,7 +63,8 @@ def test_all_steps_at_once_are_the_steps_one_by_one(name, size):
     """From changes that are all near to changes that are all far."""
     sizes = torch.full((ROWS,), size, dtype=torch.float64)
     found, wanted = (
-        worths(ADAMS[name], torch.float64, STEPS, sizes, kind) for kind in (AdamAftermath, Stepped)
+        worths(ADAMS[name], torch.float64, STEPS, sizes, kind)
+        for kind in (AdamPostStepTerms, Stepped)
     )
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=ROUNDING)
 
@@ -74,7 +75,7 @@ def test_single_precision_keeps_its_digits(sizes):
     sizes = torch.tensor(sizes, dtype=torch.float64)
     found, wanted = (
         worths(ADAMS["adamw"], dtype, STEPS, sizes, kind)
-        for dtype, kind in ((torch.float32, AdamAftermath), (torch.float64, Stepped))
+        for dtype, kind in ((torch.float32, AdamPostStepTerms), (torch.float64, Stepped))
     )
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
@@ -86,7 +87,7 @@ def test_beyond_its_steps_a_far_change_goes_on_to_first_order(steps):
     sizes = torch.full((ROWS,), 30.0, dtype=torch.float64)
     found, wanted, whole = (
         worths(ADAMS["adamw"], torch.float64, n, sizes, kind)
-        for n, kind in ((steps, AdamAftermath), (steps, Stepped), (STEPS, Stepped))
+        for n, kind in ((steps, AdamPostStepTerms), (steps, Stepped), (STEPS, Stepped))
     )
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
     assert (found - wanted).abs().max() < 0.1 * (whole - wanted).abs().max()
@@ -97,7 +98,7 @@ def test_a_small_change_has_no_last_step():
     sizes = torch.full((ROWS,), 1e-6, dtype=torch.float64)
     found, wanted = (
         worths(ADAMS["adamw"], torch.float64, n, sizes, kind)
-        for n, kind in ((1, AdamAftermath), (STEPS, Stepped))
+        for n, kind in ((1, AdamPostStepTerms), (STEPS, Stepped))
     )
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=ROUNDING)
 
@@ -125,6 +126,6 @@ def test_each_rule_has_the_aftermath_that_it_can_be_known_by():
         torch.randn(TARGETS, ELEMENTS).double(), (torch.ones(TARGETS, ELEMENTS).double(),)
     )
     new = Along(old.weight.expand(ROWS, -1), tuple(m + torch.ones(ROWS, 1) for m in old.moments))
-    found = aftermath_of(sgd, 9).worth(new, old, after)
+    found = post_step_terms_of(sgd, 9).worth(new, old, after)
     assert torch.equal(found, paired(new.moments[0] - old.moments[0], after.moments[0]))
-    assert isinstance(aftermath_of(largest, 9), Stepped)
+    assert isinstance(post_step_terms_of(largest, 9), Stepped)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from inrun.ledger import Entries, Tally, ledger_rows, normalised, residual_shares, totals
+from inrun.ledger import Entries, RunningTotals, ledger_rows, normalised, residual_shares, totals
 
 
 def test_totals_are_sums_over_visits_in_the_order_of_ids():
-    tally = Tally(["a", "b"], [0.25, 0.75])
-    tally.add(1, [5, 3], np.array([[1.0, 2.0], [-1.0, 0.0]]))
-    tally.add(4, [3, 3], np.array([[2.0, 2.0], [4.0, 0.0]]))
-    table = tally.table()
+    running_totals = RunningTotals(["a", "b"], [0.25, 0.75])
+    running_totals.add(1, [5, 3], np.array([[1.0, 2.0], [-1.0, 0.0]]))
+    running_totals.add(4, [3, 3], np.array([[2.0, 2.0], [4.0, 0.0]]))
+    table = running_totals.table()
     assert table["sample_id"].to_pylist() == [3, 5]
     assert table["a"].to_pylist() == [5.0, 1.0]
     assert table["value"].to_pylist() == [-0.25 + 2.0 + 1.0, 1.75]
@@ -20,12 +20,12 @@ def test_totals_are_sums_over_visits_in_the_order_of_ids():
 
 def test_many_samples_and_steps_keep_their_rows():
     rng = np.random.default_rng(0)
-    tally, expected = Tally(["v"], [1.0]), np.zeros(500)
+    running_totals, expected = RunningTotals(["v"], [1.0]), np.zeros(500)
     for step in range(200):
         ids, values = rng.integers(0, 500, 8), rng.normal(size=(8, 1))
-        tally.add(step, ids.tolist(), values)
+        running_totals.add(step, ids.tolist(), values)
         np.add.at(expected, ids, values[:, 0])
-    table = tally.table()
+    table = running_totals.table()
     np.testing.assert_allclose(
         table["value"].to_numpy(), expected[table["sample_id"].to_numpy()], atol=1e-12
     )

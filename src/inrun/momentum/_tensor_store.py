@@ -1,10 +1,10 @@
 """Where tensors wait for steps to come: where they are, on the CPU, or in files.
 
-A shelf gives each tensor back as it was put there: the same numbers in the same order in memory and
+A store gives each tensor back as it was put there: the same numbers in the same order in memory and
 on the same device, so that products of it are rounded alike wherever it waited.
 
-On a disk each tensor is a file of the safetensors format in a folder that the shelf makes for
-itself; the file goes when the tensor is let go, the folder when the shelf is. A tensor that a full
+On a disk each tensor is a file of the safetensors format in a folder that the store makes for
+itself; the file goes when the tensor is let go, the folder when the store is. A tensor that a full
 disk refuses stays in memory, and `failure` says so: what is under way is never lost half way.
 """
 
@@ -45,7 +45,7 @@ class Holding:
 
 
 class Kept:
-    """A tensor on a shelf: here the very tensor.
+    """A tensor on a tensor_store: here the very tensor.
 
     `held` is what of it is in memory, `disk` the bytes of its file.
     """
@@ -122,11 +122,11 @@ class _Filed(Kept):
             ) from error
 
     def let_go(self) -> None:
-        with suppress(OSError):  # the folder goes with the shelf, or with the next run
+        with suppress(OSError):  # the folder goes with the tensor_store, or with the next run
             self._path.unlink(missing_ok=True)
 
 
-class Shelf:
+class TensorStore:
     """A place for tensors: here wherever they are. One strategy a subclass.
 
     `failure` says why something could not be put here and stays in memory, `can_refuse` whether
@@ -167,7 +167,7 @@ class Shelf:
         """Nothing that was kept is needed any more."""
 
 
-class OnHost(Shelf):
+class OnHost(TensorStore):
     """Copies on the CPU of tensors that are elsewhere."""
 
     def keep(self, t: Tensor) -> Kept:
@@ -183,7 +183,7 @@ class OnHost(Shelf):
         return _free_memory(HOST)
 
 
-class OnDisk(Shelf):
+class OnDisk(TensorStore):
     """A file each, in a folder of its own within the given one, which must be there.
 
     Raises:
@@ -239,14 +239,14 @@ class OnDisk(Shelf):
         self._own.close()
 
 
-def shelf_of(place: str | os.PathLike[str] | None) -> Shelf:
-    """The shelf that was asked for: None where tensors are, 'cpu', or a folder.
+def tensor_store_of(place: str | os.PathLike[str] | None) -> TensorStore:
+    """The tensor_store that was asked for: None where tensors are, 'cpu', or a folder.
 
     Raises:
         StoreError: no such folder, or no place in it.
     """
     if place is None:
-        return Shelf()
+        return TensorStore()
     return OnHost() if place == "cpu" else OnDisk(place)
 
 

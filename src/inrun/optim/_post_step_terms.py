@@ -3,8 +3,8 @@
 A removed sample leaves changed moments behind. While the later steps' gradients stay as recorded,
 what becomes of the change is known without a graph: moments are carried by the rule, each later
 step moves the weights a little otherwise, and what that is worth is the loss's gradient in the
-state after that step. An `Aftermath` gathers these steps from the last one backward and says at any
-point what a change of the moments is worth. Letters: R changes (rows), K targets, n elements.
+state after that step. `PostStepTerms` gathers these steps from the last one backward and says at
+any point what a change of the moments is worth. Letters: R changes (rows), K targets, n elements.
 
 Adam's moments are linear in moments: j steps later a change (dm, dv) has become (b1^j dm, b2^j dv).
 Only the step itself bends, through the root of the second moment. With M, V what the recorded step
@@ -44,7 +44,7 @@ DENSE = 0.2
 BLOCK = 1 << 18
 
 
-class Aftermath(ABC):
+class PostStepTerms(ABC):
     """The steps that follow, of parameters that move alike."""
 
     @abstractmethod
@@ -58,11 +58,11 @@ class Aftermath(ABC):
         """
 
     @abstractmethod
-    def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
         """That step now belongs to those that follow; arguments as for `worth`."""
 
 
-class FirstOrder(Aftermath):
+class FirstOrder(PostStepTerms):
     """To first order at once: exact where the rule is affine."""
 
     def worth(self, new: Along, old: Along, after: Along) -> Tensor:
@@ -71,11 +71,11 @@ class FirstOrder(Aftermath):
             total = total + paired(changed - kept, gradient)
         return total.expand(len(new.weight), len(after.weight))
 
-    def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """See `Aftermath.precede`: nothing is kept."""
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+        """See `PostStepTerms.advance`: nothing is kept."""
 
 
-class Stepped(Aftermath):
+class Stepped(PostStepTerms):
     """Step by step through the rule's own formulas, for so many steps; the rest to first order."""
 
     def __init__(self, steps: int):
@@ -91,7 +91,7 @@ class Stepped(Aftermath):
             total = total + paired(part, gradient)
         return total.expand(len(new.weight), len(after.weight))
 
-    def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
         self._later.appendleft((move, after))
 
 
@@ -116,7 +116,7 @@ def _series() -> tuple[tuple[float, ...], ...]:
 SERIES = _series()
 
 
-class AdamAftermath(Aftermath):
+class AdamPostStepTerms(PostStepTerms):
     """Of Adam and AdamW, without amsgrad.
 
     Args:
@@ -140,7 +140,7 @@ class AdamAftermath(Aftermath):
         self._far.add(total, far, dm, dv, after)
         return total
 
-    def precede(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
         state, h = move.state, move.setting
         first, second = old.moments
         over_c2, rate = 1 / (1 - h.b2 ** (state.steps + 1)), h.lr / (1 - h.b1 ** (state.steps + 1))
@@ -159,7 +159,7 @@ class AdamAftermath(Aftermath):
         lead[1:].addcmul_(h_k[:-1], gain).mul_(fall[:-1])
         lead.mul_(h.b1)
         bend.addcmul_(h_k.mul_(first), gain).mul_(fall)
-        self._far.precede(step, first / root, after)
+        self._far.advance(step, first / root, after)
 
 
 def _first_order(old: Along, after: Along) -> Tensor:
@@ -208,7 +208,7 @@ class _Played:
         self._gains = torch.zeros(0)
         self._rest = torch.zeros(0)
 
-    def precede(self, step: _Step, still: Tensor, after: Along) -> None:
+    def advance(self, step: _Step, still: Tensor, after: Along) -> None:
         """One more step in front; the last of a full ring goes. `still` is M / A."""
         h, slot = step.setting, self._count % self._steps
         if not self._count:
@@ -268,8 +268,8 @@ class _Played:
         return torch.stack([(gain * change).sum(0, dtype=torch.float64) for gain in gains])
 
 
-def aftermath_of(move: Move[Any, Any], steps: int) -> Aftermath:
-    """An aftermath to which nothing has been added yet.
+def post_step_terms_of(move: Move[Any, Any], steps: int) -> PostStepTerms:
+    """An post_step_terms to which nothing has been added yet.
 
     Args:
         move: one of those that will be added.
@@ -279,5 +279,5 @@ def aftermath_of(move: Move[Any, Any], steps: int) -> Aftermath:
     if steps == 0 or type(move.rule) is SGDRule:  # SGD is affine
         return FirstOrder()
     if type(move.rule) is AdamRule and move.state.v_max is None:
-        return AdamAftermath(steps)
+        return AdamPostStepTerms(steps)
     return Stepped(steps)
