@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.claims import CLAIMS
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
@@ -43,10 +44,16 @@ def write_page() -> None:
     parts = [HEAD]
     for topic in TOPICS:
         cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
-        table = markdown(["what", "here", "elsewhere"], topic.rows(cells))
-        command = f"`python -m benchmarks.{topic.name}`"
-        where = f"[The page]({topic.page}), by" if topic.page else "By"
-        parts.append(f"## {topic.question}\n\n{table}\n\n{where} {command}.")
+        rows = topic.rows(cells)
+        cited = any(row[-1] for row in rows)
+        head = ["number", "here", "elsewhere"] if cited else ["number", "here"]
+        table = markdown(head, [row[: len(head)] for row in rows])
+        claim = CLAIMS[topic.name]
+        page = f" [The page]({topic.page})." if topic.page else ""
+        said = (
+            f"{claim.claim} *Control:* {claim.control} `python -m benchmarks.{topic.name}`.{page}"
+        )
+        parts.append(f"## {topic.question}\n\n{said}\n\n{table}")
     PAGE.write_text("\n\n".join(parts) + "\n")
 
 
@@ -92,7 +99,7 @@ def _influence(cells: Cells) -> list[tuple[str, str, str]]:
         ]
         low, middle, high = np.percentile(found, [0, 50, 100])
         what = f"`{method}`: Spearman with retraining, {len(found)} cells, median (range)"
-        said = "10 % to over 300 % above SGD dynamics (arXiv 2605.18814)"
+        said = "10 % to over 300 % above SGD (arXiv 2605.18814)"
         elsewhere = said if method == "look-ahead" else ""
         rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", elsewhere))
     return rows
@@ -105,19 +112,17 @@ def _overhead(cells: Cells) -> list[tuple[str, str, str]]:
         alone = result["plain"]
         size = Size.of(key).words
         for name, said in (
-            ("hold", "95 % (arXiv 2602.00329; another machine and model)"),
+            ("hold", "95 % of plain throughput (arXiv 2602.00329)" if not rows else ""),
             ("naive per-sample gradients", ""),
         ):
             one = result[name]
             share = np.median(np.array(alone["seconds"]) / np.array(one["seconds"]))
             of_passes = np.median(one["ratio"])
             memory = one["peak_bytes"] / alone["peak_bytes"]
-            ours = (
-                f"{share:.1%} of plain throughput; {of_passes:.2f} times plain training with a "
-                f"validation pass; {memory:.2f} times the memory"
-            )
-            rows.append((f"`{name}` ({size})", ours, said))
-    return rows
+            ours = f"{of_passes:.2f}; {share:.1%}; {memory:.2f}"
+            rows.append((f"`{name}`, {size}", ours, said))
+    what = "times plain + validation; of plain throughput; times plain memory"
+    return [(f"{rows[0][0]}: {what}", *rows[0][1:]), *rows[1:]]
 
 
 def _pruning(cells: Cells) -> list[tuple[str, str, str]]:
@@ -169,7 +174,7 @@ def _payout(cells: Cells) -> list[tuple[str, str, str]]:
 
     return [
         (
-            f"AUC of the total value for wrong labels, without and with payout={window}",
+            f"AUC of the total value for wrong labels, without and with momentum_window={window}",
             f"{mean(0, 'auc'):.3f}, {mean(window, 'auc'):.3f}",
             "",
         )
@@ -247,29 +252,32 @@ def _import_time(cells: Cells) -> list[tuple[str, str, str]]:
 
 
 TOPICS = (
-    Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
-    Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
-    Topic("interaction", "interaction.md", "Where samples interact?", _interaction),
-    Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
-    Topic("selection", "selection.md", "Does choosing what to train on pay?", _selection),
-    Topic("overhead", "cost.md", "What does it cost?", _overhead),
-    Topic("following", "following.md", "What does following owners cost?", _following),
-    Topic("heads", "heads.md", "Does a fused head's memory stay saved?", _heads),
-    Topic("budget", "budget.md", "What does spending less cost?", _budget),
-    Topic("payout", "payout.md", "What does momentum's part add?", _payout),
-    Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
-    Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
-    Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
+    Topic("fidelity", "evidence/fidelity.md", "How right are the values?", _fidelity),
+    Topic("optimizers", "evidence/optimizers.md", "Beyond Adam?", _optimizers),
+    Topic("interaction", "evidence/interaction.md", "Where samples interact?", _interaction),
+    Topic(
+        "influence", "evidence/influence.md", "Does look-ahead agree with retraining?", _influence
+    ),
+    Topic("selection", "evidence/selection.md", "Does choosing what to train on pay?", _selection),
+    Topic("overhead", "evidence/cost.md", "What does it cost?", _overhead),
+    Topic("following", "evidence/following.md", "What does following owners cost?", _following),
+    Topic("heads", "evidence/heads.md", "Does a fused head's memory stay saved?", _heads),
+    Topic("budget", "evidence/budget.md", "What does spending less cost?", _budget),
+    Topic("payout", "evidence/payout.md", "What does momentum's part add?", _payout),
+    Topic("pruning", "evidence/pruning.md", "Does pruning pay?", _pruning),
+    Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", _mislabelled),
+    Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", _tracing),
     Topic("import_time", None, "How long does importing take?", _import_time),
-    Topic("soak", "soak.md", "Does a long run stay as it is?", _soak),
+    Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", _soak),
 )
 
-HEAD = """# Everything that was measured
+HEAD = """# Evidence: everything that was measured
 
-This page was written by `python -m benchmarks` from the results under `benchmarks/results/`; the
-pages named below say on what and with which versions, and print their own numbers. *Elsewhere* are
-figures as papers report them, on their own models and machines: they say what to expect of a
-method, not which machine is faster. Methods of others that stand under *here* were run here, on
-the same data.
+Each section has the claim, its control, the command and the numbers, computed from `benchmarks/results/` by
+`python -m benchmarks`, which writes this page. Disappointing rows are kept. The pages behind the links say on which data
+and versions; their long tables are CSV files under `docs/evidence/tables`. *Elsewhere* are figures as papers report them,
+on their own models and machines.
 
-Each command goes on where it was cut off, and `--quick` measures a part that takes minutes."""
+To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It measures what is missing
+in the results (`--fresh` all, `--quick` a part that takes minutes) and writes the page; `--page-only` only writes the page.
+There was no GPU."""

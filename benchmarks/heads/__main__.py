@@ -1,4 +1,4 @@
-"""`python -m benchmarks.heads`: measures what is missing and writes docs/heads.md."""
+"""`python -m benchmarks.heads`: measures what is missing, writes docs/evidence/heads.md."""
 
 from __future__ import annotations
 

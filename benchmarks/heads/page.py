@@ -1,4 +1,4 @@
-"""Writes docs/heads.md from the cells on disk."""
+"""Writes docs/evidence/heads.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def write_page() -> None:
         "PEAKS": markdown(["training", "peak, MB", "of the fused head's"], rows),
         "RUN": environments(cells),
     }
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "heads.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "heads.md")

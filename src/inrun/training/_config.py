@@ -76,7 +76,7 @@ class TrainConfig:
         },
     )
     estimator: str = _setting("path", "How a value is computed: docs/methods.md.")
-    capture: str = _setting("hold", "hold, offload or stream: docs/cost.md.")
+    capture: str = _setting("hold", "hold, offload or stream: docs/evidence/cost.md.")
     contraction: str = _setting("auto", "auto or dense.")
     scored: float = _setting(1, "Score one random step in so many; below 1, this share of steps.")
     budget: float | None = _setting(
