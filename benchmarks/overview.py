@@ -205,9 +205,9 @@ def _interaction(cells: Cells) -> list[tuple[str, str, str]]:
             f"{np.nanmedian(measured(records, game, 'pearson')):.3f}"
             for game in ("own slots", "left out")
         ]
-        what = f"{task.shown}: median R with exact values of own slots, and of rows left out"
-        rows.append((what, ", ".join(each), ""))
-    return rows
+        rows.append((task.shown, ", ".join(each), ""))
+    said = "median R with exact values of own slots, and of rows left out"
+    return [(f"{rows[0][0]}: {said}", *rows[0][1:]), *rows[1:]]
 
 
 def _following(cells: Cells) -> list[tuple[str, str, str]]:
@@ -273,11 +273,12 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-Each section has the claim, its control, the command and the numbers, computed from `benchmarks/results/` by
-`python -m benchmarks`, which writes this page. Disappointing rows are kept. The pages behind the links say on which data
-and versions; their long tables are CSV files under `docs/evidence/tables`. *Elsewhere* are figures as papers report them,
-on their own models and machines.
+Each section has the claim, its control, the command and the numbers, computed from
+`benchmarks/results/` by `python -m benchmarks`, which writes this page. Disappointing rows are
+kept. The pages behind the links say on which data and versions; their long tables are CSV files
+under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
+and machines.
 
-To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It measures what is missing
-in the results (`--fresh` all, `--quick` a part that takes minutes) and writes the page; `--page-only` only writes the page.
-There was no GPU."""
+To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
+measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and
+writes the page; `--page-only` only writes the page. There was no GPU."""
