@@ -22,9 +22,9 @@ class Scoring(ABC):
             residual.
         validation_every: a validation pass after every so many steps only; the steps between are
             judged by the last pass's gradient. Totals over a run keep most of their agreement
-            (docs/evidence/budget.md), but in a single step an older gradient can be worth nothing or less
-            (training swings along sharp directions), so this is warned about. The losses of steps
-            without a pass are not known, nor is their residual.
+            (docs/evidence/budget.md), but in a single step an older gradient can be worth nothing
+            or less (training swings along sharp directions), so this is warned about. The losses
+            of steps without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: a number that is none of parts or steps.

@@ -242,7 +242,7 @@ class Calls:
         self.found.append(call)
 
     def _receiver(self, call: ModelCall, path: str, slot: int) -> Callable[[Any], None]:
-        kept = weakref.ref(call)  # which knows the node: together they would never be let go
+        kept = weakref.ref(call)  # which knows the node: together they would never be released
 
         def receive(gradients: tuple[Tensor | None, ...]) -> None:
             gradient, call = gradients[slot], kept()

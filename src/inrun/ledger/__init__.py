@@ -1,4 +1,4 @@
-"""The books, the totals a sample, and the run on disk."""
+"""The ledger, totals per sample, and the run on disk."""
 
 from inrun.ledger._books import (
     ENTRIES,

@@ -1,4 +1,4 @@
-"""The books: where a step's change of the validation loss came from.
+"""The ledger: where a step's change of the validation loss came from.
 
     opening loss - closing loss
         = samples + momentum + weight decay + unattributed + other + residual
@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 TOTAL = "total"
 
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
-"""What the books explain the fall of the loss by; what they leave is the residual."""
+"""What the ledger explains the fall of the loss by; what it leaves is the residual."""
 
 LEDGER = pa.schema(
     [
@@ -90,7 +90,7 @@ def ledger_rows(
     entries: Entries,
     weight: float = 1.0,
 ) -> list[dict[str, object]]:
-    """The step's rows: the weighted total, and one a target where there are several."""
+    """The step's rows: the weighted total, and one per target where there are several."""
     scaled = [weight * entry for entry in (*entries.explained, entries.residual)]
     columns = np.stack(np.broadcast_arrays(entries.opening, entries.closing, *scaled))  # (8, K)
     parts = [(TOTAL, columns @ np.asarray(weights))]
@@ -154,10 +154,10 @@ def known_residual_shares(ledger: pa.Table) -> np.ndarray:
 
 
 def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float]:
-    """What the validation loss fell by, and by what: one target's books in one row.
+    """What the validation loss fell by, and by what: one target's ledger in one row.
 
     Args:
-        ledger: one target's rows, a row a step.
+        ledger: one target's rows, one row per step.
         still_in_momentum: what momentum did within the window of steps that are not paid yet.
 
     Returns:

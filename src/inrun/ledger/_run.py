@@ -138,7 +138,7 @@ class Run:
         return books_of(self.books(), target)
 
     def balance(self, target: str = TOTAL) -> dict[str, float]:
-        """The books in one row: see `Attribution.balance`.
+        """The ledger in one row: see `Attribution.balance`.
 
         With payout a step is stored when it was paid, so that nothing is still in the momentum;
         of a run that goes on or was killed the last steps are missing.
@@ -241,5 +241,5 @@ def books_of(ledger: pa.Table, target: str) -> pa.Table:
 
 
 def books_of_parts(parts: Iterator[pa.Table] | Sequence[pa.Table]) -> pa.Table:
-    """The books of several parts, in their order."""
+    """The ledger of several parts, in their order."""
     return pa.concat_tables([LEDGER.empty_table(), *parts])
