@@ -49,13 +49,13 @@ def _summary(cells: Cells) -> str:
     """R as attached on both models, one row per optimizer."""
     rows = []
     for name, maker in MAKERS.items():
-        row = [maker.shown, maker.support]
+        row = [maker.shown]
         for task in TASKS:
             records = cells.get(Setting(task, name, 6))
             found = _of(records, "attached", "pearson") if records else None
             row.append("-" if found is None else f"{np.median(found):.4f} ({found.min():.4f})")
         rows.append(row)
-    return markdown(["optimizer", "integrated by", *(f"{said}" for said in TASKS.values())], rows)
+    return markdown(["optimizer", *TASKS.values()], rows)
 
 
 def _tables(cells: Cells) -> str:
@@ -65,8 +65,8 @@ def _tables(cells: Cells) -> str:
         of = f"{TASKS[task]}, {players} samples per step"
         rows += [[of, *row] for row in _table(cells, task, players)]
     head = [
-        "model", "optimizer", f"R before step {FROM} (lowest)", "R as attached", "lowest",
-        "R straight", "lowest", "sums", "residual",
+        "model", "optimizer", "integrated by", f"R before step {FROM} (lowest)", "R as attached",
+        "lowest", "R straight", "lowest", "sums", "residual",
     ]  # fmt: skip
     return long_table("optimizers", "Every optimizer on both models", head, rows)
 
@@ -82,6 +82,7 @@ def _table(cells: Cells, task: str, players: int) -> list[list[str]]:
         rows.append(
             [
                 maker.shown,
+                maker.support,
                 f"{_of(records, 'attached', 'pearson', late=False).min():.4f}",
                 f"**{np.median(attached):.4f}**",
                 f"{attached.min():.4f}",
