@@ -8,6 +8,7 @@ import pytest
 
 import inrun
 import inrun.owners
+from tests.test_layering import ROWS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -114,3 +115,9 @@ def test_the_rooms_in_contributing_are_the_rooms_on_disk():
     listed = set(re.findall(r"^  (\w+)/ ", text.split("tests/\n")[0], re.MULTILINE))
     on_disk = {p.name for p in (ROOT / "src/inrun").iterdir() if (p / "__init__.py").exists()}
     assert listed == on_disk
+
+
+def test_the_architecture_page_has_the_rows_of_the_layering_test():
+    text = (DOCS / "architecture.md").read_text().split("```text\n")[1].split("```")[0]
+    rows = [set(re.split(", ", re.split("  +", line)[0])) for line in text.strip().split("\n")]
+    assert rows == ROWS
