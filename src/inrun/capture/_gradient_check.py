@@ -96,6 +96,8 @@ class GradientCheck:
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
         gone = set(names)
+        if not gone:
+            return
         self.excluded |= gone
         self._small = [(name, factor) for name, factor in self._small if name not in gone]
         # sums that were made already are left out by `_conclude`
@@ -131,7 +133,7 @@ class GradientCheck:
         for name, g in there.items():
             if self._computed.get(name, 1.0) < SINGLE and is_single(g):
                 self._computed[name] = SINGLE
-        versions = {name: (id(g), g._version) for name, g in there.items()}
+        versions = _versions(there)
         present = set() if unowned else self._present
         self._ended.append(
             Ended(
@@ -241,7 +243,8 @@ class GradientCheck:
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
         self._consumed = self._measuring.measure(gradients)
-        self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
+        held = {name: self._parameters[name].grad for name in gradients}  # not what was read of it
+        self._at_consume = _versions({name: g for name, g in held.items() if g is not None})
 
     def computed(self, name: str) -> float:
         """Eps of what a parameter's shares are made of, 0 where there are none."""
@@ -413,6 +416,11 @@ class GradientCheck:
             "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
             "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def _versions(gradients: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """What tells whether something wrote to a gradient, or put another in its place."""
+    return {name: (id(g), g._version) for name, g in gradients.items()}
 
 
 def _owned(sums: Mapping[str, Summed]) -> set[str]:

@@ -85,7 +85,7 @@ def told(values: Mapping[str, Any], numbers: Numbers | None) -> Mapping[str, Any
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from (group[name] for name in _OF_GROUP if _elsewhere(group.get(name)))
-        for p in group["params"]:
+        for p in (p for p in group["params"] if p.device.type != "cpu"):
             state = optimizer.state.get(p, {})
             yield from (state[name] for name in _OF_STATE if _elsewhere(state.get(name)))
 

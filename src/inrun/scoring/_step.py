@@ -223,13 +223,14 @@ class Step:
         A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
         was read before.
         """
-        moves = self._scorer.optimizers.moves()
-        found = {id(p): move for k, p, move in moves if k in stepped}
-        return {
-            name: Move(after.rule, after.weight, plan.move.gradient, after.state, plan.move.setting)
-            for name, plan in self._plans.items()
-            if (after := found.get(id(plan.parameter))) is not None
-        }
+        names = {id(plan.parameter): name for name, plan in self._plans.items()}
+        found: dict[str, Move[Any, Any]] = {}
+        for k, p, after in self._scorer.optimizers.moves():
+            if k in stepped and id(p) in names:
+                before = self._plans[names[id(p)]].move
+                after.gradient, after.setting = before.gradient, before.setting
+                found[names[id(p)]] = after
+        return found
 
     def require_unchanged(self, k: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
@@ -284,6 +285,8 @@ class Step:
         Raises:
             MisuseError: it is in the values already.
         """
+        if len(self.stepped) == len(self._scorer.optimizers.members):
+            return
         kept = {n: plan for n, plan in self._plans.items() if plan.optimizer in self.stepped}
         streamed = any(block.values_BK is not None for block in self.blocks)
         if len(kept) < len(self._plans) and (self._extra or streamed):
