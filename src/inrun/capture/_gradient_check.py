@@ -11,7 +11,7 @@ elementwise (clipping by value), and the raw gradient is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -255,14 +255,23 @@ class GradientCheck:
         """How many blocks ended that were not compared."""
         return len(self._ended)
 
-    def scales(self) -> dict[str, float | None]:
+    def overflowed(self) -> set[str]:
+        """Whose gradients are not finite, of those that `consume` took down."""
+        now = {} if self._consumed is None else self._measuring.read(self._consumed)
+        return {name for name, measured in now.items() if not measured.is_finite}
+
+    def scales(self, without: Collection[str] = ()) -> dict[str, float | None]:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
+
+        Args:
+            without: names that are left out: nothing moves them in this step.
 
         Raises:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
         now = {} if self._consumed is None else self._measuring.read(self._consumed)
+        now = {name: measured for name, measured in now.items() if name not in without}
         self._consumed = None
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
@@ -293,10 +302,7 @@ class GradientCheck:
                 "attribution.paused()."
             )
         if not now.is_finite:
-            raise MisuseError(
-                f"The gradient of {name} is not finite in this step: no contribution can be "
-                "computed, and none is booked. Skip such steps, or lower the learning rate."
-            )
+            raise not_finite(name)
         p = self._parameters[name]
         return Change(mark, now, _close(p), self._is_untouched(name), _between_least(p))
 
@@ -416,6 +422,14 @@ class GradientCheck:
             "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
             "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def not_finite(name: str) -> MisuseError:
+    """What is said of a gradient that an optimizer is about to consume."""
+    return MisuseError(
+        f"The gradient of {name} is not finite in this step: no contribution can be computed, and "
+        "none is booked. Skip such steps, or lower the learning rate."
+    )
 
 
 def _versions(gradients: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -166,7 +166,9 @@ class RunScoring(InRun):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
-        header = {"seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict()}
+        header: dict[str, Any] = {
+            "seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict(),
+        }  # fmt: skip
         sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)  # in which all processes have written theirs by now
