@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ def scales_of(
     capture: Capture,
     blocks: Sequence[Block],
     processes: Processes,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step.
 
@@ -60,10 +61,11 @@ def scales_of(
         capture: the parameters and the check.
         blocks: the step's samples.
         processes: that they are spread over.
+        without: parameters that nothing moves in this step.
     """
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
-    for name, k in capture.check.scales().items():
+    for name, k in capture.check.scales(without).items():
         nothing = k is not None and norms[name] == 0
         unseen = name in gaps and not any(block.factors.get(name) for block in blocks)
         if nothing or unseen:

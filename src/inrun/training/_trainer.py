@@ -32,11 +32,10 @@ from inrun.attribution import Tokens
 from inrun.integrations.transformers import InRun
 from inrun.ledger import read_state, seal, unseal, write_state
 from inrun.replay import Recorder, record
+from inrun.training._checkpoints import STATE, checksums
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
-
-STATE = "inrun-train.safetensors"
 
 
 class RowTrainer(Trainer):
@@ -167,10 +166,14 @@ class RunScoring(InRun):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
-        header = {"seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict()}
+        header: dict[str, Any] = {
+            "seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict(),
+        }  # fmt: skip
         sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
         if state.is_world_process_zero:
-            write_state(_checkpoint(args, state) / STATE, seal(header, {"seen": sums}))
+            folder = _checkpoint(args, state)  # in which all processes have written theirs by now
+            header["files"] = checksums(folder)
+            write_state(folder / STATE, seal(header, {"seen": sums}))
         super().on_save(args, state, control, **kwargs)
         self._saved = time.monotonic()
 
