@@ -34,9 +34,9 @@ class Pruning(Answer):
         by: the ranking's name.
         balanced: the column whose levels lose the same share each, or None.
         table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
-            harm), `confidence` that it is harmful (null below eight visits, and
-            where no validation row has the sample's label), `dropped`, `value`, `value_normalised`, `visits`, with several
-            targets `worst_target`, and with `balanced` the `level`.
+            harm), `confidence` that it is harmful (null below eight visits, and where no validation
+            row has the sample's label), `dropped`, `value`, `value_normalised`, `visits`, with
+            several targets `worst_target`, and with `balanced` the `level`.
         notes: what judges, in sentences.
     """
 
@@ -46,7 +46,7 @@ class Pruning(Answer):
     notes: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
-        """How many are left out, by what, and how many may help in another training; what judges."""
+        """How many are left out, by what, how many may help in another training; what judges."""
         dropped, every = int(pc.sum(self.table["dropped"]).as_py() or 0), self.table.num_rows
         over = f", balanced over {self.balanced}" if self.balanced else ""
         said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}."]
