@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,30 @@ class Run:
     def targets(self) -> tuple[str, ...]:
         """Names of the utility's targets."""
         return tuple(self.manifest["targets"])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each target counts in the total; they add up to 1. Older runs' count equally."""
+        given = self.manifest.get("weights") or [1 / len(self.targets)] * len(self.targets)
+        return dict(zip(self.targets, map(float, given), strict=True))
+
+    @property
+    def parts(self) -> dict[str, list[Path]]:
+        """The files that are read, by kind."""
+        return self._parts
+
+    def judged_by(self, weights: Mapping[str, float]) -> Run:
+        """The same run, its total judged by other weights of the targets: exact, from its files.
+
+        Args:
+            weights: of every target, at least 0; they are scaled to add up to 1.
+
+        Raises:
+            MisuseError: weights that do not fit the targets, or a run with one target.
+        """
+        from inrun.ledger._judged import judged  # which is made of runs
+
+        return judged(self, weights)
 
     @property
     def extra(self) -> Extra:

@@ -17,6 +17,7 @@ from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
 from inrun.report._shown import judges
 from inrun.report._words import covered_column, lead, losses_known, summary
+from inrun.uses import judged_as
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Told:
 
 
 def write_report(
-    run: Run, path: Path, *, samples: pa.Table | None = None, told: Told | None = None
+    run: Run,
+    path: Path,
+    *,
+    samples: pa.Table | None = None,
+    told: Told | None = None,
+    judge: str | None = None,
 ) -> None:
     """Writes a run's report as one HTML file that opens without a network.
 
@@ -41,11 +47,13 @@ def write_report(
         path: the file; it is replaced.
         samples: what the samples are, if the run was not told (`Run.describe`).
         told: a title, words and sections beside the run's own.
+        judge: 'even' or 'training', what each class counts; None as the run was trained.
 
     Raises:
         StoreError: the run holds no visits, or the page cannot be written.
     """
     told = told or Told()
+    run = judged_as(run, judge, samples)
     of = contents(run, samples)
     ledger = run.ledger()
     page = Page(
@@ -163,8 +171,8 @@ def _reading(run: Run) -> Section:
             "lowest.",
             later,
             "Surely harmful: the confidence that the mean over a sample's visits is below 0, by a "
-            "t test whose variance is drawn towards that of all samples. Visits of one training "
-            "are not independent: it is a guide, and training again is the check (inrun prune "
-            "--check).",
+            "t test on the means of its early and its late half, whose variance is drawn towards "
+            "that of all samples. Below eight visits there is none. Training again is the check "
+            "(inrun prune --check).",
         ],
     )
