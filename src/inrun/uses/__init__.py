@@ -2,6 +2,8 @@
 
 from inrun.uses import select
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._explain import Explanation, explain, jumps
+from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._labels import (
     HarmProfile,
     LabelDoubts,
@@ -31,6 +33,7 @@ __all__ = [
     "METHODS",
     "TIMES",
     "Comparison",
+    "Explanation",
     "HarmProfile",
     "LabelDoubts",
     "Mean",
@@ -39,6 +42,7 @@ __all__ = [
     "Rollup",
     "Trace",
     "Train",
+    "TrainedAgain",
     "Valued",
     "anticipating",
     "check_place",
@@ -47,9 +51,12 @@ __all__ = [
     "described",
     "doubts",
     "duplicate_groups",
+    "explain",
+    "explain_again",
     "half_interval",
     "harm_profile",
     "harm_sums",
+    "jumps",
     "label_doubts",
     "load",
     "not_reproducible",
