@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.explain.page import NO_ROWS
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
@@ -154,6 +155,16 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _explain(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for asked in ("explain", "training loss", "validation loss", "gradient norm"):
+        found = [cell["result"][asked] for cell in cells.values()]
+        told = ("step",) if asked in NO_ROWS else ("step", "rows", "source")
+        each = ", ".join(f"{sum(one[what] for one in found)}" for what in told)
+        rows.append((f"`{asked}`: {', '.join(told)} right, of {len(found)}", each, ""))
+    return rows
+
+
 def _selection(cells: Cells) -> list[tuple[str, str, str]]:
     arms = [cell["result"]["arms"] for cell in cells.values()]
     rows = []
@@ -260,6 +271,7 @@ TOPICS = (
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
     Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
+    Topic("explain", "explain.md", "Is the cause of a jump found?", _explain),
     Topic("import_time", None, "How long does importing take?", _import_time),
     Topic("soak", "soak.md", "Does a long run stay as it is?", _soak),
 )

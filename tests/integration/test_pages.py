@@ -12,7 +12,7 @@ import inrun.owners
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
-READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup",
+READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/explain",
                  "uses/lookahead", "uses/select", "extending", "samples")  # fmt: skip
 
 

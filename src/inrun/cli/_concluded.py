@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from inrun.cli._terminal import Cells, plain
+from inrun.cli._terminal import Cells, command, plain
 
 
 def introduce(console: Console, training: Any) -> None:
@@ -44,8 +44,8 @@ def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> Non
     if doubted is not None:
         console.print(_doubtful(run))
     console.print(
-        f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
-        f"{plain(folder)}",
+        f"Values are in {plain(folder)}. Next: {plain(command('inrun', 'report', folder))}, or "
+        f"{plain(command('inrun', 'prune', folder))}",
         soft_wrap=True,
     )
 

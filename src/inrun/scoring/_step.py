@@ -62,7 +62,7 @@ class Step:
         self._after: dict[str, Move[Any, Any]] = {}  # of optimizers that stepped before others
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
-        self._circumstances: dict[str, float] = {}
+        self._circumstances: dict[str, Any] = {}
         self._members: list[Member] = []
         self.memory: Any = None
         self.stepped: set[int] = set()  # numbers of the optimizers that have
