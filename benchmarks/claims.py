@@ -83,6 +83,21 @@ CLAIMS = {
         "Time, memory and live tensors stay flat over 20,000 steps.",
         "The first tenth of the same run.",
     ),
+    "explain": Claim(
+        "`inrun explain` names the step that began a jump of the validation loss more often than "
+        "loss or gradient norm alone; rows and sources are named as well by their own loss.",
+        "The step, rows and source by gradient norm, validation loss and training loss alone.",
+    ),
+    "statements": Claim(
+        "Weights by training shares keep large classes from coming out harmful by construction; "
+        'from eight visits on, "surely harmful" says about what other trainings show.',
+        "Other trainings of the same data, another validation set, and equal weights.",
+    ),
+    "datamodeling": Claim(
+        "Look-ahead's sums rank trainings without half of the data; its mean over random halves "
+        "ranks them better in short trainings, and worse in long ones.",
+        "TracIn, in-step values, gradient products, and being of the same class alone.",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.claims import CLAIMS
+from benchmarks.explain.page import NO_ROWS
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
@@ -166,6 +167,16 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _explain(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for asked in ("explain", "training loss", "validation loss", "gradient norm"):
+        found = [cell["result"][asked] for cell in cells.values()]
+        told = ("step",) if asked in NO_ROWS else ("step", "rows", "source")
+        each = ", ".join(f"{sum(one[what] for one in found)}" for what in told)
+        rows.append((f"`{asked}`: {', '.join(told)} right, of {len(found)}", each, ""))
+    return rows
+
+
 def _selection(cells: Cells) -> list[tuple[str, str, str]]:
     arms = [cell["result"]["arms"] for cell in cells.values()]
     rows = []
@@ -274,6 +285,7 @@ TOPICS = (
     Topic("pruning", "evidence/pruning.md", "Does pruning pay?", _pruning),
     Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", _tracing),
+    Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", _explain),
     Topic("import_time", None, "How long does importing take?", _import_time),
     Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", _soak),
 )

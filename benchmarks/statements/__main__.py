@@ -1,4 +1,4 @@
-"""`python -m benchmarks.statements`: measures what is missing, writes docs/statements.md."""
+"""`python -m benchmarks.statements`: measures what is missing, writes docs/evidence/statements.md."""
 
 from __future__ import annotations
 

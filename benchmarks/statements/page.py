@@ -1,4 +1,4 @@
-"""Writes docs/statements.md from the cells on disk."""
+"""Writes docs/evidence/statements.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements.cell import DROPPED, SURE, TRAININGS, Setting
 
-PAGE = Path(__file__).parents[2] / "docs" / "statements.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
 
 
 def write_page() -> None:

@@ -95,6 +95,21 @@ def test_report_takes_samples_from_a_file(folder, said, refused):
     assert "is not a run" in refused("report", ".")
 
 
+def test_explain_names_a_step_its_books_and_its_rows(folder, said, refused):
+    text = shell(folder, "explain", "run", "--worst", "2", "--out", "unused.csv")
+    assert text.count("It began in step") == 2
+    assert not (folder / "unused.csv").exists()
+    said("explain", "run", "--from", "2", "--to", "4", "--out", "visits.csv")
+    with open(folder / "visits.csv") as file:
+        rows = list(csv.DictReader(file))
+    visits = inrun.load(folder / "run").visits().to_pylist()
+    assert len(rows) == sum(visit["step"] <= 4 for visit in visits)
+    assert {"put_on", "deviations", "source"} <= set(rows[0])
+    assert "scored steps, from 1" in refused("explain", "run", "--step", "99999")
+    assert "--worst looks" in refused("explain", "run", "--worst", "1", "--step", "3")
+    assert "how to train again" in refused("explain", "run", "--check")
+
+
 def test_rollup_adds_up_to_the_books(folder, said, refused):
     text = shell(folder, "rollup", "run", "--out", "by.csv", "--page", "by.html")
     assert "momentum" in text

@@ -13,7 +13,7 @@ from tests.test_layering import ROWS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
-READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup",
+READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/explain",
                  "uses/lookahead", "uses/select", "extending", "samples")  # fmt: skip
 
 

@@ -61,6 +61,7 @@ class GradientCheck:
         self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
+        self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
         self._at_consume: Mapping[str, tuple[int, int]] = {}
         self._compared = 0  # blocks of the step
@@ -273,6 +274,7 @@ class GradientCheck:
         now = {} if self._consumed is None else self._measuring.read(self._consumed)
         now = {name: measured for name, measured in now.items() if name not in without}
         self._consumed = None
+        self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
             raise MisuseError(

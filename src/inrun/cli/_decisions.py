@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import inrun
 from inrun.cli._options import (
@@ -19,7 +18,7 @@ from inrun.cli._options import (
     TextColumn,
     samples_of,
 )
-from inrun.cli._terminal import plain, terminal
+from inrun.cli._terminal import Cells, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
@@ -141,7 +140,7 @@ def rollup(
 
 
 def _print_rollup(console: Console, found: inrun.Rollup) -> None:
-    table = Table(
+    table = Cells(
         plain(found.by), "samples", "value", "95 % interval", "share", "harmful", "duplicated"
     )
     for row in found.table.to_pylist():

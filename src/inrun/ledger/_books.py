@@ -16,12 +16,17 @@ steps after, and in no step's sum. `balance` sets the momentum entries apart: wh
 samples, what is still in the momentum because their windows are open, and what came from before
 any window.
 
+Beside the entries stand the step's `learning_rate` (the largest of its parameter groups),
+`gradient_norm` as the optimizer took it, and `gradient_scale`, that over the norm that the backward
+passes left: below 1 where it was clipped.
+
 Where only some steps are scored, each of them stands for `weight` steps: its entries are multiplied
 by that, so that sums over the run stay unbiased, and its losses are not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +39,9 @@ TOTAL = "total"
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
 """What the ledger explains the fall of the loss by; what it leaves is the residual."""
 
+CIRCUMSTANCES = ("learning_rate", "gradient_norm", "gradient_scale")
+"""What stands beside a step's entries; NaN where it is not known."""
+
 LEDGER = pa.schema(
     [
         ("step", pa.int64()),
@@ -43,6 +51,7 @@ LEDGER = pa.schema(
         *[(name, pa.float64()) for name in ("weight", "opening_loss", "closing_loss", *ENTRIES)],
         ("residual", pa.float64()),
         ("paid_out", pa.float64()),
+        *[(name, pa.float64()) for name in CIRCUMSTANCES],
         ("note", pa.string()),
     ]
 )
@@ -52,7 +61,7 @@ OTHER_ROWS = "opening and closing loss are of different validation rows (validat
 
 NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
 
-_LATER = ("unattributed", "other", "note")  # columns that older stores do not have
+_LATER = ("unattributed", "other", *CIRCUMSTANCES, "note")  # columns that older stores do not have
 
 
 class Entries(NamedTuple):
@@ -66,6 +75,9 @@ class Entries(NamedTuple):
     unattributed: np.ndarray | float = 0.0
     other: np.ndarray | float = 0.0
     note: str = ""
+    learning_rate: float = math.nan
+    gradient_norm: float = math.nan
+    gradient_scale: float = math.nan
 
     @property
     def explained(self) -> list[np.ndarray | float]:
@@ -96,8 +108,9 @@ def ledger_rows(
     parts = [(TOTAL, columns @ np.asarray(weights))]
     if len(targets) > 1:
         parts += [(target, columns[:, k]) for k, target in enumerate(targets)]
-    names = LEDGER.names[5:-1]
+    names = ("opening_loss", "closing_loss", *ENTRIES, "residual", "paid_out")
     about = {"estimator": estimator, "visits": visits, "weight": weight, "note": entries.note}
+    about |= {name: getattr(entries, name) for name in CIRCUMSTANCES}
     return [
         {"step": step, "target": target}
         | about
@@ -113,8 +126,10 @@ def in_present_columns(rows: pa.Table) -> pa.Table:
         return rows
     for name in missing:
         field = LEDGER.field(name)
-        nothing = "" if name == "note" else 0.0
-        rows = rows.append_column(field, pa.array([nothing] * rows.num_rows, field.type))
+        nothing = "" if name == "note" else math.nan if name in CIRCUMSTANCES else 0.0
+        rows = rows.append_column(
+            field, pa.array([nothing] * rows.num_rows, field.type, from_pandas=False)
+        )
     return _finite(rows.select(LEDGER.names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,6 +198,10 @@ class Run:
         """'int64' or 'string'; None before the first visit."""
         found: str | None = self.manifest.get("id_type")
         return found
+
+    def explain(self, step: int | None = None, **stretch: Any) -> Any:
+        """Why the validation loss rose or fell in a step: see `inrun.explain`."""
+        return importlib.import_module("inrun").explain(self, step, **stretch)  # of a room above
 
     def describe(self, samples: Any, validation: Any = None) -> None:
         """Says what the samples are, for reports and decisions: kept beside the values.

@@ -7,7 +7,7 @@ Backward, a segment between two kept states is played again from its first one. 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,33 @@ class Trajectory:
         first = max(state for state in self.kept if state <= visits[0])
         self.replica.put(self.keeper.state(first))
         for step in self.steps[first:]:
-            self.replica.play(step, without, renormalise)
+            self.replica.play(step, [without], renormalise)
+        return self.replica.model
+
+    def stretch(
+        self, first: int, last: int, without: Collection[object] = (), *, renormalise: bool = True
+    ) -> nn.Module:
+        """The model after step `last`, some steps of which were played without some samples.
+
+        Args:
+            first: the first step, counted from 1, from which they are left out.
+            last: the last one that is played; first - 1 plays none of them.
+            without: ids of the samples.
+            renormalise: see `retrain`.
+
+        Raises:
+            MisuseError: no such steps were recorded.
+        """
+        if not 1 <= first <= last + 1 <= len(self.steps) + 1:
+            raise MisuseError(
+                f"Steps {first} to {last} were not recorded: the recording has {len(self.steps)}."
+            )
+        begin = max(state for state in self.kept if state < first)
+        self.replica.put(self.keeper.state(begin))
+        for number in range(begin, last):
+            self.replica.play(
+                self.steps[number], without if number + 1 >= first else (), renormalise
+            )
         return self.replica.model
 
     def losses(self) -> dict[int | str, float]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture
+from inrun.capture import Block, Capture, GradientCheck
 from inrun.distributed import Processes, own_part, part_of
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
+from inrun.optim import Move
 from inrun.scoring._changes import Precision, factor_between
 from inrun.scoring._plan import ParameterPlan
 
@@ -45,6 +48,21 @@ def norms_of(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
     ]
     rows = torch.stack([norm.detach().double() for norm in norms]).cpu().tolist()
     return dict(zip(plans, rows, strict=True))
+
+
+def circumstances(moves: Mapping[str, Move[Any, Any]], check: GradientCheck) -> dict[str, float]:
+    """What the books say beside a step's entries, once the check has read the gradients.
+
+    The norms were measured for the check; nothing is read from the device for this.
+    """
+    rates = [getattr(move.setting, "lr", math.nan) for move in moves.values()]
+    known = [abs(rate) for rate in rates if isinstance(rate, float | int)]
+    before = math.hypot(*(norm for name, norm in check.norms.items() if name in moves))
+    return {
+        "learning_rate": max(known, default=math.nan),
+        "gradient_norm": check.consumed_norm,
+        "gradient_scale": check.consumed_norm / before if before else math.nan,
+    }
 
 
 def scales_of(

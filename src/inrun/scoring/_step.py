@@ -24,7 +24,7 @@ from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
 from inrun.ledger import Ids
 from inrun.optim import Move
-from inrun.scoring._gradients import common_scale, norms_of, scales_of
+from inrun.scoring._gradients import circumstances, common_scale, norms_of, scales_of
 from inrun.scoring._grouped import Member, groups_of
 from inrun.scoring._plan import ParameterPlan, plan_parameter, smoothing_work
 from inrun.scoring._scored import Scored, read
@@ -62,6 +62,7 @@ class Step:
         self._after: dict[str, Move[Any, Any]] = {}  # of optimizers that stepped before others
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
+        self._circumstances: dict[str, Any] = {}
         self._members: list[Member] = []
         self.memory: Any = None
         self.stepped: set[int] = set()  # numbers of the optimizers that have
@@ -170,6 +171,8 @@ class Step:
             cancelling = capture.check.cancelling
             consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
             scales = scales_of(consumed, capture, blocks, scorer.processes, skipping)
+            moves = {name: move for name, (_, _, move) in self._moving.items()}
+            self._circumstances = circumstances(moves, capture.check)
             for name, (k, p, move) in self._moving.items():
                 own = smoothing_work([(p, move)], samples) if name in cancelling else None
                 direction = scorer.smoothing.direction_for(move, work, cancels=own)
@@ -299,7 +302,7 @@ class Step:
                 scorer.contraction.forget_step()
                 raise
         self.stage = Stage.SCORED
-        return found
+        return found._replace(entries=found.entries._replace(**self._circumstances))
 
     def _keep_only_stepped(self) -> None:
         """Drops what was planned for optimizers that did not step.

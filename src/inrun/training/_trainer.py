@@ -30,7 +30,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from inrun.attribution import Tokens
 from inrun.integrations.transformers import InRun
-from inrun.ledger import read_state, seal, unseal, write_state
+from inrun.ledger import Jumps, read_state, seal, unseal, write_state
 from inrun.replay import Recorder, record
 from inrun.training._checkpoints import STATE, checksums
 from inrun.training._samples import Sample
@@ -112,6 +112,7 @@ class RunScoring(InRun):
         self._began = self._saved = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
+        self._jumps = Jumps()
         self.ids: Sequence[Any] = ()  # of the pass under way
 
     @property
@@ -138,7 +139,13 @@ class RunScoring(InRun):
             self._restore(_checkpoint(args, state), state.is_world_process_zero)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves once in a while; after the keyboard's interrupt saves and stops."""
+        """Saves once in a while; after the keyboard's interrupt saves and stops.
+
+        A step whose loss jumped is told.
+        """
+        row = self.attribution.latest
+        if row.get("step") == state.global_step and (words := self._jumps.words(row)):
+            self._console.print(words, style="yellow", soft_wrap=True, highlight=False)
         stop, save = self.interrupted, self._due()
         if args.world_size > 1:  # all processes do the same
             asked = torch.tensor([stop, save], dtype=torch.float, device=args.device)

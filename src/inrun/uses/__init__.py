@@ -2,6 +2,8 @@
 
 from inrun.uses import select
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._explain import Explanation, explain, jumps
+from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._labels import (
     HarmProfile,
@@ -34,6 +36,7 @@ __all__ = [
     "METHODS",
     "TIMES",
     "Comparison",
+    "Explanation",
     "HarmProfile",
     "LabelDoubts",
     "Mean",
@@ -42,6 +45,7 @@ __all__ = [
     "Rollup",
     "Trace",
     "Train",
+    "TrainedAgain",
     "Valued",
     "anticipating",
     "check_place",
@@ -50,12 +54,15 @@ __all__ = [
     "described",
     "doubts",
     "duplicate_groups",
+    "explain",
+    "explain_again",
     "half_interval",
     "harm_profile",
     "harm_sums",
     "judge_notes",
     "judged_as",
     "judged_classes",
+    "jumps",
     "label_doubts",
     "load",
     "not_reproducible",
