@@ -57,7 +57,10 @@ def test_several_targets_count_alike_and_a_constant_ranks_nothing(trained):
     parts = {"a": tuple(t[12:15] for t in train.data), "b": tuple(t[15:] for t in train.data)}
     ids = run.sample_ids()
     good = inrun.lookahead(run, inrun.Utility(loss, targets=parts)).values()
-    values = {"look-ahead": good, "nothing": pa.table({"sample_id": ids, "a": ids, "b": [0] * len(ids)})}
+    values = {
+        "look-ahead": good,
+        "nothing": pa.table({"sample_id": ids, "a": ids, "b": [0] * len(ids)}),
+    }
     found = inrun.truth.lds(run, inrun.Utility(loss, targets=parts), values, subsets=15)
     alone = []
     for name, part in parts.items():
