@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 import inrun
-from inrun.cli import _decisions, _trace, _train
+from inrun.cli import _decisions, _trace, _train, _validate
 from inrun.cli._terminal import plain, terminal
 from inrun.errors import InRunError
 
@@ -72,7 +72,13 @@ def audit(
 
 app.command("train", no_args_is_help=True)(_train.train)
 app.command("plan", no_args_is_help=True)(_train.plan)
-for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trace):
+for verb in (
+    _decisions.report,
+    _decisions.prune,
+    _decisions.rollup,
+    _trace.trace,
+    _validate.validate,
+):
     app.command()(verb)
 
 

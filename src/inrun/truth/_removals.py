@@ -250,4 +250,6 @@ def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     ranks: Iterable[np.ndarray] = (rankdata(x, axis=0) for x in (a, b))
     da, db = (r - r.mean(0) for r in ranks)
     spread = np.sqrt((da**2).sum(0) * (db**2).sum(0))
-    return np.divide((da * db).sum(0), spread, out=np.zeros(len(spread)), where=spread > 0)
+    found = np.zeros(len(spread))
+    np.divide((da * db).sum(0), spread, out=found, where=spread > 0)
+    return found
