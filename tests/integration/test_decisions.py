@@ -211,6 +211,23 @@ def test_trace_takes_several_queries_and_named_targets(folder, said, refused):
     )
 
 
+def test_validate_trains_without_halves_and_compares(folder, said, refused):
+    rows = [{"query": s, "text": own_loop.DATA[i][0]} for i, s in ((1, "first"), (7, "second"))]
+    query_of(folder, "halves.jsonl", "\n".join(map(json.dumps, rows)))
+    arguments = ("validate", "run", "--query", "halves.jsonl", "--entry", "mine:again",
+                 "--subsets", 10, "--store", "trainings")  # fmt: skip
+    first = said(*arguments)
+    assert "score over 10 trainings without" in first
+    rows = [line.split() for line in first.splitlines() if "look-ahead" in line or "random" in line]
+    assert len(rows) >= 2
+    kept = {file.name: file.read_bytes() for file in (folder / "trainings").iterdir()}
+    assert kept.keys() == {"halves.jsonl", "removals.jsonl"}
+    assert said(*arguments) == first  # of what is kept
+    assert kept == {file.name: file.read_bytes() for file in (folder / "trainings").iterdir()}
+    assert "another retraining" in refused(*arguments, "--seed", 1)
+    assert "Pass --entry" in refused("validate", "run", "--query", "halves.jsonl")
+
+
 def test_text_from_the_data_sends_nothing_to_the_terminal(folder, said):
     hostile = "\x1b]0;owned\x07 [bold]x[/bold] \x1b[31m"
     rows = [{"sample_id": i, "text": hostile, "source": hostile} for i in own_loop.TRAINING]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import inrun
-from inrun.cli import _decisions, _explain, _trace, _train
+from inrun.cli import _decisions, _explain, _trace, _train, _validate
 from inrun.cli._terminal import Cells, plain, terminal
 from inrun.errors import InRunError
 
@@ -77,6 +77,7 @@ for verb in (
     _decisions.prune,
     _decisions.rollup,
     _trace.trace,
+    _validate.validate,
 ):
     app.command()(verb)
 
