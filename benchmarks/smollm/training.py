@@ -6,6 +6,8 @@ import random
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 import inrun
 from benchmarks.data import brown_passages, smollm2
 
@@ -25,7 +27,13 @@ class Size(NamedTuple):
 
     def model_and_tokenizer(self) -> tuple[Any, Any]:
         """Loaded, or made."""
-        return stand_in() if self.tiny else smollm2()
+        if self.tiny:
+            return stand_in()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = smollm2()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(folder)
 
     def texts(self, count: int) -> list[str]:
         """Passages of the Brown corpus, or random words, each cut to a length of its own."""
@@ -43,7 +51,6 @@ VOCABULARY = [f"w{i}" for i in range(50)]
 
 def stand_in() -> tuple[Any, Any]:
     """A random Llama with tied embeddings, and a tokenizer of words."""
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
