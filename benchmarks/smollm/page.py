@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.smollm.cell import WARM_UP
 from benchmarks.smollm.exact import SAMPLES
 from benchmarks.smollm.training import KINDS, RATES, Size
 
@@ -29,6 +30,13 @@ def write_page() -> None:
         "SAMPLES": str(SAMPLES),
         "TRAINED": _table(cells, _trained),
         "EXACT": _exact(cells),
+        "WARM_UP": str(WARM_UP),
+        "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
+        "LEFT": " and ".join(
+            f"{throughput(cells[f'{kind}: in turns']['result'])[0]:.0%} ({KINDS[kind]})"
+            for kind in KINDS
+            if f"{kind}: in turns" in cells
+        ),
         "RUN": environments(cells),
     }
     fill(Path(__file__).parent / "page.md", parts, DOCS / "smollm.md")
@@ -56,10 +64,10 @@ def _trained(cells: Any, kind: str) -> dict[str, str]:
         f"from step {SETTLED} on, median and highest": f"{np.median(shares[SETTLED - 1 :]):.2%}, "
         f"{max(shares[SETTLED - 1 :]):.2%}",
         "seconds of processor time per step, plain": f"{seconds['plain']:.2f}",
-        "the same, attributed": f"{seconds['attributed']:.2f}",
+        "seconds per step, attributed": f"{seconds['attributed']:.2f}",
         "share of plain throughput that is left": f"{share:.1%}",
         "peak memory of the process, plain, MB": f"{peaks[0]:,.0f}",
-        "the same, attributed": f"{peaks[1]:,.0f} ({peaks[1] / peaks[0]:.2f} times)",
+        "peak memory, attributed, MB": f"{peaks[1]:,.0f} ({peaks[1] / peaks[0]:.2f} times)",
     }
 
 
