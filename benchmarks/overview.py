@@ -171,7 +171,7 @@ def _payout(cells: Cells) -> list[tuple[str, str, str]]:
 
     return [
         (
-            f"AUC of the total value for wrong labels, without and with payout={window}",
+            f"AUC of the total value for wrong labels, without and with momentum_window={window}",
             f"{mean(0, 'auc'):.3f}, {mean(window, 'auc'):.3f}",
             "",
         )
@@ -184,12 +184,12 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
         return float(np.mean([cell["result"][way][what] for cell in cells.values()]))
 
     return [
-        (f"`{way}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
-        for way in (
-            "validation_parts=2",
-            "validation_parts=10",
-            "Sampled(5)",
-            "stream",
+        (f"`{shown}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
+        for way, shown in (
+            ("validation_parts=2", "validation_parts=2"),
+            ("validation_parts=10", "validation_parts=10"),
+            ("Sampled(5)", "scoring=inrun.Sampled(5)"),
+            ("stream", "stream"),
         )
     ]
 
