@@ -25,6 +25,8 @@ from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
+from benchmarks.smollm.page import throughput
+from benchmarks.smollm.training import KINDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
@@ -205,12 +207,12 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
         return float(np.mean([cell["result"][way][what] for cell in cells.values()]))
 
     return [
-        (f"`{way}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
-        for way in (
-            "validation_parts=2",
-            "validation_parts=10",
-            "Sampled(5)",
-            "stream",
+        (f"`{shown}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
+        for way, shown in (
+            ("validation_parts=2", "validation_parts=2"),
+            ("validation_parts=10", "validation_parts=10"),
+            ("Sampled(5)", "scoring=inrun.Sampled(5)"),
+            ("stream", "stream"),
         )
     ]
 
@@ -237,12 +239,31 @@ def _following(cells: Cells) -> list[tuple[str, str, str]]:
 
 
 def _heads(cells: Cells) -> list[tuple[str, str, str]]:
-    alone = cells["fused"]["result"]["peak_bytes"]
-    return [
-        (f"{WAYS[way]}: peak memory over training alone", f"{peak / alone:.3f}", "")
-        for way, cell in cells.items()
-        if way != "fused" and (peak := cell["result"]["peak_bytes"])
-    ]
+    rows = []
+    for key, cell in cells.items():
+        width, way = key.split(": ")
+        alone = cells[f"{width}: fused"]["result"]["peak_bytes"]
+        if way != "fused":
+            what = f"{WAYS[way]}, width {width}: peak memory over training alone"
+            rows.append((what, f"{cell['result']['peak_bytes'] / alone:.3f}", ""))
+    return rows
+
+
+def _smollm(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for kind, what in KINDS.items():
+        records = cells[f"{kind}: exact"]["result"]["records"]
+        r = [record["agreement"]["shared"]["pearson"] for record in records]
+        shares = cells[f"{kind}: attributed"]["result"]["residual_shares"]
+        left, _ = throughput(cells[f"{kind}: in turns"]["result"])
+        rows.append(
+            (f"{what}: R with exact values per step, the lowest of {len(r)}", f"{min(r):.4f}", "")
+        )
+        rows.append(
+            (f"{what}: residual of the books per step, the highest", f"{max(shares):.2%}", "")
+        )
+        rows.append((f"{what}: share of plain throughput", f"{left:.0%}", ""))
+    return rows
 
 
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
@@ -280,6 +301,7 @@ TOPICS = (
     Topic("overhead", "evidence/cost.md", "What does it cost?", _overhead),
     Topic("following", "evidence/following.md", "What does following owners cost?", _following),
     Topic("heads", "evidence/heads.md", "Does a fused head's memory stay saved?", _heads),
+    Topic("smollm", "evidence/smollm.md", "On a real language model?", _smollm),
     Topic("budget", "evidence/budget.md", "What does spending less cost?", _budget),
     Topic("payout", "evidence/payout.md", "What does momentum's part add?", _payout),
     Topic("pruning", "evidence/pruning.md", "Does pruning pay?", _pruning),

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.explain`: plants bad shards, asks who did it, writes docs/evidence/explain.md."""
+"""`python -m benchmarks.explain`: plants bad shards, asks who did it, writes its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.statements`: measures what is missing, writes docs/evidence/statements.md."""
+"""`python -m benchmarks.statements`: measures what is missing, writes its page."""
 
 from __future__ import annotations
 
