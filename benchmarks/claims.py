@@ -84,9 +84,10 @@ CLAIMS = {
         "The first tenth of the same run.",
     ),
     "smollm": Claim(
-        "On SmolLM2-135M under TRL's SFT, packed, values are those of the exact game with LoRA, and "
-        "nearly so in full fine-tuning; the books close; the weights are those of plain training.",
-        "Exact Shapley values of four samples in real AdamW steps; the same training without inrun.",
+        "On SmolLM2-135M under TRL's SFT, packed, values are those of the exact game with LoRA, "
+        "and nearly so in full fine-tuning; the books close; the weights are those of plain "
+        "training.",
+        "Exact Shapley values of four samples in real AdamW steps; the same training alone.",
     ),
     "explain": Claim(
         "`inrun explain` names the step that began a jump of the validation loss more often than "

