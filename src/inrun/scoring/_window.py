@@ -2,7 +2,7 @@
 
 The direction is known before the first of them: the opening validation gradient times the slope
 of the null update, per unit of learning rate, so that each step takes its own. Each backward pass
-leaves a sketch of its shares (see `inrun.factors`), and at the closing pass sketches meet both ends,
+leaves a sketch of its shares (see `inrun.factors`); at the closing pass sketches meet both ends,
 
     value_b = sum over layers of lr * scale * <(1 - x) S_open + x S_close / captured, sketch_b>
 
