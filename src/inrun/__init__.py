@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type checkers
     from inrun import errors, optim, truth
     from inrun.answers import Answer
-    from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, attach
+    from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, Window, attach
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
@@ -64,6 +64,7 @@ __all__ = [
     "Trace",
     "Trajectory",
     "Utility",
+    "Window",
     "__version__",
     "attach",
     "check_pruning",
@@ -84,7 +85,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "attach"),
+    "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "Window", "attach"),
     "answers": ("Answer",),
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),

@@ -3,7 +3,7 @@
 from inrun.attribution._attach import attach
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._options import Options, require_settings
-from inrun.attribution._scoring import Budget, EveryStep, Sampled, Scoring
+from inrun.attribution._scoring import Budget, EveryStep, Sampled, Scoring, Window
 from inrun.scoring import Tokens
 from inrun.truth import Audit
 
@@ -16,6 +16,7 @@ __all__ = [
     "Sampled",
     "Scoring",
     "Tokens",
+    "Window",
     "attach",
     "require_settings",
 ]

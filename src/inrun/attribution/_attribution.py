@@ -21,13 +21,14 @@ from inrun.attribution._loop import Loop
 from inrun.attribution._options import CAPTURES, Options
 from inrun.attribution._record import Record
 from inrun.attribution._results import Results
+from inrun.capture import Sketching
 from inrun.distributed import agreed
 from inrun.errors import InRunWarning, NotSupportedError
 from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
-from inrun.scoring import Scorer, TokenLosses, Tokens, require_whole_directions
+from inrun.scoring import Scorer, TokenLosses, Tokens, Windows, require_whole_directions
 from inrun.truth import Audit, Auditor, AuditSchedule, AuditUtility
 from inrun.utility import Utility
 
@@ -45,6 +46,7 @@ class Attribution(Batches, Results):
         frequency: Frequency,
         extra: Extra,
         options: Options,
+        windows: Windows | None = None,
     ):
         self._model, self._utility = model, utility
         self._scorer, self._window = scorer, window
@@ -53,21 +55,22 @@ class Attribution(Batches, Results):
         self._record = Record(utility.targets, utility.weights, folder, first=first, extra=extra)
         line, advice = LiveLine(options.progress and first), Advice()
         captures = Captures(
-            CAPTURES[options.capture], model, scorer.optimizers, utility, scorer.processes, advice,
-            sums=options.self_test,
+            CAPTURES[options.capture] if windows is None else Sketching, model,
+            scorer.optimizers, utility, scorer.processes, advice, sums=options.self_test,
         )  # fmt: skip
         advice.of_stale(utility.refresh)
-        self._loop = Loop(captures, scorer, window, frequency, advice, self._record, line)
+        self._windows = windows
+        self._loop = Loop(captures, scorer, window, frequency, advice, self._record, line, windows)
         kind = {
             "estimator": scorer.estimator,
             "targets": list(utility.targets),
             "weights": list(utility.weights),
-            "capture": options.capture,
+            "capture": options.capture if windows is None else "window",
             "sampled": frequency.sampled,
             "payout": 0 if window is None else window.window,
         }
-        self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record)
         agreed(scorer.processes, lambda: None if folder is None else folder.create())
+        self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record, windows)
         self._hooks = StepHooks(self, scorer.optimizers.members, Attribution._stranger_stepped)
         self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
         self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)
@@ -98,6 +101,11 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
+        if self._windows is not None:
+            raise NotSupportedError(
+                "An audit needs the shares of the steps that it plays out, and a scoring window "
+                "keeps sketches of them. Audit a run with scoring=inrun.EveryStep()."
+            )
         if self._loop.capture.sharded:
             raise NotSupportedError(
                 "An audit plays steps out on whole copies of the model, and this one's parameters "
@@ -137,6 +145,11 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
+        if self._windows is not None:
+            raise NotSupportedError(
+                "Values a token need each step's own direction, and a scoring window has one for "
+                "all its steps. Attach with scoring=inrun.EveryStep()."
+            )
         require_whole_directions(self._scorer, self._loop.capture, window=self._window is not None)
         if self._loop.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
@@ -168,8 +181,8 @@ class Attribution(Batches, Results):
         noted; the state holds totals a sample, and without a store the books. Nothing is changed in
         this run. One that goes on from the state has what waits for later steps ended there: with
         `payout` the samples of open windows have what momentum did for them until then; what it
-        does after is booked as from before the window. With several processes and `payout` all of
-        them call it.
+        does after is booked as from before the window. A scoring window that is open is closed by
+        a validation pass first. With several processes and either of them all processes call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.

@@ -18,7 +18,7 @@ from inrun.errors import InRunError, MisuseError, StoreError
 from inrun.ledger import seal, unseal
 from inrun.momentum import Payouts
 from inrun.owners import IdReader
-from inrun.scoring import Scorer
+from inrun.scoring import Scorer, Windows
 
 
 class Checkpoint:
@@ -30,14 +30,15 @@ class Checkpoint:
         scorer: remembers forecasts and ranks.
         window: of momentum, which remembers ranks of its own.
         record: the totals and the books.
+        windows: of scoring, if there are any.
     """
 
     def __init__(
         self, kind: Mapping[str, Any], loop: Loop, scorer: Scorer, window: Payouts | None,
-        record: Record,
+        record: Record, windows: Windows | None = None,
     ):  # fmt: skip
         self._kind, self._loop, self._scorer = kind, loop, scorer
-        self._window, self._record = window, record
+        self._window, self._record, self._windows = window, record, windows
 
     def state(self, ids: IdReader) -> dict[str, Any]:
         """See `Attribution.state_dict`."""
@@ -48,10 +49,13 @@ class Checkpoint:
                 "of that step are in no checkpoint, so its samples would be lost. Call it after "
                 "the step."
             )
+        self._loop.close_window()
         scorer, tensors = self._scorer.state()
         record, tables = self._record.state(self._loop.booking.owed())
         paying, ranks = ({}, {}) if self._window is None else self._window.contraction.state()
+        windows, bases = ({}, {}) if self._windows is None else self._windows.state()
         header = {
+            "windows": windows,
             "kind": self._kind,
             "taken": self._loop.taken,
             "scored": self._loop.booking.scored,
@@ -62,7 +66,7 @@ class Checkpoint:
             "record": record,
             "audit": self._loop.audit_state(),
         }
-        parts = {"scorer": tensors, "paying": ranks, "record": tables}
+        parts = {"scorer": tensors, "paying": ranks, "record": tables, "windows": bases}
         named = {f"{part}/{n}": t for part, found in parts.items() for n, t in found.items()}
         return seal(header, named)
 
@@ -106,6 +110,8 @@ class Checkpoint:
         self._scorer.restore(header["scorer"], part("scorer/"))
         if self._window is not None:
             self._window.contraction.restore(header["paying"], part("paying/"))
+        if self._windows is not None:
+            self._windows.restore(header["windows"], part("windows/"))
         ids = IdReader(header["ids"])
         self._loop.frequency.restore(header["frequency"])
         self._loop.booking.go_on(header["scored"])

@@ -21,7 +21,7 @@ from inrun.attribution._passes import Passes
 from inrun.attribution._record import Record
 from inrun.momentum import Payouts
 from inrun.optim import skipped, trained_parameters
-from inrun.scoring import Scored, Scorer, Stage, Step, Tokens
+from inrun.scoring import Scored, Scorer, Stage, Step, Tokens, Windows
 from inrun.truth import Auditor
 
 
@@ -37,9 +37,10 @@ class Loop(Passes):
         advice: Advice,
         record: Record,
         line: LiveLine,
+        windows: Windows | None = None,
     ):
         watch = Stopwatch()
-        super().__init__(captures, scorer, window, frequency, advice, watch)
+        super().__init__(captures, scorer, window, frequency, advice, watch, windows)
         self._optimizers, self._record = scorer.optimizers, record
         self.booking = Booking(record, line, watch, advice, scorer.processes, window)
         self.paused = False
@@ -132,6 +133,8 @@ class Loop(Passes):
             if not step.owned:  # the loop zeroed what came in of them
                 return
             step.plan(self.capture, first)
+            if self._windows is not None:
+                self._windows.learn(step, self.capture)
         self.advice.of_cancelling(self._scorer.untold)
         if self._scorer.validation.weights_edited:
             self.advice.of_edited_weights()
@@ -179,16 +182,25 @@ class Loop(Passes):
             return
         try:
             with self.watch:
-                scored = step.score(self.capture, self._tokens)
-                if self._tokens is not None:
-                    self._tokens.scored(step.number, step.weight, scored.values)
-                self.booking.book(step, scored)
-            self._check(step, scored)
+                results = step.results(self.capture, self._tokens)
+                for past, scored in results:
+                    if self._tokens is not None:
+                        self._tokens.scored(past.number, past.weight, scored.values)
+                    self.booking.book(past, scored)
+            for past, scored in results:
+                self._check(past, scored)
         except BaseException:
             self._scorer.validation.forget()  # its last pass is that of the weights before the step
             raise
         finally:
             self.forget()
+
+    def close_window(self) -> None:
+        """See `Passes.close_window`: by a validation pass now."""
+        if self._windows is not None:
+            with self.watch:
+                for past, scored in self._windows.close(self.capture):
+                    self.booking.book(past, scored)
 
     def _check(self, step: Step, scored: Scored) -> None:
         """The audit's part of a step's end."""
@@ -220,6 +232,9 @@ class Loop(Passes):
         self.capture.check.next_step()
         if not moved:
             return
+        if failed and self._windows is not None:
+            self._windows.drop()
+        self.close_window()
         self._scorer.validation.forget()
         if by is None:
             self.booking.settle(parted=failed)

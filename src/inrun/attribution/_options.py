@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from inrun.attribution._scoring import EveryStep, Scoring
+from inrun.attribution._scoring import EveryStep, Scoring, Window
 from inrun.capture import Hold, Offload, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError
@@ -100,8 +100,8 @@ def require_settings(
     options = Options() if options is None else options
     if not isinstance(scoring, Scoring):
         raise MisuseError(
-            f"scoring={scoring!r} is none of inrun.EveryStep(), inrun.Sampled(4), "
-            "inrun.Budget(0.05)."
+            f"scoring={scoring!r} is none of inrun.EveryStep(), inrun.Window(10), "
+            "inrun.Sampled(4), inrun.Budget(0.05)."
         )
     if not isinstance(options, Options):
         raise MisuseError(f"options={options!r} is no inrun.Options(...).")
@@ -110,6 +110,13 @@ def require_settings(
         raise MisuseError(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
+        )
+    if isinstance(scoring, Window) and (
+        direction.name != "path" or options.capture != "hold" or momentum_window
+    ):
+        raise MisuseError(
+            "inrun.Window has its own way to keep shares and its own direction: attach with "
+            "estimator='path', momentum_window=0, and no other capture."
         )
     window = momentum_window
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:

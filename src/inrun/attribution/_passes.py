@@ -15,7 +15,7 @@ from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.momentum import Payouts
 from inrun.owners import Ownership
-from inrun.scoring import Scorer, Step
+from inrun.scoring import Scorer, Step, WindowedStep, Windows
 from inrun.truth import Auditor
 
 
@@ -29,6 +29,7 @@ class Passes:
         frequency: which steps are scored.
         advice: that is given.
         watch: of the attribution's own time.
+        windows: of scoring, if steps are scored in windows.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Passes:
         frequency: Frequency,
         advice: Advice,
         watch: Stopwatch,
+        windows: Windows | None = None,
     ):
+        self._windows = windows
         self._captures, self._scorer, self._window = captures, scorer, window
         self.frequency, self.advice, self.watch = frequency, advice, watch
         self.taken = 0  # steps
@@ -88,7 +91,8 @@ class Passes:
                 sees = self._auditor.block_begins(
                     self.capture, step.number, len(names), first=not step.owned
                 )
-        watch = Watch(self._contract(step), sees, sees is not None, step.number)
+        sketch = step.sketch if isinstance(step, WindowedStep) else None
+        watch = Watch(self._contract(step), sees, sees is not None, step.number, sketch)
         self._inside = True
         with Resting():
             try:
@@ -107,13 +111,18 @@ class Passes:
             if self._step is None:
                 weight = self.frequency.weight(self.taken + 1)
                 self._scorer.validation.deal(self.frequency.parts)
-                self._step = Step(self._scorer, self.taken + 1, weight, self._window)
+                number = self.taken + 1
+                windowed = None if self._windows is None else self._windows.step(number)
+                self._step = windowed or Step(self._scorer, number, weight, self._window)
         return self._step
 
     def _begin_pass(self, step: Step) -> None:
         """Before a forward and a backward pass of a scored step."""
         if not step.blocks:
             self._captures.refresh()
+            known = None if self._windows is None else self._windows.names
+            if known is not None and known != list(self.capture.trained):
+                self.close_window()  # parameters were added, frozen or thawed
         self.advice.of_compiled(self.capture.compiled)
         if self.capture.contracts_early:
             # the opening gradient is asked of all processes, and the backward pass is everyone's
@@ -145,10 +154,16 @@ class Passes:
         with self.watch:
             added = before.added()
             self._scorer.processes.require_alike("the end of a block")
-            step.add([], self.capture.unowned(added, Watch(self._contract(step))))
+            sketch = step.sketch if isinstance(step, WindowedStep) else None
+            watch = Watch(self._contract(step), sketch=sketch)
+            step.add([], self.capture.unowned(added, watch))
             if self._auditor is not None:
                 self._auditor.unattributed(added)
             self._conclude_here(step)
+
+    def close_window(self) -> None:
+        """Books the steps of the scoring window that is open, as whoever books them can."""
+        raise NotImplementedError
 
     def _contract(self, step: Step) -> Contract | None:
         """What a capture contracts with that does so within; others need not know the step."""

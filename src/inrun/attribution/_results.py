@@ -9,7 +9,7 @@ import pyarrow as pa
 from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
 from inrun.ledger import TOTAL
-from inrun.scoring import Scorer
+from inrun.scoring import Scorer, Windows
 
 
 class Results:
@@ -18,6 +18,7 @@ class Results:
     _record: Record
     _scorer: Scorer
     _loop: Loop
+    _windows: Windows | None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -124,6 +125,18 @@ class Results:
         error = self._record.relative_error
         counts = {"steps": float(self._loop.taken), "scored": float(self._loop.booking.scored)}
         return {**counts, "relative_error": error, **self._loop.frequency.describe()}
+
+    @property
+    def windows(self) -> list[dict[str, float]]:
+        """With `inrun.Window`, what is known of each window that is over.
+
+        `first` step and number of `steps`; `cosine` of the directions at its ends, `captured`, the
+        share of the closing one that the bases hold; `residual` of its books over their entries,
+        NaN without books; `expected`, the R with exact values that windows of such a cosine had
+        (docs/window.md).
+        """
+        told = [] if self._windows is None else self._windows.told
+        return [{**window._asdict(), "expected": window.expected} for window in told]
 
     @property
     def waiting(self) -> dict[str, float]:

@@ -122,6 +122,59 @@ class Sampled(Scoring):
 
 
 @dataclass(frozen=True, repr=False)
+class Window(Scoring):
+    """Steps are scored in windows that share one direction: the mode that costs least.
+
+    A validation pass at each window's border only, and inside the backward pass a few numbers per
+    sample and layer; nothing else is kept. Values are written at the window's end. Each window's
+    rows of the ledger say by its ends' cosine how well such values agree with those of `EveryStep`:
+    where the validation gradient turns within a window, they do not (docs/window.md).
+
+    Args:
+        steps: of a window, or 'auto': from 1 to 20, twice as many where the ends' cosine is above
+            0.9, half as many below 0.7.
+        rank: of the bases in which large matrices' shares are kept.
+        exact: how many first steps are scored one by one, as with `EveryStep`, while moments are
+            young; at least 1.
+        books: whether a window's books are kept with a residual. It takes two copies of the
+            weights, and one more for each further target.
+
+    Raises:
+        MisuseError: a number that is none of steps, or parts of the validation rows.
+
+    Example:
+        >>> import inrun
+        >>> inrun.Window(10)
+        Window(steps=10)
+    """
+
+    steps: int | str = "auto"
+    rank: int = 16
+    exact: int = 10
+    books: bool = True
+    sampled = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "rank", "exact"):
+            given = getattr(self, name)
+            if name == "steps" and given == "auto":
+                continue
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                words = ", nor 'auto'" if name == "steps" else ""
+                raise MisuseError(f"{name}={given!r} is no whole number of at least 1{words}.")
+        if self.validation_parts > 1 or self.validation_every > 1:
+            raise MisuseError(
+                "A window meets the same validation rows at both ends: inrun.Window goes without "
+                "validation_parts and validation_every. Longer windows cost less."
+            )
+
+    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+        """See `Scoring.frequency`."""
+        return All()
+
+
+@dataclass(frozen=True, repr=False)
 class Budget(Scoring):
     """As many steps are scored as a share of the training's time allows.
 

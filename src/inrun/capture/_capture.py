@@ -28,6 +28,14 @@ from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Dense, Factor
 from inrun.owners import Owners, Ownership, ownership
 
+
+class Sketch(NamedTuple):
+    """What a scoring window keeps of one factor: in which basis, and the numbers there."""
+
+    basis: Any
+    numbers: Tensor
+
+
 Contract = Callable[[str, Sequence[Factor]], list[Tensor]]
 """(parameter's name, factors) -> values (B, K) of each, called inside the backward pass."""
 
@@ -36,13 +44,15 @@ class Watch(NamedTuple):
     """Who looks on while a block runs.
 
     `contract`: what `stream` contracts with. `factor` sees each factor by its parameter's name.
-    `calls`: whether the model's calls are kept. `step`: the number of the step under way.
+    `calls`: whether the model's calls are kept. `step`: the number of the step under way. `sketch`:
+    what a scoring window keeps in place of factors; None keeps factors.
     """
 
     contract: Contract | None = None
     factor: Callable[[str, Factor], None] | None = None
     calls: bool = False
     step: int = 1
+    sketch: Callable[[str, Factor], Sketch] | None = None
 
 
 NOBODY = Watch()
@@ -64,6 +74,7 @@ class Block:
         self.samples, self.owned = samples, owned
         self._copies, self.ended = copies, False
         self.factors: dict[str, list[Factor]] = {}
+        self.sketches: dict[str, list[Sketch]] = {}
         self.values_BK: Tensor | None = None
         self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
         self._versions: list[tuple[str, Tensor, int]] = []
@@ -219,6 +230,7 @@ class Capture(ABC):
         self._missed, self._terms = mode.skipped, mode.terms
         for name in self._missed:
             block.factors.pop(name, None)
+            block.sketches.pop(name, None)
         self.check.exclude(self._missed)
         self.coverage.followed(mode)
 

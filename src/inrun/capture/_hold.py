@@ -55,12 +55,12 @@ class Hold(Capture):
         factors = () if self._untold(use, mode) else use.factors()
         for name, how, factor in factors:
             self._register(name, how, factor, watch)
-            self._keep(block, name, factor)
+            self._keep(block, name, factor, watch)
         if self._builds_early:
             use.release()
 
-    def _keep(self, block: Block, name: str, factor: Factor) -> None:
-        block.keep(name, factor)
+    def _keep(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        self._hold(block, name, factor, watch)
 
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         block.keep(name, factor)
@@ -112,8 +112,25 @@ class Offload(Hold):
         with super()._listening(block, mode, watch):
             yield
 
-    def _keep(self, block: Block, name: str, factor: Factor) -> None:
+    def _keep(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         block.keep(name, factor.mapped(self._moves))
 
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         block.keep(name, factor.mapped(to_host))
+
+
+class Sketching(Hold):
+    """Keeps a scoring window's r x r numbers per sample and layer; factors where none is open.
+
+    They are formed while the backward pass is at their layer, whose operands are in the cache.
+    """
+
+    @property
+    def _builds_early(self) -> bool:
+        return True
+
+    def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
+        if watch.sketch is None:
+            block.keep(name, factor)
+        else:
+            block.sketches.setdefault(name, []).append(watch.sketch(name, factor))

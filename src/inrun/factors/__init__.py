@@ -13,10 +13,12 @@ from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
 from inrun.factors._joined import SMALL, few, flat
 from inrun.factors._outer import GroupedOuter, Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
+from inrun.factors._sketch import Basis, View, view_of
 from inrun.factors._trial import LowRank, factorize
 
 __all__ = [
     "SMALL",
+    "Basis",
     "Coefficients",
     "Contraction",
     "Convolution",
@@ -33,10 +35,12 @@ __all__ = [
     "LowRankContraction",
     "Outer",
     "Owned",
+    "View",
     "by_owner",
     "compute_dtype",
     "factorize",
     "few",
     "flat",
     "partition",
+    "view_of",
 ]

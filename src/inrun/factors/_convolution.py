@@ -82,6 +82,17 @@ class Convolution(Buildable):
         ]
         return torch.stack(thin, 1)
 
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """See `Factor.sketch`: a convolution with r output channels for each direction."""
+        if self._geometry.groups != 1 or not self._input_BS.numel():
+            return super().sketch(left_KMr, right_KNr)
+        B, K, r = self.samples, *right_KNr.shape[::2]
+        kernel = right_KNr.mT.reshape(K * r, *self.shape[1:])
+        seen = self._convolve(kernel, 1).flatten(3)  # (B, S, K * r, space)
+        seen = seen.transpose(1, 2).reshape(B, K, r, -1)
+        b = self._gradient_BS.to(left_KMr.dtype).flatten(3).transpose(1, 2).flatten(2)
+        return (left_KMr.mT @ b.unsqueeze(1)) @ seen.mT
+
     @property
     def positions(self) -> int:
         """Samples, images and output positions; 0 for several groups, which have no low rank."""

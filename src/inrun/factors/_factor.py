@@ -52,6 +52,20 @@ class Factor(ABC):
         """
         return self.contract(directions_K)
 
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """left_k^T share_b right_k for all b and k, (B, K, r, r), a share read as a matrix.
+
+        Args:
+            left_KMr: a basis for each direction, of the parameter's first axis.
+            right_KNr: the same of all its other axes together.
+        """
+        one = torch.arange(self.samples)
+        shares = [self.select(one[b : b + 1]).total(left_KMr.dtype) for b in range(len(one))]
+        sides = left_KMr.mT, right_KNr
+        met = [sides[0] @ share.reshape(len(share), -1) @ sides[1] for share in shares]
+        nothing = left_KMr.new_zeros(0, len(left_KMr), left_KMr.shape[2], right_KNr.shape[2])
+        return torch.stack(met) if met else nothing
+
     @property
     def samples(self) -> int:
         """B."""
@@ -163,6 +177,10 @@ class Dense(Factor):
         P = self.shape.numel()
         return self.materialize(directions_K.dtype).reshape(B, P) @ directions_K.reshape(K, P).T
 
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        shares = self._shares_B.to(left_KMr.dtype).flatten(2).unsqueeze(1)
+        return left_KMr.mT @ shares @ right_KNr
+
     def materialize(self, dtype: torch.dtype) -> Tensor:
         return self._shares_B.to(dtype)
 
@@ -196,6 +214,15 @@ class Derived(Factor):
     def contract(self, directions_K: Tensor) -> Tensor:
         inner, pushed_K = self.reduced(directions_K)
         return inner.contract(pushed_K)
+
+    @property
+    def inner(self) -> Factor:
+        """The shares of s."""
+        return self._inner
+
+    def derive(self, direction: Tensor) -> Tensor:
+        """L p, of anything that has the parameter's shape."""
+        return self._map(direction)
 
     def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
         """See `Factor.reduced`: the directions are pushed through the map."""

@@ -37,6 +37,15 @@ def _met_once(left_M: Tensor, right_N: Tensor, left_bTM: Tensor, right_bTN: Tens
     return ((left_bTM @ left_M) * (right_bTN @ right_N)).sum(1)
 
 
+def thin(rows_BTM: Tensor, sides_KMr: Tensor) -> Tensor:
+    """Each position's coordinates in each basis, (B, K, T, r): one product of two matrices."""
+    B, T, M = rows_BTM.shape
+    K, _, r = sides_KMr.shape
+    sides = sides_KMr[0] if K == 1 else sides_KMr.transpose(0, 1).reshape(M, K * r)
+    met = rows_BTM.reshape(B * T, M).to(sides.dtype) @ sides
+    return met.view(B, T, K, r).transpose(1, 2)
+
+
 class Outer(Buildable):
     """left (B, T, M) and right (B, T, N)."""
 
@@ -65,6 +74,10 @@ class Outer(Buildable):
         """See `Factor.contract_low_rank`: two thin products."""
         thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
+
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """See `Factor.sketch`: both sides' coordinates, then r x r products."""
+        return thin(self._left_BTM, left_KMr).mT @ thin(self._right_BTN, right_KNr)
 
     def _in_blocks(
         self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
@@ -131,6 +144,10 @@ class Indexed(Factor):
         rows = self._rows_BTN.to(directions_K.dtype)
         dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
+
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """See `Factor.sketch`: rows of the left basis are looked up."""
+        return left_KMr[:, self._index_BT].transpose(0, 1).mT @ thin(self._rows_BTN, right_KNr)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         B, T, N = self._rows_BTN.shape

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from inrun.factors import cost
 from inrun.factors._factor import Dense, Factor
 from inrun.factors._trial import LowRank
 
@@ -62,6 +63,16 @@ class Owned(Factor):
 
     def contract_low_rank(self, low: LowRank, directions_K: Tensor) -> Tensor:
         return self._by_sample(self._slots.contract_low_rank(low, directions_K))
+
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """See `Factor.sketch`: so many slots at a time that their r x r numbers stay in a cache."""
+        K, _, r = left_KMr.shape
+        found = left_KMr.new_zeros(self._samples, K, r, right_KNr.shape[2])
+        block = max(1, cost.samples_per_block(K * r * r, found.element_size(), cost.CACHED_BYTES))
+        for some in torch.arange(len(self._owner_P)).split(block):
+            part = self._slots.select(some.to(self._owner_P.device))
+            found.index_add_(0, self._owner_P[some], part.sketch(left_KMr, right_KNr))
+        return found
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         return self._by_sample(self._slots.contract_rank_one(left, right))

@@ -59,13 +59,19 @@ LEDGER = pa.schema(
 NO_PASS = "no validation pass was run after this step (validation_every)"
 OTHER_ROWS = "opening and closing loss are of different validation rows (validation_parts)"
 
+WITHIN_WINDOW = "within a scoring window"
+
 NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
 
 _LATER = ("unattributed", "other", *CIRCUMSTANCES, "note")  # columns that older stores do not have
 
 
 class Entries(NamedTuple):
-    """One step's entries for K targets, each (K,) float64; `note`: why some are not known."""
+    """One step's entries for K targets, each (K,) float64; `note`: why some are not known.
+
+    `earlier`: what rows before this one explain of the change between its losses, where it closes a
+    scoring window, whose other rows have no losses.
+    """
 
     opening: np.ndarray
     closing: np.ndarray
@@ -78,6 +84,7 @@ class Entries(NamedTuple):
     learning_rate: float = math.nan
     gradient_norm: float = math.nan
     gradient_scale: float = math.nan
+    earlier: np.ndarray | float = 0.0
 
     @property
     def explained(self) -> list[np.ndarray | float]:
@@ -87,7 +94,7 @@ class Entries(NamedTuple):
     @property
     def residual(self) -> np.ndarray:
         """What the entries leave of the loss's change."""
-        left: np.ndarray = self.opening - self.closing
+        left: np.ndarray = self.opening - self.closing - self.earlier
         for entry in self.explained:
             left = left - entry
         return left
@@ -208,6 +215,11 @@ def totals(ledger: pa.Table) -> dict[str, float]:
 
 
 def _sums(ledger: pa.Table) -> dict[str, float]:
+    """Sums of the columns; a scoring window's residual is in its last row alone."""
+    within = [str(note).startswith(WITHIN_WINDOW) for note in ledger["note"].to_pylist()]
+    residual = np.where(within, 0.0, ledger["residual"].to_numpy())
+    place = ledger.schema.get_field_index("residual")
+    ledger = ledger.set_column(place, "residual", pa.array(residual, pa.float64()))
     return {
         name: float(pc.sum(ledger[name]).as_py() or 0.0)
         for name in (*ENTRIES, "residual", "paid_out")

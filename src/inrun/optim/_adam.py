@@ -47,6 +47,7 @@ from inrun.optim._rule import (
     Memory,
     Momentum,
     PostStep,
+    Slope,
     entering,
     numbers_of,
     steps_seen,
@@ -129,6 +130,10 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
         if h.decay or not h.apart:
             return super().history(w, s, h)
         return History(self.without_gradient(w, s, self.without_decay(h)), h.lr * h.apart * w)
+
+    def guarded(self, s: AdamState, h: AdamSetting, square: float) -> AdamState:
+        """See `Rule.guarded`: b2 v becomes b2 v + (1 - b2) * square."""
+        return s._replace(v=s.v + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
         x = entering(g, w, h)
@@ -338,6 +343,14 @@ class AdamRule(MomentsRule):
         bend = (s.m * g).div_(r + r0).div_(r0.add_(h.eps))
         bend.mul_(-h.b1 * (1 - h.b2) / c2 * sign * rate).add_((1 - h.b1) * rate)
         return Diagonal(bend.div_(r.add_(h.eps)))
+
+    def null_slope(self, w: Tensor, s: AdamState, h: AdamSetting) -> Slope:
+        """See `Rule.null_slope`: written out where nothing but the gradient enters."""
+        if h.eps < NO_EPS or h.decay or s.v_max is not None:
+            return super().null_slope(w, s, h)
+        c1, c2 = _corrections(s.steps + 1, h)
+        gain = (-1.0 if h.maximize else 1.0) * (1 - h.b1) * h.lr / c1
+        return Diagonal((s.v * (h.b2 / c2)).sqrt_().add_(h.eps).reciprocal_().mul_(gain))
 
     def _between(
         self, base: Tensor, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting

@@ -52,6 +52,10 @@ class AdamaxRule(MomentsRule):
     def _update(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         return self._first(x, s, h) / (1 - h.b1 ** (s.steps + 1)) / self._second(x, s, h)
 
+    def guarded(self, s: AdamState, h: AdamSetting, square: float) -> AdamState:
+        """See `Rule.guarded`: v is a size, not a square."""
+        return s._replace(v=s.v.clamp(min=math.sqrt(square)))
+
 
 class NAdamRule(MomentsRule):
     """`torch.optim.NAdam`."""
@@ -146,6 +150,12 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
     ) -> Tensor:
         moved = h.lr * (1 - h.b1 * (1 - h.share)) * self._update(g, w, s, h)
         return moved + h.share * (w - s.z)
+
+    def guarded(
+        self, s: ScheduleFreeState, h: ScheduleFreeSetting, square: float
+    ) -> ScheduleFreeState:
+        """See `Rule.guarded`."""
+        return s._replace(v=s.v + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(
         self, g: Tensor, w: Tensor, s: ScheduleFreeState, h: ScheduleFreeSetting

@@ -30,6 +30,7 @@ from inrun.optim._rule import (
 )
 
 PIECE = 65_536
+_SECOND = {"v", "square", "total"}  # what states call the squares that divide a step
 
 Arrays = tuple[Tensor, Tensor, Any]
 """Weight, gradient and state of one parameter, or of a piece of it."""
@@ -109,6 +110,25 @@ class Move(Generic[State, Setting]):
         def coefficient(weight: Tensor, gradient: Tensor, state: State) -> Parts:
             found = self.rule.slope(gradient, weight, state, self.setting)
             return [cast(Diagonal, found).coefficient]
+
+        return Diagonal(*self._in_pieces(coefficient))
+
+    def null_slope(self, square: float) -> Slope:
+        """The null update's slope per unit of learning rate, guarded; of an elementwise rule.
+
+        Args:
+            square: the mean square of the last gradient, see `Rule.guarded`; 0 where there was
+                none, and then elements that nothing has touched have no slope.
+        """
+        rule, setting = self.rule, self.setting._replace(lr=1.0)  # type: ignore[attr-defined]
+
+        def coefficient(weight: Tensor, gradient: Tensor, state: State) -> Parts:
+            guarded = rule.guarded(state, setting, square)
+            found = cast(Diagonal, rule.null_slope(weight, guarded, setting)).coefficient
+            if square == 0:  # what divides an untouched element is 0, or it is divided by nothing
+                for name in _SECOND & set(getattr(state, "_fields", ())):
+                    found = torch.where(getattr(state, name) == 0, 0.0, found)
+            return [found]
 
         return Diagonal(*self._in_pieces(coefficient))
 

@@ -181,6 +181,20 @@ def moves(
                 yield p, _move(optimizer, rule, known, p, gradient, numbers)
 
 
+def standing(
+    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], numbers: Numbers | None = None
+) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+    """(parameter, the move that its state is ready for), whether there is a gradient or not.
+
+    The weight stands in the gradient's place: what is asked of it must not need one.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.requires_grad and p.numel():
+                weight = own_part(p.detach())
+                yield p, _move(optimizer, rule, told(group, numbers), p, weight, numbers)
+
+
 def _move(
     optimizer: torch.optim.Optimizer,
     rule: Rule[Any, Any],

@@ -239,6 +239,18 @@ class Rule(ABC, Generic[State, Setting]):
     def tangent(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Slope:
         """d'(g)."""
 
+    def null_slope(self, w: Tensor, s: State, h: Setting) -> Slope:
+        """d'(0), the slope of the null update, which needs no gradient of the step."""
+        return self.tangent(torch.zeros_like(w), w, s, h)
+
+    def guarded(self, s: State, h: Setting, square: float) -> State:
+        """The state with a gradient of this mean square seen once more in what divides the step.
+
+        The null update of a young or rarely touched element is divided by next to nothing, while
+        the step itself is divided by its gradient too.
+        """
+        return s
+
     @abstractmethod
     def advance(self, g: Tensor, w: Tensor, s: State, h: Setting) -> State:
         """The state after a step with gradient g."""

@@ -51,6 +51,10 @@ class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
         rate = h.lr / (1 + s.steps * h.lr_decay)
         return rate * (x / (torch.sqrt(s.total + x * x) + h.eps))
 
+    def guarded(self, s: AdagradState, h: AdagradSetting, square: float) -> AdagradState:
+        """See `Rule.guarded`."""
+        return s._replace(total=s.total + square)
+
     def advance(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> AdagradState:
         x = entering(g, w, h)
         return AdagradState(s.total + x * x, s.steps + 1)
@@ -92,6 +96,10 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
 
     def displacement(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> Tensor:
         return h.lr * self._delta(entering(g, w, h), s, h)
+
+    def guarded(self, s: AdadeltaState, h: AdadeltaSetting, square: float) -> AdadeltaState:
+        """See `Rule.guarded`."""
+        return s._replace(square=s.square + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> AdadeltaState:
         x = entering(g, w, h)
@@ -152,6 +160,10 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         after = self._advanced(entering(g, w, h), s, h)
         assert after.buffer is not None
         return h.lr * after.buffer
+
+    def guarded(self, s: RMSpropState, h: RMSpropSetting, square: float) -> RMSpropState:
+        """See `Rule.guarded`."""
+        return s._replace(square=s.square + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:
         after = self._advanced(entering(g, w, h), s, h)

@@ -17,6 +17,7 @@ from inrun.optim._reader import (
     move_of,
     moves,
     rule_for,
+    standing,
     trained_parameters,
 )
 
@@ -74,6 +75,11 @@ class Together:
         for k, (optimizer, rule) in enumerate(zip(self.members, self.rules, strict=True)):
             for p, move in moves(optimizer, rule, self._numbers(k)):
                 yield k, p, move
+
+    def standing(self) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+        """(parameter, move) of all that is trained, between steps; see `inrun.optim.standing`."""
+        for k, (optimizer, rule) in enumerate(zip(self.members, self.rules, strict=True)):
+            yield from standing(optimizer, rule, self._numbers(k))
 
     def _numbers(self, k: int) -> Numbers | None:
         kept = self._on_devices[k]

@@ -12,6 +12,7 @@ from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
+from inrun.scoring._windowed import WindowedStep, Windows
 
 __all__ = [
     "DirectionWatcher",
@@ -23,6 +24,8 @@ __all__ = [
     "Step",
     "TokenLosses",
     "Tokens",
+    "WindowedStep",
+    "Windows",
     "mark_of",
     "require_whole_directions",
 ]

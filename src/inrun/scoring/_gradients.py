@@ -125,7 +125,8 @@ def elementwise_scale(
         raise MisuseError(
             f"The gradient of {name} was changed between backward() and step() by something that "
             "is no common factor (clip_grad_value_ does this, and masks). With capture='stream' "
-            "the shares are gone by then. Attach with capture='hold', or clip by norm."
+            "and scoring=inrun.Window the shares are gone by then. Attach with capture='hold' and "
+            "inrun.EveryStep(), or clip by norm."
         )
     dtype = compute_dtype(gradient)
     own = torch.stack([factor.on(p.device).total(dtype) for factor in factors]).sum(0)

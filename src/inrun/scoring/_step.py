@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture, Reading, not_finite
+from inrun.capture import Block, Capture, Reading, Sketch, not_finite
 from inrun.directions import Gradients
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
@@ -303,6 +303,16 @@ class Step:
                 raise
         self.stage = Stage.SCORED
         return found._replace(entries=found.entries._replace(**self._circumstances))
+
+    def results(
+        self, capture: Capture, watcher: DirectionWatcher | None = None
+    ) -> list[tuple[Step, Scored]]:
+        """Steps whose values are known now that this one was taken, in their order."""
+        return [(self, self.score(capture, watcher))]
+
+    def sketch(self, name: str, factor: Factor) -> Sketch:
+        """What a step of a scoring window keeps of a factor."""
+        raise NotImplementedError("This step keeps factors.")
 
     def _keep_only_stepped(self) -> None:
         """Drops what was planned for optimizers that did not step.

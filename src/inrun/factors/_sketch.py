@@ -1,0 +1,93 @@
+"""Shares in the bases of a direction of low rank: r x r numbers per sample, and nothing else kept.
+
+A direction Q (M x N) that is known before the backward pass is factorized by one step of a power
+iteration that starts from the last one's basis,
+
+    L = orth(Q R'),  R = orth(Q^T L),  S = L^T Q R                             (r x r)
+
+and a share C is kept as L^T C R, so that <Q, C> = <S, L^T C R> wherever L and R hold all of Q. Any
+later direction Q' meets the same numbers by L^T Q' R; how much of it the bases capture is the ratio
+of |L^T Q' R| and |Q'|. Shares that are no larger than a sketch, or no matrices, are kept whole.
+Letters: B samples, K directions, M and N a matrix's axes, P its elements, r the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inrun.factors._factor import Derived, Factor
+from inrun.factors._trial import factorize
+
+WHOLE = 1024  # elements of a parameter up to which shares are kept themselves
+
+View = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and offset of a tensor that is a view of a parameter."""
+
+
+class Basis:
+    """One tensor's bases, and its opening directions in them.
+
+    `opening` (K, r, r), or (K, P) where shares are kept whole; `energy` (K,), the directions'
+    squared norms.
+
+    Args:
+        Q_K: the directions.
+        rank: r, where the tensor is large enough for it.
+        start_KNr: the right basis of nearby directions, if there is one.
+    """
+
+    def __init__(self, Q_K: Tensor, rank: int, start_KNr: Tensor | None = None):
+        self.whole = Q_K.ndim < 3 or Q_K[0].numel() <= WHOLE
+        self.energy = Q_K.flatten(1).square().sum(1) if Q_K.ndim > 1 else Q_K.square()
+        if self.whole:
+            self._dtype = Q_K.dtype
+            self.opening = Q_K.reshape(len(Q_K), -1).clone()
+            return
+        Q_KMN = Q_K.flatten(2)
+        rank = min(rank, *Q_KMN.shape[1:])
+        fits = start_KNr is not None and start_KNr.shape == (len(Q_K), Q_KMN.shape[2], rank)
+        self.left, right = factorize(Q_KMN, start_KNr if fits else None, rank)
+        self.right: Tensor = torch.linalg.qr(right).Q
+        self.opening = right.mT @ self.right
+
+    @property
+    def start(self) -> Tensor | None:
+        """What the next window's bases start from."""
+        return None if self.whole else self.right
+
+    def keep(self, factor: Factor) -> Tensor:
+        """What is kept of shares: (B, K, r, r), or (B, P)."""
+        if self.whole:
+            return factor.materialize(self._dtype).flatten(1)
+        return factor.sketch(self.left, self.right)
+
+    def project(self, Q_K: Tensor) -> Tensor:
+        """Other directions in these bases, as `opening`."""
+        if self.whole:
+            return Q_K.reshape(len(Q_K), -1)
+        return (self.left.mT @ Q_K.flatten(2)) @ self.right
+
+    def meet(self, kept: Tensor, ends: Tensor) -> Tensor:
+        """(B, K): directions in these bases with the shares that were kept."""
+        if self.whole:
+            return kept @ ends.T
+        return torch.einsum("bkij,kij->bk", kept, ends)
+
+    def told(self, shape: torch.Size) -> Tensor:
+        """The opening directions as far as the bases hold them, (K, *shape)."""
+        if self.whole:
+            return self.opening.reshape(-1, *shape)
+        return (self.left @ self.opening @ self.right.mT).reshape(-1, *shape)
+
+
+def view_of(factor: Derived) -> View | None:
+    """Which view of the parameter a factor is the shares of; None where it is none."""
+    probe = torch.empty(factor.shape, device="meta")
+    try:
+        found = factor.derive(probe)
+    except (RuntimeError, NotImplementedError):  # a tensor of another device takes part
+        return None
+    if found is not probe and found._base is not probe:
+        return None
+    return tuple(found.shape), found.stride(), int(found.storage_offset())

@@ -1,0 +1,286 @@
+"""Steps of scoring windows, and the row of windows that a run is made of.
+
+A `WindowedStep` goes the way of any step, without validation passes of its own: what it leaves is
+its sketches and by how much each parameter's shares are to be multiplied. `Windows` opens and
+closes; values of all steps of a window are known when it is closed. Letters: N samples, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrun.capture import Capture, Sketch
+from inrun.errors import MisuseError
+from inrun.factors import Factor
+from inrun.ledger import WITHIN_WINDOW, Entries
+from inrun.scoring._gradients import scales_of
+from inrun.scoring._scored import Scored
+from inrun.scoring._scorer import Scorer
+from inrun.scoring._step import Stage, Step
+from inrun.scoring._sums import DirectionWatcher
+from inrun.scoring._window import LONGEST, STEADY, TURNED, OpenWindow, Told
+
+JUMP = 2.0  # times the opening's learning rate, at which a window is closed
+
+
+class Windows:
+    """The windows of a run, one open at most.
+
+    Args:
+        scorer: that outlives steps.
+        steps: of a window; None finds it by the cosine of the ends.
+        rank: of the bases.
+        exact: how many first steps are scored one by one.
+        books: whether the weights at the opening are kept, for the books.
+    """
+
+    def __init__(
+        self, scorer: Scorer, steps: int | None, rank: int = 16, exact: int = 10, *,
+        books: bool = True,
+    ):  # fmt: skip
+        self._scorer, self._rank, self._exact, self._books = scorer, rank, exact, books
+        self._auto, self.length = steps is None, steps or 1
+        self._squares: dict[str, float] = {}
+        self._starts: dict[str, Tensor] = {}
+        self._open: OpenWindow | None = None
+        self._steps: list[WindowedStep] = []
+        self.told: list[Told] = []
+
+    def step(self, number: int) -> Step | None:
+        """The step of this number, where it is one of a window."""
+        return None if number <= self._exact else WindowedStep(self._scorer, number, self)
+
+    def begin(self, capture: Capture) -> OpenWindow:
+        """A pass of a step begins: the window it is of."""
+        if self._open is None:
+            self._open = OpenWindow(
+                self._scorer, capture, self._squares, self._rank, self._starts, books=self._books
+            )
+        return self._open
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the parameters that the open window knows."""
+        return None if self._open is None else self._open.names
+
+    def learn(self, step: Step, capture: Capture) -> None:
+        """Takes note of the mean squares of the gradients that a step consumes."""
+        for name, norm in capture.check.norms.items():
+            scale = step.share_scale(name)
+            if isinstance(scale, float):  # shares are of one process, the gradient of all
+                consumed = norm * scale * self._scorer.processes.size
+                self._squares[name] = consumed**2 / capture.trained[name].numel()
+
+    def add(self, step: WindowedStep, capture: Capture) -> list[tuple[Step, Scored]]:
+        """A step was taken: what is known of steps by that, which is nothing before the last."""
+        self._steps.append(step)
+        assert self._open is not None
+        known = self._open.rates
+        ratios = [rate / known[name] if known[name] else inf for name, rate in step.rates.items()]
+        jumped = any(not 1 / JUMP <= ratio <= JUMP for ratio in ratios)
+        found = self.close(capture) if jumped or len(self._steps) >= self.length else []
+        if jumped and self._auto:
+            self.length = 1
+        return found
+
+    @torch.no_grad()
+    def close(self, capture: Capture) -> list[tuple[Step, Scored]]:
+        """Closes the window that is open: its steps, and what they were worth, in their order."""
+        window, self._open = self._open, None
+        steps, self._steps = self._steps, []
+        if window is None or not steps:
+            return []
+        with torch.enable_grad():
+            ends, closing, cosine, captured = window.close(capture)
+        self._starts = window.starts()
+        n, scorer = len(steps), self._scorer
+        values = [
+            step.values(ends, (j + 0.5) / n, len(scorer.targets)) for j, step in enumerate(steps)
+        ]
+        for found in values:
+            _require_finite(found)
+        losses = [t.double().cpu().numpy() for t in (window.losses, closing.losses)]
+        entries = [step.entries(found) for step, found in zip(steps, values, strict=True)]
+        last, residual = self._books_of(window, closing, capture, steps, entries, losses)
+        told = Told(steps[0].number, n, cosine, captured, residual)
+        self.told.append(told)
+        if self._auto:
+            self.length = _next_length(self.length, cosine)
+        note = f"{WITHIN_WINDOW}: {told.words()}"
+        entries = [entry._replace(note=note) for entry in entries]
+        entries[-1] = last._replace(note=f"a scoring window's books: {told.words()}")
+        owned = [found[step.is_owned] for step, found in zip(steps, values, strict=True)]
+        return [
+            (step, Scored(found, entry, "window"))
+            for step, found, entry in zip(steps, owned, entries, strict=True)
+        ]
+
+    def _books_of(
+        self, window: OpenWindow, closing: Any, capture: Capture, steps: list[WindowedStep],
+        entries: list[Entries], losses: list[np.ndarray],
+    ) -> tuple[Entries, float]:  # fmt: skip
+        """The last step's entries with the whole window's books in them; the residual's share."""
+        opening, closed = losses
+        moved = 0.0 if window.other is None else window.other.double().cpu().numpy()
+        last = entries[-1]._replace(opening=opening + moved, closing=closed, other=moved)
+        owns = np.stack([entry.samples + np.asarray(entry.unattributed) for entry in entries])
+        processes = self._scorer.processes
+        everyones = processes.mean(torch.from_numpy(owns)).numpy() * processes.size
+        explained, own = everyones.sum(0), everyones[-1]
+        if not self._books:
+            none = np.full_like(opening, nan)
+            return last._replace(opening=none, closing=none), nan
+        sums: dict[str, float] = {}
+        for step in steps:
+            for name, shrunk in step.decays.items():
+                sums[name] = sums.get(name, 0.0) + shrunk
+        total, decay = window.moved(capture, closing, sums).numpy()
+        last = last._replace(
+            momentum=total - decay - explained, weight_decay=decay, earlier=explained - own
+        )
+        size = float(sum(np.abs(part).sum() for part in (explained, last.momentum, decay)))
+        left = float(np.abs(opening - closed - total).sum())
+        return last, left / size if size else 0.0
+
+    def drop(self) -> None:
+        """Forgets the window that is open, with its steps."""
+        self._open, self._steps = None, []
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint keeps, between two windows."""
+        told = [list(window) for window in self.told]
+        return {"length": self.length, "squares": self._squares, "told": told}, self._starts
+
+    def restore(self, header: Mapping[str, Any], starts: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state` gave."""
+        self.drop()
+        self.length, self._squares = header["length"], dict(header["squares"])
+        self.told, self._starts = [Told(*row) for row in header["told"]], dict(starts)
+
+
+def _next_length(length: int, cosine: float) -> int:
+    """How many steps the next window has, by the cosine of the ends of one of this length."""
+    if cosine > STEADY:
+        return min(LONGEST, 2 * length)
+    return max(1, length // 2) if cosine < TURNED else length
+
+
+class WindowedStep(Step):
+    """A step of a scoring window.
+
+    `rates`: by parameter that moved, its learning rate. `decays`: what decay shrank it by.
+    """
+
+    def __init__(self, scorer: Scorer, number: int, windows: Windows):
+        super().__init__(scorer, number, 1.0)
+        self._windows = windows
+        self.rates: dict[str, float] = {}
+        self.decays: dict[str, float] = {}
+        self._scales: dict[str, float] = {}
+        self._optimizer_of: dict[str, int] = {}
+
+    def begin_pass(self, capture: Capture) -> None:
+        """See `Step.begin_pass`: the first of a window runs its opening pass."""
+        self._opened = self._windows.begin(capture)
+
+    def sketch(self, name: str, factor: Factor) -> Sketch:
+        """What is kept of a factor, inside the backward pass."""
+        return self._opened.sketch(name, factor)
+
+    def take_down(self, capture: Capture) -> None:
+        """See `Step.take_down`: without a pass."""
+        self.stage = Stage.OPEN
+        with torch.no_grad():
+            names = {id(p): name for name, p in capture.trained.items()}
+            moves = [(k, p, move) for k, p, move in self._scorer.optimizers.moves()]
+            self._moving = {names[id(p)]: (k, p, m) for k, p, m in moves if id(p) in names}
+            capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+
+    def plan(self, capture: Capture, first: int = 0) -> None:
+        """See `Step.plan`: what shares are to be multiplied by, besides the direction.
+
+        Sketches of a gradient that is not finite cannot be told apart any more, so what a gradient
+        scaler skips for one of several optimizers is an error here, whichever steps first.
+
+        Raises:
+            MisuseError: no sample accounts for what became of a gradient, or it is no common
+                factor.
+        """
+        scorer = self._scorer
+        consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
+        scales = scales_of(consumed, capture, self.blocks, scorer.processes)
+        gone = capture.check.excluded
+        for name, (k, _, move) in self._moving.items():
+            scale, rate = scales[name], float(move.setting.lr)
+            k_scale = 1.0 if scale is None else float(scale)
+            self._optimizer_of[name] = k
+            self.rates[name] = rate
+            self.decays[name] = rate * float(getattr(move.setting, "apart", 0.0))
+            if name not in gone:
+                self._scales[name] = rate * k_scale / scorer.processes.size
+        self._moving, self.stage = {}, Stage.READ
+
+    def share_scale(self, name: str) -> Tensor | float:
+        """See `Step.share_scale`."""
+        rate = self.rates.get(name, 0.0)
+        return self._scales.get(name, 0.0) / rate if rate else 0.0
+
+    def take(self, k: int) -> None:
+        """See `Step.take`."""
+        self.stepped.add(k)
+        self.stage = Stage.TAKEN
+
+    def results(
+        self, capture: Capture, watcher: DirectionWatcher | None = None
+    ) -> list[tuple[Step, Scored]]:
+        """See `Step.results`: those of the whole window with its last step."""
+        self.stage = Stage.SCORED
+        gone = {n for n, k in self._optimizer_of.items() if k not in self.stepped}
+        for name in gone:
+            self._scales.pop(name, None)
+            del self.rates[name], self.decays[name]
+        return self._windows.add(self, capture)
+
+    # ---- at the window's end
+
+    def values(self, ends: Mapping[int, Any], x: float, targets: int) -> np.ndarray:
+        """(N, K) of all blocks' shares, the step at place x of its window."""
+        found = []
+        for block in self.blocks:
+            total: Tensor | None = None
+            for name, sketches in block.sketches.items():
+                for basis, numbers in sketches:
+                    at = ends[id(basis)].at(basis.opening, x)
+                    met = basis.meet(numbers, at).double() * self._scales.get(name, 0.0)
+                    total = met if total is None else total + met.to(total.device)
+            none = np.zeros((block.samples, targets))
+            found.append(none if total is None else total.cpu().numpy())
+        return np.concatenate(found)
+
+    @property
+    def is_owned(self) -> np.ndarray:
+        """Of each share of the step whether it is a sample's."""
+        return np.array([block.owned for block in self.blocks for _ in range(block.samples)])
+
+    def entries(self, values_NK: np.ndarray) -> Entries:
+        """The step's own: of a window's losses none is its."""
+        owned = self.is_owned
+        none, unknown = np.zeros(values_NK.shape[1]), np.full(values_NK.shape[1], nan)
+        return Entries(
+            unknown, unknown, values_NK[owned].sum(0), none, none, values_NK[~owned].sum(0)
+        )
+
+
+def _require_finite(values_NK: np.ndarray) -> None:
+    if not np.isfinite(values_NK).all():
+        raise MisuseError(
+            "The values of a scoring window are not finite: the optimizer's null update has no "
+            "slope there (eps=0, moments that underflowed), or training diverged. Its steps are "
+            "not booked."
+        )

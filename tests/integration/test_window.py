@@ -1,0 +1,461 @@
+"""Scoring windows: values equal a dense twin's, and training is untouched."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import inrun
+from tests.oracles.window import adam_direction, sgd_direction, window_values
+
+F = nn.functional
+QUIET = inrun.Options(progress=False)
+
+
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(4, 36, 3), nn.GroupNorm(2, 36), nn.Linear(36, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.a(x[:, :100].reshape(-1, 4, 5, 5))).tanh().mean((2, 3)))
+
+
+class Embedded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix, self.head = (
+            nn.Embedding(36, 36), nn.Linear(36, 36), nn.Linear(36, 3)
+        )  # fmt: skip
+
+    def forward(self, x):
+        ids = (x[:, :7].abs() * 20).long() % 36
+        return self.head(self.mix(self.table(ids)).tanh().mean(1))
+
+
+class Derived(nn.Module):
+    """Weights that are used transposed, in slices, cast, and picked by an index."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.norm = nn.Parameter(torch.randn(72, 36) / 6), nn.LayerNorm(36)
+        self.t, self.head = nn.Parameter(torch.randn(36, 36) / 6), nn.Linear(36, 3)
+
+    def forward(self, x):
+        first, second = self.w.chunk(2)
+        x = self.norm(F.linear(x[:, :36], first).tanh() @ second.t())
+        x = x @ self.t.to(x.dtype)
+        return self.head(x.tanh() @ self.t[torch.arange(35, -1, -1)])
+
+
+MODELS = {
+    "linear": lambda: nn.Sequential(
+        nn.Linear(100, 36), nn.LayerNorm(36), nn.Tanh(), nn.Linear(36, 36), nn.Tanh(),
+        nn.Linear(36, 3),
+    ),
+    "convolution": Convolved,
+    "embedding": Embedded,
+}  # fmt: skip
+OPTIMIZERS = {
+    "sgd": (lambda p: torch.optim.SGD(p, 0.05, momentum=0.8), sgd_direction),
+    "nesterov": (
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True, weight_decay=0.01),
+        sgd_direction,
+    ),
+    "adam": (lambda p: torch.optim.Adam(p, 3e-3), adam_direction),
+    "adamw": (lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=0.1), adam_direction),
+}
+
+
+def data():
+    torch.manual_seed(3)
+    x = torch.randn(40, 100, dtype=torch.float64)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def validation(targets):
+    x, y = data()
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    rows = {f"t{k}": (x[24 + k :: targets], y[24 + k :: targets]) for k in range(targets)}
+    return inrun.Utility(loss, targets=rows) if targets > 1 else inrun.Utility(loss, rows["t0"])
+
+
+def built(make):
+    torch.manual_seed(1)
+    return make().double()
+
+
+def schedule(optimizer):
+    """A learning rate that is another one in each step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 / (1 + 0.05 * s))
+
+
+STEPS, BLOCKS = 8, 2
+
+
+def batches():
+    g = torch.Generator().manual_seed(5)
+    for _ in range(STEPS):
+        yield torch.randperm(24, generator=g)[: 3 * BLOCKS].reshape(BLOCKS, 3).tolist()
+
+
+def clipped(norm):
+    return min(1.0, float(0.5 / (norm + 1e-6)))
+
+
+def plain(make, optimizer_of, on_step=None):
+    """A training loop with accumulation, clipping and a schedule, and who looks on."""
+    model = built(make)
+    optimizer, (x, y) = optimizer_of(model.parameters()), data()
+    moving = schedule(optimizer)
+    for step, blocks in enumerate(batches()):
+        for ids in blocks:
+            (F.cross_entropy(model(x[ids]), y[ids]) / BLOCKS).backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        if on_step is not None:
+            on_step(step + 1, model, optimizer, [*blocks[0], *blocks[1]], clipped(norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        if on_step is not None:
+            on_step(-(step + 1), model, optimizer, [], 1.0)
+        moving.step()
+    return model
+
+
+def attributed(make, optimizer_of, scoring, targets=1, store=None, state_at=None, **given):
+    model = built(make)
+    optimizer, (x, y) = optimizer_of(model.parameters()), data()
+    moving = schedule(optimizer)
+    attribution = inrun.attach(
+        model, optimizer, validation(targets), scoring=scoring, store=store, options=QUIET, **given
+    )
+    saved = None
+    for step, blocks in enumerate(batches()):
+        for ids in blocks:
+            with attribution.batch(ids):
+                (F.cross_entropy(model(x[ids]), y[ids]) / BLOCKS).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        moving.step()
+        if step + 1 == state_at:
+            parts = model, optimizer, moving, attribution
+            saved = [copy.deepcopy(part.state_dict()) for part in parts]
+    attribution.detach()
+    return attribution, model, saved
+
+
+def twin(make, optimizer_of, direction, length, rank, targets, complete=()):
+    """{step: (N, K)} of all steps but the first, by plain autograd and the oracle."""
+    x, y = data()
+    utility, seen = validation(targets), {"shares": {}, "rates": {}, "ends": {}, "square": {}}
+
+    def gradients(model):
+        losses = [utility.loss_fn(model, batch) for batch in utility.batches.values()]
+        names = [name for name, _ in model.named_parameters()]
+        rows = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+        return {n: torch.stack([row[i] for row in rows]) for i, n in enumerate(names)}
+
+    def on_step(step, model, optimizer, ids, clipped):
+        named, group = dict(model.named_parameters()), optimizer.param_groups[0]
+        if step < 0:  # after it: the end of a window and the beginning of the next
+            seen["ends"][-step] = {
+                n: direction(g_K, optimizer.state[named[n]], group, seen["square"][n])
+                for n, g_K in gradients(model).items()
+            }
+            return
+        seen["square"] = {n: float(p.grad.square().mean()) for n, p in named.items()}
+        seen["rates"][step] = group["lr"]
+        rows = [
+            torch.autograd.grad(
+                F.cross_entropy(model(x[[i]]), y[[i]]) * clipped / len(ids), list(named.values())
+            )
+            for i in ids
+        ]
+        seen["shares"][step] = {
+            n: torch.stack([row[k] for row in rows]) for k, n in enumerate(named)
+        }
+
+    plain(make, optimizer_of, on_step)
+    found, starts = {}, {}
+    for first in range(2, STEPS + 1, length):
+        steps = list(range(first, min(first + length, STEPS + 1)))
+        values, starts = window_values(
+            seen["ends"][first - 1], seen["ends"][steps[-1]], [seen["shares"][s] for s in steps],
+            [seen["rates"][s] for s in steps], rank, starts, complete,
+        )  # fmt: skip
+        found |= dict(zip(steps, values, strict=True))
+    return found
+
+
+def visits_of(attribution, targets):
+    """{step: (N, K)}."""
+    table = attribution.visits()
+    names = list(attribution.targets) if targets > 1 else ["value"]
+    columns = np.stack([table[name].to_numpy() for name in names], 1)
+    steps = table["step"].to_numpy()
+    return {int(step): columns[steps == step] for step in np.unique(steps)}
+
+
+def agree(make, kind, tmp_path, length=3, rank=36, targets=1, complete=()):
+    optimizer_of, direction = OPTIMIZERS[kind]
+    scoring = inrun.Window(length, rank=rank, exact=1)
+    attribution, _, _ = attributed(make, optimizer_of, scoring, targets, tmp_path / "run")
+    expected = twin(make, optimizer_of, direction, length, rank, targets, complete)
+    found = visits_of(attribution, targets)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    for step, values in expected.items():
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(found[step], values, rtol=0, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_values_equal_the_dense_twin(name, kind, tmp_path):
+    agree(MODELS[name], kind, tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_values_of_a_low_rank_equal_the_twin_in_the_same_bases(name, tmp_path):
+    agree(MODELS[name], "adamw", tmp_path, rank=3)
+
+
+def test_several_targets_have_one_direction_each(tmp_path):
+    agree(MODELS["linear"], "sgd", tmp_path, targets=3)
+
+
+def test_weights_that_are_used_through_a_view_or_a_copy(tmp_path):
+    agree(Derived, "adamw", tmp_path, complete={"w"})
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_weights_are_bit_for_bit_those_of_plain_training(kind):
+    optimizer_of, _ = OPTIMIZERS[kind]
+    untouched = plain(MODELS["linear"], optimizer_of)
+    for length in (1, 3, "auto"):
+        _, model, _ = attributed(MODELS["linear"], optimizer_of, inrun.Window(length, exact=1))
+        for a, b in zip(untouched.parameters(), model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+class Checkpointed(nn.Module):
+    """`how`: use_reentrant of a checkpoint around all but the first layer; None without one."""
+
+    how = None
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.rest = nn.Linear(100, 36), MODELS["linear"]()[3:]
+
+    def forward(self, x):
+        if self.how is None:
+            return self.rest(self.first(x))
+        return torch.utils.checkpoint.checkpoint(self.rest, self.first(x), use_reentrant=self.how)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_value(reentrant):
+    def make(how):
+        model = Checkpointed()
+        model.how = how
+        return model
+
+    tables = [
+        attributed(lambda how=how: make(how), OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1))
+        for how in (None, reentrant)
+    ]
+    values = [attribution.values()["value"].to_numpy() for attribution, _, _ in tables]
+    np.testing.assert_allclose(*values, rtol=1e-9)
+
+
+def test_packed_samples_have_the_values_of_samples_in_rows():
+    x, y = data()
+
+    def run(packed):
+        model = built(MODELS["linear"])
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        attribution = inrun.attach(
+            model, optimizer, validation(1), scoring=inrun.Window(2, exact=1), options=QUIET
+        )
+        for step in range(5):
+            rows = torch.arange(8) + 2 * step
+            ids = rows[::2].tolist()
+            owners = [0, 1, 2, 3, 3, 2, 1, 0]
+            said = {"slots": torch.tensor(owners)} if packed else {"rows": owners}
+            with attribution.batch(ids, **said):
+                F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        attribution.detach()
+        return attribution.values()["value"].to_numpy()
+
+    np.testing.assert_allclose(run(True), run(False), rtol=1e-9)
+
+
+def test_a_run_goes_on_from_a_checkpoint_with_the_values_of_one_that_was_not_cut():
+    make, optimizer_of = MODELS["linear"], OPTIMIZERS["adamw"][0]
+    scoring = inrun.Window(3, exact=1)
+    whole, trained, saved = attributed(make, optimizer_of, scoring, state_at=6)
+    model = built(make)
+    optimizer, (x, y) = optimizer_of(model.parameters()), data()
+    moving = schedule(optimizer)
+    attribution = inrun.attach(model, optimizer, validation(1), scoring=scoring, options=QUIET)
+    for part, state in zip((model, optimizer, moving, attribution), saved, strict=True):
+        part.load_state_dict(state)
+    for step, blocks in enumerate(batches()):
+        if step < 6:
+            continue
+        for ids in blocks:
+            with attribution.batch(ids):
+                (F.cross_entropy(model(x[ids]), y[ids]) / BLOCKS).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        moving.step()
+    attribution.detach()
+    values = [a.values()["value"].to_numpy() for a in (whole, attribution)]
+    np.testing.assert_allclose(*values, rtol=1e-12)
+    assert whole.windows == [pytest.approx(window, rel=1e-9) for window in attribution.windows]
+    for a, b in zip(trained.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_books_of_windows_telescope_and_their_residual_is_small():
+    attribution, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1)
+    )
+    found = attribution.balance()
+    parts = sum(found[n] for n in found if n != "fall")
+    assert found["fall"] == pytest.approx(parts, abs=1e-12)
+    rows = attribution.ledger().to_pylist()
+    assert [np.isnan(row["residual"]) for row in rows[1:]] == [True, True, False] * 2 + [False]
+    assert all(window["residual"] < 0.05 for window in attribution.windows)
+    assert "cosine of its ends" in rows[-1]["note"]
+
+
+def test_without_books_no_residual_is_told():
+    attribution, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1, books=False)
+    )
+    assert all(np.isnan(row["residual"]) for row in attribution.ledger().to_pylist()[1:])
+    with_books, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1)
+    )
+    assert with_books.values().equals(attribution.values())
+
+
+def test_what_is_no_samples_counts_as_unattributed():
+    x, y = data()
+    model = built(MODELS["linear"])
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    attribution = inrun.attach(
+        model, optimizer, validation(1), scoring=inrun.Window(2, exact=1), options=QUIET
+    )
+    for _ in range(5):
+        with attribution.batch(range(6)):
+            F.cross_entropy(model(x[:6]), y[:6]).backward()
+        with attribution.unattributed():
+            (0.01 * sum(p.square().sum() for p in model.parameters())).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    rows = attribution.ledger().to_pylist()
+    assert all(row["unattributed"] for row in rows)
+    assert all(window["residual"] < 0.05 for window in attribution.windows)
+    # plain SGD has no momentum: what samples and the penalty are given is all that moved
+    last = [row["momentum"] for row in rows if row["note"].startswith("a scoring")]
+    assert max(map(abs, last)) < 0.05 * abs(rows[-1]["samples"])
+
+
+def test_windows_of_one_step_agree_with_exact_values():
+    kinds = {}
+    for scoring in (inrun.EveryStep(), inrun.Window(1, exact=1)):
+        attribution, _, _ = attributed(MODELS["linear"], OPTIMIZERS["adamw"][0], scoring)
+        kinds[type(scoring)] = attribution.values()["value"].to_numpy()
+    assert np.corrcoef(*kinds.values())[0, 1] > 0.98
+
+
+def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_it_persists():
+    def lengths(rate):
+        attribution, _, _ = attributed(
+            MODELS["linear"], lambda p: torch.optim.SGD(p, rate), inrun.Window("auto", exact=1)
+        )
+        return [window["steps"] for window in attribution.windows]
+
+    assert lengths(1e-4) == [1, 2, 4]
+    assert max(lengths(40.0)) == 1
+
+
+def test_a_large_change_of_the_learning_rate_closes_a_window():
+    x, y = data()
+    model = built(MODELS["linear"])
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    attribution = inrun.attach(
+        model, optimizer, validation(1), scoring=inrun.Window(10, exact=1), options=QUIET
+    )
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 3 else 0.005
+        with attribution.batch(range(6)):
+            F.cross_entropy(model(x[:6]), y[:6]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    assert [(w["first"], w["steps"]) for w in attribution.windows] == [(2, 3), (5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "words"),
+    [
+        (lambda p: torch.optim.Rprop(p), {}, "no slope before its gradient"),
+        (lambda p: torch.optim.Adafactor(p), {}, "no slope before its gradient"),
+        (None, {"estimator": "sgd"}, "estimator='path'"),
+        (None, {"momentum_window": 3}, "momentum_window=0"),
+        (None, {"options": inrun.Options(capture="stream")}, "no other capture"),
+    ],
+)
+def test_refused(optimizer, given, words):
+    model = built(MODELS["linear"])
+    optimizer = (optimizer or torch.optim.SGD)(model.parameters())
+    with pytest.raises((inrun.errors.MisuseError, inrun.errors.NotSupportedError), match=words):
+        inrun.attach(model, optimizer, validation(1), scoring=inrun.Window(5), **given)
+
+
+def test_bad_numbers_are_refused():
+    for steps in (0, -1, 2.5, True, "long"):
+        with pytest.raises(inrun.errors.MisuseError, match="steps="):
+            inrun.Window(steps)
+    with pytest.raises(inrun.errors.MisuseError, match="validation_parts"):
+        inrun.Window(5, validation_parts=2)
+
+
+def test_an_audit_and_values_a_token_are_refused():
+    model = built(MODELS["linear"])
+    attribution = inrun.attach(
+        model, torch.optim.SGD(model.parameters()), validation(1), scoring=inrun.Window(5),
+        options=QUIET,
+    )  # fmt: skip
+    with pytest.raises(inrun.errors.NotSupportedError, match="sketches"):
+        attribution.audit(seconds=1, steps=5)
+    with pytest.raises(inrun.errors.NotSupportedError, match="direction"):
+        attribution.per_token(lambda model, batch: None)
+
+
+def test_clipping_by_value_is_refused():
+    x, y = data()
+    model = built(MODELS["linear"])
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    attribution = inrun.attach(
+        model, optimizer, validation(1), scoring=inrun.Window(5, exact=1), options=QUIET
+    )
+    with pytest.raises(inrun.errors.MisuseError, match=r"inrun\.Window"):
+        for _ in range(2):
+            with attribution.batch(range(6)):
+                F.cross_entropy(model(x[:6]), y[:6]).backward()
+            nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
