@@ -99,6 +99,11 @@ CLAIMS = {
         'from eight visits on, "surely harmful" says about what other trainings show.',
         "Other trainings of the same data, another validation set, and equal weights.",
     ),
+    "window": Claim(
+        "Short scoring windows give the values of `EveryStep` at a part of its cost; `auto` finds "
+        "how short they must be.",
+        "The same training with every step scored, with and without the 1 % largest values.",
+    ),
     "datamodeling": Claim(
         "Look-ahead's sums rank trainings without half of the data; its mean over random halves "
         "ranks them better in short trainings, and worse in long ones.",

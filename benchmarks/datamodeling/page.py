@@ -1,4 +1,4 @@
-"""Writes docs/datamodeling.md from the cells on disk."""
+"""Writes docs/evidence/datamodeling.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
-PAGE = Path(__file__).parents[2] / "docs" / "datamodeling.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "datamodeling.md"
 
 
 def write_page() -> None:
-    """docs/datamodeling.md, from the results on disk."""
+    """docs/evidence/datamodeling.md, from the results on disk."""
     stored = json.loads((RESULTS / "datamodeling.json").read_text())
     found: dict[tuple[float, int], list[dict[str, Any]]] = {}
     for key, cell in stored["cells"].items():

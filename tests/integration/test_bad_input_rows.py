@@ -148,6 +148,14 @@ TESTS = {
         "a recorded run without": "a_run_needs_nothing_and_a_recorded_run_its_model",
         "a file of trainings": "a_file_of_something_else_is_refused",
     },
+    "unit/uses/test_judges.py": {
+        "`judge=` of a run": "judges_that_cannot_be_are_refused",
+        "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
+    },
+    "unit/uses/test_explain.py": {
+        "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
+        "training again without": "what_nobody_did_is_not_trained_again",
+    },
     "unit/uses/test_labels.py": {
         "label doubts where": "doubts_without_what_they_need_are_refused",
     },

@@ -128,7 +128,7 @@ class Window(Scoring):
     A validation pass at each window's border only, and inside the backward pass a few numbers per
     sample and layer; nothing else is kept. Values are written at the window's end. Each window's
     rows of the ledger say by its ends' cosine how well such values agree with those of `EveryStep`:
-    where the validation gradient turns within a window, they do not (docs/window.md).
+    where the validation gradient turns within a window, they do not (docs/uses/spend-less.md).
 
     Args:
         steps: of a window, or 'auto': from 1 to 20, twice as many where the ends' cosine is above
