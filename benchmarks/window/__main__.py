@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks.command import measure_and_write
-from benchmarks.window.cell import Setting, agreement, cost
+from benchmarks.window.cell import Setting, measure
 from benchmarks.window.page import write_page
 
 RATES, LENGTHS = (1e-3, 3e-3), ("1", "2", "5", "10", "auto")
 SIZES = ("2x128x8x64", "4x384x8x64")  # layers, width, rows, tokens
-
-
-def measure(key: str) -> dict[str, Any]:
-    """A cell by its name."""
-    kind, _, setting = key.partition(": ")
-    return cost(setting) if kind == "cost" else agreement(Setting.of(setting))
 
 
 def grid(quick: bool) -> list[str]:

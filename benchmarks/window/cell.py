@@ -130,3 +130,9 @@ def cost(model: str) -> dict[str, Any]:
         "ratio": {way: [float(q) for q in np.quantile(r, [0.25, 0.5, 0.75])] for way, r in
                   ratios.items()},
     }  # fmt: skip
+
+
+def measure(key: str) -> dict[str, Any]:
+    """A cell by its name."""
+    kind, _, setting = key.partition(": ")
+    return cost(setting) if kind == "cost" else agreement(Setting.of(setting))
