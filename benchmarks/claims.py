@@ -105,8 +105,8 @@ CLAIMS = {
         "The same training with every step scored, with and without the 1 % largest values.",
     ),
     "datamodeling": Claim(
-        "Look-ahead's sums rank trainings without half of the data; its mean over random halves "
-        "ranks them better in short trainings, and worse in long ones.",
+        "Look-ahead's sums rank trainings without half of the data, also where those of other "
+        "values do not. Its mean over random halves does not reliably rank them better.",
         "TracIn, in-step values, gradient products, and being of the same class alone.",
     ),
 }

@@ -23,7 +23,10 @@ def write_page() -> None:
     for key, cell in stored["cells"].items():
         setting = Setting.of(key)
         found.setdefault((setting.rate, setting.epochs), []).append(cell["result"])
-    heads = [f"{epochs} epochs, rate {rate:g}" for rate, epochs in found]
+    heads = [
+        f"{epochs} epochs, rate {rate:g}, seeds: {len(cells)}"
+        for (rate, epochs), cells in found.items()
+    ]
     methods = next(iter(found.values()))[0]["scores"]
     scores = [
         [name, *(_scores([c["scores"][name] for c in cells]) for cells in found.values())]
@@ -41,7 +44,6 @@ def write_page() -> None:
                 for name in next(iter(found.values()))[0]["seconds"]
             ],
         ),
-        "SEEDS": str(len(next(iter(found.values())))),
         "ENVIRONMENTS": environments(stored["cells"]),
     }  # fmt: skip
     fill(TEMPLATE, parts, PAGE)

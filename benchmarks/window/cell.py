@@ -16,7 +16,7 @@ import inrun
 from benchmarks.keyed import Keyed
 
 STEPS, BATCH, SAMPLES = 300, 32, 1200
-ROUNDS, TIMED = 7, 20  # turns of each way, steps in a turn
+ROUNDS, TIMED = 5, 10  # turns of each way, steps in a turn
 
 
 @dataclass(frozen=True)
