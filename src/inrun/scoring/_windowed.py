@@ -261,12 +261,13 @@ class WindowedStep(Step):
                     total = met if total is None else total + met.to(total.device)
             none = np.zeros((block.samples, targets))
             found.append(none if total is None else total.cpu().numpy())
-        return np.concatenate(found)
+        return np.concatenate([np.zeros((0, targets)), *found])
 
     @property
     def is_owned(self) -> np.ndarray:
         """Of each share of the step whether it is a sample's."""
-        return np.array([block.owned for block in self.blocks for _ in range(block.samples)])
+        owned = [block.owned for block in self.blocks for _ in range(block.samples)]
+        return np.array(owned, dtype=bool)  # of none too, where a process has no sample
 
     def entries(self, values_NK: np.ndarray) -> Entries:
         """The step's own: of a window's losses none is its."""
