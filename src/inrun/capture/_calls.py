@@ -242,15 +242,17 @@ class Calls:
         self.found.append(call)
 
     def _receiver(self, call: ModelCall, path: str, slot: int) -> Callable[[Any], None]:
-        kept = weakref.ref(call)  # which knows the node: together they would never be released
+        # call and node would never be released together; a loss that is kept keeps the node
+        kept, of = weakref.ref(call), weakref.ref(self)
 
         def receive(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient, call = gradients[slot], kept()
-            foreign = self._mode.muted or self._mode.tinting is not None
-            if gradient is None or call is None or foreign:
+            gradient, call, calls = gradients[slot], kept(), of()
+            if gradient is None or call is None or calls is None:
+                return
+            if calls._mode.muted or calls._mode.tinting is not None:
                 return
             call.reached.add(path)
-            if not self._first_only:
+            if not calls._first_only:
                 before = call.gradients.get(path)
                 call.gradients[path] = gradient if before is None else before + gradient
 

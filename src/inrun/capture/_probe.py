@@ -236,7 +236,7 @@ class CheckSchedule:
         return True
 
     def next_step(self, blocks: int) -> None:
-        """ReductionOrder to those of the next step.
+        """Turns to those of the next step.
 
         Args:
             blocks: of the step that is over. Whether earlier blocks are in a gradient at all is

@@ -34,7 +34,8 @@ class Explanation(Answer):
     """What `inrun.explain` returns.
 
     Attributes:
-        first, last: the stretch's steps.
+        first: the first step of the stretch.
+        last: its last one.
         change: what the loss rose by, below 0 where it fell.
         usual: median of a stretch of that length around it.
         deviations: of the change from it.
