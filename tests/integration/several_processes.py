@@ -60,6 +60,11 @@ CASES = {
     "paid out": {"smoothed_steps": 0, "momentum_window": 2},
     "paid out, fewer": {"smoothed_steps": 0, "momentum_window": 3, "rows": 2, "parts": 2},
     "sampled": {"smoothed_steps": 0, "every": 2},
+    "windows": {"scoring": inrun.Window(2, exact=1), "smoothed_steps": 0},
+    "windows, accumulated": {
+        "scoring": inrun.Window(2, exact=1), "smoothed_steps": 0, "parts": 2, "penalty": 0.05,
+    },
+    "windows, fewer": {"scoring": inrun.Window(2, exact=1), "smoothed_steps": 0, "rows": 2},
     "rotating": {"smoothed_steps": 0, "rotating": 3},
     "sharded, paid out": {"smoothed_steps": 0, "momentum_window": 2, "sharded": True},
     "sharded, paid out, clipped by value": {

@@ -181,8 +181,8 @@ class Attribution(Batches, Results):
         noted; the state holds totals a sample, and without a store the books. Nothing is changed in
         this run. One that goes on from the state has what waits for later steps ended there: with
         `payout` the samples of open windows have what momentum did for them until then; what it
-        does after is booked as from before the window. With several processes and `payout` all of
-        them call it.
+        does after is booked as from before the window. A scoring window that is open is closed by
+        a validation pass first. With several processes and either of them all processes call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.

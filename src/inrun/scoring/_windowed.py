@@ -129,9 +129,10 @@ class Windows:
         opening, closed = losses
         moved = 0.0 if window.other is None else window.other.double().cpu().numpy()
         last = entries[-1]._replace(opening=opening + moved, closing=closed, other=moved)
-        explained = sum(entry.samples + np.asarray(entry.unattributed) for entry in entries)
-        everyones = self._scorer.processes.mean(torch.from_numpy(np.array(explained)))
-        explained = everyones.numpy() * self._scorer.processes.size
+        owns = np.stack([entry.samples + np.asarray(entry.unattributed) for entry in entries])
+        processes = self._scorer.processes
+        everyones = processes.mean(torch.from_numpy(owns)).numpy() * processes.size
+        explained, own = everyones.sum(0), everyones[-1]
         if not self._books:
             none = np.full_like(opening, nan)
             return last._replace(opening=none, closing=none), nan
@@ -140,12 +141,11 @@ class Windows:
             for name, shrunk in step.decays.items():
                 sums[name] = sums.get(name, 0.0) + shrunk
         total, decay = window.moved(capture, closing, sums).numpy()
-        own = last.samples + np.asarray(last.unattributed)
         last = last._replace(
             momentum=total - decay - explained, weight_decay=decay, earlier=explained - own
         )
         size = float(sum(np.abs(part).sum() for part in (explained, last.momentum, decay)))
-        left = float(np.abs(last.residual).sum())
+        left = float(np.abs(opening - closed - total).sum())
         return last, left / size if size else 0.0
 
     def drop(self) -> None:
