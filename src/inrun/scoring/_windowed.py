@@ -263,7 +263,8 @@ class WindowedStep(Step):
     @property
     def is_owned(self) -> np.ndarray:
         """Of each share of the step whether it is a sample's."""
-        return np.array([block.owned for block in self.blocks for _ in range(block.samples)])
+        whose = [block.owned for block in self.blocks for _ in range(block.samples)]
+        return np.array(whose, dtype=bool)
 
     def entries(self, values_NK: np.ndarray) -> Entries:
         """The step's own: of a window's losses none is its."""
