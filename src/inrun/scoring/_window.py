@@ -28,11 +28,12 @@ from inrun.utility import Evaluation, require_finite
 CAPTURED = 0.7  # of the closing direction: below it a layer keeps the opening one
 STEADY, TURNED = 0.9, 0.7  # cosines of both ends above and below which n is doubled and halved
 LONGEST = 20
+TOLD = 0.6  # a cosine below which the user is warned
 FAITHFUL = ((0.95, 0.99), (0.85, 0.98), (0.75, 0.97), (0.6, 0.95), (0.35, 0.9), (0.15, 0.4))
 """(cosine of the ends, R with exact values): 4 x 384 GPT on text, at two learning rates."""
 
 
-class Told(NamedTuple):
+class ClosedWindow(NamedTuple):
     """What is known of a closed window.
 
     `first` and `steps`; `cosine` of its ends' directions; `captured`, the share of the closing one
@@ -49,6 +50,11 @@ class Told(NamedTuple):
     def expected(self) -> float:
         """R with exact values that windows of such a cosine had."""
         return next((r for cosine, r in FAITHFUL if self.cosine >= cosine), 0.0)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the validation gradient went another way at its end."""
+        return self.cosine < TOLD
 
     def words(self) -> str:
         """For a row of the books."""
