@@ -1,11 +1,11 @@
-# On a fresh machine: `make demo` and `make test`; `make docs` builds the site, `make dist` a wheel.
+# On a fresh machine: `make demo` and `make test` (`make quick` for a part); `make docs` builds the site, `make dist` a wheel.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= inrun-demo
 TUTORIALS ?= 1
 
-.PHONY: demo test check docs dist format clean
+.PHONY: demo quick test check docs dist format clean
 
 # What `make demo` needs: the package with its dependencies.
 $(VENV)/installed: requirements.txt pyproject.toml
@@ -25,6 +25,23 @@ demo: $(VENV)/installed
 	@echo "==> the demo: about a minute on 2 cores; the report goes to $(OUT)/report.html"
 	@rm -rf $(OUT)
 	OMP_NUM_THREADS=1 $(BIN)/inrun demo --out $(OUT) # so small a model is faster on one thread
+
+# Tests that take a minute in all, of every room up to `uses`; not of several processes.
+UNIT := answers errors options terminal utility kernels
+QUICK := tests/test_layering.py $(UNIT:%=tests/unit/test_%.py) tests/unit/attribution \
+	tests/unit/capture/test_[cr]*.py tests/unit/factors/test_co*.py tests/unit/ledger/test_books.py \
+	tests/unit/ledger/test_documents.py tests/unit/ledger/test_running_totals.py \
+	tests/unit/ledger/test_store.py tests/unit/momentum tests/unit/optim/test_divided.py \
+	tests/unit/optim/test_jacobian.py tests/unit/owners/test_writes.py \
+	tests/unit/replay/test_schedule.py tests/unit/replay/test_recorder.py \
+	tests/unit/scoring/test_gradients.py tests/unit/scoring/test_marks.py tests/unit/truth/test_game.py \
+	tests/unit/uses/test_prune.py tests/unit/uses/test_ranking.py tests/unit/uses/test_rollup.py \
+	tests/integration/test_loop.py tests/integration/test_unattributed.py \
+	tests/integration/test_decisions.py
+
+quick: $(VENV)/installed-dev
+	@echo "==> a part of the tests, in two processes"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
 
 test: $(VENV)/installed-dev
 	@echo "==> tests, in two processes"

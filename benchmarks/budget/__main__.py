@@ -1,4 +1,4 @@
-"""`python -m benchmarks.budget`: measures what is missing, writes docs/budget.md."""
+"""`python -m benchmarks.budget`: measures what is missing, writes docs/evidence/budget.md."""
 
 from __future__ import annotations
 

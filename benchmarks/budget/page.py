@@ -1,4 +1,4 @@
-"""Writes docs/budget.md and its plot from the cells on disk."""
+"""Writes docs/evidence/budget.md and its plot from the cells on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.budget.cell import WAYS
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.payout.cell import NOISE, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -33,11 +33,12 @@ def write_page() -> None:
     parts = {
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "NOISE": f"{NOISE:.0%}",
-        "TABLES": "\n\n".join(f"## {task}\n\n{_table(cells, task)}" for task in _tasks(cells)),
-        "PLOT": "![Agreement with scoring everything, against overhead](img/budget.svg)",
+        "SUMMARY": _summary(cells),
+        "TABLES": _tables(cells),
+        "PLOT": "![Agreement with scoring everything, against overhead](../img/budget.svg)",
         "RUN": environments(stored),
     }
-    fill(here / "page.md", parts, DOCS / "budget.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "budget.md")
     _plot(cells, DOCS / "img" / "budget.svg")
 
 
@@ -49,7 +50,28 @@ def _mean(cells: Cells, task: str, way: str, what: str) -> float:
     return float(np.mean([r[way][what] for s, r in cells.items() if s.task == task]))
 
 
-def _table(cells: Cells, task: str) -> str:
+def _summary(cells: Cells) -> str:
+    """Overhead and R of the totals, one row per way."""
+    rows = []
+    for way in WAYS:
+        each = (
+            f"{_mean(cells, t, way, 'overhead'):+.0%}, {_mean(cells, t, way, 'pearson'):.3f}"
+            for t in _tasks(cells)
+        )
+        rows.append([way, *each])
+    return markdown(["overhead, R", *_tasks(cells)], rows)
+
+
+def _tables(cells: Cells) -> str:
+    rows = [[task, *row] for task in _tasks(cells) for row in _table(cells, task)]
+    head = [
+        "data", "way", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored",
+        "told error",
+    ]  # fmt: skip
+    return long_table("budget", "Every data set and way", head, rows)
+
+
+def _table(cells: Cells, task: str) -> list[list[str]]:
     rows = []
     for way in WAYS:
         told = {
@@ -69,9 +91,7 @@ def _table(cells: Cells, task: str) -> str:
             way, f"{told['overhead']:+.0%}", f"{told['pearson']:.3f}", f"{told['spearman']:.3f}",
             f"{told['groups']:.3f}", f"{told['auc']:.3f}", f"{told['scored']:.0%}", error,
         ])  # fmt: skip
-    return markdown(
-        ["", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored", "told error"], rows
-    )
+    return rows
 
 
 def _plot(cells: Cells, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fidelity`: measures what is not on disk yet and writes docs/fidelity.md."""
+"""`python -m benchmarks.fidelity`: measures what is missing, writes docs/evidence/fidelity.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/fidelity.md and its plots from the cells on disk."""
+"""Writes docs/evidence/fidelity.md and its plots from the cells on disk."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def write_page() -> None:
     plots.points(ablation, img / "fidelity-points.svg")
     parts = {
         "TARGETS": tables.targets(base),
+        "SUMMARY": tables.summary(base),
         "TABLE": tables.agreement(base),
         "GAMES": tables.games(base),
         "OTHERWISE": tables.trained_otherwise(cells),
         "DIPS": tables.dips(base),
         "RUN": tables.run(stored("fidelity")),
     }
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "fidelity.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "fidelity.md")

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.fidelity.cell import Setting
 from benchmarks.fidelity.reading import OWN_GAME, Cells, Record, pooled, tasks, values
-from benchmarks.markdown import markdown
+from benchmarks.markdown import long_table, markdown
 
 SHORT = ("path, attached", "path-given", "path-smoothed", "linearized", "sgd")
 
@@ -44,7 +44,17 @@ def agreement(cells: Cells) -> str:
         "Spearman from step 5 (mean)", "steps from 3 with R >= 0.99", "lowest R from step 3",
         "relative error (median)", "ratio of sums (median)",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("fidelity", "Every model and estimator", head, rows)
+
+
+def summary(cells: Cells) -> str:
+    """Median R from step 5 on, of the estimators that are compared most."""
+    rows = []
+    for task in tasks(cells):
+        records = pooled(cells, task)
+        given = [values(records, estimator, "pearson", 5) for estimator in SHORT]
+        rows.append([task, *(number(found) for found in given)])
+    return markdown(["model", *(f"`{estimator}`" for estimator in SHORT)], rows)
 
 
 def _over_seeds(cells: Cells, task: str, estimator: str) -> str:
@@ -101,7 +111,9 @@ def games(cells: Cells) -> str:
         for estimator in ("path", "path-smoothed", "path-given")
         for game in ("shared", "given")
     ]
-    return markdown(["model", *heads], rows)
+    return long_table(
+        "fidelity_games", "Median R from step 5 on, in both games", ["model", *heads], rows
+    )
 
 
 def trained_otherwise(cells: Cells) -> str:
@@ -124,7 +136,8 @@ def trained_otherwise(cells: Cells) -> str:
         row.append(number(values(records, "path, attached", "relative_error", 5), digits=3))
         rows.append([*row, f"{len(records)}"])
     head = ["model", "trained with", *(f"`{e}`" for e in SHORT)]
-    return markdown([*head, "its relative error, `path, attached`", "checked steps"], rows)
+    head += ["its relative error, `path, attached`", "checked steps"]
+    return long_table("fidelity_trained_otherwise", "Optimizers, schedules, precisions", head, rows)
 
 
 def dips(cells: Cells) -> str:
@@ -141,7 +154,7 @@ def dips(cells: Cells) -> str:
         "model", "seed", "step", "R of `path`", "R of `path, attached`", "its relative error",
         "spread of the true values", "residual of `path`",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("fidelity_dips", "Steps from 3 on with R of `path` below 0.99", head, rows)
 
 
 def _dip(setting: Setting, record: Record, own: dict[str, Record]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.following`: measures what is missing and writes docs/following.md."""
+"""`python -m benchmarks.following`: measures what is missing, writes docs/evidence/following.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/following.md from the cells on disk."""
+"""Writes docs/evidence/following.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_page() -> None:
         "FAILED": _failed(found),
         "RUN": environments(cells),
     }  # fmt: skip
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "following.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "following.md")
 
 
 def _ratio(quartiles: list[float] | None) -> str:

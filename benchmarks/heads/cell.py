@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 VOCABULARY, ROWS, TOKENS, STEPS = 49_152, 4, 512, 2
-WIDTH, LAYERS = 16, 2
+WIDTHS, LAYERS = (16, 64), 2
 MEGABYTE = 1e6
 WAYS = {
     "fused": "the trainer's default, not attributed",
@@ -23,16 +24,25 @@ WAYS = {
 }
 
 
-def measure(way: str) -> dict[str, Any]:
-    """Peak of a process beyond what it had when the training began, in bytes."""
-    command = [sys.executable, "-m", "benchmarks.heads.cell", way]
+def grid() -> list[str]:
+    """The cells' names: all ways at each width."""
+    return [f"{width}: {way}" for width in WIDTHS for way in WAYS]
+
+
+def measure(key: str) -> dict[str, Any]:
+    """Peak of a process beyond what it had when the training began, in bytes; processor time."""
+    command = [sys.executable, "-m", "benchmarks.heads.cell", *key.split(": ")]
     freed = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}  # what is freed is not kept
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=freed)
-    peak, covered = done.stdout.split()[-2:]
-    return {"peak_bytes": int(peak), "covered": None if covered == "None" else float(covered)}
+    peak, seconds, covered = done.stdout.split()[-3:]
+    return {
+        "peak_bytes": int(peak),
+        "seconds": float(seconds),
+        "covered": None if covered == "None" else float(covered),
+    }
 
 
-def trainer(folder: str, way: str, vocabulary: int = VOCABULARY) -> Any:
+def trainer(folder: str, width: int, way: str, vocabulary: int = VOCABULARY) -> Any:
     """A small Llama with a large vocabulary, about to be trained."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -44,7 +54,7 @@ def trainer(folder: str, way: str, vocabulary: int = VOCABULARY) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
     tokens = torch.randint(2, vocabulary, (ROWS * STEPS, TOKENS)).tolist()
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, pad_token_id=0,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, pad_token_id=0,
         num_hidden_layers=LAYERS, num_attention_heads=4, max_position_embeddings=TOKENS,
     )  # fmt: skip
     settings = SFTConfig(
@@ -73,20 +83,22 @@ def from_logits(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = No
     return total / num_items_in_batch
 
 
-def print_peak(way: str) -> None:
-    """Trains, and prints by how much this process grew at most, and what is covered."""
+def print_peak(width: int, way: str) -> None:
+    """Trains, and prints by how much this process grew at most, its time, and what is covered."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if "," in way:  # what is loaded and compiled once is no memory of the training
-            trainer(folder, way, vocabulary=100).train()
-        made = trainer(folder, way)
+            trainer(folder, width, way, vocabulary=100).train()
+        made = trainer(folder, width, way)
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading
         before = _status("VmRSS")
+        began = time.process_time()
         made.train()
+        seconds = time.process_time() - began
         peak = _status("VmHWM") - before
     found = [c.attribution.covered for c in made.callback_handler.callbacks
              if hasattr(c, "attribution")]  # fmt: skip
-    print(peak, found[0] if found else None)
+    print(peak, seconds, found[0] if found else None)
 
 
 def _status(name: str) -> int:
@@ -96,4 +108,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print_peak(sys.argv[1])
+    print_peak(int(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.influence`: measures what is not on disk yet, writes docs/influence.md."""
+"""`python -m benchmarks.influence`: measures what is missing, writes docs/evidence/influence.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/influence.md and its plots from the cells on disk."""
+"""Writes docs/evidence/influence.md and its plots from the cells on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.influence.cell import CARRY, NOISE, Setting
 from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from inrun.replay import ErrorProxy
 
@@ -25,6 +25,10 @@ PLOTTED = (
     "one step", *TRUTHS,
 )  # fmt: skip
 COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222", "#b23a48")
+SUMMED_UP = (
+    "look-ahead, carried push", "look-ahead", "SGD dynamics", "TracIn, 5 states", "one step",
+    *TRUTHS,
+)  # fmt: skip
 ORDER = (
     "look-ahead", "look-ahead, finite push", "look-ahead, carried push",
     "look-ahead, finite push, kinks", "look-ahead, carried push, kinks",
@@ -51,6 +55,7 @@ def write_page() -> None:
     _plot_rates(kinds["fidelity"], DOCS / "img" / "influence-rates.svg")
     plot_proxy(judged, DOCS / "img" / "influence-proxy.svg")
     parts = {
+        "SUMMARY": _summary(kinds["fidelity"]),
         "TABLES": _tables(kinds["fidelity"]),
         "RELIABILITY": _reliability(kinds["fidelity"]),
         "QUERIES": _queries(kinds["queries"]),
@@ -67,7 +72,7 @@ def write_page() -> None:
         "NOISE": f"{NOISE:g}",
         "CARRY": f"{CARRY}",
     }
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "influence.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "influence.md")
 
 
 def _tasks(cells: Cells) -> list[str]:
@@ -85,24 +90,32 @@ def _of(cells: Cells, task: str, rate: float, method: str) -> list[Record]:
     return [r["methods"][method] for r in found if method in r["methods"]]
 
 
+def _summary(cells: Cells) -> str:
+    """Spearman by task, each cell at all rates, the largest rate first."""
+    rows = []
+    for method in SUMMED_UP:
+        row = [method if method in TRUTHS else f"`{method}`"]
+        for task in _tasks(cells):
+            found = (_of(cells, task, rate, method) for rate in _rates(cells))
+            means = [
+                f"{np.mean([f['spearman'] for f in one]):.3f}" if one else "-" for one in found
+            ]
+            row.append(", ".join(means))
+        rows.append(row)
+    return markdown(["", *_tasks(cells)], rows)
+
+
 def _tables(cells: Cells) -> str:
-    parts = []
+    rows = []
     for task in _tasks(cells):
-        rows = []
-        for method in _shown(task, ORDER):
-            row = [method if method in TRUTHS else f"`{method}`"]
-            for rate in _rates(cells):
-                found = _of(cells, task, rate, method)
-                row.append(_agreement(found))
-            rows.append(row)
         seeds = len({s.seed for s in cells if s.task == task})
         out = len(next(r["truth"] for s, r in cells.items() if s.task == task))
-        head = [
-            f"{task}, {seeds} seeds, {out} left out",
-            *(f"rate {rate:g}" for rate in _rates(cells)),
-        ]
-        parts.append(markdown(head, rows))
-    return "\n\n".join(parts)
+        for method in _shown(task, ORDER):
+            name = method if method in TRUTHS else f"`{method}`"
+            each = (_agreement(_of(cells, task, rate, method)) for rate in _rates(cells))
+            rows.append([f"{task}, {seeds} seeds, {out} left out", name, *each])
+    head = ["task", "method", *(f"rate {rate:g}" for rate in _rates(cells))]
+    return long_table("influence", "Every task, method and rate", head, rows)
 
 
 def _shown(task: str, methods: Sequence[str]) -> list[str]:
@@ -138,7 +151,7 @@ def _reliability(cells: Cells) -> str:
             shares = [linear_share(r) for r in found]
             rows.append([*row, f"{np.mean(shares):.0%}"])
     head = ["task", "rate", *TRUTHS, f"within {LINEAR:.0%} of linear"]
-    return markdown(head, rows)
+    return long_table("influence_truth", "How far the truth agrees with itself", head, rows)
 
 
 def _queries(cells: Cells) -> str:
@@ -153,7 +166,8 @@ def _queries(cells: Cells) -> str:
                 means = [np.mean([r["methods"][m] for r in found]) for m in methods]
                 count = f"{found[0]['queries']}"
                 rows.append([task, f"{rate:g}", count, *(f"{mean:.3f}" for mean in means)])
-    return markdown(["task", "rate", "queries", *(f"`{m}`" for m in methods)], rows)
+    head = ["task", "rate", "queries", *(f"`{m}`" for m in methods)]
+    return long_table("influence_queries", "Mean Spearman over single queries", head, rows)
 
 
 def _kinks(cells: Cells) -> str:

@@ -18,7 +18,7 @@ import vl_convert
 from scipy.stats import spearmanr
 
 from benchmarks.influence.cell import Setting
-from benchmarks.markdown import markdown
+from benchmarks.markdown import long_table, markdown
 from inrun.replay import ErrorProxy
 
 Record = dict[str, Any]
@@ -99,7 +99,8 @@ def ranks(cells: Cells) -> str:
         for measure, sizes in _measures(grid).items():
             rows.append([*head, measure, *(_ranked(sizes, error) for error in errors)])
         rows.append([*head, ANOTHER, *(_other_seeds(error) for error in errors)])
-    return markdown(["task", "cells", "seeds", "ranked by", *ERRORS], rows)
+    head = ["task", "cells", "seeds", "ranked by", *ERRORS]
+    return long_table("influence_proxy", "Rank correlation with the measured error", head, rows)
 
 
 def verdicts(cells: Cells) -> str:

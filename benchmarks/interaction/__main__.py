@@ -1,4 +1,4 @@
-"""`python -m benchmarks.interaction`: measures what is missing and writes docs/interaction.md."""
+"""`python -m benchmarks.interaction`: writes docs/evidence/interaction.md."""
 
 from __future__ import annotations
 

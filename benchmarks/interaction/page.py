@@ -1,4 +1,4 @@
-"""Writes docs/interaction.md from the cells on disk."""
+"""Writes docs/evidence/interaction.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.interaction.cell import OPTIMIZERS, SAMPLES, STEPS, Setting
 from benchmarks.interaction.losses import TASKS
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,12 +27,14 @@ def write_page() -> None:
         "COALITIONS": str(2**SAMPLES),
         "STEPS": " and ".join(str(step) for step in STEPS),
         "SEEDS": str(len({Setting.of(key).seed for key in cells})),
-        "CORRELATIONS": _table(cells, "pearson"),
-        "ERRORS": _table(cells, "relative_error"),
+        "CORRELATIONS": markdown(*_rows(cells, "pearson")),
+        "ERRORS": long_table(
+            "interaction_errors", "Relative error of the values", *_rows(cells, "relative_error")
+        ),
         "SIGNS": _signs(cells),
         "RUN": environments(cells),
     }
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "interaction.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "interaction.md")
 
 
 def found(cells: Mapping[str, Any], loss: str, optimizer: str) -> list[dict[str, Any]]:
@@ -50,7 +52,7 @@ def measured(records: list[dict[str, Any]], game: str, measure: str) -> np.ndarr
     return np.array([record["agreement"][game][measure] for record in records], dtype=float)
 
 
-def _table(cells: Mapping[str, Any], measure: str) -> str:
+def _rows(cells: Mapping[str, Any], measure: str) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, task in TASKS.items():
         for optimizer in OPTIMIZERS:
@@ -58,7 +60,7 @@ def _table(cells: Mapping[str, Any], measure: str) -> str:
             if records:
                 each = [_shown(measured(records, game, measure)) for game in GAMES]
                 rows.append([task.shown, SHOWN[optimizer], *each])
-    return markdown(["loss or layer", "optimizer", *GAMES], rows)
+    return ["loss or layer", "optimizer", *GAMES], rows
 
 
 def _shown(numbers: np.ndarray) -> str:
@@ -83,4 +85,5 @@ def _signs(cells: Mapping[str, Any]) -> str:
             ]
             each.append(f"{np.mean(same):.0%}" if same else "")
         rows.append([task.shown, *each])
-    return markdown(["loss or layer", *(SHOWN[name] for name in OPTIMIZERS)], rows)
+    head = ["loss or layer", *(SHOWN[name] for name in OPTIMIZERS)]
+    return long_table("interaction_signs", "Same sign as with rows left out", head, rows)

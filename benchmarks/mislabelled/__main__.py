@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mislabelled`: measures what is missing, writes docs/mislabelled.md."""
+"""`python -m benchmarks.mislabelled`: writes docs/evidence/mislabelled.md."""
 
 from __future__ import annotations
 

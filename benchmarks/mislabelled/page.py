@@ -1,4 +1,4 @@
-"""Writes docs/mislabelled.md from the cells on disk."""
+"""Writes docs/evidence/mislabelled.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.mislabelled.cell import FOLDS, OURS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -27,13 +27,15 @@ def write_page() -> None:
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "CELLS": str(len(cells)),
         "SUMMARY": _summary(cells),
-        "AUC": _table(cells, lambda r, n: r["found"][n]["auc"], "found", 4),
-        "PRECISION": _table(cells, lambda r, n: r["found"][n]["precision"], "found", 3),
-        "SUGGESTED": _table(cells, lambda r, n: r["suggested"][n], "suggested", 3),
+        "AUC": _table(cells, "auc", lambda r, n: r["found"][n]["auc"], "found", 4),
+        "PRECISION": _table(
+            cells, "precision", lambda r, n: r["found"][n]["precision"], "found", 3
+        ),
+        "SUGGESTED": _table(cells, "suggested", lambda r, n: r["suggested"][n], "suggested", 3),
         "COST": _cost(cells),
         "RUN": environments(stored),
     }
-    fill(here / "page.md", parts, DOCS / "mislabelled.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "mislabelled.md")
 
 
 def _settings(cells: Cells) -> list[tuple[str, float]]:
@@ -61,7 +63,7 @@ def _summary(cells: Cells) -> str:
     )
 
 
-def _table(cells: Cells, number: Any, part: str, digits: int) -> str:
+def _table(cells: Cells, figure: str, number: Any, part: str, digits: int) -> str:
     settings = _settings(cells)
     rows = []
     for name in next(iter(cells.values()))[part]:
@@ -72,7 +74,9 @@ def _table(cells: Cells, number: Any, part: str, digits: int) -> str:
         rows.append((float(np.mean(each)), name, each))
     rows.sort(reverse=True)
     head = ["", *(f"{task}, {noise:.0%}" for task, noise in settings), "mean"]
-    return markdown(
+    return long_table(
+        f"mislabelled_{figure}",
+        f"{figure.capitalize() if figure != 'auc' else 'AUC'} by detector, data set and noise",
         head,
         [[_bold(n), *(f"{x:.{digits}f}" for x in each), f"{m:.{digits}f}"] for m, n, each in rows],
     )

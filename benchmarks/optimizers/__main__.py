@@ -1,4 +1,4 @@
-"""`python -m benchmarks.optimizers`: measures what is missing and writes docs/optimizers.md."""
+"""`python -m benchmarks.optimizers`: writes docs/evidence/optimizers.md."""
 
 from __future__ import annotations
 

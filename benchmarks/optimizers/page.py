@@ -1,4 +1,4 @@
-"""Writes docs/optimizers.md from the cells on disk."""
+"""Writes docs/evidence/optimizers.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
 from benchmarks.results_file import RESULTS
@@ -31,13 +31,12 @@ def write_page() -> None:
     parts = {
         "PLAYERS": "six",
         "STEPS": ", ".join(str(step) for step in STEPS[6] if step >= FROM),
-        "TABLES": "\n\n".join(f"## {TASKS[task]}\n\n{_table(cells, task, 6)}" for task in TASKS),
-        "SUPPORT": _support(),
+        "SUMMARY": _summary(cells),
+        "TABLES": _tables(cells),
         "SHORT": _short(cells),
-        "TWELVE": _table(cells, "mlp-mnist", 12),
         "RUN": _run(stored),
     }
-    fill(Path(__file__).parent / "page.md", parts, DOCS / "optimizers.md")
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "optimizers.md")
 
 
 def _of(records: Iterable[Record], way: str, measure: str, *, late: bool = True) -> np.ndarray:
@@ -46,7 +45,33 @@ def _of(records: Iterable[Record], way: str, measure: str, *, late: bool = True)
     return np.array(found, dtype=float)
 
 
-def _table(cells: Cells, task: str, players: int) -> str:
+def _summary(cells: Cells) -> str:
+    """R as attached on both models, one row per optimizer."""
+    rows = []
+    for name, maker in MAKERS.items():
+        row = [maker.shown]
+        for task in TASKS:
+            records = cells.get(Setting(task, name, 6))
+            found = _of(records, "attached", "pearson") if records else None
+            row.append("-" if found is None else f"{np.median(found):.4f} ({found.min():.4f})")
+        rows.append(row)
+    return markdown(["optimizer", *TASKS.values()], rows)
+
+
+def _tables(cells: Cells) -> str:
+    """Everything measured, on both models, and with twelve samples on the first."""
+    rows = []
+    for task, players in (*((task, 6) for task in TASKS), ("mlp-mnist", 12)):
+        of = f"{TASKS[task]}, {players} samples per step"
+        rows += [[of, *row] for row in _table(cells, task, players)]
+    head = [
+        "model", "optimizer", "integrated by", f"R before step {FROM} (lowest)", "R as attached",
+        "lowest", "R straight", "lowest", "sums", "residual",
+    ]  # fmt: skip
+    return long_table("optimizers", "Every optimizer on both models", head, rows)
+
+
+def _table(cells: Cells, task: str, players: int) -> list[list[str]]:
     rows = []
     for name, maker in MAKERS.items():
         records = cells.get(Setting(task, name, players))
@@ -57,6 +82,7 @@ def _table(cells: Cells, task: str, players: int) -> str:
         rows.append(
             [
                 maker.shown,
+                maker.support,
                 f"{_of(records, 'attached', 'pearson', late=False).min():.4f}",
                 f"**{np.median(attached):.4f}**",
                 f"{attached.min():.4f}",
@@ -66,24 +92,7 @@ def _table(cells: Cells, task: str, players: int) -> str:
                 f"{np.median(_of(records, 'attached', 'residual')):.2%}",
             ]
         )
-    early = ", ".join(str(step) for step in STEPS[players] if step < FROM)
-    head = [
-        "optimizer",
-        f"R before (lowest of steps {early})",
-        "R as attached",
-        "lowest",
-        "R straight",
-        "lowest",
-        "sums",
-        "residual",
-    ]
-    return markdown(head, rows)
-
-
-def _support() -> str:
-    return markdown(
-        ["optimizer", "how"], [[maker.shown, maker.support] for maker in MAKERS.values()]
-    )
+    return rows
 
 
 def _short(cells: Cells) -> str:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.overhead`: measures what is not on disk yet and writes docs/cost.md."""
+"""`python -m benchmarks.overhead`: measures what is missing, writes docs/evidence/cost.md."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import long_table, markdown
 from benchmarks.overhead.methods import Size
 
 BY_PARAMETER = (
@@ -126,4 +126,4 @@ def larger(sizes: Mapping[Size, Mapping[str, Any]]) -> str:
         "model", "tokens a step and process", "for the parameters", "for the tokens",
         "held factors, GiB in bf16", "validation gradient, GiB over all processes",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("cost_larger", "Larger models, on paper", head, rows)

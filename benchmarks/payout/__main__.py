@@ -1,4 +1,4 @@
-"""`python -m benchmarks.payout`: measures what is missing, writes docs/payout.md."""
+"""`python -m benchmarks.payout`: measures what is missing, writes docs/evidence/payout.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/payout.md from the cells on disk."""
+"""Writes docs/evidence/payout.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_page() -> None:
         "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}),
         "RUN": environments(stored),
     }
-    fill(here / "page.md", parts, DOCS / "payout.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "payout.md")
 
 
 def _tasks(cells: Cells) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pruning`: measures what is not on disk yet, writes docs/pruning.md."""
+"""`python -m benchmarks.pruning`: measures what is missing, writes docs/evidence/pruning.md."""
 
 from __future__ import annotations
 

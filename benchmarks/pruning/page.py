@@ -1,4 +1,4 @@
-"""Writes docs/pruning.md and its plot from the cells on disk."""
+"""Writes docs/evidence/pruning.md and its plot from the cells on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import vl_convert
 from scipy.stats import t as student
 
 from benchmarks.classification.tasks import CAPPED, RECIPES, TOKENS
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.pruning.cell import CLEAN, DROPS, FULL, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -39,11 +39,11 @@ def write_page() -> None:
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "PAIRS": str(len(cells)),
         "SUMMARY": _summary(cells),
-        "PLOT": "![Accuracy against the share that is dropped](img/pruning.svg)",
+        "PLOT": "![Accuracy against the share that is dropped](../img/pruning.svg)",
         "TABLES": _tables(cells),
         "RUN": environments(stored),
     }
-    fill(here / "page.md", parts, DOCS / "pruning.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "pruning.md")
     _plot(cells, DOCS / "img" / "pruning.svg")
 
 
@@ -93,21 +93,19 @@ def _summary(cells: Cells) -> str:
 
 
 def _tables(cells: Cells) -> str:
-    parts = []
+    rows = []
     for setting in _settings(cells):
         found = _of(cells, *setting)
-        known = {key: [r[key] for r in found] for key in (FULL, CLEAN)}
-        said = f"all: {_number(known[FULL])}" + (
-            f", clean: {_number(known[CLEAN])}" if setting[1] else ""
-        )
+        known = {key: _number([r[key] for r in found]) for key in (FULL, CLEAN)}
+        said = f"{_title(*setting)} ({len(found)} seeds; all: {known[FULL]}"
+        said += f", clean: {known[CLEAN]})" if setting[1] else ")"
         names = sorted(found[0]["accuracy"], key=lambda n: -np.mean([_mean(r, n) for r in found]))
-        rows = [
-            [name, *(_number([r["accuracy"][name][str(d)] for r in found]) for d in DROPS)]
+        rows += [
+            [said, name, *(_number([r["accuracy"][name][str(d)] for r in found]) for d in DROPS)]
             for name in names
         ]
-        head = [f"dropped ({len(found)} seeds)", *(f"{d:.0%}" for d in DROPS)]
-        parts.append(f"### {_title(*setting)}\n\n{said}.\n\n{markdown(head, rows)}")
-    return "\n\n".join(parts)
+    head = ["setting", "ranking", *(f"dropped {d:.0%}" for d in DROPS)]
+    return long_table("pruning", "Accuracy by setting, ranking and share", head, rows)
 
 
 def _number(numbers: Sequence[float]) -> str:

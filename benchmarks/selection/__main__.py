@@ -1,4 +1,4 @@
-"""`python -m benchmarks.selection`: measures what is not on disk yet, writes docs/selection.md."""
+"""`python -m benchmarks.selection`: measures what is missing, writes docs/evidence/selection.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/selection.md and its plot from the cells on disk."""
+"""Writes docs/evidence/selection.md and its plot from the cells on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.classification.tasks import RECIPES, split
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.pruning.page import half_interval
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
@@ -48,7 +48,7 @@ def write_page() -> None:
         "GAINS": _gains(cells),
         "RUN": environments(stored),
     }
-    fill(here / "page.md", parts, DOCS / "selection.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "selection.md")
     _plot(cells, DOCS / "img" / "selection.svg")
 
 
@@ -92,15 +92,19 @@ def _spread(numbers: np.ndarray, digits: int) -> str:
 
 
 def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> str:
-    parts = []
-    for noise in _noises(cells):
-        rates = _rates(cells)
-        rows = [
-            [name, *(told_as([a[name][figure] for a in _of(cells, noise, r)]) for r in rates)]
-            for name in arms()
+    rates = _rates(cells)
+    rows = [
+        [
+            _title(noise),
+            name,
+            *(told_as([a[name][figure] for a in _of(cells, noise, r)]) for r in rates),
         ]
-        parts.append(markdown([_title(noise), *(f"rate {r:g}" for r in rates)], rows))
-    return "\n\n".join(parts)
+        for noise in _noises(cells)
+        for name in arms()
+    ]
+    head = ["labels", "arm", *(f"rate {r:g}" for r in rates)]
+    caption = f"{figure.replace('_', ' ').capitalize()} by labels, arm and learning rate"
+    return long_table(f"selection_{figure}", caption, head, rows)
 
 
 def _gains(cells: Cells) -> str:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: measures what is not on disk yet and writes docs/soak.md."""
+"""`python -m benchmarks.soak`: measures what is missing, writes docs/evidence/soak.md."""
 
 from __future__ import annotations
 

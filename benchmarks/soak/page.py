@@ -1,4 +1,4 @@
-"""Writes docs/soak.md from the cells on disk."""
+"""Writes docs/evidence/soak.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -6,41 +6,53 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS
 
-PAGE = Path(__file__).parents[2] / "docs" / "soak.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "soak.md"
 
 
 def write_page() -> None:
     """Reads what is there and writes the page."""
     cells = json.loads((RESULTS / "soak.json").read_text())["cells"]
-    text = (Path(__file__).parent / "page.md").read_text()
     environment = list(cells.values())[-1]["environment"]
     run = (
         f"Commit {environment['commit']}, PyTorch {environment['torch']}, Python "
         f"{environment['python']}, one thread of {environment['cores']} cores, "
         f"{environment['gpu'] or 'no GPU'}"
     )
-    tables = "\n\n".join(_section(key, cell["result"]) for key, cell in cells.items())
-    PAGE.write_text(text.replace("{{RUN}}", run).replace("{{TABLES}}", tables))
+    found = {key: cell["result"] for key, cell in cells.items()}
+    parts = {"RUN": run, "SUMMARY": _summary(found), "TABLES": _tables(found)}
+    fill(Path(__file__).parent / "page.md", parts, PAGE)
 
 
-def _section(key: str, found: dict[str, Any]) -> str:
-    capture, steps = key.split()
-    head = ("up to step", "a step, processor time", "memory", "tensors alive")
+def _summary(found: dict[str, dict[str, Any]]) -> str:
+    """First and last tenth of each run, and its store."""
+    rows = []
+    for key, result in found.items():
+        first, last = result["stretches"][0], result["stretches"][-1]
+        rows.append([
+            key.split()[0],
+            f"{first['milliseconds']:.1f}, {last['milliseconds']:.1f} ms",
+            f"{first['megabytes']:.0f}, {last['megabytes']:.0f} MB",
+            f"{first['tensors']}, {last['tensors']}",
+            f"{result['visits_stored']:,} of {result['visits_made']:,}",
+            f"{result['store_megabytes']:.1f} MB",
+            f"{result['residual_share']:.2%}",
+        ])  # fmt: skip
+    head = [
+        "capture", "processor time of a step: first, last tenth", "memory", "tensors alive",
+        "visits stored", "store", "residual",
+    ]  # fmt: skip
+    return markdown(head, rows)
+
+
+def _tables(found: dict[str, dict[str, Any]]) -> str:
     rows = [
-        (
-            f"{s['step']:,}",
-            f"{s['milliseconds']:.1f} ms",
-            f"{s['megabytes']:.0f} MB",
-            str(s["tensors"]),
-        )
-        for s in found["stretches"]
-    ]
-    return (
-        f"## capture='{capture}', {int(steps):,} steps\n\n{markdown(head, rows)}\n\n"
-        f"Stored: {found['steps_stored']:,} steps and {found['visits_stored']:,} of "
-        f"{found['visits_made']:,} visits, {found['store_megabytes']:.1f} MB; the books' residual "
-        f"is {found['residual_share']:.2%} of their entries."
-    )
+        [key.split()[0], f"{s['step']:,}", f"{s['milliseconds']:.1f} ms",
+         f"{s['megabytes']:.0f} MB", str(s["tensors"])]
+        for key, result in found.items()
+        for s in result["stretches"]
+    ]  # fmt: skip
+    head = ["capture", "up to step", "processor time of a step", "memory", "tensors alive"]
+    return long_table("soak", "Every tenth of both runs", head, rows)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tracing`: measures what is not on disk yet, writes docs/tracing.md."""
+"""`python -m benchmarks.tracing`: measures what is missing, writes docs/evidence/tracing.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes docs/tracing.md from the cells on disk."""
+"""Writes docs/evidence/tracing.md from the cells on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.tracing.cell import ASKED_AHEAD, EPOCHS
 from benchmarks.tracing.corpus import DISTANCES, PASSAGES, encoded
@@ -36,23 +36,25 @@ def write_page() -> None:
         "WIDTH": str(WIDTH),
         "AHEAD": str(ASKED_AHEAD),
         "FINDINGS": (here / "findings.md").read_text().strip(),
-        "TABLE": _table(all_asked),
-        "FEWER": _table(fewer) if len(fewer) > len(all_asked) else "Not measured yet.",
+        "TABLE": markdown(*_table(all_asked)),
+        "FEWER": long_table(
+            "tracing_fewer", f"The first {ASKED_AHEAD} sources, all methods", *_table(fewer)
+        ),
         "RUN": environments(stored),
         "SECONDS": ", ".join(
             f"{key.removesuffix(' seed=0')} {cell['result']['seconds']:.0f}"
             for key, cell in stored.items()
         ),
     }
-    fill(here / "page.md", parts, DOCS / "tracing.md")
+    fill(here / "page.md", parts, DOCS / "evidence" / "tracing.md")
 
 
-def _table(ranks: Ranks) -> str:
+def _table(ranks: Ranks) -> tuple[list[str], list[list[str]]]:
     """The best at paraphrases first."""
     order = sorted(ranks, key=lambda name: float(np.median(ranks[name]["paraphrase"])))
     rows = [[name, *(_cell(ranks[name][d]) for d in DISTANCES)] for name in order]
     queries = len(ranks[order[0]]["exact"])
-    return markdown([f"method, {queries} queries each", *DISTANCES], rows)
+    return [f"method, {queries} queries each", *DISTANCES], rows
 
 
 def _cell(ranks: list[int]) -> str:

@@ -191,5 +191,5 @@ figure.tight_layout()
 
 # %%
 # On your own data the same is one command, ``inrun train``, and its report shows the labels to
-# check first: :doc:`/training` and :doc:`/uses/labels`. :doc:`/mislabelled` has the measurements,
-# on three data sets and beside other detectors.
+# check first: :doc:`/training` and :doc:`/uses/labels`. :doc:`/evidence/mislabelled` has the
+# measurements, on three data sets and beside other detectors.

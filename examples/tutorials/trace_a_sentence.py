@@ -239,4 +239,4 @@ for name, left_out in (("the six best sources", top), ("six random ones", random
 # A second training is cheap for a small model. For a large one, name the questions before
 # training, or record the run and look ahead (:doc:`/uses/lookahead`), where its error proxy says
 # that one can: a model that learns its data by heart, as this one, is where one cannot.
-# :doc:`/tracing` compares values with text search, and :doc:`/uses/trace` has the command.
+# :doc:`/evidence/tracing` compares values with text search, and :doc:`/uses/trace` has the command.

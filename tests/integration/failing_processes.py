@@ -18,6 +18,7 @@ from tests.processes import leave_together
 
 WHERE = {"first pass": 1, "a closing pass": 4}  # the pass that fails
 WHAT = ("loss", "gradient", "an error of its own")
+AT_ATTACH = ("loss_fn", "loss_fn in parts", "store")
 HOW = {"whole": {}, "given": {"estimator": "path-given"}, "statistics": {}, "sharded": {}}
 
 
@@ -72,6 +73,44 @@ def case(what, fails, how):
     return {"said": said, "steps": books, "values": attribution.values()["value"].to_pylist()}
 
 
+def at_attach(what, folder):
+    """What this process says of an attach that fails in one; then all attach again, and train."""
+    torch.manual_seed(0)
+    rank = dist.get_rank()
+    fails = rank == dist.get_world_size() - 1 and what != "store"
+    x, model = torch.randn(30, 5), DistributedDataParallel(nn.Linear(5, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss_fn(model, batch):
+        if fails:
+            raise ValueError("this file is not there")
+        return model(batch).square().mean()
+
+    store = None
+    if what == "store":  # in which the first process finds a run
+        store = folder / "run"
+        store.mkdir(exist_ok=True)
+        (store / "run.json").write_text("not there")
+        dist.barrier()
+    utility = inrun.Utility(loss_fn, x[20:], batch_size=4 if what == "loss_fn in parts" else None)
+    said = []
+    for again in (False, True):
+        try:
+            attribution = inrun.attach(
+                model, optimizer, utility, store=None if again else store,
+                options=inrun.Options(progress=False),
+            )  # fmt: skip
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+        fails = False
+    ids = torch.arange(6).tensor_split(dist.get_world_size())[rank]
+    with attribution.batch(ids):
+        model(x[ids]).square().mean().backward()
+    optimizer.step()
+    attribution.detach()
+    return {"said": said, "steps": attribution.ledger()["step"].to_pylist()}
+
+
 def main():
     folder = Path(sys.argv[1])
     dist.init_process_group("gloo")
@@ -83,6 +122,7 @@ def main():
         for how in HOW
         if not (how == "sharded" and what == "an error of its own")  # within FSDP's own calls
     }
+    found["attach"] = {what: at_attach(what, folder) for what in AT_ATTACH}
     (folder / f"said-{dist.get_rank()}").write_text(json.dumps(found))
     leave_together()
 

@@ -95,6 +95,21 @@ def test_report_takes_samples_from_a_file(folder, said, refused):
     assert "is not a run" in refused("report", ".")
 
 
+def test_explain_names_a_step_its_books_and_its_rows(folder, said, refused):
+    text = shell(folder, "explain", "run", "--worst", "2", "--out", "unused.csv")
+    assert text.count("It began in step") == 2
+    assert not (folder / "unused.csv").exists()
+    said("explain", "run", "--from", "2", "--to", "4", "--out", "visits.csv")
+    with open(folder / "visits.csv") as file:
+        rows = list(csv.DictReader(file))
+    visits = inrun.load(folder / "run").visits().to_pylist()
+    assert len(rows) == sum(visit["step"] <= 4 for visit in visits)
+    assert {"put_on", "deviations", "source"} <= set(rows[0])
+    assert "scored steps, from 1" in refused("explain", "run", "--step", "99999")
+    assert "--worst looks" in refused("explain", "run", "--worst", "1", "--step", "3")
+    assert "how to train again" in refused("explain", "run", "--check")
+
+
 def test_rollup_adds_up_to_the_books(folder, said, refused):
     text = shell(folder, "rollup", "run", "--out", "by.csv", "--page", "by.html")
     assert "momentum" in text
@@ -194,6 +209,23 @@ def test_trace_takes_several_queries_and_named_targets(folder, said, refused):
     assert "not an inrun.Replayable" in refused(
         "trace", "run", "--query", "queries.jsonl", "--entry", "mine:sentences"
     )
+
+
+def test_validate_trains_without_halves_and_compares(folder, said, refused):
+    rows = [{"query": s, "text": own_loop.DATA[i][0]} for i, s in ((1, "first"), (7, "second"))]
+    query_of(folder, "halves.jsonl", "\n".join(map(json.dumps, rows)))
+    arguments = ("validate", "run", "--query", "halves.jsonl", "--entry", "mine:again",
+                 "--subsets", 10, "--store", "trainings")  # fmt: skip
+    first = said(*arguments)
+    assert "score over 10 trainings without" in first
+    rows = [line.split() for line in first.splitlines() if "look-ahead" in line or "random" in line]
+    assert len(rows) >= 2
+    kept = {file.name: file.read_bytes() for file in (folder / "trainings").iterdir()}
+    assert kept.keys() == {"halves.jsonl", "removals.jsonl"}
+    assert said(*arguments) == first  # of what is kept
+    assert kept == {file.name: file.read_bytes() for file in (folder / "trainings").iterdir()}
+    assert "another retraining" in refused(*arguments, "--seed", 1)
+    assert "Pass --entry" in refused("validate", "run", "--query", "halves.jsonl")
 
 
 def test_text_from_the_data_sends_nothing_to_the_terminal(folder, said):

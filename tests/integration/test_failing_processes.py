@@ -29,3 +29,14 @@ def test_every_process_says_it_leaves_out_the_same_step_and_goes_on(said, what):
         word = {"loss": "not finite", "gradient": "its gradient is not"}.get(what, "not there")
         assert word in found["said"][0]
         assert word in other["said"][0]
+
+
+@pytest.mark.parametrize("what", script.AT_ATTACH)
+def test_an_attach_that_fails_in_one_process_is_said_by_all_and_can_be_done_again(said, what):
+    first, last = (one["attach"][what] for one in said)
+    for found in (first, last):
+        assert len(found["said"]) == 1
+        assert ("StoreError" if what == "store" else "not there") in found["said"][0]
+        assert found["steps"] == [1]
+    who, number = (last, 0) if what == "store" else (first, 1)
+    assert f"failed in process {number} of 2" in who["said"][0]

@@ -496,6 +496,34 @@ def test_mixing_that_no_gradient_shows_is_told_and_no_gap():
     assert not [text for text in said if "not captured" in text]
 
 
+def test_an_output_that_no_loss_is_made_of_is_not_passed_back():
+    """A fused head's entropy, which trainers only log, takes as much memory again to pass back."""
+    passed = []
+
+    class Logged(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h.square()
+
+        @staticmethod
+        def backward(ctx, g):
+            passed.append(1)
+            return g
+
+    class Two(Net):
+        def forward(self, x):
+            h = super().forward(x)
+            return {"logits": h, "logged": Logged.apply(h)}
+
+    def of_logits(model, batch):
+        return F.cross_entropy(model(batch[0])["logits"], batch[1])
+
+    _, attribution, said = train(Two, data(), steps=2, loss=of_logits)
+    assert not said
+    assert all("lone step" in done for done in checks(attribution).values())
+    assert not passed
+
+
 def test_slots_of_a_sum_in_place_are_tinted_once():
     def summed(model, batch):
         total = torch.zeros((), dtype=torch.float64)

@@ -8,11 +8,12 @@ import pytest
 
 import inrun
 import inrun.owners
+from tests.test_layering import ROWS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
-READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup",
+READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/explain",
                  "uses/lookahead", "uses/select", "extending", "samples")  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_everything_public_is_in_the_reference():
 
 def test_the_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for command in ("demo", "test", "check", "docs", "dist"):
+    for command in ("demo", "quick", "test", "check", "docs", "dist"):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
 
 
@@ -114,3 +115,9 @@ def test_the_rooms_in_contributing_are_the_rooms_on_disk():
     listed = set(re.findall(r"^  (\w+)/ ", text.split("tests/\n")[0], re.MULTILINE))
     on_disk = {p.name for p in (ROOT / "src/inrun").iterdir() if (p / "__init__.py").exists()}
     assert listed == on_disk
+
+
+def test_the_architecture_page_has_the_rows_of_the_layering_test():
+    text = (DOCS / "architecture.md").read_text().split("```text\n")[1].split("```")[0]
+    rows = [set(re.split(", ", re.split("  +", line)[0])) for line in text.strip().split("\n")]
+    assert rows == ROWS

@@ -1,6 +1,7 @@
 """Several optimizers in one step: Muon for the matrices, AdamW for the rest."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -236,3 +237,49 @@ def test_gradients_that_are_cleared_between_two_steps_were_read(options, to_none
         attribution.detach()
         found.append(attribution.values()["value"].to_numpy())
     np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("overflows", [0, 1])
+def test_a_scaler_that_skips_one_of_them_leaves_the_other_s_step_scored(overflows):
+    def loss_fn(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def loop(*, scored):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(3, (40,))
+        optimizers = [
+            torch.optim.SGD(model[0].parameters(), lr=0.05),
+            torch.optim.SGD(model[2].parameters(), lr=0.1),
+        ]
+        scaler, attribution = torch.amp.GradScaler("cpu", init_scale=2.0**8), nullcontext()
+        if scored:
+            utility = inrun.Utility(loss_fn, (x[20:], y[20:]))
+            options = inrun.Options(progress=False, contraction="dense")
+            attribution = inrun.attach(model, optimizers, utility, options=options)
+        expected = []
+        for step in range(6):
+            before = loss_fn(model, (x[20:], y[20:])).item()
+            with attribution.batch(range(8)) if scored else nullcontext():
+                scaler.scale(loss_fn(model, (x[:8], y[:8]))).backward()
+            if step == 3:
+                with torch.no_grad():
+                    model[2 * overflows].weight.grad[0, 0] = float("inf")
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            expected.append(before - loss_fn(model, (x[20:], y[20:])).item())
+        return list(model.parameters()), expected, attribution
+
+    plain, _, _ = loop(scored=False)
+    trained, fall, attribution = loop(scored=True)
+    assert all(torch.equal(p, q) for p, q in zip(plain, trained, strict=True))
+    ledger = attribution.ledger()
+    assert ledger["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
+    samples = ledger["samples"].to_numpy()
+    np.testing.assert_allclose(samples, fall, rtol=2e-2)  # the trapezoid's error alone
+    attribution.detach()

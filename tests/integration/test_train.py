@@ -20,6 +20,7 @@ from rich.console import Console
 import inrun
 from inrun.cli import main
 from inrun.errors import MisuseError, StoreError
+from inrun.integrations._outcome import VALUES
 from inrun.training import (
     TrainConfig,
     Training,
@@ -255,6 +256,12 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(shop, tmp_path, kind, pla
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
+def a_bit_flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
 def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
     config = TrainConfig("image-classification", "cnn", str(shop / "pictures"), batch=8)
     plain, before = _trainer.RowTrainer.training_step, signal.getsignal(signal.SIGINT)
@@ -269,6 +276,18 @@ def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
         run_training(Training(config), tmp_path / "run", Console(file=io.StringIO()))
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(_trainer.RowTrainer, "training_step", plain)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
+    names = {path.name for path in checkpoint.iterdir()} - {VALUES}  # which is for people
+    assert len(names) > 6
+    for name in sorted(names):  # the Trainer's files and ours
+        for harm in (a_bit_flipped, Path.unlink):
+            content = (checkpoint / name).read_bytes()
+            harm(checkpoint / name)
+            said = inrun_command(tmp_path, "train", "--resume", "run", code=2)
+            assert "Traceback" not in said
+            ours = name.startswith("inrun")  # without one of which a checkpoint is not whole
+            assert name in said or (ours and ("no checkpoint" in said or "digest" in said))
+            (checkpoint / name).write_bytes(content)
     said = inrun_command(tmp_path, "train", "--resume", "run")
     assert "Trained 18 steps" in said
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))

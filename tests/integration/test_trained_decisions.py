@@ -83,3 +83,13 @@ def test_a_query_for_a_classifier_needs_its_label(place, classified, command):
     (place / "query.jsonl").write_text(json.dumps({"text": "wave ship"}) + "\n")
     said = command("trace", "texts", "--query", "query.jsonl", codes=(2,))
     assert "no trajectory" in said or "not a recorded run" in said
+
+
+def test_explain_trains_a_recorded_step_again(place, command, monkeypatch):
+    command("train", "--model", "bert", "--from-scratch", "--data", "train.jsonl", "--batch", 8,
+            "--epochs", 1, "--record", "--out", "recorded")  # fmt: skip
+    monkeypatch.setattr("inrun.uses._explain.STANDS_OUT", 0.0)  # somebody does
+    said = command("explain", "recorded", "--step", 4, "--check")
+    assert "In step 4 the validation loss" in said
+    assert "without the rows named by" in said
+    assert "learning rate" in said

@@ -47,7 +47,10 @@ def test_every_module_imports_or_names_its_extra(fresh):
     extras = {"inrun.integrations.transformers": "transformers", "inrun.report": "report"}
     extras |= {"inrun.integrations.lightning": "lightning", "inrun.demo": "demo"}
     extras |= {"inrun.integrations._trainer": "transformers"}
-    extras |= {f"inrun.training.{n}": "train" for n in ("_arguments", "_plan", "_run", "_trainer")}
+    extras |= {
+        f"inrun.training.{n}": "train"
+        for n in ("_arguments", "_checkpoints", "_plan", "_run", "_trainer")
+    }
     assert set(failed) == set(extras)
     for name, said in failed.items():
         assert f"pip install 'inrun[{extras[name]}]'" in said

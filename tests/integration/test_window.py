@@ -389,7 +389,8 @@ def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_i
         return [window["steps"] for window in attribution.windows]
 
     assert lengths(1e-4) == [1, 2, 4]
-    assert max(lengths(40.0)) == 1
+    with pytest.warns(inrun.errors.InRunWarning, match="cosine of its ends"):
+        assert max(lengths(40.0)) == 1
 
 
 def test_a_large_change_of_the_learning_rate_closes_a_window():

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from importlib import resources
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inrun.cli._formulas import defused
-from inrun.cli._terminal import Terminal, plain, printable
+from inrun.cli._terminal import PIPED, Cells, Terminal, command, plain, printable
 
 ESCAPES = [
     "\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x1b[31mred", "\x9b31m", "\x08\x08\x08", "\r overwritten",
@@ -86,3 +87,39 @@ def test_the_reports_script_writes_the_same_cells():
     )
     done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [defused(text) for text in texts]
+
+
+NUMBERS = ["+1.2345e-05", "-98.7 %", "1,234,567"]
+NAME = "beginning " + "of a long text " * 9 + "end"
+
+
+def drawn(width, *, piped=False):
+    cells = Cells("sample", "share", "visits", "text")
+    cells.add_row(*map(plain, NUMBERS), plain(NAME.replace(" of", "\n of")))
+    console = Terminal(file=io.StringIO(), width=width, force_terminal=not piped)
+    console.print(cells)
+    return re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_a_table_never_cuts_a_number(width):
+    assert all(number in drawn(width).replace("\n", " ").replace("- ", "-") for number in NUMBERS)
+
+
+def test_a_name_is_cut_in_the_middle_and_that_is_told():
+    found = drawn(80)
+    assert "beginning" in found
+    assert re.search(r"\.\.\..*end", found)
+    assert "is left out of a name" in found
+    assert "..." not in drawn(300)
+
+
+def test_what_is_piped_is_whole_plain_and_a_line_for_each_row():
+    lines = drawn(PIPED, piped=True).splitlines()
+    assert len(lines) == 2
+    assert " ".join(lines[1].split()) == " ".join([*NUMBERS, NAME])
+
+
+@pytest.mark.parametrize("folder", ["run", "my run", "it's", "$(rm x)"])
+def test_a_command_to_copy_is_one_that_a_shell_reads_so(folder):
+    assert shlex.split(command("inrun", "report", folder)) == ["inrun", "report", folder]

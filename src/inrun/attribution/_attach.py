@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,14 @@ from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, require_
 from inrun.attribution._scoring import EveryStep, Scoring, Window
 from inrun.capture import Offload
 from inrun.directions import Direction
-from inrun.distributed import Processes, is_sharded, processes_of, require_sharded, unwrapped_model
+from inrun.distributed import (
+    Processes,
+    agreed,
+    is_sharded,
+    processes_of,
+    require_sharded,
+    unwrapped_model,
+)
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
@@ -109,16 +117,20 @@ def attach(
     halves = not kind.contracts_early and utility.can_split(2)
     smoothed = 0 if kind.contracts_early else options.smoothed_steps
     frequency = scoring.frequency(processes, halves)
-    require_divisible(utility, model)
+    agreed(processes, partial(require_divisible, utility, model))
     utility = weighed(utility, model, processes)
     extra: Extra = (
         "paid_out" if momentum_window else "standard_error" if frequency.sampled else None
     )
+
     folder = None
-    if store is not None and processes.rank == 0:
-        folder = RunFolder(
-            store, estimator=direction.name, targets=utility.targets, weights=utility.weights,
-            resume=resume, extra=extra,
+    if store is not None:  # the first process has it; where that fails all say so
+        folder = agreed(
+            processes,
+            lambda: None if processes.rank else RunFolder(
+                store, estimator=direction.name, targets=utility.targets,
+                weights=utility.weights, resume=resume, extra=extra,
+            ),
         )  # fmt: skip
     contraction, window = _contraction(options.contraction), None
     if momentum_window:

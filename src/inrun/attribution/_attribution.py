@@ -22,6 +22,7 @@ from inrun.attribution._options import CAPTURES, Options
 from inrun.attribution._record import Record
 from inrun.attribution._results import Results
 from inrun.capture import Sketching
+from inrun.distributed import agreed
 from inrun.errors import InRunWarning, NotSupportedError
 from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts
@@ -68,9 +69,8 @@ class Attribution(Batches, Results):
             "sampled": frequency.sampled,
             "payout": 0 if window is None else window.window,
         }
+        agreed(scorer.processes, lambda: None if folder is None else folder.create())
         self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record, windows)
-        if folder is not None:
-            folder.create()
         self._hooks = StepHooks(self, scorer.optimizers.members, Attribution._stranger_stepped)
         self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
         self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
 from inrun.attribution._advice import Advice
 from inrun.capture import Capture, are_here, self_test
-from inrun.distributed import Processes
+from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.optim import Together
 from inrun.utility import Utility
@@ -57,10 +58,17 @@ class Captures:
         capture = self._kind(self._model, self._named(), self._processes)
         if capture.contracts_early and self._processes.size > 1:
             self._processes.apart()  # made here, where all processes are
+        if capture.sharded:  # its passes are calls to the others, where each must come by itself
+            self._try_out(capture)
+        else:
+            agreed(self._processes, partial(self._try_out, capture))
+        return capture
+
+    def _try_out(self, capture: Capture) -> None:
+        """Calls the user's loss on a few rows: whatever is wrong with it shows here first."""
         self_test(capture, self._model, self._utility, sums=self._sums)
         if self._sums:
             self._advice.of_random_loss(self._model, self._utility)
-        return capture
 
     def _named(self) -> dict[str, Tensor]:
         """The optimizers' trainable parameters, under the names that the model gives them.

@@ -13,6 +13,8 @@ from rich.errors import LiveError
 from rich.live import Live
 from rich.text import Text
 
+from inrun.ledger import Jumps
+
 REFRESH_SECONDS = 0.25
 
 
@@ -22,7 +24,7 @@ class LiveLine:
     def __init__(self, enabled: bool, console: Console | None = None):
         console = console or Console(stderr=True)
         self._live: Live | None = None
-        self._shown = 0.0
+        self._shown, self._jumps = 0.0, Jumps()
         if enabled and console.is_terminal:
             live = Live(console=console, transient=True, auto_refresh=False)
             try:
@@ -38,8 +40,16 @@ class LiveLine:
         overhead: float,
         more: Callable[[], str] = str,
     ) -> None:
-        """Shows a row of the books, at most four times a second; `more` gives its last words."""
-        if self._live is None or time.monotonic() - self._shown < REFRESH_SECONDS:
+        """Shows a row of the books, at most four times a second; `more` gives its last words.
+
+        A step whose loss jumps gets a line of its own, which stays.
+        """
+        if self._live is None:
+            return
+        words = self._jumps.words(row)
+        if words:
+            self._live.console.print(Text(f"inrun  {words}"))
+        if time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
         left = f"{residual_share:.2%}" if isfinite(residual_share) else "not known"

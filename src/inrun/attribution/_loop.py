@@ -115,7 +115,7 @@ class Loop(Passes):
             self.forget()
             return
         if step is not None and self.blocks:
-            self._read(step)
+            self._read(step, k)
         if not self.blocks:
             self.advice.once(
                 "An optimizer step came without an attribution.batch(ids) block before it and was "
@@ -124,15 +124,15 @@ class Loop(Passes):
             )
             self.forget(moved=True, by=k)
 
-    def _read(self, step: Step) -> None:
-        """Reads the step; one of no samples is left as it is."""
+    def _read(self, step: Step, first: int) -> None:
+        """Reads the step before its first optimizer; one of no samples is left as it is."""
         self.advice.of_strangers(self._optimizers, self.capture)
         with self.watch, self._forgotten_where_it_fails():
             step.take_down(self.capture)
             self._conclude(step)
             if not step.owned:  # the loop zeroed what came in of them
                 return
-            step.plan(self.capture)
+            step.plan(self.capture, first)
             if self._windows is not None:
                 self._windows.learn(step, self.capture)
         self.advice.of_cancelling(self._scorer.untold)

@@ -22,9 +22,9 @@ class Scoring(ABC):
             residual.
         validation_every: a validation pass after every so many steps only; the steps between are
             judged by the last pass's gradient. Totals over a run keep most of their agreement
-            (docs/budget.md), but in a single step an older gradient can be worth nothing or less
-            (training swings along sharp directions), so this is warned about. The losses of steps
-            without a pass are not known, nor is their residual.
+            (docs/evidence/budget.md), but in a single step an older gradient can be worth nothing
+            or less (training swings along sharp directions), so this is warned about. The losses
+            of steps without a pass are not known, nor is their residual.
 
     Raises:
         MisuseError: a number that is none of parts or steps.
@@ -128,7 +128,7 @@ class Window(Scoring):
     A validation pass at each window's border only, and inside the backward pass a few numbers per
     sample and layer; nothing else is kept. Values are written at the window's end. Each window's
     rows of the ledger say by its ends' cosine how well such values agree with those of `EveryStep`:
-    where the validation gradient turns within a window, they do not (docs/window.md).
+    where the validation gradient turns within a window, they do not (docs/uses/spend-less.md).
 
     Args:
         steps: of a window, or 'auto': from 1 to 20, twice as many where the ends' cosine is above

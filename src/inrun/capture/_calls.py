@@ -34,8 +34,8 @@ class ModelCall:
     """One call of the whole model in a block.
 
     `meant` and `followed` are owner maps of its arguments by `id`: what ids mean, and what is used.
-    `outputs` are maps of outputs whose every slot has an owner, by where they lie; `gradients` what
-    the block's backward pass brought to them.
+    `outputs` are maps of outputs whose every slot has an owner, by where they lie; `reached` those
+    that the loss was made of, `gradients` what the block's backward pass brought to them.
     """
 
     args: tuple[Any, ...]
@@ -48,6 +48,7 @@ class ModelCall:
     drew: bool = False
     outputs: dict[str, Map] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     raw: bool = False  # whether there is data among them of which it is not known whose it is
@@ -235,19 +236,21 @@ class Calls:
             m = self._owners.of(t) if t.grad_fn is not None else None
             if m is not None and m.owned:
                 call.outputs[path] = m
-                if self._first_only:
-                    continue
-                call.nodes[path] = t.grad_fn
+                if not self._first_only:
+                    call.nodes[path] = t.grad_fn
                 t.grad_fn.register_prehook(self._receiver(call, path, t.output_nr))  # type: ignore[union-attr]
         self.found.append(call)
 
     def _receiver(self, call: ModelCall, path: str, slot: int) -> Callable[[Any], None]:
-        kept = weakref.ref(call)  # which knows the node: together they would never be let go
+        kept = weakref.ref(call)  # which knows the node: together they would never be released
 
         def receive(gradients: tuple[Tensor | None, ...]) -> None:
             gradient, call = gradients[slot], kept()
             foreign = self._mode.muted or self._mode.tinting is not None
-            if gradient is not None and call is not None and not foreign:
+            if gradient is None or call is None or foreign:
+                return
+            call.reached.add(path)
+            if not self._first_only:
                 before = call.gradients.get(path)
                 call.gradients[path] = gradient if before is None else before + gradient
 

@@ -102,7 +102,7 @@ class Coverage:
         )
 
     def table(self) -> pa.Table:
-        """A row a parameter.
+        """One row per parameter.
 
         Columns: parameter, shape, elements, status ('captured', 'not captured', 'no gradient',
         'not trained'), captured_as (operation: form), update_share (of the squared norm of what

@@ -11,7 +11,7 @@ elementwise (clipping by value), and the raw gradient is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class GradientCheck:
         self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
         self._consumed: Rows | None = None
+        self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
         self._at_consume: Mapping[str, tuple[int, int]] = {}
         self._compared = 0  # blocks of the step
@@ -96,6 +97,8 @@ class GradientCheck:
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
         gone = set(names)
+        if not gone:
+            return
         self.excluded |= gone
         self._small = [(name, factor) for name, factor in self._small if name not in gone]
         # sums that were made already are left out by `_conclude`
@@ -131,7 +134,7 @@ class GradientCheck:
         for name, g in there.items():
             if self._computed.get(name, 1.0) < SINGLE and is_single(g):
                 self._computed[name] = SINGLE
-        versions = {name: (id(g), g._version) for name, g in there.items()}
+        versions = _versions(there)
         present = set() if unowned else self._present
         self._ended.append(
             Ended(
@@ -241,7 +244,8 @@ class GradientCheck:
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
         self._consumed = self._measuring.measure(gradients)
-        self._at_consume = {name: (id(g), g._version) for name, g in gradients.items()}
+        held = {name: self._parameters[name].grad for name in gradients}  # not what was read of it
+        self._at_consume = _versions({name: g for name, g in held.items() if g is not None})
 
     def computed(self, name: str) -> float:
         """Eps of what a parameter's shares are made of, 0 where there are none."""
@@ -252,15 +256,25 @@ class GradientCheck:
         """How many blocks ended that were not compared."""
         return len(self._ended)
 
-    def scales(self) -> dict[str, float | None]:
+    def overflowed(self) -> set[str]:
+        """Whose gradients are not finite, of those that `consume` took down."""
+        now = {} if self._consumed is None else self._measuring.read(self._consumed)
+        return {name for name, measured in now.items() if not measured.is_finite}
+
+    def scales(self, without: Collection[str] = ()) -> dict[str, float | None]:
         """K with gradient = k * (sum of shares) by name, None where no such number exists.
+
+        Args:
+            without: names that are left out: nothing moves them in this step.
 
         Raises:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
         now = {} if self._consumed is None else self._measuring.read(self._consumed)
+        now = {name: measured for name, measured in now.items() if name not in without}
         self._consumed = None
+        self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
         if there_was and all(measured.norm == 0 for measured in now.values()):
             raise MisuseError(
@@ -290,10 +304,7 @@ class GradientCheck:
                 "attribution.paused()."
             )
         if not now.is_finite:
-            raise MisuseError(
-                f"The gradient of {name} is not finite in this step: no contribution can be "
-                "computed, and none is booked. Skip such steps, or lower the learning rate."
-            )
+            raise not_finite(name)
         p = self._parameters[name]
         return Change(mark, now, _close(p), self._is_untouched(name), _between_least(p))
 
@@ -413,6 +424,19 @@ class GradientCheck:
             "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
             "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def not_finite(name: str) -> MisuseError:
+    """What is said of a gradient that an optimizer is about to consume."""
+    return MisuseError(
+        f"The gradient of {name} is not finite in this step: no contribution can be computed, and "
+        "none is booked. Skip such steps, or lower the learning rate."
+    )
+
+
+def _versions(gradients: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """What tells whether something wrote to a gradient, or put another in its place."""
+    return {name: (id(g), g._version) for name, g in gradients.items()}
 
 
 def _owned(sums: Mapping[str, Summed]) -> set[str]:

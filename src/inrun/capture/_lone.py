@@ -63,6 +63,8 @@ def lone(
             raise CannotReplayError("the model draws random numbers in evaluation mode too")
         maps = {path: mode.owners.of(t) for path, t in whole.items() if t.requires_grad}
         codes = {path: m.codes for path, m in maps.items() if m is not None and m.owned}
+        if call.reached:  # an output that no loss is made of would cost memory and time for nothing
+            codes = {path: of for path, of in codes.items() if path in call.reached}
         outputs = {path: whole[path] for path in codes}
         if not outputs:
             raise CannotReplayError("the model's outputs are not slot by slot some sample's")

@@ -85,7 +85,7 @@ NOTHING = Summed(0.0, 0.0, 0.0)
 
 
 class Rows(NamedTuple):
-    """Numbers by parameter name, a row each, on their way from the device."""
+    """Numbers by parameter name, one row each, on their way from the device."""
 
     names: list[str]
     reading: Reading

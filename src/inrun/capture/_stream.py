@@ -1,4 +1,4 @@
-"""`stream`: a parameter's factors meet their direction inside the backward pass, and are let go.
+"""`stream`: a parameter's factors meet their direction inside the backward pass, and are released.
 
 They are contracted as soon as the parameter's own gradient is there, so that no factor outlives
 its layer. What `stream` gives up: the direction is formed from the opening validation gradient

@@ -67,21 +67,23 @@ class Use:
         self.owners = owners  # how it is known whose slots are whose
         self.function, self.sources, self.samples = function, sources, samples
         self.name: str = getattr(function, "__name__", repr(function))
-        # detached, or every held input would keep the whole graph behind it alive
-        self._args: Sequence[Any] = replace(args, self._let_go)
-        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), self._let_go) if kwargs else kwargs
+        kinds: set[torch.dtype] = set()
+
+        def let_go(t: Tensor) -> Tensor:
+            # detached, or every held input would keep the whole graph behind it alive
+            kinds.add(t.dtype)
+            return t if id(t) in sources else t.detach()
+
+        self._args: Sequence[Any] = replace(args, let_go)
+        self._kwargs: Mapping[str, Any] = replace(dict(kwargs), let_go) if kwargs else kwargs
         self._layouts, self._random = layouts, random
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
-        kinds = {t.dtype for t in self._given}
         # half precision took part, so that sums agree to two digits only
         self.low_precision = not kinds.isdisjoint(_HALF)
         # conjugates are in it, which rules do not know and the fallback does
         self._complex = any(kind.is_complex for kind in kinds)
         self._pending: set[str] | None = None
-
-    def _let_go(self, t: Tensor) -> Tensor:
-        return t if id(t) in self.sources else t.detach()
 
     @property
     def _given(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from inrun.cli._terminal import plain
+from inrun.cli._terminal import Cells, command, plain
 
 
 def introduce(console: Console, training: Any) -> None:
@@ -44,8 +44,8 @@ def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> Non
     if doubted is not None:
         console.print(_doubtful(run))
     console.print(
-        f"Values are in {plain(folder)}. Next: inrun report {plain(folder)}, or inrun prune "
-        f"{plain(folder)}",
+        f"Values are in {plain(folder)}. Next: {plain(command('inrun', 'report', folder))}, or "
+        f"{plain(command('inrun', 'prune', folder))}",
         soft_wrap=True,
     )
 
@@ -86,12 +86,10 @@ def _books(run: Any, config: Any, steps: int) -> list[str]:
 def _doubtful(run: Any, rows: int = 5) -> Any:
     """The labels that look most wrong."""
     import pyarrow.compute as pc
-    from rich.table import Table
 
     samples = run.samples().sort_by([("label_doubt", "descending")])
-    table = Table(title="Labels to look at first", title_justify="left")
-    for name in ("sample", "labelled", "rather", "doubt", "content"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=len(name))
+    names = ("sample", "labelled", "rather", "doubt", "content")
+    table = Cells(*names, title="Labels to look at first")
     seen = samples.filter(pc.is_valid(samples["label_doubt"]))  # some were in no scored step
     for row in seen.slice(0, rows).to_pylist():
         content = row.get("text") or row.get("file") or ""

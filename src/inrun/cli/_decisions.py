@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import inrun
 from inrun.cli._options import (
     IdColumn,
+    Judge,
     PicturesFolder,
     RunFolder,
     SamplesFile,
     TextColumn,
     samples_of,
 )
-from inrun.cli._terminal import plain, terminal
+from inrun.cli._terminal import Cells, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
@@ -32,6 +32,7 @@ def report(
     id_column: IdColumn = "sample_id",
     text_column: TextColumn = None,
     pictures: PicturesFolder = None,
+    judge: Judge = None,
 ) -> None:
     """Write a run's report: one HTML file, opened offline, with words, charts and the samples."""
     from inrun.report import write_report
@@ -39,7 +40,7 @@ def report(
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column, text_column, pictures)
     path = out or run / "report.html"
-    write_report(stored, path, samples=told)
+    write_report(stored, path, samples=told, judge=judge)
     console = terminal()
     if told is None:
         console.print(
@@ -86,6 +87,7 @@ def prune(
     ] = None,
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
+    judge: Judge = None,
 ) -> None:
     """Choose harmful samples to leave out, say how sure each is, and check it by training again."""
     from inrun.cli import _pruning
@@ -99,6 +101,7 @@ def prune(
         balanced=None if balanced == "none" else balanced,
         at_least=confidence,
         samples=told,
+        judge=judge,
     )
     lines = samples if samples is not None and samples.suffix == ".jsonl" else None
     place = _pruning.Place(out, told, lines)
@@ -118,13 +121,14 @@ def rollup(
     ] = "split",
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
+    judge: Judge = None,
 ) -> None:
     """What each provider's, domain's or class's data was worth, adding up to the books."""
     from inrun.report import write_rollup
 
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
-    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates)
+    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates, judge=judge)
     console = terminal()
     _print_rollup(console, found)
     if out is not None:
@@ -136,7 +140,7 @@ def rollup(
 
 
 def _print_rollup(console: Console, found: inrun.Rollup) -> None:
-    table = Table(
+    table = Cells(
         plain(found.by), "samples", "value", "95 % interval", "share", "harmful", "duplicated"
     )
     for row in found.table.to_pylist():

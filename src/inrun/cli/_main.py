@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import inrun
-from inrun.cli import _decisions, _trace, _train
-from inrun.cli._terminal import plain, terminal
+from inrun.cli import _decisions, _explain, _trace, _train, _validate
+from inrun.cli._terminal import Cells, plain, terminal
 from inrun.errors import InRunError
 
 app = typer.Typer(
@@ -56,7 +55,7 @@ def audit(
 
     checks = inrun.load(run).audit()
     console = terminal()
-    table = Table("step", "estimator", "groups", "R", "sum ratio", "error", "residual")
+    table = Cells("step", "estimator", "groups", "R", "sum ratio", "error", "residual")
     for check in checks.to_pylist():
         numbers = [f"{check['pearson']:.4f}", f"{check['sum_ratio']:.3f}"]
         shares = [
@@ -72,7 +71,14 @@ def audit(
 
 app.command("train", no_args_is_help=True)(_train.train)
 app.command("plan", no_args_is_help=True)(_train.plan)
-for verb in (_decisions.report, _decisions.prune, _decisions.rollup, _trace.trace):
+for verb in (
+    _decisions.report,
+    _explain.explain,
+    _decisions.prune,
+    _decisions.rollup,
+    _trace.trace,
+    _validate.validate,
+):
     app.command()(verb)
 
 

@@ -24,7 +24,13 @@ IdColumn = Annotated[
 TextColumn = Annotated[
     str | None, typer.Option(help="The file's column to show as text, if not 'text'.")
 ]
-
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="even: every class counts alike; training: by its share of the samples. Default: as "
+        "the run was trained."
+    ),
+]
 
 PicturesFolder = Annotated[
     Path | None,

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import plain, terminal
+from inrun.cli._terminal import Cells, plain, terminal
 from inrun.ledger import Run
 from inrun.uses import (
     ARMS,
@@ -81,7 +80,7 @@ def _print_list(console: Console, pruning: Pruning) -> None:
     for sentence in pruning.sentences():
         console.print(plain(sentence), soft_wrap=True)
     dropped = pruning.table.filter(pruning.table["dropped"])
-    table = Table("sample", "score", "surely harmful", "value", "visits", "harms most")
+    table = Cells("sample", "score", "surely harmful", "value", "visits", "harms most")
     for row in dropped.slice(0, SHOWN).to_pylist():
         sure = row["confidence"]
         table.add_row(
@@ -127,7 +126,7 @@ def _training(stored: Run, entry: str | None) -> Train:
 
 def _print_check(console: Console, found: Comparison) -> None:
     seeds = len(found.scores["pruned"])
-    table = Table("trained on", f"score (mean of {seeds}, 95 % interval)", "seconds each")
+    table = Cells("trained on", f"score (mean of {seeds}, 95 % interval)", "seconds each")
     for arm in ARMS:
         table.add_row(arm, f"{found.mean(arm):.4f}", f"{found.seconds[arm]:.1f}")
     console.print(table)

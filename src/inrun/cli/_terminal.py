@@ -8,12 +8,22 @@ read as markup.
 
 from __future__ import annotations
 
+import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
+from typing import Literal
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.box import HEAVY_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+PIPED = 2000  # columns of what no terminal shows
+LEAST = 12  # characters that a name keeps
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?\s?%?$|(not known)?$|[-+\d.,e]+ to [-+\d.,e]+$")
 
 
 def printable(text: object) -> str:
@@ -45,5 +55,78 @@ class Terminal(Console):
 
 
 def terminal(*, stderr: bool = False) -> Terminal:
-    """The console that commands print to."""
-    return Terminal(stderr=stderr)
+    """The console that commands print to; what is piped is as wide as it needs to be."""
+    made = Terminal(stderr=stderr)
+    return made if made.is_terminal else Terminal(stderr=stderr, width=PIPED)
+
+
+def one_line(text: str) -> str:
+    """The text with every run of spaces and line ends as one space."""
+    return " ".join(text.split())
+
+
+def shortened(text: str, width: int) -> str:
+    """At most so many characters: what is left out is in the middle, where names differ least."""
+    if len(text) <= width:
+        return text
+    end = max(0, (width - 3) // 2)
+    return text[: width - 3 - end] + "..." + text[len(text) - end :]
+
+
+def command(*words: object) -> str:
+    """A command to copy, quoted for a shell."""
+    return shlex.join(map(str, words))
+
+
+class Cells:
+    """A table whose numbers are never cut.
+
+    Columns of words are cut in the middle where there is no room for them, and that is said; where
+    not even the numbers fit, each row is written as a line of its own.
+
+    Args:
+        names: of the columns.
+        title: above it.
+    """
+
+    def __init__(self, *names: str, title: str = ""):
+        self.title, self._rows = title, [[Text(name).plain for name in names]]
+
+    def add_row(self, *cells: str) -> None:
+        """A row of cells, each as `Console.print` takes it."""
+        self._rows.append([one_line(Text.from_markup(cell).plain) for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = self._rows
+        columns = list(zip(*rows, strict=True))
+        words = [any(not _NUMBER.match(cell) for cell in column[1:]) for column in columns]
+        whole = widths = [max(map(len, column)) for column in columns]
+        gap = 3 if console.is_terminal else 2
+        while sum(widths) + gap * len(widths) + 1 > options.max_width:
+            longest = max(
+                (at for at, word in enumerate(words) if word), key=lambda at: widths[at], default=0
+            )
+            if not words[longest] or widths[longest] <= LEAST:
+                yield from self._as_lines()
+                return
+            widths = [w - (at == longest) for at, w in enumerate(widths)]
+        table = Table(
+            title=self.title or None, title_justify="left",
+            box=HEAVY_HEAD if console.is_terminal else None, pad_edge=console.is_terminal,
+        )  # fmt: skip
+        for at, name in enumerate(rows[0]):
+            justify: Literal["left", "right"] = "left" if words[at] else "right"
+            heading = Text(shortened(name, widths[at]))
+            table.add_column(heading, no_wrap=True, min_width=widths[at], justify=justify)
+        for row in rows[1:]:
+            table.add_row(*(Text(shortened(c, w)) for c, w in zip(row, widths, strict=True)))
+        yield table
+        if widths != whole:
+            yield Text("... stands for what is left out of a name; piped output has all of it.")
+
+    def _as_lines(self) -> RenderResult:
+        if self.title:
+            yield Text(self.title)
+        for row in self._rows[1:]:
+            pairs = zip(self._rows[0], row, strict=True)
+            yield Text("; ".join(f"{name} {cell}" for name, cell in pairs if cell))

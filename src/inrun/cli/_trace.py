@@ -70,12 +70,12 @@ def trace(
         queries = {str(target): ""}
         id_type: str | None = stored.id_type
     else:
-        again = _replayable(run, entry)
+        again = replayable(run, entry)
         queries = _queries(query)
-        recorded = _opened(run, trajectory, again)
+        recorded = opened(run, trajectory, again)
         if again.query_loss is None:
             raise MisuseError(f"{entry} returned an inrun.Replayable without query_loss.")
-        utility = inrun.Utility(again.query_loss, targets=_rows(query))
+        utility = inrun.Utility(again.query_loss, targets=rows(query))
         found = inrun.trace(
             recorded, utility, method=method, standardised=standardised,
             token_losses=again.token_losses, top=top,
@@ -95,7 +95,7 @@ def trace(
         terminal().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
 
 
-def _replayable(run: Path, entry: str | None) -> Replayable:
+def replayable(run: Path, entry: str | None) -> Replayable:
     if entry is None:
         if trains_itself(run):
             return replayable_again(run)
@@ -106,7 +106,7 @@ def _replayable(run: Path, entry: str | None) -> Replayable:
     return found
 
 
-def _rows(file: Path) -> dict[str, dict[str, Any]]:
+def rows(file: Path) -> dict[str, dict[str, Any]]:
     """The file's queries by name; a mapping each, which `query_loss` is given."""
     if file.suffix.lower() == ".txt":
         try:
@@ -123,10 +123,10 @@ def _rows(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _queries(file: Path) -> dict[str, str]:
-    return {name: str(row.get("text", "")) for name, row in _rows(file).items()}
+    return {name: str(row.get("text", "")) for name, row in rows(file).items()}
 
 
-def _opened(run: Path, trajectory: Path | None, again: Replayable) -> inrun.Trajectory:
+def opened(run: Path, trajectory: Path | None, again: Replayable) -> inrun.Trajectory:
     inside = run / STATES
     folder = trajectory or (inside if inside.exists() else run)
     return inrun.load(folder, again)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from inrun.cli._concluded import conclude, introduce
-from inrun.cli._terminal import plain, terminal
+from inrun.cli._terminal import command, plain, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen
 
@@ -102,7 +102,8 @@ def train(
     except TrainingInterrupt as cut:
         console.print(f"\nStopped {plain(cut)}.")
         if has_checkpoint(folder):
-            console.print(f"Go on with: inrun train --resume {plain(folder)}")
+            again = command("inrun", "train", "--resume", folder)
+            console.print(f"Go on with: {plain(again)}", soft_wrap=True)
         sys.exit(130)
     if not console.quiet:
         conclude(console, training, folder, outcome)

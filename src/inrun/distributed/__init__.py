@@ -4,7 +4,7 @@
 (`torch.distributed.fsdp.fully_shard`) each holds a part of every parameter as well: the optimizer
 sees a process's own part and so do update rules, validation gradients and directions here. A
 sample meets the whole of a parameter: one parameter's direction at a time is gathered, contracted,
-and let go.
+and released.
 """
 
 from inrun.distributed._processes import Processes, Several, agreed, gathered_step

@@ -1,6 +1,7 @@
-"""The books, the totals a sample, and the run on disk."""
+"""The ledger, totals per sample, and the run on disk."""
 
 from inrun.ledger._books import (
+    CIRCUMSTANCES,
     ENTRIES,
     LEDGER,
     NO_PASS,
@@ -34,6 +35,7 @@ from inrun.ledger._files import (
     write_state,
     write_table,
 )
+from inrun.ledger._jumps import AROUND, JUMP, Jumps, deviations, usual_of
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
 from inrun.ledger._running_totals import (
@@ -50,7 +52,10 @@ from inrun.ledger._store import RunFolder
 from inrun.ledger._tokens import TokenFolder, token_parts
 
 __all__ = [
+    "AROUND",
+    "CIRCUMSTANCES",
     "ENTRIES",
+    "JUMP",
     "LEDGER",
     "NO_PASS",
     "OTHER_ROWS",
@@ -59,6 +64,7 @@ __all__ = [
     "Entries",
     "Extra",
     "Ids",
+    "Jumps",
     "Lock",
     "Log",
     "Pictures",
@@ -71,6 +77,7 @@ __all__ = [
     "as_tensor",
     "balance",
     "books_of",
+    "deviations",
     "in_present_columns",
     "known_residual_shares",
     "ledger_rows",
@@ -93,6 +100,7 @@ __all__ = [
     "token_parts",
     "totals",
     "unseal",
+    "usual_of",
     "write_content",
     "write_document",
     "write_state",

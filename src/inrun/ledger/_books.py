@@ -1,4 +1,4 @@
-"""The books: where a step's change of the validation loss came from.
+"""The ledger: where a step's change of the validation loss came from.
 
     opening loss - closing loss
         = samples + momentum + weight decay + unattributed + other + residual
@@ -16,12 +16,17 @@ steps after, and in no step's sum. `balance` sets the momentum entries apart: wh
 samples, what is still in the momentum because their windows are open, and what came from before
 any window.
 
+Beside the entries stand the step's `learning_rate` (the largest of its parameter groups),
+`gradient_norm` as the optimizer took it, and `gradient_scale`, that over the norm that the backward
+passes left: below 1 where it was clipped.
+
 Where only some steps are scored, each of them stands for `weight` steps: its entries are multiplied
 by that, so that sums over the run stay unbiased, and its losses are not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +37,10 @@ import pyarrow.compute as pc
 TOTAL = "total"
 
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other")
-"""What the books explain the fall of the loss by; what they leave is the residual."""
+"""What the ledger explains the fall of the loss by; what it leaves is the residual."""
+
+CIRCUMSTANCES = ("learning_rate", "gradient_norm", "gradient_scale")
+"""What stands beside a step's entries; NaN where it is not known."""
 
 LEDGER = pa.schema(
     [
@@ -43,6 +51,7 @@ LEDGER = pa.schema(
         *[(name, pa.float64()) for name in ("weight", "opening_loss", "closing_loss", *ENTRIES)],
         ("residual", pa.float64()),
         ("paid_out", pa.float64()),
+        *[(name, pa.float64()) for name in CIRCUMSTANCES],
         ("note", pa.string()),
     ]
 )
@@ -54,7 +63,7 @@ WITHIN_WINDOW = "within a scoring window"
 
 NOT_FINITE = "an older version booked numbers that are not finite in this step; they count as 0"
 
-_LATER = ("unattributed", "other", "note")  # columns that older stores do not have
+_LATER = ("unattributed", "other", *CIRCUMSTANCES, "note")  # columns that older stores do not have
 
 
 class Entries(NamedTuple):
@@ -72,6 +81,9 @@ class Entries(NamedTuple):
     unattributed: np.ndarray | float = 0.0
     other: np.ndarray | float = 0.0
     note: str = ""
+    learning_rate: float = math.nan
+    gradient_norm: float = math.nan
+    gradient_scale: float = math.nan
     earlier: np.ndarray | float = 0.0
 
     @property
@@ -97,14 +109,15 @@ def ledger_rows(
     entries: Entries,
     weight: float = 1.0,
 ) -> list[dict[str, object]]:
-    """The step's rows: the weighted total, and one a target where there are several."""
+    """The step's rows: the weighted total, and one per target where there are several."""
     scaled = [weight * entry for entry in (*entries.explained, entries.residual)]
     columns = np.stack(np.broadcast_arrays(entries.opening, entries.closing, *scaled))  # (8, K)
     parts = [(TOTAL, columns @ np.asarray(weights))]
     if len(targets) > 1:
         parts += [(target, columns[:, k]) for k, target in enumerate(targets)]
-    names = LEDGER.names[5:-1]
+    names = ("opening_loss", "closing_loss", *ENTRIES, "residual", "paid_out")
     about = {"estimator": estimator, "visits": visits, "weight": weight, "note": entries.note}
+    about |= {name: getattr(entries, name) for name in CIRCUMSTANCES}
     return [
         {"step": step, "target": target}
         | about
@@ -120,8 +133,10 @@ def in_present_columns(rows: pa.Table) -> pa.Table:
         return rows
     for name in missing:
         field = LEDGER.field(name)
-        nothing = "" if name == "note" else 0.0
-        rows = rows.append_column(field, pa.array([nothing] * rows.num_rows, field.type))
+        nothing = "" if name == "note" else math.nan if name in CIRCUMSTANCES else 0.0
+        rows = rows.append_column(
+            field, pa.array([nothing] * rows.num_rows, field.type, from_pandas=False)
+        )
     return _finite(rows.select(LEDGER.names))
 
 
@@ -161,10 +176,10 @@ def known_residual_shares(ledger: pa.Table) -> np.ndarray:
 
 
 def balance(ledger: pa.Table, still_in_momentum: float = 0.0) -> dict[str, float]:
-    """What the validation loss fell by, and by what: one target's books in one row.
+    """What the validation loss fell by, and by what: one target's ledger in one row.
 
     Args:
-        ledger: one target's rows, a row a step.
+        ledger: one target's rows, one row per step.
         still_in_momentum: what momentum did within the window of steps that are not paid yet.
 
     Returns:

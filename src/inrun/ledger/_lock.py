@@ -1,4 +1,4 @@
-"""One writer a run: a lock in the folder that names the process and the machine which hold it.
+"""One writer per run: a lock in the folder that names the process and the machine which hold it.
 
 The lock is the system's own (`flock` on `run.lock`): it goes with its process, however that ends,
 so that no killed run leaves one behind. The file's text says who holds it. A program that attaches

@@ -68,7 +68,7 @@ def whole(
 def require_whole(
     path: Path, manifest: Mapping[str, Any], single: Mapping[str, str], *, incomplete: bool = False
 ) -> StoreError | None:
-    """Checks the files that are no parts of visits or books, as far as they are there.
+    """Checks the files that are no parts of visits or the ledger, as far as they are there.
 
     Returns:
         Which part of the values per token is missing, where the run may be `incomplete`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,30 @@ class Run:
         return tuple(self.manifest["targets"])
 
     @property
+    def weights(self) -> dict[str, float]:
+        """What each target counts in the total; they add up to 1. Older runs' count equally."""
+        given = self.manifest.get("weights") or [1 / len(self.targets)] * len(self.targets)
+        return dict(zip(self.targets, map(float, given), strict=True))
+
+    @property
+    def parts(self) -> dict[str, list[Path]]:
+        """The files that are read, by kind."""
+        return self._parts
+
+    def judged_by(self, weights: Mapping[str, float]) -> Run:
+        """The same run, its total judged by other weights of the targets: exact, from its files.
+
+        Args:
+            weights: of every target, at least 0; they are scaled to add up to 1.
+
+        Raises:
+            MisuseError: weights that do not fit the targets, or a run with one target.
+        """
+        from inrun.ledger._judged import judged  # which is made of runs
+
+        return judged(self, weights)
+
+    @property
     def extra(self) -> Extra:
         """'standard_error' of values where only some steps were scored, 'paid_out', or None."""
         found: Extra = self.manifest.get("extra")
@@ -138,7 +163,7 @@ class Run:
         return books_of(self.books(), target)
 
     def balance(self, target: str = TOTAL) -> dict[str, float]:
-        """The books in one row: see `Attribution.balance`.
+        """The ledger in one row: see `Attribution.balance`.
 
         With payout a step is stored when it was paid, so that nothing is still in the momentum;
         of a run that goes on or was killed the last steps are missing.
@@ -173,6 +198,10 @@ class Run:
         """'int64' or 'string'; None before the first visit."""
         found: str | None = self.manifest.get("id_type")
         return found
+
+    def explain(self, step: int | None = None, **stretch: Any) -> Any:
+        """Why the validation loss rose or fell in a step: see `inrun.explain`."""
+        return importlib.import_module("inrun").explain(self, step, **stretch)  # of a room above
 
     def describe(self, samples: Any, validation: Any = None) -> None:
         """Says what the samples are, for reports and decisions: kept beside the values.
@@ -241,5 +270,5 @@ def books_of(ledger: pa.Table, target: str) -> pa.Table:
 
 
 def books_of_parts(parts: Iterator[pa.Table] | Sequence[pa.Table]) -> pa.Table:
-    """The books of several parts, in their order."""
+    """The ledger of several parts, in their order."""
     return pa.concat_tables([LEDGER.empty_table(), *parts])

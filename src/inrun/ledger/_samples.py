@@ -34,7 +34,7 @@ def samples_table(samples: Any, id_type: str | None, picture: Picture | None = N
 
     Args:
         samples: a pyarrow table, a data frame, a mapping from column names to values, or a sequence
-            of mappings, one a row; with a column `sample_id`.
+            of mappings, one per row; with a column `sample_id`.
         id_type: 'int64' or 'string', the run's; None where it has no visits yet.
         picture: how a cell of `image` becomes PNG; `png` where not given.
 

@@ -4,7 +4,7 @@
     visits/000000.parquet    step, sample_id, value, value_normalised, one column per target; where
                              only some steps were scored, `weight`: how many this one stands for;
                              where momentum is paid out, `paid_out`: how much of the value that is
-    ledger/000000.parquet    the books, see `inrun.ledger.LEDGER`
+    ledger/000000.parquet    the ledger, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
     tokens/000000.parquet    values per token, where they are kept: `_tokens.py`
     run.lock                 while a process writes: which one, on which machine
@@ -252,13 +252,13 @@ class RunFolder:
         weight: float = 1.0,
         paid_BK: np.ndarray | None = None,
     ) -> None:
-        """Adds one step: its visits and its rows of the books.
+        """Adds one step: its visits and its rows of the ledger.
 
         Args:
             step: its number.
             ids: of its visits.
             values_BK: theirs, everything in them.
-            rows: of the books.
+            rows: of the ledger.
             weight: how many steps it stands for.
             paid_BK: how much of the values momentum paid out.
         """
@@ -303,7 +303,7 @@ class RunFolder:
             self.close()
 
     def books(self) -> pa.Table:
-        """All books so far, also those that the disk did not take."""
+        """The whole ledger so far, also those that the disk did not take."""
         stored = Run(self.path).books()
         return books_of_parts([stored, pa.Table.from_pylist(self._ledger, schema=LEDGER)])
 

@@ -4,7 +4,7 @@ A store gives each tensor back as it was put there: the same numbers in the same
 on the same device, so that products of it are rounded alike wherever it waited.
 
 On a disk each tensor is a file of the safetensors format in a folder that the store makes for
-itself; the file goes when the tensor is let go, the folder when the store is. A tensor that a full
+itself; the file goes with the tensor, the folder with the store. A tensor that a full
 disk refuses stays in memory, and `failure` says so: what is under way is never lost half way.
 """
 

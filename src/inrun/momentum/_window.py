@@ -8,7 +8,7 @@ samples have a direction for what they still did:
 
 with `Memory`'s letters and gbar_s the mean validation gradient of step s. The factors of the last W
 steps are held, and each step's are contracted with X_t once, W steps later. What X_t has gathered
-before that is *still in the momentum*: it is in the books' momentum entries, and in no sample's
+before that is *still in the momentum*: it is in the ledger's momentum entries, and in no sample's
 value yet. Letters: K targets, N samples of a step.
 """
 
@@ -264,7 +264,7 @@ class Payouts:
         return [Paid(h.step, v.fetch()) for h, v in zip(self._held, values, strict=True)]
 
     def remaining(self) -> float:
-        """Of what the held steps put into the momentum, the share that it has not let go yet.
+        """Of what the held steps put into the momentum, the share that it has not released yet.
 
         The mean over parameters, by their elements, and steps.
         """
@@ -318,6 +318,6 @@ class Payouts:
         return Holding(sum(t.numel() * t.element_size() for t in found), 0)
 
     def _term(self) -> Holding:
-        """A step's terms of the sums: one validation gradient a target."""
+        """A step's terms of the sums: one validation gradient per target."""
         found = [s.term_bytes for s in self._sums.values()]
         return self._tensor_store.held(sum(found))

@@ -128,8 +128,15 @@ class Call:
 
     def summed(self, t: Tensor) -> Tensor:
         """(B, *other axes): a sample's slots added up."""
+        if self._is_apart(t):
+            return t
         split = self.split(t)
         return split.squeeze(1) if split.shape[1] == 1 else split.sum(1)
+
+    def _is_apart(self, t: Tensor) -> bool:
+        """Whether each row is a sample's, as of most tensors."""
+        layout = self.layout
+        return isinstance(layout, Layout) and layout.axis == 0 and t.shape[0] == self.samples
 
     def images(self, t: Tensor, *, batched: bool) -> Tensor:
         """(B, S, *other axes) of a tensor whose axis 0 holds images, if it has such an axis."""
@@ -138,6 +145,8 @@ class Call:
 
     def rows(self, t: Tensor) -> Tensor:
         """(B, T, features) of a tensor that is laid out like the output up to its last axis."""
+        if t.ndim == 2 and self._is_apart(t):
+            return t.unsqueeze(1)
         split = self.split(t)
         return (
             split.flatten(1, -2)
@@ -148,6 +157,8 @@ class Call:
 
 def over_rows(rows_BTM: Tensor) -> Tensor:
     """Sum over positions, (B, M); on a CPU by a matrix product, which is faster there."""
+    if rows_BTM.shape[1] == 1:
+        return rows_BTM.squeeze(1)
     if rows_BTM.device.type != "cpu" or rows_BTM.dtype not in (torch.float32, torch.float64):
         return rows_BTM.sum(1)
     return torch.matmul(rows_BTM.new_ones(1, rows_BTM.shape[1]), rows_BTM).squeeze(1)

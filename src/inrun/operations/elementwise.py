@@ -15,7 +15,9 @@ from inrun.operations._registry import operation
 
 def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | None:
     """Sums products (of the output's shape) to (B, *shape of the parameter), sample by sample."""
-    products, shape = products.expand(call.gradient.shape), list(parameter.shape)
+    shape = list(parameter.shape)
+    if products.shape != call.gradient.shape:
+        products = products.expand(call.gradient.shape)
     axes = call.layout.axes if isinstance(call.layout, Slots) else (call.layout.axis,)
     for axis in sorted((a for a in axes if a is not None), reverse=True):
         own = axis - (products.ndim - parameter.ndim)

@@ -99,9 +99,12 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
             lr, b1, b2, eps, 0.0 if apart else decay, decay if apart else 0.0, group["maximize"],
             float(group.get("momentum_decay", 0.0)),
         )  # fmt: skip
-        zero = weight.new_zeros(()).expand_as(weight)  # one number, however large the weight
-        m, v = state.get("exp_avg", zero), state.get(self.second, zero)
-        largest = state.get("max_exp_avg_sq", zero) if group.get("amsgrad") else None
+        if "exp_avg" not in state or self.second not in state or group.get("amsgrad"):
+            # one number, however large the weight
+            zero = weight.new_zeros(()).expand_as(weight)
+            state = {"exp_avg": zero, self.second: zero, "max_exp_avg_sq": zero, **state}
+        m, v = state["exp_avg"], state[self.second]
+        largest = state["max_exp_avg_sq"] if group.get("amsgrad") else None
         return AdamState(m, v, largest, steps_seen(state), state.get("mu_product")), setting
 
     def _first(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:

@@ -85,11 +85,15 @@ def told(values: Mapping[str, Any], numbers: Numbers | None) -> Mapping[str, Any
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from (group[name] for name in _OF_GROUP if _elsewhere(group.get(name)))
-        for p in group["params"]:
+        for p in (p for p in group["params"] if _on_device(p)):
             state = optimizer.state.get(p, {})
             yield from (state[name] for name in _OF_STATE if _elsewhere(state.get(name)))
 
 
 def _elsewhere(value: Any) -> bool:
     """Whether it is one number that has to be waited for."""
-    return type(value) is Tensor and value.device.type != "cpu" and value.numel() == 1
+    return type(value) is Tensor and value.numel() == 1 and _on_device(value)
+
+
+def _on_device(t: Tensor) -> bool:
+    return t.device.type != "cpu"

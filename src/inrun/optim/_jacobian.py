@@ -6,8 +6,8 @@ displacement d depend on every element of the gradient. The slope of the path fr
     J = mean over alpha in [0, 1] of d'(alpha g)  +  (d(g) - d(0) - J0 g) g^T / |g|^2
 
 with J0 that mean by Gauss-Legendre quadrature. The second term, of rank one, is what quadrature
-misses of J g = d(g) - d(0), and puts it along g: the books close for any number of nodes. It is the
-whole of J where d depends on the direction of g alone and jumps at 0. Letters: K targets.
+misses of J g = d(g) - d(0), and puts it along g: the ledger closes for any number of nodes. It is
+the whole of J where d depends on the direction of g alone and jumps at 0. Letters: K targets.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def places(op: Op) -> Found:
     m, x, out = op.first, op.args[0], op.out
     if m is None:
         return op.every(None)
-    listed = out.ndim == 2 and len(op.outs) == 1  # (n, axes); else a tensor for each axis
+    listed = out.ndim == 2 and len(op.outs) == 1  # (n, axes); else one tensor per axis
     at = out.unbind(1) if listed else op.outs
     codes = squeezed(m.codes.expand(x.shape)[tuple(i.detach().cpu() for i in at)])
     if codes.numel() and int(codes.min()) < NONE:

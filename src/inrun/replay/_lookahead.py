@@ -201,7 +201,8 @@ class Lookahead(Answer):
 
         Returns:
             How far from first order removal is, in three figures, and a verdict in words:
-            `print(result.error_proxy())`. docs/influence.md has what they were measured against.
+            `print(result.error_proxy())`. Measured against retraining in
+            docs/evidence/influence.md.
 
         Raises:
             MisuseError: the values are not of the whole run or not of its own optimizer.

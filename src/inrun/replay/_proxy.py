@@ -137,7 +137,7 @@ def second_order(
         removal: what taking out means.
         values: of every sample, to first order.
         groups: into how many the steps are split; each sample belongs to its first step's.
-        mixtures: with random signs, a group.
+        mixtures: with random signs, one per group.
         seed: of the groups and signs.
     """
     group_of, count = _split(run, groups, seed)

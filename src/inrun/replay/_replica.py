@@ -6,7 +6,7 @@ Letters: B rows of a block.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,12 +107,14 @@ class Replica:
                 {key.removeprefix(prefix): s for key, s in states.items() if key.startswith(prefix)}
             )
 
-    def backward(self, step: Step, without: object = None, renormalise: bool = False) -> float:
+    def backward(
+        self, step: Step, without: Collection[object] = (), renormalise: bool = False
+    ) -> float:
         """The step's gradient into `.grad`, as the loop's backward passes left it; its length.
 
         Args:
             step: the recorded step.
-            without: a sample that is left out of every block it is in.
+            without: samples that are left out of every block they are in.
             renormalise: the loss is then the mean over those that remain.
         """
         self.optimizer.zero_grad()
@@ -120,7 +122,7 @@ class Replica:
             for number, block in enumerate(step.blocks):
                 self.begin_block(step, block, number)
                 terms, batch = self.terms(block.ids)
-                if without is not None and without in block.ids:
+                if any(i in without for i in block.ids):
                     terms = self._left(terms, batch, block, without, renormalise)
                 if terms.requires_grad:
                     terms.sum().backward()
@@ -139,10 +141,15 @@ class Replica:
             return self.task.terms(self.model, ids)
 
     def _left(
-        self, terms: Tensor, batch: Any, block: Block, without: object, renormalise: bool
+        self,
+        terms: Tensor,
+        batch: Any,
+        block: Block,
+        without: Collection[object],
+        renormalise: bool,
     ) -> Tensor:
         """Terms of those that stay; all rows are computed, so that random numbers stay in step."""
-        stays = torch.tensor([i != without for i in block.ids], device=terms.device)
+        stays = torch.tensor([i not in without for i in block.ids], device=terms.device)
         if not stays.any():
             return terms.detach()
         terms = terms[stays]
@@ -161,7 +168,9 @@ class Replica:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_norm)
         self.optimizer.step()
 
-    def play(self, step: Step, without: object = None, renormalise: bool = False) -> float:
+    def play(
+        self, step: Step, without: Collection[object] = (), renormalise: bool = False
+    ) -> float:
         """One recorded step, see `backward`; returns its gradient's length before clipping."""
         self.set_groups(step)
         norm = self.backward(step, without, renormalise)

@@ -7,7 +7,7 @@ Backward, a segment between two kept states is played again from its first one. 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,26 +64,63 @@ class Trajectory:
         for first, last in zip(self.kept, self.kept[1:], strict=False):
             self._play(self.keeper.state(first), first, last, [])
 
-    def retrain(self, without: object, *, renormalise: bool = True) -> nn.Module:
-        """The same training without a sample: the model as it then ends, until the next replay.
+    def retrain(
+        self, without: int | str | Collection[int | str], *, renormalise: bool = True
+    ) -> nn.Module:
+        """The same training without some samples: the model as it then ends, until the next replay.
 
         Same start, same order, same random numbers, clipping anew. It sets out from the last kept
-        state before the sample's first visit.
+        state before the first visit of any of them. A block of whose samples none remains gives no
+        gradient.
 
         Args:
-            without: the sample's id.
+            without: a sample's id, or a collection of ids.
             renormalise: the loss is the mean over those that remain; else they keep their weight.
 
         Raises:
-            MisuseError: the sample was never visited.
+            MisuseError: none is named, or one was never visited.
         """
-        visits = [i for i, s in enumerate(self.steps) if any(without in b.ids for b in s.blocks)]
-        if not visits:
-            raise MisuseError(f"The run never visited the sample {without!r}.")
-        first = max(state for state in self.kept if state <= visits[0])
+        left_out = frozenset([without] if isinstance(without, (int, str)) else without)
+        strangers = left_out - set(self.sample_ids())
+        if strangers or not left_out:
+            what = f"the sample {min(map(repr, strangers))}" if strangers else "no sample at all"
+            raise MisuseError(f"The run never visited {what}, which it is to be trained without.")
+        touched = (
+            number
+            for number, step in enumerate(self.steps)
+            if any(i in left_out for block in step.blocks for i in block.ids)
+        )
+        visit = next(touched)
+        first = max(state for state in self.kept if state <= visit)
         self.replica.put(self.keeper.state(first))
         for step in self.steps[first:]:
-            self.replica.play(step, without, renormalise)
+            self.replica.play(step, left_out, renormalise)
+        return self.replica.model
+
+    def stretch(
+        self, first: int, last: int, without: Collection[object] = (), *, renormalise: bool = True
+    ) -> nn.Module:
+        """The model after step `last`, some steps of which were played without some samples.
+
+        Args:
+            first: the first step, counted from 1, from which they are left out.
+            last: the last one that is played; first - 1 plays none of them.
+            without: ids of the samples.
+            renormalise: see `retrain`.
+
+        Raises:
+            MisuseError: no such steps were recorded.
+        """
+        if not 1 <= first <= last + 1 <= len(self.steps) + 1:
+            raise MisuseError(
+                f"Steps {first} to {last} were not recorded: the recording has {len(self.steps)}."
+            )
+        begin = max(state for state in self.kept if state < first)
+        self.replica.put(self.keeper.state(begin))
+        for number in range(begin, last):
+            self.replica.play(
+                self.steps[number], without if number + 1 >= first else (), renormalise
+            )
         return self.replica.model
 
     def losses(self) -> dict[int | str, float]:

@@ -7,7 +7,7 @@ a browser's numbers end at 2^53, and numbers have six digits. Letters: n samples
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from inrun.ledger import Run, target_columns
 from inrun.report import _shown as shown
-from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers, rank
+from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers, rank, unjudged
 
 MOST_VISITS = 500_000
 MOST_HARMS = 3_000_000
@@ -45,9 +45,10 @@ def contents(run: Run, samples: pa.Table | None) -> Contents:
     """Reads and joins everything that a report is made of."""
     visits, values = run.visits(), run.values()
     table = described(values, run.samples() if samples is None else samples)
+    ranked, nobody = rank(visits, run.targets), unjudged(run, table)
+    ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     return Contents(
-        run, values, visits, table,
-        rank(visits, run.targets),
+        run, values, visits, table, ranked,
         duplicate_groups(table),
         outliers(values["value"].to_numpy()),
     )  # fmt: skip

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.errors import StoreError
-from inrun.ledger import Run, known_residual_shares, totals
+from inrun.ledger import JUMP, Run, known_residual_shares, totals
 from inrun.report import _charts as charts
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
 from inrun.report._shown import judges
 from inrun.report._words import covered_column, lead, losses_known, summary
+from inrun.uses import explain, judged_as, jumps
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Told:
 
 
 def write_report(
-    run: Run, path: Path, *, samples: pa.Table | None = None, told: Told | None = None
+    run: Run,
+    path: Path,
+    *,
+    samples: pa.Table | None = None,
+    told: Told | None = None,
+    judge: str | None = None,
 ) -> None:
     """Writes a run's report as one HTML file that opens without a network.
 
@@ -41,18 +47,27 @@ def write_report(
         path: the file; it is replaced.
         samples: what the samples are, if the run was not told (`Run.describe`).
         told: a title, words and sections beside the run's own.
+        judge: 'even' or 'training', what each class counts; None as the run was trained.
 
     Raises:
         StoreError: the run holds no visits, or the page cannot be written.
     """
     told = told or Told()
+    run = judged_as(run, judge, samples)
     of = contents(run, samples)
     ledger = run.ledger()
     page = Page(
         title=told.title or f"What each sample did: {run.path.resolve().name}",
         lead=told.lead or lead(of),
         figures=[*told.figures] or _figures(ledger, of.values),
-        sections=[*told.sections, _residual(run), *_coverage(run), *judges(run), _reading(run)],
+        sections=[
+            *told.sections,
+            _jumps(run, of.table),
+            _residual(run),
+            *_coverage(run),
+            *judges(run),
+            _reading(run),
+        ],
         footer=told.footer or f"{run.path.resolve().name}: estimator {run.estimator}.",
         summary=[*told.summary, *summary(of)],
     )
@@ -81,6 +96,28 @@ def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
 def _fall(sums: dict[str, float]) -> list[Figure]:
     fall = sums["opening_loss"] - sums["closing_loss"]
     return [Figure(f"{fall:+.4g}", "taken off the validation loss")] if np.isfinite(fall) else []
+
+
+def _jumps(run: Run, samples: pa.Table) -> Section:
+    """The steps in which the loss rose most, and who did it."""
+    found = [explain(run, step, samples=samples) for step in jumps(run)]
+    told = [one for one in found if one.change > 0 and one.deviations > JUMP]
+    if not told:
+        return Section(
+            "Did the loss jump?",
+            [f"In no step by more than {JUMP:.0f} robust deviations from the steps around it."],
+        )
+    rows = [
+        [
+            f"{one.first:,}", f"{one.change:+.3g}", f"{one.deviations:.0f}", f"{one.began:,}",
+            "" if one.sources is None else str(one.sources["source"][0]),
+            ", ".join(map(str, one.named[:5])),
+        ]
+        for one in told
+    ]  # fmt: skip
+    head = ["step", "loss rose by", "robust deviations", "began in step", "source", "rows"]
+    words = told[0].sentences()
+    return Section("Did the loss jump?", words, tables=[Table(head, rows)])
 
 
 def _residual(run: Run) -> Section:
@@ -163,8 +200,8 @@ def _reading(run: Run) -> Section:
             "lowest.",
             later,
             "Surely harmful: the confidence that the mean over a sample's visits is below 0, by a "
-            "t test whose variance is drawn towards that of all samples. Visits of one training "
-            "are not independent: it is a guide, and training again is the check (inrun prune "
-            "--check).",
+            "t test on the means of its early and its late half, whose variance is drawn towards "
+            "that of all samples. Below eight visits there is none. Training again is the check "
+            "(inrun prune --check).",
         ],
     )

@@ -13,7 +13,7 @@ from inrun.ledger import known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import TIMES
+from inrun.uses import FEWEST, TIMES, judge_notes
 
 SURE = 0.95
 FEW = 5
@@ -97,17 +97,23 @@ def _hurt(of: Contents) -> list[str]:
         f"{-value[value < 0].sum():.4g} together."
     ]
     said += _groups(of, value, best=False)
-    sure = of.ranked.confidence
-    if np.isfinite(sure).any():
-        certain = int((sure >= SURE).sum())
-        said.append(
-            f"{certain:,} samples are harmful with a confidence of {SURE:.0%} or more over their "
-            f"visits; by chance alone it would be {(1 - SURE) * len(sure):,.0f} at most."
-        )
+    said += _surely(of)
     contradicting = _contradicting(of)
     if contradicting:
         said.append(f"{contradicting:,} contents come under more than one label.")
     return said
+
+
+def _surely(of: Contents) -> list[str]:
+    """How many samples are harmful with confidence, and how many of that many tests would err."""
+    sure = of.ranked.confidence[np.isfinite(of.ranked.confidence)]
+    if not len(sure):
+        return [f"With fewer than {FEWEST} visits no single sample can be called harmful."]
+    return [
+        f"{int((sure >= SURE).sum()):,} samples are harmful with a confidence of {SURE:.0%} or "
+        f"more over their visits; if no sample were harmful, about {(1 - SURE) * len(sure):,.0f} "
+        "would be expected to look so by chance."
+    ]
 
 
 def _trust(of: Contents) -> list[str]:
@@ -121,6 +127,7 @@ def _trust(of: Contents) -> list[str]:
         "since by how much a step lowered the validation loss is not known. "
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
+    said += judge_notes(of.run, of.table)
     said += _sampled(of)
     said.append(_audited(of))
     try:

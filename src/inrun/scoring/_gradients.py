@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture
+from inrun.capture import Block, Capture, GradientCheck
 from inrun.distributed import Processes, own_part, part_of
 from inrun.errors import MisuseError
 from inrun.factors import compute_dtype
+from inrun.optim import Move
 from inrun.scoring._changes import Precision, factor_between
 from inrun.scoring._plan import ParameterPlan
 
@@ -47,11 +50,27 @@ def norms_of(plans: Mapping[str, ParameterPlan]) -> dict[str, float]:
     return dict(zip(plans, rows, strict=True))
 
 
+def circumstances(moves: Mapping[str, Move[Any, Any]], check: GradientCheck) -> dict[str, float]:
+    """What the books say beside a step's entries, once the check has read the gradients.
+
+    The norms were measured for the check; nothing is read from the device for this.
+    """
+    rates = [getattr(move.setting, "lr", math.nan) for move in moves.values()]
+    known = [abs(rate) for rate in rates if isinstance(rate, float | int)]
+    before = math.hypot(*(norm for name, norm in check.norms.items() if name in moves))
+    return {
+        "learning_rate": max(known, default=math.nan),
+        "gradient_norm": check.consumed_norm,
+        "gradient_scale": check.consumed_norm / before if before else math.nan,
+    }
+
+
 def scales_of(
     gradients: Mapping[str, Tensor],
     capture: Capture,
     blocks: Sequence[Block],
     processes: Processes,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step.
 
@@ -60,10 +79,11 @@ def scales_of(
         capture: the parameters and the check.
         blocks: the step's samples.
         processes: that they are spread over.
+        without: parameters that nothing moves in this step.
     """
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
-    for name, k in capture.check.scales().items():
+    for name, k in capture.check.scales(without).items():
         nothing = k is not None and norms[name] == 0
         unseen = name in gaps and not any(block.factors.get(name) for block in blocks)
         if nothing or unseen:

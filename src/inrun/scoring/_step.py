@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture, Reading, Sketch
+from inrun.capture import Block, Capture, Reading, Sketch, not_finite
 from inrun.directions import Gradients
 from inrun.errors import MisuseError
 from inrun.factors import Factor, compute_dtype
 from inrun.ledger import Ids
 from inrun.optim import Move
-from inrun.scoring._gradients import common_scale, norms_of, scales_of
+from inrun.scoring._gradients import circumstances, common_scale, norms_of, scales_of
 from inrun.scoring._grouped import Member, groups_of
 from inrun.scoring._plan import ParameterPlan, plan_parameter, smoothing_work
 from inrun.scoring._scored import Scored, read
@@ -62,9 +62,11 @@ class Step:
         self._after: dict[str, Move[Any, Any]] = {}  # of optimizers that stepped before others
         self._extra: dict[str, dict[str, Tensor]] = {}
         self._norms: dict[str, float] = {}
+        self._circumstances: dict[str, Any] = {}
         self._members: list[Member] = []
         self.memory: Any = None
         self.stepped: set[int] = set()  # numbers of the optimizers that have
+        self._overflowed: dict[int, str] = {}  # of which a gradient is not finite: they will skip
 
     # ---- open
 
@@ -149,20 +151,28 @@ class Step:
                 self.memory = self._window.remember(known)
         self._opening = scorer.validation.opening(capture)
 
-    def plan(self, capture: Capture) -> None:
+    def plan(self, capture: Capture, first: int = 0) -> None:
         """Says of what each parameter's direction will be made, now that blocks were compared.
+
+        Args:
+            capture: what the blocks were seen by.
+            first: the number of the optimizer that steps first. A gradient scaler skips others of
+                which a gradient is not finite, each for itself.
 
         Raises:
             MisuseError: no sample accounts for what became of a gradient.
         """
         scorer, blocks, plans = self._scorer, self.blocks, {}
         with torch.no_grad():
+            skipping = self._leave_out_overflowed(capture, first)
             held = scorer.held(capture, blocks)
             samples = sum(scorer.processes.gathered(sum(block.samples for block in blocks)))
             work = smoothing_work(((p, m) for _, p, m in self._moving.values()), samples)
             cancelling = capture.check.cancelling
             consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
-            scales = scales_of(consumed, capture, blocks, scorer.processes)
+            scales = scales_of(consumed, capture, blocks, scorer.processes, skipping)
+            moves = {name: move for name, (_, _, move) in self._moving.items()}
+            self._circumstances = circumstances(moves, capture.check)
             for name, (k, p, move) in self._moving.items():
                 own = smoothing_work([(p, move)], samples) if name in cancelling else None
                 direction = scorer.smoothing.direction_for(move, work, cancels=own)
@@ -178,6 +188,18 @@ class Step:
                 self._norms = norms_of(plans)
         self._extra = scorer.validation.extra(scorer.direction, plans, capture)
         self._plans, self._moving, self.stage = plans, {}, Stage.READ
+
+    def _leave_out_overflowed(self, capture: Capture, first: int) -> list[str]:
+        """Names of the parameters of optimizers that have a gradient that is not finite."""
+        streamed = any(block.values_BK is not None for block in self.blocks)
+        if len(self._scorer.optimizers.members) == 1 or streamed:  # their values are summed already
+            return []
+        bad = capture.check.overflowed()
+        found = {k: name for name, (k, _, _) in self._moving.items() if name in bad and k != first}
+        self._overflowed = found
+        names = [name for name, (k, _, _) in self._moving.items() if k in found]
+        self._moving = {n: moving for n, moving in self._moving.items() if moving[0] not in found}
+        return names
 
     def pass_by(self, *, skips: bool) -> None:
         """In place of being read, a step that is not scored.
@@ -223,20 +245,24 @@ class Step:
         A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
         was read before.
         """
-        moves = self._scorer.optimizers.moves()
-        found = {id(p): move for k, p, move in moves if k in stepped}
-        return {
-            name: Move(after.rule, after.weight, plan.move.gradient, after.state, plan.move.setting)
-            for name, plan in self._plans.items()
-            if (after := found.get(id(plan.parameter))) is not None
-        }
+        names = {id(plan.parameter): name for name, plan in self._plans.items()}
+        found: dict[str, Move[Any, Any]] = {}
+        for k, p, after in self._scorer.optimizers.moves():
+            if k in stepped and id(p) in names:
+                before = self._plans[names[id(p)]].move
+                after.gradient, after.setting = before.gradient, before.setting
+                found[names[id(p)]] = after
+        return found
 
     def require_unchanged(self, k: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.
 
         Raises:
-            MisuseError: they were changed since the first of the optimizers stepped.
+            MisuseError: they were changed since the first of the optimizers stepped, or one of them
+                is not finite.
         """
+        if k in self._overflowed:
+            raise not_finite(self._overflowed[k])
         now = norms_of({n: p for n, p in self._plans.items() if p.optimizer == k})
         for name, norm in now.items():
             if abs(norm - self._norms[name]) > 1e-5 * self._norms[name]:
@@ -276,7 +302,7 @@ class Step:
                 scorer.contraction.forget_step()
                 raise
         self.stage = Stage.SCORED
-        return found
+        return found._replace(entries=found.entries._replace(**self._circumstances))
 
     def results(
         self, capture: Capture, watcher: DirectionWatcher | None = None
@@ -294,6 +320,8 @@ class Step:
         Raises:
             MisuseError: it is in the values already.
         """
+        if len(self.stepped) == len(self._scorer.optimizers.members):
+            return
         kept = {n: plan for n, plan in self._plans.items() if plan.optimizer in self.stepped}
         streamed = any(block.values_BK is not None for block in self.blocks)
         if len(kept) < len(self._plans) and (self._extra or streamed):

@@ -202,8 +202,11 @@ class WindowedStep(Step):
             self._moving = {names[id(p)]: (k, p, m) for k, p, m in moves if id(p) in names}
             capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
 
-    def plan(self, capture: Capture) -> None:
+    def plan(self, capture: Capture, first: int = 0) -> None:
         """See `Step.plan`: what shares are to be multiplied by, besides the direction.
+
+        Sketches of a gradient that is not finite cannot be told apart any more, so what a gradient
+        scaler skips for one of several optimizers is an error here, whichever steps first.
 
         Raises:
             MisuseError: no sample accounts for what became of a gradient, or it is no common
@@ -258,13 +261,13 @@ class WindowedStep(Step):
                     total = met if total is None else total + met.to(total.device)
             none = np.zeros((block.samples, targets))
             found.append(none if total is None else total.cpu().numpy())
-        return np.concatenate(found)
+        return np.concatenate([np.zeros((0, targets)), *found])
 
     @property
     def is_owned(self) -> np.ndarray:
         """Of each share of the step whether it is a sample's."""
-        whose = [block.owned for block in self.blocks for _ in range(block.samples)]
-        return np.array(whose, dtype=bool)
+        owned = [block.owned for block in self.blocks for _ in range(block.samples)]
+        return np.array(owned, dtype=bool)  # of none too, where a process has no sample
 
     def entries(self, values_NK: np.ndarray) -> Entries:
         """The step's own: of a window's losses none is its."""

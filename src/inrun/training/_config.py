@@ -53,6 +53,9 @@ class TrainConfig:
     target_column: str | None = _setting(
         None, "Of the validation rows: one target for each of its values, in place of the classes."
     )
+    judge: str = _setting(
+        "training", "What each class counts: training, its share of the training rows; or even."
+    )
     validation_rows: int = _setting(200, "At most so many are passed in each scored step.")
     from_scratch: bool = _setting(False, "Draw the weights; needs the model's config.json only.")
     tokenizer: str | None = _setting(None, "Folder or name, where it is not the model's own.")
@@ -76,7 +79,7 @@ class TrainConfig:
         },
     )
     estimator: str = _setting("path", "How a value is computed: docs/methods.md.")
-    capture: str = _setting("hold", "hold, offload or stream: docs/cost.md.")
+    capture: str = _setting("hold", "hold, offload or stream: docs/evidence/cost.md.")
     contraction: str = _setting("auto", "auto or dense.")
     scored: float = _setting(1, "Score one random step in so many; below 1, this share of steps.")
     budget: float | None = _setting(
@@ -105,6 +108,8 @@ class TrainConfig:
         """
         if self.task not in TASKS:
             raise MisuseError(f"task {self.task!r} is not one of {', '.join(TASKS)}.")
+        if self.judge not in ("training", "even"):
+            raise MisuseError(f"judge {self.judge!r} is not one of training, even.")
         for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
             if getattr(self, name) < 1:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")

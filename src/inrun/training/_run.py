@@ -20,16 +20,16 @@ from rich.console import Console
 from inrun.errors import NotSupportedError, StoreError
 from inrun.ledger import Run, Seal, write_document, write_table
 from inrun.training._arguments import CHECKPOINTS, arguments_of
+from inrun.training._checkpoints import last_whole, require_unchanged
 from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
 from inrun.training._models import quiet
 from inrun.training._samples import samples_of
-from inrun.training._trainer import STATE, Bar, RowTrainer, RunScoring, interruptible
+from inrun.training._trainer import Bar, RowTrainer, RunScoring, interruptible
 from inrun.training._training import MODEL, Training
 
 SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
 MEASURED = "measured.json"
-SCORED_STATE = "inrun.safetensors"  # of the callback: what it writes last into a checkpoint
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run_training(
 
 def has_checkpoint(run: Path) -> bool:
     """Whether a run can go on."""
-    return _last_whole(run) is not None
+    return last_whole(run) is not None
 
 
 def _opened(training: Training, run: Path) -> None:
@@ -117,7 +117,7 @@ def _resumed(training: Training, run: Path) -> str:
     """The last checkpoint that is whole.
 
     Raises:
-        StoreError: there is nothing to resume.
+        StoreError: there is nothing to resume, or a file of the checkpoint is not as it was.
         NotSupportedError: a recorded run is resumed.
     """
     if training.config.record:
@@ -127,22 +127,14 @@ def _resumed(training: Training, run: Path) -> str:
         )
     if (run / MEASURED).exists():
         raise StoreError(f"{run} is finished: there is nothing left to train.")
-    found = _last_whole(run)
+    found = last_whole(run)
     if found is None:
         raise StoreError(
             f"{run} has no checkpoint: it was cut off before the first one was written. Remove the "
             "folder and start again."
         )
+    require_unchanged(found)
     return str(found)
-
-
-def _last_whole(run: Path) -> Path | None:
-    """A process may have been killed while it wrote the last one."""
-    whole = [
-        folder for folder in (run / CHECKPOINTS).glob("checkpoint-*")
-        if all((folder / name).exists() for name in (STATE, SCORED_STATE))
-    ]  # fmt: skip
-    return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
 def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome) -> None:

@@ -30,13 +30,12 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from inrun.attribution import Tokens
 from inrun.integrations.transformers import InRun
-from inrun.ledger import read_state, seal, unseal, write_state
+from inrun.ledger import Jumps, read_state, seal, unseal, write_state
 from inrun.replay import Recorder, record
+from inrun.training._checkpoints import STATE, checksums
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
-
-STATE = "inrun-train.safetensors"
 
 
 class RowTrainer(Trainer):
@@ -113,6 +112,7 @@ class RunScoring(InRun):
         self._began = self._saved = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
+        self._jumps = Jumps()
         self.ids: Sequence[Any] = ()  # of the pass under way
 
     @property
@@ -139,7 +139,13 @@ class RunScoring(InRun):
             self._restore(_checkpoint(args, state), state.is_world_process_zero)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves once in a while; after the keyboard's interrupt saves and stops."""
+        """Saves once in a while; after the keyboard's interrupt saves and stops.
+
+        A step whose loss jumped is told.
+        """
+        row = self.attribution.latest
+        if row.get("step") == state.global_step and (words := self._jumps.words(row)):
+            self._console.print(words, style="yellow", soft_wrap=True, highlight=False)
         stop, save = self.interrupted, self._due()
         if args.world_size > 1:  # all processes do the same
             asked = torch.tensor([stop, save], dtype=torch.float, device=args.device)
@@ -167,10 +173,14 @@ class RunScoring(InRun):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
-        header = {"seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict()}
+        header: dict[str, Any] = {
+            "seconds": self.seconds, "tokens": self._tokens and self._tokens.state_dict(),
+        }  # fmt: skip
         sums = reduce(self.seen.sums.to(args.device), "sum").cpu()
         if state.is_world_process_zero:
-            write_state(_checkpoint(args, state) / STATE, seal(header, {"seen": sums}))
+            folder = _checkpoint(args, state)  # in which all processes have written theirs by now
+            header["files"] = checksums(folder)
+            write_state(folder / STATE, seal(header, {"seen": sums}))
         super().on_save(args, state, control, **kwargs)
         self._saved = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +137,14 @@ class Training:
             batch = self.collate(next(iter(groups.values())))
             return Utility(self.loss_fn, batch)
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
-        return Utility(self.loss_fn, targets=targets)
+        return Utility(self.loss_fn, targets=targets, weights=self._weights(groups))
+
+    def _weights(self, groups: Collection[str]) -> dict[str, float] | None:
+        """What each target counts; None for all alike."""
+        if self.config.judge == "even" or self.config.target_column is not None:
+            return None
+        counts = Counter(str(sample.label) for sample in self.splits.training)
+        return {_safe(name): counts[name] for name in groups}
 
     # ---- losses
 

@@ -9,6 +9,7 @@ from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._auditor import Auditor
 from inrun.truth._causes import Cause
 from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
+from inrun.truth._removals import DatamodelingScore, RemovalCurve, lds, removal_curve
 from inrun.truth._results import TrainingResults, read_results
 from inrun.truth._retrain import Retrainable, retrain, retrained
 from inrun.truth._schedule import AuditSchedule
@@ -23,14 +24,18 @@ __all__ = [
     "AuditUtility",
     "Auditor",
     "Cause",
+    "DatamodelingScore",
     "Interval",
+    "RemovalCurve",
     "Retrainable",
     "Sampled",
     "StepGame",
     "TrainingResults",
     "agreement",
+    "lds",
     "noise_ceiling",
     "read_results",
+    "removal_curve",
     "report",
     "retrain",
     "retrained",

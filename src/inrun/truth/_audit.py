@@ -45,7 +45,7 @@ AUDIT = pa.schema(
         ("share_error", pa.float64()),
     ]
 )
-"""Of a check: `residual` of the step's books, as a share of their entries; `spread`, the standard
+"""Of a check: `residual` of the step's ledger, as a share of their entries; `spread`, the standard
 deviation of the true values over their mean size; `half_agreement`, the correlation of the truth by
 one half of the validation rows with that by the other, null where it cannot be had; `age`, how many
 steps the optimizer's youngest moments have seen, null where that does not matter;
@@ -191,7 +191,7 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _draws(count: int) -> np.ndarray:
-    """Checks drawn with replacement, a row a bootstrap sample."""
+    """Checks drawn with replacement, one row per bootstrap sample."""
     return np.random.default_rng(0).integers(count, size=(2000, count))
 
 

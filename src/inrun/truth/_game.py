@@ -38,7 +38,7 @@ class Sampled(NamedTuple):
 def sample_shares(
     model: nn.Module, term: Callable[[int], Tensor], samples: int
 ) -> dict[str, Tensor]:
-    """Each sample's gradient share by plain autograd, one backward pass a sample.
+    """Each sample's gradient share by plain autograd, one backward pass per sample.
 
     Args:
         model: the model that is trained.
@@ -73,7 +73,7 @@ class StepGame:
         utility: the validation loss.
         history: 'shared' (momentum and decay are one more player) or 'given' (they always act).
         fixed: gradients by parameter name that are in every coalition because no player owns them.
-        groups: one label a sample, for players that are groups of samples (sources, classes); the
+        groups: one label per sample, for players that are groups of samples (sources, classes); the
             players then come in the order of their labels' first appearance.
     """
 

@@ -8,7 +8,7 @@ Same start, same order, same random numbers. One training a sample: slow, and th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,30 +22,98 @@ from inrun.utility import Utility, losses_of
 
 
 class Retrainable(Protocol):
-    """A run that can be trained again without a sample, such as `inrun.Trajectory`."""
+    """A run that can be trained again without samples, such as `inrun.Trajectory`."""
 
-    def retrain(self, without: object, *, renormalise: bool) -> nn.Module:
-        """The model as training ends without the sample."""
+    def retrain(
+        self, without: int | str | Collection[int | str], *, renormalise: bool
+    ) -> nn.Module:
+        """The model as training ends without a sample, or without several."""
 
     def finished(self) -> nn.Module:
         """The model as training ended."""
 
 
 class _WithoutEach(Dataset[list[float]]):
-    """Item i: the targets' losses after training without the i-th sample."""
+    """Item i: the targets' losses after training without the i-th sample or group of samples."""
 
     def __init__(
-        self, run: Retrainable, utility: Utility, samples: Sequence[object], renormalise: bool
+        self, run: Retrainable, utility: Utility, groups: Sequence[Any], renormalise: bool
     ):
-        self._run, self._utility, self._samples = run, utility, samples
+        self._run, self._utility, self._groups = run, utility, groups
         self._renormalise = renormalise
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._groups)
 
     def __getitem__(self, number: int) -> list[float]:
-        model = self._run.retrain(self._samples[number], renormalise=self._renormalise)
+        model = self._run.retrain(self._groups[number], renormalise=self._renormalise)
         return [float(loss) for loss in losses_of(self._utility, model)]
+
+
+class Retraining:
+    """A run trained again without samples or groups of samples, each once, with a file of results.
+
+    Args:
+        run: a recorded run.
+        utility: the validation loss.
+        removal: 'renormalise' or 'drop', see `inrun.lookahead`.
+        processes: how many train at a time; 0 trains in this one.
+        store: a file that keeps each result as it comes, or None.
+        question: what else the file is the answer to.
+
+    Raises:
+        StoreError: the file is of another question.
+        MisuseError: no such removal, or processes on a GPU.
+    """
+
+    def __init__(
+        self,
+        run: Retrainable,
+        utility: Utility,
+        removal: str,
+        processes: int,
+        store: str | os.PathLike[str] | None,
+        question: Mapping[str, Any] | None = None,
+    ):
+        if removal not in ("renormalise", "drop"):
+            raise MisuseError(f"removal {removal!r} is not one of renormalise, drop.")
+        model = run.finished()
+        if processes and any(p.device.type != "cpu" for p in model.parameters()):
+            raise MisuseError("Forked processes cannot share a GPU's context: use processes=0.")
+        self._run, self._utility, self._processes = run, utility, processes
+        self._renormalise = removal == "renormalise"
+        self.full = [float(loss) for loss in losses_of(utility, model)]
+        self._results = TrainingResults(
+            store,
+            "retraining",
+            {
+                "removal": removal,
+                "targets": list(utility.targets),
+                "weights": [float(weight) for weight in utility.weights],
+                "full": self.full,
+                **(question or {}),
+            },
+        )
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What the file of results is the answer to."""
+        return self._results.question
+
+    def without(self, groups: Mapping[Any, Any]) -> list[list[float]]:
+        """By group, the targets' losses after training without it.
+
+        Args:
+            groups: by the name that the file knows it by, a sample's id or several.
+        """
+        known = self._results.known
+        left = [name for name in groups if name not in known]
+        work = _WithoutEach(
+            self._run, self._utility, [groups[name] for name in left], self._renormalise
+        )
+        for name, losses in zip(left, _run_through(work, self._processes), strict=True):
+            self._results.add(name, losses)
+        return [known[name] for name in groups]
 
 
 def retrain(
@@ -77,24 +145,9 @@ def retrain(
         StoreError: the file is of another question.
         MisuseError: no such removal, a sample that was not visited, or processes on a GPU.
     """
-    if removal not in ("renormalise", "drop"):
-        raise MisuseError(f"removal {removal!r} is not one of renormalise, drop.")
-    model = run.finished()
-    if processes and any(p.device.type != "cpu" for p in model.parameters()):
-        raise MisuseError("Forked processes cannot share a GPU's context: use processes=0.")
-    full = [float(loss) for loss in losses_of(utility, model)]
-    question = {
-        "removal": removal,
-        "targets": list(utility.targets),
-        "weights": [float(weight) for weight in utility.weights],
-        "full": full,
-    }
-    results = TrainingResults(store, "retraining", question)
-    left = [sample for sample in samples if sample not in results.known]
-    work = _WithoutEach(run, utility, left, removal == "renormalise")
-    for sample, losses in zip(left, _run_through(work, processes), strict=True):
-        results.add(sample, losses)
-    return retrained(results.question, samples, [results.known[sample] for sample in samples])
+    again = Retraining(run, utility, removal, processes, store)
+    losses = again.without({sample: sample for sample in samples})
+    return retrained(again.question, samples, losses)
 
 
 def retrained(

@@ -2,6 +2,9 @@
 
 from inrun.uses import select
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._explain import Explanation, explain, jumps
+from inrun.uses._explained_again import TrainedAgain, explain_again
+from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._labels import (
     HarmProfile,
     LabelDoubts,
@@ -21,16 +24,19 @@ from inrun.uses._load import (
 )
 from inrun.uses._online import anticipating
 from inrun.uses._prune import Pruning, check_place, prune, write_kept
-from inrun.uses._ranking import Ranked, rank
+from inrun.uses._ranking import FEWEST, Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
 from inrun.uses._trace import METHODS, Trace, trace
 
 __all__ = [
     "ARMS",
+    "FEWEST",
+    "JUDGES",
     "METHODS",
     "TIMES",
     "Comparison",
+    "Explanation",
     "HarmProfile",
     "LabelDoubts",
     "Mean",
@@ -39,6 +45,7 @@ __all__ = [
     "Rollup",
     "Trace",
     "Train",
+    "TrainedAgain",
     "Valued",
     "anticipating",
     "check_place",
@@ -47,9 +54,15 @@ __all__ = [
     "described",
     "doubts",
     "duplicate_groups",
+    "explain",
+    "explain_again",
     "half_interval",
     "harm_profile",
     "harm_sums",
+    "judge_notes",
+    "judged_as",
+    "judged_classes",
+    "jumps",
     "label_doubts",
     "load",
     "not_reproducible",
@@ -63,5 +76,6 @@ __all__ = [
     "trace",
     "training_again",
     "trains_itself",
+    "unjudged",
     "write_kept",
 ]

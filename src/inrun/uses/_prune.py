@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from scipy.stats import t as student
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError, StoreError
-from inrun.uses._ranking import RANKINGS, Ranked, ranking_named
+from inrun.uses._judges import judge_notes, judged_as, unjudged
+from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
 AUTO = "auto"
@@ -32,26 +34,30 @@ class Pruning(Answer):
         by: the ranking's name.
         balanced: the column whose levels lose the same share each, or None.
         table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
-            harm), `confidence` that it is harmful (null where no sample has two visits), `dropped`,
-            `value`, `value_normalised`, `visits`, with several targets `worst_target`, and with
-            `balanced` the `level`.
+            harm), `confidence` that it is harmful (null below eight visits, and where no validation
+            row has the sample's label), `dropped`, `value`, `value_normalised`, `visits`, with
+            several targets `worst_target`, and with `balanced` the `level`.
+        notes: what judges, in sentences.
     """
 
     by: str
     balanced: str | None
     table: pa.Table
+    notes: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
-        """How many are left out, by what, and how many of them are expected to be harmless."""
+        """How many are left out, by what, how many may help in another training; what judges."""
         dropped, every = int(pc.sum(self.table["dropped"]).as_py() or 0), self.table.num_rows
         over = f", balanced over {self.balanced}" if self.balanced else ""
         said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}."]
-        if self.perhaps_harmless is None:
-            said.append("No sample was visited twice, so there is no confidence in a single one.")
+        if self.positive_again is None:
+            said.append(f"With fewer than {FEWEST} visits there is no confidence in a single one.")
         elif dropped:
             said.append(
-                f"By their visits, about {self.perhaps_harmless:.0f} of them are perhaps harmless."
+                "In another training of the same data, expect about "
+                f"{self.positive_again:.0f} of them to have a positive value."
             )
+        said += self.notes
         return said
 
     @property
@@ -68,10 +74,17 @@ class Pruning(Answer):
         return ids
 
     @property
-    def perhaps_harmless(self) -> float | None:
-        """How many of the dropped are expected to be harmless, by their confidence."""
+    def positive_again(self) -> float | None:
+        """How many of the dropped to expect with a positive value in another training.
+
+        A sample of confidence c has t = isf(c); another training's mean differs from this one's by
+        the errors of both, so that it is positive with the probability cdf(t / sqrt(2)).
+        """
         sure = self.table.filter(self.table["dropped"])["confidence"]
-        return float(sum(1 - c for c in sure.to_pylist())) if not sure.null_count else None
+        if sure.null_count:
+            return None
+        t = student.isf(sure.to_numpy(), PRIOR + 1)
+        return float(student.cdf(t / np.sqrt(2), PRIOR + 1).sum())
 
 
 def prune(
@@ -82,6 +95,7 @@ def prune(
     balanced: str | None = AUTO,
     at_least: float | None = None,
     samples: pa.Table | None = None,
+    judge: str | None = None,
 ) -> Pruning:
     """Chooses the most harmful samples to leave out.
 
@@ -97,11 +111,14 @@ def prune(
             label, where samples have one that sorts them into groups; None balances over nothing.
         at_least: leave out no sample whose confidence is lower.
         samples: what the samples are, if the run was not told (`Run.describe`).
+        judge: 'training' weighs each class by its share of the samples, 'even' all alike; None
+            leaves the weights that the run was scored with.
 
     Raises:
         MisuseError: nothing or everything would be left out, or a name that is not one.
         StoreError: the run holds no visits.
     """
+    run = judged_as(run, judge, samples)
     name = ranking_named(by or "total", run.targets)
     ranked = RANKINGS[name](run.visits(), run.targets)
     n = len(ranked.ids)
@@ -111,9 +128,13 @@ def prune(
     column = _labels_if_grouping(table) if balanced == AUTO else balanced
     level = _levels(table, column)
     dropped = lowest(ranked.scores, level, count / n)
+    nobody = unjudged(run, samples)
+    dropped &= ~nobody
+    ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
-    return Pruning(name, column, _table(run, ranked, dropped, level, column))
+    table = _table(run, ranked, dropped, level, column)
+    return Pruning(name, column, table, tuple(judge_notes(run, samples)))
 
 
 def _count(drop: float | int, n: int) -> int:

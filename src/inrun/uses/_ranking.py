@@ -7,11 +7,15 @@ A ranking gives every visit a number whose sum over a sample's visits is its sco
     harm         the normalised values for the one target that the sample harmed most
 
 The confidence that a sample is harmful asks, for every ranking alike, whether the normalised values
-x_1..x_n of its visits could have a mean of 0: a one-sided t test, whose variance is drawn towards
-that of all samples as if by `PRIOR` more visits (moderated t, Smyth 2004), because a sample is
-visited a few times only. Nearly every sample harms some one target a little, so harm to one target
-alone makes no sample harmful. Visits of one training are not independent draws: the confidence is a
-guide, and retraining is the check.
+of its visits could have a mean of 0. Visits of one training are not independent draws: neighbours
+share the weights that they meet. So a sample's visits, in the order of steps, are halved into an
+early and a late half; with a, b the halves' means, m = (a + b) / 2 and s = (a - b)^2 / 2,
+
+    t = m / sqrt(v / 2),     v = (PRIOR * mean of s over samples + s) / (PRIOR + 1)
+
+is compared with Student's t of PRIOR + 1 degrees of freedom (moderated t, Smyth 2004). Below
+`FEWEST` visits two halves say too little, and there is no confidence. Nearly every sample harms
+some one target a little, so harm to one target alone makes no sample harmful.
 """
 
 from __future__ import annotations
@@ -27,13 +31,14 @@ from inrun.errors import MisuseError
 from inrun.uses._labels import harm_sums
 
 PRIOR = 4.0
+FEWEST = 8  # visits, below which there is no confidence
 
 
 @dataclass(frozen=True)
 class Ranked:
     """`ids` (n,) in their order, `scores` and `confidence` (n,), `worst` target's number or None.
 
-    Confidence is NaN where no sample has a second visit to judge by.
+    Confidence is NaN of samples with fewer than `FEWEST` visits.
     """
 
     ids: np.ndarray
@@ -73,25 +78,50 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
     return name
 
 
+def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
+    """Means over the early and the late half of each sample's visits, (samples, 2).
+
+    NaN for samples with fewer than `FEWEST` visits.
+
+    Args:
+        x: a number per visit, in the order of steps.
+        row: each visit's sample, 0 to samples - 1.
+        samples: how many.
+    """
+    n = np.bincount(row, minlength=samples)
+    order = np.argsort(row, kind="stable")
+    place = np.empty(len(row), dtype=np.int64)
+    place[order] = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n)
+    late = 2 * place >= n[row]
+    means = np.full((samples, 2), np.nan)
+    enough = n >= FEWEST
+    for half, chosen in enumerate((~late, late)):
+        count = np.bincount(row[chosen], minlength=samples)
+        sums = np.bincount(row[chosen], x[chosen], samples)
+        means[enough, half] = sums[enough] / count[enough]
+    return means
+
+
 def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
     """Confidence that each sample's mean over its visits is below 0, (samples,).
 
     Args:
-        x: a number a visit.
+        x: a number per visit, in the order of steps.
         row: each visit's sample, 0 to samples - 1; every sample has a visit.
         samples: how many.
     """
-    n = np.bincount(row, minlength=samples)
-    mean = np.bincount(row, x, samples) / n
-    squares = np.bincount(row, (x - mean[row]) ** 2, samples)
-    freedom = n - 1
-    if not freedom.sum():
-        return np.full(samples, np.nan)
-    pooled = squares.sum() / freedom.sum()
-    variance = (PRIOR * pooled + squares) / (PRIOR + freedom)
-    error = np.sqrt(np.maximum(variance, np.finfo(float).tiny) / n)
-    sure: np.ndarray = student.sf(mean / error, PRIOR + freedom)
+    mean, variance = _mean_and_variance(half_means(x, row, samples))
+    sure: np.ndarray = student.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
     return sure
+
+
+def _mean_and_variance(halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance, m and v; NaN where the halves are."""
+    known = np.isfinite(halves[:, 0])
+    squares = (halves[:, 0] - halves[:, 1]) ** 2 / 2
+    pooled = squares[known].mean() if known.any() else np.nan
+    variance = (PRIOR * pooled + squares) / (PRIOR + 1)
+    return halves.mean(1), np.maximum(variance, np.finfo(float).tiny)
 
 
 def _confidence(visits: pa.Table, row: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from inrun.answers import Answer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import totals
 from inrun.uses._check import half_interval
+from inrun.uses._judges import judge_notes, judged_as
 from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
 
 UNNAMED = "(not described)"
@@ -48,17 +49,20 @@ class Rollup(Answer):
         books: the entries over the run, in units of the validation loss: `fall`, `samples`,
             `momentum`, `weight_decay`, `unattributed`, `other`, `residual`.
         duplicates: 'split' or 'booked'.
+        judges: what judges, in sentences.
     """
 
     by: str
     table: pa.Table
     books: dict[str, float]
     duplicates: str
+    judges: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
         """The fall of the loss, and the entries that make it up."""
         entries = ", ".join(f"{name.replace('_', ' ')} {self.booked(name)}" for name in ENTRIES)
-        return [f"The validation loss fell by {self.booked('fall')}: {entries}."]
+        fell = f"The validation loss fell by {self.booked('fall')}: {entries}."
+        return [fell, *self.judges]
 
     def booked(self, name: str) -> str:
         """An entry, or `fall`, as it is shown; the residual may not be known."""
@@ -69,6 +73,7 @@ class Rollup(Answer):
         """What a reader must know beside the numbers, in sentences."""
         copies = sum(self.table["duplicated"].to_pylist())
         said = [
+            *self.judges,
             "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
             f"entry in the books, {self.booked('samples')}; what the loss fell by over the scored "
             f"steps: {self.booked('fall')}.",
@@ -88,7 +93,12 @@ class Rollup(Answer):
 
 
 def rollup(
-    run: Valued, by: str = "source", *, samples: pa.Table | None = None, duplicates: str = "split"
+    run: Valued,
+    by: str = "source",
+    *,
+    samples: pa.Table | None = None,
+    duplicates: str = "split",
+    judge: str | None = None,
 ) -> Rollup:
     """Sums values by a column of the samples.
 
@@ -97,6 +107,8 @@ def rollup(
         by: a column of the samples: source, label, domain.
         samples: what the samples are, if the run was not told (`Run.describe`).
         duplicates: 'split' or 'booked', for equal contents from several groups.
+        judge: 'training' weighs each class by its share of the samples, 'even' all alike; None
+            leaves the weights that the run was scored with.
 
     Raises:
         MisuseError: no samples, no such column, or `duplicates` is neither.
@@ -114,6 +126,7 @@ def rollup(
         raise MisuseError(
             f"The samples have no column {by!r}; they have {', '.join(samples.column_names)}."
         )
+    run = judged_as(run, judge, samples)
     values = run.values()
     table = described(values, samples)
     group = np.array([UNNAMED if g is None else str(g) for g in table[by].to_pylist()])
@@ -126,7 +139,8 @@ def rollup(
     every = _Columns(group, value, booked, visits, content, shared)
     rows = [_row(name, every, books) for name in np.unique(group).tolist()]
     rows.sort(key=lambda row: -row["value"])
-    return Rollup(by, pa.Table.from_pylist(rows), books, duplicates)
+    judges = tuple(judge_notes(run, samples))
+    return Rollup(by, pa.Table.from_pylist(rows), books, duplicates, judges)
 
 
 def _books(run: Valued, values: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@
     check      train every arm again from the same seeds: a selection beside its controls
 
 Horizon 1 asks what a sample does at once, the run's end what it does to the finished model (the
-frame of arXiv 2605.18814); docs/selection.md says what was measured between them.
+frame of arXiv 2605.18814); docs/evidence/selection.md says what was measured between them.
 """
 
 from __future__ import annotations

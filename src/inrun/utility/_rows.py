@@ -40,8 +40,8 @@ def tensors_of(batch: Any) -> list[Tensor]:
 def take_rows(batch: Any, rows: Sequence[int], axis: int = 0) -> Any:
     """The same batch with only these rows, in this order.
 
-    Lists with one text or flag a row are cut like tensors; anything else is the same for all rows.
-    Rows in a row are a view.
+    Lists with one text or flag per row are cut like tensors; anything else is the same for all
+    rows. Consecutive rows are a view.
     """
     return _taken(batch, rows, axis, row_count(batch, axis))
 

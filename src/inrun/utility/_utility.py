@@ -114,7 +114,7 @@ class Utility:
         return made
 
     def scaled(self, scales: Mapping[str, float]) -> Utility:
-        """The same with losses that are multiplied by numbers, a target."""
+        """The same with losses that are multiplied by numbers, one per target."""
         made = copy.copy(self)
         made.scales = dict(scales)
         return made

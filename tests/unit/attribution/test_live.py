@@ -10,7 +10,7 @@ from torch import nn
 import inrun
 from inrun.attribution._live import LiveLine, Stopwatch
 
-ROW = {"step": 7, "closing_loss": 1.25}
+ROW = {"step": 7, "opening_loss": 1.5, "closing_loss": 1.25}
 
 
 def terminal():
@@ -27,6 +27,18 @@ def test_a_terminal_sees_loss_residual_and_overhead():
     assert "1.2500" in shown
     assert "residual 1.23%" in shown
     assert "+50% time" in shown
+
+
+def test_a_terminal_keeps_a_line_of_a_step_whose_loss_jumped():
+    console = terminal()
+    line = LiveLine(True, console)
+    for step in range(1, 40):
+        rise = 3.0 if step == 33 else -0.01 * (1 + step % 3)
+        line.update({"step": step, "opening_loss": 2.0, "closing_loss": 2.0 + rise}, 0.0, 0.0)
+    line.close()
+    told = [text for text in console.file.getvalue().split("inrun") if "rose by" in text]
+    assert len(told) == 1
+    assert "step 33: the validation loss rose by 3" in told[0]
 
 
 def test_a_terminal_sees_what_payout_holds_and_will_hold(monkeypatch):

@@ -1,5 +1,7 @@
 """Every rule at the edge of its arguments: finite wherever the real step is, and the real step."""
 
+import inspect
+
 import lion_pytorch
 import pytest
 import pytorch_optimizer
@@ -9,6 +11,10 @@ from torch import optim
 
 from inrun.directions import PathSmoothed
 from inrun.optim import Along, Move, derivative_of, moves, rule_for
+from inrun.optim._adam import MomentsRule
+from inrun.optim._adam_variants import BitsAndBytesRule, RoundedAdamRule, TorchAORule
+from inrun.optim._outside import WrittenElementwise, WrittenMatrix
+from inrun.optim._rule import Rule
 from tests.unit.optim.adam_moves import settles, terms
 from tests.unit.optim.optimizers import MUONS, grid
 
@@ -199,3 +205,20 @@ def test_what_look_ahead_carries_is_finite_at_the_edge(case):
         after, moved = derivative.push(move, along, ones), derivative.moved(move, move.gradient)
         for part in (pulled, before.weight, after.weight, moved.weight):
             assert torch.isfinite(part).all()
+
+
+def test_every_rule_is_at_the_edge():
+    met = {type(rule_for(case.build([torch.nn.Parameter(torch.ones(2, 3))], lr=0.01)))
+           for case in (*EDGES, *MIXED)}  # fmt: skip
+    shared = {MomentsRule}  # what several have in common
+    users = {WrittenElementwise, WrittenMatrix}
+    few_bits = {RoundedAdamRule, TorchAORule, BitsAndBytesRule}  # see `test_quantized`
+    assert {*concrete(Rule)} - shared - users - few_bits == met
+
+
+def concrete(kind):
+    """Classes of the library's own below it that can be built."""
+    for sub in kind.__subclasses__():
+        if sub.__module__.startswith("inrun.") and not inspect.isabstract(sub):
+            yield sub
+        yield from concrete(sub)

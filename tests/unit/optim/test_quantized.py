@@ -113,3 +113,75 @@ def test_what_needs_the_rounded_state_is_refused():
         rule_for(optimizer)
     with pytest.raises(NotSupportedError, match="torchao and bitsandbytes"):
         rule_for(bitsandbytes.optim.Lion8bit(parameters(torch.float32)))
+
+
+EDGES = [
+    {"betas": (0.0, 0.0)}, {"betas": (0.9, 0.0)}, {"betas": (0.0, 0.999)}, {"eps": 0.0},
+    {"eps": 1e-30}, {"lr": 0.0}, {"weight_decay": 1e4}, {"eps": 0.0, "weight_decay": 1e4},
+]  # fmt: skip
+HALF = [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD]
+
+
+def gradients(step, p):
+    """Rows that nothing touches, that are touched once, that stay; nothing at all in the third."""
+    g = torch.randn_like(p)
+    g[:3] = 0.0
+    g[3:6] *= step == 0
+    return g * (step != 2)
+
+
+def played(kind, options, dtype):
+    """(real displacement, move before the step, rounding of weights) as the optimizer goes."""
+    trained = parameters(dtype)
+    optimizer = kind(trained, **{"lr": 1e-2, "weight_decay": 0.0, **options})
+    rule = rule_for(optimizer)
+    for step in range(4):
+        for p in trained:
+            p.grad = gradients(step, p)
+        read = [(p, p.detach().float().clone(), m.frozen()) for p, m in moves(optimizer, rule)]
+        optimizer.step()
+        for p, before, move in read:
+            after = p.detach().float()
+            sizes = torch.maximum(before.abs(), after.abs())
+            yield before - after, move, 2 * torch.finfo(dtype).eps * sizes
+            with torch.no_grad():  # a weight that is no number is the optimizer's own doing
+                p.copy_(torch.where(torch.isfinite(p) & (p.abs() < 1e6), p, torch.ones_like(p)))
+
+
+@pytest.mark.parametrize("options", EDGES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_rules_of_few_bits_are_finite_and_right_at_the_edge(kind, options):
+    for real, move, rounding in played(kind, options, torch.float32):
+        told = move.displacement(move.gradient).float()
+        sound = torch.isfinite(real)
+        assert torch.isfinite(told).all()
+        assert ((told - real).abs() <= 1e-4 * real.abs() + rounding)[sound].all()
+        history = move.history()
+        null = (history.momentum + history.decay + torch.zeros_like(told)).float()
+        along = move.slope().along(move.gradient).float()
+        assert torch.isfinite(null).all()
+        assert torch.isfinite(along).all()
+        sizes = sum(torch.as_tensor(part).abs() for part in history) + along.abs() + told.abs()
+        assert ((null + along - told).abs() <= 1e-4 * sizes + rounding)[sound].all()
+
+
+@pytest.mark.parametrize("options", EDGES, ids=str)
+@pytest.mark.parametrize("kind", HALF, ids=name)
+def test_moments_in_bfloat16_are_finite_and_right_at_the_edge(kind, options):
+    if kind is torch.optim.SGD:
+        options = {k: v for k, v in options.items() if k in ("lr", "weight_decay")}
+        options["momentum"] = 0.9
+    elif kind is torch.optim.RMSprop and "betas" in options:
+        options = {"momentum": options["betas"][0], "alpha": options["betas"][1]}
+    for real, move, rounding in played(kind, options, torch.bfloat16):
+        told = move.displacement(move.gradient).float()
+        sound = torch.isfinite(real)
+        assert torch.isfinite(told).all()
+        assert ((told - real).abs() <= 0.05 * real.abs() + rounding)[sound].all()
+        history = move.history()
+        null = (history.momentum + history.decay + torch.zeros_like(told)).float()
+        along = move.slope().along(move.gradient).float()
+        assert torch.isfinite(null).all()
+        assert torch.isfinite(along).all()
+        sizes = sum(torch.as_tensor(part).abs() for part in history) + along.abs() + told.abs()
+        assert ((null + along - told).abs() <= 0.05 * sizes + rounding)[sound].all()

@@ -19,7 +19,7 @@ def test_one_visit_gives_no_confidence(tmp_path):
     )
     pruning = inrun.prune(run, 1)
     assert pruning.table["confidence"].null_count == 3
-    assert pruning.perhaps_harmless is None
+    assert pruning.positive_again is None
     assert pruning.dropped == [1]
 
 
@@ -47,7 +47,8 @@ def test_labels_that_sort_nothing_are_not_balanced_over(tmp_path):
     assert inrun.prune(run, 2).balanced is None
 
 
-def test_at_least_drops_only_the_surely_harmful(run):
+def test_at_least_drops_only_the_surely_harmful(tmp_path):
+    run = random_run(tmp_path / "run", 40, epochs=8)
     pruning = inrun.prune(run, 0.9, by="normalised", at_least=0.9)
     sure = pruning.table.filter(pruning.table["dropped"])["confidence"].to_pylist()
     assert sure

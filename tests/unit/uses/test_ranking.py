@@ -5,6 +5,7 @@ import pytest
 
 from inrun.uses import rank
 from inrun.uses._ranking import PRIOR, confidence
+from tests.integration.stored import random_run
 from tests.oracles import decisions as oracle
 
 
@@ -28,18 +29,32 @@ def list_of(by_sample):
     return [by_sample[sample] for sample in sorted(by_sample)]
 
 
-def test_confidence_is_the_oracles(run):
-    numbers = {}
+@pytest.mark.parametrize("epochs", [8, 11])
+def test_confidence_is_the_oracles(tmp_path, epochs):
+    run, numbers = random_run(tmp_path / "run", 40, epochs=epochs), {}
     for visit in run.visits().to_pylist():
         numbers.setdefault(visit["sample_id"], []).append(visit["value_normalised"])
     wanted = list_of(oracle.confidence(numbers, PRIOR))
     np.testing.assert_allclose(rank(run.visits(), run.targets).confidence, wanted, atol=1e-12)
 
 
+def test_few_visits_give_no_confidence(tmp_path):
+    run = random_run(tmp_path / "run", 20, epochs=7)
+    assert np.isnan(rank(run.visits(), run.targets).confidence).all()
+
+
+def _visits(rng, n, visits, own, shared):
+    """A training: each sample's own mean, an error that its whole training shares by halves."""
+    halves = own[:, None] + rng.normal(0, shared, (n, 2))
+    return (np.repeat(halves, visits // 2, axis=1) + rng.normal(0, 1, (n, visits))).ravel()
+
+
 def test_of_samples_without_effect_few_are_surely_harmful():
-    rng = np.random.default_rng(0)
-    n, visits = 4000, 3
-    sure = confidence(rng.normal(size=n * visits), np.tile(np.arange(n), visits), n)
-    assert 0.02 < (sure > 0.95).mean() < 0.07
-    shifted = confidence(rng.normal(-3, 1, n * visits), np.tile(np.arange(n), visits), n)
+    """Also where the visits of one half of a training err together."""
+    rng, n, visits = np.random.default_rng(0), 4000, 8
+    row = np.repeat(np.arange(n), visits)
+    for shared in (0.0, 1.0):
+        sure = confidence(_visits(rng, n, visits, np.zeros(n), shared), row, n)
+        assert 0.01 < (sure > 0.95).mean() < 0.06  # heavier tails than there is need for
+    shifted = confidence(_visits(rng, n, visits, np.full(n, -4.0), 1.0), row, n)
     assert (shifted > 0.95).mean() > 0.9

@@ -1,0 +1,1 @@
+"""TRL's SFTTrainer on a real pretrained language model, full fine-tuning and LoRA."""

@@ -1,0 +1,95 @@
+"""Writes docs/evidence/smollm.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.markdown import fill, markdown
+from benchmarks.results_file import RESULTS, environments
+from benchmarks.smollm.cell import WARM_UP
+from benchmarks.smollm.exact import SAMPLES
+from benchmarks.smollm.training import KINDS, RATES, Size
+
+DOCS = Path(__file__).parents[2] / "docs"
+SETTLED = 3  # the step from which on books are summed up: Adam's first two are near signs
+MEGABYTE = 1e6
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    cells = json.loads((RESULTS / "smollm.json").read_text())["cells"]
+    size = Size()
+    parts = {
+        "SHAPE": f"{size.rows} rows of {size.tokens} tokens per step, {size.steps} steps",
+        "RATES": " and ".join(f"{RATES[kind]:g} ({KINDS[kind]})" for kind in KINDS),
+        "SAMPLES": str(SAMPLES),
+        "TRAINED": _table(cells, _trained),
+        "EXACT": _exact(cells),
+        "WARM_UP": str(WARM_UP),
+        "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
+        "LEFT": " and ".join(
+            f"{throughput(cells[f'{kind}: in turns']['result'])[0]:.0%} ({KINDS[kind]})"
+            for kind in KINDS
+            if f"{kind}: in turns" in cells
+        ),
+        "RUN": environments(cells),
+    }
+    fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "smollm.md")
+
+
+def _table(cells: Mapping[str, Any], rows_of: Callable[[Any, str], dict[str, str]]) -> str:
+    """A column per kind of training."""
+    kinds = [kind for kind in KINDS if f"{kind}: exact" in cells]
+    columns = [rows_of({k: v["result"] for k, v in cells.items()}, kind) for kind in kinds]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return markdown(["", *(KINDS[kind] for kind in kinds)], rows)
+
+
+def _trained(cells: Any, kind: str) -> dict[str, str]:
+    plain, attributed = cells[f"{kind}: plain"], cells[f"{kind}: attributed"]
+    shares = attributed["residual_shares"]
+    share, seconds = throughput(cells[f"{kind}: in turns"])
+    peaks = [run["peak_bytes"] / MEGABYTE for run in (plain, attributed)]
+    same = plain["weights"] == attributed["weights"]
+    return {
+        "weights after training, with and without": "the same bits" if same else "**differ**",
+        "texts with a value, and their visits": f"{attributed['samples']}, {attributed['visits']}",
+        "covered": f"{attributed['covered']:.4f}",
+        "residual of the books, steps 1 and 2": ", ".join(f"{s:.2%}" for s in shares[:2]),
+        f"from step {SETTLED} on, median and highest": f"{np.median(shares[SETTLED - 1 :]):.2%}, "
+        f"{max(shares[SETTLED - 1 :]):.2%}",
+        "seconds of processor time per step, plain": f"{seconds['plain']:.2f}",
+        "seconds per step, attributed": f"{seconds['attributed']:.2f}",
+        "share of plain throughput that is left": f"{share:.1%}",
+        "peak memory of the process, plain, MB": f"{peaks[0]:,.0f}",
+        "peak memory, attributed, MB": f"{peaks[1]:,.0f} ({peaks[1] / peaks[0]:.2f} times)",
+    }
+
+
+def throughput(turns: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
+    """The median share of plain throughput in steps side by side, and median seconds."""
+    seconds = {name: np.array(times) for name, times in turns["seconds"].items()}
+    share = float(np.median(seconds["plain"] / seconds["attributed"]))
+    return share, {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def _exact(cells: Mapping[str, Any]) -> str:
+    rows = []
+    for kind, what in KINDS.items():
+        if f"{kind}: exact" not in cells:
+            continue
+        for record in cells[f"{kind}: exact"]["result"]["records"]:
+            shared, given = (record["agreement"][game] for game in ("shared", "given"))
+            rows.append([
+                what, str(record["step"]),
+                *(f"{game['pearson']:.4f}, {game['relative_error']:.1%}"
+                  for game in (shared, given)),
+                f"{shared['sum_ratio']:.3f}",
+            ])  # fmt: skip
+    head = ["training", "step", "shared history: R, error", "given history: R, error"]
+    return markdown([*head, "sum over exact sum"], rows)

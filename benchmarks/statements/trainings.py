@@ -1,0 +1,144 @@
+"""Trainings of 300 digits whose values are known by visit, class and validation set.
+
+Each training is attributed once, to two validation sets of the same make with a target per class,
+so that what one set, training or part of the visits says can be compared with another.
+Letters: N samples, E visits of each, K classes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import inrun
+
+TRAINING, JUDGES, CLASSES, EPOCHS, BATCH = 300, 100, 10, 16, 20
+SHARES = {"balanced": [0.1] * 10, "imbalanced": [0.16] * 5 + [0.04] * 5}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """`labels` (N,) are trained on, `truth` the real ones; `judges` are two validation sets."""
+
+    images: Tensor
+    labels: Tensor
+    truth: Tensor
+    judges: tuple[tuple[Tensor, Tensor], ...]
+    test: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training left, by sample.
+
+    `values` (2, N, E, K), one set of judges after the other, `steps` and `losses` (N, E),
+    `probabilities` (N, E, K), and the accuracy on the test digits.
+    """
+
+    values: np.ndarray
+    steps: np.ndarray
+    losses: np.ndarray
+    probabilities: np.ndarray
+    accuracy: float
+
+
+def digits(shares: str, noise: float, seed: int) -> Digits:
+    """Training, two validation sets and test, each with the same shares of classes."""
+    found = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32).reshape(-1, 64) / 16
+    y = torch.tensor(found.target)
+    rng = np.random.default_rng(seed)
+    parts: list[list[int]] = [[], [], [], []]
+    for k, share in enumerate(SHARES[shares]):
+        rows = rng.permutation(np.flatnonzero(found.target == k)).tolist()
+        for part, size in zip(parts, (TRAINING, JUDGES, JUDGES, 2 * JUDGES), strict=True):
+            count = round(share * size)
+            part += rows[:count]
+            rows = rows[count:]
+    training, first, second, test = (torch.tensor(part) for part in parts)
+    truth, labels = y[training], y[training].clone()
+    changed = torch.tensor(rng.permutation(TRAINING)[: round(noise * TRAINING)], dtype=torch.long)
+    labels[changed] = (labels[changed] + torch.tensor(rng.integers(1, 10, len(changed)))) % 10
+    return Digits(
+        x[training], labels, truth, ((x[first], y[first]), (x[second], y[second])),
+        (x[test], y[test]),
+    )  # fmt: skip
+
+
+def model(seed: int) -> nn.Module:
+    """A network of 2,410 parameters."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+
+
+def loss_fn(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy."""
+    return F.cross_entropy(network(batch[0]), batch[1])
+
+
+def batches(rows: Tensor, seed: int) -> list[Tensor]:
+    """Every epoch's batches, in a fresh order each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        batch
+        for _ in range(EPOCHS)
+        for batch in rows[torch.randperm(len(rows), generator=generator)].split(BATCH)
+    ]
+
+
+def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with decay."""
+    return torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+
+
+def attributed(data: Digits, seed: int) -> Seen:
+    """Trains from a seed that decides start and order."""
+    network = model(seed)
+    optimizer = optimizer_of(network)
+    targets = {
+        f"{number} {k}": (x[y == k], y[y == k])
+        for number, (x, y) in enumerate(data.judges)
+        for k in range(CLASSES)
+    }
+    utility = inrun.Utility(loss_fn, targets=targets)
+    n, names = len(data.labels), list(targets)
+    met = np.zeros(n, dtype=int)
+    steps, losses = np.zeros((n, EPOCHS), dtype=int), np.zeros((n, EPOCHS))
+    probabilities = np.zeros((n, EPOCHS, CLASSES))
+    with tempfile.TemporaryDirectory() as folder:
+        attribution = inrun.attach(
+            network, optimizer, utility, store=Path(folder) / "run",
+            options=inrun.Options(progress=False, self_test=False),
+        )  # fmt: skip
+        for step, ids in enumerate(batches(torch.arange(n), seed), start=1):
+            with attribution.batch(ids):
+                logits = network(data.images[ids])
+                each = F.cross_entropy(logits, data.labels[ids], reduction="none")
+                each.mean().backward()
+            rows = ids.numpy()
+            steps[rows, met[rows]], losses[rows, met[rows]] = step, each.detach().numpy()
+            probabilities[rows, met[rows]] = logits.detach().softmax(1).numpy()
+            met[rows] += 1
+            optimizer.step()
+            optimizer.zero_grad()
+        attribution.detach()
+        visits = attribution.visits()
+    order = np.lexsort((visits["step"].to_numpy(), visits["sample_id"].to_numpy()))
+    values = np.stack([visits[name].to_numpy()[order] for name in names], 1)
+    return Seen(
+        values.reshape(n, EPOCHS, 2, CLASSES).transpose(2, 0, 1, 3),
+        steps, losses, probabilities, accuracy(network, data.test),
+    )  # fmt: skip
+
+
+def accuracy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+    """The share of images whose digit is named right."""
+    with torch.no_grad():
+        return float((network(batch[0]).argmax(1) == batch[1]).float().mean())

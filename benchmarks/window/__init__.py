@@ -1,0 +1,1 @@
+"""How far values of scoring windows agree with those of every step, and what they cost."""

@@ -1,0 +1,31 @@
+"""`python -m benchmarks.window`: measures what is not on disk yet, writes the page."""
+
+from __future__ import annotations
+
+from benchmarks.command import measure_and_write
+from benchmarks.window.cell import Setting, measure
+from benchmarks.window.page import write_page
+
+RATES, LENGTHS = (1e-3, 3e-3), ("1", "2", "5", "10", "auto")
+SIZES = ("2x128x8x64", "4x384x8x64")  # layers, width, rows, tokens
+
+
+def grid(quick: bool) -> list[str]:
+    """The cells' names."""
+    settings = [
+        Setting("digits", rate, steps, seed)
+        for rate in RATES
+        for steps in LENGTHS
+        for seed in range(1 if quick else 3)
+    ]
+    costs = [] if quick else [f"cost: {size}" for size in SIZES]
+    return [f"agreement: {setting.key}" for setting in settings] + costs
+
+
+def main() -> None:
+    """Parses the command line, measures, writes the page."""
+    measure_and_write("window", __doc__, "one seed, no times", grid, measure, write_page)
+
+
+if __name__ == "__main__":
+    main()

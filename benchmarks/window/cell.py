@@ -1,0 +1,138 @@
+"""One cell: totals by windows beside those of every step, or processor time in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import inrun
+from benchmarks.keyed import Keyed
+
+STEPS, BATCH, SAMPLES = 300, 32, 1200
+ROUNDS, TIMED = 5, 10  # turns of each way, steps in a turn
+
+
+@dataclass(frozen=True)
+class Setting(Keyed):
+    """`steps` of a window, 'auto', or 'every' for exact values."""
+
+    model: str
+    rate: float
+    steps: str
+    seed: int = 0
+
+
+def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def _words(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(input_ids=batch, labels=batch).loss
+
+
+def scoring_of(steps: str) -> inrun.EveryStep | inrun.Window:
+    """What `attach` is given."""
+    if steps == "every":
+        return inrun.EveryStep()
+    return inrun.Window("auto" if steps == "auto" else int(steps))
+
+
+def _digits(setting: Setting) -> inrun.Attribution:
+    """A run over digits; what it attributed."""
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    x = torch.tensor(pixels[order] / 16, dtype=torch.float32)
+    y = torch.tensor(labels[order])
+    torch.manual_seed(setting.seed)
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.rate)
+    utility = inrun.Utility(_loss, (x[SAMPLES:1500], y[SAMPLES:1500]))
+    attribution = inrun.attach(model, optimizer, utility, scoring=scoring_of(setting.steps))
+    draw = torch.Generator().manual_seed(setting.seed)
+    for _ in range(STEPS):
+        ids = torch.randint(0, SAMPLES, (BATCH,), generator=draw)
+        with attribution.batch(ids):
+            _loss(model, (x[ids], y[ids])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attribution.detach()
+    return attribution
+
+
+def agreement(setting: Setting) -> dict[str, Any]:
+    """Totals of a run in windows beside those of the same run with every step scored."""
+    exact = _digits(Setting(setting.model, setting.rate, "every", setting.seed))
+    found = _digits(setting)
+    a, b = (r.values().sort_by("sample_id")["value"].to_numpy() for r in (found, exact))
+    small = np.abs(b) <= np.quantile(np.abs(b), 0.99)
+    notes = [note for note in found.ledger()["note"].to_pylist() if "cosine" in (note or "")]
+    cosines = [float(note.split("cosine of its ends ")[1].split(",")[0]) for note in notes]
+    return {
+        "pearson": float(np.corrcoef(a, b)[0, 1]),
+        "pearson_trimmed": float(np.corrcoef(a[small], b[small])[0, 1]),
+        "spearman": float(spearmanr(a, b)[0]),
+        "sum_ratio": float(a.sum() / b.sum()),
+        "windows": len(set(notes)),
+        "cosine": float(np.median(cosines)) if cosines else None,
+    }
+
+
+def cost(model: str) -> dict[str, Any]:
+    """Processor time of a step of each way over a plain one; the median of turns."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    layers, width, rows, length = (int(part) for part in model.split("x"))
+    ways = ("plain", "every", "1", "5", "10")
+    runs = {}
+    for way in ways:
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=8192, n_positions=length, n_embd=width, n_layer=layers, n_head=width // 64,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        net = GPT2LMHeadModel(config)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+        attribution = None
+        if way != "plain":
+            utility = inrun.Utility(_words, torch.randint(0, 8192, (1, length)))
+            attribution = inrun.attach(net, optimizer, utility, scoring=scoring_of(way))
+        runs[way] = (net, optimizer, attribution)
+    words = torch.randint(0, 8192, (rows, length))
+
+    def steps(way: str, count: int) -> float:
+        net, optimizer, attribution = runs[way]
+        began = process_time()
+        for _ in range(count):
+            if attribution is None:
+                _words(net, words).backward()
+            else:
+                with attribution.batch(range(rows)):
+                    _words(net, words).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return process_time() - began
+
+    for way in ways:
+        steps(way, 12)  # past the first steps, which are scored one by one
+    turns = [{way: steps(way, TIMED) / TIMED for way in ways} for _ in range(ROUNDS)]
+    ratios = {way: [turn[way] / turn["plain"] for turn in turns] for way in ways[1:]}
+    return {
+        "plain_seconds": float(np.median([turn["plain"] for turn in turns])),
+        "ratio": {way: [float(q) for q in np.quantile(r, [0.25, 0.5, 0.75])] for way, r in
+                  ratios.items()},
+    }  # fmt: skip
+
+
+def measure(key: str) -> dict[str, Any]:
+    """A cell by its name."""
+    kind, _, setting = key.partition(": ")
+    return cost(setting) if kind == "cost" else agreement(Setting.of(setting))

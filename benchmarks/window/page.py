@@ -1,0 +1,50 @@
+"""Writes docs/evidence/window.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.markdown import fill, markdown
+from benchmarks.results_file import RESULTS, environments
+from benchmarks.window.cell import ROUNDS, TIMED, Setting
+
+TEMPLATE = Path(__file__).with_name("page.md")
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "window.md"
+SHOWN = ("pearson", "pearson_trimmed", "spearman", "sum_ratio", "cosine")
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "window.json").read_text())["cells"]
+    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    costs = []
+    for key, cell in stored.items():
+        kind, _, name = key.partition(": ")
+        if kind == "cost":
+            told = cell["result"]["ratio"]
+            costs.append([name, *(_quartiles(told[way]) for way in ("every", "1", "5", "10"))])
+        else:
+            setting = Setting.of(name)
+            found.setdefault((setting.rate, setting.steps), []).append(cell["result"])
+    rows = [
+        [f"{rate:g}", steps, *(f"{np.median([r[n] for r in results]):.3f}" for n in SHOWN),
+         f"{min(r['pearson'] for r in results):.3f}"]
+        for (rate, steps), results in found.items()
+    ]  # fmt: skip
+    head = ["rate", "window", "R", "R without the 1 % largest", "Spearman", "sum", "cosine"]
+    parts = {
+        "AGREEMENT": markdown([*head, "lowest R of a seed"], rows),
+        "COST": markdown(["size", "every step", "window 1", "window 5", "window 10"], costs),
+        "TURNS": f"{ROUNDS} turns of {TIMED} steps",
+        "ENVIRONMENTS": environments(stored),
+    }
+    fill(TEMPLATE, parts, PAGE)
+
+
+def _quartiles(told: list[float]) -> str:
+    low, middle, high = told
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,255 @@
+"""Whether values say what happens when many samples go: trained again without them, and compared.
+
+Two measures of the field, on a recorded run (same start, order and random numbers):
+
+    LDS      many random subsets are left out; rank correlation, over the subsets, of what the
+             values say (the sum over the samples that went) with what the loss then did; the mean
+             over targets. The linear datamodeling score of Park et al. 2023 (TRAK).
+    removal  the samples with the highest values are left out; how far the loss then rises, beside
+             random removals of as many samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from inrun.answers import Answer
+from inrun.errors import MisuseError
+from inrun.truth._retrain import Retrainable, Retraining
+from inrun.utility import Utility
+
+
+class DatamodelingScore(Answer):
+    """What `inrun.truth.lds` returns.
+
+    Attributes:
+        table: by method `score`, the mean over targets of the rank correlation; `low` and `high`, a
+            95 % interval (over targets and subsets alike); `targets`, `subsets`.
+        losses: (subsets, targets), the targets' losses after each training.
+        left_out: by subset, the ids that were left out.
+    """
+
+    def __init__(self, table: pa.Table, losses: np.ndarray, left_out: list[list[Any]]):
+        self.table, self.losses, self.left_out = table, losses, left_out
+
+    def sentences(self) -> list[str]:
+        """The best method and its score."""
+        best = max(self.table.to_pylist(), key=lambda row: row["score"])
+        return [
+            f"Linear datamodeling score over {best['subsets']} trainings without "
+            f"{len(self.left_out[0]):,} samples and {best['targets']} targets: {best['method']} "
+            f"{best['score']:.3f} [{best['low']:.3f}, {best['high']:.3f}]."
+        ]
+
+
+class RemovalCurve(Answer):
+    """What `inrun.truth.removal_curve` returns.
+
+    Attributes:
+        table: by method and share `samples`, how many went; `rise` of the validation loss without
+            them; `random`, the mean rise of random removals of as many, and `random_high`, the
+            highest of them.
+    """
+
+    def __init__(self, table: pa.Table, controls: int):
+        self.table, self._controls = table, controls
+
+    def sentences(self) -> list[str]:
+        """By method, where it raised the loss above every random removal."""
+        rows = self.table.to_pylist()
+        beats = [r for r in rows if r["rise"] > r["random_high"]]
+        names = ", ".join(f"{r['method']} {r['share']:.0%}" for r in beats) or "none"
+        return [f"Above all of {self._controls} random removals of as many samples: {names}."]
+
+
+def lds(
+    run: Retrainable,
+    utility: Utility,
+    values: Mapping[str, Any],
+    *,
+    subsets: int = 60,
+    share: float = 0.5,
+    seed: int = 0,
+    removal: str = "renormalise",
+    processes: int = 0,
+    store: str | os.PathLike[str] | None = None,
+) -> DatamodelingScore:
+    """The linear datamodeling score of values, by training again without random subsets.
+
+    Args:
+        run: a recorded run, such as `inrun.Trajectory`.
+        utility: the validation loss; each target is a query of its own.
+        values: by method, a table with `sample_id` and one column per target (`value` where there
+            is one target), positive where the sample lowers the loss, as `values()` returns it.
+            All tables have the same samples.
+        subsets: how many trainings, at least 10.
+        share: of the samples, what each training leaves out.
+        seed: of the subsets.
+        removal: see `inrun.truth.retrain`.
+        processes: see `inrun.truth.retrain`.
+        store: see `inrun.truth.retrain`.
+
+    Raises:
+        StoreError: the file is of another question.
+        MisuseError: tables of different samples, a missing column, or numbers out of range.
+    """
+    if subsets < 10:
+        raise MisuseError(f"subsets is {subsets}; a rank correlation needs at least 10 trainings.")
+    ids, arrays = _columns(values, utility)
+    count = _count(share, len(ids))
+    rng = np.random.default_rng(seed)
+    drawn = [np.sort(rng.permutation(len(ids))[:count]) for _ in range(subsets)]
+    question = {"subsets": [len(ids), count, seed]}
+    again = Retraining(run, utility, removal, processes, store, question)
+    left_out = [[ids[i] for i in rows] for rows in drawn]
+    losses = np.array(again.without({("subset", n): group for n, group in enumerate(left_out)}))
+    rises = losses - np.array(again.full)
+    table = []
+    for method, array in arrays.items():
+        said = np.stack([array[rows].sum(0) for rows in drawn])
+        score, error = _score(said, rises)
+        table.append(
+            {
+                "method": method,
+                "score": score,
+                "low": max(-1.0, score - 1.96 * error),
+                "high": min(1.0, score + 1.96 * error),
+                "targets": rises.shape[1],
+                "subsets": subsets,
+            }
+        )
+    return DatamodelingScore(pa.Table.from_pylist(table), losses, left_out)
+
+
+def removal_curve(
+    run: Retrainable,
+    utility: Utility,
+    values: Mapping[str, Any],
+    *,
+    shares: Sequence[float] = (0.01, 0.05),
+    controls: int = 5,
+    seed: int = 0,
+    removal: str = "renormalise",
+    processes: int = 0,
+    store: str | os.PathLike[str] | None = None,
+) -> RemovalCurve:
+    """How far the loss rises without the samples that helped most, beside random removals.
+
+    Args:
+        run: a recorded run.
+        utility: the validation loss; of several targets their weighted sum.
+        values: see `lds`.
+        shares: of the samples, what is left out: those with the highest values.
+        controls: random removals of each share, at least 2.
+        seed: of the random removals.
+        removal: see `inrun.truth.retrain`.
+        processes: see `inrun.truth.retrain`.
+        store: see `inrun.truth.retrain`.
+
+    Raises:
+        StoreError: the file is of another question.
+        MisuseError: see `lds`.
+    """
+    if controls < 2:
+        raise MisuseError(f"controls is {controls}; at least 2 random removals are needed.")
+    ids, arrays = _columns(values, utility)
+    weights = np.array([float(weight) for weight in utility.weights])
+    rng = np.random.default_rng(seed)
+    groups: dict[Any, list[Any]] = {}
+    for share in shares:
+        count = _count(share, len(ids))
+        for n in range(controls):
+            rows = rng.permutation(len(ids))[:count]
+            groups["random", share, n] = [ids[i] for i in rows]
+        for method, array in arrays.items():
+            rows = np.argsort(-(array @ weights), kind="stable")[:count]
+            groups["top", share, method] = [ids[i] for i in rows]
+    # what a method ranks first is part of the question: other values are another file
+    named = {str(key): group for key, group in groups.items()}
+    again = Retraining(run, utility, removal, processes, store, {"removals": named})
+    losses = np.array(again.without(groups)) @ weights
+    rises = dict(zip(groups, losses - float(np.array(again.full) @ weights), strict=True))
+    table = []
+    for share in shares:
+        chance = [rises["random", share, n] for n in range(controls)]
+        table += [
+            {
+                "method": method,
+                "share": share,
+                "samples": len(groups["top", share, method]),
+                "rise": float(rises["top", share, method]),
+                "random": float(np.mean(chance)),
+                "random_high": float(np.max(chance)),
+            }
+            for method in arrays
+        ]
+    return RemovalCurve(pa.Table.from_pylist(table), controls)
+
+
+def _count(share: float, samples: int) -> int:
+    count = round(share * samples)
+    if not 0 < count < samples:
+        raise MisuseError(
+            f"A share of {share} of {samples} samples is {count} samples; at least one must go and "
+            "one must stay."
+        )
+    return count
+
+
+def _columns(
+    values: Mapping[str, Any], utility: Utility
+) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """The ids of all tables, in the first one's order, and by method their values, (n, targets)."""
+    names = utility.targets if len(utility.targets) > 1 else ("value",)
+    ids: list[Any] = []
+    found: dict[str, np.ndarray] = {}
+    for method, table in values.items():
+        missing = [c for c in ("sample_id", *names) if c not in table.column_names]
+        if missing:
+            raise MisuseError(f"The values of {method!r} have no column {missing[0]!r}.")
+        own = table["sample_id"].to_pylist()
+        ids = ids or own
+        if set(own) != set(ids) or len(own) != len(ids):
+            raise MisuseError(f"The values of {method!r} are of other samples than the first ones.")
+        place = {who: row for row, who in enumerate(own)}
+        rows = [place[who] for who in ids]
+        array = np.stack([np.asarray(table[c], dtype=np.float64)[rows] for c in names], 1)
+        if not np.isfinite(array).all():
+            raise MisuseError(f"The values of {method!r} are not finite for every sample.")
+        found[method] = array
+    if not ids:
+        raise MisuseError("values names no method and no sample to compare.")
+    return ids, found
+
+
+def _score(said: np.ndarray, done: np.ndarray) -> tuple[float, float]:
+    """Mean rank correlation over targets, and its standard error; both (subsets, targets).
+
+    The error adds what the targets differ by to what the subsets differ by (leaving out one at a
+    time), so it is rather too large than too small.
+    """
+    of_targets = _rank_correlations(said, done)
+    n, targets = done.shape
+    keep = ~np.eye(n, dtype=bool)
+    each = [float(np.mean(_rank_correlations(said[k], done[k]))) for k in keep]
+    variance = (n - 1) * float(np.var(each))
+    if targets > 1:
+        variance += float(np.var(of_targets, ddof=1)) / targets
+    return float(np.mean(of_targets)), float(np.sqrt(variance))
+
+
+def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(targets,) Spearman's; 0 where one side does not differ at all: it ranks nothing."""
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
+    ranks: Iterable[np.ndarray] = (rankdata(x, axis=0) for x in (a, b))
+    da, db = (r - r.mean(0) for r in ranks)
+    spread = np.sqrt((da**2).sum(0) * (db**2).sum(0))
+    found = np.zeros(len(spread))
+    np.divide((da * db).sum(0), spread, out=found, where=spread > 0)
+    return found

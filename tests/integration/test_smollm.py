@@ -1,0 +1,36 @@
+"""The benchmark of a real language model, on a tiny random one: the same code."""
+
+import math
+
+import pytest
+from benchmarks.smollm.cell import in_turns, trained
+from benchmarks.smollm.exact import agreement_with_exact
+from benchmarks.smollm.training import KINDS, Size
+
+TINY = Size(tiny=True, steps=3, rows=2, tokens=64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributed_training_leaves_the_same_bits_and_covers_every_text(kind):
+    plain = trained(kind, TINY, attributed=False)
+    attributed = trained(kind, TINY, attributed=True)
+    assert attributed["weights"] == plain["weights"]
+    assert trained(kind, TINY._replace(steps=2), attributed=False)["weights"] != plain["weights"]
+    assert attributed["covered"] == 1.0
+    assert attributed["visits"] == attributed["samples"] > TINY.steps * TINY.rows  # packed
+    assert len(attributed["residual_shares"]) == TINY.steps
+
+
+def test_steps_of_two_trainings_are_taken_in_turns():
+    found = in_turns("lora", TINY, warm_up=1)
+    assert {name: len(times) for name, times in found["seconds"].items()} == {
+        "plain": 2, "attributed": 2,
+    }  # fmt: skip
+    assert all(t > 0 for times in found["seconds"].values() for t in times)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_beside_exact_ones(kind):
+    (record,) = agreement_with_exact(kind, TINY, checked=(3,))["records"]
+    assert math.isclose(sum(record["values"]), sum(record["shared"]), rel_tol=0.2)
+    assert record["agreement"]["shared"]["pearson"] > 0.99
