@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import inrun
+from inrun.report import write_report
 from tests.oracles.window import adam_direction, sgd_direction, window_values
 
 F = nn.functional
@@ -388,7 +389,8 @@ def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_i
         return [window["steps"] for window in attribution.windows]
 
     assert lengths(1e-4) == [1, 2, 4]
-    assert max(lengths(40.0)) == 1
+    with pytest.warns(inrun.errors.InRunWarning, match="cosine of its ends"):
+        assert max(lengths(40.0)) == 1
 
 
 def test_a_large_change_of_the_learning_rate_closes_a_window():
@@ -459,3 +461,21 @@ def test_clipping_by_value_is_refused():
             nn.utils.clip_grad_value_(model.parameters(), 1e-3)
             optimizer.step()
             optimizer.zero_grad()
+
+
+def test_a_window_whose_gradient_turned_is_told():
+    with pytest.warns(inrun.errors.InRunWarning, match="cosine of its ends"):
+        attributed(MODELS["linear"], lambda p: torch.optim.SGD(p, 40.0), inrun.Window(3, exact=1))
+
+
+def test_a_report_is_made_of_a_run_of_windows(tmp_path):
+    attribution, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1),
+        store=tmp_path / "run",
+    )  # fmt: skip
+    run = inrun.load(tmp_path / "run")
+    assert run.values().num_rows == attribution.values().num_rows
+    named = run.ledger()["estimator"].to_pylist()
+    assert named == ["path-smoothed"] + ["window"] * (STEPS - 1)
+    write_report(run, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 1000

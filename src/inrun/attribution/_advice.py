@@ -11,6 +11,7 @@ from inrun.capture import Capture, Coverage
 from inrun.errors import InRunWarning
 from inrun.momentum import Holding
 from inrun.optim import Together
+from inrun.scoring import ClosedWindow
 from inrun.utility import Utility, is_repeatable
 
 
@@ -20,6 +21,7 @@ class Advice:
     def __init__(self) -> None:
         self._given: set[str] = set()
         self._told_interaction = False
+        self._told_turned = False  # whether a scoring window's gradient was said to have turned
         self._tried = False  # whether the loss was called twice already
 
     def once(self, text: str) -> None:
@@ -122,6 +124,17 @@ class Advice:
                 "books. Fix the noise inside loss_fn (its own seeded torch.Generator, model.eval() "
                 "left as it is), or attach with Utility(..., draws=8): the mean over so many "
                 "draws, the same ones at a step's opening and closing."
+            )
+
+    def of_windows(self, told: Sequence[ClosedWindow]) -> None:
+        """A scoring window between whose ends the validation gradient has turned."""
+        turned = [window for window in told if window.turned]
+        if turned and not self._told_turned:
+            self._told_turned = True
+            self.once(
+                f"Scoring window: {turned[0].words()}. The validation gradient turned between its "
+                "ends, so that what it did within is not in the values. Use shorter windows, "
+                "inrun.Window('auto'), or inrun.EveryStep(); attribution.windows has them all."
             )
 
     def of_another_optimizer(self, kind: str) -> None:

@@ -189,6 +189,8 @@ class Loop(Passes):
                     self.booking.book(past, scored)
             for past, scored in results:
                 self._check(past, scored)
+            if self._windows is not None and results:
+                self.advice.of_windows(self._windows.told[-1:])
         except BaseException:
             self._scorer.validation.forget()  # its last pass is that of the weights before the step
             raise

@@ -12,9 +12,11 @@ from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
+from inrun.scoring._window import ClosedWindow
 from inrun.scoring._windowed import WindowedStep, Windows
 
 __all__ = [
+    "ClosedWindow",
     "DirectionWatcher",
     "Edited",
     "MemoryMark",

@@ -24,7 +24,7 @@ from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._window import LONGEST, STEADY, TURNED, OpenWindow, Told
+from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, OpenWindow
 
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
@@ -50,7 +50,7 @@ class Windows:
         self._starts: dict[str, Tensor] = {}
         self._open: OpenWindow | None = None
         self._steps: list[WindowedStep] = []
-        self.told: list[Told] = []
+        self.told: list[ClosedWindow] = []
 
     def step(self, number: int) -> Step | None:
         """The step of this number, where it is one of a window."""
@@ -108,7 +108,7 @@ class Windows:
         losses = [t.double().cpu().numpy() for t in (window.losses, closing.losses)]
         entries = [step.entries(found) for step, found in zip(steps, values, strict=True)]
         last, residual = self._books_of(window, closing, capture, steps, entries, losses)
-        told = Told(steps[0].number, n, cosine, captured, residual)
+        told = ClosedWindow(steps[0].number, n, cosine, captured, residual)
         self.told.append(told)
         if self._auto:
             self.length = _next_length(self.length, cosine)
@@ -161,7 +161,7 @@ class Windows:
         """Goes back to what `state` gave."""
         self.drop()
         self.length, self._squares = header["length"], dict(header["squares"])
-        self.told, self._starts = [Told(*row) for row in header["told"]], dict(starts)
+        self.told, self._starts = [ClosedWindow(*row) for row in header["told"]], dict(starts)
 
 
 def _next_length(length: int, cosine: float) -> int:
