@@ -148,6 +148,13 @@ TESTS = {
         "a recorded run without": "a_run_needs_nothing_and_a_recorded_run_its_model",
         "a file of trainings": "a_file_of_something_else_is_refused",
     },
+    "integration/test_window.py": {
+        "clipping by value, a mask": "clipping_by_value_is_refused",
+        "`audit` or `per_token`": "an_audit_and_values_a_token_are_refused",
+        "a validation gradient that turns": "a_window_whose_gradient_turned_is_told",
+        "`inrun.Window` with an optimizer": "refused",
+        "`inrun.Window` with another": "bad_numbers_are_refused",
+    },
     "unit/uses/test_judges.py": {
         "`judge=` of a run": "judges_that_cannot_be_are_refused",
         "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
