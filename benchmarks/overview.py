@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.claims import CLAIMS
+from benchmarks.datamodeling.page import summary as of_halves
 from benchmarks.explain.page import NO_ROWS
 from benchmarks.fidelity.reading import cells_of, plain, values
 from benchmarks.heads.cell import WAYS
@@ -27,6 +28,8 @@ from benchmarks.overhead.methods import Size
 from benchmarks.results_file import RESULTS
 from benchmarks.smollm.page import throughput
 from benchmarks.smollm.training import KINDS
+from benchmarks.statements.page import summary as of_statements
+from benchmarks.window.page import summary as of_windows
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
@@ -308,6 +311,9 @@ TOPICS = (
     Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", _tracing),
     Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", _explain),
+    Topic("window", "evidence/window.md", "How good are scoring windows?", of_windows),
+    Topic("datamodeling", "evidence/datamodeling.md", "What if half the data goes?", of_halves),
+    Topic("statements", "evidence/statements.md", "What may be said of a value?", of_statements),
     Topic("import_time", None, "How long does importing take?", _import_time),
     Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", _soak),
 )

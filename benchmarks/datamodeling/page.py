@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def write_page() -> None:
         "ENVIRONMENTS": environments(stored["cells"]),
     }  # fmt: skip
     fill(TEMPLATE, parts, PAGE)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for key, cell in cells.items():
+        for method in ("look-ahead", "TracIn, 5 states", "same class"):
+            score = cell["result"]["scores"][method]["score"]
+            found.setdefault((method, Setting.of(key).epochs), []).append(score)
+    return [
+        (f"{method}: datamodeling score, {epochs} epochs", f"{np.mean(scores):.3f}", "")
+        for (method, epochs), scores in found.items()
+    ]
 
 
 def _scores(rows: list[dict[str, float]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "statements.json").read_text())["cells"]
-    cells = {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    cells = _by_setting(stored)
     parts = {
         "TRAININGS": str(TRAININGS),
         "OTHERS": str(TRAININGS - 1),
@@ -42,6 +43,20 @@ def _groups(cells: Cells) -> dict[tuple[str, str], list[dict[str, Any]]]:
             name = f"{setting.shares}, {setting.noise:.0%} wrong"
             found.setdefault((name, judge), []).append(result)
     return found
+
+
+def _by_setting(stored: Mapping[str, Any]) -> Cells:
+    return {Setting.of(key): cell["result"] for key, cell in stored.items()}
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    said = []
+    for (name, judge), results in _groups(_by_setting(cells)).items():
+        for told in ("auc", "largest class harmful"):
+            if number := _mean(results, told):
+                said.append((f"{name}, judged {judge}: {told}", number, ""))
+    return said
 
 
 def _mean(results: list[dict[str, Any]], name: str) -> str:

@@ -6,15 +6,17 @@ from benchmarks.command import measure_and_write
 from benchmarks.window.cell import Setting, measure
 from benchmarks.window.page import write_page
 
-RATES, LENGTHS = (1e-3, 3e-3), ("1", "2", "5", "10", "auto")
+RATES = {"digits": (1e-3, 3e-3, 1e-2), "gpt": (3e-4, 1e-3)}
+LENGTHS = ("1", "2", "5", "10", "auto")
 SIZES = ("2x128x8x64", "4x384x8x64")  # layers, width, rows, tokens
 
 
 def grid(quick: bool) -> list[str]:
     """The cells' names."""
     settings = [
-        Setting("digits", rate, steps, seed)
-        for rate in RATES
+        Setting(task, rate, steps, seed)
+        for task, rates in RATES.items()
+        for rate in rates
         for steps in LENGTHS
         for seed in range(1 if quick else 3)
     ]

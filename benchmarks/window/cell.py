@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,28 +14,67 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import inrun
+from benchmarks import data
 from benchmarks.keyed import Keyed
 
-STEPS, BATCH, SAMPLES = 300, 32, 1200
+STEPS, BATCH = 300, 32
 ROUNDS, TIMED = 5, 10  # turns of each way, steps in a turn
+VOCABULARY, LENGTH = 500, 24  # of the language model
 
 
 @dataclass(frozen=True)
 class Setting(Keyed):
-    """`steps` of a window, 'auto', or 'every' for exact values."""
+    """`task` 'digits' or 'gpt'; `steps` of a window, 'auto', or 'every' for exact values."""
 
-    model: str
+    task: str
     rate: float
     steps: str
     seed: int = 0
+
+
+class Task(NamedTuple):
+    """A model, its loss of a batch, and rows of which the last judge."""
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    rows: tuple[Tensor, ...]
+    training: int
 
 
 def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def _words(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(input_ids=batch, labels=batch).loss
+def _words(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+    return model(input_ids=batch[0], labels=batch[0]).loss
+
+
+def _gpt(layers: int, width: int, vocabulary: int, length: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=layers,
+            n_head=max(1, width // 64), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def task_of(setting: Setting) -> Task:
+    """What is trained, from its start."""
+    torch.manual_seed(setting.seed)
+    if setting.task == "gpt":
+        return Task(
+            _gpt(2, 64, VOCABULARY, LENGTH), _words, (data.brown(VOCABULARY, LENGTH)[:900],), 850
+        )
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))[:1500]
+    rows = torch.tensor(pixels[order] / 16, dtype=torch.float32), torch.tensor(labels[order])
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)
+    )
+    return Task(model, _loss, rows, 1200)
 
 
 def scoring_of(steps: str) -> inrun.EveryStep | inrun.Window:
@@ -44,24 +84,17 @@ def scoring_of(steps: str) -> inrun.EveryStep | inrun.Window:
     return inrun.Window("auto" if steps == "auto" else int(steps))
 
 
-def _digits(setting: Setting) -> inrun.Attribution:
-    """A run over digits; what it attributed."""
-    pixels, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    x = torch.tensor(pixels[order] / 16, dtype=torch.float32)
-    y = torch.tensor(labels[order])
-    torch.manual_seed(setting.seed)
-    model = nn.Sequential(
-        nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.rate)
-    utility = inrun.Utility(_loss, (x[SAMPLES:1500], y[SAMPLES:1500]))
-    attribution = inrun.attach(model, optimizer, utility, scoring=scoring_of(setting.steps))
+def _trained(setting: Setting) -> inrun.Attribution:
+    """A run of the setting; what it attributed."""
+    task = task_of(setting)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=setting.rate)
+    utility = inrun.Utility(task.loss, tuple(t[task.training :] for t in task.rows))
+    attribution = inrun.attach(task.model, optimizer, utility, scoring=scoring_of(setting.steps))
     draw = torch.Generator().manual_seed(setting.seed)
     for _ in range(STEPS):
-        ids = torch.randint(0, SAMPLES, (BATCH,), generator=draw)
+        ids = torch.randint(0, task.training, (BATCH,), generator=draw)
         with attribution.batch(ids):
-            _loss(model, (x[ids], y[ids])).backward()
+            task.loss(task.model, tuple(t[ids] for t in task.rows)).backward()
         optimizer.step()
         optimizer.zero_grad()
     attribution.detach()
@@ -70,43 +103,35 @@ def _digits(setting: Setting) -> inrun.Attribution:
 
 def agreement(setting: Setting) -> dict[str, Any]:
     """Totals of a run in windows beside those of the same run with every step scored."""
-    exact = _digits(Setting(setting.model, setting.rate, "every", setting.seed))
-    found = _digits(setting)
+    exact = _trained(replace(setting, steps="every"))
+    found = _trained(setting)
     a, b = (r.values().sort_by("sample_id")["value"].to_numpy() for r in (found, exact))
     small = np.abs(b) <= np.quantile(np.abs(b), 0.99)
-    notes = [note for note in found.ledger()["note"].to_pylist() if "cosine" in (note or "")]
-    cosines = [float(note.split("cosine of its ends ")[1].split(",")[0]) for note in notes]
     return {
         "pearson": float(np.corrcoef(a, b)[0, 1]),
         "pearson_trimmed": float(np.corrcoef(a[small], b[small])[0, 1]),
         "spearman": float(spearmanr(a, b)[0]),
         "sum_ratio": float(a.sum() / b.sum()),
-        "windows": len(set(notes)),
-        "cosine": float(np.median(cosines)) if cosines else None,
+        "steps": float(np.mean([window["steps"] for window in found.windows])),
+        "cosine": float(np.mean([window["cosine"] for window in found.windows])),
     }
 
 
-def cost(model: str) -> dict[str, Any]:
+def cost(size: str) -> dict[str, Any]:
     """Processor time of a step of each way over a plain one; the median of turns."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    layers, width, rows, length = (int(part) for part in model.split("x"))
+    layers, width, rows, length = (int(part) for part in size.split("x"))
     ways = ("plain", "every", "1", "5", "10")
     runs = {}
     for way in ways:
         torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=8192, n_positions=length, n_embd=width, n_layer=layers, n_head=width // 64,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        net = GPT2LMHeadModel(config)
+        net = _gpt(layers, width, 8192, length)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
         attribution = None
         if way != "plain":
-            utility = inrun.Utility(_words, torch.randint(0, 8192, (1, length)))
+            utility = inrun.Utility(_words, (torch.randint(0, 8192, (1, length)),))
             attribution = inrun.attach(net, optimizer, utility, scoring=scoring_of(way))
         runs[way] = (net, optimizer, attribution)
-    words = torch.randint(0, 8192, (rows, length))
+    words = (torch.randint(0, 8192, (rows, length)),)
 
     def steps(way: str, count: int) -> float:
         net, optimizer, attribution = runs[way]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from benchmarks.window.cell import ROUNDS, TIMED, Setting
 
 TEMPLATE = Path(__file__).with_name("page.md")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "window.md"
-SHOWN = ("pearson", "pearson_trimmed", "spearman", "sum_ratio", "cosine")
+SHOWN = ("steps", "pearson", "pearson_trimmed", "spearman", "sum_ratio", "cosine")
 
 
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "window.json").read_text())["cells"]
-    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     costs = []
     for key, cell in stored.items():
         kind, _, name = key.partition(": ")
@@ -29,13 +30,23 @@ def write_page() -> None:
             costs.append([name, *(_quartiles(told[way]) for way in ("every", "1", "5", "10"))])
         else:
             setting = Setting.of(name)
-            found.setdefault((setting.rate, setting.steps), []).append(cell["result"])
+            found.setdefault((setting.task, setting.rate, setting.steps), []).append(cell["result"])
     rows = [
-        [f"{rate:g}", steps, *(f"{np.median([r[n] for r in results]):.3f}" for n in SHOWN),
+        [task, f"{rate:g}", steps, *(f"{np.median([r[n] for r in results]):.3f}" for n in SHOWN),
          f"{min(r['pearson'] for r in results):.3f}"]
-        for (rate, steps), results in found.items()
+        for (task, rate, steps), results in found.items()
     ]  # fmt: skip
-    head = ["rate", "window", "R", "R without the 1 % largest", "Spearman", "sum", "cosine"]
+    head = [
+        "task",
+        "rate",
+        "window",
+        "steps in the mean",
+        "R",
+        "R without the 1 % largest",
+        "Spearman",
+        "sum",
+        "cosine",
+    ]
     parts = {
         "AGREEMENT": markdown([*head, "lowest R of a seed"], rows),
         "COST": markdown(["size", "every step", "window 1", "window 5", "window 10"], costs),
@@ -43,6 +54,23 @@ def write_page() -> None:
         "ENVIRONMENTS": environments(stored),
     }
     fill(TEMPLATE, parts, PAGE)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    auto: dict[tuple[str, float], list[float]] = {}
+    said = []
+    for key, cell in cells.items():
+        kind, _, name = key.partition(": ")
+        if kind == "cost":
+            ratio = cell["result"]["ratio"]["10"][1]
+            said.append((f"a step in windows of 10 over a plain one, {name}", f"{ratio:.2f}", ""))
+        elif (setting := Setting.of(name)).steps == "auto":
+            auto.setdefault((setting.task, setting.rate), []).append(cell["result"]["spearman"])
+    return [
+        (f"`auto`, {task}, rate {rate:g}: Spearman with `EveryStep`", f"{np.median(found):.3f}", "")
+        for (task, rate), found in auto.items()
+    ] + said
 
 
 def _quartiles(told: list[float]) -> str:

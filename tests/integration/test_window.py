@@ -350,21 +350,33 @@ def test_without_books_no_residual_is_told():
     assert with_books.values().equals(attribution.values())
 
 
-def test_what_is_no_samples_counts_as_unattributed():
+def trained_by_hand(length, steps, before=None, after=None):
+    """Plain SGD on six samples; `before` runs before a step, `after` behind its backward pass."""
     x, y = data()
     model = built(MODELS["linear"])
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     attribution = inrun.attach(
-        model, optimizer, validation(1), scoring=inrun.Window(2, exact=1), options=QUIET
+        model, optimizer, validation(1), scoring=inrun.Window(length, exact=1), options=QUIET
     )
-    for _ in range(5):
+    for step in range(steps):
+        if before is not None:
+            before(step, optimizer)
         with attribution.batch(range(6)):
             F.cross_entropy(model(x[:6]), y[:6]).backward()
-        with attribution.unattributed():
-            (0.01 * sum(p.square().sum() for p in model.parameters())).backward()
+        if after is not None:
+            after(attribution, model)
         optimizer.step()
         optimizer.zero_grad()
     attribution.detach()
+    return attribution
+
+
+def test_what_is_no_samples_counts_as_unattributed():
+    def penalty(attribution, model):
+        with attribution.unattributed():
+            (0.01 * sum(p.square().sum() for p in model.parameters())).backward()
+
+    attribution = trained_by_hand(2, 5, after=penalty)
     rows = attribution.ledger().to_pylist()
     assert all(row["unattributed"] for row in rows)
     assert all(window["residual"] < 0.05 for window in attribution.windows)
@@ -394,19 +406,10 @@ def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_i
 
 
 def test_a_large_change_of_the_learning_rate_closes_a_window():
-    x, y = data()
-    model = built(MODELS["linear"])
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    attribution = inrun.attach(
-        model, optimizer, validation(1), scoring=inrun.Window(10, exact=1), options=QUIET
-    )
-    for step in range(6):
+    def schedule(step, optimizer):
         optimizer.param_groups[0]["lr"] = 0.05 if step < 3 else 0.005
-        with attribution.batch(range(6)):
-            F.cross_entropy(model(x[:6]), y[:6]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    attribution.detach()
+
+    attribution = trained_by_hand(10, 6, schedule)
     assert [(w["first"], w["steps"]) for w in attribution.windows] == [(2, 3), (5, 2)]
 
 
@@ -448,19 +451,11 @@ def test_an_audit_and_values_a_token_are_refused():
 
 
 def test_clipping_by_value_is_refused():
-    x, y = data()
-    model = built(MODELS["linear"])
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    attribution = inrun.attach(
-        model, optimizer, validation(1), scoring=inrun.Window(5, exact=1), options=QUIET
-    )
+    def clip(attribution, model):
+        nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+
     with pytest.raises(inrun.errors.MisuseError, match=r"inrun\.Window"):
-        for _ in range(2):
-            with attribution.batch(range(6)):
-                F.cross_entropy(model(x[:6]), y[:6]).backward()
-            nn.utils.clip_grad_value_(model.parameters(), 1e-3)
-            optimizer.step()
-            optimizer.zero_grad()
+        trained_by_hand(5, 2, after=clip)
 
 
 def test_a_window_whose_gradient_turned_is_told():

@@ -12,13 +12,12 @@ from torch import nn
 
 from inrun.attribution._attribution import Attribution
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, require_settings
-from inrun.attribution._scoring import EveryStep, Scoring, Window
+from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Offload
 from inrun.directions import Direction
 from inrun.distributed import (
     Processes,
     agreed,
-    is_sharded,
     processes_of,
     require_sharded,
     unwrapped_model,
@@ -28,7 +27,7 @@ from inrun.factors import Contraction
 from inrun.ledger import Extra, RunFolder
 from inrun.momentum import Payouts, tensor_store_of
 from inrun.optim import Together
-from inrun.scoring import Scorer, Windows
+from inrun.scoring import Scorer
 from inrun.utility import Utility, require_divisible, weighed
 
 
@@ -110,8 +109,6 @@ def attach(
     model, wrapping = unwrapped_model(model)
     processes = processes_of(wrapping, options.process_group)
     _require_known(model, optimizers, direction, momentum_window, options, processes)
-    if isinstance(scoring, Window):
-        _require_null_slopes(model, optimizers)
     kind = CAPTURES[options.capture]
     # streaming sees the opening rows alone, and keeps no shares to smooth
     halves = not kind.contracts_early and utility.can_split(2)
@@ -122,7 +119,6 @@ def attach(
     extra: Extra = (
         "paid_out" if momentum_window else "standard_error" if frequency.sampled else None
     )
-
     folder = None
     if store is not None:  # the first process has it; where that fails all say so
         folder = agreed(
@@ -139,12 +135,8 @@ def attach(
         tensor_store = tensor_store_of(place)
         window = Payouts(momentum_window, paying, len(utility.targets), tensor_store, processes)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
-    windows = None
-    if isinstance(scoring, Window):
-        steps = scoring.steps if isinstance(scoring.steps, int) else None
-        windows = Windows(scorer, steps, scoring.rank, scoring.exact, books=scoring.books)
     attribution = Attribution(
-        model, utility, scorer, window, folder, frequency, extra, options, windows
+        model, utility, scorer, window, folder, frequency, extra, options, scoring.windows(scorer)
     )
     if window is not None:
         window.adopt(None if folder is None else folder.run)  # once the store is locked
@@ -183,22 +175,6 @@ def _require_known(
             raise NotSupportedError(
                 f"{name} is complex; shares are real here. Keep it as two real parameters."
             )
-
-
-def _require_null_slopes(model: nn.Module, optimizers: Together) -> None:
-    """Raises where a window's direction is not known before its steps, or not in one process."""
-    for member, rule in zip(optimizers.members, optimizers.rules, strict=True):
-        if not rule.elementwise or rule.jumps:
-            raise NotSupportedError(
-                f"{type(member).__name__} has no slope before its gradient is known (it takes "
-                "signs, or mixes a matrix's elements), and a scoring window's direction is formed "
-                "before its steps. Use scoring=inrun.EveryStep() or inrun.Sampled(4)."
-            )
-    if any(map(is_sharded, model.parameters())):
-        raise NotSupportedError(
-            "A scoring window factorizes whole directions, and this model's parameters are "
-            "sharded (fully_shard). Use scoring=inrun.EveryStep(), or DistributedDataParallel."
-        )
 
 
 def _contraction(given: str | Contraction) -> Contraction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +16,11 @@ from inrun.errors import NotSupportedError
 from inrun.ledger import Ids
 from inrun.momentum import Payouts
 from inrun.owners import Ownership
-from inrun.scoring import Scorer, Step, WindowedStep, Windows
+from inrun.scoring import Scorer, Step, Windows
 from inrun.truth import Auditor
 
 
-class Passes:
+class Passes(ABC):
     """The step under way while it is open.
 
     Args:
@@ -91,8 +92,7 @@ class Passes:
                 sees = self._auditor.block_begins(
                     self.capture, step.number, len(names), first=not step.owned
                 )
-        sketch = step.sketch if isinstance(step, WindowedStep) else None
-        watch = Watch(self._contract(step), sees, sees is not None, step.number, sketch)
+        watch = Watch(self._contract(step), sees, sees is not None, step.number, step.sketches)
         self._inside = True
         with Resting():
             try:
@@ -154,16 +154,15 @@ class Passes:
         with self.watch:
             added = before.added()
             self._scorer.processes.require_alike("the end of a block")
-            sketch = step.sketch if isinstance(step, WindowedStep) else None
-            watch = Watch(self._contract(step), sketch=sketch)
+            watch = Watch(self._contract(step), sketch=step.sketches)
             step.add([], self.capture.unowned(added, watch))
             if self._auditor is not None:
                 self._auditor.unattributed(added)
             self._conclude_here(step)
 
+    @abstractmethod
     def close_window(self) -> None:
         """Books the steps of the scoring window that is open, as whoever books them can."""
-        raise NotImplementedError
 
     def _contract(self, step: Step) -> Contract | None:
         """What a capture contracts with that does so within; others need not know the step."""

@@ -192,10 +192,8 @@ class Record:
         paid = self
         if owed:
             paid = Record(self._targets, self._weights, None, extra=self._extra)
-            paid._running_totals, paid._ledger = (
-                self._running_totals.copy(),
-                copy.deepcopy(self._ledger),
-            )
+            paid._running_totals = self._running_totals.copy()
+            paid._ledger = copy.deepcopy(self._ledger)
         rows = {(row["step"], row["target"]): row for row in paid._ledger} if owed else {}
         tables: dict[str, Tensor] = {}
         for step, values in owed:

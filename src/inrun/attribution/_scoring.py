@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 from inrun.attribution._frequency import All, Coin, Frequency, OneInEach, WithinBudget
-from inrun.distributed import Processes
-from inrun.errors import MisuseError
+from inrun.distributed import Processes, is_sharded
+from inrun.errors import MisuseError, NotSupportedError
+from inrun.scoring import Scorer, Windows
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -57,6 +58,17 @@ class Scoring(ABC):
             processes: of the training.
             halves: whether validation rows can be split into halves.
         """
+
+    def windows(self, scorer: Scorer) -> Windows | None:
+        """The windows that share a direction; None where each step has its own.
+
+        Args:
+            scorer: of the training.
+
+        Raises:
+            NotSupportedError: windows are not known for its model or its optimizers.
+        """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -172,6 +184,23 @@ class Window(Scoring):
     def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
         """See `Scoring.frequency`."""
         return All()
+
+    def windows(self, scorer: Scorer) -> Windows:
+        """See `Scoring.windows`: the direction is formed before steps, in one process."""
+        for member, rule in zip(scorer.optimizers.members, scorer.optimizers.rules, strict=True):
+            if not rule.elementwise or rule.jumps:
+                raise NotSupportedError(
+                    f"{type(member).__name__} has no slope before its gradient is known (it takes "
+                    "signs, or mixes a matrix's elements), and a scoring window's direction is "
+                    "formed before its steps. Use scoring=inrun.EveryStep() or inrun.Sampled(4)."
+                )
+        if any(map(is_sharded, scorer.optimizers.parameters())):
+            raise NotSupportedError(
+                "A scoring window factorizes whole directions, and this model's parameters are "
+                "sharded (fully_shard). Use scoring=inrun.EveryStep(), or DistributedDataParallel."
+            )
+        steps = self.steps if isinstance(self.steps, int) else None
+        return Windows(scorer, steps, self.rank, self.exact, books=self.books)
 
 
 @dataclass(frozen=True, repr=False)

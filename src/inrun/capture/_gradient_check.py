@@ -49,9 +49,8 @@ class GradientCheck:
         self._parameters, self._processes = dict(parameters), processes or Processes()
         self._probes = Probes(self._parameters, seed)
         self._measuring = Measuring(self._parameters, self._probes, self._processes)
-        self._schedule = CheckSchedule(
-            always=self._processes.size > 1
-        )  # whose steps need not be the same
+        # processes' steps need not be the same, so several of them check in every step
+        self._schedule = CheckSchedule(always=self._processes.size > 1)
         self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         self._present: set[str] = set()  # parameters with shares in the present block
         self._shared: set[str] = set()  # and in any block of the step

@@ -71,11 +71,9 @@ def trace(
         id_type: str | None = stored.id_type
     else:
         again = replayable(run, entry)
-        queries = _queries(query)
-        recorded = opened(run, trajectory, again)
-        if again.query_loss is None:
-            raise MisuseError(f"{entry} returned an inrun.Replayable without query_loss.")
-        utility = inrun.Utility(again.query_loss, targets=rows(query))
+        recorded, utility = questioned(run, query, again, entry, trajectory)
+        asked = utility.batches.items()
+        queries = {name: str(row.get("text", "")) for name, row in asked}
         found = inrun.trace(
             recorded, utility, method=method, standardised=standardised,
             token_losses=again.token_losses, top=top,
@@ -95,6 +93,22 @@ def trace(
         terminal().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
 
 
+def questioned(
+    run: Path, query: Path, again: Replayable, entry: str | None, trajectory: Path | None
+) -> tuple[inrun.Trajectory, inrun.Utility]:
+    """A recorded run, and a file's queries as the utility that it is asked by, one target each.
+
+    Raises:
+        MisuseError: `entry` did not say what a query's loss is.
+    """
+    targets = _rows(query)
+    inside = run / STATES
+    recorded = inrun.load(trajectory or (inside if inside.exists() else run), again)
+    if again.query_loss is None:
+        raise MisuseError(f"{entry} returned an inrun.Replayable without query_loss.")
+    return recorded, inrun.Utility(again.query_loss, targets=targets)
+
+
 def replayable(run: Path, entry: str | None) -> Replayable:
     if entry is None:
         if trains_itself(run):
@@ -106,7 +120,7 @@ def replayable(run: Path, entry: str | None) -> Replayable:
     return found
 
 
-def rows(file: Path) -> dict[str, dict[str, Any]]:
+def _rows(file: Path) -> dict[str, dict[str, Any]]:
     """The file's queries by name; a mapping each, which `query_loss` is given."""
     if file.suffix.lower() == ".txt":
         try:
@@ -120,16 +134,6 @@ def rows(file: Path) -> dict[str, dict[str, Any]]:
     if not found:
         raise MisuseError(f"{file} holds no query.")
     return found
-
-
-def _queries(file: Path) -> dict[str, str]:
-    return {name: str(row.get("text", "")) for name, row in rows(file).items()}
-
-
-def opened(run: Path, trajectory: Path | None, again: Replayable) -> inrun.Trajectory:
-    inside = run / STATES
-    folder = trajectory or (inside if inside.exists() else run)
-    return inrun.load(folder, again)
 
 
 def _samples(

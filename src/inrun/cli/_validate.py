@@ -8,13 +8,11 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
-from rich.table import Table
 
 import inrun
-from inrun.cli import _trace
 from inrun.cli._options import RunFolder
-from inrun.cli._terminal import plain, terminal
-from inrun.errors import MisuseError
+from inrun.cli._terminal import Cells, plain, terminal
+from inrun.cli._trace import questioned, replayable
 from inrun.replay import tracin
 from inrun.truth import lds, removal_curve
 
@@ -39,11 +37,7 @@ def validate(
     seed: Annotated[int, typer.Option(help="Of the halves and of the random removals.")] = 0,
 ) -> None:
     """Train a recorded run again without halves of its data, and compare with its values."""
-    again = _trace.replayable(run, entry)
-    recorded = _trace.opened(run, trajectory, again)
-    if again.query_loss is None:
-        raise MisuseError(f"{entry} returned an inrun.Replayable without query_loss.")
-    utility = inrun.Utility(again.query_loss, targets=_trace.rows(query))
+    recorded, utility = questioned(run, query, replayable(run, entry), entry, trajectory)
     console = terminal()
     console.print(
         f"Values of {len(recorded.sample_ids()):,} samples for {len(utility.targets)} queries, "
@@ -62,7 +56,7 @@ def validate(
         recorded, utility, values, **how, store=None if store is None else store / "removals.jsonl"
     )
     shares = list(dict.fromkeys(curve.table["share"].to_pylist()))
-    table = Table("values", "score", "95 % interval", *(f"best {s:.0%} left out" for s in shares))
+    table = Cells("values", "score", "95 % interval", *(f"best {s:.0%} left out" for s in shares))
     rises = {(row["method"], row["share"]): row for row in curve.table.to_pylist()}
     for row in score.table.to_pylist():
         said = [

@@ -135,7 +135,7 @@ class SlidingSum:
         return left + newer[::-1]
 
     def kept(self) -> list[Kept]:
-        """Whatever is on the tensor_store."""
+        """Whatever is in the store."""
         found = [reached for _, reached, _ in self._older] + [term for term, _, _ in self._newer]
         return [k for k in found if k is not None]
 

@@ -84,7 +84,7 @@ class WaitingStep:
 
     @property
     def kept(self) -> list[Kept]:
-        """Whatever is on the tensor_store."""
+        """Whatever is in the store."""
         scales = [scale for scale in self.scales.values() if isinstance(scale, Kept)]
         return [*self._kept.values(), *scales]
 

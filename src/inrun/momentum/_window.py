@@ -150,7 +150,7 @@ class Payouts:
         return paid + self._stop_where_full()
 
     def _stop_where_full(self) -> list[Paid]:
-        """Pays everybody where the tensor_store of any process has no place left."""
+        """Pays everybody where the store of any process has no place left."""
         if self._tensor_store.can_refuse:
             (fits,) = self._processes.all([self._tensor_store.failure is None])
             if not fits:

@@ -269,7 +269,7 @@ class _Played:
 
 
 def post_step_terms_of(move: Move[Any, Any], steps: int) -> PostStepTerms:
-    """An post_step_terms to which nothing has been added yet.
+    """Terms to which nothing has been added yet.
 
     Args:
         move: one of those that will be added.

@@ -90,12 +90,8 @@ class Trajectory:
             for number, step in enumerate(self.steps)
             if any(i in left_out for block in step.blocks for i in block.ids)
         )
-        visit = next(touched)
-        first = max(state for state in self.kept if state <= visit)
-        self.replica.put(self.keeper.state(first))
-        for step in self.steps[first:]:
-            self.replica.play(step, left_out, renormalise)
-        return self.replica.model
+        end = len(self.steps)
+        return self.stretch(next(touched) + 1, end, left_out, renormalise=renormalise)
 
     def stretch(
         self, first: int, last: int, without: Collection[object] = (), *, renormalise: bool = True

@@ -13,7 +13,7 @@ from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
 from inrun.scoring._window import ClosedWindow
-from inrun.scoring._windowed import WindowedStep, Windows
+from inrun.scoring._windowed import Windows
 
 __all__ = [
     "ClosedWindow",
@@ -26,7 +26,6 @@ __all__ = [
     "Step",
     "TokenLosses",
     "Tokens",
-    "WindowedStep",
     "Windows",
     "mark_of",
     "require_whole_directions",

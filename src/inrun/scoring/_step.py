@@ -11,7 +11,7 @@ Letters: B samples of a block, N of the step, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -140,16 +140,20 @@ class Step:
 
         What the host must know of it is fetched together, with what blocks left to compare.
         """
-        self.stage, scorer = Stage.OPEN, self._scorer
         with torch.no_grad():
-            names = {id(p): name for name, p in capture.trained.items()}
-            moves = [(k, p, move) for k, p, move in scorer.optimizers.moves() if id(p) in names]
-            self._moving = {names[id(p)]: (k, p, move) for k, p, move in moves}
-            capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+            self._take_moves(capture)
             if self._window is not None:
                 known = {name: (move, p) for name, (_, p, move) in self._moving.items()}
                 self.memory = self._window.remember(known)
-        self._opening = scorer.validation.opening(capture)
+        self._opening = self._scorer.validation.opening(capture)
+
+    def _take_moves(self, capture: Capture) -> None:
+        """What each optimizer is about to do with each parameter, and the gradients to compare."""
+        self.stage = Stage.OPEN
+        names = {id(p): name for name, p in capture.trained.items()}
+        moves = [(k, p, m) for k, p, m in self._scorer.optimizers.moves() if id(p) in names]
+        self._moving = {names[id(p)]: (k, p, move) for k, p, move in moves}
+        capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
 
     def plan(self, capture: Capture, first: int = 0) -> None:
         """Says of what each parameter's direction will be made, now that blocks were compared.
@@ -310,9 +314,10 @@ class Step:
         """Steps whose values are known now that this one was taken, in their order."""
         return [(self, self.score(capture, watcher))]
 
-    def sketch(self, name: str, factor: Factor) -> Sketch:
-        """What a step of a scoring window keeps of a factor."""
-        raise NotImplementedError("This step keeps factors.")
+    @property
+    def sketches(self) -> Callable[[str, Factor], Sketch] | None:
+        """What is kept of a parameter's factor in its place; None keeps factors."""
+        return None
 
     def _keep_only_stepped(self) -> None:
         """Drops what was planned for optimizers that did not step.

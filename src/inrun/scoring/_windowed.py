@@ -7,7 +7,7 @@ closes; values of all steps of a window are known when it is closed. Letters: N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf, nan
 from typing import Any
 
@@ -189,18 +189,15 @@ class WindowedStep(Step):
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self._opened = self._windows.begin(capture)
 
-    def sketch(self, name: str, factor: Factor) -> Sketch:
-        """What is kept of a factor, inside the backward pass."""
-        return self._opened.sketch(name, factor)
+    @property
+    def sketches(self) -> Callable[[str, Factor], Sketch]:
+        """See `Step.sketches`: what the window that is open keeps."""
+        return self._opened.sketch
 
     def take_down(self, capture: Capture) -> None:
         """See `Step.take_down`: without a pass."""
-        self.stage = Stage.OPEN
         with torch.no_grad():
-            names = {id(p): name for name, p in capture.trained.items()}
-            moves = [(k, p, move) for k, p, move in self._scorer.optimizers.moves()]
-            self._moving = {names[id(p)]: (k, p, m) for k, p, m in moves if id(p) in names}
-            capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+            self._take_moves(capture)
 
     def plan(self, capture: Capture, first: int = 0) -> None:
         """See `Step.plan`: what shares are to be multiplied by, besides the direction.

@@ -12,7 +12,7 @@ Two measures of the field, on a recorded run (same start, order and random numbe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
+from inrun.truth._agreement import agreement
 from inrun.truth._retrain import Retrainable, Retraining
 from inrun.utility import Utility
 
@@ -245,11 +246,5 @@ def _score(said: np.ndarray, done: np.ndarray) -> tuple[float, float]:
 
 def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(targets,) Spearman's; 0 where one side does not differ at all: it ranks nothing."""
-    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
-
-    ranks: Iterable[np.ndarray] = (rankdata(x, axis=0) for x in (a, b))
-    da, db = (r - r.mean(0) for r in ranks)
-    spread = np.sqrt((da**2).sum(0) * (db**2).sum(0))
-    found = np.zeros(len(spread))
-    np.divide((da * db).sum(0), spread, out=found, where=spread > 0)
-    return found
+    found = [agreement(x, y).spearman for x, y in zip(a.T, b.T, strict=True)]
+    return np.nan_to_num(np.array(found, dtype=np.float64))

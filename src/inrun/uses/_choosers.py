@@ -156,7 +156,7 @@ class ByValue:
     Args:
         optimizer: that is about to step.
         parameters: the trained ones, by name.
-        horizon_view: where the loss is read.
+        reading: where the loss is read.
         clip_norm: as the loop clips, or None.
         rounds: at least 1.
     """
@@ -165,12 +165,12 @@ class ByValue:
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Mapping[str, Tensor],
-        horizon_view: NextState | Ahead,
+        reading: NextState | Ahead,
         clip_norm: float | None,
         rounds: int,
     ):
         self._optimizer, self._rule = optimizer, rule_for(optimizer)
-        self._parameters, self._outlook = parameters, horizon_view
+        self._parameters, self._reading = parameters, reading
         self._clip_norm, self._rounds = clip_norm, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
@@ -199,7 +199,7 @@ class ByValue:
         anticipated = AnticipatedStep(
             self._optimizer, self._rule, self._parameters, raw, self._clip_norm
         )
-        after = self._outlook.after(step, anticipated, chosen=bool(rows))
+        after = self._reading.after(step, anticipated, chosen=bool(rows))
         return candidates.values(anticipated.taken_back(after), rows, places)
 
 

@@ -9,6 +9,7 @@ put beside each other, and a stored run can be weighed again (`Run.judged_by`, w
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -100,11 +101,9 @@ def judge_notes(run: Valued, samples: pa.Table | None = None) -> list[str]:
 def unjudged(run: Valued, samples: pa.Table | None = None) -> np.ndarray:
     """(n,) bool, in the order of ids: samples whose label no validation row has."""
     labels = _labels(run, samples)
-    n = run.values().num_rows if labels is None else len(labels)
-    known = None if labels is None else _judging(run, labels)
-    if labels is None or known is None:
-        return np.zeros(n, dtype=bool)
-    return np.array([label not in known for label in labels], dtype=bool)
+    if labels is None:
+        return np.zeros(run.values().num_rows, dtype=bool)
+    return _left_out(run, labels)
 
 
 def _labels(run: Valued, samples: pa.Table | None) -> list[str] | None:
@@ -114,9 +113,8 @@ def _labels(run: Valued, samples: pa.Table | None) -> list[str] | None:
     return [str(label) for label in described(run.values(), table)["label"].to_pylist()]
 
 
-def _label(target: str, labels: object) -> str:
+def _label(target: str, known: Collection[str]) -> str:
     """The label that a target is named by; `inrun train` calls some 'class NAME'."""
-    known = labels if isinstance(labels, (Counter, set)) else set[str]()
     plain = target.removeprefix("class ")
     return plain if target not in known and plain in known else target
 
@@ -132,6 +130,12 @@ def _judging(run: Valued, labels: list[str]) -> set[str] | None:
         return None
     found = {str(label) for label in told["label"].to_pylist()}
     return found if found & own else None
+
+
+def _left_out(run: Valued, labels: list[str]) -> np.ndarray:
+    """(n,) bool: whose label nothing judges; nobody's where that is not known."""
+    known = _judging(run, labels)
+    return np.array([known is not None and label not in known for label in labels], dtype=bool)
 
 
 def _few(run: Valued) -> list[str]:
@@ -151,7 +155,8 @@ def _few(run: Valued) -> list[str]:
 
 
 def _nobody(run: Valued, samples: pa.Table | None) -> list[str]:
-    labels, none = _labels(run, samples), unjudged(run, samples)
+    labels = _labels(run, samples)
+    none = np.zeros(0, dtype=bool) if labels is None else _left_out(run, labels)
     if labels is None or not none.any():
         return []
     names = sorted({label for label, left in zip(labels, none.tolist(), strict=True) if left})

@@ -148,16 +148,16 @@ def anticipating(
         chooser = ByLoss(model, task)
     elif by == "value":
         near = NextState(utility, model, parameters)
-        horizon_view: NextState | Ahead = near
+        reading: NextState | Ahead = near
         if horizon != 1:
             assert task is not None
             derivative_of(rule_for(optimizer))  # refuses one that has none
             rollout = Rollout(model, optimizer, task, utility)
             every = every or max(1, min(4, (horizon or loop.steps or 1) // 4))
-            horizon_view = Ahead(
+            reading = Ahead(
                 near, rollout, upcoming or drawn, horizon, every, loop.steps, moves=rounds > 1
             )
-        chooser = ByValue(optimizer, parameters, horizon_view, loop.clip_norm, rounds)
+        chooser = ByValue(optimizer, parameters, reading, loop.clip_norm, rounds)
     return OnlineSelection(
         model, optimizer, parameters, capture, chooser, keep, loop.reduction, drawn, rollout,
         loop.clip_norm,

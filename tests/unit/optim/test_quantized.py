@@ -148,21 +148,26 @@ def played(kind, options, dtype):
                 p.copy_(torch.where(torch.isfinite(p) & (p.abs() < 1e6), p, torch.ones_like(p)))
 
 
+def assert_right(real, move, rounding, rtol):
+    """The rule's displacement is the real one, and its parts add up to it; all are finite."""
+    told = move.displacement(move.gradient).float()
+    sound = torch.isfinite(real)
+    assert torch.isfinite(told).all()
+    assert ((told - real).abs() <= rtol * real.abs() + rounding)[sound].all()
+    history = move.history()
+    null = (history.momentum + history.decay + torch.zeros_like(told)).float()
+    along = move.slope().along(move.gradient).float()
+    assert torch.isfinite(null).all()
+    assert torch.isfinite(along).all()
+    sizes = sum(torch.as_tensor(part).abs() for part in history) + along.abs() + told.abs()
+    assert ((null + along - told).abs() <= rtol * sizes + rounding)[sound].all()
+
+
 @pytest.mark.parametrize("options", EDGES, ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=name)
 def test_rules_of_few_bits_are_finite_and_right_at_the_edge(kind, options):
     for real, move, rounding in played(kind, options, torch.float32):
-        told = move.displacement(move.gradient).float()
-        sound = torch.isfinite(real)
-        assert torch.isfinite(told).all()
-        assert ((told - real).abs() <= 1e-4 * real.abs() + rounding)[sound].all()
-        history = move.history()
-        null = (history.momentum + history.decay + torch.zeros_like(told)).float()
-        along = move.slope().along(move.gradient).float()
-        assert torch.isfinite(null).all()
-        assert torch.isfinite(along).all()
-        sizes = sum(torch.as_tensor(part).abs() for part in history) + along.abs() + told.abs()
-        assert ((null + along - told).abs() <= 1e-4 * sizes + rounding)[sound].all()
+        assert_right(real, move, rounding, 1e-4)
 
 
 @pytest.mark.parametrize("options", EDGES, ids=str)
@@ -174,14 +179,4 @@ def test_moments_in_bfloat16_are_finite_and_right_at_the_edge(kind, options):
     elif kind is torch.optim.RMSprop and "betas" in options:
         options = {"momentum": options["betas"][0], "alpha": options["betas"][1]}
     for real, move, rounding in played(kind, options, torch.bfloat16):
-        told = move.displacement(move.gradient).float()
-        sound = torch.isfinite(real)
-        assert torch.isfinite(told).all()
-        assert ((told - real).abs() <= 0.05 * real.abs() + rounding)[sound].all()
-        history = move.history()
-        null = (history.momentum + history.decay + torch.zeros_like(told)).float()
-        along = move.slope().along(move.gradient).float()
-        assert torch.isfinite(null).all()
-        assert torch.isfinite(along).all()
-        sizes = sum(torch.as_tensor(part).abs() for part in history) + along.abs() + told.abs()
-        assert ((null + along - told).abs() <= 0.05 * sizes + rounding)[sound].all()
+        assert_right(real, move, rounding, 0.05)
