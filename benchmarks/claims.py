@@ -96,12 +96,13 @@ CLAIMS = {
     ),
     "statements": Claim(
         "Weights by training shares keep large classes from coming out harmful by construction; "
-        'from eight visits on, "surely harmful" says about what other trainings show.',
+        'from eight visits on, "surely harmful" says about what the mean of other trainings shows.',
         "Other trainings of the same data, another validation set, and equal weights.",
     ),
     "window": Claim(
-        "Short scoring windows give the values of `EveryStep` at a part of its cost; `auto` finds "
-        "how short they must be.",
+        "Windows of one or two steps rank samples as `EveryStep` does; longer ones as far as the "
+        "cosine of their ends stays high, which `auto` sees to. Pearson's R on a language model "
+        "can be lost to single samples even so.",
         "The same training with every step scored, with and without the 1 % largest values.",
     ),
     "datamodeling": Claim(
