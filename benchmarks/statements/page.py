@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.statements import sections
 from benchmarks.statements.cell import DROPPED, SURE, TRAININGS, Setting
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
@@ -29,6 +30,7 @@ def write_page() -> None:
         "SURE": _sure(cells),
         "AGAIN": _again(cells),
         "RUN": environments(stored),
+        **sections.parts(),
     }
     fill(Path(__file__).parent / "page.md", parts, PAGE)
 
