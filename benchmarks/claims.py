@@ -98,8 +98,10 @@ CLAIMS = {
     ),
     "statements": Claim(
         "Weights by training shares keep large classes from coming out harmful by construction; "
-        'from eight visits on, "surely harmful" says about what the mean of other trainings shows.',
-        "Other trainings of the same data, another validation set, and equal weights.",
+        'from eight visits on, "surely harmful" says about what the mean of other trainings shows; '
+        "a check by training again may be looked at after every training.",
+        "Other trainings of the same data, another validation set, equal weights, and differences "
+        "between trainings that are chance alone.",
     ),
     "window": Claim(
         "Windows of one or two steps rank samples as `EveryStep` does; longer ones as far as the "

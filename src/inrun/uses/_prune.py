@@ -107,8 +107,8 @@ def prune(
         drop: a share of the visited samples as a float below 1, a number of them as an int, or the
             ids of those to leave out, such as a source's: then nothing is chosen, and balance is
             that of the random control.
-        by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals do badly
-            at high shares where they are not balanced.
+        by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals that are
+            not balanced can empty a class at high shares.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
             label, where samples have one that sorts them into groups; None balances over nothing.
         at_least: leave out no sample whose confidence is lower.
