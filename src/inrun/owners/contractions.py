@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
-from inrun.owners._map import Map, collapsed
+from inrun.owners._map import NONE, Map, collapsed
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule, stem
 from inrun.owners.pointwise import kept
@@ -47,10 +48,39 @@ def contract(
     gone = tuple(range(len(out), len(space)))
     if not gone:
         return m
-    m = collapsed(m, gone, linear=linear, why=op.name)
-    whole = m
+    whole = collapsed(m, gone, linear=linear, why=op.name)
+    if linear and whole.low < NONE:
+        whole = _apart(op, m, operands, space, gone) or whole
     key = ("cut", len(out))
     return whole.remembered(key, lambda: whole.derived(whole.codes.flatten(len(out))[..., 0]))
+
+
+def _apart(
+    op: Op,
+    m: Map,
+    operands: Sequence[tuple[Tensor, Letters]],
+    space: Letters,
+    gone: tuple[int, ...],
+) -> Map | None:
+    """Owners without the terms that are zero: a routing mask or a block-diagonal graph adds none.
+
+    Only zeros of operands without gradients count. A zero of an activation or a parameter still
+    passes a gradient on to what it is multiplied by.
+    """
+    terms = None
+    for t, letters in operands:
+        if t.requires_grad or not any(space[axis] in letters for axis in gone):
+            continue
+        order = sorted(range(len(letters)), key=lambda i, own=letters: space.index(own[i]))  # type: ignore[misc]
+        own = (t.detach() != 0).permute(order).cpu()
+        sizes = iter(own.shape)
+        own = own.reshape([next(sizes) if letter in letters else 1 for letter in space])
+        terms = own if terms is None else terms & own
+    if terms is None or bool(terms.all()):
+        return None
+    codes = torch.where(terms, m.codes, NONE).to(torch.int32)
+    found = collapsed(m.derived(codes), gone, linear=True, why=op.name)
+    return found if found.owned or bool((found.codes >= NONE).any()) else None
 
 
 def _laid(m: Map, letters: tuple[Hashable, ...], space: tuple[Hashable, ...]) -> Map:

@@ -213,7 +213,8 @@ def embedding_bag(op: Op) -> Found | None:
     m: Any = op.map_of(index)
     rest: Found = [None] * (len(op.outs) - 1)
     bag = None if offsets is None else op.map_of(offsets)
-    if bag is not None and (m is None or m.how != "given"):  # where each sample's bag begins
+    told = m is not None and (m.how == "given" or (m.owned and bag is not None and not bag.owned))
+    if bag is not None and not told:  # where each sample's bag begins
         return [bag.derived(bag.codes[: op.out.shape[0]].unsqueeze(1)), *rest]
     if m is None:
         return op.every(None)
