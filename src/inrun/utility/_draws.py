@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inrun.utility._rows import row_count, take_rows
 from inrun.utility._undisturbed import undisturbed
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import Utility
 
 SEED = 20_260_201  # of the first draw
 ROUNDING = 1e-4  # of a loss: what kernels that add in another order may make
@@ -75,7 +75,8 @@ def is_repeatable(utility: Utility, model: nn.Module) -> bool:
     def call(seed: int) -> list[float]:
         with undisturbed(model), states_kept(), torch.no_grad():
             _seed(seed)
-            return [float(_called(utility, model, few(batch))) for batch in utility.batches.values()]
+            losses = (_called(utility, model, few(b)) for b in utility.batches.values())
+            return [float(loss) for loss in losses]
 
     try:
         first, second = call(SEED), call(SEED + 1)
