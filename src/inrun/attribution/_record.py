@@ -1,4 +1,4 @@
-"""What has been scored so far: totals a sample, books, and the store where there is one."""
+"""What has been scored so far: totals per sample, books, and the store where there is one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def contract(
 
     Args:
         op: the operation.
-        operands: tensors with a letter an axis.
+        operands: tensors with one letter per axis.
         out: the result's letters.
         linear: whether products are added up as they are.
     """
@@ -71,7 +71,7 @@ def _apart(
     for t, letters in operands:
         if t.requires_grad or not any(space[axis] in letters for axis in gone):
             continue
-        order = sorted(range(len(letters)), key=lambda i, own=letters: space.index(own[i]))  # type: ignore[misc]
+        order = sorted(range(len(letters)), key=[space.index(own) for own in letters].__getitem__)
         own = (t.detach() != 0).permute(order).cpu()
         sizes = iter(own.shape)
         own = own.reshape([next(sizes) if letter in letters else 1 for letter in space])
@@ -203,7 +203,7 @@ def einsum(op: Op) -> Found | None:
 
 
 def _spelled(term: str, ndim: int) -> tuple[Hashable, ...]:
-    """A letter an axis; those of an ellipsis are numbers, alike from the right."""
+    """One letter per axis; those of an ellipsis are numbers, alike from the right."""
     before, dots, after = term.partition("...")
     if not dots:
         return tuple(before)
@@ -265,7 +265,7 @@ def compare(op: Op) -> Found | None:
 
 @rule("bilinear", refined=True)
 def bilinear(op: Op) -> Found:
-    """Two tensors' rows by a matrix a feature."""
+    """Two tensors' rows by one matrix per feature."""
     rows = [(t, op.map_of(t)) for t in op.args[:2]]
     m = op.join(rows, ndim=op.out.ndim)
     both = all(part is not None for _, part in rows)  # products of the two rows' features

@@ -150,7 +150,7 @@ def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int,
     refined=True,
 )
 def loss(op: Op) -> Found | None:
-    """Terms a sample, or their sum or mean."""
+    """Terms per sample, or their sum or mean."""
     given = [(t, m) for t, m in zip(op.tensors, op.maps, strict=True) if m is not None]
     graded = [(t, m) for t, m in given if t.requires_grad] or given
     if not graded:

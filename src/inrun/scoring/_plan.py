@@ -33,7 +33,7 @@ from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope, Together, as_rows, tested
 
 RELATIVE = 1e-3  # of a step: how far a rule may be from it
-SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
+SMOOTHED_WORK = 240_000_000  # elements displaced: about a second per step on one core
 
 
 @dataclass(eq=False)

@@ -94,7 +94,7 @@ def prune(
     by: str | None = None,
     balanced: str | None = AUTO,
     at_least: float | None = None,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     judge: str | None = None,
 ) -> Pruning:
     """Chooses the most harmful samples to leave out.
@@ -216,7 +216,7 @@ def write_kept(
     path: Path,
     pruning_dropped: Sequence[Any],
     visited: Sequence[Any],
-    samples: pa.Table | None,
+    samples: Any,
     lines: Path | None = None,
 ) -> int:
     """Writes every sample that is not dropped; those that were never visited are kept too.

@@ -96,7 +96,7 @@ def rollup(
     run: Valued,
     by: str = "source",
     *,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     duplicates: str = "split",
     judge: str | None = None,
 ) -> Rollup:
