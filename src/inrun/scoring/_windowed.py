@@ -70,7 +70,10 @@ class Windows:
         return None if self._open is None else self._open.names
 
     def learn(self, step: Step, capture: Capture) -> None:
-        """Takes note of the mean squares of the gradients that a step consumes."""
+        """Takes note of the mean squares of the gradients that a step consumes.
+
+        Of large ones, which are measured in turn, as they were last measured.
+        """
         for name, norm in capture.check.norms.items():
             scale = step.share_scale(name)
             if isinstance(scale, float):  # shares are of one process, the gradient of all
@@ -188,6 +191,7 @@ class WindowedStep(Step):
     def begin_pass(self, capture: Capture) -> None:
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self._opened = self._windows.begin(capture)
+        capture.check.measure_in_turn()
 
     @property
     def sketches(self) -> Callable[[str, Factor], Sketch]:
