@@ -152,10 +152,11 @@ class GradientCheck:
                 self._computed[name] = SINGLE
         versions = _versions(there)
         present = set() if unowned else self._present
+        measured = self._measuring.measure(self._due(there))
         self._ended.append(
             Ended(
-                self._block_sums(), self._measuring.measure(self._due(there)), present, low_precision,
-                skipped or {}, reduced, versions, unowned,
+                self._block_sums(), measured, present, low_precision, skipped or {}, reduced,
+                versions, unowned,
             )
         )  # fmt: skip
         self._met |= reduced
