@@ -24,7 +24,7 @@ from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, OpenWindow
+from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, Following, OpenWindow
 
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
@@ -50,6 +50,7 @@ class Windows:
         self._starts: dict[str, Tensor] = {}
         self._open: OpenWindow | None = None
         self._steps: list[WindowedStep] = []
+        self._following: Following | None = None
         self.told: list[ClosedWindow] = []
 
     def step(self, number: int) -> Step | None:
@@ -60,8 +61,10 @@ class Windows:
         """A pass of a step begins: the window it is of."""
         if self._open is None:
             self._open = OpenWindow(
-                self._scorer, capture, self._squares, self._rank, self._starts, books=self._books
-            )
+                self._scorer, capture, self._squares, self._rank, self._starts, self._following,
+                books=self._books,
+            )  # fmt: skip
+            self._following = None
         return self._open
 
     @property
@@ -70,7 +73,10 @@ class Windows:
         return None if self._open is None else self._open.names
 
     def learn(self, step: Step, capture: Capture) -> None:
-        """Takes note of the mean squares of the gradients that a step consumes."""
+        """Takes note of the mean squares of the gradients that a step consumes.
+
+        Of large ones, which are measured in turn, as they were last measured.
+        """
         for name, norm in capture.check.norms.items():
             scale = step.share_scale(name)
             if isinstance(scale, float):  # shares are of one process, the gradient of all
@@ -97,7 +103,8 @@ class Windows:
         if window is None or not steps:
             return []
         with torch.enable_grad():
-            ends, closing, cosine, captured = window.close(capture)
+            closed = window.close(capture)
+        ends, closing, cosine, captured, self._following = closed
         self._starts = window.starts()
         n, scorer = len(steps), self._scorer
         values = [
@@ -150,7 +157,7 @@ class Windows:
 
     def drop(self) -> None:
         """Forgets the window that is open, with its steps."""
-        self._open, self._steps = None, []
+        self._open, self._steps, self._following = None, [], None
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps, between two windows."""
@@ -188,6 +195,7 @@ class WindowedStep(Step):
     def begin_pass(self, capture: Capture) -> None:
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self._opened = self._windows.begin(capture)
+        capture.check.measure_in_turn()
 
     @property
     def sketches(self) -> Callable[[str, Factor], Sketch]:
