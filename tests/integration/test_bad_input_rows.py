@@ -159,6 +159,8 @@ TESTS = {
         "`judge=` of a run": "judges_that_cannot_be_are_refused",
         "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
     },
+    "unit/uses/test_prune.py": {"ids to leave out": "names_of_nobody_or_everybody_are_refused"},
+    "unit/uses/test_check.py": {"fewer trainings at most": "one_arm_or_one_seed_is_no_comparison"},
     "unit/uses/test_explain.py": {
         "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
         "training again without": "what_nobody_did_is_not_trained_again",

@@ -1,9 +1,11 @@
 """From values to decisions."""
 
 from inrun.uses import select
-from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._check import Train, check_pruning
+from inrun.uses._comparison import ARMS, Comparison
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
+from inrun.uses._gain import Mean, half_interval
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._labels import (
     HarmProfile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from inrun.uses._judges import judge_notes, judged_as, unjudged
 from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
-AUTO = "auto"
+AUTO, NAMED = "auto", "name"
 FORMS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
@@ -31,7 +31,7 @@ class Pruning(Answer):
     """What `inrun.prune` returns.
 
     Attributes:
-        by: the ranking's name.
+        by: the ranking's name; 'name' where the samples to leave out were named.
         balanced: the column whose levels lose the same share each, or None.
         table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
             harm), `confidence` that it is harmful (null below eight visits, and where no validation
@@ -89,7 +89,7 @@ class Pruning(Answer):
 
 def prune(
     run: Valued,
-    drop: float | int = 0.1,
+    drop: float | int | Collection[Any] = 0.1,
     *,
     by: str | None = None,
     balanced: str | None = AUTO,
@@ -104,7 +104,9 @@ def prune(
 
     Args:
         run: a stored run, or a live attribution with a store.
-        drop: a share of the visited samples as a float below 1, or a number of them as an int.
+        drop: a share of the visited samples as a float below 1, a number of them as an int, or the
+            ids of those to leave out, such as a source's: then nothing is chosen, and balance is
+            that of the random control.
         by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals do badly
             at high shares where they are not balanced.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
@@ -115,26 +117,41 @@ def prune(
             leaves the weights that the run was scored with.
 
     Raises:
-        MisuseError: nothing or everything would be left out, or a name that is not one.
+        MisuseError: nothing or everything would be left out, a name that is not one, or an id that
+            was not visited.
         StoreError: the run holds no visits.
     """
     run = judged_as(run, judge, samples)
     name = ranking_named(by or "total", run.targets)
     ranked = RANKINGS[name](run.visits(), run.targets)
-    n = len(ranked.ids)
-    count = _count(drop, n)
     ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
     table = described(ids, samples_of(run, samples))
     column = _labels_if_grouping(table) if balanced == AUTO else balanced
     level = _levels(table, column)
-    dropped = lowest(ranked.scores, level, count / n)
     nobody = unjudged(run, samples)
-    dropped &= ~nobody
+    if isinstance(drop, Collection):
+        name, dropped = NAMED, _named(drop, ranked.ids.tolist())
+    else:
+        share = _count(drop, len(ranked.ids)) / len(ranked.ids)
+        dropped = lowest(ranked.scores, level, share) & ~nobody
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
     table = _table(run, ranked, dropped, level, column)
     return Pruning(name, column, table, tuple(judge_notes(run, samples)))
+
+
+def _named(drop: Collection[Any], ids: list[Any]) -> np.ndarray:
+    """(n,) bool: which of the ids are named."""
+    named = set(drop)
+    strangers = sorted(map(repr, named.difference(ids)))
+    if strangers:
+        raise MisuseError(
+            f"{len(strangers)} of the ids to leave out are of no sample of the run, such as "
+            f"{strangers[0]}. Name visited samples, by ids of the run's own type."
+        )
+    _count(len(named), len(ids))
+    return np.array([i in named for i in ids])
 
 
 def _count(drop: float | int, n: int) -> int:

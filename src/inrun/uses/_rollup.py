@@ -27,7 +27,7 @@ import pyarrow as pa
 from inrun.answers import Answer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import totals
-from inrun.uses._check import half_interval
+from inrun.uses._gain import half_interval
 from inrun.uses._judges import judge_notes, judged_as
 from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
 
