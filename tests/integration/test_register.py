@@ -12,7 +12,7 @@ import inrun
 from inrun.errors import InvariantError, MisuseError, NotSupportedError
 from inrun.optim import register, rule_for
 from tests.settings import flat
-from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX
+from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX, MUONS, PUBLISHED
 
 
 class Tamed(torch.optim.Optimizer):
@@ -222,7 +222,7 @@ def test_a_namesake_that_steps_otherwise_is_found_out():
 
 
 EACH = {case.kind.__module__.split(".")[0] + case.kind.__name__: case
-        for case in [*ELEMENTWISE, *MATRIX] if case.kind.__name__ != "Muon"}  # fmt: skip
+        for case in [*ELEMENTWISE, *MATRIX] if case not in [*MUONS, *PUBLISHED]}  # fmt: skip
 
 
 @pytest.mark.parametrize("estimator", ["path", "path-given", "tangent", "sgd"])
