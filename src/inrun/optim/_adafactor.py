@@ -98,8 +98,8 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
         return moved + h.lr * h.decay * w
 
     def age(self, s: AdafactorState, h: AdafactorSetting) -> int:
-        """See `Rule.age`: the window grows with the steps, t^-beta2_decay."""
-        return int(min(s.steps, float(s.steps) ** -h.beta2_decay) + 0.05) if s.steps else 0
+        """See `Rule.age`."""
+        return _age(s, h.beta2_decay)
 
 
 LEAST = 1e-24  # the root of less has no slope that single precision could hold
@@ -138,7 +138,9 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
         nothing = torch.zeros_like(weight, dtype=_full(weight))
         mean = None if setting.b1 is None else state.get("exp_avg", nothing)
         if weight.dim() < 2:
-            return AdafactorState(None, None, state.get("exp_avg_sq", nothing), steps, mean), setting
+            return AdafactorState(
+                None, None, state.get("exp_avg_sq", nothing), steps, mean
+            ), setting
         rows = state.get("exp_avg_sq_row", nothing[..., 0])
         columns = state.get("exp_avg_sq_col", nothing[..., 0, :])
         return AdafactorState(rows, columns, None, steps, mean), setting
@@ -186,7 +188,14 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
             update = h.b1 * s.mean + (1 - h.b1) * update
         return update + rate * h.decay * w
 
-    age = AdafactorRule.age
+    def age(self, s: AdafactorState, h: TransformersAdafactorSetting) -> int:
+        """See `Rule.age`."""
+        return _age(s, h.beta2_decay)
+
+
+def _age(s: AdafactorState, power: float) -> int:
+    """The window grows with the steps, t^-power."""
+    return int(min(s.steps, float(s.steps) ** -power) + 0.05) if s.steps else 0
 
 
 def _full(t: Tensor) -> torch.dtype:
@@ -194,7 +203,7 @@ def _full(t: Tensor) -> torch.dtype:
 
 
 def _inverse_root(t: Tensor) -> Tensor:
-    """t ** -0.5, without a slope where next to nothing touched an element."""
+    """The inverse root, without a slope where next to nothing touched an element."""
     touched = t > LEAST
     root = torch.where(touched, t, 1.0).rsqrt()
     return torch.where(touched, root, t.detach().rsqrt())

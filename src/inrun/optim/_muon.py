@@ -138,7 +138,8 @@ class PublishedMuonRule(MuonRule):
         for _ in range(h.iterations):
             gram = flat @ flat.mT
             flat = a * flat + (b * gram + c * gram @ gram) @ flat
-        return (flat.mT if tall else flat).reshape(x.shape) * h.gain
+        update: Tensor = (flat.mT if tall else flat).reshape(x.shape) * h.gain
+        return update
 
 
 class AuxAdamRule(AdamRule):

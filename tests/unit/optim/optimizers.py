@@ -124,7 +124,11 @@ def parameters(case, dtype=torch.float64):
     """Two parameters in groups with rates of their own: a matrix, and a vector where one goes."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(7, 3, dtype=dtype))
-    second = torch.randn(3, 5, dtype=dtype) if case in [*MUONS, *PUBLISHED] else torch.randn(5, dtype=dtype)
+    second = (
+        torch.randn(3, 5, dtype=dtype)
+        if case in [*MUONS, *PUBLISHED]
+        else torch.randn(5, dtype=dtype)
+    )
     return [p, torch.nn.Parameter(second)]
 
 
