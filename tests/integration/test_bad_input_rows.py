@@ -56,6 +56,7 @@ TESTS = {
         "processes that part": "what_cannot_be_done_is_said_in_every_process_alike",
         "training under `Join`": "what_cannot_be_done_is_said_in_every_process_alike",
         "a last backward pass": "what_cannot_be_done_is_said_in_every_process_alike",
+        "DeepSpeed": "deepspeed_is_refused_and_fsdp2_named",
         "tensor parallelism": "sharded_and_threaded_models_are_refused",
     },
     "integration/test_random_loss.py": {
@@ -81,7 +82,10 @@ TESTS = {
     "integration/test_register.py": {
         "an update that is not what": "a_rule_that_is_not_the_step_is_refused_before_it_counts",
         "`linearized` with another": "linearized_is_refused_where_it_is_not_defined",
-        "an optimizer without a rule": "what_cannot_be_scored_is_refused_with_the_reason",
+        "an optimizer without a rule":
+            "a_namesake_without_a_rule_is_named_in_full_and_told_how_to_get_one",
+        "`Muon` or `MuonWithAuxAdam`":
+            "muon_that_is_divided_among_processes_is_refused_with_the_one_that_is_not",
     },
     "integration/test_payout_windows.py": {
         "momentum's memory emptied": "an_emptied_memory_pays_nobody",

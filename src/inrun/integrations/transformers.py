@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from inrun.attribution import Attribution, Options, attach
+from inrun.distributed import IN_AN_ENGINE
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
 from inrun.integrations._described import describe
@@ -271,11 +272,8 @@ class InRun(TrainerCallback):
 
 def _refuse(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
     """Raises for trainers whose gradients cannot be read."""
-    if getattr(args, "deepspeed", None):
-        raise NotSupportedError(
-            "DeepSpeed steps and reduces gradients inside its own engine, where they cannot be "
-            "read. Use DDP or FSDP2 (fully_shard)."
-        )
+    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
+        raise NotSupportedError(IN_AN_ENGINE)
     if args.n_gpu > 1:
         raise NotSupportedError(
             "The trainer spreads each batch over several GPUs in one process (DataParallel). "
