@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
+        Agreement,
         Comparison,
         Explanation,
         HarmProfile,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         Pruning,
         Rollup,
         Trace,
+        agreement,
         check_pruning,
         explain,
         explain_again,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
 __version__ = "0.2.0"
 
 __all__ = [
+    "Agreement",
     "Answer",
     "Attribution",
     "Budget",
@@ -66,6 +69,7 @@ __all__ = [
     "Utility",
     "Window",
     "__version__",
+    "agreement",
     "attach",
     "check_pruning",
     "errors",
@@ -90,9 +94,9 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup", "Trace",
-        "check_pruning", "explain", "explain_again", "harm_profile", "label_doubts", "load",
-        "prune", "rollup", "select", "trace",
+        "Agreement", "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup",
+        "Trace", "agreement", "check_pruning", "explain", "explain_again", "harm_profile",
+        "label_doubts", "load", "prune", "rollup", "select", "trace",
     ),
     "utility": ("Utility",),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from inrun.ledger import known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import FEWEST, TIMES, judge_notes
+from inrun.uses import FEWEST, TIMES, agreement, judge_notes
 
 SURE = 0.95
 FEW = 5
@@ -131,6 +131,7 @@ def _trust(of: Contents) -> list[str]:
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
     said += judge_notes(of.run, of.table)
+    said += agreement(of.run, of.table).sentences()
     said += _sampled(of)
     said.append(_audited(of))
     try:

@@ -1,6 +1,7 @@
 """From values to decisions."""
 
 from inrun.uses import select
+from inrun.uses._agreement import Agreement, agreement, agreements
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
@@ -35,6 +36,7 @@ __all__ = [
     "JUDGES",
     "METHODS",
     "TIMES",
+    "Agreement",
     "Comparison",
     "Explanation",
     "HarmProfile",
@@ -47,6 +49,8 @@ __all__ = [
     "Train",
     "TrainedAgain",
     "Valued",
+    "agreement",
+    "agreements",
     "anticipating",
     "check_place",
     "check_pruning",
