@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         Pruning,
         Rollup,
         Trace,
+        WrongLabels,
         agreement,
         check_pruning,
         explain,
@@ -37,10 +38,12 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         harm_profile,
         label_doubts,
         load,
+        plant,
         prune,
         rollup,
         select,
         trace,
+        wrong_labels,
     )
     from inrun.utility import Utility
 
@@ -68,6 +71,7 @@ __all__ = [
     "Trajectory",
     "Utility",
     "Window",
+    "WrongLabels",
     "__version__",
     "agreement",
     "attach",
@@ -80,12 +84,14 @@ __all__ = [
     "load",
     "lookahead",
     "optim",
+    "plant",
     "prune",
     "record",
     "rollup",
     "select",
     "trace",
     "truth",
+    "wrong_labels",
 ]
 
 _HOMES = {
@@ -95,8 +101,8 @@ _HOMES = {
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
         "Agreement", "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup",
-        "Trace", "agreement", "check_pruning", "explain", "explain_again", "harm_profile",
-        "label_doubts", "load", "prune", "rollup", "select", "trace",
+        "Trace", "WrongLabels", "agreement", "check_pruning", "explain", "explain_again",
+        "harm_profile", "label_doubts", "load", "plant", "prune", "rollup", "select", "trace", "wrong_labels",
     ),
     "utility": ("Utility",),
 }  # fmt: skip

@@ -29,6 +29,7 @@ from inrun.uses._ranking import FEWEST, Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
 from inrun.uses._trace import METHODS, Trace, trace
+from inrun.uses._wrong_labels import Planted, WrongLabels, plant, wrong_labels
 
 __all__ = [
     "ARMS",
@@ -42,6 +43,7 @@ __all__ = [
     "HarmProfile",
     "LabelDoubts",
     "Mean",
+    "Planted",
     "Pruning",
     "Ranked",
     "Rollup",
@@ -49,6 +51,7 @@ __all__ = [
     "Train",
     "TrainedAgain",
     "Valued",
+    "WrongLabels",
     "agreement",
     "agreements",
     "anticipating",
@@ -72,6 +75,7 @@ __all__ = [
     "not_reproducible",
     "note_label_doubts",
     "outliers",
+    "plant",
     "prune",
     "rank",
     "replayable_again",
@@ -82,4 +86,5 @@ __all__ = [
     "trains_itself",
     "unjudged",
     "write_kept",
+    "wrong_labels",
 ]
