@@ -1,7 +1,8 @@
 """Trainings of 300 digits whose values are known by visit, class and validation set.
 
 Each training is attributed once, to two validation sets of the same make with a target per class,
-so that what one set, training or part of the visits says can be compared with another.
+so that what one set, training or part of the visits says can be compared with another. Each set's
+targets come in two halves of their rows.
 Letters: N samples, E visits of each, K classes.
 """
 
@@ -38,15 +39,21 @@ class Digits:
 class Seen:
     """What a training left, by sample.
 
-    `values` (2, N, E, K), one set of judges after the other, `steps` and `losses` (N, E),
+    `halves` (2, 2, N, E, K), by set of judges and half of it, `steps` and `losses` (N, E),
     `probabilities` (N, E, K), and the accuracy on the test digits.
     """
 
-    values: np.ndarray
+    halves: np.ndarray
     steps: np.ndarray
     losses: np.ndarray
     probabilities: np.ndarray
     accuracy: float
+
+    @property
+    def values(self) -> np.ndarray:
+        """(2, N, E, K), one set of judges after the other: halves are of equally many rows."""
+        mean: np.ndarray = self.halves.mean(1)
+        return mean
 
 
 def digits(shares: str, noise: float, seed: int) -> Digits:
@@ -103,8 +110,9 @@ def attributed(data: Digits, seed: int) -> Seen:
     network = model(seed)
     optimizer = optimizer_of(network)
     targets = {
-        f"{number} {k}": (x[y == k], y[y == k])
+        f"{number} {half} {k}": (x[y == k][half::2], y[y == k][half::2])
         for number, (x, y) in enumerate(data.judges)
+        for half in range(2)
         for k in range(CLASSES)
     }
     utility = inrun.Utility(loss_fn, targets=targets)
@@ -133,7 +141,7 @@ def attributed(data: Digits, seed: int) -> Seen:
     order = np.lexsort((visits["step"].to_numpy(), visits["sample_id"].to_numpy()))
     values = np.stack([visits[name].to_numpy()[order] for name in names], 1)
     return Seen(
-        values.reshape(n, EPOCHS, 2, CLASSES).transpose(2, 0, 1, 3),
+        values.reshape(n, EPOCHS, 2, 2, CLASSES).transpose(2, 3, 0, 1, 4),
         steps, losses, probabilities, accuracy(network, data.test),
     )  # fmt: skip
 
