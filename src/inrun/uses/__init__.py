@@ -1,13 +1,9 @@
 """From values to decisions."""
 
 from inrun.uses import select
-<<<<<<< HEAD
+from inrun.uses._agreement import Agreement, agreement, agreements
 from inrun.uses._check import Train, check_pruning
 from inrun.uses._comparison import ARMS, Comparison
-=======
-from inrun.uses._agreement import Agreement, agreement, agreements
-from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
->>>>>>> h-honest
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._gain import Mean, half_interval

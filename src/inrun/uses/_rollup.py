@@ -38,10 +38,6 @@ from scipy.stats import t as student
 from inrun.answers import Answer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import totals
-<<<<<<< HEAD
-from inrun.uses._gain import half_interval
-=======
->>>>>>> h-honest
 from inrun.uses._judges import judge_notes, judged_as
 from inrun.uses._near import near_groups
 from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
