@@ -88,15 +88,17 @@ def train(
     Go on after a cut:
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
+    from inrun.training import TrainingInterrupt, has_checkpoint, require_new, run_training
+
     console = terminal()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
     setting.require_place()
+    if resume is None:
+        require_new(folder)
     training = Training(setting, folder)
     console.quiet = bool(training.arguments.process_index)  # one process speaks for all
     introduce(console, training)
-    from inrun.training import TrainingInterrupt, has_checkpoint, run_training
-
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
@@ -144,7 +146,12 @@ def _setting(options: dict[str, Any]) -> TrainConfig:
         )
     if "task" not in given:
         TrainConfig(**given, task="causal-lm")  # what excludes each other, before data is looked at
-        given["task"] = task_seen(given["data"], given.get("label_column", "label"))
+        given["task"], why = task_seen(given["data"], given.get("label_column"))
+        terminal().print(
+            f"Task: {given['task']}, seen by {plain(why)} in {plain(given['data'])}; --task names "
+            "another.",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
     return TrainConfig(**given)
 
 
