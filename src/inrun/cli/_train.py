@@ -122,8 +122,10 @@ def plan(**options: Any) -> None:
     training = Training(setting)
     from inrun.training import plan_training
 
-    made = plan_training(training)
-    terminal().print(made.table(), made.advice(), sep="\n")
+    console = terminal()
+    introduce(console, training)
+    made = plan_training(training, lambda line: console.print(line, soft_wrap=True))
+    console.print(made.table(), made.advice(), sep="\n")
 
 
 def _setting(options: dict[str, Any]) -> TrainConfig:

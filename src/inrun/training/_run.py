@@ -61,7 +61,7 @@ def run_training(
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
         TrainingInterrupt: by the keyboard; a checkpoint was written.
     """
-    arguments = arguments_of(training.config, run)
+    arguments, model = arguments_of(training.config, run), training.drawn()
     with arguments.main_process_first(local=False):
         checkpoint = _resumed(training, run) if resume else None
         if not resume:
@@ -69,7 +69,6 @@ def run_training(
     meter = Meter(training.device)
     scoring = RunScoring(training, run, console)
     samples = training.splits.training
-    model = training.drawn()
     trainer = RowTrainer(
         training, model, arguments, samples, scoring,
         [Bar()] if console.is_terminal else [],
