@@ -168,7 +168,9 @@ def _print(
     shown: dict[str, list[dict[str, Any]]],
 ) -> None:
     for query, rows in shown.items():
-        console.print(f"\n[bold]{plain(query)}[/bold] {plain(one_line(queries.get(query, ''))[:300])}")
+        console.print(
+            f"\n[bold]{plain(query)}[/bold] {plain(one_line(queries.get(query, ''))[:300])}"
+        )
         for row in rows:
             facts = " ".join(str(row[k]) for k in ("label", "source") if row.get(k) is not None)
             console.print(
@@ -200,7 +202,6 @@ def _text(row: dict[str, Any]) -> Text:
     for token, value in zip(row["tokens"], row["token_values"], strict=False):
         strength = abs(value) / most
         color = [round(strength * c) for c in (HARMED if value < 0 else HELPED)]
-        text.append(
-            printable(token).replace("\n", " "), style=f"on rgb({','.join(map(str, color))})" if strength > 0.1 else ""
-        )
+        style = f"on rgb({','.join(map(str, color))})" if strength > 0.1 else ""
+        text.append(printable(token).replace("\n", " "), style=style)
     return text

@@ -15,7 +15,13 @@ from inrun.training._training import Training, open_training
 
 if TYPE_CHECKING:
     from inrun.training._plan import Plan, plan_training
-    from inrun.training._run import Outcome, TrainingInterrupt, has_checkpoint, require_new, run_training
+    from inrun.training._run import (
+        Outcome,
+        TrainingInterrupt,
+        has_checkpoint,
+        require_new,
+        run_training,
+    )
 
 __all__ = [
     "CONFIG",

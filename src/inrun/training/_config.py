@@ -73,7 +73,7 @@ class TrainConfig:
     warmup: float = _setting(0.05, "Share of the steps in which the learning rate rises.")
     clip: float = _setting(1.0, "The gradient's largest norm; 0 does not clip.")
     seed: int = _setting(0, "Of start, order and split.")
-    device: str = _setting("auto", "auto, cpu, cuda, ...: auto takes an accelerator if there is one.")
+    device: str = _setting("auto", "cpu, cuda, ...; auto: an accelerator if there is one.")
     trainer: dict[str, Any] = field(
         default_factory=dict,
         metadata={

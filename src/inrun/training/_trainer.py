@@ -37,7 +37,6 @@ from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
 
-
 SILENCE = 10.0  # seconds without a line, off a terminal
 
 
