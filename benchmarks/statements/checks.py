@@ -122,9 +122,7 @@ def _audits(rng: np.random.Generator) -> dict[str, dict[str, float]]:
         low, high = median_interval(x)
         return (low, high) if np.isfinite(low) else (-np.inf, np.inf)
 
-    return {
-        str(n): {"bootstrap": share(n, bootstrap), "order": share(n, order)} for n in AUDITS
-    }
+    return {str(n): {"bootstrap": share(n, bootstrap), "order": share(n, order)} for n in AUDITS}
 
 
 def _totals(data: Digits, seed: int, rng: np.random.Generator) -> dict[str, dict[str, float]]:

@@ -78,10 +78,13 @@ def prune(
         str, typer.Option(help="A share (10%, 0.1), a number of samples, or a .txt file of ids.")
     ] = "10%",
     out: Annotated[
-        Path | None, typer.Option(help="Where what is kept goes: .txt ids; .jsonl, .csv, .parquet.")
+        Path | None,
+        typer.Option(
+            help="What is kept: .txt for ids; else rows, as they stand in data of that form."
+        ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, or harm: the worst-harmed target.")
+        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
     ] = "total",
     balanced: Annotated[
         str,
@@ -121,8 +124,7 @@ def prune(
         samples=told,
         judge=judge,
     )
-    lines = samples if samples is not None and samples.suffix == ".jsonl" else None
-    place = _pruning.Place(out, told, lines)
+    place = _pruning.Place(out, told, _pruning.own_rows(stored, samples, id_column))
     _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry, at_most))
 
 
