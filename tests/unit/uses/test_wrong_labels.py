@@ -67,7 +67,7 @@ def test_planted_labels_differ_from_the_given_ones_where_it_is_said():
 
 
 class Valued:
-    """A run of `visits` steps, each with all samples: labels that look wrong harm the other class."""
+    """Steps with all samples each: labels that look wrong harm the other class."""
 
     targets = ("a", "b")
 
