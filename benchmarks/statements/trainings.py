@@ -19,9 +19,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import inrun
+from benchmarks.data import mnist
 
 TRAINING, JUDGES, CLASSES, EPOCHS, BATCH = 300, 100, 10, 16, 20
-SHARES = {"balanced": [0.1] * 10, "imbalanced": [0.16] * 5 + [0.04] * 5}
+SHARES = {
+    "balanced": [0.1] * 10,
+    "imbalanced": [0.16] * 5 + [0.04] * 5,
+    "mnist": [0.1] * 10,
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,11 @@ class Seen:
 
 def digits(shares: str, noise: float, seed: int) -> Digits:
     """Training, two validation sets and test, each with the same shares of classes."""
-    found = load_digits()
-    x = torch.tensor(found.images, dtype=torch.float32).reshape(-1, 64) / 16
-    y = torch.tensor(found.target)
+    x, y = _mnist() if shares == "mnist" else _digits()
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[], [], [], []]
     for k, share in enumerate(SHARES[shares]):
-        rows = rng.permutation(np.flatnonzero(found.target == k)).tolist()
+        rows = rng.permutation(np.flatnonzero(y.numpy() == k)).tolist()
         for part, size in zip(parts, (TRAINING, JUDGES, JUDGES, 2 * JUDGES), strict=True):
             count = round(share * size)
             part += rows[:count]
@@ -77,6 +80,18 @@ def digits(shares: str, noise: float, seed: int) -> Digits:
         x[training], labels, truth, ((x[first], y[first]), (x[second], y[second])),
         (x[test], y[test]),
     )  # fmt: skip
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    found = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32).reshape(-1, 64) / 16
+    return x, torch.tensor(found.target)
+
+
+def _mnist() -> tuple[Tensor, Tensor]:
+    """As large as the digits: 8 x 8 means of the images' middle."""
+    x, y = mnist()
+    return F.avg_pool2d(x[:, :, 2:26, 2:26], 3).reshape(-1, 64), y
 
 
 def model(seed: int) -> nn.Module:

@@ -102,7 +102,8 @@ _HOMES = {
     "uses": (
         "Agreement", "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup",
         "Trace", "WrongLabels", "agreement", "check_pruning", "explain", "explain_again",
-        "harm_profile", "label_doubts", "load", "plant", "prune", "rollup", "select", "trace", "wrong_labels",
+        "harm_profile", "label_doubts", "load", "plant", "prune", "rollup", "select", "trace",
+        "wrong_labels",
     ),
     "utility": ("Utility",),
 }  # fmt: skip
