@@ -41,7 +41,7 @@ def measure(key: str) -> dict[str, Any]:
         others = [k for k in range(CLASSES) if k != own] if alike is None else alike[own]
         given[row] = others[int(rng.integers(len(others)))]
     planted = inrun.plant(given.tolist(), instead=alike, seed=setting.data)
-    seen = attributed(replace(data, labels=torch.tensor(planted.labels)), setting.data)
+    seen = attributed(replace(data, labels=torch.tensor(planted.labels)), setting.data, 1)
     is_planted = np.isin(np.arange(len(truth)), planted.places)
     labels, wrong = np.array(planted.labels), (given != truth)[~is_planted]
     return {str(n): _counted(seen, labels, is_planted, wrong, n) for n in (4, 8, EPOCHS)}

@@ -44,7 +44,7 @@ class Digits:
 class Seen:
     """What a training left, by sample.
 
-    `halves` (2, 2, N, E, K), by set of judges and half of it, `steps` and `losses` (N, E),
+    `halves` (sets, 2, N, E, K), by set of judges and half of it, `steps` and `losses` (N, E),
     `probabilities` (N, E, K), and the accuracy on the test digits.
     """
 
@@ -56,7 +56,7 @@ class Seen:
 
     @property
     def values(self) -> np.ndarray:
-        """(2, N, E, K), one set of judges after the other: halves are of equally many rows."""
+        """(sets, N, E, K), one set of judges after the other: halves are of equally many rows."""
         mean: np.ndarray = self.halves.mean(1)
         return mean
 
@@ -120,13 +120,13 @@ def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
 
 
-def attributed(data: Digits, seed: int) -> Seen:
-    """Trains from a seed that decides start and order."""
+def attributed(data: Digits, seed: int, sets: int = 2) -> Seen:
+    """Trains from a seed that decides start and order, judged by so many validation sets."""
     network = model(seed)
     optimizer = optimizer_of(network)
     targets = {
         f"{number} {half} {k}": (x[y == k][half::2], y[y == k][half::2])
-        for number, (x, y) in enumerate(data.judges)
+        for number, (x, y) in enumerate(data.judges[:sets])
         for half in range(2)
         for k in range(CLASSES)
     }
@@ -156,7 +156,7 @@ def attributed(data: Digits, seed: int) -> Seen:
     order = np.lexsort((visits["step"].to_numpy(), visits["sample_id"].to_numpy()))
     values = np.stack([visits[name].to_numpy()[order] for name in names], 1)
     return Seen(
-        values.reshape(n, EPOCHS, 2, 2, CLASSES).transpose(2, 3, 0, 1, 4),
+        values.reshape(n, EPOCHS, sets, 2, CLASSES).transpose(2, 3, 0, 1, 4),
         steps, losses, probabilities, accuracy(network, data.test),
     )  # fmt: skip
 
