@@ -6,7 +6,7 @@ import pytest
 
 import inrun
 from inrun.errors import MisuseError
-from inrun.uses._wrong_labels import _increasing, counted
+from inrun.uses._wrong_labels import SEPARATED, _increasing, counted
 
 ROWS, FLIPS = 600, 60
 
@@ -25,7 +25,7 @@ def test_the_interval_covers_how_many_are_wrong(wrong):
     found = [counted(*drawn(wrong, 4.0, seed)) for seed in range(20)]
     assert sum(one.low <= wrong <= one.high for one in found) >= 18
     assert abs(np.mean([one.count for one in found]) - wrong) < 4 + 0.1 * wrong
-    assert all(one.separation > 0.97 for one in found)
+    assert all(one.separation > SEPARATED for one in found)
 
 
 def test_probabilities_are_calibrated():
@@ -36,7 +36,7 @@ def test_probabilities_are_calibrated():
         said.append(counted(doubt, planted).probability)
         came.append((np.arange(ROWS) < 90)[~planted])
     said, came = np.concatenate(said), np.concatenate(came)
-    for low, high in ((0.0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.01)):
+    for low, high in ((0.0, 0.1), (0.1, 0.9), (0.9, 1.01)):
         rows = (said >= low) & (said < high)
         assert abs(said[rows].mean() - came[rows].mean()) < 0.15
     assert said.sum() == pytest.approx(came.sum(), rel=0.15)
@@ -67,7 +67,7 @@ def test_planted_labels_differ_from_the_given_ones_where_it_is_said():
 
 
 class Valued:
-    """Steps with all samples each: labels that look wrong harm the other class."""
+    """A run of `visits` steps, each with all samples, of which odd ones harm the other class."""
 
     targets = ("a", "b")
 
