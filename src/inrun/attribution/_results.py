@@ -35,8 +35,10 @@ class Results:
             ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
             and with several targets one column each, of which `value` is the weighted sum. Where
             only some steps are scored, `standard_error` of `value`, and no row for samples that
-            were in none of them. With `momentum_window` also `paid_out`, the part of `value`
-            that momentum did, which comes in so many steps after each visit.
+            were in none of them; a 95 % interval is `value` plus and minus the 0.975 quantile of
+            Student's t with `visits` degrees of freedom times it, not 1.96 times. With
+            `momentum_window` also `paid_out`, the part of `value` that momentum did, which comes in
+            so many steps after each visit.
         """
         return self._record.values()
 
