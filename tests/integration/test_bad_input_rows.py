@@ -156,6 +156,10 @@ TESTS = {
         "clipping by value, a mask": "clipping_by_value_is_refused",
         "`audit` or `per_token`": "an_audit_and_values_a_token_are_refused",
         "a validation gradient that turns": "a_window_whose_gradient_turned_is_told",
+        "gradients that begin to be scaled": "a_factor_that_no_measured_gradient_tells_is_refused",
+        "an attribution that is dropped without": (
+            "a_window_that_is_open_when_the_attribution_is_dropped_is_told"
+        ),
         "`inrun.Window` with an optimizer": "refused",
         "`inrun.Window` with another": "bad_numbers_are_refused",
     },

@@ -72,7 +72,9 @@ class Attribution(Batches, Results):
         agreed(scorer.processes, lambda: None if folder is None else folder.create())
         self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record, windows)
         self._hooks = StepHooks(self, scorer.optimizers.members, Attribution._stranger_stepped)
-        self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
+        self._release = weakref.finalize(
+            self, _release, self._hooks, line, self._record, folder, windows
+        )
         self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)
 
     def __repr__(self) -> str:
@@ -269,8 +271,11 @@ def _release(
     line: LiveLine,
     record: Record,
     folder: RunFolder | None,
+    windows: Windows | None,
 ) -> None:
     """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
+
+    Steps of a scoring window that is open cannot be valued without its closing pass: it says so.
 
     Steps that momentum still pays are stored with what they have.
 
@@ -279,6 +284,15 @@ def _release(
     """
     hooks.remove()
     line.close()
+    if windows is not None and windows.waiting:
+        first, last = windows.waiting[0], windows.waiting[-1]
+        warnings.warn(
+            f"Steps {first} to {last} are in no value and in no row of the ledger: their scoring "
+            "window was still open when the attribution went out of use or the program ended. "
+            "Call attribution.detach() when training is over, or use attach as a context manager.",
+            InRunWarning,
+            stacklevel=2,
+        )
     if folder is None:
         return
     try:

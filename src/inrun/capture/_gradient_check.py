@@ -322,7 +322,9 @@ class GradientCheck:
         Raises:
             MisuseError: these differ, or one appeared after the last block.
         """
-        told = {k for name, k in found.items() if self._marks[name].norm > 0}
+        told = {
+            k for n, k in found.items() if self._marks[n].norm > 0 and not self._is_untouched(n)
+        }
         scales = dict(found)
         for name in names:
             if name in found:
@@ -336,10 +338,12 @@ class GradientCheck:
             else:
                 self._schedule.stop_turns()
                 raise MisuseError(
-                    f"The gradients were multiplied by different factors between backward() and "
-                    f"step(), for the first time after {self._schedule.steps} steps. Inside a "
-                    f"scoring window large gradients are measured in turn, and {name} was not: its "
-                    "factor is not known, so this step is not scored. From the next on all are."
+                    f"The gradient of {name} was changed between backward() and step(), and not "
+                    "all that were changed were multiplied by one factor, for the first time after "
+                    f"{self._schedule.steps} steps. Inside a scoring window large gradients are "
+                    "measured in turn, and this one was not: its factor is not known, so the step "
+                    "is not scored. From the next on all are measured: go on, or use "
+                    "inrun.EveryStep()."
                 )
         return scales
 

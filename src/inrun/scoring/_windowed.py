@@ -8,7 +8,7 @@ closes; values of all steps of a window are known when it is closed. Letters: N 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class Windows:
         """
         for name, norm in capture.check.norms.items():
             scale = step.share_scale(name)
-            if isinstance(scale, float):  # shares are of one process, the gradient of all
+            if isinstance(scale, float) and scale and isfinite(norm):  # else nothing moves it
+                # shares are of one process, the gradient of all
                 consumed = norm * scale * self._scorer.processes.size
                 self._squares[name] = consumed**2 / capture.trained[name].numel()
 
@@ -155,6 +156,11 @@ class Windows:
         left = float(np.abs(opening - closed - total).sum())
         return last, left / size if size else 0.0
 
+    @property
+    def waiting(self) -> list[int]:
+        """Numbers of the steps whose window is open."""
+        return [step.number for step in self._steps]
+
     def drop(self) -> None:
         """Forgets the window that is open, with its steps."""
         self._open, self._steps, self._following = None, [], None
@@ -195,7 +201,8 @@ class WindowedStep(Step):
     def begin_pass(self, capture: Capture) -> None:
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self._opened = self._windows.begin(capture)
-        capture.check.measure_in_turn()
+        if len(self._scorer.optimizers.members) == 1:  # of others one may skip for one gradient
+            capture.check.measure_in_turn()
 
     @property
     def sketches(self) -> Callable[[str, Factor], Sketch]:
@@ -210,16 +217,13 @@ class WindowedStep(Step):
     def plan(self, capture: Capture, first: int = 0) -> None:
         """See `Step.plan`: what shares are to be multiplied by, besides the direction.
 
-        Sketches of a gradient that is not finite cannot be told apart any more, so what a gradient
-        scaler skips for one of several optimizers is an error here, whichever steps first.
-
         Raises:
             MisuseError: no sample accounts for what became of a gradient, or it is no common
                 factor.
         """
-        scorer = self._scorer
+        scorer, skipping = self._scorer, self._leave_out_overflowed(capture, first)
         consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
-        scales = scales_of(consumed, capture, self.blocks, scorer.processes)
+        scales = scales_of(consumed, capture, self.blocks, scorer.processes, skipping)
         gone = capture.check.excluded
         for name, (k, _, move) in self._moving.items():
             scale, rate = scales[name], float(move.setting.lr)
@@ -260,9 +264,10 @@ class WindowedStep(Step):
         for block in self.blocks:
             total: Tensor | None = None
             for name, sketches in block.sketches.items():
-                for basis, numbers in sketches:
+                scale = self._scales.get(name)
+                for basis, numbers in sketches if scale is not None else ():  # else it did not move
                     at = ends[id(basis)].at(basis.opening, x)
-                    met = basis.meet(numbers, at).double() * self._scales.get(name, 0.0)
+                    met = basis.meet(numbers, at).double() * scale
                     total = met if total is None else total + met.to(total.device)
             none = np.zeros((block.samples, targets))
             found.append(none if total is None else total.cpu().numpy())
