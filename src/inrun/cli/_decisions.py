@@ -78,10 +78,13 @@ def prune(
         str, typer.Option(help="A share (10%, 0.1), a number of samples, or a .txt file of ids.")
     ] = "10%",
     out: Annotated[
-        Path | None, typer.Option(help="Where what is kept goes: .txt ids; .jsonl, .csv, .parquet.")
+        Path | None,
+        typer.Option(
+            help="What is kept: .txt for ids; else rows, as they stand in data of that form."
+        ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, or harm: the worst-harmed target.")
+        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
     ] = "total",
     balanced: Annotated[
         str,
@@ -121,8 +124,7 @@ def prune(
         samples=told,
         judge=judge,
     )
-    lines = samples if samples is not None and samples.suffix == ".jsonl" else None
-    place = _pruning.Place(out, told, lines)
+    place = _pruning.Place(out, told, _pruning.own_rows(stored, samples, id_column))
     _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry, at_most))
 
 
@@ -137,6 +139,9 @@ def rollup(
     duplicates: Annotated[
         str, typer.Option(help="split: equal contents share their value among groups; booked.")
     ] = "split",
+    clusters: Annotated[
+        str | None, typer.Option(help="A column: its levels' rows are no independent draws.")
+    ] = None,
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
     judge: Judge = None,
@@ -146,7 +151,9 @@ def rollup(
 
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
-    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates, judge=judge)
+    found = inrun.rollup(
+        stored, by, samples=told, duplicates=duplicates, judge=judge, clusters=clusters
+    )
     console = terminal()
     _print_rollup(console, found)
     if out is not None:
@@ -167,7 +174,7 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             f"{row['samples']:,}",
             f"{row['value']:+.4g}",
             f"{row['low']:+.3g} to {row['high']:+.3g}",
-            f"{row['share']:.1%}",
+            f"{row['share']:.1%} ({row['share_low']:.1%} to {row['share_high']:.1%})",
             f"{row['harmful']:.0%}",
             f"{row['duplicated']:,}",
         )
