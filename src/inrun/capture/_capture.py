@@ -135,6 +135,7 @@ class Capture(ABC):
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
+        self.called = self.processes if self.sharded else Processes()  # by its passes
         self._gathered = GatheredParameters(model, trained) if self.sharded else None
         self.owner_checks = OwnerChecks(
             model, trained, self.coverage, self.inputs, self.processes, sharded=self.sharded
