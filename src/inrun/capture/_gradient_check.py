@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
-from inrun.capture._measured import NOTHING, Ended, Measured, Measuring, Rows, Summed
+from inrun.capture._measured import NOTHING, Ended, Found, Measured, Measuring, Rows, Summed
 from inrun.capture._probe import (
     SINGLE,
     CheckSchedule,
@@ -66,7 +66,7 @@ class GradientCheck:
         self._compared = 0  # blocks of the step
         self._met = False  # whether all processes have come to the end of a block of it
         self._before: dict[str, Summed] = {}
-        self._marks: dict[str, Measured] = {}
+        self._marks = Found()
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
@@ -160,9 +160,7 @@ class GradientCheck:
     def _conclude(self, block: Ended) -> bool:
         found = self._measuring.read(block.gradients)
         sums = {n: s for n, s in block.summed().items() if n not in self.excluded}
-        overflowed = not all(mark.is_finite for mark in self._marks.values())
-        now_finite = all(measured.is_finite for measured in found.values())
-        if overflowed and now_finite:  # what was not finite is not in there any more
+        if not self._marks.finite and found.finite:  # what was not finite is not in there any more
             self._before = dict.fromkeys(self._before, _UNLIKE)
         together = self._with_before(sums)
         several = block.reduced and self._processes.size > 1
@@ -201,7 +199,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """As `_readings`, of this process's own gradient."""
@@ -214,7 +212,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """What disagrees however the gradient is read, and whether it holds this block alone.
@@ -270,8 +268,9 @@ class GradientCheck:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = {} if self._consumed is None else self._measuring.read(self._consumed)
-        now = {name: measured for name, measured in now.items() if name not in without}
+        now = Found() if self._consumed is None else self._measuring.read(self._consumed)
+        if without:
+            now = Found({name: measured for name, measured in now.items() if name not in without})
         self._consumed = None
         self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
@@ -286,11 +285,10 @@ class GradientCheck:
         noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
         return factors({name: self._change(name, m) for name, m in now.items()}, noise)
 
-    def _unchanged(self, now: Mapping[str, Measured]) -> bool:
+    def _unchanged(self, now: Found) -> bool:
         """Whether nothing at all became of the gradients since their blocks, as mostly."""
-        return all(
-            m.is_finite and m == self._marks.get(name) and self._is_untouched(name)
-            for name, m in now.items()
+        return now.finite and all(
+            m == self._marks.get(name) and self._is_untouched(name) for name, m in now.items()
         )
 
     def _change(self, name: str, now: Measured) -> Change:
@@ -313,7 +311,7 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
+        self._before, self._marks, self._ended, self._consumed = {}, Found(), [], None
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
@@ -355,13 +353,13 @@ class GradientCheck:
             if name not in self._seen and unexplained(name, mark)
         ]  # fmt: skip
 
-    def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
+    def _noise(self, found: Found) -> Callable[[str], float]:
         """What counts as zero for a parameter's gradient.
 
         A gradient that is zero but for rounding (attention's key bias) is compared with the
         largest one: its shares are rounding too.
         """
-        whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
+        whole = found.largest
 
         def noise(name: str) -> float:
             eps = eps_of(self._parameters[name].dtype)
@@ -384,7 +382,7 @@ class GradientCheck:
     def _disagreements(
         self,
         sums: Mapping[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> list[str]:
         wrong, noise = [], self._noise(found)

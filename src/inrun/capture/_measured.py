@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -36,7 +38,7 @@ class Measuring:
             groups.append((large, rows))
         return Rows.of(groups)
 
-    def read(self, found: Rows) -> dict[str, Measured]:
+    def read(self, found: Rows) -> Found:
         """The same as numbers, of the whole parameters."""
         whole = {name: self._parameters[name] for name in found.names}
         cut = {name: parts(p) for name, p in whole.items() if is_sharded(p)}
@@ -44,7 +46,7 @@ class Measuring:
             (rows,) = found.reading.wait()
             rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in found.names]))
             found = Rows(found.names, Reading(rows))
-        return {name: Measured(*row) for name, row in found.read().items()}
+        return Found({name: Measured(*row) for name, row in found.read().items()})
 
     def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
         """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
@@ -64,6 +66,25 @@ class Measured(NamedTuple):
     def is_finite(self) -> bool:
         """Whether both are numbers."""
         return math.isfinite(self.probe) and math.isfinite(self.norm)
+
+
+class Found(dict[str, Measured]):
+    """Gradients by name, which are not changed any more.
+
+    `finite`: whether all numbers are. `largest`: of the norms that are.
+    """
+
+    @cached_property
+    def finite(self) -> bool:
+        """See `Found`."""
+        return all(map(math.isfinite, chain.from_iterable(self.values())))
+
+    @cached_property
+    def largest(self) -> float:
+        """See `Found`."""
+        if self.finite:
+            return max((norm for _, norm in self.values()), default=0.0)
+        return max((m.norm for m in self.values() if m.is_finite), default=0.0)
 
 
 class Summed(NamedTuple):
