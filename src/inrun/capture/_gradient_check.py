@@ -22,7 +22,6 @@ from inrun.capture._probe import (
     SINGLE,
     CheckSchedule,
     Probes,
-    coarseness,
     eps_of,
     is_single,
     tolerance,
@@ -30,7 +29,7 @@ from inrun.capture._probe import (
 from inrun.capture._small import is_small, of_shares
 from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
-from inrun.factors import Factor
+from inrun.factors import Dense, Factor
 
 WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
@@ -80,12 +79,16 @@ class GradientCheck:
                 for the block's end.
         """
         self._present.add(name)
-        self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
-        if not self._schedule.asks(name, factor):
+        eps, size = 0.0, 0
+        for t in factor.held:
+            eps, size = max(eps, eps_of(t.dtype)), size + t.numel()
+        self._computed[name] = max(self._computed.get(name, 0.0), eps)
+        if not self._schedule.asks(name, size):
             return
-        if is_small(self._parameters[name], factor, early=early):
+        early = early and type(factor) is not Dense
+        if not early and is_small(self._parameters[name], factor, size):
             self._small.append((name, factor))
-            self._waiting += sum(t.numel() for t in factor.held)
+            self._waiting += size
             if self._waiting > WAITING:
                 self._meet_small()
             return

@@ -17,7 +17,7 @@ from torch import Tensor
 from inrun.capture._probe import Probes
 from inrun.capture._reading import Reading
 from inrun.capture._small import is_small, of_gradients
-from inrun.distributed import Processes, is_sharded, own_part, parts
+from inrun.distributed import Processes, is_sharded, parts
 
 
 class Measuring:
@@ -25,18 +25,26 @@ class Measuring:
 
     def __init__(self, parameters: Mapping[str, Tensor], probes: Probes, processes: Processes):
         self._parameters, self._probes, self._processes = dict(parameters), probes, processes
+        self._grouped: tuple[list[str], list[list[str]]] = [], []  # names, which are mostly those
 
     @torch.no_grad()
     def measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
-        own = {name: own_part(g) for name, g in gradients.items()}
-        small = {name: g for name, g in own.items() if is_small(self._parameters[name])}
-        groups = of_gradients(self._probes, small)
-        large = [name for name in own if name not in small]
-        if large:
-            rows = torch.stack([self._probes[name].and_norm(own[name]) for name in large])
-            groups.append((large, rows))
-        return Rows.of(groups)
+        names = list(gradients)
+        if names != self._grouped[0]:
+            self._grouped = names, self._groups(names)
+        rows = [of_gradients(self._probes, group, gradients) for group in self._grouped[1]]
+        return Rows.of(list(zip(self._grouped[1], rows, strict=True)))
+
+    def _groups(self, names: list[str]) -> list[list[str]]:
+        """Small parameters of one shape and place together, each other one by itself."""
+        alike: dict[object, list[str]] = {}
+        for name in names:
+            p = self._parameters[name]
+            alike.setdefault(
+                (p.shape, self._probes.place(name)) if is_small(p) else name, []
+            ).append(name)
+        return list(alike.values())
 
     def read(self, found: Rows) -> Found:
         """The same as numbers, of the whole parameters."""

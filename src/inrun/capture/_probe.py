@@ -171,11 +171,6 @@ def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
     return numbers[begins_P.unsqueeze(1) + torch.arange(length)]
 
 
-def coarseness(factor: Factor) -> float:
-    """The largest eps of what a factor's shares are made of: a layer may compute in less."""
-    return max((eps_of(t.dtype) for t in factor.held), default=0.0)
-
-
 @cache
 def eps_of(dtype: torch.dtype) -> float:
     """Of a kind of number; 0 of integers."""
@@ -198,7 +193,7 @@ def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> 
     Args:
         parameter: whose gradient it is.
         low_precision: whether half precision took part.
-        computed: see `coarseness`.
+        computed: the largest eps of what the shares are made of: a layer may compute in less.
     """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
@@ -225,13 +220,18 @@ class CheckSchedule:
         self._now: set[str] = set()
         self._steps = 0
 
-    def asks(self, name: str, factor: Factor) -> bool:
-        """Whether this parameter's shares are to be compared in this step."""
+    def asks(self, name: str, size: int) -> bool:
+        """Whether this parameter's shares are to be compared in this step.
+
+        Args:
+            name: of the parameter.
+            size: how many numbers its factor holds.
+        """
         if self._always or name in self._now:
             return True
         if name in self._large:
             return False
-        if sum(t.numel() for t in factor.held) > LARGE:
+        if size > LARGE:
             self._met[name] = None
         return True
 

@@ -174,11 +174,11 @@ def moves(
     the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
-        known = told(group, numbers)
+        read = rule.reader(told(group, numbers))
         for p in group["params"]:
             if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, rule, known, p, gradient, numbers)
+                yield p, _move(optimizer, rule, read, p, gradient, numbers)
 
 
 def standing(
@@ -189,16 +189,17 @@ def standing(
     The weight stands in the gradient's place: what is asked of it must not need one.
     """
     for group in optimizer.param_groups:
+        read = rule.reader(told(group, numbers))
         for p in group["params"]:
             if p.requires_grad and p.numel():
                 weight = own_part(p.detach())
-                yield p, _move(optimizer, rule, told(group, numbers), p, weight, numbers)
+                yield p, _move(optimizer, rule, read, p, weight, numbers)
 
 
 def _move(
     optimizer: torch.optim.Optimizer,
     rule: Rule[Any, Any],
-    group: Mapping[str, Any],
+    read: Callable[[Mapping[str, Any], Tensor], Any],
     p: Tensor,
     gradient: Tensor,
     numbers: Numbers | None,
@@ -207,8 +208,7 @@ def _move(
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
     live = own_state(live) if is_sharded(p) else live
-    state, setting = rule.read(group, live, weight)
-    return Move(rule, weight, gradient, state, setting)
+    return Move(rule, weight, gradient, *read(live, weight))
 
 
 def move_of(
@@ -239,5 +239,6 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return _move(optimizer, rule, told(group, numbers), p, gradient, numbers)
+            read = rule.reader(told(group, numbers))
+            return _move(optimizer, rule, read, p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")
