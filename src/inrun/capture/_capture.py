@@ -147,6 +147,7 @@ class Capture(ABC):
         self._terms: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
+        self._trained_ids = frozenset(ids)
         rest = [*model.parameters(), *model.buffers()]
         self._roots += [
             Root(name, p, scored=False)
@@ -160,7 +161,8 @@ class Capture(ABC):
     def mode(self, owned: Ownership) -> CaptureMode:
         """A mode that sees these parameters' uses in a block of these samples."""
         constants = self._constants | self.inputs.constants
-        owners = Owners(self.inputs.entries(owned), constants, self.inputs.constants)
+        same_for_all = constants | self._trained_ids  # known at once, without asking what they are
+        owners = Owners(self.inputs.entries(owned), same_for_all, self.inputs.constants)
         return CaptureMode(self._roots, constants, owners, self._gathered)
 
     @contextmanager

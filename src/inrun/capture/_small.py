@@ -29,9 +29,7 @@ def is_small(parameter: Tensor, factor: Factor | None = None, size: int = 0) -> 
     return type(factor) is Outer and size <= SMALL
 
 
-def of_gradients(
-    probes: Probes, names: Sequence[str], gradients: Mapping[str, Tensor]
-) -> Tensor:
+def of_gradients(probes: Probes, names: Sequence[str], gradients: Mapping[str, Tensor]) -> Tensor:
     """<r, gradient> and the gradient's norm, (P, 2) float64, of parameters of one shape."""
     if len(names) == 1:  # nobody to be met together with
         (name,) = names

@@ -181,6 +181,32 @@ def moves(
                 yield p, _move(optimizer, rule, read, p, gradient, numbers)
 
 
+def moved(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    before: Mapping[int, Move[Any, Any]],
+    numbers: Numbers | None = None,
+) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+    """(parameter, its move read again after the step), of the gradient that was consumed.
+
+    A fused step under a gradient scaler unscales `.grad` itself, and loops clear it.
+
+    Args:
+        optimizer: that has stepped.
+        rule: the optimizer's.
+        before: moves by the parameter's id, as they were read before the step.
+        numbers: see `moves`.
+    """
+    for group in optimizer.param_groups:
+        read = rule.reader(told(group, numbers))
+        for p in group["params"]:
+            was = before.get(id(p))
+            if was is not None:
+                after = _move(optimizer, rule, read, p, was.gradient, numbers)
+                after.setting = was.setting
+                yield p, after
+
+
 def standing(
     optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], numbers: Numbers | None = None
 ) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
