@@ -79,16 +79,16 @@ class GradientCheck:
                 for the block's end.
         """
         self._present.add(name)
-        eps, size = 0.0, 0
+        eps, held = 0.0, 0
         for t in factor.held:
-            eps, size = max(eps, eps_of(t.dtype)), size + t.numel()
+            eps, held = max(eps, eps_of(t.dtype)), held + t.numel()
         self._computed[name] = max(self._computed.get(name, 0.0), eps)
-        if not self._schedule.asks(name, size):
+        if not self._schedule.asks(name, held):
             return
         early = early and type(factor) is not Dense
-        if not early and is_small(self._parameters[name], factor, size):
+        if not early and is_small(self._parameters[name], factor, held):
             self._small.append((name, factor))
-            self._waiting += size
+            self._waiting += held
             if self._waiting > WAITING:
                 self._meet_small()
             return

@@ -170,11 +170,13 @@ def _norm(gradient: Tensor) -> Tensor:
     if kind == "cpu" and gradient.dtype == torch.float32 and gradient.ndim > 1:
         rows = gradient.flatten(1)
         if rows.shape[1] <= LONGEST:
-            norm = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1).double())
+            norm: Tensor = torch.linalg.vector_norm(rows, dim=1).double().norm()
             if TINY < float(norm) < math.inf:
                 return norm
-    wide = None if kind == "mps" else torch.float64
-    return torch.linalg.vector_norm(gradient, dtype=wide).double()
+    whole: Tensor = torch.linalg.vector_norm(
+        gradient, dtype=None if kind == "mps" else torch.float64
+    )
+    return whole.double()
 
 
 def _window(numbers: Tensor, begin: int, shape: torch.Size) -> Tensor:
