@@ -237,7 +237,20 @@ class CheckSchedule:
         self._large: list[str] = []
         self._met: dict[str, None] = {}  # large ones that this step was the first to show
         self._now: set[str] = set()
-        self._steps = 0
+        self.steps = 0
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether some are left out in this step."""
+        return not self._always and self.steps >= FIRST_STEPS
+
+    def stop_turns(self) -> None:
+        """From now on all are compared in every step."""
+        self._always = True
+
+    def compares(self, name: str) -> bool:
+        """Whether a parameter's are compared in this step, as far as it is known."""
+        return self._always or name in self._now or name not in self._large
 
     def asks(self, name: str, size: int) -> bool:
         """Whether this parameter's shares are to be compared in this step.
@@ -246,9 +259,7 @@ class CheckSchedule:
             name: of the parameter.
             size: how many numbers its factor holds.
         """
-        if self._always or name in self._now:
-            return True
-        if name in self._large:
+        if not self.compares(name):
             return False
         if size > LARGE:
             self._met[name] = None
@@ -261,9 +272,9 @@ class CheckSchedule:
             blocks: of the step that is over. Whether earlier blocks are in a gradient at all is
                 told by the comparison too, so that where they accumulate all are compared.
         """
-        self._steps += 1
+        self.steps += 1
         self._large += [name for name in self._met if name not in self._large]
         self._met = {}
-        every = self._steps < FIRST_STEPS or blocks > 1
+        every = self.steps < FIRST_STEPS or blocks > 1
         turns = 1 if every else max(1, min(TURNS, len(self._large)))
-        self._now = set(self._large[self._steps % turns :: turns])
+        self._now = set(self._large[self.steps % turns :: turns])

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
 from inrun.optim._adam_variants import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
-from inrun.optim._matrix import AdafactorRule, MuonRule
 from inrun.optim._move import Move
+from inrun.optim._muon import MuonRule
 from inrun.optim._outside import Displacement, outside_rule, written
 from inrun.optim._rule import Rule
 from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
@@ -119,11 +120,13 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
     outside = outside_rule(optimizer)
     if outside is not None:
         return outside
-    names = ", ".join(kind.__name__ for kind in [*_RULES, *_REGISTERED])
+    kind = type(optimizer)
+    names = ", ".join(known.__name__ for known in [*_RULES, *_REGISTERED])
     raise NotSupportedError(
-        f"{type(optimizer).__name__} has no update rule here (known: {names}, and a few of other "
-        "packages). Values computed for another rule would not be this run's. Train with one of "
-        "those, or write the rule, one function: inrun.optim.register."
+        f"{kind.__module__}.{kind.__qualname__} has no update rule here, and values computed for "
+        f"another rule would not be this run's. Known are torch.optim's {names}, and a few of "
+        "other packages. Train with one of those, or write down what a step takes off a weight:\n"
+        f"inrun.optim.register({kind.__name__}, lambda gradient, weight, state, group: ...)"
     )
 
 
@@ -174,11 +177,11 @@ def moves(
     the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
-        read = rule.reader(told(group, numbers))
+        ruled = _of_group(rule, group, numbers)
         for p in group["params"]:
             if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, rule, read, p, gradient, numbers)
+                yield p, _move(optimizer, ruled, p, gradient, numbers)
 
 
 def moved(
@@ -198,11 +201,11 @@ def moved(
         numbers: see `moves`.
     """
     for group in optimizer.param_groups:
-        read = rule.reader(told(group, numbers))
+        ruled = _of_group(rule, group, numbers)
         for p in group["params"]:
             was = before.get(id(p))
             if was is not None:
-                after = _move(optimizer, rule, read, p, was.gradient, numbers)
+                after = _move(optimizer, ruled, p, was.gradient, numbers)
                 after.setting = was.setting
                 yield p, after
 
@@ -215,21 +218,30 @@ def standing(
     The weight stands in the gradient's place: what is asked of it must not need one.
     """
     for group in optimizer.param_groups:
-        read = rule.reader(told(group, numbers))
+        ruled = _of_group(rule, group, numbers)
         for p in group["params"]:
             if p.requires_grad and p.numel():
                 weight = own_part(p.detach())
-                yield p, _move(optimizer, rule, read, p, weight, numbers)
+                yield p, _move(optimizer, ruled, p, weight, numbers)
+
+
+def _of_group(
+    rule: Rule[Any, Any], group: Mapping[str, Any], numbers: Numbers | None
+) -> tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]]:
+    """A group's rule, and its `Rule.reader`."""
+    known = told(group, numbers)
+    ruled = rule.of(known)
+    return ruled, ruled.reader(known)
 
 
 def _move(
     optimizer: torch.optim.Optimizer,
-    rule: Rule[Any, Any],
-    read: Callable[[Mapping[str, Any], Tensor], Any],
+    ruled: tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]],
     p: Tensor,
     gradient: Tensor,
     numbers: Numbers | None,
 ) -> Move[Any, Any]:
+    rule, read = ruled
     live, weight = told(optimizer.state.get(p, {}), numbers), own_part(p.detach())
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
@@ -265,6 +277,6 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            read = rule.reader(told(group, numbers))
-            return _move(optimizer, rule, read, p, gradient, numbers)
+            ruled = _of_group(rule, group, numbers)
+            return _move(optimizer, ruled, p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

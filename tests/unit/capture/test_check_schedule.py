@@ -66,8 +66,8 @@ def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
     compared = []
     asks = CheckSchedule.asks
 
-    def noting(self, name, factor):
-        found = asks(self, name, factor)
+    def noting(self, name, size):
+        found = asks(self, name, size)
         compared.extend([name] if found else [])
         return found
 
