@@ -163,8 +163,8 @@ def _norm(gradient: Tensor) -> Tensor:
     """Its norm, float64.
 
     Squares of single precision overflow from 1e19 on, and are nothing below 1e-23. On a CPU double
-    precision takes 30 times as long: there each row is summed by itself, and what comes near to
-    such numbers once more.
+    precision means a copy, which takes far longer than the sum: there each row is summed by itself,
+    and what comes near to such numbers once more.
     """
     kind = gradient.device.type
     if kind == "cpu" and gradient.dtype == torch.float32 and gradient.ndim > 1:
