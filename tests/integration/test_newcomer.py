@@ -131,6 +131,11 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     block = re.search(
         r"<!-- test: commands -->\n```console\n(.*?)```", README.read_text(), re.S
     ).group(1)
+    whole_audit = inrun.Attribution.audit
+    monkeypatch.setattr(
+        inrun.Attribution, "audit",
+        lambda self, **settings: whole_audit(self, **settings | {"seconds": 2.0}),
+    )  # fmt: skip
     lines = [shlex.split(line[2:], comments=True) for line in block.splitlines()]
     assert lines[0][:2] == ["pip", "install"]
     printed = {line[1]: said(*line[1:]) for line in lines[1:]}
@@ -147,9 +152,7 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     assert re.search(r"harms most label rather text", printed["prune"])
     whole, kept = ((readme / name).read_bytes() for name in ("train.csv", "kept.csv"))
     assert kept.startswith(b"nr,review,stars,shop\r\n")
-    before, left = (
-        list(csv.DictReader(t.decode().splitlines(True))) for t in (whole, kept)
-    )
+    before, left = (list(csv.DictReader(t.decode().splitlines(True))) for t in (whole, kept))
     dropped = [row for row in before if row not in left]
     assert 0 < len(dropped) == len(before) - len(left) <= 3
     without = whole
