@@ -178,7 +178,7 @@ def test_prune_never_drops_a_sample_that_helped(readme):
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
     doubted = inrun.prune(run, 3, by="label_doubt")
-    samples = run.samples().sort_by([("label_doubt", "descending")])
+    samples = run.samples().sort_by("doubt_rank")
     assert doubted.dropped == samples["sample_id"].to_pylist()[:3]
 
 

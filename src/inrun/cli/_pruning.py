@@ -49,6 +49,7 @@ class Trainings(NamedTuple):
     check: bool
     seeds: int
     entry: str | None
+    at_most: int | None = None
 
 
 def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> None:
@@ -128,10 +129,12 @@ def _checked(
         )
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("training again", total=len(ARMS) * trainings.seeds)
+        most = trainings.at_most or trainings.seeds
+        task = bar.add_task("training again", total=len(ARMS) * most)
         return check_pruning(
-            pruning, train, seeds=trainings.seeds, store=store, tick=lambda _: bar.advance(task)
-        )
+            pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
+            tick=lambda _: bar.advance(task),
+        )  # fmt: skip
 
 
 def _training(stored: Run, entry: str | None) -> Train:
@@ -150,4 +153,7 @@ def _print_check(console: Console, found: Comparison) -> None:
     console.print(table)
     for arm in ARMS[::2]:
         console.print(f"pruned - {arm}: {found.gain(arm):+.4f}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]{plain(found.verdict)}[/bold]", soft_wrap=True)
+    verdict, *rest = found.sentences()
+    console.print(f"[bold]{plain(verdict)}[/bold]", soft_wrap=True)
+    for sentence in rest:
+        console.print(plain(sentence), highlight=False, soft_wrap=True)

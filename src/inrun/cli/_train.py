@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inrun.cli._concluded import conclude, introduce
+from inrun.cli._messages import conclude, introduce
 from inrun.cli._terminal import command, plain, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen

@@ -99,8 +99,7 @@ def _print_summary(
     shares, audit = known_residual_shares(run.ledger()), trained.report
     aucs = sorted(found.auc.items(), key=lambda item: -item[1])
     doubtful = [
-        [str(i), *(str(int(labels[i])) for labels in (data.labels, found.suggested, data.truth)),
-         f"{found.scores[BEST][i]:.3f}"]
+        [str(i), *(str(int(labels[i])) for labels in (data.labels, found.suggested, data.truth))]
         for i in found.best_first[:8]
     ]  # fmt: skip
     ranked = sorted(retraining.items(), key=lambda item: -float(np.mean(item[1])))

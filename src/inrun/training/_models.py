@@ -157,7 +157,7 @@ class Pictures(Task):
         return {"pixel_values": pixels, "labels": self._labels(samples)}
 
     def build(self, saved: Path | None = None) -> nn.Module:
-        """See `Task.build`."""
+        """A model of `transformers` for the task, with the weights that were saved, if any."""
         return pretrained(
             self.config, "AutoModelForImageClassification", saved, num_labels=len(self.classes),
             ignore_mismatched_sizes=True,
@@ -182,7 +182,7 @@ class SmallPictures(Task):
         return {"pixel_values": values, "labels": self._labels(samples)}
 
     def build(self, saved: Path | None = None) -> nn.Module:
-        """See `Task.build`."""
+        """A model of `transformers` for the task, with the weights that were saved, if any."""
         model = SmallNetwork(len(self._mode), self._side, len(self.classes))
         if saved is not None:
             model.load_state_dict(load_file(saved / "model.safetensors"))

@@ -120,7 +120,7 @@ class _Few(InRun):
     held: dict[str, float]
 
     def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Nothing to end: a plan stores no run."""
         self.held = dict(self.attribution.waiting)
         super().on_train_end(*arguments, **kwargs)
 

@@ -125,7 +125,7 @@ class RunScoring(InRun):
     # ---- called by the trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Attaches, and goes on with a checkpoint's state where there is one."""
         self._began = self._saved = time.monotonic()
         training, config = self._training, self._training.config
         if config.record:  # before there are hooks, since it copies the model
@@ -196,7 +196,7 @@ class RunScoring(InRun):
         self._saved = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Detaches, once all values are stored."""
         self.overhead = self.attribution.overhead
         super().on_train_end(args, state, control, **kwargs)
         if self._tokens is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from inrun.uses._judges import judge_notes, judged_as, unjudged
 from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
-AUTO = "auto"
-DOUBT = "label_doubt"
+AUTO, NAMED = "auto", "name"
+DOUBT, RANK = "label_doubt", "doubt_rank"  # a ranking, and the column that it reads
 SURE = 0.95  # the confidence from which a sample is called surely harmful
 
 
@@ -26,7 +27,7 @@ class Pruning(Answer):
     """What `inrun.prune` returns.
 
     Attributes:
-        by: the ranking's name.
+        by: the ranking's name; 'name' where the samples to leave out were named.
         balanced: the column whose levels lose the same share each, or None.
         table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
             harm), `confidence` that it is harmful (null below eight visits, and where no validation
@@ -49,7 +50,9 @@ class Pruning(Answer):
         short = f"; {self.asked:,} were asked for" if dropped < self.asked else ""
         said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}{short}."]
         if self.by == DOUBT:
-            said.append("A doubt is a rank: it does not say how many of these labels are wrong.")
+            said.append(
+                "A doubt is a rank: how many of these labels are wrong says inrun.wrong_labels."
+            )
         if self.positive_again is not None and dropped:
             sure = self.table.filter(self.table["dropped"])["confidence"].to_numpy()
             said.append(f"{int((sure >= SURE).sum()):,} of them are surely harmful ({SURE:.0%}).")
@@ -92,12 +95,12 @@ class Pruning(Answer):
 
 def prune(
     run: Valued,
-    drop: float | int = 0.1,
+    drop: float | int | Collection[Any] = 0.1,
     *,
     by: str | None = None,
     balanced: str | None = AUTO,
     at_least: float | None = None,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     judge: str | None = None,
 ) -> Pruning:
     """Chooses the most harmful samples to leave out.
@@ -109,7 +112,9 @@ def prune(
 
     Args:
         run: a stored run, or a live attribution with a store.
-        drop: a share of the visited samples as a float below 1, or a number of them as an int.
+        drop: a share of the visited samples as a float below 1, a number of them as an int, or the
+            ids of those to leave out, such as a source's: then nothing is chosen, and balance is
+            that of the random control.
         by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
             the samples, as a run of `inrun train` has them. Totals do badly at high shares where
             they are not balanced.
@@ -122,7 +127,8 @@ def prune(
             leaves the weights that the run was scored with.
 
     Raises:
-        MisuseError: nothing or everything would be left out, or a name that is not one.
+        MisuseError: nothing or everything would be left out, a name that is not one, or an id that
+            was not visited.
         StoreError: the run holds no visits.
     """
     run = judged_as(run, judge, samples)
@@ -130,7 +136,7 @@ def prune(
     name = DOUBT if doubted else ranking_named(by or "total", run.targets)
     ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)
-    count = _count(drop, n)
+    count = len(set(drop)) if isinstance(drop, Collection) else _count(drop, n)
     ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
     table = described(ids, samples_of(run, samples))
     if doubted:
@@ -138,9 +144,11 @@ def prune(
     grouping = None if doubted else _labels_if_grouping(table)
     column = grouping if balanced == AUTO else balanced
     level = _levels(table, column)
-    dropped = lowest(ranked.scores, level, count / n) & (ranked.scores < 0)
     nobody = unjudged(run, samples)
-    dropped &= ~nobody
+    if isinstance(drop, Collection):
+        name, dropped = NAMED, _named(drop, ranked.ids.tolist())
+    else:
+        dropped = lowest(ranked.scores, level, count / n) & (ranked.scores < 0) & ~nobody
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
@@ -149,14 +157,27 @@ def prune(
 
 
 def _doubts(table: pa.Table) -> np.ndarray:
-    """(n,) minus each sample's doubt; 0 where there is none."""
-    if DOUBT not in table.column_names:
+    """(n,) the rank of each sample's doubt less one more than there are; 0 where there is none."""
+    if RANK not in table.column_names:
         raise MisuseError(
-            f"The samples have no column {DOUBT!r}. A run of `inrun train` on labels has it; for "
-            "your own loop put the doubts of inrun.label_doubts into Run.describe."
+            f"The samples have no column {RANK!r}. A run of `inrun train` on labels has it; for "
+            "your own loop put that of inrun.label_doubts into Run.describe."
         )
-    known: np.ndarray = table[DOUBT].fill_null(0.0).to_numpy()
-    return -known
+    above: np.ndarray = pc.subtract(table[RANK], table.num_rows + 1).fill_null(0).to_numpy()
+    return above.astype(float)
+
+
+def _named(drop: Collection[Any], ids: list[Any]) -> np.ndarray:
+    """(n,) bool: which of the ids are named."""
+    named = set(drop)
+    strangers = sorted(map(repr, named.difference(ids)))
+    if strangers:
+        raise MisuseError(
+            f"{len(strangers)} of the ids to leave out are of no sample of the run, such as "
+            f"{strangers[0]}. Name visited samples, by ids of the run's own type."
+        )
+    _count(len(named), len(ids))
+    return np.array([i in named for i in ids])
 
 
 def _count(drop: float | int, n: int) -> int:
