@@ -131,6 +131,11 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     block = re.search(
         r"<!-- test: commands -->\n```console\n(.*?)```", README.read_text(), re.S
     ).group(1)
+    whole_audit = inrun.Attribution.audit
+    monkeypatch.setattr(
+        inrun.Attribution, "audit",
+        lambda self, **settings: whole_audit(self, **settings | {"seconds": 2.0}),
+    )  # fmt: skip
     lines = [shlex.split(line[2:], comments=True) for line in block.splitlines()]
     assert lines[0][:2] == ["pip", "install"]
     printed = {line[1]: said(*line[1:]) for line in lines[1:]}
@@ -173,7 +178,7 @@ def test_prune_never_drops_a_sample_that_helped(readme):
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
     doubted = inrun.prune(run, 3, by="label_doubt")
-    samples = run.samples().sort_by([("label_doubt", "descending")])
+    samples = run.samples().sort_by("doubt_rank")
     assert doubted.dropped == samples["sample_id"].to_pylist()[:3]
 
 

@@ -186,6 +186,9 @@ class Auditor:
         """Plays the coming step out on copies."""
         if self._shares is None:
             return
+        if not any(float(g["lr"]) for o in self._optimizers for g in o.param_groups):
+            self.cancel()  # a warm-up's first step moves nothing: the next one is played
+            return
         started = time.perf_counter()
         samples = sum(self._processes.gathered(len(self._shares.labels)))
         players = min(self._groups, samples)
