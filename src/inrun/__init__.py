@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
         Comparison,
+        Confounds,
+        Difference,
         Explanation,
         HarmProfile,
         LabelDoubts,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         Rollup,
         Trace,
         check_pruning,
+        confounds,
+        diff,
         explain,
         explain_again,
         harm_profile,
@@ -40,7 +44,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         select,
         trace,
     )
-    from inrun.utility import Utility
+    from inrun.utility import Utility, contrast
 
 __version__ = "0.2.0"
 
@@ -49,6 +53,8 @@ __all__ = [
     "Attribution",
     "Budget",
     "Comparison",
+    "Confounds",
+    "Difference",
     "EveryStep",
     "Explanation",
     "HarmProfile",
@@ -68,6 +74,9 @@ __all__ = [
     "__version__",
     "attach",
     "check_pruning",
+    "confounds",
+    "contrast",
+    "diff",
     "errors",
     "explain",
     "explain_again",
@@ -90,11 +99,12 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup", "Trace",
-        "check_pruning", "explain", "explain_again", "harm_profile", "label_doubts", "load",
-        "prune", "rollup", "select", "trace",
+        "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile", "LabelDoubts",
+        "Pruning", "Rollup", "Trace", "check_pruning", "confounds", "diff", "explain",
+        "explain_again", "harm_profile", "label_doubts", "load", "prune", "rollup", "select",
+        "trace",
     ),
-    "utility": ("Utility",),
+    "utility": ("Utility", "contrast"),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
 

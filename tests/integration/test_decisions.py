@@ -110,6 +110,19 @@ def test_explain_names_a_step_its_books_and_its_rows(folder, said, refused):
     assert "how to train again" in refused("explain", "run", "--check")
 
 
+def test_diff_lays_two_runs_side_by_side(folder, said, refused):
+    shutil.copytree(folder / "run", folder / "again")
+    text = said("diff", "run", "again", "--out", "moved.csv", "--page", "diff.html")
+    assert "0 in run alone, 0 in again" in text
+    assert "rank correlation of +1.00" in text
+    with open(folder / "moved.csv") as file:
+        assert len(list(csv.DictReader(file))) == inrun.load(folder / "run").values().num_rows
+    page = (folder / "diff.html").read_text()
+    assert "What changed from run to again" in page
+    assert "default-src 'none'" in page
+    assert "is not a run" in refused("diff", "run", ".")
+
+
 def test_rollup_adds_up_to_the_books(folder, said, refused):
     text = shell(folder, "rollup", "run", "--out", "by.csv", "--page", "by.html")
     assert "momentum" in text

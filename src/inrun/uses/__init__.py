@@ -2,6 +2,8 @@
 
 from inrun.uses import select
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._confounds import Confounds, confounds
+from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
@@ -36,6 +38,8 @@ __all__ = [
     "METHODS",
     "TIMES",
     "Comparison",
+    "Confounds",
+    "Difference",
     "Explanation",
     "HarmProfile",
     "LabelDoubts",
@@ -51,7 +55,9 @@ __all__ = [
     "check_place",
     "check_pruning",
     "class_harm",
+    "confounds",
     "described",
+    "diff",
     "doubts",
     "duplicate_groups",
     "explain",
