@@ -210,22 +210,21 @@ def _median(shares: np.ndarray) -> str:
 def _books(runs: list[Run]) -> pa.Table:
     sums = [run.balance() for run in runs]
     ledgers = [run.ledger() for run in runs]
-    rows = [
-        {"entry": name, "a": _end(ledgers[0], *of), "b": _end(ledgers[1], *of)}
+    ends = {
+        name: [_end(ledger, *of) for ledger in ledgers]
         for name, of in (
-            ("opening loss", ("opening_loss", 0)),
-            ("closing loss", ("closing_loss", -1)),
+            ("opening loss", ("opening_loss", 0)), ("closing loss", ("closing_loss", -1)),
         )
-    ]
-    fall = {"entry": "fall of the loss"}
-    rows.append(fall | {side: rows[0][side] - rows[1][side] for side in ("a", "b")})
-    for name in ENTRIES:
-        both = [found.get(name, 0.0) for found in sums]
-        if any(np.nan_to_num(both, nan=1.0)):
-            rows.append(
-                {"entry": WORDS.get(name, name.replace("_", " ")), "a": both[0], "b": both[1]}
-            )
-    return pa.Table.from_pylist(rows)
+    }  # fmt: skip
+    falls = [opened - closed for opened, closed in zip(*ends.values(), strict=True)]
+    entries = {
+        WORDS.get(name, name.replace("_", " ")): [found.get(name, 0.0) for found in sums]
+        for name in ENTRIES
+    }
+    there = {name: both for name, both in entries.items() if any(np.nan_to_num(both, nan=1.0))}
+    every = {**ends, "fall of the loss": falls, **there}
+    columns = list(zip(*every.values(), strict=True))
+    return pa.table({"entry": list(every), "a": columns[0], "b": columns[1]})
 
 
 def _end(ledger: pa.Table, column: str, at: int) -> float:
