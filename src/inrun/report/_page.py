@@ -94,10 +94,12 @@ class Figure:
 
 
 class Paragraph(NamedTuple):
-    """A heading and its sentences."""
+    """A question, its answer in a few words, what it rests on, and a list that the script fills."""
 
     title: str
     sentences: Sequence[str]
+    answer: str = ""
+    fills: str = ""
 
 
 @dataclass(frozen=True)

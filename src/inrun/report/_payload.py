@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from inrun.ledger import Run, target_columns
 from inrun.report import _shown as shown
+from inrun.report._places import KINDS, sample_map, value_map
 from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers, rank, unjudged
 
 MOST_VISITS = 500_000
 MOST_HARMS = 3_000_000
 MOST_LEVELS = 1000
-PLAIN = ("sample_id", "text", "image")
+PLAIN = ("sample_id", "text", "image", "embedding")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def payload(of: Contents) -> dict[str, Any]:
         "targets": list(of.targets),
         "left_out": [],
     }
+    data |= _placed(of)
     if of.ranked.worst is not None:
         data |= {"harm": numbers(of.ranked.scores), "worst": of.ranked.worst.tolist()}
         if n * len(of.targets) <= MOST_HARMS:
@@ -79,6 +81,18 @@ def payload(of: Contents) -> dict[str, Any]:
     data["groups"] = [_levels(name, column) for name, column in grouping_columns(of.table)]
     data |= _seen(of, order, data["left_out"])
     return data | {"by_visit": _by_visit(of, order, data["left_out"])}
+
+
+def _placed(of: Contents) -> dict[str, Any]:
+    """Coordinates on the maps, and each sample's kind by its visits."""
+    values = value_map(of.visits)
+    kind = values.pop("kind")
+    maps = {"worth": values, "map": sample_map(of.table, of.visits, of.targets)}
+    found = {
+        name: place | {axis: numbers(place[axis]) for axis in "xy"}
+        for name, place in maps.items() if place
+    }  # fmt: skip
+    return {"places": found, "kind": kind.tolist(), "kinds": list(KINDS)}
 
 
 def numbers(values: np.ndarray) -> list[float]:
