@@ -1,8 +1,8 @@
 """Charts whose rows the page's script computes from the samples that the filters leave.
 
 Each is drawn from data called `rows`, in the columns named here; the script of the same chart is in
-`assets/charts.js`, which puts the unit in place of `[unit]`, and what numbers are multiplied by to be
-in it in place of `[factor]`.
+`assets/charts.js`. It puts the unit in place of `[unit]`, and in place of `[factor]` what numbers
+are multiplied by to be in it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _placed() -> alt.TopLevelMixin:
         of(f"{name}:Q", title=f"[{name}]", axis=axis) for of, name in ((alt.X, "x"), (alt.Y, "y"))
     )
     opacity = alt.Opacity(
-        "chosen:N", scale=alt.Scale(domain=[0, 1], range=[0.08, 0.75]), legend=None
+        "chosen:O", scale=alt.Scale(domain=[0, 1], range=[0.08, 0.75]), legend=None
     )
     color = alt.Color("color:N", title=None, scale=alt.Scale(domain=[], range=[]))
     drawn = _rows().mark_circle(size=26).encode(

@@ -16,6 +16,7 @@ Letters: n samples, D numbers of an embedding, K targets.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,10 @@ def components(rows_nD: np.ndarray) -> tuple[np.ndarray, float]:
 def _embedding(table: pa.Table) -> np.ndarray | None:
     if "embedding" not in table.column_names:
         return None
-    rows = table["embedding"].to_pylist()
-    lengths = {len(r) for r in rows if r is not None}
-    if len(lengths) != 1 or None in rows or not lengths - {0}:
+    cells = table["embedding"].to_pylist()
+    try:  # lists are kept as text
+        rows = [json.loads(cell) if isinstance(cell, str) else cell for cell in cells]
+        found = np.array(rows, dtype=np.float64)
+    except (ValueError, TypeError):  # a row without one, or of another length
         return None
-    found = np.array(rows, dtype=np.float64)
-    return found if np.isfinite(found).all() else None
+    return found if found.ndim == 2 and found.size and np.isfinite(found).all() else None

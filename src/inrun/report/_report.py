@@ -156,7 +156,8 @@ def _coverage(run: Run) -> list[Section]:
         for r in coverage.to_pylist()
     ]
     head = ["parameter", "shape", "status", "captured as", f"share of the {of}"]
-    return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
+    words = ["Which parameters the values cover."]
+    return [Section("Coverage", words, tables=[Table(head, rows)], folded=True)]
 
 
 def _reading(run: Run) -> Section:
