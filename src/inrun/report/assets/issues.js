@@ -15,16 +15,20 @@
 
   function issues(rows) {
     const body = document.querySelector("#issues tbody"), score = report.score();
-    body.replaceChildren.apply(body, Object.keys(report.shows).filter(function (key) { return report.shows[key].todo; }).map(function (key) {
+    const asked = Object.keys(report.shows).filter(function (key) { return report.shows[key].todo; });
+    const none = asked.filter(function (key) { return !rows.some(report.shows[key].test); });
+    document.getElementById("issues-words").textContent = (none.length < asked.length ? "A name selects its samples; everything else follows. " : "") +
+      (none.length ? "None of: " + none.map(function (key) { return report.shows[key].name; }).join("; ") + "." : "");
+    document.getElementById("issues").hidden = none.length === asked.length;
+    body.replaceChildren.apply(body, asked.filter(function (key) { return !none.includes(key); }).map(function (key) {
       const issue = report.shows[key], found = rows.filter(issue.test), line = element("tr"), first = element("td"), worst = element("td");
       const select = element("button", "open", issue.name);
       select.type = "button";
       select.dataset.issue = key;
-      select.disabled = !found.length;
       select.addEventListener("click", function () { report.show(key); });
       first.append(select);
       found.slice().sort(function (a, b) { return issue.worst ? issue.worst(b) - issue.worst(a) : score[a] - score[b]; }).slice(0, WORST).forEach(function (i) { worst.append(opener(i), " "); });
-      line.append(first, element("td", "number", found.length.toLocaleString()), element("td", "number", found.length ? report.format(sum(found)) : ""), worst, element("td", "", found.length ? issue.todo : ""));
+      line.append(first, element("td", "number", found.length.toLocaleString()), element("td", "number", report.format(sum(found))), worst, element("td", "", issue.todo));
       return line;
     }));
   }

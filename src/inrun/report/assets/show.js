@@ -60,7 +60,7 @@
   function facts(row) {
     const d = report.data, facts = [];
     if (d.worst) facts.push("harms most: " + d.targets[d.worst[row]]);
-    if (d.confidence[row] !== null) facts.push("surely harmful: " + Math.floor(100 * d.confidence[row]) + " %");
+    if (d.confidence[row] >= 0.5) facts.push("surely harmful: " + Math.floor(100 * d.confidence[row]) + " %");
     if (d.outlier[row]) facts.push("outlier");
     if (d.copies[row] >= 0) facts.push("has duplicates");
     return facts;
@@ -81,7 +81,7 @@
     button.dataset.row = row;
     button.append(shown, report.content(row, false));
     const rest = groupsOf(row).concat(facts(row)).filter(function (fact) {
-      return !said.length || !/^(label|harms most): /.test(fact); // what was said already
+      return !said.length || !/^(label|suggested_label|harms most): /.test(fact); // what was said already
     });
     said.concat("id " + report.data.ids[row], rest).forEach(function (fact) {
       button.append(element("span", "facts", fact));
