@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
+        Agreement,
         Comparison,
         Confounds,
         Difference,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         Pruning,
         Rollup,
         Trace,
+        WrongLabels,
+        agreement,
         check_pruning,
         confounds,
         diff,
@@ -39,16 +42,19 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         harm_profile,
         label_doubts,
         load,
+        plant,
         prune,
         rollup,
         select,
         trace,
+        wrong_labels,
     )
     from inrun.utility import Utility, contrast
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Agreement",
     "Answer",
     "Attribution",
     "Budget",
@@ -71,7 +77,9 @@ __all__ = [
     "Trajectory",
     "Utility",
     "Window",
+    "WrongLabels",
     "__version__",
+    "agreement",
     "attach",
     "check_pruning",
     "confounds",
@@ -85,12 +93,14 @@ __all__ = [
     "load",
     "lookahead",
     "optim",
+    "plant",
     "prune",
     "record",
     "rollup",
     "select",
     "trace",
     "truth",
+    "wrong_labels",
 ]
 
 _HOMES = {
@@ -99,10 +109,10 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile", "LabelDoubts",
-        "Pruning", "Rollup", "Trace", "check_pruning", "confounds", "diff", "explain",
-        "explain_again", "harm_profile", "label_doubts", "load", "prune", "rollup", "select",
-        "trace",
+        "Agreement", "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile",
+        "LabelDoubts", "Pruning", "Rollup", "Trace", "WrongLabels", "agreement", "check_pruning",
+        "confounds", "diff", "explain", "explain_again", "harm_profile", "label_doubts", "load",
+        "plant", "prune", "rollup", "select", "trace", "wrong_labels",
     ),
     "utility": ("Utility", "contrast"),
 }  # fmt: skip

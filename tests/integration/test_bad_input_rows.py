@@ -172,6 +172,13 @@ TESTS = {
     "unit/uses/test_labels.py": {
         "label doubts where": "doubts_without_what_they_need_are_refused",
     },
+    "unit/uses/test_wrong_labels.py": {
+        "planting flips in": "planted_labels_differ_from_the_given_ones_where_it_is_said",
+        "counting wrong labels": "a_run_with_planted_flips_is_counted",
+    },
+    "unit/uses/test_rollup.py": {
+        "a column of clusters": "nothing_is_told_of_one_group",
+    },
     "unit/replay/test_recorder.py": {
         "a recording of which": "a_flipped_bit_anywhere_in_a_recording_is_a_store_error",
         "a recording whose": "data_that_changed_is_found_at_its_step",

@@ -78,7 +78,7 @@ def refused(command):
 def test_report_is_one_file_beside_the_run(folder, said, refused):
     assert "report.html" in shell(folder, "report", "run")
     text = (folder / "run" / "report.html").read_text()
-    assert "What helped" in text
+    assert "How far did the loss fall, and through what?" in text
     assert "default-src 'none'" in text
     said("report", "run", "--out", "elsewhere.html")
     assert (folder / "elsewhere.html").exists()

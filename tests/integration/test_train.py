@@ -80,7 +80,7 @@ def test_texts_with_labels(classified):
     assert run.targets == ("sea", "wood")
     samples = pq.read_table(folder / "samples.parquet")
     assert sorted(samples["sample_id"].to_pylist()) == run.values()["sample_id"].to_pylist()
-    assert {"text", "label", "source", "mean_loss", "label_doubt"} <= set(samples.column_names)
+    assert {"text", "label", "source", "mean_loss", "doubt_rank"} <= set(samples.column_names)
     assert set(samples["suggested_label"].to_pylist()) <= {"sea", "wood"}
     assert "Trained 10 steps" in said
     assert "Labels to look at first" in said

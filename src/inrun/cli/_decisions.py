@@ -119,6 +119,9 @@ def rollup(
     duplicates: Annotated[
         str, typer.Option(help="split: equal contents share their value among groups; booked.")
     ] = "split",
+    clusters: Annotated[
+        str | None, typer.Option(help="A column: its levels' rows are no independent draws.")
+    ] = None,
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
     judge: Judge = None,
@@ -128,7 +131,9 @@ def rollup(
 
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
-    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates, judge=judge)
+    found = inrun.rollup(
+        stored, by, samples=told, duplicates=duplicates, judge=judge, clusters=clusters
+    )
     console = terminal()
     _print_rollup(console, found)
     if out is not None:
@@ -149,7 +154,7 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             f"{row['samples']:,}",
             f"{row['value']:+.4g}",
             f"{row['low']:+.3g} to {row['high']:+.3g}",
-            f"{row['share']:.1%}",
+            f"{row['share']:.1%} ({row['share_low']:.1%} to {row['share_high']:.1%})",
             f"{row['harmful']:.0%}",
             f"{row['duplicated']:,}",
         )

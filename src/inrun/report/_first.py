@@ -50,19 +50,20 @@ def _labels(of: Contents) -> Paragraph:
     question = "How many labels are probably wrong?"
     if "label" not in of.table.column_names:
         return Paragraph(question, ["The run was told of no labels."], "No labels")
-    head, said = wrong_labels(of)
-    return Paragraph(question, said, head, "labels")
-
-
-def wrong_labels(of: Contents) -> tuple[str, list[str]]:
-    """The count of labels that are probably wrong, in a few words, and what it rests on."""
-    if "label_doubt" in of.table.column_names or len(of.targets) > 1:
-        return "Not counted", [
-            "The order says which label to look at first, not how many are wrong. The first ten:"
-        ]
-    return "Not known", [
-        "This needs one target per class, or label doubts (inrun.label_doubts), with the run."
-    ]
+    if of.wrong is not None:
+        found, first = of.wrong, "The first ten:"
+        if found.count is None:
+            return Paragraph(question, [*found.sentences(), first], "Cannot be told", "labels")
+        head = f"About {found.count:.0f} (95 %: {found.low:.0f} to {found.high:.0f})"
+        return Paragraph(question, [*found.sentences(), first], head, "labels")
+    if not {"doubt_rank", "suggested_label"} & set(of.table.column_names) and not of.targets:
+        said = "This needs one target per class, or label doubts (inrun.label_doubts)."
+        return Paragraph(question, [said], "Not known")
+    said = (
+        "Which labels to look at first is known, not how many are wrong: that needs a training "
+        "with planted flips (inrun.plant; a column 'planted' says which). The first ten:"
+    )
+    return Paragraph(question, [said], "Not counted", "labels")
 
 
 def _hurting(of: Contents) -> Paragraph:

@@ -12,11 +12,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from inrun.errors import MisuseError
 from inrun.ledger import Run, target_columns
 from inrun.report import _shown as shown
 from inrun.report._places import KINDS, sample_map, value_map
-from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers, rank, unjudged
+from inrun.uses import (
+    Ranked,
+    WrongLabels,
+    described,
+    duplicate_groups,
+    harm_sums,
+    near_groups,
+    outliers,
+    rank,
+    unjudged,
+    wrong_labels,
+)
 
 MOST_VISITS = 500_000
 MOST_HARMS = 3_000_000
@@ -34,7 +47,9 @@ class Contents:
     table: pa.Table  # the samples' description
     ranked: Ranked
     copies: np.ndarray
+    near: np.ndarray
     outlier: np.ndarray
+    wrong: WrongLabels | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -50,9 +65,20 @@ def contents(run: Run, samples: pa.Table | None) -> Contents:
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     return Contents(
         run, values, visits, table, ranked,
-        duplicate_groups(table),
-        outliers(values["value"].to_numpy()),
+        duplicate_groups(table), near_groups(table),
+        outliers(values["value"].to_numpy()), _counted(run, table),
     )  # fmt: skip
+
+
+def _counted(run: Run, table: pa.Table) -> WrongLabels | None:
+    """Labels that are wrong, where the samples' column `planted` says which were flipped."""
+    if "planted" not in table.column_names:
+        return None
+    planted = pc.equal(table["planted"].cast(pa.string()), "true")
+    try:
+        return wrong_labels(run, table["sample_id"].filter(planted).to_pylist())
+    except MisuseError:  # too few of them, or nothing is known of losses and probabilities
+        return None
 
 
 def payload(of: Contents) -> dict[str, Any]:
@@ -70,10 +96,15 @@ def payload(of: Contents) -> dict[str, Any]:
         "confidence": [None if np.isnan(c) else round(c, 4) for c in of.ranked.confidence.tolist()],
         "outlier": of.outlier.astype(int).tolist(),
         "copies": of.copies.tolist(),
+        "near": of.near.tolist(),
         "targets": list(of.targets),
         "left_out": [],
     }
     data |= _placed(of)
+    if of.wrong is not None and of.wrong.count is not None:
+        known = of.wrong.table
+        place = pc.index_in(of.values["sample_id"], value_set=known["sample_id"].combine_chunks())
+        data["wrong"] = known["probability"].take(place).to_pylist()
     if of.ranked.worst is not None:
         data |= {"harm": numbers(of.ranked.scores), "worst": of.ranked.worst.tolist()}
         if n * len(of.targets) <= MOST_HARMS:

@@ -10,7 +10,7 @@ from inrun.errors import StoreError
 from inrun.ledger import known_residual_shares, relative_error, totals
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import FEWEST, TIMES, confounds
+from inrun.uses import FEWEST, TIMES, agreement, confounds
 
 SURE = 0.95
 FEW = 5
@@ -70,14 +70,17 @@ def helped(of: Contents) -> list[str]:
 
 
 def surely(of: Contents) -> list[str]:
-    """How many samples are harmful with confidence, and how many of that many tests would err."""
+    """How many samples are harmful with confidence, and how many of those are not, by it."""
     sure = of.ranked.confidence[np.isfinite(of.ranked.confidence)]
     if not len(sure):
         return [f"With fewer than {FEWEST} visits no single sample can be called harmful."]
+    called = sure[sure >= SURE]
+    if not len(called):
+        return [f"No sample is harmful with a confidence of {SURE:.0%} over its visits."]
     return [
-        f"{int((sure >= SURE).sum()):,} samples are harmful with a confidence of {SURE:.0%} or "
-        f"more over their visits; if no sample were harmful, about {(1 - SURE) * len(sure):,.0f} "
-        "would be expected to look so by chance."
+        f"{len(called):,} samples are harmful with a confidence of {SURE:.0%} or more over their "
+        f"visits. By these confidences about {(1 - called).sum():,.0f} of them are not: a false "
+        f"discovery rate of {(1 - called).mean():.1%}."
     ]
 
 
@@ -93,6 +96,7 @@ def evidence(of: Contents) -> list[str]:
         "since by how much a step lowered the validation loss is not known. "
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
+    said += agreement(of.run, of.table).sentences()
     said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).sentences()[:1]]
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))

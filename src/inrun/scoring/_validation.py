@@ -49,6 +49,13 @@ class Validation:
         if parts > 1 and self._utility.rotating == 1:
             self._utility = self._utility.split(parts)
 
+    @property
+    def judged(self) -> str:
+        """By what a step is: see `inrun.truth.AUDIT`."""
+        if self._utility.rotating > 1:
+            return "a part of the rows"
+        return "older gradients" if self._utility.refresh > 1 else "all rows"
+
     def disturb(self) -> None:
         """Something that the loss depends on was moved, maybe past the version counters."""
         self._disturbed = True

@@ -43,17 +43,24 @@ AUDIT = pa.schema(
         ("truth", pa.list_(pa.float64())),
         ("owners", pa.string()),
         ("share_error", pa.float64()),
+        ("judged", pa.string()),
+        ("label_gain", pa.float64()),
+        ("validation_classes", pa.int64()),
     ]
 )
 """Of a check: `residual` of the step's ledger, as a share of their entries; `spread`, the standard
 deviation of the true values over their mean size; `half_agreement`, the correlation of the truth by
-one half of the validation rows with that by the other, null where it cannot be had; `age`, how many
-steps the optimizer's youngest moments have seen, null where that does not matter;
-`forecast_error`, how far `stream` misjudged the clip coefficient; `loss_noise`, by how much two
-validation losses at the same weights differ, over the spread of the true values; `owners`,
-'checked' where the truth is made of each sample's own gradient, computed apart from all others, or
-'not checked: ' and why it is made of the captured shares instead; `share_error`, how far those two
-are apart, relative to the shares, null where they were not compared."""
+one half of the validation rows with that by the other, over many stratified halvings where there
+are several targets, null where it cannot be had; `age`, how many steps the optimizer's youngest
+moments have seen, null where that does not matter; `forecast_error`, how far `stream` misjudged the
+clip coefficient; `loss_noise`, by how much two validation losses at the same weights differ, over
+the spread of the true values; `owners`, 'checked' where the truth is made of each sample's own
+gradient, computed apart from all others, or 'not checked: ' and why it is made of the captured
+shares instead; `share_error`, how far those two are apart, relative to the shares, null where they
+were not compared; `judged`, by what the values of the step were: 'all rows', 'a part of the rows'
+(`validation_parts`) or 'older gradients' (`validation_every`); `label_gain`, which part of the
+validation loss under shuffled labels the own labels take off, and `validation_classes`, how many
+labels the validation rows have, null where no labels were found."""
 
 
 class Interval(NamedTuple):
@@ -77,7 +84,8 @@ class AuditReport:
     """An audit in a few numbers; `str()` puts it in words.
 
     Agreement, sums, errors and residuals are medians over the checks. `ceiling` is the noise
-    ceiling, see `noise_ceiling`; `owners` says whether the truth could tell a wrong owner.
+    ceiling, see `noise_ceiling`; `owners` says whether the truth could tell a wrong owner;
+    `label_gain` is the last check's.
     """
 
     checks: int
@@ -90,6 +98,7 @@ class AuditReport:
     ceiling: Interval | None
     causes: tuple[Cause, ...]
     owners: str = "not checked"
+    label_gain: float | None = None
 
     def __str__(self) -> str:
         """The report as text."""
@@ -109,6 +118,9 @@ class AuditReport:
         ]
         lines = [f"{self.checks} steps played out in {self.seconds:.0f} s (median, 95 % interval)"]
         lines += [f"  {name:<38} {value}" for name, value in rows]
+        if self.label_gain is not None:
+            name = "loss that the validation labels take off"
+            lines.append(f"  {name:<38} {self.label_gain:.0%} of that with shuffled labels")
         lines.append(f"  {'whose gradient is whose':<38} {self.owners}")
         for cause in self.causes:
             lines += [f"{cause.name}: {cause.evidence}", f"  -> {cause.remedy}"]
@@ -139,8 +151,9 @@ def report(checks: pa.Table) -> AuditReport:
         relative_error=_interval([row["relative_error"] for row in rows]),
         residual=_interval([row["residual"] for row in rows]),
         ceiling=ceiling,
-        causes=likely_causes(rows, None if ceiling is None else ceiling.median),
+        causes=likely_causes(rows),
         owners=_owners(rows),
+        label_gain=max(rows, key=lambda row: row["step"]).get("label_gain"),
     )
 
 

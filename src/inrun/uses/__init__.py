@@ -1,6 +1,7 @@
 """From values to decisions."""
 
 from inrun.uses import select
+from inrun.uses._agreement import Agreement, agreement, agreements
 from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
 from inrun.uses._confounds import Confounds, confounds
 from inrun.uses._diff import Difference, diff
@@ -24,12 +25,14 @@ from inrun.uses._load import (
     training_again,
     trains_itself,
 )
+from inrun.uses._near import near_groups
 from inrun.uses._online import anticipating
 from inrun.uses._prune import Pruning, check_place, prune, write_kept
 from inrun.uses._ranking import FEWEST, Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
 from inrun.uses._trace import METHODS, Trace, trace
+from inrun.uses._wrong_labels import Planted, WrongLabels, plant, wrong_labels
 
 __all__ = [
     "ARMS",
@@ -37,6 +40,7 @@ __all__ = [
     "JUDGES",
     "METHODS",
     "TIMES",
+    "Agreement",
     "Comparison",
     "Confounds",
     "Difference",
@@ -44,6 +48,7 @@ __all__ = [
     "HarmProfile",
     "LabelDoubts",
     "Mean",
+    "Planted",
     "Pruning",
     "Ranked",
     "Rollup",
@@ -51,6 +56,9 @@ __all__ = [
     "Train",
     "TrainedAgain",
     "Valued",
+    "WrongLabels",
+    "agreement",
+    "agreements",
     "anticipating",
     "check_place",
     "check_pruning",
@@ -72,8 +80,10 @@ __all__ = [
     "label_doubts",
     "load",
     "not_reproducible",
+    "near_groups",
     "note_label_doubts",
     "outliers",
+    "plant",
     "prune",
     "rank",
     "replayable_again",
@@ -84,4 +94,5 @@ __all__ = [
     "trains_itself",
     "unjudged",
     "write_kept",
+    "wrong_labels",
 ]

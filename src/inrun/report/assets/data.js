@@ -25,7 +25,7 @@
     finished: { name: "finished: hardly acts any more", test: function (i) { return report.data.kind[i] === 3; }, todo: "Learned, or without effect: they may be visited less often." },
     contradicting: { name: "same content, several labels", test: function (i) { return report.contradicts[i] === 1; }, todo: "Decide on one label for each content." },
     copies: { name: "duplicates", test: function (i) { return report.data.copies[i] >= 0; }, todo: "Keep one of each, unless the repetition is meant." },
-    near: { name: "near duplicates", test: function (i) { return report.data.near !== undefined && report.data.near[i] >= 0; }, todo: "Look at a few: templates and quotations repeat." },
+    near: { name: "near duplicates", test: function (i) { return report.data.near[i] >= 0 && report.data.copies[i] < 0; }, todo: "Look at a few: templates and quotations repeat." },
     outliers: { name: "outliers", test: function (i) { return report.data.outlier[i] === 1; }, worst: function (i) { return Math.abs(report.data.value[i]); }, todo: "Very long, rare or broken rows: look at them before their sums are believed." },
   };
 
@@ -106,7 +106,6 @@
     report.state = fresh();
     if (!report.data.harm) delete ranks.harm;
     if (!report.data.wrong) delete shows.labels;
-    if (!report.data.near) delete shows.near;
     report.contradicts = contradicting(report.data);
     const d = report.data, visits = d.by_visit;
     report.visitsOf = Array.from({ length: d.ids.length }, function () { return []; });

@@ -45,15 +45,15 @@
 
   function copies(rows) {
     const d = report.data, body = document.querySelector("#copies tbody"), exact = grouped(rows, d.copies);
-    const near = d.near ? grouped(rows, d.near).filter(function (members) {
+    const near = grouped(rows, d.near).filter(function (members) {
       return members.some(function (i) { return d.copies[i] < 0 || d.copies[i] !== d.copies[members[0]]; });
-    }) : [];
+    });
     const many = exact.map(function (of) { return { rows: of, alike: "exactly", value: sum(of) }; })
       .concat(near.map(function (of) { return { rows: of, alike: "nearly", value: sum(of) }; }))
       .sort(function (a, b) { return Math.abs(b.value) - Math.abs(a.value); });
     const extra = exact.reduce(function (total, of) { return total + of.length - 1; }, 0);
     document.getElementById("copies-words").textContent = many.length
-      ? exact.length.toLocaleString() + " contents are there more than once, " + extra.toLocaleString() + " samples more than need be" + (d.near ? "; " + near.length.toLocaleString() + " groups are nearly the same" : "") + ". They share what their content is worth: each has the part that its own visits earned, so one's small value does not say that the content is worth little."
+      ? exact.length.toLocaleString() + " contents are there more than once, " + extra.toLocaleString() + " samples more than need be" + "; " + near.length.toLocaleString() + " groups are nearly the same" + ". They share what their content is worth: each has the part that its own visits earned, so one's small value does not say that the content is worth little."
       : "No two of these samples have the same content.";
     document.getElementById("copies").hidden = !many.length;
     body.replaceChildren.apply(body, many.slice(0, MOST).map(function (group) {

@@ -130,13 +130,14 @@
 
   // Labels that look wrong: by what the run's samples say of their labels, or by the harm profile.
   function labels(rows) {
-    const d = report.data, given = d.columns.label, doubt = d.columns.label_doubt, wrong = d.wrong;
-    const words = document.getElementById("labels-words"), by = wrong || doubt || d.harm;
+    const d = report.data, given = d.columns.label, doubt = d.columns.doubt_rank, wrong = d.wrong;
+    const words = document.getElementById("labels-words"), by = wrong || d.harm;
     let doubtful = [], shows = null;
     if (given && (wrong || doubt)) {
-      doubtful = rows.filter(function (i) { return by[i] !== null; }).sort(function (a, b) { return by[b] - by[a]; });
-      shows = function (i) { return element("span", "score", wrong ? "wrong with " + Math.round(100 * wrong[i]) + " %" : "doubt " + doubt[i].toFixed(3)); };
-      words.textContent = wrong ? "By the probability that the label is wrong." : "By label doubt, a rank from 0 to 1, the most doubtful first.";
+      const known = wrong || doubt, sign = wrong ? -1 : 1;
+      doubtful = rows.filter(function (i) { return known[i] !== null; }).sort(function (a, b) { return sign * (known[a] - known[b]); });
+      shows = function (i) { return element("span", "score", wrong ? "probably wrong: " + Math.round(100 * wrong[i]) + " %" : "doubt " + doubt[i].toLocaleString() + " of " + d.ids.length.toLocaleString()); };
+      words.textContent = wrong ? "By the probability that the label is wrong." : "By rank of doubt, the most doubtful first: where to look, not how probably a label is wrong.";
     } else if (given && d.harm) {
       doubtful = rows.filter(function (i) { return report.suggestion(i) !== null; });
       doubtful.sort(function (a, b) { return d.harm[a] - d.harm[b]; });
