@@ -33,7 +33,8 @@ def _fall(of: Contents) -> Paragraph:
     opening, closing = (sums.get(f"{end}_loss", np.nan) for end in ("opening", "closing"))
     names = ("samples", "momentum", "weight_decay", "unattributed", "other", "residual")
     known = [(name.replace("_", " "), sums[name]) for name in names if np.isfinite(sums[name])]
-    entries = [f"{name} {size:+.3g}" for name, size in known if size]
+    least = 1e-4 * max((abs(size) for _, size in known), default=0.0)
+    entries = [f"{name} {size:+.3g}" for name, size in known if abs(size) > least]
     said = [f"Taken off by {', '.join(entries)}."] if entries else []
     if of.run.extra == "paid_out":
         said.append(

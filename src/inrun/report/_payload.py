@@ -140,7 +140,7 @@ def grouping_columns(table: pa.Table) -> list[tuple[str, list[str]]]:
         discrete = (
             pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
         )
-        if name in PLAIN or not discrete:
+        if name in (*PLAIN, "suggested_label") or not discrete:
             continue
         cells = ["(none)" if v is None else str(v) for v in table[name].to_pylist()]
         levels = len(set(cells))

@@ -2,7 +2,7 @@
 // that are there more than once; samples whose values stand out.
 (function () {
   "use strict";
-  const element = report.element, WORST = 3, MOST = 20;
+  const element = report.element, WORST = 3, MOST = window.innerWidth < 640 ? 5 : 20;
 
   function sum(rows) { return rows.reduce(function (total, i) { return total + report.data.value[i]; }, 0); }
 

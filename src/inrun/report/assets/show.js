@@ -83,7 +83,7 @@
     const rest = groupsOf(row).concat(facts(row)).filter(function (fact) {
       return !said.length || !/^(label|suggested_label|harms most): /.test(fact); // what was said already
     });
-    said.concat("id " + report.data.ids[row], rest).forEach(function (fact) {
+    said.concat(["id " + report.data.ids[row]].concat(rest).join(" \u00b7 ")).forEach(function (fact) {
       button.append(element("span", "facts", fact));
     });
     button.addEventListener("click", function () { report.openSample(row); });
