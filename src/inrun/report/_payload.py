@@ -105,6 +105,7 @@ def payload(of: Contents) -> dict[str, Any]:
         known = of.wrong.table
         place = pc.index_in(of.values["sample_id"], value_set=known["sample_id"].combine_chunks())
         data["wrong"] = known["probability"].take(place).to_pylist()
+        data["suspect"] = pc.less(place, round(of.wrong.count)).fill_null(False).to_pylist()
     if of.ranked.worst is not None:
         data |= {"harm": numbers(of.ranked.scores), "worst": of.ranked.worst.tolist()}
         if n * len(of.targets) <= MOST_HARMS:

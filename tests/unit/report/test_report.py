@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torch import nn
 import inrun
 from inrun.ledger import TokenFolder
 from inrun.report import write_report
+from inrun.report._first import first_screen
+from inrun.report._payload import contents, payload
 from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
-from tests.integration.stored import random_run
+from tests.integration.stored import random_run, stored_run
 from tests.settings import flat
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -550,3 +553,35 @@ def test_every_kind_of_run_has_a_page_that_says_what_it_is(
     assert absent not in text
     assert opened.complaints == []
     opened.context.close()
+
+
+def test_wrong_labels_are_counted_where_flips_were_planted(tmp_path):
+    """Thirty planted flips and twenty wrong labels among 200, all with the loss of a wrong one."""
+    rng = np.random.default_rng(0)
+    n, planted, wrong = 200, np.arange(30), np.arange(30, 50)
+    bad = np.isin(np.arange(n), [*planted, *wrong])
+    sample = np.tile(np.arange(n), 8)
+    values = np.where(bad, -1.0, 1.0)[sample, None] * [1.0, 0.5] + rng.normal(0, 0.1, (8 * n, 2))
+    step = np.arange(8 * n) // 20 + 1
+    stored = stored_run(tmp_path / "run", values, sample, step, list(range(n)), ("0", "1"))
+    ids = {"sample_id": list(range(n)), "label": ["0", "1"] * (n // 2)}
+    stored.describe(ids | {"planted": (np.arange(n) < 30).tolist()})
+    high = np.where(bad, 0.9, 0.1) + rng.normal(0, 0.01, n)
+    first = np.arange(n) % 2 == 0
+    seen = ids | {
+        "mean_loss": -np.log(1 - high), "0": np.where(first, 1 - high, high),
+        "1": np.where(first, high, 1 - high),
+    }  # fmt: skip
+    found = inrun.wrong_labels(stored, planted.tolist(), seen)
+    page = contents(stored, None)
+    write_page = replace(page, wrong=found)
+    answer = first_screen(write_page)[1]
+    assert answer.answer == f"About {found.count:.0f} (95 %: {found.low:.0f} to {found.high:.0f})"
+    assert found.low <= 20 <= found.high
+    data = payload(write_page)
+    assert [i for i, p in enumerate(data["wrong"]) if p is not None] == list(range(30, n))
+    suspects = np.flatnonzero(data["suspect"])
+    assert len(suspects) == round(found.count)
+    assert set(suspects.tolist()) <= set(wrong.tolist()) or set(wrong.tolist()) <= set(
+        suspects.tolist()
+    )

@@ -19,7 +19,7 @@
     all: { name: "all samples", test: function () { return true; } },
     harmful: { name: "harmful (value below 0)", test: function (i) { return report.data.value[i] < 0; } },
     helpful: { name: "helpful (value above 0)", test: function (i) { return report.data.value[i] > 0; } },
-    labels: { name: "labels that are probably wrong", test: function (i) { return report.data.wrong !== undefined && report.data.wrong[i] >= 0.5; }, worst: function (i) { return report.data.wrong[i]; }, todo: "Look at each and put the right label in; Argilla and Label Studio take them with the suggested one." },
+    labels: { name: "as many labels as are probably wrong", test: function (i) { return report.data.suspect[i]; }, worst: function (i) { return report.data.wrong[i]; }, todo: "Look at each and put the right label in; Argilla and Label Studio take them with the suggested one." },
     sure: { name: "surely harmful (95 %)", test: function (i) { return report.data.confidence[i] >= 0.95; }, todo: "Train without them and compare: inrun prune --confidence 0.95 --check." },
     erratic: { name: "erratic: helps and harms in turn", test: function (i) { return report.data.kind[i] === 2; }, todo: "Ambiguous or noisy: look at a few before deciding on any." },
     finished: { name: "finished: hardly acts any more", test: function (i) { return report.data.kind[i] === 3; }, todo: "Learned, or without effect: they may be visited less often." },
