@@ -1,5 +1,6 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
+from inrun.utility._contrast import CONTROL, MARGIN, contrast
 from inrun.utility._draws import is_repeatable, states_kept
 from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
@@ -22,10 +23,13 @@ from inrun.utility._unequal import weighed
 from inrun.utility._utility import LossFunction, Utility
 
 __all__ = [
+    "CONTROL",
+    "MARGIN",
     "EachCall",
     "Evaluation",
     "LossFunction",
     "Utility",
+    "contrast",
     "counts_of",
     "curvature",
     "differentiable_twice",
