@@ -161,6 +161,7 @@ def test_a_validation_loss_that_is_not_repeatable_is_named():
     assert "Validation loss that is not repeatable" in causes(audit)
 
 
+@pytest.mark.filterwarnings("ignore:validation_every")
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -176,6 +177,7 @@ def test_settings_and_losses_that_spoil_values_are_named(changes, name):
     assert not {"First steps", "Cause unknown", "Owners"} & set(found)
 
 
+@pytest.mark.filterwarnings("ignore:A sample alone")
 def test_numbers_that_numpy_draws_are_named_and_nothing_else():
     rng = np.random.default_rng(0)
 
