@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.statements import audits, flips
+from benchmarks.statements import audits, flips, sections
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
 from inrun.uses._wrong_labels import SEPARATED
 
@@ -43,6 +43,7 @@ def write_page() -> None:
         "SEPARATED": f"{SEPARATED:.2f}",
         "AUDITS": _audits(audited),
         "RUN": environments(stored),
+        **sections.parts(),
     }
     fill(Path(__file__).parent / "page.md", parts, PAGE)
 

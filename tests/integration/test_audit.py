@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import inrun
 from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
+from inrun.truth import median_interval
 from tests.integration.runs import Run
 from tests.settings import flat
 
@@ -351,3 +352,12 @@ def test_an_audit_goes_on_after_a_restart(first):
     assert (before.num_rows, after.num_rows) == (3, 6)
     assert after["seconds"].to_pylist()[:3] == before["seconds"].to_pylist()
     assert after.drop_columns(timed).equals(whole.drop_columns(timed))
+
+
+def test_the_interval_of_a_median_holds_it_and_five_numbers_make_none():
+    rng = np.random.default_rng(0)
+    for n, best in ((6, 0.97), (7, 0.985), (9, 0.962), (30, 0.958)):
+        found = [median_interval(np.exp(rng.normal(size=n))) for _ in range(2000)]
+        covered = np.mean([low <= 1 <= high for low, high in found])
+        assert covered == pytest.approx(best, abs=0.015)
+    assert np.isnan(median_interval(rng.normal(size=5))).all()

@@ -56,6 +56,7 @@ TESTS = {
         "processes that part": "what_cannot_be_done_is_said_in_every_process_alike",
         "training under `Join`": "what_cannot_be_done_is_said_in_every_process_alike",
         "a last backward pass": "what_cannot_be_done_is_said_in_every_process_alike",
+        "DeepSpeed": "deepspeed_is_refused_and_fsdp2_named",
         "tensor parallelism": "sharded_and_threaded_models_are_refused",
     },
     "integration/test_random_loss.py": {
@@ -81,7 +82,10 @@ TESTS = {
     "integration/test_register.py": {
         "an update that is not what": "a_rule_that_is_not_the_step_is_refused_before_it_counts",
         "`linearized` with another": "linearized_is_refused_where_it_is_not_defined",
-        "an optimizer without a rule": "what_cannot_be_scored_is_refused_with_the_reason",
+        "an optimizer without a rule":
+            "a_namesake_without_a_rule_is_named_in_full_and_told_how_to_get_one",
+        "`Muon` or `MuonWithAuxAdam`":
+            "muon_that_is_divided_among_processes_is_refused_with_the_one_that_is_not",
     },
     "integration/test_payout_windows.py": {
         "momentum's memory emptied": "an_emptied_memory_pays_nobody",
@@ -152,6 +156,10 @@ TESTS = {
         "clipping by value, a mask": "clipping_by_value_is_refused",
         "`audit` or `per_token`": "an_audit_and_values_a_token_are_refused",
         "a validation gradient that turns": "a_window_whose_gradient_turned_is_told",
+        "gradients that begin to be scaled": "a_factor_that_no_measured_gradient_tells_is_refused",
+        "an attribution that is dropped without": (
+            "a_window_that_is_open_when_the_attribution_is_dropped_is_told"
+        ),
         "`inrun.Window` with an optimizer": "refused",
         "`inrun.Window` with another": "bad_numbers_are_refused",
     },
@@ -159,6 +167,8 @@ TESTS = {
         "`judge=` of a run": "judges_that_cannot_be_are_refused",
         "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
     },
+    "unit/uses/test_prune.py": {"ids to leave out": "names_of_nobody_or_everybody_are_refused"},
+    "unit/uses/test_check.py": {"fewer trainings at most": "one_arm_or_one_seed_is_no_comparison"},
     "unit/uses/test_explain.py": {
         "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
         "training again without": "what_nobody_did_is_not_trained_again",

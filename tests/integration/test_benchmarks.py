@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.interaction.cell import SAMPLES, Cell, Setting
-from benchmarks.overhead.cell import _parts, _times
-from benchmarks.overhead.methods import METHODS, PROFILED, Size
-from benchmarks.overhead.parts import PARTS
+from benchmarks.overhead.__main__ import grid
+from benchmarks.overhead.cell import Cell as Cost
+from benchmarks.overhead.cell import times
+from benchmarks.overhead.methods import METHODS, Size, method_of
 
 MINIATURE = Size(layers=1, width=64, batch=2, tokens=8, vocabulary=50)
 
@@ -20,16 +21,13 @@ def _random_text(monkeypatch):
 
 def test_every_way_to_train_is_timed(monkeypatch):
     monkeypatch.setattr("benchmarks.overhead.cell.WARM_UP", 1)
-    monkeypatch.setattr("benchmarks.overhead.cell.ROUNDS", 2)
-    device = torch.device("cpu")
-    methods = {name: kind(MINIATURE, device) for name, kind in METHODS.items()}
-    seconds = _times(MINIATURE, device, methods)
-    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(METHODS, 2)
-    seen = {part for name in PROFILED for part in _parts(MINIATURE, device, methods[name])}
-    too_small = {"factorizing directions", "low-rank contraction"}
-    assert seen == {part for _, _, part in PARTS} - too_small
-    for method in methods.values():
-        method.detach()
+    monkeypatch.setattr("benchmarks.overhead.cell.TURNS", 2)
+    for name in METHODS:
+        found = times(MINIATURE, method_of(name))
+        assert all(with_it > 0 for with_it in found["seconds"])
+        ratios = [a / b for a, b in zip(found["seconds"], found["plain"], strict=True)]
+        assert found["ratio"] == ratios
+    assert {Cost.of(key).method for key in grid(small=False, large=False)} == {*METHODS, "plain"}
 
 
 @pytest.mark.parametrize(("loss", "interacts"), [("cross-entropy", False), ("info-nce", True)])

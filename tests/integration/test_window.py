@@ -1,6 +1,7 @@
 """Scoring windows: values equal a dense twin's, and training is untouched."""
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 import inrun
+from inrun.capture import _probe
+from inrun.capture._measured import Measuring
 from inrun.report import write_report
 from tests.oracles.window import adam_direction, sgd_direction, window_values
 
@@ -418,6 +421,11 @@ def test_a_large_change_of_the_learning_rate_closes_a_window():
     [
         (lambda p: torch.optim.Rprop(p), {}, "no slope before its gradient"),
         (lambda p: torch.optim.Adafactor(p), {}, "no slope before its gradient"),
+        (
+            lambda p: torch.optim.Muon([w for w in p if w.ndim == 2]),
+            {},
+            "Muon has no slope before its gradient",
+        ),
         (None, {"estimator": "sgd"}, "estimator='path'"),
         (None, {"momentum_window": 3}, "momentum_window=0"),
         (None, {"options": inrun.Options(capture="stream")}, "no other capture"),
@@ -474,3 +482,68 @@ def test_a_report_is_made_of_a_run_of_windows(tmp_path):
     assert named == ["path-smoothed"] + ["window"] * (STEPS - 1)
     write_report(run, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():
+    model, (x, y) = built(MODELS["linear"]), data()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    attribution = inrun.attach(
+        model, optimizer, validation(1), scoring=inrun.Window(3, exact=1), options=QUIET
+    )
+    for _ in range(6):
+        with attribution.batch(range(6)):
+            F.cross_entropy(model(x[:6]), y[:6]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.warns(inrun.errors.InRunWarning, match="Steps 5 to 6 are in no value"):
+        del attribution
+        gc.collect()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How many gradients each measurement read, where large ones are those of 100 numbers."""
+    counts, measure = [], Measuring.measure
+    monkeypatch.setattr(_probe, "LARGE", 100)
+    monkeypatch.setattr(_probe, "FIRST_STEPS", 2)
+    monkeypatch.setattr(
+        Measuring, "measure", lambda self, given: counts.append(len(given)) or measure(self, given)
+    )
+    return counts
+
+
+def clip(norm):
+    return lambda attribution, model: nn.utils.clip_grad_norm_(model.parameters(), norm)
+
+
+@pytest.mark.parametrize("after", [None, clip(0.1)], ids=["untouched", "clipped"])
+def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measured, monkeypatch):
+    in_turn = trained_by_hand(3, 11, after=after)
+    whole = len(list(MODELS["linear"]().parameters()))
+    assert measured[:5] == [whole] * 5  # the self-test, and twice in both first steps
+    assert all(0 < count < whole for count in measured[5:])
+    # where nothing was written to gradients they are not read again before the step
+    assert len(measured[5:]) == (18 if after else 9)
+    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    tables = [
+        a.values()["value"].to_numpy() for a in (in_turn, trained_by_hand(3, 11, after=after))
+    ]
+    np.testing.assert_allclose(*tables, rtol=1e-9)
+
+
+def test_a_factor_that_no_measured_gradient_tells_is_refused(measured):
+    def doubled(attribution, model):
+        if len(measured) > 8:
+            model[3].weight.grad *= 2
+
+    with pytest.raises(inrun.errors.MisuseError, match="one factor, for the first time"):
+        trained_by_hand(3, 12, after=doubled)
+
+
+def test_an_unmeasured_gradient_outside_a_block_is_refused(measured):
+    def extra(attribution, model):
+        if len(measured) > 8:
+            model[0].weight.grad = torch.ones_like(model[0].weight)
+
+    with pytest.raises(inrun.errors.MisuseError, match="factor"):
+        trained_by_hand(3, 12, after=extra)

@@ -6,6 +6,10 @@ no sample comes as a block of its own and counts on the shares' side. From then 
 step the gradient may be scaled (unscaling, clipping by norm, averaging): the factor k is read off
 the gradients themselves (see `_common_factor`). Where no one factor explains the change, it was
 elementwise (clipping by value), and the raw gradient is needed.
+
+Inside a scoring window gradients are measured as shares are compared, large ones in turn
+(`measure_in_turn`); of the others what tells is whether anything was written to them, and then they
+were multiplied by the factor that those in turn have in common.
 """
 
 from __future__ import annotations
@@ -59,10 +63,13 @@ class GradientCheck:
         self._waiting = 0  # numbers in them
         self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
-        self._consumed: Rows | None = None
+        self._consumed: Rows | None = None  # None where nothing became of any of these
+        self._consumed_names: list[str] = []
         self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
         self._at_consume: Mapping[str, tuple[int, int]] = {}
+        self._in_turn = False  # whether of large gradients only those are measured whose turn it is
+        self._known: dict[str, float] = {}  # norms, as they were last measured
         self._compared = 0  # blocks of the step
         self._met = False  # whether all processes have come to the end of a block of it
         self._before: dict[str, Summed] = {}
@@ -92,6 +99,16 @@ class GradientCheck:
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
+
+    def measure_in_turn(self) -> None:
+        """Of this step only gradients are measured whose shares are to be compared."""
+        self._in_turn = self._schedule.takes_turns
+
+    def _due(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that are to be measured in this step."""
+        if not self._in_turn:
+            return dict(gradients)
+        return {name: g for name, g in gradients.items() if self._schedule.compares(name)}
 
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
@@ -135,10 +152,11 @@ class GradientCheck:
                 self._computed[name] = SINGLE
         versions = _versions(there)
         present = set() if unowned else self._present
+        measured = self._measuring.measure(self._due(there))
         self._ended.append(
             Ended(
-                self._block_sums(), self._measuring.measure(there), present, low_precision,
-                skipped or {}, reduced, versions, unowned,
+                self._block_sums(), measured, present, low_precision, skipped or {}, reduced,
+                versions, unowned,
             )
         )  # fmt: skip
         self._met |= reduced
@@ -174,6 +192,7 @@ class GradientCheck:
         if wrong:
             self._raise(wrong, together, found, block.skipped)
         self._before, self._marks = (sums if alone else together), found
+        self._known |= {name: measured.norm for name, measured in found.items()}
         self._at_mark = block.versions
         self._shared = block.present if alone else self._shared | block.present
         self._shared -= self.excluded
@@ -242,9 +261,16 @@ class GradientCheck:
 
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
-        self._consumed = self._measuring.measure(gradients)
         held = {name: self._parameters[name].grad for name in gradients}  # not what was read of it
         self._at_consume = _versions({name: g for name, g in held.items() if g is not None})
+        self._consumed_names = list(gradients)
+        rests = self._in_turn and not self._ended
+        if self._in_turn:  # a fused step under a gradient scaler reads it unscaled
+            for name, g in gradients.items():
+                if held[name] is None or held[name].data_ptr() != g.data_ptr():
+                    self._at_consume.pop(name, None)
+        rests = rests and all(map(self._is_untouched, gradients))
+        self._consumed = None if rests else self._measuring.measure(self._due(gradients))
 
     def computed(self, name: str) -> float:
         """Eps of what a parameter's shares are made of, 0 where there are none."""
@@ -270,8 +296,9 @@ class GradientCheck:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = {} if self._consumed is None else self._measuring.read(self._consumed)
-        now = {name: measured for name, measured in now.items() if name not in without}
+        names = [name for name in self._consumed_names if name not in without]
+        now = dict(self._marks) if self._consumed is None else self._measuring.read(self._consumed)
+        now = {name: now[name] for name in names if name in now}
         self._consumed = None
         self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
@@ -281,10 +308,44 @@ class GradientCheck:
                 "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
                 "after step(), or before the block."
             )
-        if self._unchanged(now):
-            return dict.fromkeys(now, 1.0)
+        if self._unchanged(now) and all(map(self._is_untouched, names)):
+            return dict.fromkeys(names, 1.0)
         noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
-        return factors({name: self._change(name, m) for name, m in now.items()}, noise)
+        found = factors({name: self._change(name, m) for name, m in now.items()}, noise)
+        return found if len(found) == len(names) else self._with_unmeasured(names, found)
+
+    def _with_unmeasured(
+        self, names: list[str], found: Mapping[str, float | None]
+    ) -> dict[str, float | None]:
+        """What became of gradients that were not measured: what became of all that were.
+
+        Raises:
+            MisuseError: these differ, or one appeared after the last block.
+        """
+        told = {
+            k for n, k in found.items() if self._marks[n].norm > 0 and not self._is_untouched(n)
+        }
+        scales = dict(found)
+        for name in names:
+            if name in found:
+                continue
+            if name not in self._at_mark:
+                raise _unseen(name)
+            if self._is_untouched(name):
+                scales[name] = 1.0
+            elif len(told) == 1 and None not in told:
+                scales[name] = next(iter(told))
+            else:
+                self._schedule.stop_turns()
+                raise MisuseError(
+                    f"The gradient of {name} was changed between backward() and step(), and not "
+                    "all that were changed were multiplied by one factor, for the first time after "
+                    f"{self._schedule.steps} steps. Inside a scoring window large gradients are "
+                    "measured in turn, and this one was not: its factor is not known, so the step "
+                    "is not scored. From the next on all are measured: go on, or use "
+                    "inrun.EveryStep()."
+                )
+        return scales
 
     def _unchanged(self, now: Mapping[str, Measured]) -> bool:
         """Whether nothing at all became of the gradients since their blocks, as mostly."""
@@ -296,12 +357,7 @@ class GradientCheck:
     def _change(self, name: str, now: Measured) -> Change:
         mark = self._marks.get(name)
         if mark is None:
-            raise MisuseError(
-                f"{name} got a gradient outside every attribution.batch(ids) block, so no sample "
-                "accounts for it. Run every backward() of a scored step inside a block, a penalty "
-                "on parameters inside attribution.unattributed(), or the whole step inside "
-                "attribution.paused()."
-            )
+            raise _unseen(name)
         if not now.is_finite:
             raise not_finite(name)
         p = self._parameters[name]
@@ -314,6 +370,7 @@ class GradientCheck:
     def next_step(self) -> None:
         """Starts the sums of a new step."""
         self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
+        self._in_turn, self._at_mark = False, {}
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
@@ -325,8 +382,9 @@ class GradientCheck:
 
     @property
     def norms(self) -> dict[str, float]:
-        """Each gradient's norm when the last block ended."""
-        return {name: mark.norm for name, mark in self._marks.items()}
+        """Each gradient's norm when the last block ended, or as it was last measured."""
+        others = {name: self._known[name] for name in self._at_mark if name in self._known}
+        return others | {name: mark.norm for name, mark in self._marks.items()}
 
     @property
     def cancelling(self) -> set[str]:
@@ -423,6 +481,14 @@ class GradientCheck:
             "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
             "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def _unseen(name: str) -> MisuseError:
+    return MisuseError(
+        f"{name} got a gradient outside every attribution.batch(ids) block, so no sample accounts "
+        "for it. Run every backward() of a scored step inside a block, a penalty on parameters "
+        "inside attribution.unattributed(), or the whole step inside attribution.paused()."
+    )
 
 
 def not_finite(name: str) -> MisuseError:

@@ -223,13 +223,24 @@ class CheckSchedule:
         self._large: list[str] = []
         self._met: dict[str, None] = {}  # large ones that this step was the first to show
         self._now: set[str] = set()
-        self._steps = 0
+        self.steps = 0
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether some are left out in this step."""
+        return not self._always and self.steps >= FIRST_STEPS
+
+    def stop_turns(self) -> None:
+        """From now on all are compared in every step."""
+        self._always = True
+
+    def compares(self, name: str) -> bool:
+        """Whether a parameter's are compared in this step, as far as it is known."""
+        return self._always or name in self._now or name not in self._large
 
     def asks(self, name: str, factor: Factor) -> bool:
         """Whether this parameter's shares are to be compared in this step."""
-        if self._always or name in self._now:
-            return True
-        if name in self._large:
+        if not self.compares(name):
             return False
         if sum(t.numel() for t in factor.held) > LARGE:
             self._met[name] = None
@@ -242,9 +253,9 @@ class CheckSchedule:
             blocks: of the step that is over. Whether earlier blocks are in a gradient at all is
                 told by the comparison too, so that where they accumulate all are compared.
         """
-        self._steps += 1
+        self.steps += 1
         self._large += [name for name in self._met if name not in self._large]
         self._met = {}
-        every = self._steps < FIRST_STEPS or blocks > 1
+        every = self.steps < FIRST_STEPS or blocks > 1
         turns = 1 if every else max(1, min(TURNS, len(self._large)))
-        self._now = set(self._large[self._steps % turns :: turns])
+        self._now = set(self._large[self.steps % turns :: turns])

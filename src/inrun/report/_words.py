@@ -187,7 +187,7 @@ def _audited(of: Contents) -> str:
         )
     said = (
         f"Audit: at {found.checks} random steps, values and exact Shapley values correlate with "
-        f"R {found.pearson:.3f} (median, 95 % interval)."
+        f"R {found.pearson:.3f} (median; from six steps on a 95 % interval)."
     )
     return " ".join([said, *(f"{cause.name}: {cause.evidence}." for cause in found.causes)])
 

@@ -1,4 +1,4 @@
-"""The validation passes of a run: one a step, as a step's closing pass is the next one's opening.
+"""The validation passes of a run: one per step, as a step's closing pass is the next one's opening.
 
 Where something moved in between that is no step (running statistics, weights that were edited, a
 second model that the loss depends on), the opening pass is run anew, on the same rows. The

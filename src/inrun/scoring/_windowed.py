@@ -8,7 +8,7 @@ closes; values of all steps of a window are known when it is closed. Letters: N 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, OpenWindow
+from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, Following, OpenWindow
 
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
@@ -50,6 +50,7 @@ class Windows:
         self._starts: dict[str, Tensor] = {}
         self._open: OpenWindow | None = None
         self._steps: list[WindowedStep] = []
+        self._following: Following | None = None
         self.told: list[ClosedWindow] = []
 
     def step(self, number: int) -> Step | None:
@@ -60,8 +61,10 @@ class Windows:
         """A pass of a step begins: the window it is of."""
         if self._open is None:
             self._open = OpenWindow(
-                self._scorer, capture, self._squares, self._rank, self._starts, books=self._books
-            )
+                self._scorer, capture, self._squares, self._rank, self._starts, self._following,
+                books=self._books,
+            )  # fmt: skip
+            self._following = None
         return self._open
 
     @property
@@ -70,10 +73,14 @@ class Windows:
         return None if self._open is None else self._open.names
 
     def learn(self, step: Step, capture: Capture) -> None:
-        """Takes note of the mean squares of the gradients that a step consumes."""
+        """Takes note of the mean squares of the gradients that a step consumes.
+
+        Of large ones, which are measured in turn, as they were last measured.
+        """
         for name, norm in capture.check.norms.items():
             scale = step.share_scale(name)
-            if isinstance(scale, float):  # shares are of one process, the gradient of all
+            if isinstance(scale, float) and scale and isfinite(norm):  # else nothing moves it
+                # shares are of one process, the gradient of all
                 consumed = norm * scale * self._scorer.processes.size
                 self._squares[name] = consumed**2 / capture.trained[name].numel()
 
@@ -97,7 +104,8 @@ class Windows:
         if window is None or not steps:
             return []
         with torch.enable_grad():
-            ends, closing, cosine, captured = window.close(capture)
+            closed = window.close(capture)
+        ends, closing, cosine, captured, self._following = closed
         self._starts = window.starts()
         n, scorer = len(steps), self._scorer
         values = [
@@ -148,9 +156,14 @@ class Windows:
         left = float(np.abs(opening - closed - total).sum())
         return last, left / size if size else 0.0
 
+    @property
+    def waiting(self) -> list[int]:
+        """Numbers of the steps whose window is open."""
+        return [step.number for step in self._steps]
+
     def drop(self) -> None:
         """Forgets the window that is open, with its steps."""
-        self._open, self._steps = None, []
+        self._open, self._steps, self._following = None, [], None
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps, between two windows."""
@@ -188,6 +201,8 @@ class WindowedStep(Step):
     def begin_pass(self, capture: Capture) -> None:
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self._opened = self._windows.begin(capture)
+        if len(self._scorer.optimizers.members) == 1:  # of others one may skip for one gradient
+            capture.check.measure_in_turn()
 
     @property
     def sketches(self) -> Callable[[str, Factor], Sketch]:
@@ -202,16 +217,13 @@ class WindowedStep(Step):
     def plan(self, capture: Capture, first: int = 0) -> None:
         """See `Step.plan`: what shares are to be multiplied by, besides the direction.
 
-        Sketches of a gradient that is not finite cannot be told apart any more, so what a gradient
-        scaler skips for one of several optimizers is an error here, whichever steps first.
-
         Raises:
             MisuseError: no sample accounts for what became of a gradient, or it is no common
                 factor.
         """
-        scorer = self._scorer
+        scorer, skipping = self._scorer, self._leave_out_overflowed(capture, first)
         consumed = {name: move.gradient for name, (_, _, move) in self._moving.items()}
-        scales = scales_of(consumed, capture, self.blocks, scorer.processes)
+        scales = scales_of(consumed, capture, self.blocks, scorer.processes, skipping)
         gone = capture.check.excluded
         for name, (k, _, move) in self._moving.items():
             scale, rate = scales[name], float(move.setting.lr)
@@ -224,12 +236,12 @@ class WindowedStep(Step):
         self._moving, self.stage = {}, Stage.READ
 
     def share_scale(self, name: str) -> Tensor | float:
-        """See `Step.share_scale`."""
+        """The consumed gradient over the shares' sum; the window has the learning rate."""
         rate = self.rates.get(name, 0.0)
         return self._scales.get(name, 0.0) / rate if rate else 0.0
 
     def take(self, k: int) -> None:
-        """See `Step.take`."""
+        """Notes that this optimizer stepped; nothing is read."""
         self.stepped.add(k)
         self.stage = Stage.TAKEN
 
@@ -252,9 +264,10 @@ class WindowedStep(Step):
         for block in self.blocks:
             total: Tensor | None = None
             for name, sketches in block.sketches.items():
-                for basis, numbers in sketches:
+                scale = self._scales.get(name)
+                for basis, numbers in sketches if scale is not None else ():  # else it did not move
                     at = ends[id(basis)].at(basis.opening, x)
-                    met = basis.meet(numbers, at).double() * self._scales.get(name, 0.0)
+                    met = basis.meet(numbers, at).double() * scale
                     total = met if total is None else total + met.to(total.device)
             none = np.zeros((block.samples, targets))
             found.append(none if total is None else total.cpu().numpy())

@@ -1,8 +1,8 @@
 """What an audit found: a run's values beside the truth at a few of its steps, summed up.
 
 A check is one optimizer step whose samples, in random groups, were played out as a game. Each row
-of an audit's table is a check; `report` makes of them medians with bootstrap intervals, and names
-what explains the checks where agreement is low.
+of an audit's table is a check; `report` makes of them medians with intervals, and names what
+explains the checks where agreement is low.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import binom
 
 from inrun.errors import MisuseError
 from inrun.truth._causes import Cause, likely_causes
+
+FEWEST = 6  # checks that make an interval
 
 AUDIT = pa.schema(
     [
@@ -64,7 +67,10 @@ labels the validation rows have, null where no labels were found."""
 
 
 class Interval(NamedTuple):
-    """A median over the checks and its 95 % bootstrap interval (NaN below three checks).
+    """A number over the checks and its 95 % interval (NaN of fewer than six checks).
+
+    Of a median the interval is between two of the checks themselves (`median_interval`), of the
+    noise ceiling by bootstrap.
 
     Formatted as a number is: `f"{interval:.2%}"`.
     """
@@ -116,7 +122,9 @@ class AuditReport:
             ),
             ("noise ceiling", none if self.ceiling is None else f"{self.ceiling:.2f}"),
         ]
-        lines = [f"{self.checks} steps played out in {self.seconds:.0f} s (median, 95 % interval)"]
+        few = self.checks < FEWEST
+        said = f"medians; {FEWEST} steps make an interval" if few else "median, 95 % interval"
+        lines = [f"{self.checks} steps played out in {self.seconds:.0f} s ({said})"]
         lines += [f"  {name:<38} {value}" for name, value in rows]
         if self.label_gain is not None:
             name = "loss that the validation labels take off"
@@ -195,12 +203,26 @@ def _full_size(r: Any) -> Any:
     return 2 * r / (1 + r)
 
 
+def median_interval(x: np.ndarray) -> tuple[float, float]:
+    """An interval of the median between two of the numbers, whatever they are drawn from.
+
+    The k-th smallest and the k-th largest of n have the median between them unless fewer than k of
+    the numbers fall on one side of it, and k is the largest for which that has 5 % at most. Five
+    numbers are too few for any k: NaN.
+    """
+    n = len(x)
+    k = int(np.sum(2 * binom.cdf(np.arange(n), n, 0.5) <= 0.05))
+    if k == 0:
+        return float("nan"), float("nan")
+    ordered = np.sort(x)
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
 def _interval(values: Sequence[float]) -> Interval:
     found = np.array([v for v in values if np.isfinite(v)])
     if not len(found):
         return Interval(float("nan"), float("nan"), float("nan"))
-    drawn = np.median(found[_draws(len(found))], axis=1)
-    return _with_ends(float(np.median(found)), drawn, len(found))
+    return Interval(float(np.median(found)), *median_interval(found))
 
 
 def _draws(count: int) -> np.ndarray:
@@ -209,7 +231,7 @@ def _draws(count: int) -> np.ndarray:
 
 
 def _with_ends(middle: float, drawn: np.ndarray, count: int) -> Interval:
-    if count < 3:
+    if count < FEWEST:
         return Interval(float(middle), float("nan"), float("nan"))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(middle), float(low), float(high))

@@ -2,10 +2,13 @@
 
 from inrun.uses import select
 from inrun.uses._agreement import Agreement, agreement, agreements
-from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._check import Train, check_pruning
+from inrun.uses._comparison import ARMS, Comparison
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
+from inrun.uses._gain import Mean, half_interval
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
+from inrun.uses._kept import OwnRows, check_place, write_kept
 from inrun.uses._labels import (
     HarmProfile,
     LabelDoubts,
@@ -24,7 +27,7 @@ from inrun.uses._load import (
     trains_itself,
 )
 from inrun.uses._online import anticipating
-from inrun.uses._prune import Pruning, check_place, prune, write_kept
+from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import FEWEST, Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
@@ -43,6 +46,7 @@ __all__ = [
     "HarmProfile",
     "LabelDoubts",
     "Mean",
+    "OwnRows",
     "Planted",
     "Pruning",
     "Ranked",

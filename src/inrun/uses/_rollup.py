@@ -127,7 +127,7 @@ def rollup(
     run: Valued,
     by: str = "source",
     *,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     duplicates: str = "split",
     judge: str | None = None,
     clusters: str | None = None,
