@@ -172,8 +172,8 @@ def test_prune_never_drops_a_sample_that_helped(readme):
     harmful = sum(value < 0 for value in run.values()["value"].to_pylist())
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
-    doubted = inrun.prune(run, 3, by="label_doubt")
-    samples = run.samples().sort_by([("label_doubt", "descending")])
+    doubted = inrun.prune(run, 3, by="doubt_rank")
+    samples = run.samples().sort_by("doubt_rank")
     assert doubted.dropped == samples["sample_id"].to_pylist()[:3]
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_is_not_the_one_trained_on_is_not_cut(readme, said, monkeypa
     whole = (readme / "train.csv").read_text()
     try:
         (readme / "train.csv").write_text("\n".join(whole.splitlines()[:3]) + "\n")
-        text = said("prune", "inrun-run", "--by", "label_doubt", "--out", "cut.csv", code=2)
+        text = said("prune", "inrun-run", "--by", "doubt_rank", "--out", "cut.csv", code=2)
     finally:
         (readme / "train.csv").write_text(whole, newline="")
     assert "not what the run was trained on" in text

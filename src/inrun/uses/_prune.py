@@ -18,7 +18,7 @@ from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
 AUTO, NAMED = "auto", "name"
-DOUBT = "label_doubt"
+DOUBT = "doubt_rank"
 SURE = 0.95  # the confidence from which a sample is called surely harmful
 
 
@@ -50,7 +50,7 @@ class Pruning(Answer):
         short = f"; {self.asked:,} were asked for" if dropped < self.asked else ""
         said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}{short}."]
         if self.by == DOUBT:
-            said.append("A doubt is a rank: it does not say how many of these labels are wrong.")
+            said.append("A rank does not say how many labels are wrong: inrun.wrong_labels does.")
         if self.positive_again is not None and dropped:
             sure = self.table.filter(self.table["dropped"])["confidence"].to_numpy()
             said.append(f"{int((sure >= SURE).sum()):,} of them are surely harmful ({SURE:.0%}).")
@@ -113,11 +113,11 @@ def prune(
         drop: a share of the visited samples as a float below 1, a number of them as an int, or the
             ids of those to leave out, such as a source's: then nothing is chosen, and balance is
             that of the random control.
-        by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
+        by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'doubt_rank' of
             the samples, as a run of `inrun train` has them. Totals do badly at high shares where
             they are not balanced.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
-            label, where samples have one that sorts them into groups, and nothing by label_doubt;
+            label, where samples have one that sorts them into groups, and nothing by doubt_rank;
             None balances over nothing.
         at_least: leave out no sample whose confidence is lower.
         samples: what the samples are, if the run was not told (`Run.describe`).
@@ -155,14 +155,15 @@ def prune(
 
 
 def _doubts(table: pa.Table) -> np.ndarray:
-    """(n,) minus each sample's doubt; 0 where there is none."""
+    """(n,) below 0, lowest for the most doubtful label; 0 where there is no rank."""
     if DOUBT not in table.column_names:
         raise MisuseError(
             f"The samples have no column {DOUBT!r}. A run of `inrun train` on labels has it; for "
-            "your own loop put the doubts of inrun.label_doubts into Run.describe."
+            "your own loop put the ranks of inrun.label_doubts into Run.describe."
         )
-    known: np.ndarray = table[DOUBT].fill_null(0.0).to_numpy()
-    return -known
+    last = table.num_rows + 1
+    scores: np.ndarray = table[DOUBT].fill_null(last).to_numpy() - float(last)
+    return np.minimum(scores, 0.0)
 
 
 def _named(drop: Collection[Any], ids: list[Any]) -> np.ndarray:
