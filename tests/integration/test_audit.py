@@ -114,6 +114,17 @@ def test_values_of_a_calm_run_are_found_right():
     assert not {c.name for c in found.causes} - {"First steps"}
 
 
+def test_a_step_of_rate_0_leaves_its_check_to_the_next_one():
+    def build(parameters, lr):
+        optimizer = torch.optim.AdamW(parameters, lr=lr)
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.register_step_post_hook(lambda o, *_: o.param_groups[0].update(lr=lr))
+        return optimizer
+
+    audit, _ = train(4, audit=ALWAYS | {"groups": 3}, kind=build)
+    assert audit.table()["step"].to_pylist() == [2, 3, 4]
+
+
 def causes(audit):
     return {cause.name: cause for cause in audit.report().causes}
 
