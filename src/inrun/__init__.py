@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
+        Agreement,
         Comparison,
         Explanation,
         HarmProfile,
@@ -29,22 +30,27 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         Pruning,
         Rollup,
         Trace,
+        WrongLabels,
+        agreement,
         check_pruning,
         explain,
         explain_again,
         harm_profile,
         label_doubts,
         load,
+        plant,
         prune,
         rollup,
         select,
         trace,
+        wrong_labels,
     )
     from inrun.utility import Utility
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Agreement",
     "Answer",
     "Attribution",
     "Budget",
@@ -65,7 +71,9 @@ __all__ = [
     "Trajectory",
     "Utility",
     "Window",
+    "WrongLabels",
     "__version__",
+    "agreement",
     "attach",
     "check_pruning",
     "errors",
@@ -76,12 +84,14 @@ __all__ = [
     "load",
     "lookahead",
     "optim",
+    "plant",
     "prune",
     "record",
     "rollup",
     "select",
     "trace",
     "truth",
+    "wrong_labels",
 ]
 
 _HOMES = {
@@ -90,9 +100,10 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup", "Trace",
-        "check_pruning", "explain", "explain_again", "harm_profile", "label_doubts", "load",
-        "prune", "rollup", "select", "trace",
+        "Agreement", "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup",
+        "Trace", "WrongLabels", "agreement", "check_pruning", "explain", "explain_again",
+        "harm_profile", "label_doubts", "load", "plant", "prune", "rollup", "select", "trace",
+        "wrong_labels",
     ),
     "utility": ("Utility",),
 }  # fmt: skip

@@ -56,6 +56,7 @@ TESTS = {
         "processes that part": "what_cannot_be_done_is_said_in_every_process_alike",
         "training under `Join`": "what_cannot_be_done_is_said_in_every_process_alike",
         "a last backward pass": "what_cannot_be_done_is_said_in_every_process_alike",
+        "DeepSpeed": "deepspeed_is_refused_and_fsdp2_named",
         "tensor parallelism": "sharded_and_threaded_models_are_refused",
     },
     "integration/test_random_loss.py": {
@@ -81,7 +82,10 @@ TESTS = {
     "integration/test_register.py": {
         "an update that is not what": "a_rule_that_is_not_the_step_is_refused_before_it_counts",
         "`linearized` with another": "linearized_is_refused_where_it_is_not_defined",
-        "an optimizer without a rule": "what_cannot_be_scored_is_refused_with_the_reason",
+        "an optimizer without a rule":
+            "a_namesake_without_a_rule_is_named_in_full_and_told_how_to_get_one",
+        "`Muon` or `MuonWithAuxAdam`":
+            "muon_that_is_divided_among_processes_is_refused_with_the_one_that_is_not",
     },
     "integration/test_payout_windows.py": {
         "momentum's memory emptied": "an_emptied_memory_pays_nobody",
@@ -163,12 +167,21 @@ TESTS = {
         "`judge=` of a run": "judges_that_cannot_be_are_refused",
         "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
     },
+    "unit/uses/test_prune.py": {"ids to leave out": "names_of_nobody_or_everybody_are_refused"},
+    "unit/uses/test_check.py": {"fewer trainings at most": "one_arm_or_one_seed_is_no_comparison"},
     "unit/uses/test_explain.py": {
         "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
         "training again without": "what_nobody_did_is_not_trained_again",
     },
     "unit/uses/test_labels.py": {
         "label doubts where": "doubts_without_what_they_need_are_refused",
+    },
+    "unit/uses/test_wrong_labels.py": {
+        "planting flips in": "planted_labels_differ_from_the_given_ones_where_it_is_said",
+        "counting wrong labels": "a_run_with_planted_flips_is_counted",
+    },
+    "unit/uses/test_rollup.py": {
+        "a column of clusters": "nothing_is_told_of_one_group",
     },
     "unit/replay/test_recorder.py": {
         "a recording of which": "a_flipped_bit_anywhere_in_a_recording_is_a_store_error",

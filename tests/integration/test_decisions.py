@@ -144,6 +144,10 @@ def test_prune_writes_what_is_kept_and_says_that_it_is_unchecked(folder, said, r
     assert pq.read_table(folder / "kept.parquet").num_rows == n - 5
     assert "would leave out" in refused("prune", "run", "--drop", "100%")
     assert "neither a share" in refused("prune", "run", "--drop", "some")
+    (folder / "ids.txt").write_text("41\n\n7\n")
+    assert "2 of " in said("prune", "run", "--drop", "ids.txt")
+    (folder / "ids.txt").write_text("5")
+    assert "such as 5" in refused("prune", "run", "--drop", "ids.txt")
 
 
 def test_prune_copies_a_users_lines_as_they_stand(folder, said, refused):

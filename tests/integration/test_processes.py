@@ -111,7 +111,7 @@ SAID = {
     "tensor parallelism": "NotSupportedError: .*tensor parallelism",
     "unreduced": "MisuseError: Gradients still wait to be reduced",
     "audit": "NotSupportedError: An audit plays",
-    "tokens": "NotSupportedError: Values a token",
+    "tokens": "NotSupportedError: Values per token",
 }
 
 
@@ -143,3 +143,20 @@ def test_sharded_and_threaded_models_are_refused():
     utility = inrun.Utility(lambda m, b: m(b).sum(), torch.randn(4, 3))
     with pytest.raises(NotSupportedError, match="DistributedDataParallel, one process"):
         inrun.attach(nn.DataParallel(model), optimizer, utility)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_is_refused_and_fsdp2_named(stage):
+    class DeepSpeedEngine(nn.Module):
+        """As that of DeepSpeed, which holds the module and whose optimizer is none of torch's."""
+
+        def __init__(self, module):
+            super().__init__()
+            self.module, self.zero_stage = module, stage
+
+    class DeepSpeedZeroOptimizer:
+        pass
+
+    utility = inrun.Utility(lambda m, b: m(b).sum(), torch.randn(4, 3))
+    with pytest.raises(NotSupportedError, match=r"FSDP2.*fsdp_version: 2"):
+        inrun.attach(DeepSpeedEngine(nn.Linear(3, 2)), DeepSpeedZeroOptimizer(), utility)

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD
+from transformers.optimization import Adafactor
 
 import inrun
 from inrun.errors import InvariantError, MisuseError, NotSupportedError
-from inrun.optim import register, rule_for
+from inrun.optim import moves, register, rule_for
 from tests.settings import flat
-from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX
+from tests.unit.optim import published_muon
+from tests.unit.optim.optimizers import ELEMENTWISE, MATRIX, MUONS, PUBLISHED
 
 
 class Tamed(torch.optim.Optimizer):
@@ -221,8 +223,71 @@ def test_a_namesake_that_steps_otherwise_is_found_out():
         Loop(Lion).step()
 
 
+class Muon(torch.optim.Optimizer):
+    """Of no package, with arguments that none of the known ones has."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.01, "momentum": 0.9, "rank": 3})
+
+    def step(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Muon, lambda p: pytorch_optimizer.Muon([{"params": p, "use_muon": True}])],
+    ids=["own", "package"],
+)
+def test_a_namesake_without_a_rule_is_named_in_full_and_told_how_to_get_one(build):
+    optimizer = build([nn.Parameter(torch.zeros(2, 2))])
+    kind = type(optimizer)
+    with pytest.raises(NotSupportedError) as raised:
+        rule_for(optimizer)
+    text = str(raised.value)
+    assert text.startswith(f"{kind.__module__}.Muon has no update rule here")
+    line = text.splitlines()[-1]
+    assert line == "inrun.optim.register(Muon, lambda gradient, weight, state, group: ...)"
+    rule = "group['lr'] * gradient"
+    exec(line.replace("...", rule), {"inrun": inrun, "Muon": kind})  # the line is code
+    assert rule_for(optimizer) is not None
+
+
+def test_muon_that_is_divided_among_processes_is_refused_with_the_one_that_is_not(monkeypatch):
+    optimizer = published_muon.Muon([nn.Parameter(torch.zeros(2, 2))])
+    assert rule_for(optimizer) is not None
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(NotSupportedError, match="Use SingleDeviceMuon"):
+        rule_for(optimizer)
+
+
+@pytest.mark.parametrize("axes", [(4, 3, 3, 3), (5, 6, 4)], ids=["kernel", "stack"])
+def test_muon_of_kernels_and_of_stacks_of_matrices_is_its_step(axes):
+    p = nn.Parameter(torch.randn(axes))
+    optimizer = published_muon.SingleDeviceMuon([p], weight_decay=0.1)
+    for _ in range(3):
+        p.grad = torch.randn(axes)
+        ((_, move),) = moves(optimizer, rule_for(optimizer))
+        expected = p.detach() - move.displacement(move.gradient)
+        pulled = move.slope().transposed(torch.randn(1, *axes))
+        assert torch.isfinite(pulled).all()
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_transformers_adafactor_computes_in_single_precision():
+    p = nn.Parameter(torch.randn(6, 4, dtype=torch.bfloat16))
+    optimizer = Adafactor([p], lr=0.05, relative_step=False, beta1=0.9)
+    for _ in range(3):
+        p.grad = torch.randn_like(p)
+        ((_, move),) = moves(optimizer, rule_for(optimizer))
+        expected = p.detach().float() - move.displacement(move.gradient)
+        optimizer.step()
+        assert torch.equal(p.detach(), expected.bfloat16())
+
+
 EACH = {case.kind.__module__.split(".")[0] + case.kind.__name__: case
-        for case in [*ELEMENTWISE, *MATRIX] if case.kind.__name__ != "Muon"}  # fmt: skip
+        for case in [*ELEMENTWISE, *MATRIX] if case not in [*MUONS, *PUBLISHED]}  # fmt: skip
 
 
 @pytest.mark.parametrize("estimator", ["path", "path-given", "tangent", "sgd"])

@@ -238,6 +238,11 @@ def test_misuse_is_said_and_leaves_nothing_behind(tmp_path):
     refused(MisuseError, "remove_unused_columns=False", callback=InRun(VALIDATION, ids="name"))
     with pytest.raises(MisuseError, match=r"trainer\.train\(\) first"):
         _ = InRun(VALIDATION).attribution
+    for name in ("deepspeed", "deepspeed_plugin"):  # by the trainer's argument, by accelerate's
+        engine = arguments(tmp_path)
+        setattr(engine, name, {"zero_optimization": {"stage": 2}})
+        with pytest.raises(NotSupportedError, match="FSDP2"):
+            InRun(VALIDATION).on_train_begin(engine, None, None)
     with pytest.raises(NotSupportedError, match="no optimizer"):
         InRun(VALIDATION).on_train_begin(arguments(tmp_path), None, None, optimizer=None)
     optimizer = torch.optim.SGD(classifier().parameters())

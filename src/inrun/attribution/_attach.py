@@ -105,8 +105,8 @@ def attach(
     scoring, options = scoring or EveryStep(), options or Options()
     if scoring.validation_parts > 1 or scoring.validation_every > 1:
         utility = utility.split(scoring.validation_parts, scoring.validation_every)
-    optimizers = Together(optimizer)
     model, wrapping = unwrapped_model(model)
+    optimizers = Together(optimizer)
     processes = processes_of(wrapping, options.process_group)
     _require_known(model, optimizers, direction, momentum_window, options, processes)
     kind = CAPTURES[options.capture]

@@ -118,7 +118,7 @@ class Block:
 
 
 class Capture(ABC):
-    """Turns batch blocks into factors; one strategy a subclass.
+    """Turns batch blocks into factors; one strategy per subclass.
 
     `contracts_early`: whether values are formed inside the backward pass, and factors are gone.
     """

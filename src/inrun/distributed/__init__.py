@@ -21,9 +21,15 @@ from inrun.distributed._shards import (
     sharded_afterwards,
     whole,
 )
-from inrun.distributed._wrapping import processes_of, require_sharded, unwrapped_model
+from inrun.distributed._wrapping import (
+    IN_AN_ENGINE,
+    processes_of,
+    require_sharded,
+    unwrapped_model,
+)
 
 __all__ = [
+    "IN_AN_ENGINE",
     "Processes",
     "Several",
     "agreed",

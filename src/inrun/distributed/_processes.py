@@ -102,11 +102,11 @@ class Several(Processes):
         self._apart: Several | None = None
 
     def reducing(self) -> bool:
-        """See `Processes`."""
+        """Whether gradients are reduced in this backward pass."""
         return self._reducing is None or self._reducing()
 
     def require_together(self) -> None:
-        """See `Processes`."""
+        """Raises under `Join`, where processes end at different steps."""
         if self._joined is not None and self._joined():
             raise NotSupportedError(
                 "The model trains under Join, where a process that has run out of batches takes no "
@@ -117,7 +117,7 @@ class Several(Processes):
             )
 
     def require_alike(self, place: str) -> None:
-        """See `Processes`."""
+        """Compares the places that all processes have come to."""
         code = PLACES.index(place)
         spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)
         dist.all_reduce(spread, dist.ReduceOp.MAX, group=self._group)
@@ -141,25 +141,25 @@ class Several(Processes):
         return self._apart
 
     def mean(self, t: Tensor) -> Tensor:
-        """See `Processes`."""
+        """The mean over the group's processes, by one all-reduce."""
         reduced = t.to(self._device, copy=True).contiguous()
         dist.all_reduce(reduced, group=self._group)
         return (reduced / self.size).to(t.device)
 
     def all(self, holds: Sequence[bool]) -> list[bool]:
-        """See `Processes`."""
+        """Which of these hold in every process, by one all-reduce."""
         flags = torch.tensor(list(holds), dtype=torch.int32, device=self._device)
         dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._group)
         return [bool(flag) for flag in flags.tolist()]
 
     def gathered(self, rows: Any) -> list[Any]:
-        """See `Processes`."""
+        """Every process's object, by rank, by one all-gather."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, rows, group=self._group)
         return found
 
     def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """See `Processes`."""
+        """Every process's rows, by rank, and where this one's begin; counts may differ."""
         counts = self.gathered(len(t))
         most = max(counts)
         padded = t.new_zeros(most, *t.shape[1:], device=self._device)

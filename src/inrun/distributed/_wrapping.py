@@ -12,6 +12,12 @@ from inrun.distributed._processes import Processes, Several
 from inrun.distributed._shards import is_sharded, reducing, require_readable
 from inrun.errors import MisuseError, NotSupportedError
 
+IN_AN_ENGINE = (
+    "DeepSpeed reduces gradients, clips them and steps inside its own engine, on flat partitions "
+    "of its own, where they cannot be read. Use FSDP2, which divides the same memory: fully_shard, "
+    "or in accelerate's configuration fsdp_version: 2. Or DistributedDataParallel."
+)
+
 
 class Wrapping(NamedTuple):
     """What wraps a model for several processes.
@@ -31,8 +37,10 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Wrapping]:
     Validation passes must run on the inner module: the wrapper's forward prepares a reduction.
 
     Raises:
-        NotSupportedError: FSDP's first version, or several devices in one process.
+        NotSupportedError: FSDP's first version, DeepSpeed, or several devices in one process.
     """
+    if any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__):
+        raise NotSupportedError(IN_AN_ENGINE)
     if type(model).__name__ == "FullyShardedDataParallel":
         raise NotSupportedError(
             "FullyShardedDataParallel flattens parameters into one, in which layers cannot be told "

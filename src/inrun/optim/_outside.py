@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
+from inrun.optim._adafactor import TransformersAdafactorRule
 from inrun.optim._adam_variants import ScheduleFreeAdamWRule, quantized_rule
 from inrun.optim._divided import ElementwiseRule
 from inrun.optim._jacobian import MatrixRule
-from inrun.optim._matrix import LambRule
+from inrun.optim._lamb import LambRule
+from inrun.optim._muon import MuonWithAuxAdamRule, PublishedMuonRule
 from inrun.optim._rule import Live, Rule
 from inrun.optim._signs import LionRule
 
@@ -52,15 +54,47 @@ def _lamb(optimizer: torch.optim.Optimizer) -> Found:
     return LambRule(maximize=_says(optimizer, "maximize"))
 
 
-def _schedule_free(optimizer: torch.optim.Optimizer) -> Found:
-    return ScheduleFreeAdamWRule()
+def _muon(optimizer: torch.optim.Optimizer) -> Found | None:
+    """The rule of the classes that Muon's author publishes; others of these names have none.
+
+    Raises:
+        NotSupportedError: those that divide the work among processes, where there are several.
+    """
+    name = type(optimizer).__name__
+    aux = name.endswith("WithAuxAdam")
+    for group in optimizer.param_groups:
+        adam = aux and not group["use_muon"]
+        if set(group) - (_AUX_ADAM if adam else _MUON):
+            return None
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several and torch.distributed.get_world_size() > 1 and not name.startswith("SingleDevice"):
+        raise NotSupportedError(
+            f"{name} keeps each momentum buffer in one process alone, and its step is read in all "
+            f"of them. Use SingleDevice{name}: under DDP all processes then take the same step."
+        )
+    return MuonWithAuxAdamRule() if aux else PublishedMuonRule()
 
 
-_KNOWN: dict[str, tuple[set[str], Callable[[torch.optim.Optimizer], Found]]] = {
+_MUON = {"params", "lr", "initial_lr", "weight_decay", "momentum", "nesterov", "ns_steps",
+         "use_muon"}  # fmt: skip
+_AUX_ADAM = {"params", "lr", "initial_lr", "weight_decay", "betas", "eps", "use_muon"}
+
+
+_KNOWN: dict[str, tuple[set[str], Callable[[torch.optim.Optimizer], Found | None]]] = {
     "Lion": ({"lr", "betas", "weight_decay"}, _lion),
     "Lamb": ({"betas", "eps", "weight_decouple", "grad_averaging", "adam", "fixed_decay"}, _lamb),
-    "AdamWScheduleFree": ({"k", "weight_sum", "lr_max", "weight_lr_power"}, _schedule_free),
-}
+    "AdamWScheduleFree": (
+        {"k", "weight_sum", "lr_max", "weight_lr_power"}, lambda _: ScheduleFreeAdamWRule()
+    ),
+    "Adafactor": (
+        {"clip_threshold", "decay_rate", "relative_step", "scale_parameter", "warmup_init"},
+        lambda _: TransformersAdafactorRule(),
+    ),
+    "Muon": ({"momentum"}, _muon),
+    "SingleDeviceMuon": ({"momentum"}, _muon),
+    "MuonWithAuxAdam": ({"use_muon"}, _muon),
+    "SingleDeviceMuonWithAuxAdam": ({"use_muon"}, _muon),
+}  # fmt: skip
 
 _ROUNDED = (
     "it keeps its moments in 8 bits, and its state can be read here only for the Adam and AdamW of "

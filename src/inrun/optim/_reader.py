@@ -10,12 +10,13 @@ from torch import Tensor
 
 from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
+from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
 from inrun.optim._adam_variants import AdamaxRule, NAdamRule, RAdamRule
 from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
 from inrun.optim._live import consumed_gradient
-from inrun.optim._matrix import AdafactorRule, MuonRule
 from inrun.optim._move import Move
+from inrun.optim._muon import MuonRule
 from inrun.optim._outside import Displacement, outside_rule, written
 from inrun.optim._rule import Rule
 from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
@@ -119,11 +120,13 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
     outside = outside_rule(optimizer)
     if outside is not None:
         return outside
-    names = ", ".join(kind.__name__ for kind in [*_RULES, *_REGISTERED])
+    kind = type(optimizer)
+    names = ", ".join(known.__name__ for known in [*_RULES, *_REGISTERED])
     raise NotSupportedError(
-        f"{type(optimizer).__name__} has no update rule here (known: {names}, and a few of other "
-        "packages). Values computed for another rule would not be this run's. Train with one of "
-        "those, or write the rule, one function: inrun.optim.register."
+        f"{kind.__module__}.{kind.__qualname__} has no update rule here, and values computed for "
+        f"another rule would not be this run's. Known are torch.optim's {names}, and a few of "
+        "other packages. Train with one of those, or write down what a step takes off a weight:\n"
+        f"inrun.optim.register({kind.__name__}, lambda gradient, weight, state, group: ...)"
     )
 
 
@@ -203,6 +206,7 @@ def _move(
     gradient: Tensor,
     numbers: Numbers | None,
 ) -> Move[Any, Any]:
+    rule = rule.of(group)
     live, weight = told(optimizer.state.get(p, {}), numbers), own_part(p.detach())
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()

@@ -198,6 +198,10 @@ class Rule(ABC, Generic[State, Setting]):
     affine: bool = False
     """Whether d is affine in g, so that nothing of it is like a sign."""
 
+    def of(self, group: Live) -> Rule[Any, Any]:
+        """The rule of a parameter group: itself, where all groups step alike."""
+        return self
+
     @abstractmethod
     def read(self, group: Live, state: Live, weight: Tensor) -> Any:
         """(state, setting) of one parameter, read from the live optimizer before its step.

@@ -98,6 +98,6 @@ class Together:
     def move_of(
         self, p: Tensor, times: float, mean: Callable[[Tensor], Tensor] | None = None
     ) -> Move[Any, Any]:
-        """See `inrun.optim.move_of`."""
+        """One parameter's move, cut out of what was read of all; see `inrun.optim.move_of`."""
         k = self.owner_of(p)
         return move_of(self.members[k], self.rules[k], p, times, mean, self._at_block[k])

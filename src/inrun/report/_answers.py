@@ -54,7 +54,10 @@ def write_rollup(rollup: Rollup, path: Path, *, only: str | None = None) -> None
             Figure(rollup.booked("fall"), "fall of the validation loss over the scored steps"),
         ],
         sections=[_sums(rollup, rows, only), _books(rollup)],
-        footer="95 % intervals. Values are Shapley values of each optimizer step, summed.",
+        footer=(
+            "95 % intervals, of all groups together. Values are Shapley values of each optimizer "
+            "step, summed."
+        ),
     ).write(path)
 
 
@@ -66,7 +69,7 @@ def _sums(rollup: Rollup, rows: list[dict[str, float]], only: str | None) -> Sec
             f"{row['samples']:,}",
             f"{row['value']:+.4g}",
             f"{row['low']:+.4g} to {row['high']:+.4g}" if row["low"] == row["low"] else "one row",
-            f"{row['share']:.1%}",
+            f"{row['share']:.1%} ({row['share_low']:.1%} to {row['share_high']:.1%})",
             f"{row['harmful']:.1%}",
             f"{row['duplicated']:,}",
         ]

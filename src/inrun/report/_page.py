@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text, shaded by a value a token."""
+    """A text, shaded by a value per token."""
 
     head: str
     facts: Sequence[str]

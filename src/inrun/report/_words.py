@@ -13,7 +13,7 @@ from inrun.ledger import known_residual_shares, relative_error, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import FEWEST, TIMES, judge_notes
+from inrun.uses import FEWEST, TIMES, agreement, judge_notes
 
 SURE = 0.95
 FEW = 5
@@ -105,14 +105,17 @@ def _hurt(of: Contents) -> list[str]:
 
 
 def _surely(of: Contents) -> list[str]:
-    """How many samples are harmful with confidence, and how many of that many tests would err."""
+    """How many samples are harmful with confidence, and how many of those are not, by it."""
     sure = of.ranked.confidence[np.isfinite(of.ranked.confidence)]
     if not len(sure):
         return [f"With fewer than {FEWEST} visits no single sample can be called harmful."]
+    called = sure[sure >= SURE]
+    if not len(called):
+        return [f"No sample is harmful with a confidence of {SURE:.0%} over its visits."]
     return [
-        f"{int((sure >= SURE).sum()):,} samples are harmful with a confidence of {SURE:.0%} or "
-        f"more over their visits; if no sample were harmful, about {(1 - SURE) * len(sure):,.0f} "
-        "would be expected to look so by chance."
+        f"{len(called):,} samples are harmful with a confidence of {SURE:.0%} or more over their "
+        f"visits. By these confidences about {(1 - called).sum():,.0f} of them are not: a false "
+        f"discovery rate of {(1 - called).mean():.1%}."
     ]
 
 
@@ -128,6 +131,7 @@ def _trust(of: Contents) -> list[str]:
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
     said += judge_notes(of.run, of.table)
+    said += agreement(of.run, of.table).sentences()
     said += _sampled(of)
     said.append(_audited(of))
     try:
@@ -183,7 +187,7 @@ def _audited(of: Contents) -> str:
         )
     said = (
         f"Audit: at {found.checks} random steps, values and exact Shapley values correlate with "
-        f"R {found.pearson:.3f} (median, 95 % interval)."
+        f"R {found.pearson:.3f} (median; from six steps on a 95 % interval)."
     )
     return " ".join([said, *(f"{cause.name}: {cause.evidence}." for cause in found.causes)])
 

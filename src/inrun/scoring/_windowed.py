@@ -269,12 +269,12 @@ class WindowedStep(Step):
         self._moving, self.stage = {}, Stage.READ
 
     def share_scale(self, name: str) -> Tensor | float:
-        """See `Step.share_scale`."""
+        """The consumed gradient over the shares' sum; the window has the learning rate."""
         rate = self.rates.get(name, 0.0)
         return self._scales.get(name, 0.0) / rate if rate else 0.0
 
     def take(self, k: int) -> None:
-        """See `Step.take`."""
+        """Notes that this optimizer stepped; nothing is read."""
         self.stepped.add(k)
         self.stage = Stage.TAKEN
 

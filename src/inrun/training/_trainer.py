@@ -37,6 +37,8 @@ from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
 
+SILENCE = 10.0  # seconds without a line, off a terminal
+
 
 class RowTrainer(Trainer):
     """The Trainer on samples; with `scoring` each pass is also told to what a run keeps."""
@@ -109,7 +111,7 @@ class RunScoring(InRun):
         self._training, self._run, self._console = training, run, console
         self.seen = Seen(training.ids, len(training.splits.classes))
         self.interrupted, self.overhead, self._before = False, 0.0, 0.0
-        self._began = self._saved = time.monotonic()
+        self._began = self._saved = self._told = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
         self._jumps = Jumps()
@@ -123,7 +125,7 @@ class RunScoring(InRun):
     # ---- called by the trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Attaches, and goes on with a checkpoint's state where there is one."""
         self._began = self._saved = time.monotonic()
         training, config = self._training, self._training.config
         if config.record:  # before there are hooks, since it copies the model
@@ -133,6 +135,9 @@ class RunScoring(InRun):
                 steps=state.max_steps,
             )  # fmt: skip
         super().on_train_begin(args, state, control, **kwargs)
+        if config.audit:
+            left = state.max_steps - state.global_step
+            self.attribution.audit(seconds=config.audit_seconds, steps=left, seed=config.seed)
         if config.keep_tokens:
             self._tokens = self.attribution.per_token(training.label_losses, self._run)
         if state.global_step:
@@ -144,6 +149,8 @@ class RunScoring(InRun):
         A step whose loss jumped is told.
         """
         row = self.attribution.latest
+        if not self._console.is_terminal and time.monotonic() - self._told > SILENCE:
+            self._tell(state)
         if row.get("step") == state.global_step and (words := self._jumps.words(row)):
             self._console.print(words, style="yellow", soft_wrap=True, highlight=False)
         stop, save = self.interrupted, self._due()
@@ -159,17 +166,21 @@ class RunScoring(InRun):
         """See `InRun`; and a line for people."""
         super().on_log(args, state, control, logs, **kwargs)
         if "loss" in (logs or {}):
-            validation = self.attribution.latest.get("closing_loss", float("nan"))
-            known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
-            left = self.seconds / state.global_step * (state.max_steps - state.global_step)
-            self._console.print(
-                f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
-                f"{known}attribution +{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, "
-                f"about {left:.0f} s left",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+            self._tell(state, f"loss {float(logs['loss']):.4f}, ")
         elif "eval_loss" in (logs or {}):
             self._console.print(f"evaluation: loss {logs['eval_loss']:.4f}", highlight=False)
+
+    def _tell(self, state: Any, loss: str = "") -> None:
+        """A line of how far it is."""
+        self._told = time.monotonic()
+        validation = self.attribution.latest.get("closing_loss", float("nan"))
+        known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
+        left = self.seconds / state.global_step * (state.max_steps - state.global_step)
+        self._console.print(
+            f"step {state.global_step} of {state.max_steps}: {loss}{known}attribution "
+            f"+{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, about {left:.0f} s left",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
@@ -185,7 +196,7 @@ class RunScoring(InRun):
         self._saved = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Detaches, once all values are stored."""
         self.overhead = self.attribution.overhead
         super().on_train_end(args, state, control, **kwargs)
         if self._tokens is not None:

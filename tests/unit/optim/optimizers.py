@@ -8,6 +8,9 @@ import pytorch_optimizer
 import schedulefree
 import torch
 from torch import optim
+from transformers.optimization import Adafactor
+
+from tests.unit.optim import published_muon
 
 
 class Case(NamedTuple):
@@ -22,10 +25,20 @@ class Case(NamedTuple):
         return f"{self.kind.__module__.split('.')[0]}.{self.kind.__name__}-{told}"
 
     def build(self, groups, lr=0.01, **how):
+        if self.kind.__name__.endswith("WithAuxAdam"):
+            return self.kind([self.told(group, lr) for group in groups], **how)
         optimizer = self.kind(groups, **{"lr": lr, **self.options, **how})
         if hasattr(optimizer, "train"):
             optimizer.train()  # schedule-free
         return optimizer
+
+    def told(self, group, lr):
+        """A group, or a parameter, for Muon if it is made of matrices and else for Adam."""
+        group = group if isinstance(group, dict) else {"params": [group]}
+        return {
+            "lr": lr, **group, "use_muon": group["params"][0].ndim > 1,
+            "weight_decay": self.options.get("weight_decay", 0.0),
+        }  # fmt: skip
 
 
 def grid(kind, **choices):
@@ -85,8 +98,22 @@ MUONS = (
     if hasattr(optim, "Muon")
     else []
 )  # fmt: skip
+PUBLISHED = [
+    *grid(published_muon.SingleDeviceMuon, momentum=(0.0, 0.95), weight_decay=(0.0, 0.1)),
+    *grid(published_muon.Muon, weight_decay=(0.1,)),
+]
+FACTORED = [
+    *grid(Adafactor, scale_parameter=(False, True), relative_step=(False,), weight_decay=(0.0, 0.1),
+          beta1=(None, 0.9), clip_threshold=(1.0, 0.5)),
+    *grid(Adafactor, lr=(None,), scale_parameter=(False, True), relative_step=(True,),
+          warmup_init=(False, True), decay_rate=(-0.8, -0.3)),
+]  # fmt: skip
 MATRIX = [
     *MUONS,
+    *PUBLISHED,
+    *grid(published_muon.SingleDeviceMuonWithAuxAdam, weight_decay=(0.0, 0.1)),
+    *grid(published_muon.MuonWithAuxAdam, weight_decay=(0.1,)),
+    *FACTORED,
     *grid(optim.Adafactor, d=(1.0, 1.5), beta2_decay=(-0.8, -0.3), **PLAIN),
     *grid(pytorch_optimizer.Lamb, weight_decouple=(False, True), fixed_decay=(False, True),
           grad_averaging=(True, False), adam=(False, True), foreach=(False, None), **PLAIN),
@@ -97,14 +124,19 @@ def parameters(case, dtype=torch.float64):
     """Two parameters in groups with rates of their own: a matrix, and a vector where one goes."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(7, 3, dtype=dtype))
-    second = torch.randn(3, 5, dtype=dtype) if case in MUONS else torch.randn(5, dtype=dtype)
+    second = (
+        torch.randn(3, 5, dtype=dtype)
+        if case in [*MUONS, *PUBLISHED]
+        else torch.randn(5, dtype=dtype)
+    )
     return [p, torch.nn.Parameter(second)]
 
 
 def optimizer_of(case, dtype=torch.float64, lr=0.01, **how):
     params = parameters(case, dtype)
     p, q = params
-    return params, case.build([{"params": [p]}, {"params": [q], "lr": 3 * lr}], lr=lr, **how)
+    own = {} if "lr" in case.options else {"lr": 3 * lr}
+    return params, case.build([{"params": [p]}, {"params": [q], **own}], lr=lr, **how)
 
 
 def give_gradients(params, step):

@@ -8,15 +8,18 @@ import pytorch_optimizer
 import schedulefree
 import torch
 from torch import optim
+from transformers.optimization import Adafactor
 
 from inrun.directions import PathSmoothed
 from inrun.optim import Along, Move, derivative_of, moves, rule_for
 from inrun.optim._adam import MomentsRule
 from inrun.optim._adam_variants import BitsAndBytesRule, RoundedAdamRule, TorchAORule
+from inrun.optim._muon import AuxAdamRule
 from inrun.optim._outside import WrittenElementwise, WrittenMatrix
 from inrun.optim._rule import Rule
 from tests.unit.optim.adam_moves import settles, terms
 from tests.unit.optim.optimizers import MUONS, grid
+from tests.unit.optim.published_muon import SingleDeviceMuon, SingleDeviceMuonWithAuxAdam
 
 EPS = (0.0, 1e-30)
 EDGES = [
@@ -54,6 +57,10 @@ MIXED = [
           eps=(*EPS, 1e-6), weight_decay=(0.0, 1e4), adam=(False, True)),
     *[case._replace(options={**case.options, "eps": eps, "weight_decay": decay})
       for case in MUONS[::4] for eps in (*EPS, 1e-7) for decay in (0.0, 1e4)],
+    *grid(SingleDeviceMuon, momentum=(0.0, 0.95), weight_decay=(0.0, 1e4)),
+    *grid(SingleDeviceMuonWithAuxAdam, weight_decay=(0.1,)),
+    *grid(Adafactor, relative_step=(False,), beta1=(None, 0.9), weight_decay=(0.0, 1e4)),
+    *grid(Adafactor, lr=(None,), eps=((1e-30, 0.0),), warmup_init=(False, True)),
 ]  # fmt: skip
 
 
@@ -165,7 +172,7 @@ def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case, rate, st
     for real, move, _ in play(case, rate, silent=silent, start=start):
         told = move.displacement(move.gradient)
         sound = torch.isfinite(real)
-        rounding = 1e-2 if case.kind.__name__ == "Muon" else 1e-10  # Muon iterates in bfloat16
+        rounding = 1e-2 if "Muon" in case.kind.__name__ else 1e-10  # Muon iterates in bfloat16
         assert worst(told, real, sound, real.abs() + move.weight.abs()) < rounding
         if not sound.all():
             return
@@ -212,8 +219,9 @@ def test_every_rule_is_at_the_edge():
            for case in (*EDGES, *MIXED)}  # fmt: skip
     shared = {MomentsRule}  # what several have in common
     users = {WrittenElementwise, WrittenMatrix}
+    of_groups = {AuxAdamRule}  # Adam, for the groups that Muon leaves to it
     few_bits = {RoundedAdamRule, TorchAORule, BitsAndBytesRule}  # see `test_quantized`
-    assert {*concrete(Rule)} - shared - users - few_bits == met
+    assert {*concrete(Rule)} - shared - users - of_groups - few_bits == met
 
 
 def concrete(kind):

@@ -210,19 +210,19 @@ def test_labels_to_check_are_those_that_harm_another_class_most(browser, tmp_pat
 
 def test_a_stated_label_doubt_goes_before_the_harm_profile(browser, tmp_path):
     stored = random_run(tmp_path / "run", 20, targets=("0", "1"))
-    doubt = np.random.default_rng(0).random(20)
+    doubt = np.random.default_rng(0).permutation(20) + 1
     stored.describe(
         {
             "sample_id": range(20),
             "label": ["0"] * 20,
-            "label_doubt": doubt.tolist(),
+            "doubt_rank": doubt.tolist(),
             "suggested_label": ["1"] * 20,
         }
     )
     write_report(stored, tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()
     found = doubted(opened)
-    assert [row for row, _ in found] == np.argsort(-doubt)[:12].tolist()
+    assert [row for row, _ in found] == np.argsort(doubt)[:12].tolist()
     assert "labelled 0, perhaps 1" in found[0][1]
     opened.context.close()
 

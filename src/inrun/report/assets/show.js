@@ -115,14 +115,14 @@
 
   // Labels that look wrong: by what the run's samples say of their labels, or by the harm profile.
   function labels(rows) {
-    const d = report.data, given = d.columns.label, doubt = d.columns.label_doubt, suggested = d.columns.suggested_label;
+    const d = report.data, given = d.columns.label, doubt = d.columns.doubt_rank, suggested = d.columns.suggested_label;
     const words = document.getElementById("labels-words");
     let doubtful = [], score = null, instead = null;
     if (given && doubt) {
       score = doubt;
       instead = function (i) { return suggested ? suggested[i] : ""; };
-      doubtful = rows.filter(function (i) { return doubt[i] !== null; }).sort(function (a, b) { return doubt[b] - doubt[a]; });
-      words.textContent = "By label doubt, from 0 to 1, the most doubtful first.";
+      doubtful = rows.filter(function (i) { return doubt[i] !== null; }).sort(function (a, b) { return doubt[a] - doubt[b]; });
+      words.textContent = "By rank of doubt, the most doubtful first: where to look, not how probably a label is wrong.";
     } else if (given && d.harm) {
       score = d.harm;
       instead = function (i) { return d.targets[d.worst[i]]; };
