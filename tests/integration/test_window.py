@@ -582,3 +582,16 @@ def test_an_audited_window_has_exact_values_and_tells_its_agreement(targets, mon
     balance = audited.balance()
     parts = sum(balance[n] for n in balance if n != "fall")
     assert balance["fall"] == pytest.approx(parts, abs=1e-12)
+
+
+@pytest.mark.parametrize("thaws", [True, False])
+def test_parameters_that_come_or_go_close_a_window(thaws):
+    def switch(step, optimizer):
+        bias = optimizer.param_groups[0]["params"][1]
+        if step in (0, 3):
+            bias.requires_grad_((step == 3) == thaws)
+            bias.grad = None
+
+    attribution = trained_by_hand(10, 6, switch)
+    assert [(w["first"], w["steps"]) for w in attribution.windows] == [(2, 2), (4, 3)]
+    assert np.isfinite(attribution.values()["value"].to_numpy()).all()

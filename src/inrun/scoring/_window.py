@@ -188,11 +188,19 @@ class OpenWindow:
         ends, sums, moves = {}, [], self._moves(capture)
         following = Following(closing, moves)
         for name, move in moves.items():
+            if (name, None) not in self._bases:  # it came in between
+                continue
             Q_K, own = self._directions(name, move, closing), self._bases[name, None]
             ends[id(own)], told, following.bases[name] = _ends(own, Q_K)
             sums.append(told.double().cpu())
             for basis, push in views[name]:
                 ends[id(basis)], _, _ = _ends(basis, push(Q_K))
+        for basis in (*self._bases.values(), *(basis for _, basis, _ in self._pushed)):
+            if id(basis) not in ends:  # its parameter went in between: it has one end
+                none = torch.zeros(
+                    len(basis.opening), dtype=torch.bool, device=basis.opening.device
+                )
+                ends[id(basis)] = Ends(basis.opening, none)
         met, opened, closed, held = torch.stack(sums).sum((0, 2)).tolist()
         cosine = met / (opened * closed) ** 0.5 if opened and closed else 1.0
         captured = (held / closed) ** 0.5 if closed else 1.0
@@ -213,6 +221,8 @@ class OpenWindow:
         assert self.weights is not None
         sums = torch.zeros(2, len(self._scorer.targets), dtype=torch.float64)
         for name, p in capture.trained.items():
+            if name not in self.weights:
+                continue
             shrunk, wide = rate_sums.get(name, 0.0), compute_dtype(p)
             ends = zip(self._gradients[name], closing.gradients[name], strict=True)
             for k, (first, last) in enumerate(ends):
@@ -255,7 +265,7 @@ class Following:
         """Whether an opening pass and what optimizers are ready for are those of the closing."""
         return (
             opening.gradients is self._gradients
-            and list(moves) == list(self._read)
+            and list(moves) == list(self.bases)
             and all(self._read[name].same(_Read.of(move)) for name, move in moves.items())
         )
 
