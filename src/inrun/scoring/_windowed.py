@@ -388,9 +388,9 @@ def _agree(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
     pairs = [np.concatenate(rows) for rows in (found, exact)]
     if len(pairs[0]) < 3:
         return nan
-    ranks = [values.argsort(0).argsort(0) for values in pairs]
-    targets = range(pairs[0].shape[1])
-    return float(np.mean([np.corrcoef(*(r[:, k] for r in ranks))[0, 1] for k in targets]))
+    ours, theirs = (values.argsort(0).argsort(0) for values in pairs)
+    each = [np.corrcoef(ours[:, k], theirs[:, k])[0, 1] for k in range(ours.shape[1])]
+    return float(np.mean(each))
 
 
 def _require_finite(values_NK: np.ndarray) -> None:
