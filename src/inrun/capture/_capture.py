@@ -45,7 +45,8 @@ class Watch(NamedTuple):
 
     `contract`: what `stream` contracts with. `factor` sees each factor by its parameter's name.
     `calls`: whether the model's calls are kept. `step`: the number of the step under way. `sketch`:
-    what a scoring window keeps in place of factors; None keeps factors.
+    what a scoring window keeps in place of factors; None keeps factors. `factors`: whether they are
+    kept beside sketches, too.
     """
 
     contract: Contract | None = None
@@ -53,6 +54,7 @@ class Watch(NamedTuple):
     calls: bool = False
     step: int = 1
     sketch: Callable[[str, Factor], Sketch] | None = None
+    factors: bool = False
 
 
 NOBODY = Watch()

@@ -66,7 +66,7 @@ class GradientCheck:
         self._consumed_names: list[str] = []
         self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
-        self._at_consume: Mapping[str, tuple[int, int]] = {}
+        self._at_consume: dict[str, tuple[int, int]] = {}
         self._in_turn = False  # whether of large gradients only those are measured whose turn it is
         self._known: dict[str, float] = {}  # norms, as they were last measured
         self._compared = 0  # blocks of the step
@@ -268,7 +268,8 @@ class GradientCheck:
         rests = self._in_turn and not self._ended
         if self._in_turn:  # a fused step under a gradient scaler reads it unscaled
             for name, g in gradients.items():
-                if held[name] is None or held[name].data_ptr() != g.data_ptr():
+                own = held[name]
+                if own is None or own.data_ptr() != g.data_ptr():
                     self._at_consume.pop(name, None)
         rests = rests and all(map(self._is_untouched, gradients))
         self._consumed = None if rests else self._measuring.measure(self._due(gradients))

@@ -43,7 +43,7 @@ class Remembers(Protocol):
 
 
 class Step:
-    """One step.
+    """One step; `audited`: whether factors are kept beside sketches.
 
     Args:
         scorer: what outlives it.
@@ -51,6 +51,8 @@ class Step:
         weight: how many steps it stands for; 0 where it is not scored.
         window: of momentum, if there is one.
     """
+
+    audited = False
 
     def __init__(self, scorer: Scorer, number: int, weight: float, window: Remembers | None = None):
         self.number, self.weight, self.stage = number, weight, Stage.OPEN
