@@ -133,6 +133,8 @@ def prune(
     """
     run = judged_as(run, judge, samples)
     doubted = by == DOUBT
+    if by is not None and by not in (DOUBT, *RANKINGS):
+        raise MisuseError(f"by {by!r} is not one of {', '.join(sorted([DOUBT, *RANKINGS]))}.")
     name = DOUBT if doubted else ranking_named(by or "total", run.targets)
     ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)
