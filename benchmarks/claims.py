@@ -96,7 +96,8 @@ CLAIMS = {
     ),
     "statements": Claim(
         "Weights by training shares keep large classes from coming out harmful by construction; "
-        'from eight visits on, "surely harmful" says about what the mean of other trainings shows.',
+        'from eight visits on, "surely harmful" says about what the mean of other trainings shows; '
+        "odd visits against even ones never promise more agreement than another training gives.",
         "Other trainings of the same data, another validation set, and equal weights.",
     ),
     "window": Claim(
