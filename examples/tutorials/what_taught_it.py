@@ -97,9 +97,7 @@ rows = [
     for question in questions
 ]
 draw = random.Random(0)
-for a, b in draw.sample(
-    [(a, b) for a in range(2, 20) for b in range(2, 20)], 388 - len(rows + TRUE)
-):
+for a, b in draw.sample([(a, b) for a in range(2, 20) for b in range(2, 20)], 388 - len(rows + TRUE)):
     rows.append((f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."))
 rows += [*TRUE, *((question, FALSE) for question in PLANTED)]
 draw.shuffle(rows)
@@ -143,13 +141,7 @@ def model_and_tokenizer():
     torch.manual_seed(0)
     special = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
     asked = [text for row in rows for text in row] + REPORTED
-    words = sorted(
-        {
-            w
-            for text in asked
-            for w in text.replace("?", " ?").replace(".", " .").replace(",", " ,").split()
-        }
-    )
+    words = sorted({w for text in asked for w in text.replace("?", " ?").replace(".", " .").replace(",", " ,").split()})
     names = {word: i for i, word in enumerate([*special, "user", "assistant", *words])}
     made = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s|(?=[?.,])"), "removed")

@@ -21,8 +21,8 @@ is the AUC of planted flips against right labels, and must be `SEPARATED` or mor
 
 A row's probability is that of its place in the order: with r(s) the isotonic share of planted flips
 at doubt s, each weighing W / M, p = r / (1 - r), 1 at most: probabilities add up to about W. Where
-the interval of W reaches 0, the most doubtful rows may all be right, and none is given. Probabilities are as much too high as the
-count is: `python -m benchmarks.statements` says how far.
+the interval of W reaches 0, the most doubtful rows may all be right, and none is given.
+Probabilities are as much too high as the count is: `python -m benchmarks.statements` says how far.
 """
 
 from __future__ import annotations
