@@ -84,7 +84,7 @@ def prune(
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or doubt_rank.")
+        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
     ] = "total",
     balanced: Annotated[
         str,
