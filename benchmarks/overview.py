@@ -24,7 +24,7 @@ from benchmarks.interaction.losses import TASKS
 from benchmarks.interaction.page import found as of_loss
 from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
-from benchmarks.overhead.methods import Size
+from benchmarks.overhead.page import by_size, kept
 from benchmarks.results_file import RESULTS
 from benchmarks.smollm.page import throughput
 from benchmarks.smollm.training import KINDS
@@ -122,20 +122,13 @@ def _influence(cells: Cells) -> list[tuple[str, str, str]]:
 
 def _overhead(cells: Cells) -> list[tuple[str, str, str]]:
     rows = []
-    for key, cell in cells.items():
-        result = cell["result"]
-        alone = result["plain"]
-        size = Size.of(key).words
-        told = []
-        for name in ("hold", "naive per-sample gradients"):
-            one = result[name]
-            share = np.median(np.array(alone["seconds"]) / np.array(one["seconds"]))
-            memory = one["peak_bytes"] / alone["peak_bytes"]
-            told.append(f"{np.median(one['ratio']):.2f}; {share:.1%}; {memory:.2f}")
+    for size, found in by_size(cells).items():
         said = "95 % of plain throughput (arXiv 2602.00329)" if not rows else ""
-        rows.append((size, f"`hold` {told[0]}, naive {told[1]}", said))
-    what = "times plain + validation; of plain throughput; times plain memory"
-    return [(f"{rows[0][0]}: {what}", *rows[0][1:]), *rows[1:]]
+        names = ("window 10", "window 1", "every step")
+        shares = [(name, kept(found, name)) for name in names]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in shares if share is not None)
+        rows.append((f"of plain throughput, {size.words}", told, said))
+    return rows
 
 
 def _pruning(cells: Cells) -> list[tuple[str, str, str]]:

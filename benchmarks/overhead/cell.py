@@ -1,9 +1,9 @@
-"""One cell: all methods in turn on the same batches, again and again; then the memory of each.
+"""One cell: a method beside plain training, step by step in turn; or the memory that it takes.
 
-Times are compared within one round, so that what else the machine does hits all methods alike. A
-round is one step, and on a GPU a few in a row. Memory is measured in a process of its own for each
-method: the highest resident size over what was resident before the model was built (on a GPU, the
-allocator's own peak).
+Both train on the same batches. Times are the process's own (on a GPU, of the clock once it is
+done), and a ratio is that of a turn: a whole window, one step of other methods. Memory is measured
+in a process of its own: the highest resident size over what was resident before the model was
+built (on a GPU, the allocator's own peak).
 """
 
 from __future__ import annotations
@@ -15,102 +15,98 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from benchmarks.overhead.methods import EXACT, PROFILED, REFERENCE, Method, Size, methods_of
-from benchmarks.overhead.parts import on_the_clock
+from benchmarks.overhead.methods import Attributed, Method, Plain, Size, method_of
 
-ROUNDS, WARM_UP = 10, 8  # the contraction's first steps are dense, then ranks are on trial
-STRETCH = 4  # steps of a round on a GPU, which the host is ahead of but for the last
-STEPS, FIRST_ID = 6, 1_000_000  # steps that are taken apart, and ids of their own for them
+WARM_UP = 10  # first steps, which windows score one by one, too
+TURNS = 5  # at least, and no fewer steps than ten; of a large model half as many
+LARGE = 100_000_000  # parameters
 
 
-def measure(key: str, peer: str | None = None) -> dict[str, Any]:
-    """Times, memory and agreement of every method at this size; None for what does not fit.
+class Cell(NamedTuple):
+    """`kind`: 'time' or 'memory'."""
 
-    Args:
-        key: the size's.
-        peer: a further method, `module:Class`.
-    """
-    size, device = Size.of(key), _device()
-    torch.backends.cuda.matmul.allow_tf32 = size.precision == "bf16"
-    kinds = methods_of(peer)
-    groups = [list(kinds)]
-    if size.apart:
-        groups = [[REFERENCE, name] for name in kinds if name != REFERENCE]
-    found: dict[str, Any] = dict.fromkeys(kinds)
-    values: dict[str, dict[int, float]] = {}
-    for names in groups:
-        try:
-            _measure_side_by_side(size, device, {n: kinds[n] for n in names}, found, values)
-        except torch.OutOfMemoryError:
-            print(f"  {names[-1]} does not fit")
-    for name, one in found.items():
-        if one is not None:
-            told = {} if kinds[name].another_loss else values[name]
-            one["r_with_exact"] = _agreement(size, told, values.get(EXACT, {}))
-            one["peak_bytes"] = _peak_in_own_process(key, name, peer)
+    size: Size
+    kind: str
+    method: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the file of results."""
+        return " | ".join((self.size.key, self.kind, self.method))
+
+    @classmethod
+    def of(cls, key: str) -> Cell:
+        """The cell of a name."""
+        size, kind, method = key.split(" | ")
+        return cls(Size.of(size), kind, method)
+
+
+def measure(key: str) -> Any:
+    """A cell by its name: seconds and ratios by turn, or bytes; None for what does not fit."""
+    cell = Cell.of(key)
+    torch.backends.cuda.matmul.allow_tf32 = cell.size.precision == "bf16"
+    if cell.kind == "memory":
+        return _peak_in_own_process(key)
+    try:
+        return times(cell.size, method_of(cell.method))
+    except torch.OutOfMemoryError:
+        return None
+
+
+def times(size: Size, kind: type[Method]) -> dict[str, Any]:
+    """Seconds a step of each turn, and their ratios to plain steps on the same batches."""
+    device = _device()
+    plain, method = Plain(size, device), kind(size, device)
+    batches = _Batches(size, device)
+    for _ in range(WARM_UP):
+        method.step(*batches.next())
+    _timed(plain, *batches.next(), device)
+    large = sum(p.numel() for p in plain.model.parameters()) > LARGE
+    turns = max(TURNS, -(-10 // method.turn)) if method.turn < 10 else 4
+    found: dict[str, list[float]] = {"plain": [], "seconds": [], "ratio": []}
+    for _ in range((turns + 1) // 2 if large else turns):
+        pairs = []
+        for _ in range(method.turn):
+            ids, batch = batches.next()
+            pairs.append([_timed(each, ids, batch, device) for each in (plain, method)])
+        alone, with_it = (sum(column) / method.turn for column in zip(*pairs, strict=True))
+        found["plain"].append(alone)
+        found["seconds"].append(with_it)
+        found["ratio"].append(with_it / alone)
+    method.detach()
     return found
 
 
-def _measure_side_by_side(
-    size: Size,
-    device: torch.device,
-    kinds: dict[str, type[Method]],
-    found: dict[str, Any],
-    values: dict[str, dict[int, float]],
-) -> None:
-    methods = {name: kind(size, device) for name, kind in kinds.items()}
-    seconds = _times(size, device, methods)
-    for name, method in methods.items():
-        values[name] = method.values()
-        ratio = [t / r for t, r in zip(seconds[name], seconds[REFERENCE], strict=True)]
-        found[name] = {"seconds": seconds[name], "ratio": ratio}
-        if name in PROFILED:
-            found[name]["parts"] = _parts(size, device, method)
-    for method in methods.values():
-        method.detach()
+class _Batches:
+    """Batches in turn, each with ids of its own."""
+
+    def __init__(self, size: Size, device: torch.device):
+        self._sequences, self._size, self._device = size.text()[0], size, device
+        self._draw, self._count = torch.Generator().manual_seed(0), 0
+
+    def next(self) -> tuple[range, torch.Tensor]:
+        """(ids, rows)."""
+        rows = torch.randint(len(self._sequences), (self._size.batch,), generator=self._draw)
+        ids = range(self._count * self._size.batch, (self._count + 1) * self._size.batch)
+        self._count += 1
+        return ids, self._sequences[rows].to(self._device)
+
+
+def _timed(method: Method, ids: range, batch: torch.Tensor, device: torch.device) -> float:
+    now = time.perf_counter if device.type == "cuda" else time.process_time
+    _wait(device)
+    began = now()
+    method.step(ids, batch)
+    _wait(device)
+    return now() - began
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _times(size: Size, device: torch.device, methods: dict[str, Method]) -> dict[str, list[float]]:
-    sequences, _ = size.text()
-    rng = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    stretch = STRETCH if device.type == "cuda" else 1
-    for turn in range(WARM_UP + ROUNDS):
-        steps: list[tuple[range, torch.Tensor]] = []
-        for number in range(turn * stretch, (turn + 1) * stretch):
-            rows = rng.choice(len(sequences), size.batch, replace=False)
-            ids = range(number * size.batch, (number + 1) * size.batch)
-            steps.append((ids, sequences[torch.from_numpy(rows)].to(device)))
-        for name, method in methods.items():
-            _wait(device)
-            began = time.perf_counter()
-            for ids, batch in steps:
-                method.step(ids, batch)
-            _wait(device)
-            if turn >= WARM_UP:
-                seconds[name].append((time.perf_counter() - began) / stretch)
-    return seconds
-
-
-def _parts(size: Size, device: torch.device, method: Method) -> dict[str, float]:
-    """Seconds a step in each part of the attribution, over a few more steps."""
-    sequences, _ = size.text()
-    with on_the_clock() as seconds:
-        for turn in range(STEPS):
-            rows = slice(turn * size.batch, (turn + 1) * size.batch)
-            ids = range(FIRST_ID + rows.start, FIRST_ID + rows.stop)
-            method.step(ids, sequences[rows].to(device))
-        _wait(device)
-    return {part: total / STEPS for part, total in seconds.items()}
 
 
 def _wait(device: torch.device) -> None:
@@ -118,54 +114,39 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _agreement(size: Size, values: dict[int, float], exact: dict[int, float]) -> list[float]:
-    """Pearson's R with the exact contraction within each step; ids count through the steps."""
-    if not values or not exact:  # the exact one may not have fitted
-        return []
-    a = np.array([values[i] for i in sorted(exact)]).reshape(-1, size.batch)
-    b = np.array([exact[i] for i in sorted(exact)]).reshape(-1, size.batch)
-    return [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(a, b, strict=True)]
-
-
-def _peak_in_own_process(key: str, name: str, peer: str | None) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.overhead.cell",
-        key,
-        name,
-        *([peer] if peer else []),
-    ]
+def _peak_in_own_process(key: str) -> int:
     # large tensors go back to the system at once, so that the resident size is what is in use
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.overhead.cell", key]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     peak: int = json.loads(printed.stdout.splitlines()[-1])
     return peak
 
 
-def _peak(key: str, name: str, peer: str | None = None) -> int:
-    """Bytes at the highest point of five steps, over what was there before the model.
+def _peak(key: str) -> int:
+    """Bytes at the highest point of a few steps, over what was there before the model.
 
-    A miniature comes first, so that libraries are loaded and loops compiled already.
+    A miniature comes first, so that libraries are loaded and loops compiled already. Windows begin
+    with the second step: their first ones, scored one by one, take what every step takes.
     """
-    size, device, kind = Size.of(key), _device(), methods_of(peer)[name]
-    _five_steps(kind, replace(size, layers=1, width=64, batch=2, tokens=16), device)
+    size, device, kind = Cell.of(key).size, _device(), method_of(Cell.of(key).method)
+    _steps(kind, replace(size, layers=1, width=64, batch=2, tokens=16), device, 5)
     gc.collect()
     before = _resident("VmRSS")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    _five_steps(kind, size, device)
+    _steps(kind, size, device, min(12, max(4, kind.turn + 2)))
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _resident("VmHWM") - before
 
 
-def _five_steps(kind: type[Method], size: Size, device: torch.device) -> None:
-    sequences, _ = size.text()
-    method = kind(size, device)
-    for turn in range(5):
-        rows = slice(turn * size.batch, (turn + 1) * size.batch)
-        method.step(range(rows.start, rows.stop), sequences[rows].to(device))
+def _steps(kind: type[Method], size: Size, device: torch.device, count: int) -> None:
+    windowed = issubclass(kind, Attributed)
+    method = kind(size, device, exact=1) if windowed else kind(size, device)  # type: ignore[call-arg]
+    batches = _Batches(size, device)
+    for _ in range(count):
+        method.step(*batches.next())
     method.detach()
 
 
@@ -176,4 +157,4 @@ def _resident(what: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_peak(*sys.argv[1:])))
+    print(json.dumps(_peak(sys.argv[1])))

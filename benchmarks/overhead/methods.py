@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +13,6 @@ from torch import Tensor, nn
 import inrun
 from benchmarks import data
 from benchmarks.keyed import Keyed
-from inrun.factors import LowRankContraction
-from inrun.kernels import SWITCH
 from inrun.optim import moves, rule_for
 
 VOCABULARY = 8192
@@ -27,8 +22,7 @@ VOCABULARY = 8192
 class Size(Keyed):
     """A model's config and a step's batch: `batch` x `tokens`, and `validation` x `tokens`.
 
-    `kind` is gpt2 or llama, `precision` float32 or bf16 (autocast, float32 weights, tf32). `apart`:
-    not all methods' models fit side by side, so that each is in turn with the reference alone.
+    `kind` is gpt2 or llama, `precision` float32 or bf16 (autocast, float32 weights, tf32).
     """
 
     layers: int = 4
@@ -39,7 +33,6 @@ class Size(Keyed):
     kind: str = "gpt2"
     vocabulary: int = VOCABULARY
     precision: str = "float32"
-    apart: bool = False
 
     @property
     def words(self) -> str:
@@ -87,25 +80,20 @@ class Method(ABC):
     """One way to train, with a model of its own.
 
     A column for another tool is a subclass of this in a module of one's own. It gets the same
-    model, optimizer and batches. `another_loss`: its values are not measured in the validation
-    loss.
+    model, optimizer and batches. `turn`: how many steps in a row cost alike each time.
     """
 
-    another_loss = False
+    turn = 1
 
     def __init__(self, size: Size, device: torch.device):
         self.loss_fn = size.loss
         self.model = size.model().to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
         self.validation = size.text()[1].to(device)
 
     @abstractmethod
     def step(self, ids: range, batch: Tensor) -> None:
         """One optimizer step."""
-
-    def values(self) -> dict[int, float]:
-        """Each sample's value so far, by id, where the method has any."""
-        return {}
 
     def detach(self) -> None:
         """Ends it."""
@@ -166,25 +154,19 @@ class Naive(Method):
 class Attributed(Method):
     """Training with `inrun` attached."""
 
-    options: dict[str, Any] = {}  # noqa: RUF012 - one a subclass, never changed
-
-    def __init__(self, size: Size, device: torch.device):
+    def __init__(self, size: Size, device: torch.device, exact: int = 10):
         super().__init__(size, device)
         self.attribution = inrun.attach(
             self.model,
             self.optimizer,
-            self.utility(),
-            scoring=self.scoring(),
-            options=inrun.Options(smoothed_steps=0, progress=False, **self.options),
+            inrun.Utility(self.loss_fn, self.validation),
+            scoring=self.scoring(exact),
+            options=inrun.Options(smoothed_steps=0, progress=False),
         )
 
-    def utility(self) -> inrun.Utility:
-        """What values are measured in."""
-        return inrun.Utility(self.loss_fn, self.validation)
-
-    def scoring(self) -> inrun.EveryStep:
-        """How much is looked at."""
-        return inrun.EveryStep()
+    @abstractmethod
+    def scoring(self, exact: int) -> inrun.EveryStep | inrun.Window:
+        """How much is looked at; `exact`: how many first steps one by one."""
 
     def step(self, ids: range, batch: Tensor) -> None:
         """See `Method.step`."""
@@ -193,80 +175,51 @@ class Attributed(Method):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def values(self) -> dict[int, float]:
-        """See `Method.values`."""
-        table = self.attribution.values()
-        return dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
-
     def detach(self) -> None:
         """See `Method.detach`."""
         self.attribution.detach()
 
 
-class Hold(Attributed):
+class EveryStep(Attributed):
     """The default."""
 
-
-class HoldDense(Attributed):
-    """Exact contraction."""
-
-    options = {"contraction": "dense"}  # noqa: RUF012
-
-
-class HoldRank32(Attributed):
-    """Rank 32 for every matrix that is large enough."""
-
-    options = {"contraction": LowRankContraction(rank=32)}  # noqa: RUF012
-
-
-class HoldEager(Attributed):
-    """The default where nothing can be compiled."""
-
-    def step(self, ids: range, batch: Tensor) -> None:
-        """See `Method.step`."""
-        with patch.dict(os.environ, {SWITCH: "0"}):
-            super().step(ids, batch)
-
-
-class Halves(Attributed):
-    """One half of the validation rows a pass, in turn; the opening pass has seen the other."""
-
-    def scoring(self) -> inrun.EveryStep:
+    def scoring(self, exact: int) -> inrun.EveryStep | inrun.Window:
         """See `Attributed.scoring`."""
-        return inrun.EveryStep(validation_parts=min(2, len(self.validation)))
+        return inrun.EveryStep()
 
 
-class Stream(Attributed):
-    """Contracted inside the backward pass."""
+class _Windowed(Attributed):
+    steps: int | str
 
-    options = {"capture": "stream"}  # noqa: RUF012
+    def scoring(self, exact: int) -> inrun.EveryStep | inrun.Window:
+        """See `Attributed.scoring`."""
+        return inrun.Window(self.steps, exact=exact)
 
 
+def _windowed(steps: int | str) -> type[Method]:
+    """In windows, a whole one a turn."""
+    turn = steps if isinstance(steps, int) else 20
+    return type(f"Window{steps}", (_Windowed,), {"steps": steps, "turn": turn})
+
+
+WITH_VALIDATION, EVERY, NAIVE = "plain + validation", "every step", "naive"
 METHODS: dict[str, type[Method]] = {
-    "plain": Plain,
-    "plain + validation pass": WithValidation,
-    "stream": Stream,
-    "hold": Hold,
-    "hold, not compiled": HoldEager,
-    "hold, dense": HoldDense,
-    "hold, rank 32": HoldRank32,
-    "hold, half the validation rows": Halves,
-    "naive per-sample gradients": Naive,
+    WITH_VALIDATION: WithValidation,
+    EVERY: EveryStep,
+    **{f"window {n}": _windowed(n) for n in (1, 2, 5, 10, 20, "auto")},
+    NAIVE: Naive,
 }
-REFERENCE = "plain + validation pass"
-EXACT = "hold, dense"
 
 
-def methods_of(peer: str | None) -> dict[str, type[Method]]:
-    """All methods, and another tool's beside them.
+def method_of(name: str) -> type[Method]:
+    """A method by its name, or another tool's.
 
     Args:
-        peer: `module:Class`, a subclass of `Method`; its module is looked for as python does.
+        name: one of `METHODS`, 'plain', or `module:Class`, a subclass of `Method`; its module is
+            looked for as python does.
     """
-    if peer is None:
-        return METHODS
-    module, name = peer.split(":")
-    return {**METHODS, name: getattr(importlib.import_module(module), name)}
-
-
-PROFILED = ("hold", "stream")
+    if ":" not in name:
+        return Plain if name == "plain" else METHODS[name]
+    module, kind = name.split(":")
+    found: type[Method] = getattr(importlib.import_module(module), kind)
+    return found

@@ -3,37 +3,91 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.markdown import fill, long_table, markdown
-from benchmarks.overhead.methods import PROFILED, REFERENCE, Size
-from benchmarks.overhead.scaling import growth, larger
-from benchmarks.results_file import RESULTS
+from benchmarks.markdown import fill, markdown
+from benchmarks.overhead.cell import Cell
+from benchmarks.overhead.methods import METHODS, WITH_VALIDATION, Size
+from benchmarks.results_file import RESULTS, environments
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "cost.md"
 MEGABYTE = 2**20
-SHOWN = ("hold", "stream", "hold, half the validation rows", "naive per-sample gradients")
+Found = Mapping[tuple[str, str], Any]
+"""By kind and method, a size's results."""
+
+
+def by_size(cells: Mapping[str, Any]) -> dict[Size, dict[tuple[str, str], Any]]:
+    """Results by size, then by kind and method."""
+    found: dict[Size, dict[tuple[str, str], Any]] = {}
+    for key, stored in cells.items():
+        cell = Cell.of(key)
+        found.setdefault(cell.size, {})[cell.kind, cell.method] = stored["result"]
+    return found
+
+
+def kept(found: Found, method: str) -> float | None:
+    """The share of plain throughput that a method keeps, in the median of turns."""
+    one = found.get(("time", method))
+    return None if one is None else 1 / float(np.median(one["ratio"]))
+
+
+def over_validation(found: Found, method: str) -> float | None:
+    """A method's time over that of plain training with a validation pass after each step."""
+    one, base = kept(found, method), kept(found, WITH_VALIDATION)
+    return None if one is None or base is None else base / one
 
 
 def write_page() -> None:
     """Reads what is there and writes the page."""
-    cells = json.loads((RESULTS / "overhead.json").read_text())["cells"]
-    sizes = {Size.of(key): cell["result"] for key, cell in cells.items()}
-    parts = {"SUMMARY": _summary(sizes), "METHODS": _methods(sizes), "PARTS": _parts(sizes)}
-    parts |= {"GROWTH": growth(sizes), "LARGER": larger(sizes)}
-    parts["MANY"] = _many(json.loads((RESULTS / "many.json").read_text())["cells"])
-    environment = list(cells.values())[-1]["environment"]
-    parts["RUN"] = (
-        f"{len(cells)} sizes, commit {environment['commit']}, PyTorch {environment['torch']}, "
-        f"Python {environment['python']}, one thread of {environment['cores']} cores, "
-        f"{environment['gpu'] or 'no GPU'}"
-    )
+    stored = json.loads((RESULTS / "overhead.json").read_text())["cells"]
+    sizes = by_size(stored)
+    told = {size: words_of(size) for size in sizes}
+    parts = {
+        "KEPT": _table(told, sizes, lambda found, name: _quartiles(found.get(("time", name)))),
+        "OVER": _table(told, sizes, lambda found, name: _number(over_validation(found, name))),
+        "MEMORY": _table(told, sizes, _memory),
+        "MANY": _many(json.loads((RESULTS / "many.json").read_text())["cells"]),
+        "RUN": environments(stored),
+    }
     fill(Path(__file__).parent / "page.md", parts, PAGE)
+
+
+def words_of(size: Size) -> str:
+    """A size with its parameters counted."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in size.model().parameters())
+    return f"{size.words}, {parameters / 1e6:.0f} million"
+
+
+def _table(told: Mapping[Size, str], sizes: Mapping[Size, Found], cell: Any) -> str:
+    """One row per size, one column per method."""
+    rows: Iterable[list[str]] = (
+        [told[size], *(cell(found, name) for name in METHODS)] for size, found in sizes.items()
+    )
+    return markdown(["size", *METHODS], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _quartiles(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    high, middle, low = (100 / q for q in np.quantile(one["ratio"], [0.25, 0.5, 0.75]))
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _memory(found: Found, name: str) -> str:
+    one, plain = found.get(("memory", name)), found.get(("memory", "plain"))
+    if one is None or plain is None:
+        return ""
+    return f"{one / MEGABYTE:.0f} ({one / plain:.2f})"
 
 
 def _many(cells: Mapping[str, Any]) -> str:
@@ -47,88 +101,3 @@ def _many(cells: Mapping[str, Any]) -> str:
         rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", commit])
     head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean", "commit"]
     return markdown(head, rows)
-
-
-def _summary(sizes: Mapping[Size, Mapping[str, Any]]) -> str:
-    """Time over plain training with a validation pass: one row per size."""
-    rows = []
-    for size, found in sizes.items():
-        ratios = [
-            f"{np.median(found[name]['ratio']):.2f}" if found.get(name) else "" for name in SHOWN
-        ]
-        plain, hold = found["plain"], found["hold"]
-        share = 1 / np.median(np.array(hold["seconds"]) / np.array(plain["seconds"]))
-        memory = hold["peak_bytes"] / plain["peak_bytes"]
-        rows.append([size.words, *ratios, f"{share:.1%}", f"{memory:.2f}"])
-    head = ["size", *SHOWN, "`hold`: of plain throughput", "of plain memory"]
-    return markdown(head, rows)
-
-
-HEAD = [
-    "method", "samples/s", "of plain throughput", "time over plain + validation (quartiles)",
-    "peak MB", "of plain's", "R with the dense contraction: lowest, median",
-]  # fmt: skip
-
-
-def section(size: Size, found: Mapping[str, Any]) -> str:
-    """One size's table."""
-    return f"## {_told(size)}\n\n{markdown(HEAD, _section(size, found))}"
-
-
-def _methods(sizes: Mapping[Size, Mapping[str, Any]]) -> str:
-    """Every method at every size."""
-    rows = []
-    for size, found in sizes.items():
-        rows += [[_told(size), *row] for row in _section(size, found)]
-    return long_table("cost_methods", "Every method at every size", ["size", *HEAD], rows)
-
-
-def _told(size: Size) -> str:
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in size.model().parameters())
-    return (
-        f"{size.batch} x {size.tokens} tokens, validation {size.validation} x {size.tokens}, "
-        f"{size.layers} layers of width {size.width} ({size.kind}, {parameters / 1e6:.1f} million "
-        f"parameters, {size.precision})"
-    )
-
-
-def _section(size: Size, found: Mapping[str, Any]) -> list[list[str]]:
-    plain = found["plain"]
-    rows = []
-    for name, one in found.items():
-        if one is None:
-            rows.append([name, "does not fit", *[""] * 5])
-            continue
-        ratio = np.array(one["ratio"])
-        to_plain = np.array(one["seconds"]) / np.array(plain["seconds"])
-        agreed = [r for r in one["r_with_exact"] if np.isfinite(r)]
-        rows.append([
-            name,
-            f"{size.batch / np.median(one['seconds']):.2f}",
-            f"{1 / np.median(to_plain):.1%}",
-            "1" if name == REFERENCE else _range(ratio),
-            f"{one['peak_bytes'] / MEGABYTE:.0f}",
-            f"{one['peak_bytes'] / plain['peak_bytes']:.3f}",
-            f"{min(agreed):.4f}, {np.median(agreed):.6f}" if agreed else "",
-        ])  # fmt: skip
-    return rows
-
-
-def _parts(sizes: Mapping[Size, Mapping[str, Any]]) -> str:
-    """Milliseconds per step of each part, beside the time of training and its validation pass."""
-    rows = []
-    for size, found in sizes.items():
-        whole = np.median(found[REFERENCE]["seconds"])
-        profiled = [name for name in PROFILED if found[name] is not None]
-        for part in dict.fromkeys(part for name in profiled for part in found[name]["parts"]):
-            parts = [found[n]["parts"].get(part, 0.0) if n in profiled else 0.0 for n in PROFILED]
-            cells = (f"{1e3 * s:.1f} ({s / whole:.1%})" if s else "" for s in parts)
-            rows.append([size.words, part, *cells])
-    head = ["size", "of a step", *(f"{n}, ms (of plain + validation pass)" for n in PROFILED)]
-    return long_table("cost_parts", "Parts of a step", head, rows)
-
-
-def _range(ratio: np.ndarray) -> str:
-    low, middle, high = np.percentile(ratio, [25, 50, 75])
-    return f"**{middle:.3f}** ({low:.3f} to {high:.3f})"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.keyed import Keyed
-from benchmarks.statements.trainings import CLASSES, Digits, Seen, attributed, digits
+from benchmarks.statements.trainings import CLASSES, TRAINING, Digits, Seen, attributed, digits
 from inrun.ledger import normalised
+from inrun.truth._audit_utility import HALVINGS
+from inrun.uses import agreements, rank
 from inrun.uses._ranking import PRIOR, confidence
+from inrun.uses._rollup import _intervals
 
 TRAININGS, SURE, DROPPED = 6, 0.95, 30
+SOURCES, ASSIGNMENTS = 10, 50
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,109 @@ def judged(data: Digits, seen: Sequence[Seen]) -> dict[str, Any]:
             "other validation set": [float(np.corrcoef(a)[0, 1]) for a in totals],
             "visits": {str(n): _claims(seen, weights, n) for n in (8, 16)},
         }
+    found["training"]["agreements"] = {
+        str(n): _agreements(seen, labels, shares, n) for n in (2, 4, 8, 16)
+    }
+    found["training"]["sources"] = [_sources(one, shares, k) for k, one in enumerate(seen)]
+    return found
+
+
+def _agreements(
+    seen: Sequence[Seen], labels: np.ndarray, weights: np.ndarray, visits: int
+) -> dict[str, dict[str, float]]:
+    """By ranking: R as it is stated of one training, and R of two trainings; means."""
+    tables = [_visits(one, weights, visits) for one in seen]
+    names, rows = [str(k) for k in range(CLASSES)], {}
+    stated = [agreements(table, names, labels.astype(str).tolist()).table for table in tables]
+    for place, ranking in enumerate(stated[0]["ranking"].to_pylist()):
+        scores = [_scores(table, ranking, names) for table in tables]
+        pairs = [(a, b) for a, b in combinations(scores, 2)]
+        rows[ranking] = {
+            "stated": _mean_of(t["another_training"][place].as_py() for t in stated),
+            "another training": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])),
+            "stated within": _mean_of(t["within_labels"][place].as_py() for t in stated),
+            "within": float(np.mean([_inside(a, b, labels) for a, b in pairs])),
+            "between labels": _mean_of(t["between_labels"][place].as_py() for t in stated),
+        }
+    rows["validation"] = _validation_halves(seen, weights, visits)
+    return rows
+
+
+def _validation_halves(seen: Sequence[Seen], weights: np.ndarray, visits: int) -> dict[str, float]:
+    """Of totals: R of stratified halves at full size, of one and of the mean of many; R really."""
+    rng, found = np.random.default_rng(0), []
+    for one in seen:
+        halves = one.halves[:, :, :, :visits].sum(3)  # (2, 2, N, K)
+        drawn = []
+        for _ in range(HALVINGS):
+            first = rng.random(CLASSES) < 0.5
+            a, b = (np.where(f, halves[0, 0], halves[0, 1]) @ weights for f in (first, ~first))
+            drawn.append(np.corrcoef(a, b)[0, 1])
+        mean = max(float(np.mean(drawn)), 0.0)
+        a, b = halves.mean(1) @ weights
+        single = max(drawn[0], 0.0)
+        real = np.corrcoef(a, b)[0, 1]
+        found.append((2 * mean / (1 + mean), 2 * single / (1 + single), real))
+    stated, single, real = np.mean(found, 0).tolist()
+    return {"stated": stated, "single": single, "another validation set": real}
+
+
+def _visits(one: Seen, weights: np.ndarray, visits: int) -> pa.Table:
+    """A training's first visits as a run has them, judged by the first set."""
+    values, steps = one.values[0][:, :visits], one.steps[:, :visits]
+    order = np.argsort(steps.ravel(), kind="stable")
+    total = values @ weights
+    columns = {"value": total, "value_normalised": _normalised(total, steps)}
+    columns |= {str(k): values[:, :, k] for k in range(CLASSES)}
+    ids = np.repeat(np.arange(len(steps)), visits)
+    return pa.table(
+        {"step": steps.ravel()[order], "sample_id": ids[order]}
+        | {name: column.ravel()[order] for name, column in columns.items()}
+    )
+
+
+def _scores(table: pa.Table, ranking: str, names: Sequence[str]) -> np.ndarray:
+    return rank(table, names, ranking).scores
+
+
+def _inside(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> float:
+    """R of what is left without each label's mean."""
+    left = []
+    for x in (a, b):
+        mean = np.bincount(labels, x) / np.maximum(np.bincount(labels), 1)
+        left.append(x - mean[labels])
+    return float(np.corrcoef(*left)[0, 1])
+
+
+def _mean_of(numbers: Iterable[float | None]) -> float:
+    known = [x for x in numbers if x is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _sources(one: Seen, weights: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
+    """Equal sources of rows drawn with replacement: how often intervals hold, and one is named."""
+    value, found = one.values[0].sum(1) @ weights, {}
+    for name, near in (("single rows", False), ("near copies, drawn together", True),
+                       ("near copies, as if single", True)):  # fmt: skip
+        rng, told = np.random.default_rng(seed), []
+        for _ in range(ASSIGNMENTS):
+            contents = 60 if near else TRAINING
+            size = rng.integers(1, 10, contents) if near else np.ones(contents, dtype=int)
+            cluster = np.repeat(np.arange(contents), size)
+            drawn = rng.choice(value, contents)[cluster]
+            drawn = drawn + 0.1 * value.std() * rng.standard_normal(len(drawn)) * near
+            group = (rng.permutation(contents) % SOURCES)[cluster]
+            if name.endswith("single"):
+                cluster = np.arange(len(drawn))
+            intervals = _intervals(drawn, group, SOURCES, cluster)
+            n = np.bincount(group)
+            for x, m in zip(intervals, n, strict=True):
+                x["held"] = x["low"] <= m * value.mean() <= x["high"]
+                x["share held"] = x["share_low"] <= m / n.sum() <= x["share_high"]
+            every = [all(x[name] for x in intervals) for name in ("held", "share held")]
+            told.append((*every, any(x["told"] for x in intervals)))
+        held = np.mean(told, 0).tolist()
+        found[name] = dict(zip(("values hold", "shares hold", "one is named"), held, strict=True))
     return found
 
 

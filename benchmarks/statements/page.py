@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.statements.cell import DROPPED, SURE, TRAININGS, Setting
+from benchmarks.statements import audits, flips, sections
+from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
+from inrun.uses._wrong_labels import SEPARATED
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
 
@@ -20,6 +23,8 @@ def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "statements.json").read_text())["cells"]
     cells = _by_setting(stored)
+    flipped = [(flips.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "flips")]
+    audited = [(audits.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "audit")]
     parts = {
         "TRAININGS": str(TRAININGS),
         "OTHERS": str(TRAININGS - 1),
@@ -28,7 +33,17 @@ def write_page() -> None:
         "JUDGES": _judges(cells),
         "SURE": _sure(cells),
         "AGAIN": _again(cells),
+        "DISCOVERIES": _discoveries(cells),
+        "AGREEMENTS": _agreements(cells),
+        "VALIDATION": _validation(cells),
+        "SOURCES": _sources(cells),
+        "ASSIGNMENTS": str(ASSIGNMENTS),
+        "COUNTS": _counts(flipped),
+        "CALIBRATION": _calibration(flipped),
+        "SEPARATED": f"{SEPARATED:.2f}",
+        "AUDITS": _audits(audited),
         "RUN": environments(stored),
+        **sections.parts(),
     }
     fill(Path(__file__).parent / "page.md", parts, PAGE)
 
@@ -46,7 +61,12 @@ def _groups(cells: Cells) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def _by_setting(stored: Mapping[str, Any]) -> Cells:
-    return {Setting.of(key): cell["result"] for key, cell in stored.items()}
+    return {Setting.of(key): cell["result"] for key, cell in _of_kind(stored, "shares")}
+
+
+def _of_kind(stored: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
+    """A cell's name begins with its kind's first field."""
+    return [(key, cell) for key, cell in stored.items() if key.startswith(f"{kind}=")]
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -80,7 +100,8 @@ def _sure(cells: Cells) -> str:
         for visits in ("8", "16"):
             claims = _sum(results, visits, "claims")
             told = [_sum(results, visits, n) for n in ("stated", "mean of others", "next")]
-            rows.append([*key, visits, f"{claims:.0f}", *(f"{x / claims:.3f}" for x in told)])
+            shares = [f"{x / claims:.3f}" for x in told] if claims else ["", "", ""]
+            rows.append([*key, visits, f"{claims:.0f}", *shares])
     head = ["data", "judged", "visits", "claims", "stated", "mean of others", "next"]
     return markdown(head, rows)
 
@@ -93,3 +114,113 @@ def _again(cells: Cells) -> str:
             told = [_sum(results, visits, n) for n in ("expected positive", "positive again")]
             rows.append([*key, visits, *(f"{x / count:.2f}" for x in told)])
     return markdown(["data", "judged", "visits", "expected", "came"], rows)
+
+
+def _discoveries(cells: Cells) -> str:
+    """False discovery rates, from the same sums."""
+    rows = []
+    for key, results in _groups(cells).items():
+        for visits in ("8", "16"):
+            claims = _sum(results, visits, "claims")
+            if claims:
+                told = [_sum(results, visits, n) for n in ("stated", "mean of others", "next")]
+                rates = [f"{1 - x / claims:.3f}" for x in told]
+                rows.append([*key, visits, f"{claims:.0f}", *rates])
+    return markdown(
+        ["data", "judged", "visits", "claims", "stated", "mean of others", "next"], rows
+    )
+
+
+def _agreements(cells: Cells) -> str:
+    """Means over draws and trainings, of all data together, by ranking and visits."""
+    names = ("stated", "another training", "stated within", "within", "between labels")
+    rows = []
+    for ranking in ("normalised", "total", "harm"):
+        for visits in ("2", "4", "8", "16"):
+            found = [c["training"]["agreements"][visits][ranking] for c in cells.values()]
+            over = sum(x["stated"] > x["another training"] + 0.05 for x in found)
+            said = [np.mean([x[name] for x in found]) for name in names]
+            known = ["" if np.isnan(x) else f"{x:.2f}" for x in said]
+            rows.append(
+                [ranking, visits, *known, "" if np.isnan(said[0]) else f"{over} of {len(found)}"]
+            )
+    return markdown(["ranking", "visits", *names, "stated too high"], rows)
+
+
+def _validation(cells: Cells) -> str:
+    """Stratified halves against another set, by data and visits: mean and standard deviation."""
+    names, rows = ("stated", "single", "another validation set"), []
+    kinds = dict.fromkeys((s.shares, s.noise) for s in cells)
+    for shares, noise in kinds:
+        for visits in ("2", "4", "8", "16"):
+            found = [
+                c["training"]["agreements"][visits]["validation"]
+                for s, c in cells.items()
+                if (s.shares, s.noise) == (shares, noise)
+            ]
+            every = [[x[name] for x in found] for name in names]
+            said = [f"{np.mean(x):.2f} ± {np.std(x):.2f}" for x in every]
+            rows.append([f"{shares}, {noise:.0%} wrong", visits, *said])
+    return markdown(["data", "visits", "many halvings", "one halving", "another set"], rows)
+
+
+def _sources(cells: Cells) -> str:
+    names = ("values hold", "shares hold", "one is named")
+    found = [one for c in cells.values() for one in c["training"]["sources"]]
+    rows = []
+    for kind in found[0]:
+        shares = [f"{np.mean([x[kind][name] for x in found]):.3f}" for name in names]
+        rows.append([kind, f"{ASSIGNMENTS * len(found):,}", *shares])
+    return markdown(["rows", "tables", *names], rows)
+
+
+def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
+    rows = []
+    for shares in ("balanced", "mnist"):
+        for kind in flips.KINDS:
+            own = [r for s, r in flipped if (s.shares, s.flips) == (shares, kind)]
+            for visits in ("4", "8", "16") if own else ():
+                told = [r[visits] for r in own if r[visits]["told"]]
+                would = [r[visits] for r in own]
+                rows.append(
+                    ["digits" if shares == "balanced" else shares, kind, visits,
+                     f"{len(told)} of {len(own)}", _covered(told), _covered(would),
+                     _error(told), f"{np.mean([r['separation'] for r in would]):.2f}"]
+                )  # fmt: skip
+    head = ["data", "wrong labels", "visits", "counted", "covered", "covered if all were counted",
+            "count less truth", "mean separation"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def _covered(found: Sequence[dict[str, Any]]) -> str:
+    hits = [r["low"] <= r["wrong"] <= r["high"] for r in found]
+    return f"{np.mean(hits):.2f}" if hits else ""
+
+
+def _error(found: Sequence[dict[str, Any]]) -> str:
+    away = [r["count"] - r["wrong"] for r in found]
+    return f"{np.mean(away):+.1f} ± {np.std(away):.1f}" if away else ""
+
+
+def _calibration(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
+    told = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"]]
+    rows = []
+    for k, (low, high) in enumerate(zip(flips.BINS, flips.BINS[1:], strict=False)):
+        n, said, came = (sum(r[name][k] for r in told) for name in ("rows", "said", "came"))
+        if n:
+            bounds = f"{low:.1f} to {min(high, 1.0):.1f}"
+            rows.append([bounds, f"{n:,}", f"{said / n:.3f}", f"{came / n:.3f}"])
+    return markdown(["probability", "rows", "stated", "wrong"], rows)
+
+
+def _audits(audited: Sequence[tuple[audits.Setting, dict[str, Any]]]) -> str:
+    rows = []
+    for name in audits.CHANGES:
+        own = [r for s, r in audited if s.audit == name]
+        if own:
+            named = Counter(cause for r in own for cause in r["named"])
+            said = ", ".join(f"{cause} ({n})" for cause, n in named.most_common()) or "nothing"
+            gains = [r["label gain"] for r in own if r["label gain"] is not None]
+            rows.append([name.replace("-", " "), str(len(own)), said,
+                         f"{np.mean(gains):.2f}" if gains else ""])  # fmt: skip
+    return markdown(["made wrong", "audits", "named (in how many)", "label gain"], rows)

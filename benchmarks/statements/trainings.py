@@ -1,7 +1,8 @@
 """Trainings of 300 digits whose values are known by visit, class and validation set.
 
 Each training is attributed once, to two validation sets of the same make with a target per class,
-so that what one set, training or part of the visits says can be compared with another.
+so that what one set, training or part of the visits says can be compared with another. Each set's
+targets come in two halves of their rows.
 Letters: N samples, E visits of each, K classes.
 """
 
@@ -18,9 +19,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import inrun
+from benchmarks.data import mnist
 
 TRAINING, JUDGES, CLASSES, EPOCHS, BATCH = 300, 100, 10, 16, 20
-SHARES = {"balanced": [0.1] * 10, "imbalanced": [0.16] * 5 + [0.04] * 5}
+SHARES = {
+    "balanced": [0.1] * 10,
+    "imbalanced": [0.16] * 5 + [0.04] * 5,
+    "mnist": [0.1] * 10,
+}
 
 
 @dataclass(frozen=True)
@@ -38,26 +44,30 @@ class Digits:
 class Seen:
     """What a training left, by sample.
 
-    `values` (2, N, E, K), one set of judges after the other, `steps` and `losses` (N, E),
+    `halves` (sets, 2, N, E, K), by set of judges and half of it, `steps` and `losses` (N, E),
     `probabilities` (N, E, K), and the accuracy on the test digits.
     """
 
-    values: np.ndarray
+    halves: np.ndarray
     steps: np.ndarray
     losses: np.ndarray
     probabilities: np.ndarray
     accuracy: float
 
+    @property
+    def values(self) -> np.ndarray:
+        """(sets, N, E, K), one set of judges after the other: halves are of equally many rows."""
+        mean: np.ndarray = self.halves.mean(1)
+        return mean
+
 
 def digits(shares: str, noise: float, seed: int) -> Digits:
     """Training, two validation sets and test, each with the same shares of classes."""
-    found = load_digits()
-    x = torch.tensor(found.images, dtype=torch.float32).reshape(-1, 64) / 16
-    y = torch.tensor(found.target)
+    x, y = _mnist() if shares == "mnist" else _digits()
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[], [], [], []]
     for k, share in enumerate(SHARES[shares]):
-        rows = rng.permutation(np.flatnonzero(found.target == k)).tolist()
+        rows = rng.permutation(np.flatnonzero(y.numpy() == k)).tolist()
         for part, size in zip(parts, (TRAINING, JUDGES, JUDGES, 2 * JUDGES), strict=True):
             count = round(share * size)
             part += rows[:count]
@@ -70,6 +80,18 @@ def digits(shares: str, noise: float, seed: int) -> Digits:
         x[training], labels, truth, ((x[first], y[first]), (x[second], y[second])),
         (x[test], y[test]),
     )  # fmt: skip
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    found = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32).reshape(-1, 64) / 16
+    return x, torch.tensor(found.target)
+
+
+def _mnist() -> tuple[Tensor, Tensor]:
+    """As large as the digits: 8 x 8 means of the images' middle."""
+    x, y = mnist()
+    return F.avg_pool2d(x[:, :, 2:26, 2:26], 3).reshape(-1, 64), y
 
 
 def model(seed: int) -> nn.Module:
@@ -98,13 +120,14 @@ def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
 
 
-def attributed(data: Digits, seed: int) -> Seen:
-    """Trains from a seed that decides start and order."""
+def attributed(data: Digits, seed: int, sets: int = 2) -> Seen:
+    """Trains from a seed that decides start and order, judged by so many validation sets."""
     network = model(seed)
     optimizer = optimizer_of(network)
     targets = {
-        f"{number} {k}": (x[y == k], y[y == k])
-        for number, (x, y) in enumerate(data.judges)
+        f"{number} {half} {k}": (x[y == k][half::2], y[y == k][half::2])
+        for number, (x, y) in enumerate(data.judges[:sets])
+        for half in range(2)
         for k in range(CLASSES)
     }
     utility = inrun.Utility(loss_fn, targets=targets)
@@ -133,7 +156,7 @@ def attributed(data: Digits, seed: int) -> Seen:
     order = np.lexsort((visits["step"].to_numpy(), visits["sample_id"].to_numpy()))
     values = np.stack([visits[name].to_numpy()[order] for name in names], 1)
     return Seen(
-        values.reshape(n, EPOCHS, 2, CLASSES).transpose(2, 0, 1, 3),
+        values.reshape(n, EPOCHS, sets, 2, CLASSES).transpose(2, 3, 0, 1, 4),
         steps, losses, probabilities, accuracy(network, data.test),
     )  # fmt: skip
 

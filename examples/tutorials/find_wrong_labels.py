@@ -94,8 +94,8 @@ print(f"The books leave {attribution.residual_share:.2%} of their entries unexpl
 # Which labels look wrong?
 # ------------------------
 #
-# A sample's harm profile, its loss and its probabilities together give each label a doubt from 0
-# to 1, and each sample the label that it should rather have.
+# A sample's harm profile, its loss and its probabilities together rank the labels by doubt, the
+# most doubtful first, and name the label that each sample should rather have.
 
 run = inrun.load(STORE)
 classes = [str(c) for c in range(CLASSES)]
@@ -103,7 +103,10 @@ seen = {"sample_id": range(TRAIN), "label": [str(c) for c in labels.tolist()], "
 doubts = inrun.label_doubts(run, seen | dict(zip(classes, probabilities.T, strict=True)))
 print(doubts)
 rows = doubts.to_arrow().sort_by("sample_id")
-doubt, suggested = rows["doubt"].to_numpy(), np.array(rows["suggested_label"].to_pylist(), int)
+doubt, suggested = (
+    -rows["doubt_rank"].to_numpy(),
+    np.array(rows["suggested_label"].to_pylist(), int),
+)
 first = np.argsort(-doubt)
 
 figure, axes = plt.subplots(3, 8, figsize=(9, 4.9))

@@ -22,33 +22,45 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.ledger import Run
     from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
     from inrun.uses import (
+        Agreement,
         Comparison,
+        Confounds,
+        Difference,
         Explanation,
         HarmProfile,
         LabelDoubts,
         Pruning,
         Rollup,
         Trace,
+        WrongLabels,
+        agreement,
         check_pruning,
+        confounds,
+        diff,
         explain,
         explain_again,
         harm_profile,
         label_doubts,
         load,
+        plant,
         prune,
         rollup,
         select,
         trace,
+        wrong_labels,
     )
-    from inrun.utility import Utility
+    from inrun.utility import Utility, contrast
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Agreement",
     "Answer",
     "Attribution",
     "Budget",
     "Comparison",
+    "Confounds",
+    "Difference",
     "EveryStep",
     "Explanation",
     "HarmProfile",
@@ -65,9 +77,14 @@ __all__ = [
     "Trajectory",
     "Utility",
     "Window",
+    "WrongLabels",
     "__version__",
+    "agreement",
     "attach",
     "check_pruning",
+    "confounds",
+    "contrast",
+    "diff",
     "errors",
     "explain",
     "explain_again",
@@ -76,12 +93,14 @@ __all__ = [
     "load",
     "lookahead",
     "optim",
+    "plant",
     "prune",
     "record",
     "rollup",
     "select",
     "trace",
     "truth",
+    "wrong_labels",
 ]
 
 _HOMES = {
@@ -90,11 +109,12 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup", "Trace",
-        "check_pruning", "explain", "explain_again", "harm_profile", "label_doubts", "load",
-        "prune", "rollup", "select", "trace",
+        "Agreement", "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile",
+        "LabelDoubts", "Pruning", "Rollup", "Trace", "WrongLabels", "agreement", "check_pruning",
+        "confounds", "diff", "explain", "explain_again", "harm_profile", "label_doubts", "load",
+        "plant", "prune", "rollup", "select", "trace", "wrong_labels",
     ),
-    "utility": ("Utility",),
+    "utility": ("Utility", "contrast"),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
 

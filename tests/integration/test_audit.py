@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import inrun
 from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
+from inrun.truth import median_interval
 from tests.integration.runs import Run
 from tests.settings import flat
 
@@ -110,7 +111,18 @@ def test_values_of_a_calm_run_are_found_right():
     assert found.pearson.low <= found.pearson.median <= found.pearson.high
     assert found.relative_error.median < 0.05
     assert 0 <= found.ceiling.median <= 1
-    assert not {c.name for c in found.causes} - {"Small validation batch", "First steps"}
+    assert not {c.name for c in found.causes} - {"First steps"}
+
+
+def test_a_step_of_rate_0_leaves_its_check_to_the_next_one():
+    def build(parameters, lr):
+        optimizer = torch.optim.AdamW(parameters, lr=lr)
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.register_step_post_hook(lambda o, *_: o.param_groups[0].update(lr=lr))
+        return optimizer
+
+    audit, _ = train(4, audit=ALWAYS | {"groups": 3}, kind=build)
+    assert audit.table()["step"].to_pylist() == [2, 3, 4]
 
 
 def causes(audit):
@@ -159,6 +171,50 @@ def test_a_validation_loss_that_is_not_repeatable_is_named():
 
     audit, _ = train(20, audit=ALWAYS, loss=noisy, self_test=False)
     assert "Validation loss that is not repeatable" in causes(audit)
+
+
+@pytest.mark.filterwarnings("ignore:validation_every")
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"validation_parts": 4}, "Parts of the rows"),
+        ({"validation_every": 5, "rate": 3e-2}, "Older gradients"),
+        ({"kind": torch.optim.Rprop, "rate": 1e-2, "smoothed_steps": 0}, "Signs"),
+        ({"loss": lambda m, batch: -loss_fn(m, batch)}, "Training against what judges"),
+    ],
+)
+def test_settings_and_losses_that_spoil_values_are_named(changes, name):
+    found = causes(train(20, audit=ALWAYS, **{"rate": 1e-3} | changes)[0])
+    assert name in found
+    assert not {"First steps", "Cause unknown", "Owners"} & set(found)
+
+
+@pytest.mark.filterwarnings("ignore:A sample alone")
+def test_numbers_that_numpy_draws_are_named_and_nothing_else():
+    rng = np.random.default_rng(0)
+
+    class Dropped(nn.Module):
+        def forward(self, h):
+            return h * torch.from_numpy((rng.random(h.shape) > 0.3) / 0.7)
+
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Dropped(), nn.Linear(8, 3))
+
+    audit, _ = train(12, audit=ALWAYS, build=build, rate=1e-3, self_test=False)
+    assert set(causes(audit)) <= {"Validation loss that is not repeatable", "Validation labels"}
+    assert "numpy" in causes(audit)["Validation loss that is not repeatable"].evidence
+
+
+def test_own_labels_are_compared_with_shuffled_ones():
+    x, y = data()
+    right = train(60, audit=ALWAYS, rate=3e-2)[0].report()
+    wrong = train(60, audit=ALWAYS, rate=3e-2, validation=(x[40:], y[40:].roll(1)))[0].report()
+    assert right.label_gain > 0.6 > 0.3 > wrong.label_gain
+    by_class = {str(k): (x[40:][y[40:] == k], y[40:][y[40:] == k]) for k in range(3)}
+    several = train(60, audit=ALWAYS, rate=3e-2, targets=by_class)[0]
+    assert several.report().label_gain > 0.6
+    assert several.table()["validation_classes"].to_pylist()[0] == 3
+    assert "shuffled labels" in str(right)
 
 
 @pytest.mark.filterwarnings("ignore:Samples interact")
@@ -307,3 +363,12 @@ def test_an_audit_goes_on_after_a_restart(first):
     assert (before.num_rows, after.num_rows) == (3, 6)
     assert after["seconds"].to_pylist()[:3] == before["seconds"].to_pylist()
     assert after.drop_columns(timed).equals(whole.drop_columns(timed))
+
+
+def test_the_interval_of_a_median_holds_it_and_five_numbers_make_none():
+    rng = np.random.default_rng(0)
+    for n, best in ((6, 0.97), (7, 0.985), (9, 0.962), (30, 0.958)):
+        found = [median_interval(np.exp(rng.normal(size=n))) for _ in range(2000)]
+        covered = np.mean([low <= 1 <= high for low, high in found])
+        assert covered == pytest.approx(best, abs=0.015)
+    assert np.isnan(median_interval(rng.normal(size=5))).all()

@@ -34,6 +34,16 @@ TESTS = {
         "`validation_every=n`": "old_validation_gradients_are_told_of_at_attach",
         "`attribution.unattributed()` with": "a_penalty_on_sharded_parameters_is_refused",
     },
+    "integration/test_newcomer.py": {
+        "a file in UTF-16": "bad_input_is_one_sentence",
+        "a `--label-column` or": "bad_input_is_one_sentence",
+        "a label that is written": "missing_labels_and_labels_that_are_likely_one_are_told",
+        "labels that differ in": "missing_labels_and_labels_that_are_likely_one_are_told",
+        "`--task causal-lm` with": "bad_input_is_one_sentence",
+        "`--max-length` beyond": "bad_input_is_one_sentence",
+        "`--out` that is": "bad_input_is_one_sentence",
+        "data that was changed": "a_file_that_is_not_the_one_trained_on_is_not_cut",
+    },
     "integration/test_edges.py": {
         "a validation loss that is finite":
             "a_validation_gradient_that_is_not_finite_is_refused_and_not_booked",
@@ -156,6 +166,10 @@ TESTS = {
         "clipping by value, a mask": "clipping_by_value_is_refused",
         "`audit` or `per_token`": "an_audit_and_values_a_token_are_refused",
         "a validation gradient that turns": "a_window_whose_gradient_turned_is_told",
+        "gradients that begin to be scaled": "a_factor_that_no_measured_gradient_tells_is_refused",
+        "an attribution that is dropped without": (
+            "a_window_that_is_open_when_the_attribution_is_dropped_is_told"
+        ),
         "`inrun.Window` with an optimizer": "refused",
         "`inrun.Window` with another": "bad_numbers_are_refused",
     },
@@ -163,12 +177,27 @@ TESTS = {
         "`judge=` of a run": "judges_that_cannot_be_are_refused",
         "a label that no": "nothing_is_said_of_a_label_that_nothing_judges",
     },
+    "unit/uses/test_prune.py": {"ids to leave out": "names_of_nobody_or_everybody_are_refused"},
+    "unit/uses/test_check.py": {"fewer trainings at most": "one_arm_or_one_seed_is_no_comparison"},
     "unit/uses/test_explain.py": {
         "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
         "training again without": "what_nobody_did_is_not_trained_again",
     },
+    "unit/uses/test_diff.py": {
+        "`inrun.diff` of runs": "ids_of_another_kind_are_refused",
+    },
+    "unit/test_contrast.py": {
+        "good and bad answers": "answers_to_other_numbers_of_prompts_are_refused",
+    },
     "unit/uses/test_labels.py": {
         "label doubts where": "doubts_without_what_they_need_are_refused",
+    },
+    "unit/uses/test_wrong_labels.py": {
+        "planting flips in": "planted_labels_differ_from_the_given_ones_where_it_is_said",
+        "counting wrong labels": "a_run_with_planted_flips_is_counted",
+    },
+    "unit/uses/test_rollup.py": {
+        "a column of clusters": "nothing_is_told_of_one_group",
     },
     "unit/replay/test_recorder.py": {
         "a recording of which": "a_flipped_bit_anywhere_in_a_recording_is_a_store_error",

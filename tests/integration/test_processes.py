@@ -111,7 +111,7 @@ SAID = {
     "tensor parallelism": "NotSupportedError: .*tensor parallelism",
     "unreduced": "MisuseError: Gradients still wait to be reduced",
     "audit": "NotSupportedError: An audit plays",
-    "tokens": "NotSupportedError: Values a token",
+    "tokens": "NotSupportedError: Values per token",
 }
 
 

@@ -71,7 +71,7 @@ def test_trace_needs_the_query_and_the_recording_alone(place, command):
     (place / "query.txt").write_text(source["text"])
     said = command("trace", "words", "--query", "query.txt", "--top", 3, "--out", "sources.csv",
                    "--page", "sources.html")  # fmt: skip
-    assert "By look-ahead" in said
+    assert "Ranked by value (look-ahead)" in said
     with open(place / "sources.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == run.values().num_rows

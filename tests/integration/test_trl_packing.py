@@ -204,3 +204,18 @@ def test_the_books_close_with_the_trainers_own_optimizer(changes, tmp_path):
     assert callback.attribution.covered == 1.0
     for row in callback.attribution.ledger().to_pylist()[2:]:
         assert abs(row["residual"]) < 0.02 * (abs(row["samples"]) + abs(row["momentum"]))
+
+
+def test_a_stored_run_knows_the_texts_and_sources_of_what_was_packed(tmp_path):
+    texts = TEXTS.add_column("source", ["one", "two", "three"] * 8)
+    trainer = sft(tmp_path / "out", data=texts, max_steps=2, **PACKED)
+    callback = InRun(trainer.train_dataset.select(range(2)), examples=texts, store=tmp_path / "run")
+    trainer.add_callback(callback)
+    trainer.train()
+    told = inrun.load(tmp_path / "run").samples().to_pylist()
+    ids = callback.attribution.values()["sample_id"].to_pylist()
+    assert told == [{"sample_id": i, **texts[i]} for i in ids]
+    groups = inrun.rollup(inrun.load(tmp_path / "run"), "source").table
+    samples = groups["value"].to_numpy().sum()
+    ledger = callback.attribution.ledger()
+    assert samples == pytest.approx(ledger["samples"].to_numpy().sum(), rel=1e-6)

@@ -1,6 +1,7 @@
 """Scoring windows: values equal a dense twin's, and training is untouched."""
 
 import copy
+import gc
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from torch import nn
 
 import inrun
+from inrun.capture import _probe
+from inrun.capture._measured import Measuring
 from inrun.report import write_report
+from inrun.scoring import _windowed
 from tests.oracles.window import adam_direction, sgd_direction, window_values
 
 F = nn.functional
@@ -321,7 +325,9 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_values_of_one_that_was_not_cut
     attribution.detach()
     values = [a.values()["value"].to_numpy() for a in (whole, attribution)]
     np.testing.assert_allclose(*values, rtol=1e-12)
-    assert whole.windows == [pytest.approx(window, rel=1e-9) for window in attribution.windows]
+    assert whole.windows == [
+        pytest.approx(window, rel=1e-9, nan_ok=True) for window in attribution.windows
+    ]
     for a, b in zip(trained.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -418,6 +424,11 @@ def test_a_large_change_of_the_learning_rate_closes_a_window():
     [
         (lambda p: torch.optim.Rprop(p), {}, "no slope before its gradient"),
         (lambda p: torch.optim.Adafactor(p), {}, "no slope before its gradient"),
+        (
+            lambda p: torch.optim.Muon([w for w in p if w.ndim == 2]),
+            {},
+            "Muon has no slope before its gradient",
+        ),
         (None, {"estimator": "sgd"}, "estimator='path'"),
         (None, {"momentum_window": 3}, "momentum_window=0"),
         (None, {"options": inrun.Options(capture="stream")}, "no other capture"),
@@ -474,3 +485,113 @@ def test_a_report_is_made_of_a_run_of_windows(tmp_path):
     assert named == ["path-smoothed"] + ["window"] * (STEPS - 1)
     write_report(run, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():
+    model, (x, y) = built(MODELS["linear"]), data()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    attribution = inrun.attach(
+        model, optimizer, validation(1), scoring=inrun.Window(3, exact=1), options=QUIET
+    )
+    for _ in range(6):
+        with attribution.batch(range(6)):
+            F.cross_entropy(model(x[:6]), y[:6]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.warns(inrun.errors.InRunWarning, match="Steps 5 to 6 are in no value"):
+        del attribution
+        gc.collect()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How many gradients each measurement read, where large ones are those of 100 numbers."""
+    counts, measure = [], Measuring.measure
+    monkeypatch.setattr(_probe, "LARGE", 100)
+    monkeypatch.setattr(_probe, "FIRST_STEPS", 2)
+    monkeypatch.setattr(
+        Measuring, "measure", lambda self, given: counts.append(len(given)) or measure(self, given)
+    )
+    return counts
+
+
+def clip(norm):
+    return lambda attribution, model: nn.utils.clip_grad_norm_(model.parameters(), norm)
+
+
+@pytest.mark.parametrize("after", [None, clip(0.1)], ids=["untouched", "clipped"])
+def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measured, monkeypatch):
+    in_turn = trained_by_hand(3, 11, after=after)
+    whole = len(list(MODELS["linear"]().parameters()))
+    assert measured[:5] == [whole] * 5  # the self-test, and twice in both first steps
+    assert all(0 < count < whole for count in measured[5:])
+    # where nothing was written to gradients they are not read again before the step
+    assert len(measured[5:]) == (18 if after else 9)
+    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    tables = [
+        a.values()["value"].to_numpy() for a in (in_turn, trained_by_hand(3, 11, after=after))
+    ]
+    np.testing.assert_allclose(*tables, rtol=1e-9)
+
+
+def test_a_factor_that_no_measured_gradient_tells_is_refused(measured):
+    def doubled(attribution, model):
+        if len(measured) > 8:
+            model[3].weight.grad *= 2
+
+    with pytest.raises(inrun.errors.MisuseError, match="one factor, for the first time"):
+        trained_by_hand(3, 12, after=doubled)
+
+
+def test_an_unmeasured_gradient_outside_a_block_is_refused(measured):
+    def extra(attribution, model):
+        if len(measured) > 8:
+            model[0].weight.grad = torch.ones_like(model[0].weight)
+
+    with pytest.raises(inrun.errors.MisuseError, match="factor"):
+        trained_by_hand(3, 12, after=extra)
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_an_audited_window_has_exact_values_and_tells_its_agreement(targets, monkeypatch):
+    def run(audited):
+        monkeypatch.setattr(_windowed, "FIRST_AUDIT", 1 if audited else 49)
+        found, model, _ = attributed(
+            MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1), targets
+        )
+        return found, model
+
+    (plain, model), (audited, same) = run(audited=False), run(audited=True)
+    exact, _, _ = attributed(MODELS["linear"], OPTIMIZERS["adamw"][0], None, targets)
+    for a, b in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    rows, every = audited.ledger().to_pylist(), exact.ledger().to_pylist()
+    named = [r["estimator"] for r in rows if r.get("target") == rows[0].get("target")]
+    assert named == ["path-smoothed"] + ["window"] * 3 + ["path-smoothed"] * 3 + ["window"]
+    inside = [r for r in rows if r["step"] in (5, 6, 7)]
+    same_steps = [r for r in every if r["step"] in (5, 6, 7)]
+    for row, other in zip(inside, same_steps, strict=True):
+        assert row["samples"] == pytest.approx(other["samples"], rel=1e-6)
+        assert row["residual"] == pytest.approx(other["residual"], rel=1e-4, abs=1e-9)
+    told = [window["agreement"] for window in audited.windows]
+    assert np.isnan(told[::2]).all()
+    assert 0.8 < told[1] <= 1
+    assert f"its own visits have {told[1]:.2f}" in inside[-1]["note"]
+    for row, other in zip(audited.windows, plain.windows, strict=True):
+        assert row["cosine"] == pytest.approx(other["cosine"], rel=1e-9)
+    balance = audited.balance()
+    parts = sum(balance[n] for n in balance if n != "fall")
+    assert balance["fall"] == pytest.approx(parts, abs=1e-12)
+
+
+@pytest.mark.parametrize("thaws", [True, False])
+def test_parameters_that_come_or_go_close_a_window(thaws):
+    def switch(step, optimizer):
+        bias = optimizer.param_groups[0]["params"][1]
+        if step in (0, 3):
+            bias.requires_grad_((step == 3) == thaws)
+            bias.grad = None
+
+    attribution = trained_by_hand(10, 6, switch)
+    assert [(w["first"], w["steps"]) for w in attribution.windows] == [(2, 2), (4, 3)]
+    assert np.isfinite(attribution.values()["value"].to_numpy()).all()

@@ -72,8 +72,21 @@ class Attribution(Batches, Results):
         agreed(scorer.processes, lambda: None if folder is None else folder.create())
         self._checkpoint = Checkpoint(kind, self._loop, scorer, window, self._record, windows)
         self._hooks = StepHooks(self, scorer.optimizers.members, Attribution._stranger_stepped)
-        self._release = weakref.finalize(self, _release, self._hooks, line, self._record, folder)
+        self._release = weakref.finalize(
+            self, _release, self._hooks, line, self._record, folder, windows
+        )
         self._unheld = weakref.finalize(self, _warn_unheld, weakref.ref(self), self._loop.watch)
+
+    def __repr__(self) -> str:
+        last = self.latest
+        if not last:
+            return f"<Attribution: no step scored yet; targets: {', '.join(self.targets)}>"
+        return (
+            f"<Attribution: last scored step {last['step']}, validation loss "
+            f"{last['closing_loss']:.4g}; covered {self.covered:.3f}, residual "
+            f"{self.residual_share:.2%} of the ledger's entries; targets: "
+            f"{', '.join(self.targets)}>"
+        )
 
     def audit(
         self, *, seconds: float, steps: int, groups: int | None = None, seed: int = 0
@@ -131,7 +144,7 @@ class Attribution(Batches, Results):
             with attribution.batch(ids), tokens.batch(ids, batch, words):
                 token_losses(model, batch).sum().backward()
 
-        It costs a forward and a double backward pass a step, and a copy of the trained weights.
+        It costs a forward and a double backward pass per step, and a copy of the trained weights.
         Attach with `contraction="dense", smoothed_steps=0`: a smoothed value is no sum over terms.
 
         Args:
@@ -147,15 +160,15 @@ class Attribution(Batches, Results):
         self._refuse_detached()
         if self._windows is not None:
             raise NotSupportedError(
-                "Values a token need each step's own direction, and a scoring window has one for "
+                "Values per token need each step's own direction, and a scoring window has one for "
                 "all its steps. Attach with scoring=inrun.EveryStep()."
             )
         require_whole_directions(self._scorer, self._loop.capture, window=self._window is not None)
         if self._loop.capture.sharded or (store is not None and self._scorer.processes.size > 1):
             raise NotSupportedError(
-                "Values a token are kept by one process, and computed from whole parameters. With "
-                "several processes leave store out and read `latest` in each; under fully_shard "
-                "they are not computed."
+                "Values per token are kept by one process, and computed from whole parameters. "
+                "With several processes leave store out and read `latest` in each; under "
+                "fully_shard they are not computed."
             )
         folder = None if store is None else self._record.tokens(store)
         loop = self._loop  # which does not know this attribution: nothing may keep it alive
@@ -178,11 +191,12 @@ class Attribution(Batches, Results):
 
         Plain tensors and strings: `torch.save` it beside the model's and the optimizer's state, and
         read it with `torch.load(..., weights_only=True)`. The store is flushed and its position
-        noted; the state holds totals a sample, and without a store the books. Nothing is changed in
-        this run. One that goes on from the state has what waits for later steps ended there: with
-        `payout` the samples of open windows have what momentum did for them until then; what it
-        does after is booked as from before the window. A scoring window that is open is closed by
-        a validation pass first. With several processes and either of them all processes call it.
+        noted; the state holds totals per sample, and without a store the books. Nothing is changed
+        in this run. One that goes on from the state has what waits for later steps ended there:
+        with `momentum_window` the samples of open windows have what momentum did for them until
+        then; what it does after is booked as from before the window. A scoring window that is open
+        is closed by a validation pass first. With several processes and either of them all
+        processes call it.
 
         Raises:
             MisuseError: called between a backward pass and its optimizer step.
@@ -210,8 +224,8 @@ class Attribution(Batches, Results):
     def detach(self) -> None:
         """Takes every hook off and flushes the store; tables stay readable. May be called twice.
 
-        Steps that momentum still pays are paid what it did so far: with `payout` and several
-        processes all of them call it.
+        Steps that momentum still pays are paid what it did so far: with `momentum_window` and
+        several processes all of them call it.
         """
         self._end(failed=False)
 
@@ -257,8 +271,11 @@ def _release(
     line: LiveLine,
     record: Record,
     folder: RunFolder | None,
+    windows: Windows | None,
 ) -> None:
     """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
+
+    Steps of a scoring window that is open cannot be valued without its closing pass: it says so.
 
     Steps that momentum still pays are stored with what they have.
 
@@ -267,6 +284,15 @@ def _release(
     """
     hooks.remove()
     line.close()
+    if windows is not None and windows.waiting:
+        first, last = windows.waiting[0], windows.waiting[-1]
+        warnings.warn(
+            f"Steps {first} to {last} are in no value and in no row of the ledger: their scoring "
+            "window was still open when the attribution went out of use or the program ended. "
+            "Call attribution.detach() when training is over, or use attach as a context manager.",
+            InRunWarning,
+            stacklevel=2,
+        )
     if folder is None:
         return
     try:

@@ -126,7 +126,7 @@ class Booking:
             self._window.close()
 
     def waiting(self) -> dict[str, Any]:
-        """See `Attribution.waiting`."""
+        """What steps that momentum still pays hold, and where; see `Attribution.waiting`."""
         none = Holding(0, 0)
         held, expected = none, none
         steps, remaining = 0, 0.0

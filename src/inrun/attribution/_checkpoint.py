@@ -41,7 +41,7 @@ class Checkpoint:
         self._window, self._record, self._windows = window, record, windows
 
     def state(self, ids: IdReader) -> dict[str, Any]:
-        """See `Attribution.state_dict`."""
+        """What a checkpoint needs, as plain tensors and strings; see `Attribution.state_dict`."""
         self._loop.finish()
         if self._loop.pending:
             raise MisuseError(

@@ -59,7 +59,7 @@ class All(Frequency):
     sampled = False
 
     def weight(self, step: int) -> float:
-        """See `Frequency.weight`."""
+        """Always 1: each step stands for itself."""
         return 1.0
 
 
@@ -70,7 +70,7 @@ class OneInEach(Frequency):
         self._n = n
 
     def weight(self, step: int) -> float:
-        """See `Frequency.weight`."""
+        """That n in the one step of each n that was drawn; 0 in the others."""
         window, place = divmod(step - 1, self._n)
         return float(self._n) if place == _draw(window, self._n) else 0.0
 
@@ -82,7 +82,7 @@ class Coin(Frequency):
         self._probability = probability
 
     def weight(self, step: int) -> float:
-        """See `Frequency.weight`."""
+        """One over the probability where the draw fell on this step; else 0."""
         scored = Random(SEED + step).random() < self._probability
         return 1 / self._probability if scored else 0.0
 
@@ -112,7 +112,7 @@ class WithinBudget(Frequency):
         self._began: tuple[int, bool, float] | None = None
 
     def weight(self, step: int) -> float:
-        """See `Frequency.weight`."""
+        """The present n in the one step of each n that was drawn; 0 in the others."""
         self._time(step)
         if step >= self._begins + self._n:
             self._begins, self._n = step, self._choice()
@@ -148,13 +148,13 @@ class WithinBudget(Frequency):
         return min(MOST, GROWTH * self._n, max(1, math.ceil(extra / self._share)))
 
     def describe(self) -> dict[str, float]:
-        """See `Frequency.describe`."""
+        """The budget, what it led to, and what it is expected to cost."""
         extra = self.extra
         told = {"budget": self._share, "every": float(self._n), "parts": float(self.parts)}
         return told if extra is None else {**told, "extra": extra, "expected": extra / self._n}
 
     def state(self) -> dict[str, Any]:
-        """See `Frequency.state`."""
+        """The draw under way and the times that were taken."""
         times = {str(int(scored)): list(seen) for scored, seen in self._times.items()}
         return {
             "n": self._n, "begins": self._begins, "place": self._place, "times": times,
@@ -162,7 +162,7 @@ class WithinBudget(Frequency):
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `Frequency.restore`."""
+        """Goes on with the draw and the times of a checkpoint."""
         self._n, self._begins, self._place = state["n"], state["begins"], state["place"]
         self.parts = state["parts"]
         for scored, seen in self._times.items():

@@ -215,6 +215,7 @@ class Loop(Passes):
             "covered": self.capture.coverage.share,
             "low_precision": self.capture.low_precision,
             "forecast_error": self._scorer.forecast.error,
+            "judged": self._scorer.validation.judged,
         }
         checks = self._auditor.after_step(step.number, scored.values, facts)
         if checks is not None:

@@ -1,4 +1,4 @@
-"""What has been scored so far: totals a sample, books, and the store where there is one."""
+"""What has been scored so far: totals per sample, books, and the store where there is one."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Record:
         return running_totals.table()
 
     def ledger(self, target: str, coverage: pa.Table) -> pa.Table:
-        """See `Attribution.ledger`."""
+        """One row per scored step, with its entries; see `Attribution.ledger`."""
         if self._folder is not None:
             return books_of(self._stored(coverage).books(), target)
         return books_of(pa.Table.from_pylist(self._ledger, schema=LEDGER), target)
@@ -161,7 +161,7 @@ class Record:
         return balance(books, sum(self._of_target(target, paid.values) for paid in owed))
 
     def visits(self, coverage: pa.Table) -> pa.Table:
-        """See `Attribution.visits`."""
+        """One row per sample and step; see `Attribution.visits`."""
         if self._folder is None:
             raise MisuseError("Visits are kept in a store only: attach with store='some/folder'.")
         return self._stored(coverage).visits()

@@ -29,14 +29,16 @@ class Results:
         """What each sample contributed, over the run so far.
 
         Returns:
-            A row a sample, in the order of ids: `sample_id`; `value`, the contribution to the
+            One row per sample, in the order of ids: `sample_id`; `value`, the contribution to the
             reduction of the validation loss, in its units (positive helped, negative harmed);
             `value_normalised`, the same with each step's values divided by their mean size, which
             ranks better because early steps do not outweigh; `visits`, `first_step`, `last_step`;
             and with several targets one column each, of which `value` is the weighted sum. Where
             only some steps are scored, `standard_error` of `value`, and no row for samples that
-            were in none of them. With `payout` also `paid_out`, the part of `value` that momentum
-            did, which comes in `payout` steps after each visit.
+            were in none of them; a 95 % interval is `value` plus and minus the 0.975 quantile of
+            Student's t with `visits` degrees of freedom times it, not 1.96 times. With
+            `momentum_window` also `paid_out`, the part of `value` that momentum did, which comes in
+            so many steps after each visit.
         """
         return self._record.values()
 
@@ -47,12 +49,12 @@ class Results:
             target: one of the utility's targets, or 'total' for their weighted sum.
 
         Returns:
-            A row a scored step: `step`, `estimator` (the method really used), `visits`, `weight`
-            (how many steps it stands for, 1 where all are scored), `opening_loss`,
+            One row per scored step: `step`, `estimator` (the method really used), `visits`,
+            `weight` (how many steps it stands for, 1 where all are scored), `opening_loss`,
             `closing_loss`, `samples`, `momentum`, `weight_decay`, `residual`, which four add up
             to weight times (opening minus closing loss), and `paid_out`: what of later steps'
-            `momentum` was paid to this step's samples. With `payout` and a store a step has its
-            row when it was paid.
+            `momentum` was paid to this step's samples. With `momentum_window` and a
+            store, a step has its row when it was paid.
 
         Raises:
             MisuseError: no such target.
@@ -71,7 +73,7 @@ class Results:
         """Which parameters are captured, how, and what share of the update they have.
 
         Returns:
-            A row a parameter: `parameter`, `shape`, `elements`, `status` ('captured',
+            One row per parameter: `parameter`, `shape`, `elements`, `status` ('captured',
             'not captured', 'no gradient', 'not trained'), `captured_as`, `update_share` (of the
             squared norm of what gradients moved, learning rate and all, in the last step in which
             it was measured: the 1st, 2nd, 4th and so on, or every one where something is not
@@ -133,18 +135,19 @@ class Results:
         `first` step and number of `steps`; `cosine` of the directions at its ends, `captured`, the
         share of the closing one that the bases hold; `residual` of its books over their entries,
         NaN without books; `expected`, the least rank correlation with exact values that trainings
-        of such a cosine had (docs/evidence/window.md).
+        of such a cosine had (docs/evidence/window.md); `agreement`, that of its own visits, of one
+        window in fifty, from the tenth on, whose steps are scored exactly as well: NaN of others.
         """
         told = [] if self._windows is None else self._windows.told
         return [{**window._asdict(), "expected": window.expected} for window in told]
 
     @property
     def waiting(self) -> dict[str, float]:
-        """With `payout`, what waits for momentum, and what it takes.
+        """With `momentum_window`, what waits for momentum, and what it takes.
 
         `steps` whose samples are still paid; `bytes` in memory and `disk_bytes` in files that are
         held for them, and `full_bytes` and `full_disk_bytes`, what that will be when the window is
-        full, from the first scored step on, give or take one copy of the weights a target. In the
+        full, from the first scored step on, give or take one copy of the weights per target. In the
         first step inputs that are parts of one large tensor count as the whole of it. `not_acted`
         is the share of what these steps put into the momentum that has not moved the weights yet.
         """
@@ -159,10 +162,11 @@ class Results:
         Returns:
             `fall`, the first opening minus the last closing loss, and the entries: `immediate`,
             what samples did in their own steps; `paid_out`, what momentum did later and they were
-            paid; `still_in_momentum`, what it did within `payout` steps of theirs and they will be
-            paid when the window is over; `before_window`, what it did of gradients that are older
-            or were not scored (all of momentum without `payout`); `weight_decay`; `residual`. The
-            six add up to `fall` where every step was scored. With several processes all call it.
+            paid; `still_in_momentum`, what it did within `momentum_window` steps of theirs and they
+            will be paid when the window is over; `before_window`, what it did of gradients that are
+            older or were not scored (all of momentum without `momentum_window`); `weight_decay`;
+            `residual`. The six add up to `fall` where every step was scored. With several
+            processes all call it.
 
         Raises:
             MisuseError: no such target.

@@ -84,7 +84,7 @@ class EveryStep(Scoring):
     sampled = False
 
     def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
-        """See `Scoring.frequency`."""
+        """Every step."""
         return All()
 
 
@@ -123,11 +123,11 @@ class Sampled(Scoring):
 
     @property
     def sampled(self) -> bool:
-        """See `Scoring.sampled`."""
+        """Whether steps are left out."""
         return self.every != 1
 
     def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
-        """See `Scoring.frequency`."""
+        """One step of each n, or each by itself with a probability."""
         if self.every == 1:
             return All()
         return Coin(float(self.every)) if self.every < 1 else OneInEach(int(self.every))
@@ -182,7 +182,7 @@ class Window(Scoring):
             )
 
     def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
-        """See `Scoring.frequency`."""
+        """Every step: a window scores all of its steps."""
         return All()
 
     def windows(self, scorer: Scorer) -> Windows:
@@ -238,5 +238,5 @@ class Budget(Scoring):
             )
 
     def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
-        """See `Scoring.frequency`."""
+        """One step of each n, by the times that are taken while it trains."""
         return WithinBudget(float(self.share), processes, halves)

@@ -6,6 +6,10 @@ no sample comes as a block of its own and counts on the shares' side. From then 
 step the gradient may be scaled (unscaling, clipping by norm, averaging): the factor k is read off
 the gradients themselves (see `_common_factor`). Where no one factor explains the change, it was
 elementwise (clipping by value), and the raw gradient is needed.
+
+Inside a scoring window gradients are measured as shares are compared, large ones in turn
+(`measure_in_turn`); of the others what tells is whether anything was written to them, and then they
+were multiplied by the factor that those in turn have in common.
 """
 
 from __future__ import annotations
@@ -17,12 +21,11 @@ import torch
 from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
-from inrun.capture._measured import NOTHING, Ended, Measured, Measuring, Rows, Summed
+from inrun.capture._measured import NOTHING, Ended, Found, Measured, Measuring, Rows, Summed
 from inrun.capture._probe import (
     SINGLE,
     CheckSchedule,
     Probes,
-    coarseness,
     eps_of,
     is_single,
     tolerance,
@@ -30,7 +33,7 @@ from inrun.capture._probe import (
 from inrun.capture._small import is_small, of_shares
 from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
-from inrun.factors import Factor
+from inrun.factors import Dense, Factor
 
 WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
@@ -59,14 +62,17 @@ class GradientCheck:
         self._waiting = 0  # numbers in them
         self._small_sums: list[tuple[list[str], Tensor]] = []
         self._ended: list[Ended] = []
-        self._consumed: Rows | None = None
+        self._consumed: Rows | None = None  # None where nothing became of any of these
+        self._consumed_names: list[str] = []
         self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
-        self._at_consume: Mapping[str, tuple[int, int]] = {}
+        self._at_consume: dict[str, tuple[int, int]] = {}
+        self._in_turn = False  # whether of large gradients only those are measured whose turn it is
+        self._known: dict[str, float] = {}  # norms, as they were last measured
         self._compared = 0  # blocks of the step
         self._met = False  # whether all processes have come to the end of a block of it
         self._before: dict[str, Summed] = {}
-        self._marks: dict[str, Measured] = {}
+        self._marks = Found()
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
@@ -80,18 +86,32 @@ class GradientCheck:
                 for the block's end.
         """
         self._present.add(name)
-        self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
-        if not self._schedule.asks(name, factor):
+        eps, held = 0.0, 0
+        for t in factor.held:
+            eps, held = max(eps, eps_of(t.dtype)), held + t.numel()
+        self._computed[name] = max(self._computed.get(name, 0.0), eps)
+        if not self._schedule.asks(name, held):
             return
-        if is_small(self._parameters[name], factor, early=early):
+        early = early and type(factor) is not Dense
+        if not early and is_small(self._parameters[name], factor, held):
             self._small.append((name, factor))
-            self._waiting += sum(t.numel() for t in factor.held)
+            self._waiting += held
             if self._waiting > WAITING:
                 self._meet_small()
             return
         products = self._probes[name].of_shares(factor)
         total, size = self._block.get(name, (products.new_zeros(()), products.new_zeros(())))
         self._block[name] = total + products.sum(), size + products.abs().sum()
+
+    def measure_in_turn(self) -> None:
+        """Of this step only gradients are measured whose shares are to be compared."""
+        self._in_turn = self._schedule.takes_turns
+
+    def _due(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that are to be measured in this step."""
+        if not self._in_turn:
+            return dict(gradients)
+        return {name: g for name, g in gradients.items() if self._schedule.compares(name)}
 
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
@@ -135,10 +155,11 @@ class GradientCheck:
                 self._computed[name] = SINGLE
         versions = _versions(there)
         present = set() if unowned else self._present
+        measured = self._measuring.measure(self._due(there))
         self._ended.append(
             Ended(
-                self._block_sums(), self._measuring.measure(there), present, low_precision,
-                skipped or {}, reduced, versions, unowned,
+                self._block_sums(), measured, present, low_precision, skipped or {}, reduced,
+                versions, unowned,
             )
         )  # fmt: skip
         self._met |= reduced
@@ -160,9 +181,7 @@ class GradientCheck:
     def _conclude(self, block: Ended) -> bool:
         found = self._measuring.read(block.gradients)
         sums = {n: s for n, s in block.summed().items() if n not in self.excluded}
-        overflowed = not all(mark.is_finite for mark in self._marks.values())
-        now_finite = all(measured.is_finite for measured in found.values())
-        if overflowed and now_finite:  # what was not finite is not in there any more
+        if not self._marks.finite and found.finite:  # what was not finite is not in there any more
             self._before = dict.fromkeys(self._before, _UNLIKE)
         together = self._with_before(sums)
         several = block.reduced and self._processes.size > 1
@@ -174,6 +193,7 @@ class GradientCheck:
         if wrong:
             self._raise(wrong, together, found, block.skipped)
         self._before, self._marks = (sums if alone else together), found
+        self._known |= {name: measured.norm for name, measured in found.items()}
         self._at_mark = block.versions
         self._shared = block.present if alone else self._shared | block.present
         self._shared -= self.excluded
@@ -201,7 +221,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """As `_readings`, of this process's own gradient."""
@@ -214,7 +234,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """What disagrees however the gradient is read, and whether it holds this block alone.
@@ -242,9 +262,17 @@ class GradientCheck:
 
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
         """Takes down the gradients that the optimizer is about to consume, for `scales`."""
-        self._consumed = self._measuring.measure(gradients)
         held = {name: self._parameters[name].grad for name in gradients}  # not what was read of it
         self._at_consume = _versions({name: g for name, g in held.items() if g is not None})
+        self._consumed_names = list(gradients)
+        rests = self._in_turn and not self._ended
+        if self._in_turn:  # a fused step under a gradient scaler reads it unscaled
+            for name, g in gradients.items():
+                own = held[name]
+                if own is None or own.data_ptr() != g.data_ptr():
+                    self._at_consume.pop(name, None)
+        rests = rests and all(map(self._is_untouched, gradients))
+        self._consumed = None if rests else self._measuring.measure(self._due(gradients))
 
     def computed(self, name: str) -> float:
         """Eps of what a parameter's shares are made of, 0 where there are none."""
@@ -270,8 +298,10 @@ class GradientCheck:
             MisuseError: gradients were cleared, one is not finite, or one appeared after the last
                 block.
         """
-        now = {} if self._consumed is None else self._measuring.read(self._consumed)
-        now = {name: measured for name, measured in now.items() if name not in without}
+        names = [name for name in self._consumed_names if name not in without]
+        now = self._marks if self._consumed is None else self._measuring.read(self._consumed)
+        if now.keys() != set(names):
+            now = Found({name: now[name] for name in names if name in now})
         self._consumed = None
         self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
@@ -281,27 +311,55 @@ class GradientCheck:
                 "optimizer.step(), so this step learns nothing from its samples. Call zero_grad() "
                 "after step(), or before the block."
             )
-        if self._unchanged(now):
-            return dict.fromkeys(now, 1.0)
+        if self._unchanged(now) and all(map(self._is_untouched, names)):
+            return dict.fromkeys(names, 1.0)
         noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
-        return factors({name: self._change(name, m) for name, m in now.items()}, noise)
+        found = factors({name: self._change(name, m) for name, m in now.items()}, noise)
+        return found if len(found) == len(names) else self._with_unmeasured(names, found)
 
-    def _unchanged(self, now: Mapping[str, Measured]) -> bool:
+    def _with_unmeasured(
+        self, names: list[str], found: Mapping[str, float | None]
+    ) -> dict[str, float | None]:
+        """What became of gradients that were not measured: what became of all that were.
+
+        Raises:
+            MisuseError: these differ, or one appeared after the last block.
+        """
+        told = {
+            k for n, k in found.items() if self._marks[n].norm > 0 and not self._is_untouched(n)
+        }
+        scales = dict(found)
+        for name in names:
+            if name in found:
+                continue
+            if name not in self._at_mark:
+                raise _unseen(name)
+            if self._is_untouched(name):
+                scales[name] = 1.0
+            elif len(told) == 1 and None not in told:
+                scales[name] = next(iter(told))
+            else:
+                self._schedule.stop_turns()
+                raise MisuseError(
+                    f"The gradient of {name} was changed between backward() and step(), and not "
+                    "all that were changed were multiplied by one factor, for the first time after "
+                    f"{self._schedule.steps} steps. Inside a scoring window large gradients are "
+                    "measured in turn, and this one was not: its factor is not known, so the step "
+                    "is not scored. From the next on all are measured: go on, or use "
+                    "inrun.EveryStep()."
+                )
+        return scales
+
+    def _unchanged(self, now: Found) -> bool:
         """Whether nothing at all became of the gradients since their blocks, as mostly."""
-        return all(
-            m.is_finite and m == self._marks.get(name) and self._is_untouched(name)
-            for name, m in now.items()
+        return now.finite and all(
+            m == self._marks.get(name) and self._is_untouched(name) for name, m in now.items()
         )
 
     def _change(self, name: str, now: Measured) -> Change:
         mark = self._marks.get(name)
         if mark is None:
-            raise MisuseError(
-                f"{name} got a gradient outside every attribution.batch(ids) block, so no sample "
-                "accounts for it. Run every backward() of a scored step inside a block, a penalty "
-                "on parameters inside attribution.unattributed(), or the whole step inside "
-                "attribution.paused()."
-            )
+            raise _unseen(name)
         if not now.is_finite:
             raise not_finite(name)
         p = self._parameters[name]
@@ -313,7 +371,8 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
+        self._before, self._marks, self._ended, self._consumed = {}, Found(), [], None
+        self._in_turn, self._at_mark = False, {}
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
         if self._compared:
@@ -325,8 +384,9 @@ class GradientCheck:
 
     @property
     def norms(self) -> dict[str, float]:
-        """Each gradient's norm when the last block ended."""
-        return {name: mark.norm for name, mark in self._marks.items()}
+        """Each gradient's norm when the last block ended, or as it was last measured."""
+        others = {name: self._known[name] for name in self._at_mark if name in self._known}
+        return others | {name: mark.norm for name, mark in self._marks.items()}
 
     @property
     def cancelling(self) -> set[str]:
@@ -355,13 +415,13 @@ class GradientCheck:
             if name not in self._seen and unexplained(name, mark)
         ]  # fmt: skip
 
-    def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
+    def _noise(self, found: Found) -> Callable[[str], float]:
         """What counts as zero for a parameter's gradient.
 
         A gradient that is zero but for rounding (attention's key bias) is compared with the
         largest one: its shares are rounding too.
         """
-        whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
+        whole = found.largest
 
         def noise(name: str) -> float:
             eps = eps_of(self._parameters[name].dtype)
@@ -384,7 +444,7 @@ class GradientCheck:
     def _disagreements(
         self,
         sums: Mapping[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> list[str]:
         wrong, noise = [], self._noise(found)
@@ -423,6 +483,14 @@ class GradientCheck:
             "a gradient penalty or a checkpoint with use_reentrant=True, whose second pass cannot "
             "be seen; an operation that draws random numbers inside itself."
         )
+
+
+def _unseen(name: str) -> MisuseError:
+    return MisuseError(
+        f"{name} got a gradient outside every attribution.batch(ids) block, so no sample accounts "
+        "for it. Run every backward() of a scored step inside a block, a penalty on parameters "
+        "inside attribution.unattributed(), or the whole step inside attribution.paused()."
+    )
 
 
 def not_finite(name: str) -> MisuseError:

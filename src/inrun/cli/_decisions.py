@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 from rich.console import Console
 
@@ -56,17 +57,34 @@ def share_or_count(text: str) -> float | int:
             return float(text[:-1]) / 100
         return int(text) if text.isdigit() else float(text)
     except ValueError:
-        raise MisuseError(f"--drop {text!r} is neither a share (10%, 0.1) nor a number.") from None
+        raise MisuseError(
+            f"--drop {text!r} is neither a share (10%, 0.1) nor a number, nor a .txt file of ids."
+        ) from None
+
+
+def to_drop(text: str, stored: inrun.Run) -> float | int | list[Any]:
+    """A share, a number, or the ids that a .txt file names, one per line."""
+    if not text.endswith(".txt"):
+        return share_or_count(text)
+    lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
+    ids = [line for line in lines if line]
+    numbers = pa.types.is_integer(stored.values()["sample_id"].type)
+    return [int(i) if numbers and i.lstrip("-").isdigit() else i for i in ids]
 
 
 def prune(
     run: RunFolder,
-    drop: Annotated[str, typer.Option(help="A share (10%, 0.1) or a number of samples.")] = "10%",
+    drop: Annotated[
+        str, typer.Option(help="A share (10%, 0.1), a number of samples, or a .txt file of ids.")
+    ] = "10%",
     out: Annotated[
-        Path | None, typer.Option(help="Where what is kept goes: .txt ids; .jsonl, .csv, .parquet.")
+        Path | None,
+        typer.Option(
+            help="What is kept: .txt for ids; else rows, as they stand in data of that form."
+        ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, or harm: the worst-harmed target.")
+        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
     ] = "total",
     balanced: Annotated[
         str,
@@ -80,7 +98,10 @@ def prune(
     check: Annotated[
         bool, typer.Option(help="Train again: pruned, as many random ones dropped, all.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each, for --check.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, help="Planned trainings of each, for --check.")] = 5,
+    at_most: Annotated[
+        int | None, typer.Option(help="Train on until the check is decided, at most so many.")
+    ] = None,
     entry: Annotated[
         str | None,
         typer.Option(help="module:function(ids, seed) -> score, higher is better; for --check."),
@@ -96,16 +117,15 @@ def prune(
     told = samples_of(stored, samples, id_column)
     pruning = inrun.prune(
         stored,
-        share_or_count(drop),
+        to_drop(drop, stored),
         by=by,
         balanced=None if balanced == "none" else balanced,
         at_least=confidence,
         samples=told,
         judge=judge,
     )
-    lines = samples if samples is not None and samples.suffix == ".jsonl" else None
-    place = _pruning.Place(out, told, lines)
-    _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry))
+    place = _pruning.Place(out, told, _pruning.own_rows(stored, samples, id_column))
+    _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry, at_most))
 
 
 def rollup(
@@ -119,6 +139,9 @@ def rollup(
     duplicates: Annotated[
         str, typer.Option(help="split: equal contents share their value among groups; booked.")
     ] = "split",
+    clusters: Annotated[
+        str | None, typer.Option(help="A column: its levels' rows are no independent draws.")
+    ] = None,
     samples: SamplesFile = None,
     id_column: IdColumn = "sample_id",
     judge: Judge = None,
@@ -128,7 +151,9 @@ def rollup(
 
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column)
-    found = inrun.rollup(stored, by, samples=told, duplicates=duplicates, judge=judge)
+    found = inrun.rollup(
+        stored, by, samples=told, duplicates=duplicates, judge=judge, clusters=clusters
+    )
     console = terminal()
     _print_rollup(console, found)
     if out is not None:
@@ -149,7 +174,7 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             f"{row['samples']:,}",
             f"{row['value']:+.4g}",
             f"{row['low']:+.3g} to {row['high']:+.3g}",
-            f"{row['share']:.1%}",
+            f"{row['share']:.1%} ({row['share_low']:.1%} to {row['share_high']:.1%})",
             f"{row['harmful']:.0%}",
             f"{row['duplicated']:,}",
         )

@@ -13,22 +13,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import Cells, plain, terminal
+from inrun.cli._terminal import Cells, one_line, plain, terminal
 from inrun.ledger import Run
+from inrun.training import read_config
 from inrun.uses import (
     ARMS,
     Comparison,
+    OwnRows,
     Pruning,
     Train,
     check_place,
     check_pruning,
+    described,
     not_reproducible,
     training_again,
     trains_itself,
     write_kept,
 )
 
-SHOWN = 12
+SHOWN, TEXT = 12, 80  # rows, and characters of a text
 NOT_SUPPORTED = 3  # exit code
 
 
@@ -37,7 +40,7 @@ class Place(NamedTuple):
 
     out: Path | None
     samples: pa.Table | None
-    lines: Path | None
+    own: OwnRows | None
 
 
 class Trainings(NamedTuple):
@@ -46,6 +49,7 @@ class Trainings(NamedTuple):
     check: bool
     seeds: int
     entry: str | None
+    at_most: int | None = None
 
 
 def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> None:
@@ -54,7 +58,7 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
     if place.out is not None:
         check_place(place.out)
     train = _training(stored, trainings.entry) if trainings.check else None
-    _print_list(console, pruning)
+    _print_list(console, pruning, place.samples)
     if train is not None:
         found = _checked(
             console, _results_file(stored, pruning, trainings), pruning, train, trainings
@@ -72,16 +76,30 @@ def run(stored: Run, pruning: Pruning, place: Place, trainings: Trainings) -> No
         )
     if place.out is not None:
         visited = pruning.table["sample_id"].to_pylist()
-        count = write_kept(place.out, pruning.dropped, visited, place.samples, place.lines)
+        count = write_kept(place.out, pruning.dropped, visited, place.samples, place.own)
         console.print(f"{count:,} samples kept: {plain(str(place.out))}", soft_wrap=True)
 
 
-def _print_list(console: Console, pruning: Pruning) -> None:
+def own_rows(stored: Run, samples: Path | None, id_column: str) -> OwnRows | None:
+    """The user's file that the samples are rows of, if it is known."""
+    if samples is not None:
+        return OwnRows(samples, None if id_column == ":row" else id_column)
+    if not trains_itself(stored.path):
+        return None
+    config = read_config(stored.path)
+    data = Path(config.data)
+    return OwnRows(data, config.id_column) if data.is_file() else None
+
+
+def _print_list(console: Console, pruning: Pruning, samples: pa.Table | None) -> None:
     for sentence in pruning.sentences():
         console.print(plain(sentence), soft_wrap=True)
     dropped = pruning.table.filter(pruning.table["dropped"])
-    table = Cells("sample", "score", "surely harmful", "value", "visits", "harms most")
-    for row in dropped.slice(0, SHOWN).to_pylist():
+    told = described(dropped.slice(0, SHOWN), samples)
+    content = [n for n in ("label", "suggested_label", "text", "file") if n in told.column_names]
+    heads = [name.replace("suggested_label", "rather") for name in content]
+    table = Cells("sample", "score", "surely harmful", "value", "visits", "harms most", *heads)
+    for row, known in zip(dropped.slice(0, SHOWN).to_pylist(), told.to_pylist(), strict=True):
         sure = row["confidence"]
         table.add_row(
             plain(str(row["sample_id"])),
@@ -90,6 +108,7 @@ def _print_list(console: Console, pruning: Pruning) -> None:
             f"{row['value']:+.3g}",
             str(row["visits"]),
             plain(row.get("worst_target", "")),
+            *(plain(one_line(str(known[name] or ""))[:TEXT]) for name in content),
         )
     console.print(table)
 
@@ -110,10 +129,12 @@ def _checked(
         )
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("training again", total=len(ARMS) * trainings.seeds)
+        most = trainings.at_most or trainings.seeds
+        task = bar.add_task("training again", total=len(ARMS) * most)
         return check_pruning(
-            pruning, train, seeds=trainings.seeds, store=store, tick=lambda _: bar.advance(task)
-        )
+            pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
+            tick=lambda _: bar.advance(task),
+        )  # fmt: skip
 
 
 def _training(stored: Run, entry: str | None) -> Train:
@@ -132,4 +153,7 @@ def _print_check(console: Console, found: Comparison) -> None:
     console.print(table)
     for arm in ARMS[::2]:
         console.print(f"pruned - {arm}: {found.gain(arm):+.4f}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]{plain(found.verdict)}[/bold]", soft_wrap=True)
+    verdict, *rest = found.sentences()
+    console.print(f"[bold]{plain(verdict)}[/bold]", soft_wrap=True)
+    for sentence in rest:
+        console.print(plain(sentence), highlight=False, soft_wrap=True)

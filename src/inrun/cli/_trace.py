@@ -14,7 +14,7 @@ from rich.text import Text
 import inrun
 from inrun.cli._entry import entry as load_entry
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn
-from inrun.cli._terminal import plain, printable, terminal
+from inrun.cli._terminal import one_line, plain, printable, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
@@ -168,18 +168,27 @@ def _print(
     shown: dict[str, list[dict[str, Any]]],
 ) -> None:
     for query, rows in shown.items():
-        console.print(f"\n[bold]{plain(query)}[/bold] {plain(queries.get(query, '')[:300])}")
+        console.print(
+            f"\n[bold]{plain(query)}[/bold] {plain(one_line(queries.get(query, ''))[:300])}"
+        )
         for row in rows:
             facts = " ".join(str(row[k]) for k in ("label", "source") if row.get(k) is not None)
             console.print(
                 f"{row['rank']:>3}. [bold]{plain(str(row['sample_id']))}[/bold] "
-                f"{row['value']:+.3g} ({row['share']:.1%}) {plain(facts)}",
+                + (f"stands out {row['score']:+.2f}, value " if found.standardised else "")
+                + f"{row['value']:+.3g} ({row['share']:.1%}) {plain(facts)}",
                 highlight=False,
             )
             console.print(_text(row))
+    by = (
+        "how far a sample's visits stand out among those of their steps, in standard deviations, "
+        "summed"
+        if found.standardised
+        else "value"
+    )
     console.print(
-        f"\nBy {plain(found.method)}{', standardised within steps' if found.standardised else ''}; "
-        "positive: took that much off the query's loss. Shares are of all that lowered it.",
+        f"\nRanked by {by} ({plain(found.method)}). Values: what was taken off the query's loss; "
+        "shares are of all that lowered it.",
         highlight=False,
         soft_wrap=True,
     )
@@ -187,13 +196,12 @@ def _print(
 
 def _text(row: dict[str, Any]) -> Text:
     if "tokens" not in row:
-        return Text(printable(row.get("text") or "")[:300])
+        return Text(one_line(printable(row.get("text") or ""))[:300])
     most = max((abs(v) for v in row["token_values"]), default=0.0) or 1.0
     text = Text()
     for token, value in zip(row["tokens"], row["token_values"], strict=False):
         strength = abs(value) / most
         color = [round(strength * c) for c in (HARMED if value < 0 else HELPED)]
-        text.append(
-            printable(token), style=f"on rgb({','.join(map(str, color))})" if strength > 0.1 else ""
-        )
+        style = f"on rgb({','.join(map(str, color))})" if strength > 0.1 else ""
+        text.append(printable(token).replace("\n", " "), style=style)
     return text

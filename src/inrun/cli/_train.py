@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inrun.cli._concluded import conclude, introduce
+from inrun.cli._messages import conclude, introduce
 from inrun.cli._terminal import command, plain, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen
@@ -88,15 +88,17 @@ def train(
     Go on after a cut:
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
+    from inrun.training import TrainingInterrupt, has_checkpoint, require_new, run_training
+
     console = terminal()
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
     setting.require_place()
+    if resume is None:
+        require_new(folder)
     training = Training(setting, folder)
     console.quiet = bool(training.arguments.process_index)  # one process speaks for all
     introduce(console, training)
-    from inrun.training import TrainingInterrupt, has_checkpoint, run_training
-
     try:
         outcome = run_training(training, folder, console, resume=resume is not None)
     except TrainingInterrupt as cut:
@@ -120,8 +122,10 @@ def plan(**options: Any) -> None:
     training = Training(setting)
     from inrun.training import plan_training
 
-    made = plan_training(training)
-    terminal().print(made.table(), made.advice(), sep="\n")
+    console = terminal()
+    introduce(console, training)
+    made = plan_training(training, lambda line: console.print(line, soft_wrap=True))
+    console.print(made.table(), made.advice(), sep="\n")
 
 
 def _setting(options: dict[str, Any]) -> TrainConfig:
@@ -144,7 +148,12 @@ def _setting(options: dict[str, Any]) -> TrainConfig:
         )
     if "task" not in given:
         TrainConfig(**given, task="causal-lm")  # what excludes each other, before data is looked at
-        given["task"] = task_seen(given["data"], given.get("label_column", "label"))
+        given["task"], why = task_seen(given["data"], given.get("label_column"))
+        terminal().print(
+            f"Task: {given['task']}, seen by {plain(why)} in {plain(given['data'])}; --task names "
+            "another.",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
     return TrainConfig(**given)
 
 

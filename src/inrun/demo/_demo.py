@@ -99,17 +99,17 @@ def _print_summary(
     shares, audit = known_residual_shares(run.ledger()), trained.report
     aucs = sorted(found.auc.items(), key=lambda item: -item[1])
     doubtful = [
-        [str(i), *(str(int(labels[i])) for labels in (data.labels, found.suggested, data.truth)),
-         f"{found.scores[BEST][i]:.3f}"]
+        [str(i), *(str(int(labels[i])) for labels in (data.labels, found.suggested, data.truth))]
         for i in found.best_first[:8]
     ]  # fmt: skip
     ranked = sorted(retraining.items(), key=lambda item: -float(np.mean(item[1])))
     dropped = f"Test accuracy after retraining, {DROPPED_SHARE:.0%} dropped (mean, 95 % interval)"
     console.print(
-        f"\n[bold]Wrong labels[/bold]  inrun.label_doubts finds them with AUC "
-        f"{found.auc[BEST]:.3f} and names the true label of {found.right_suggestions:.0%}",
+        "\n[bold]Labels to fix[/bold]",
+        _table("Look at these first", "sample, labelled, suggested, truly", doubtful),
+        f"\n[bold]Why to believe it[/bold]  Wrong labels are found with AUC {found.auc[BEST]:.3f}; "
+        f"their true label is named for {found.right_suggestions:.0%}",
         _table("AUC for wrong labels", "ranked by, AUC", [[n, f"{auc:.3f}"] for n, auc in aucs]),
-        _table("Labels to look at first", "sample, labelled, suggested, truly, doubt", doubtful),
         f"[bold]Ledger[/bold] a step's residual is {np.median(shares):.2%} of its entries in the "
         f"median, {shares.max():.1%} at most",
         f"[bold]Truth[/bold]  Pearson R with exact Shapley values {audit.pearson:.4f} (median over "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import rankdata
 
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import (
@@ -32,7 +33,7 @@ def describe(run: Run, data: digits.Digits, found: Findings) -> None:
             "image": [image[0].numpy() for image in data.images],
             "label": data.labels.tolist(),
             "suggested_label": found.suggested.tolist(),
-            "label_doubt": found.scores[BEST].tolist(),
+            "doubt_rank": rankdata(-found.scores[BEST], method="min").astype(int).tolist(),
             "true label": data.truth.tolist(),
             "wrong": data.wrong.tolist(),
         },

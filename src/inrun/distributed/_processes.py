@@ -55,6 +55,19 @@ class Processes:
             MisuseError: said in every process.
         """
 
+    def meet(self, failed: Exception | None = None) -> None:
+        """Raises where a process failed in what all of them are at; see `agreed`.
+
+        Args:
+            failed: what was raised in this one.
+
+        Raises:
+            MisuseError: it failed in another process, which is not to be waited for.
+            Exception: `failed`.
+        """
+        if failed is not None:
+            raise failed
+
     def apart(self) -> Processes:
         """The same processes over a channel of their own, for calls from inside a backward pass.
 
@@ -102,11 +115,11 @@ class Several(Processes):
         self._apart: Several | None = None
 
     def reducing(self) -> bool:
-        """See `Processes`."""
+        """Whether gradients are reduced in this backward pass."""
         return self._reducing is None or self._reducing()
 
     def require_together(self) -> None:
-        """See `Processes`."""
+        """Raises under `Join`, where processes end at different steps."""
         if self._joined is not None and self._joined():
             raise NotSupportedError(
                 "The model trains under Join, where a process that has run out of batches takes no "
@@ -117,7 +130,7 @@ class Several(Processes):
             )
 
     def require_alike(self, place: str) -> None:
-        """See `Processes`."""
+        """Compares the places that all processes have come to."""
         code = PLACES.index(place)
         spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)
         dist.all_reduce(spread, dist.ReduceOp.MAX, group=self._group)
@@ -132,6 +145,20 @@ class Several(Processes):
                 "drop the last batches (DistributedSampler(drop_last=True))."
             )
 
+    def meet(self, failed: Exception | None = None) -> None:
+        """See `Processes`."""
+        (fine,) = self.all([failed is None])
+        if fine:
+            return
+        reasons = self.gathered("" if failed is None else f"{type(failed).__name__}: {failed}")
+        rank = next(rank for rank, reason in enumerate(reasons) if reason)
+        error = failed or MisuseError(
+            f"This failed in process {rank} of {self.size}, and no process goes on alone. There "
+            f"it said: {reasons[rank]}"
+        )
+        vars(error)[_MET] = True  # all have said it: nobody is to meet once more for it
+        raise error
+
     def apart(self) -> Processes:
         """See `Processes`; the first call is made by all processes at once."""
         if self._apart is None:
@@ -141,25 +168,25 @@ class Several(Processes):
         return self._apart
 
     def mean(self, t: Tensor) -> Tensor:
-        """See `Processes`."""
+        """The mean over the group's processes, by one all-reduce."""
         reduced = t.to(self._device, copy=True).contiguous()
         dist.all_reduce(reduced, group=self._group)
         return (reduced / self.size).to(t.device)
 
     def all(self, holds: Sequence[bool]) -> list[bool]:
-        """See `Processes`."""
+        """Which of these hold in every process, by one all-reduce."""
         flags = torch.tensor(list(holds), dtype=torch.int32, device=self._device)
         dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._group)
         return [bool(flag) for flag in flags.tolist()]
 
     def gathered(self, rows: Any) -> list[Any]:
-        """See `Processes`."""
+        """Every process's object, by rank, by one all-gather."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, rows, group=self._group)
         return found
 
     def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """See `Processes`."""
+        """Every process's rows, by rank, and where this one's begin; counts may differ."""
         counts = self.gathered(len(t))
         most = max(counts)
         padded = t.new_zeros(most, *t.shape[1:], device=self._device)
@@ -171,34 +198,27 @@ class Several(Processes):
 
 
 Result = TypeVar("Result")
+_MET = "__inrun_met__"  # on an exception, whose object may come through several `agreed`
 
 
 def agreed(processes: Processes, work: Callable[[], Result]) -> Result:
-    """What each process does for itself, without calls to the others, before it meets them again.
+    """What each process does for itself before it meets the others again.
+
+    In between it makes no calls to the others, but where all `meet` before each of them, as within
+    `meeting`.
 
     Raises:
         MisuseError: it failed in another process, which is not to be waited for.
         Exception: whatever it raised in this one.
     """
-    if processes.size == 1:
-        return work()
-    done: list[Result] = []
-    failed: Exception | None = None
     try:
-        done.append(work())
+        done = work()
     except Exception as error:
-        failed = error
-    (everywhere,) = processes.all([failed is None])
-    if everywhere:
-        return done[0]
-    reasons = processes.gathered("" if failed is None else f"{type(failed).__name__}: {failed}")
-    if failed is not None:
-        raise failed
-    rank = next(rank for rank, reason in enumerate(reasons) if reason)
-    raise MisuseError(
-        f"This failed in process {rank} of {processes.size}, and no process goes on alone. There "
-        f"it said: {reasons[rank]}"
-    )
+        if _MET not in vars(error):
+            processes.meet(error)
+        raise
+    processes.meet()
+    return done
 
 
 def gathered_step(

@@ -13,7 +13,7 @@ from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
 from inrun.factors._joined import SMALL, few, flat
 from inrun.factors._outer import GroupedOuter, Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
-from inrun.factors._sketch import Basis, View, view_of
+from inrun.factors._sketch import Basis, View, squared_norms, view_of
 from inrun.factors._trial import LowRank, factorize
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "few",
     "flat",
     "partition",
+    "squared_norms",
     "view_of",
 ]

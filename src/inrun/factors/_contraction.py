@@ -208,7 +208,7 @@ class LowRankContraction(Contraction):
         self._ended = active, compared, numbers
 
     def forget_step(self) -> None:
-        """See `Contraction.forget_step`."""
+        """Drops what was compared in a step that is not scored."""
         self._values = []
         if self._ended is not None:
             self._ended = None

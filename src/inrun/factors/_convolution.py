@@ -138,7 +138,7 @@ class Convolution(Buildable):
         return shares.reshape(len(shares), *self.shape)
 
     def total(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.total`: one matrix product a group."""
+        """See `Factor.total`: one matrix product per group."""
         everything = slice(None)
         b_BGTO = self._outputs(everything, dtype)
         total = torch.einsum("bgto,bgti->goi", b_BGTO, self._patches(everything, dtype))
@@ -151,7 +151,7 @@ class Convolution(Buildable):
         return Convolution(change(self._input_BS), change(self._gradient_BS), self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
-        """See `Factor.contract_rank_one`: a convolution with one output channel a group."""
+        """See `Factor.contract_rank_one`: a convolution with one output channel per group."""
         if not self._input_BS.numel():
             return left.new_zeros(self._input_BS.shape[0])
         G = self._geometry.groups

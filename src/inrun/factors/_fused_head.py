@@ -185,6 +185,12 @@ class FusedHead(Factor):
         pairs = zip(self._pushed(list(low.left)), low.right, strict=True)
         return torch.stack([(rows * (right @ R_Nr)).sum((1, 2)) for rows, R_Nr in pairs], 1)
 
+    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
+        """See `Factor.sketch`: one pass over the tiles for all directions."""
+        states_KBTr = self._hidden_BTN.to(right_KNr.dtype) @ right_KNr.unsqueeze(1)
+        rows_KBTr = torch.stack(self._pushed(list(left_KMr)))
+        return (rows_KBTr.mT @ states_KBTr).transpose(0, 1)
+
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         (rows_BT1,) = self._pushed([left.unsqueeze(1)])
         if self._of_bias:

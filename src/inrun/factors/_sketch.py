@@ -39,7 +39,7 @@ class Basis:
 
     def __init__(self, Q_K: Tensor, rank: int, start_KNr: Tensor | None = None):
         self.whole = Q_K.ndim < 3 or Q_K[0].numel() <= WHOLE
-        self.energy = Q_K.flatten(1).square().sum(1) if Q_K.ndim > 1 else Q_K.square()
+        self.energy = squared_norms(Q_K)
         if self.whole:
             self._dtype = Q_K.dtype
             self.opening = Q_K.reshape(len(Q_K), -1).clone()
@@ -47,9 +47,28 @@ class Basis:
         Q_KMN = Q_K.flatten(2)
         rank = min(rank, *Q_KMN.shape[1:])
         fits = start_KNr is not None and start_KNr.shape == (len(Q_K), Q_KMN.shape[2], rank)
-        self.left, right = factorize(Q_KMN, start_KNr if fits else None, rank)
-        self.right: Tensor = torch.linalg.qr(right).Q
-        self.opening = right.mT @ self.right
+        self._hold(*factorize(Q_KMN, start_KNr if fits else None, rank))
+
+    def _hold(self, left_KMr: Tensor, right_KNr: Tensor) -> None:
+        self.left = left_KMr
+        self.right: Tensor = torch.linalg.qr(right_KNr).Q
+        self.opening = right_KNr.mT @ self.right
+
+    def followed_by(self, Q_K: Tensor) -> tuple[Tensor, Basis]:
+        """Other directions in these bases, as `opening`, and bases of their own that start here.
+
+        Both begin with Q R, which is made once.
+        """
+        following = object.__new__(Basis)
+        following.whole, following.energy = self.whole, squared_norms(Q_K)
+        if self.whole:
+            following._dtype, following.opening = Q_K.dtype, Q_K.reshape(len(Q_K), -1).clone()
+            return following.opening, following
+        Q_KMN = Q_K.flatten(2)
+        Y_KMr = Q_KMN @ self.right
+        left: Tensor = torch.linalg.qr(Y_KMr).Q
+        following._hold(left, Q_KMN.mT @ left)
+        return self.left.mT @ Y_KMr, following
 
     @property
     def start(self) -> Tensor | None:
@@ -62,12 +81,6 @@ class Basis:
             return factor.materialize(self._dtype).flatten(1)
         return factor.sketch(self.left, self.right)
 
-    def project(self, Q_K: Tensor) -> Tensor:
-        """Other directions in these bases, as `opening`."""
-        if self.whole:
-            return Q_K.reshape(len(Q_K), -1)
-        return (self.left.mT @ Q_K.flatten(2)) @ self.right
-
     def meet(self, kept: Tensor, ends: Tensor) -> Tensor:
         """(B, K): directions in these bases with the shares that were kept."""
         if self.whole:
@@ -79,6 +92,13 @@ class Basis:
         if self.whole:
             return self.opening.reshape(-1, *shape)
         return (self.left @ self.opening @ self.right.mT).reshape(-1, *shape)
+
+
+def squared_norms(t_K: Tensor) -> Tensor:
+    """(K,), without a copy of the squares."""
+    rows = t_K.reshape(len(t_K), -1)
+    squared: Tensor = torch.linalg.vecdot(rows, rows)
+    return squared
 
 
 def view_of(factor: Derived) -> View | None:

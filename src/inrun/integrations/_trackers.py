@@ -38,7 +38,7 @@ class TensorBoard:
         return cls(SummaryWriter(str(folder)))
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
+        """Adds a point to each number's curve."""
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
         self._writer.flush()
@@ -58,11 +58,11 @@ class WeightsAndBiases:
         self._wandb = wandb
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
+        """Logs the numbers at this step."""
         self._wandb.log({**numbers, "train/global_step": step})
 
     def table(self, name: str, table: pa.Table, step: int) -> None:
-        """See `Tracker`."""
+        """Logs it as a table of wandb."""
         rows = [list(row.values()) for row in table.to_pylist()]
         shown = self._wandb.Table(columns=table.column_names, data=rows)
         self._wandb.log({name: shown, "train/global_step": step})
@@ -76,11 +76,11 @@ class MLflow:
         self._run = () if run is None else (run,)  # a client is told the run with every call
 
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
+        """Logs the numbers as metrics of this step."""
         self._mlflow.log_metrics(dict(numbers), step=step)
 
     def table(self, name: str, table: pa.Table, step: int) -> None:
-        """See `Tracker`."""
+        """Logs it as a table among the run's artifacts."""
         self._mlflow.log_table(*self._run, table.to_pydict(), f"{name}-{step}.json")
 
 

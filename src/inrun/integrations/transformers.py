@@ -21,6 +21,7 @@ from inrun.attribution import Attribution, Options, attach
 from inrun.distributed import IN_AN_ENGINE
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
+from inrun.integrations._described import describe
 from inrun.integrations._numbered import KEY, Numbering, require_column
 from inrun.integrations._packed import examples_of
 from inrun.integrations._places import Owned
@@ -116,6 +117,7 @@ class InRun(TrainerCallback):
         self._watched: WatchedLoss | None = None
         self._trackers: list[Tracker] = []
         self._blocks = 0
+        self._samples: tuple[Any, str | None] = None, None  # the data set that ids count in
 
     @property
     def attribution(self) -> Attribution:
@@ -208,6 +210,8 @@ class InRun(TrainerCallback):
         self._end()
         if self._attribution is not None and state.is_world_process_zero:
             _outcome.write_result(self._attribution, Path(str(args.output_dir)))
+            if self._options.get("store") is not None:
+                describe(self._options["store"], *self._samples)
             _outcome.show_worst(self._attribution, self._trackers, state.global_step)
 
     # ---- its own affairs
@@ -225,6 +229,8 @@ class InRun(TrainerCallback):
         elif column is not None:
             require_column(first, column)
         self._numbering.begin(column, examples)
+        counted = self._numbering.dataset if self._examples is None else self._examples
+        self._samples = counted, self._column
         columns: set[str] | None = None
         if makes_rollouts(trainer):
             batch_of = partial(rollouts, trainer)

@@ -70,7 +70,7 @@ class JudgedRun(Run):
 
 
 def judged(run: Run, weights: Mapping[str, float]) -> Run:
-    """See `Run.judged_by`."""
+    """A stored run with its targets weighed otherwise; see `Run.judged_by`."""
     names = run.targets
     if len(names) < 2:
         raise MisuseError(

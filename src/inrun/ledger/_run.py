@@ -209,7 +209,8 @@ class Run:
         Args:
             samples: one row per sample: a pyarrow table, a data frame, a mapping of columns or a
                 list of mappings, with `sample_id` and any of `text`, `image` (PIL, arrays or
-                files), `label`, `source`, and other columns of plain values.
+                files), `label`, `source`, and other columns of plain values. Rows of a data set of
+                `datasets` without `sample_id` are known by their positions.
             validation: the same of the validation rows, if they are to be shown.
 
         Raises:

@@ -34,7 +34,8 @@ def samples_table(samples: Any, id_type: str | None, picture: Picture | None = N
 
     Args:
         samples: a pyarrow table, a data frame, a mapping from column names to values, or a sequence
-            of mappings, one per row; with a column `sample_id`.
+            of mappings, one per row; with a column `sample_id`. Rows of a data set of `datasets`
+            without it are known by their positions.
         id_type: 'int64' or 'string', the run's; None where it has no visits yet.
         picture: how a cell of `image` becomes PNG; `png` where not given.
 
@@ -63,6 +64,10 @@ def _as_table(samples: Any, picture: Picture) -> pa.Table:
         if len(lengths) > 1:
             raise MisuseError(f"The samples' columns have different lengths: {sorted(lengths)}.")
         return pa.table(columns)
+    if hasattr(samples, "with_format") and hasattr(samples, "column_names"):  # of `datasets`
+        rows: pa.Table = samples.with_format("arrow")[:]
+        numbered = ID in rows.column_names
+        return rows if numbered else rows.append_column(ID, pa.array(range(rows.num_rows)))
     if isinstance(samples, Sequence) and all(isinstance(row, Mapping) for row in samples):
         names = list(dict.fromkeys(str(name) for row in samples for name in row))
         return _as_table({name: [row.get(name) for row in samples] for name in names}, picture)

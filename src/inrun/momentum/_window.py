@@ -186,7 +186,7 @@ class Payouts:
             raise failure
 
     def adopt(self, run: str | None) -> None:
-        """See `TensorStore.adopt`."""
+        """Gives the tensors on disk to a run, whose resuming removes them after a kill."""
         self._tensor_store.adopt(run)
 
     def close(self) -> None:

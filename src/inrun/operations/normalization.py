@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from inrun.factors import Dense, Factor
 from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
+
+PIECE = 65_536  # elements that are normalized at a time
 
 
 def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
@@ -24,6 +27,20 @@ def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
     split = call.split(products.reshape(call.gradient.shape))
     leading = tuple(range(1, split.ndim - parameter.ndim))
     return Dense(split.sum(leading))
+
+
+def _gain(call: Call, parameter: Tensor, normalized: Callable[[Tensor], Tensor]) -> Factor:
+    """Shares of a gain over the last axes; of one axis on a CPU a few samples at a time.
+
+    Two arrays as large as the input, for a moment, would cost more than what is done with them.
+    """
+    gradient = call.gradient
+    if parameter.ndim != 1 or gradient.device.type != "cpu":
+        return _over_positions(call, gradient * normalized(call["input"]), parameter)
+    rows_BTN, b_BTN = call.rows(call["input"]), call.rows(gradient)
+    block = max(1, PIECE // max(1, rows_BTN[:1].numel()))
+    pairs = zip(rows_BTN.split(block), b_BTN.split(block), strict=True)
+    return Dense(torch.cat([over_rows(b * normalized(rows)) for rows, b in pairs]))
 
 
 def _by_channel(call: Call, argument: str, normalized: Callable[[], Tensor]) -> Factor | None:
@@ -42,8 +59,8 @@ def layer_norm(call: Call, argument: str) -> Factor | None:
         return _over_positions(call, call.gradient, call["bias"])
     if argument != "weight":
         return None
-    normalized = F.layer_norm(call["input"], call["normalized_shape"], eps=_eps(call, 1e-5))
-    return _over_positions(call, call.gradient * normalized, call["weight"])
+    shape, eps = call["normalized_shape"], _eps(call, 1e-5)
+    return _gain(call, call["weight"], lambda x: F.layer_norm(x, shape, eps=eps))
 
 
 @operation("rms_norm", signature="input normalized_shape weight eps")
@@ -51,8 +68,8 @@ def rms_norm(call: Call, argument: str) -> Factor | None:
     """torch.nn.functional.rms_norm; norms written out in a model's own code arrive as `mul`."""
     if argument != "weight":
         return None
-    normalized = F.rms_norm(call["input"], call["normalized_shape"], eps=call["eps"])
-    return _over_positions(call, call.gradient * normalized, call["weight"])
+    shape, eps = call["normalized_shape"], call["eps"]
+    return _gain(call, call["weight"], lambda x: F.rms_norm(x, shape, eps=eps))
 
 
 @operation("group_norm", signature="input num_groups weight bias eps")

@@ -154,7 +154,7 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
     def guarded(
         self, s: ScheduleFreeState, h: ScheduleFreeSetting, square: float
     ) -> ScheduleFreeState:
-        """See `Rule.guarded`."""
+        """With the gradient's square seen once more in the second moment."""
         return s._replace(v=s.v + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(

@@ -32,8 +32,8 @@ from inrun.optim._rule import (
 PIECE = 65_536
 _SECOND = {"v", "square", "total"}  # what states call the squares that divide a step
 
-Arrays = tuple[Tensor, Tensor, Any]
-"""Weight, gradient and state of one parameter, or of a piece of it."""
+Arrays = tuple[Tensor, Any, Any]
+"""Weight, gradient or gradients, and state of one parameter, or of a piece of it."""
 Parts = Sequence[Tensor | float]
 
 
@@ -113,24 +113,32 @@ class Move(Generic[State, Setting]):
 
         return Diagonal(*self._in_pieces(coefficient))
 
-    def null_slope(self, square: float) -> Slope:
-        """The null update's slope per unit of learning rate, guarded; of an elementwise rule.
+    def null_directions(self, gradient_K: Tensor, square: float) -> Tensor:
+        """K gradients times the null update's slope per unit of learning rate, (K, *shape).
+
+        The slope is guarded. Of an elementwise rule, a piece of all arrays at a time.
 
         Args:
+            gradient_K: (K, *shape).
             square: the mean square of the last gradient, see `Rule.guarded`; 0 where there was
                 none, and then elements that nothing has touched have no slope.
         """
         rule, setting = self.rule, self.setting._replace(lr=1.0)  # type: ignore[attr-defined]
 
-        def coefficient(weight: Tensor, gradient: Tensor, state: State) -> Parts:
+        def directions(arrays: Any) -> Parts:
+            weight, rows, state = arrays
             guarded = rule.guarded(state, setting, square)
             found = cast(Diagonal, rule.null_slope(weight, guarded, setting)).coefficient
             if square == 0:  # what divides an untouched element is 0, or it is divided by nothing
                 for name in _SECOND & set(getattr(state, "_fields", ())):
                     found = torch.where(getattr(state, name) == 0, 0.0, found)
-            return [found]
+            return [row * found for row in rows]
 
-        return Diagonal(*self._in_pieces(coefficient))
+        rows = tuple(gradient_K)
+        found = in_pieces((self.weight, rows, self.state), directions)
+        if len(rows) == 1:
+            return cast(Tensor, found[0]).unsqueeze(0)
+        return torch.stack(cast(list[Tensor], found)) if rows else gradient_K.clone()
 
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""

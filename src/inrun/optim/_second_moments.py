@@ -52,7 +52,7 @@ class AdagradRule(ElementwiseRule[AdagradState, AdagradSetting]):
         return rate * (x / (torch.sqrt(s.total + x * x) + h.eps))
 
     def guarded(self, s: AdagradState, h: AdagradSetting, square: float) -> AdagradState:
-        """See `Rule.guarded`."""
+        """With the gradient's square added to the sum once more."""
         return s._replace(total=s.total + square)
 
     def advance(self, g: Tensor, w: Tensor, s: AdagradState, h: AdagradSetting) -> AdagradState:
@@ -98,7 +98,7 @@ class AdadeltaRule(ElementwiseRule[AdadeltaState, AdadeltaSetting]):
         return h.lr * self._delta(entering(g, w, h), s, h)
 
     def guarded(self, s: AdadeltaState, h: AdadeltaSetting, square: float) -> AdadeltaState:
-        """See `Rule.guarded`."""
+        """With the gradient's square seen once more in its mean."""
         return s._replace(square=s.square + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(self, g: Tensor, w: Tensor, s: AdadeltaState, h: AdadeltaSetting) -> AdadeltaState:
@@ -162,7 +162,7 @@ class RMSpropRule(ElementwiseRule[RMSpropState, RMSpropSetting]):
         return h.lr * after.buffer
 
     def guarded(self, s: RMSpropState, h: RMSpropSetting, square: float) -> RMSpropState:
-        """See `Rule.guarded`."""
+        """With the gradient's square seen once more in its mean."""
         return s._replace(square=s.square + (1 - h.b2) / h.b2 * square) if h.b2 else s
 
     def advance(self, g: Tensor, w: Tensor, s: RMSpropState, h: RMSpropSetting) -> RMSpropState:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
-from inrun.owners._map import Map, collapsed
+from inrun.owners._map import NONE, Map, collapsed
 from inrun.owners._operation import Found, Op
 from inrun.owners._registry import rule, stem
 from inrun.owners.pointwise import kept
@@ -26,7 +27,7 @@ def contract(
 
     Args:
         op: the operation.
-        operands: tensors with a letter an axis.
+        operands: tensors with one letter per axis.
         out: the result's letters.
         linear: whether products are added up as they are.
     """
@@ -47,10 +48,39 @@ def contract(
     gone = tuple(range(len(out), len(space)))
     if not gone:
         return m
-    m = collapsed(m, gone, linear=linear, why=op.name)
-    whole = m
+    whole = collapsed(m, gone, linear=linear, why=op.name)
+    if linear and whole.low < NONE:
+        whole = _apart(op, m, operands, space, gone) or whole
     key = ("cut", len(out))
     return whole.remembered(key, lambda: whole.derived(whole.codes.flatten(len(out))[..., 0]))
+
+
+def _apart(
+    op: Op,
+    m: Map,
+    operands: Sequence[tuple[Tensor, Letters]],
+    space: Letters,
+    gone: tuple[int, ...],
+) -> Map | None:
+    """Owners without the terms that are zero: a routing mask or a block-diagonal graph adds none.
+
+    Only zeros of operands without gradients count. A zero of an activation or a parameter still
+    passes a gradient on to what it is multiplied by.
+    """
+    terms = None
+    for t, letters in operands:
+        if t.requires_grad or not any(space[axis] in letters for axis in gone):
+            continue
+        order = sorted(range(len(letters)), key=[space.index(own) for own in letters].__getitem__)
+        own = (t.detach() != 0).permute(order).cpu()
+        sizes = iter(own.shape)
+        own = own.reshape([next(sizes) if letter in letters else 1 for letter in space])
+        terms = own if terms is None else terms & own
+    if terms is None or bool(terms.all()):
+        return None
+    codes = torch.where(terms, m.codes, NONE).to(torch.int32)
+    found = collapsed(m.derived(codes), gone, linear=True, why=op.name)
+    return found if found.owned or bool((found.codes >= NONE).any()) else None
 
 
 def _laid(m: Map, letters: tuple[Hashable, ...], space: tuple[Hashable, ...]) -> Map:
@@ -64,7 +94,7 @@ def _laid(m: Map, letters: tuple[Hashable, ...], space: tuple[Hashable, ...]) ->
     return m.remembered(("laid", letters, space), make)
 
 
-@rule("linear", refined=True)
+@rule("linear", refined=True, rows=True)
 def linear(op: Op) -> Found:
     """Rows by a matrix."""
     x, weight, bias = op.get(0, "input"), op.get(1, "weight"), op.get(2, "bias")
@@ -173,7 +203,7 @@ def einsum(op: Op) -> Found | None:
 
 
 def _spelled(term: str, ndim: int) -> tuple[Hashable, ...]:
-    """A letter an axis; those of an ellipsis are numbers, alike from the right."""
+    """One letter per axis; those of an ellipsis are numbers, alike from the right."""
     before, dots, after = term.partition("...")
     if not dots:
         return tuple(before)
@@ -235,7 +265,7 @@ def compare(op: Op) -> Found | None:
 
 @rule("bilinear", refined=True)
 def bilinear(op: Op) -> Found:
-    """Two tensors' rows by a matrix a feature."""
+    """Two tensors' rows by one matrix per feature."""
     rows = [(t, op.map_of(t)) for t in op.args[:2]]
     m = op.join(rows, ndim=op.out.ndim)
     both = all(part is not None for _, part in rows)  # products of the two rows' features

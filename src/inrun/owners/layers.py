@@ -150,7 +150,7 @@ def _apart(own: Map, read: Map, mask: Tensor | None, causal: bool, queries: int,
     refined=True,
 )
 def loss(op: Op) -> Found | None:
-    """Terms a sample, or their sum or mean."""
+    """Terms per sample, or their sum or mean."""
     given = [(t, m) for t, m in zip(op.tensors, op.maps, strict=True) if m is not None]
     graded = [(t, m) for t, m in given if t.requires_grad] or given
     if not graded:
@@ -213,7 +213,8 @@ def embedding_bag(op: Op) -> Found | None:
     m: Any = op.map_of(index)
     rest: Found = [None] * (len(op.outs) - 1)
     bag = None if offsets is None else op.map_of(offsets)
-    if bag is not None and (m is None or m.how != "given"):  # where each sample's bag begins
+    told = m is not None and (m.how == "given" or (m.owned and bag is not None and not bag.owned))
+    if bag is not None and not told:  # where each sample's bag begins
         return [bag.derived(bag.codes[: op.out.shape[0]].unsqueeze(1)), *rest]
     if m is None:
         return op.every(None)

@@ -33,7 +33,7 @@ from inrun.factors import compute_dtype
 from inrun.optim import Diagonal, History, Move, Slope, Together, as_rows, tested
 
 RELATIVE = 1e-3  # of a step: how far a rule may be from it
-SMOOTHED_WORK = 240_000_000  # elements displaced: about a second a step on one core
+SMOOTHED_WORK = 240_000_000  # elements displaced: about a second per step on one core
 
 
 @dataclass(eq=False)
@@ -102,11 +102,11 @@ class ReadBefore(ParameterPlan):
     history: History
 
     def null(self) -> Tensor | float:
-        """See `ParameterPlan.null`."""
+        """The displacement by momentum and decay together."""
         return self.history.momentum + self.history.decay
 
     def along(self) -> Tensor | None:
-        """See `ParameterPlan.along`."""
+        """The slope times the gradient that is consumed."""
         return self.slope.along(self.move.gradient)
 
     def gradient(self, at: Gradients) -> Tensor:
@@ -114,7 +114,7 @@ class ReadBefore(ParameterPlan):
         return self.direction.gradient(at, self.move).to(compute_dtype(self.parameter))
 
     def pull(self, at: Gradients, moved: Move[Any, Any] | None) -> Pulled:
-        """See `ParameterPlan.pull`."""
+        """The validation gradient through the transposed slope, and the history's entries."""
         gradient_K = self.gradient(at)
         entries = self._entries(at, gradient_K)
         if not self.held:
@@ -144,7 +144,7 @@ class SampleBySample(ReadBefore):
         return Pulled(None, *self._entries(at, self.gradient(at)))
 
     def values(self, at: Gradients, shares_B: Tensor) -> Tensor:
-        """See `ParameterPlan.values`."""
+        """Each sample's share in its own direction, (B, K)."""
         direction = cast(SampleDirection, self.direction)
         return direction.values(self.move, shares_B * self.share_scale, self.gradient(at))
 
@@ -156,7 +156,7 @@ class SettledAfter(ParameterPlan):
     after = True
 
     def pull(self, at: Gradients, moved: Move[Any, Any] | None) -> Pulled:
-        """See `ParameterPlan.pull`."""
+        """Direction and books by the estimator's own pass over the state after the step."""
         assert moved is not None
         elementwise = isinstance(self.share_scale, Tensor)
         scale = 1.0 if elementwise else float(self.share_scale)

@@ -1,4 +1,4 @@
-"""Values a token: what each term of a sample's loss did, adding up to the sample's value.
+"""Values per token: what each term of a sample's loss did, adding up to the sample's value.
 
 The value is <Q, share>, and a language model's share is the sum of the gradients of its tokens'
 losses, so token t's part is <Q, gradient of its loss at w_t>. All of them come from one forward and
@@ -54,13 +54,13 @@ def require_whole_directions(scorer: Scorer, capture: Capture, *, window: bool) 
     exact = scorer.contraction.exact
     if capture.contracts_early or not exact or not scorer.one_direction:
         raise MisuseError(
-            "Values a token need each sample's value to be one direction's product with its "
+            "Values per token need each sample's value to be one direction's product with its "
             "share, exactly. Attach with capture='hold', contraction='dense' and "
             "smoothed_steps=0, and not with estimator='path-smoothed'."
         )
     if window:
         raise MisuseError(
-            "Values a token are those of a step alone, and momentum_window adds what momentum "
+            "Values per token are those of a step alone, and momentum_window adds what momentum "
             "did later. Attach with momentum_window=0."
         )
 
@@ -162,7 +162,7 @@ class Tokens:
         values = values_NK @ self._weights
         if sum(len(p.ids) for p in passes) != len(values):
             raise MisuseError(
-                "Values a token need tokens.batch(ids, batch, tokens) inside every "
+                "Values per token need tokens.batch(ids, batch, tokens) inside every "
                 "attribution.batch(ids) block of a step."
             )
         begin, rows = 0, []

@@ -1,4 +1,4 @@
-"""The validation passes of a run: one a step, as a step's closing pass is the next one's opening.
+"""The validation passes of a run: one per step, as a step's closing pass is the next one's opening.
 
 Where something moved in between that is no step (running statistics, weights that were edited, a
 second model that the loss depends on), the opening pass is run anew, on the same rows. The
@@ -48,6 +48,13 @@ class Validation:
         """Passes look at one of so many parts of the rows from now on, unless they do already."""
         if parts > 1 and self._utility.rotating == 1:
             self._utility = self._utility.split(parts)
+
+    @property
+    def judged(self) -> str:
+        """By what a step is: see `inrun.truth.AUDIT`."""
+        if self._utility.rotating > 1:
+            return "a part of the rows"
+        return "older gradients" if self._utility.refresh > 1 else "all rows"
 
     def disturb(self) -> None:
         """Something that the loss depends on was moved, maybe past the version counters."""

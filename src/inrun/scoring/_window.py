@@ -13,15 +13,17 @@ the validation gradient did in between is not known. Letters: K targets, N sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Mapping
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.capture import Capture, Sketch
-from inrun.factors import Basis, Derived, Factor, View, compute_dtype, view_of
-from inrun.optim import as_rows
+from inrun.factors import Basis, Derived, Factor, View, compute_dtype, squared_norms, view_of
+from inrun.optim import Move, as_rows, each_piece
 from inrun.scoring._scorer import Scorer
 from inrun.utility import Evaluation, require_finite
 
@@ -40,6 +42,7 @@ class ClosedWindow(NamedTuple):
 
     `first` and `steps`; `cosine` of its ends' directions; `captured`, the share of the closing one
     that the bases hold; `residual`, of its books, over the size of their entries; NaN without.
+    `agreement`: the rank correlation of its visits with exact ones, where it was audited, else NaN.
     """
 
     first: int
@@ -47,6 +50,7 @@ class ClosedWindow(NamedTuple):
     cosine: float
     captured: float
     residual: float
+    agreement: float = nan
 
     @property
     def expected(self) -> float:
@@ -60,11 +64,12 @@ class ClosedWindow(NamedTuple):
 
     def words(self) -> str:
         """For a row of the books."""
+        audited = f"; its own visits have {self.agreement:.2f}" if isfinite(self.agreement) else ""
         return (
             f"steps {self.first} to {self.first + self.steps - 1}, cosine of its ends "
             f"{self.cosine:.2f}, {self.captured:.0%} of the closing direction captured: "
             f"trainings of such windows had a rank correlation of {self.expected:.2g} or more with "
-            "exact values"
+            f"exact values{audited}"
         )
 
 
@@ -89,40 +94,54 @@ class OpenWindow:
         squares: by parameter, the mean square of its last gradient.
         rank: of the bases.
         starts: by parameter, what bases start from.
+        last: what the window before left at its closing pass.
         books: whether the weights are kept for the books.
+        audited: whether its steps have exact values, and books, of their own.
     """
 
     def __init__(
         self, scorer: Scorer, capture: Capture, squares: Mapping[str, float], rank: int,
-        starts: Mapping[str, Tensor], *, books: bool,
+        starts: Mapping[str, Tensor], last: Following | None = None, *, books: bool,
+        audited: bool = False,
     ):  # fmt: skip
         self._scorer, self._squares, self._rank = scorer, squares, rank
         self.names = list(capture.trained)
         opening = scorer.validation.opening(capture)
-        self.losses, self.other = opening.losses, scorer.validation.take_other()
+        self.losses, self.other = (
+            opening.losses,
+            None if audited else scorer.validation.take_other(),
+        )
         self._bases: dict[tuple[str, View | None], Basis] = {}
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
-        for name, Q_K in self._directions(capture, opening):
-            self._bases[name, None] = Basis(Q_K, rank, starts.get(name))
+        moves = self._moves(capture)
+        if last is not None and last.holds(opening, moves):
+            self._bases = {(name, None): basis for name, basis in last.bases.items()}
+        else:
+            for name, move in moves.items():
+                Q_K = self._directions(name, move, opening)
+                self._bases[name, None] = Basis(Q_K, rank, starts.get(name))
         self.weights: dict[str, Tensor] | None = None
         self._gradients: Mapping[str, Tensor] = {}
         if books:
             self.weights = {name: p.detach().clone() for name, p in capture.trained.items()}
             self._gradients = opening.gradients
-        else:
+        elif not audited:
             scorer.validation.forget()  # a copy of the weights per target
 
-    def _directions(self, capture: Capture, at: Evaluation) -> Iterator[tuple[str, Tensor]]:
-        """(name, directions (K, *shape) per unit of learning rate), one parameter at a time."""
+    def _moves(self, capture: Capture) -> dict[str, Move[Any, Any]]:
+        """What the optimizers are ready for, by parameter."""
         names = {id(p): name for name, p in capture.trained.items()}
-        for p, move in self._scorer.optimizers.standing():
-            name = names.get(id(p))
-            if name is None:
-                continue
-            self.rates[name] = float(move.setting.lr)
-            slope = move.null_slope(self._squares.get(name, 0.0))
-            yield name, slope.transposed(at.gradients[name].to(compute_dtype(p)))
+        standing = self._scorer.optimizers.standing()
+        moves = {names[id(p)]: move for p, move in standing if id(p) in names}
+        self.rates = {name: float(move.setting.lr) for name, move in moves.items()}
+        return moves
+
+    def _directions(self, name: str, move: Move[Any, Any], at: Evaluation) -> Tensor:
+        """One parameter's directions (K, *shape) per unit of learning rate."""
+        gradient_K = at.gradients[name]
+        wide = gradient_K.to(compute_dtype(gradient_K))
+        return move.null_directions(wide, self._squares.get(name, 0.0))
 
     # ---- within
 
@@ -152,32 +171,40 @@ class OpenWindow:
         own = ((name, basis.start) for (name, view), basis in self._bases.items() if view is None)
         return {name: start for name, start in own if start is not None}
 
-    def close(self, capture: Capture) -> tuple[dict[int, Ends], Evaluation, float, float]:
+    def close(self, capture: Capture) -> Closed:
         """Runs the closing pass.
-
-        Returns:
-            By a basis's identity its ends; the pass; the ends' cosine, and the captured share.
 
         Raises:
             MisuseError: the closing loss is not finite.
         """
         closing = self._scorer.validation.closing(capture)
         require_finite(self._scorer.targets, closing.losses.cpu())
-        views: dict[str, list[tuple[Basis, Any]]] = {}
+        views: dict[str, list[tuple[Basis, Any]]] = {name: [] for name in self.names}
         for (name, view), basis in self._bases.items():
-            push = (lambda Q_K: Q_K) if view is None else _strided(view)
-            views.setdefault(name, []).append((basis, push))
+            if view is not None:
+                views[name].append((basis, _strided(view)))
         for name, basis, push in self._pushed:
             views[name].append((basis, push))
-        ends, sums = {}, []
-        for name, Q_K in self._directions(capture, closing):
+        ends, sums, moves = {}, [], self._moves(capture)
+        following = Following(closing, moves)
+        for name, move in moves.items():
+            if (name, None) not in self._bases:  # it came in between
+                continue
+            Q_K, own = self._directions(name, move, closing), self._bases[name, None]
+            ends[id(own)], told, following.bases[name] = _ends(own, Q_K)
+            sums.append(told.double().cpu())
             for basis, push in views[name]:
-                ends[id(basis)], told = _ends(basis, push(Q_K))
-                if basis is self._bases[name, None]:
-                    sums.append(told.double().cpu())
+                ends[id(basis)], _, _ = _ends(basis, push(Q_K))
+        for basis in (*self._bases.values(), *(basis for _, basis, _ in self._pushed)):
+            if id(basis) not in ends:  # its parameter went in between: it has one end
+                none = torch.zeros(
+                    len(basis.opening), dtype=torch.bool, device=basis.opening.device
+                )
+                ends[id(basis)] = Ends(basis.opening, none)
         met, opened, closed, held = torch.stack(sums).sum((0, 2)).tolist()
         cosine = met / (opened * closed) ** 0.5 if opened and closed else 1.0
-        return ends, closing, cosine, (held / closed) ** 0.5 if closed else 1.0
+        captured = (held / closed) ** 0.5 if closed else 1.0
+        return Closed(ends, closing, cosine, captured, following)
 
     def moved(
         self, capture: Capture, closing: Evaluation, rate_sums: Mapping[str, float]
@@ -192,15 +219,76 @@ class OpenWindow:
             rate_sums: by parameter, the sum over steps of lr * decay.
         """
         assert self.weights is not None
-        rows = torch.zeros(2, len(self._scorer.targets), dtype=torch.float64)
+        sums = torch.zeros(2, len(self._scorer.targets), dtype=torch.float64)
         for name, p in capture.trained.items():
-            before = self.weights[name]
-            mean_KP = as_rows(torch.lerp(self._gradients[name], closing.gradients[name], 0.5))
-            rows[0] += (mean_KP @ (before - p.detach()).reshape(-1)).double().cpu()
-            if rate_sums.get(name):
-                half = (before + p.detach()).reshape(-1) * (rate_sums[name] / 2)
-                rows[1] += (mean_KP @ half).double().cpu()
-        return rows
+            if name not in self.weights:
+                continue
+            shrunk, wide = rate_sums.get(name, 0.0), compute_dtype(p)
+            ends = zip(self._gradients[name], closing.gradients[name], strict=True)
+            for k, (first, last) in enumerate(ends):
+                arrays = self.weights[name], (p.detach(), first, last), ()
+                for before, (after, g_first, g_last), _ in each_piece(arrays):
+                    twice = (g_first + g_last).reshape(-1).to(wide)
+                    moved = (before - after).reshape(-1).to(wide)
+                    sums[0, k] += 0.5 * (twice @ moved).double().cpu()
+                    if shrunk:
+                        total = (before + after).reshape(-1).to(wide)
+                        sums[1, k] += shrunk / 4 * (twice @ total).double().cpu()
+        return sums
+
+
+class Closed(NamedTuple):
+    """What a closing pass tells: by a basis's identity its ends, and what is told of a window.
+
+    `following`: what the next window may open with.
+    """
+
+    ends: dict[int, Ends]
+    closing: Evaluation
+    cosine: float
+    captured: float
+    following: Following
+
+
+class Following:
+    """Directions at a closing pass, which are the next opening ones where nothing moves.
+
+    `bases`: theirs, by parameter.
+    """
+
+    def __init__(self, closing: Evaluation, moves: Mapping[str, Move[Any, Any]]):
+        self._gradients = closing.gradients
+        self._read = {name: _Read.of(move) for name, move in moves.items()}
+        self.bases: dict[str, Basis] = {}
+
+    def holds(self, opening: Evaluation, moves: Mapping[str, Move[Any, Any]]) -> bool:
+        """Whether an opening pass and what optimizers are ready for are those of the closing."""
+        return (
+            opening.gradients is self._gradients
+            and list(moves) == list(self.bases)
+            and all(self._read[name].same(_Read.of(move)) for name, move in moves.items())
+        )
+
+
+class _Read(NamedTuple):
+    """What directions are formed of beside gradients and weights: no tensor is kept alive."""
+
+    numbers: tuple[Any, ...]
+    tensors: list[tuple[weakref.ref[Tensor], int]]
+
+    @classmethod
+    def of(cls, move: Move[Any, Any]) -> _Read:
+        tensors = [part for part in move.state if isinstance(part, Tensor)]
+        rest = [part for part in move.state if not isinstance(part, Tensor)]
+        seen = [(weakref.ref(t), t._version) for t in tensors]
+        return cls((move.setting._replace(lr=1.0), *rest), seen)
+
+    def same(self, now: _Read) -> bool:
+        there = all(
+            a() is not None and a() is b() and v == w
+            for (a, v), (b, w) in zip(self.tensors, now.tensors, strict=True)
+        )
+        return there and self.numbers == now.numbers
 
 
 def _strided(view: View) -> Any:
@@ -213,12 +301,15 @@ def _strided(view: View) -> Any:
     return push
 
 
-def _ends(basis: Basis, Q_K: Tensor) -> tuple[Ends, Tensor]:
-    """Its ends; (4, K): both ends' product, their squared norms, the closing one's part."""
-    closing, energy = basis.project(Q_K), as_rows(Q_K).square().sum(1)
-    held = as_rows(closing).square().sum(1)
+def _ends(basis: Basis, Q_K: Tensor) -> tuple[Ends, Tensor, Basis]:
+    """Its ends; both ends' product, their squared norms, the closing one's part, (4, K); new bases.
+
+    The new ones are those of the closing directions.
+    """
+    closing, following = basis.followed_by(Q_K)
+    held, energy = squared_norms(closing), following.energy
     captured = (held / energy.clamp(min=torch.finfo(energy.dtype).tiny)).sqrt()
     trusted = captured >= CAPTURED
     scaled = closing / captured.clamp(min=CAPTURED).reshape(-1, *[1] * (closing.ndim - 1))
     met = (as_rows(basis.opening) * as_rows(closing)).sum(1)
-    return Ends(scaled, trusted), torch.stack([met, basis.energy, energy, held])
+    return Ends(scaled, trusted), torch.stack([met, basis.energy, energy, held]), following

@@ -15,7 +15,13 @@ from inrun.training._training import Training, open_training
 
 if TYPE_CHECKING:
     from inrun.training._plan import Plan, plan_training
-    from inrun.training._run import Outcome, TrainingInterrupt, has_checkpoint, run_training
+    from inrun.training._run import (
+        Outcome,
+        TrainingInterrupt,
+        has_checkpoint,
+        require_new,
+        run_training,
+    )
 
 __all__ = [
     "CONFIG",
@@ -30,6 +36,7 @@ __all__ = [
     "open_training",
     "plan_training",
     "read_config",
+    "require_new",
     "run_training",
     "task_seen",
 ]
@@ -38,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for home, names in {
         "_plan": ("Plan", "plan_training"),
-        "_run": ("Outcome", "TrainingInterrupt", "has_checkpoint", "run_training"),
+        "_run": ("Outcome", "TrainingInterrupt", "has_checkpoint", "require_new", "run_training"),
     }.items():
         if name in names:
             return getattr(importlib.import_module(f"inrun.training.{home}"), name)

@@ -58,8 +58,14 @@ def arguments_of(config: TrainConfig, folder: Path, **changes: Any) -> TrainingA
                 f"--trainer {name} is set by the other options of `inrun train`, or cannot be "
                 "changed."
             )
+    seen = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if config.device not in ("auto", "cpu") and (seen is None or seen.type != config.device):
+        raise MisuseError(
+            f"--device {config.device}: PyTorch sees no such device here, it sees "
+            f"{'cpu alone' if seen is None else f'cpu and {seen.type}'}."
+        )
     defaults: dict[str, Any] = {
-        "per_device_eval_batch_size": 64, "use_cpu": not torch.accelerator.is_available(),
+        "per_device_eval_batch_size": 64, "use_cpu": seen is None or config.device == "cpu",
         "disable_tqdm": True, "report_to": "none", "logging_steps": 0.1,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip

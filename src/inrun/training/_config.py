@@ -59,7 +59,9 @@ class TrainConfig:
     validation_rows: int = _setting(200, "At most so many are passed in each scored step.")
     from_scratch: bool = _setting(False, "Draw the weights; needs the model's config.json only.")
     tokenizer: str | None = _setting(None, "Folder or name, where it is not the model's own.")
-    max_length: int = _setting(128, "Tokens of a text; longer ones are cut.")
+    max_length: int | None = _setting(
+        None, "Tokens of a text; longer ones are cut. Default: 128, or the model's most."
+    )
     lora: int = _setting(0, "Rank of LoRA's matrices; 0 trains all weights.")
     epochs: int = _setting(3, "How often each row is trained on.")
     batch: int = _setting(16, "Rows of one forward pass on one device.")
@@ -71,6 +73,7 @@ class TrainConfig:
     warmup: float = _setting(0.05, "Share of the steps in which the learning rate rises.")
     clip: float = _setting(1.0, "The gradient's largest norm; 0 does not clip.")
     seed: int = _setting(0, "Of start, order and split.")
+    device: str = _setting("auto", "cpu, cuda, ...; auto: an accelerator if there is one.")
     trainer: dict[str, Any] = field(
         default_factory=dict,
         metadata={
@@ -94,6 +97,10 @@ class TrainConfig:
     )
     keep_tokens: bool = _setting(False, "Values for each token (causal-lm).")
     record: bool = _setting(False, "Record the run, for look-ahead.")
+    audit: bool = _setting(
+        False, "Check values at random steps against exact ones, for `inrun audit`."
+    )
+    audit_seconds: float = _setting(20.0, "What all of these checks together may take.")
     save_every: float = _setting(60.0, "Seconds between checkpoints.")
     skip_bad_rows: bool = _setting(False, "Leave them out instead of stopping.")
     pictures: str | None = _setting(
@@ -111,7 +118,7 @@ class TrainConfig:
         if self.judge not in ("training", "even"):
             raise MisuseError(f"judge {self.judge!r} is not one of training, even.")
         for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("lora", "weight_decay", "clip", "save_every"):
             if getattr(self, name) < 0:

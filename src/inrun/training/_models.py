@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from inrun.training._config import TrainConfig
 from inrun.training._samples import Sample
 
 Batch = dict[str, Tensor]
+LONGEST_REASON = 200  # characters of another library's error that are repeated
+LENGTH = 128  # tokens of a text where nothing else is said
 LARGEST = 64  # pixels per side that the small network is given at most
 
 
@@ -69,12 +72,32 @@ class Texts(Task):
         kind = "SequenceClassification" if classes else "CausalLM"
         self._auto, self._kind = f"AutoModelFor{kind}", "SEQ_CLS" if classes else "CAUSAL_LM"
         self.processor = _tokenizer(config)
+        self.longest = self._longest()
+
+    def _longest(self) -> int:
+        """Tokens of a text, at most.
+
+        Raises:
+            MisuseError: more were asked for than the model takes.
+        """
+        name = self.config.model
+        with _loading("configuration of the model", name):
+            shape = transformers().AutoConfig.from_pretrained(name)
+        limit = min(
+            self.processor.model_max_length, getattr(shape, "max_position_embeddings", None) or 1e9
+        )
+        asked = self.config.max_length
+        if asked is not None and asked > limit:
+            raise MisuseError(
+                f"--max-length {asked} is more than the {limit:.0f} tokens that {name} takes."
+            )
+        return int(min(limit, LENGTH)) if asked is None else asked
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """(B, T), padded on the right; `labels` is a class, or each next token, -100 for none."""
         encoded = self.processor(
             [sample.content for sample in samples], truncation=True, padding=True,
-            max_length=self.config.max_length, padding_side="right", return_tensors="pt",
+            max_length=self.longest, padding_side="right", return_tensors="pt",
         )  # fmt: skip
         batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if self.classes:
@@ -89,6 +112,8 @@ class Texts(Task):
         settings = {"num_labels": len(self.classes)} if self.classes else {}
         model = pretrained(self.config, self._auto, None if rank else saved, **settings)
         model.config.pad_token_id = self.processor.pad_token_id  # type: ignore[union-attr]
+        if not self.classes:
+            _require_causal(model, self.config.model)
         if not rank:
             return model
         peft = _peft()
@@ -103,7 +128,7 @@ class Texts(Task):
 
     def pieces(self, text: str) -> list[str]:
         """What each token stands for, so that they put together are the text, as far as it goes."""
-        cut = {"truncation": True, "max_length": self.config.max_length}
+        cut = {"truncation": True, "max_length": self.longest}
         if not self.processor.is_fast:
             return list(
                 self.processor.convert_ids_to_tokens(self.processor(text, **cut)["input_ids"])
@@ -122,7 +147,7 @@ class Pictures(Task):
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         super().__init__(config, classes)
-        with _loading(f"The image processor of {config.model}"):
+        with _loading("image processor", config.model):
             self.processor = transformers().AutoImageProcessor.from_pretrained(config.model)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -132,7 +157,7 @@ class Pictures(Task):
         return {"pixel_values": pixels, "labels": self._labels(samples)}
 
     def build(self, saved: Path | None = None) -> nn.Module:
-        """See `Task.build`."""
+        """A model of `transformers` for the task, with the weights that were saved, if any."""
         return pretrained(
             self.config, "AutoModelForImageClassification", saved, num_labels=len(self.classes),
             ignore_mismatched_sizes=True,
@@ -157,7 +182,7 @@ class SmallPictures(Task):
         return {"pixel_values": values, "labels": self._labels(samples)}
 
     def build(self, saved: Path | None = None) -> nn.Module:
-        """See `Task.build`."""
+        """A model of `transformers` for the task, with the weights that were saved, if any."""
         model = SmallNetwork(len(self._mode), self._side, len(self.classes))
         if saved is not None:
             model.load_state_dict(load_file(saved / "model.safetensors"))
@@ -208,16 +233,35 @@ def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: A
         MisuseError: it cannot be loaded.
     """
     name, auto = saved or config.model, getattr(transformers(), kind)
-    with _loading(f"The model {name}"):
+    with _loading("model", name):
         if saved or not config.from_scratch:
             return auto.from_pretrained(name, **settings)  # type: ignore[no-any-return]
         shape = transformers().AutoConfig.from_pretrained(name, **settings)
         return auto.from_config(shape)  # type: ignore[no-any-return]
 
 
+def _require_causal(model: nn.Module, name: str) -> None:
+    """Raises where an earlier place's logits see a later token.
+
+    Raises:
+        MisuseError: so that the next token's loss would be no prediction.
+    """
+    tokens = torch.tensor([[1, 2, 3], [1, 2, 4]])
+    was_training = model.training
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=tokens)["logits"][:, 0]
+    model.train(was_training)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+        raise MisuseError(
+            f"{name} is an encoder: each place sees the tokens after it, so that the next token is "
+            "no prediction. --task causal-lm needs a model that was made to continue texts; with "
+            "labels, --task text-classification takes this one."
+        )
+
+
 def _tokenizer(config: TrainConfig) -> Any:
     name = config.tokenizer or config.model
-    with _loading(f"The tokenizer {name}", " Name a folder that has one with --tokenizer."):
+    with _loading("tokenizer", name, " Name a folder that has one with --tokenizer."):
         tokenizer = transformers().AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -230,32 +274,41 @@ def _tokenizer(config: TrainConfig) -> Any:
 
 
 @contextmanager
-def _loading(what: str, advice: str = "") -> Iterator[None]:
+def _loading(what: str, name: str | Path, advice: str = "") -> Iterator[None]:
     """Whatever fails inside is said in one way."""
+    place = Path(name)
+    if not place.is_dir() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
+        raise MisuseError(f"The {what} {name} could not be loaded: there is no such folder.")
     with quiet():
         try:
             yield
         except Exception as error:  # missing files, no network, unknown architectures
+            here = "" if place.is_dir() else "there is no such folder here, and "
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            why = why if len(why) <= LONGEST_REASON else why[:LONGEST_REASON] + "..."
             raise MisuseError(
-                f"{what} could not be loaded: {error}. Name a folder in the form that "
-                "`transformers` saves, or, with network, a name on the hub; --from-scratch needs "
-                f"the folder's config.json only.{advice}"
+                f"The {what} {name} could not be loaded: {here}{why}. Name a folder in the form "
+                "that `transformers` saves, or, with network, a name on the hub; --from-scratch "
+                f"needs the folder's config.json only.{advice}"
             ) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the loader's bars and reports: that a head is new is known here."""
-    logging = transformers().utils.logging
+    logging, hub = transformers().utils.logging, getLogger("huggingface_hub")
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    of_hub = hub.level
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub.setLevel(ERROR)  # it tells of each time that it tries again
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of each other
             yield
     finally:
         logging.set_verbosity(level)
+        hub.setLevel(of_hub)
         if shown:
             logging.enable_progress_bar()
 

@@ -16,6 +16,7 @@ require_extra("train", "transformers", "accelerate")
 # ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from inrun.training._training import Training
 
 FIRST = Options.smoothed_steps  # dearer than the others
 STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
+LONGEST = 50.0  # seconds for either of the two trainings: slower ones take fewer steps
 WINDOW = 4  # of momentum while steps are timed, so that some are paid; its length costs no time
 PART_VISITS, PART_SECONDS = 16384, 30.0  # when the store writes a part
 PART_BYTES = 3000  # of a part's footer, with a little for each column
@@ -101,13 +103,15 @@ class _Timer(TrainerCallback):
         """Begins to count."""
         self._last = time.perf_counter()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Notes a step."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
+        """Notes a step, and stops where there is no more time and enough was seen."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
+        if len(self.seconds) > WARM and sum(self.seconds) > LONGEST:
+            control.should_training_stop = True
 
 
 class _Few(InRun):
@@ -116,16 +120,24 @@ class _Few(InRun):
     held: dict[str, float]
 
     def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Nothing to end: a plan stores no run."""
         self.held = dict(self.attribution.waiting)
         super().on_train_end(*arguments, **kwargs)
 
 
-def plan_training(training: Training) -> Plan:
-    """Trains a few steps and throws them away."""
+def plan_training(training: Training, tell: Callable[[str], None] = lambda _: None) -> Plan:
+    """Trains a few steps and throws them away.
+
+    Args:
+        training: what is planned.
+        tell: is told what goes on, in a sentence each.
+    """
+    most = "at most a minute each, or three steps"
+    tell(f"Training {WARM + PLAIN} steps plainly, then {FIRST + STEADY} with attribution; {most}.")
     config, meter, steps = training.config, Meter(training.device), training.steps()
     plain, trained = _trained(training, WARM + PLAIN)
     memory_plain = max(meter.memory, _least(trained))
+    tell(f"A plain step takes {np.median(plain[WARM:]):.2g} s. Now with attribution.")
     window, full = min(config.momentum_window, WINDOW), min(config.momentum_window, steps)
     few = _Few(
         training.utility(), ids="sample_id",
@@ -135,7 +147,7 @@ def plan_training(training: Training) -> Plan:
         },
     )  # fmt: skip
     found, model = _trained(training, FIRST + STEADY, few)
-    one, steady = float(np.median(plain[WARM:])), float(np.median(found[FIRST:]))
+    one, steady = float(np.median(plain[WARM:])), float(np.median(found[FIRST:] or found[-1:]))
     every = float(np.sum(found[:steps])) + max(0, steps - len(found)) * steady
     scored = _scored(config, steady / one - 1)
     seconds = (1 - scored) * steps * one + scored * every

@@ -6,10 +6,13 @@ can be found and mended; saved data sets and those of a hub are read by `dataset
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
 import json
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from inrun.errors import MisuseError, require_extra
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SHOWN = 5  # bad rows that a message names
+LONGEST = 2**31 - 1  # characters of a field; Python's csv takes 131,072 unless told
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
                 f"{source} ends in {path.suffix or 'nothing'}, and rows are read from "
                 f"{', '.join(sorted(_READERS))}, a saved `datasets` folder or a folder of images."
             )
-        rows = list(reader(path, bad))
+        with reading(path):
+            rows = list(reader(path, bad))
     else:
         rows = list(_data_set(source, split, saved))
     if not rows and not bad.found:
@@ -88,19 +93,65 @@ def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
     return rows
 
 
-def task_seen(source: str, label: str) -> str:
-    """The task that the data looks like: images, texts with labels, or texts alone.
+def require_columns(source: str, rows: Sequence[Row], wanted: Sequence[str]) -> None:
+    """Raises where no row has a column.
 
     Raises:
-        MisuseError: nothing is there.
+        MisuseError: names it, and those that there are.
+    """
+    for column in wanted:
+        if rows and not any(column in row.cells for row in rows):
+            raise MisuseError(
+                f"{source} has no column {column!r}; it has "
+                f"{', '.join(map(str, rows[0].cells))}. Name the right one, for instance with "
+                "--text-column, --label-column, --source-column or --id-column."
+            )
+
+
+def task_seen(source: str, label: str | None = None) -> tuple[str, str]:
+    """The task that the data looks like, and what it was seen by.
+
+    Args:
+        source: see `TrainConfig.data`.
+        label: the label's column where one was named, which must then be there.
+
+    Raises:
+        MisuseError: nothing is there, or it has no such column.
     """
     rows = read_rows(source, "train", BadRows(skip=True))
     if rows and "image" in rows[0].cells:
-        return "image-classification"
-    return "text-classification" if any(label in r.cells for r in rows[:100]) else "causal-lm"
+        return "image-classification", "images"
+    if label is not None:
+        require_columns(source, rows, [label])
+    column = label or "label"
+    if any(column in row.cells for row in rows[:100]):
+        return "text-classification", f"the column {column!r}"
+    return "causal-lm", f"texts without a column {column!r}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever keeps a file from being read is said in one sentence."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        marks = ((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
+        begins = path.read_bytes()[:2]
+        form = next((name for mark, name in marks if begins == mark), "LATIN1")
+        seen = "it begins as UTF-16 does" if form == "UTF-16" else "it may be Latin-1"
+        raise MisuseError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); {seen}. Convert it: "
+            + shlex.join(["iconv", "-f", form, "-t", "UTF-8", str(path)])
+            + " > NEW, and name NEW."
+        ) from None
+    except OSError as error:
+        raise MisuseError(f"{path} cannot be read: {error.strerror}.") from error
+    except csv.Error as error:
+        raise MisuseError(f"{path} is no table of fields: {error}.") from error
 
 
 def _csv(path: Path, bad: BadRows) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         head, begins = next(reader, []), reader.line_num + 1

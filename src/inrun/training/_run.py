@@ -9,6 +9,7 @@ RUN/measured.json       time, memory, test score      RUN/probabilities.parquet 
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def run_training(
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
         TrainingInterrupt: by the keyboard; a checkpoint was written.
     """
-    arguments = arguments_of(training.config, run)
+    arguments, model = arguments_of(training.config, run), training.drawn()
     with arguments.main_process_first(local=False):
         checkpoint = _resumed(training, run) if resume else None
         if not resume:
@@ -68,7 +69,6 @@ def run_training(
     meter = Meter(training.device)
     scoring = RunScoring(training, run, console)
     samples = training.splits.training
-    model = training.drawn()
     trainer = RowTrainer(
         training, model, arguments, samples, scoring,
         [Bar()] if console.is_terminal else [],
@@ -94,20 +94,38 @@ def has_checkpoint(run: Path) -> bool:
     return last_whole(run) is not None
 
 
+def require_new(run: Path) -> None:
+    """Raises where no run can be written, before anything is loaded.
+
+    Raises:
+        StoreError: the folder holds a run, or is none and cannot be made.
+    """
+    if (run / "run.json").exists():
+        raise StoreError(
+            f"{run} holds a run already. Go on with it by --resume, or name a new folder with "
+            "--out."
+        )
+    there = next(place for place in (run, *run.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise StoreError(f"--out {run} cannot be made a folder: {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StoreError(f"--out {run} cannot be written: {there} may not be written into.")
+
+
 def _opened(training: Training, run: Path) -> None:
     """Makes the folder.
 
     Raises:
-        StoreError: it holds a run.
+        StoreError: it holds a run, or cannot be made.
     """
-    if (run / "run.json").exists():
-        raise StoreError(
-            f"{run} holds a run already. Go on with it by --resume, or name a new folder."
-        )
+    require_new(run)
     if training.arguments.process_index:
         return
     config = training.config
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"--out {run} cannot be made: {error.strerror}.") from error
     config.write(run, versions={"torch": torch.__version__})
     write_table(run / SAMPLES, samples_of(training.splits.training, config), Seal("training"))
     write_table(run / VALIDATION, samples_of(training.judges(), config), Seal("validation"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from inrun.errors import MisuseError
+from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import Pictures, samples_table
 from inrun.training._config import SPLIT_OFF, TrainConfig
-from inrun.training._rows import BadRows, Row, read_rows
+from inrun.training._rows import BadRows, Row, read_rows, require_columns
 
 Id = int | str
+MISSING = {"", "nan", "none", "null", "<na>"}  # what a missing label is written as
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def read_splits(config: TrainConfig) -> Splits:
     classes: tuple[str, ...] = ()
     if config.task != "causal-lm":
         classes = _classes(kept)
+        _tell_likely_same(classes)
         for sample in (*parts[0], *parts[1]):
             if sample.label not in classes:
                 bad.add(sample.row.where, f"label {sample.label!r} is in no training row")
@@ -96,13 +99,11 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
     wanted = [content, *([label] if labelled else [])]
     if split == "train" and config.id_column is not None:
         wanted.append(config.id_column)
-    for column in wanted:
-        if rows and not any(column in row.cells for row in rows):
-            raise MisuseError(
-                f"{source} has no column {column!r}; it has "
-                f"{', '.join(map(str, rows[0].cells))}. Name the right one, for instance with "
-                "--text-column, --label-column or --id-column."
-            )
+    if split == "train" and config.source_column is not None:
+        wanted.append(config.source_column)
+    if split == "validation" and config.target_column is not None:
+        wanted.append(config.target_column)
+    require_columns(source, rows, wanted)
     folder = config.pictures or (place.parent if place.is_file() else place)
     pictures, found = Pictures(Path(folder)), []
     for number, row in enumerate(rows):
@@ -135,7 +136,7 @@ def _problem(row: Row, content: str, label: str | None, image: bool) -> str | No
         return f"{content!r} is empty"
     if label is not None:
         named = row.cells.get(label)
-        if named is None or (isinstance(named, str) and not named.strip()):
+        if named is None or str(named).strip().lower() in MISSING:
             return f"no {label!r}"
         if not isinstance(named, (str, int)):
             return f"{label!r} is a {type(named).__name__}, not a name or a whole number"
@@ -145,6 +146,28 @@ def _problem(row: Row, content: str, label: str | None, image: bool) -> str | No
 def _classes(samples: Sequence[Sample]) -> tuple[str, ...]:
     names = {sample.label for sample in samples if sample.label is not None}
     return tuple(sorted(names, key=int if all(name.isdigit() for name in names) else None))
+
+
+def _tell_likely_same(classes: Sequence[str]) -> None:
+    """Warns of classes that are likely one, and of numbers beside names."""
+    by_letters: dict[str, list[str]] = {}
+    for name in classes:
+        by_letters.setdefault(" ".join(name.casefold().split()), []).append(name)
+    same = [" and ".join(map(repr, names)) for names in by_letters.values() if len(names) > 1]
+    if same:
+        warnings.warn(
+            f"The labels {'; '.join(same[:5])} differ in case or spaces alone, and are trained as "
+            "classes of their own. If each is one class, write it in one way.",
+            InRunWarning, stacklevel=2,
+        )  # fmt: skip
+    numbers = [name for name in classes if name.lstrip("+-").replace(".", "", 1).isdigit()]
+    if numbers and len(numbers) < len(classes):
+        names = [name for name in classes if name not in numbers]
+        warnings.warn(
+            f"Some labels are numbers ({', '.join(numbers[:5])}) and some are names "
+            f"({', '.join(names[:5])}). If they stand for the same classes, write them in one way.",
+            InRunWarning, stacklevel=2,
+        )  # fmt: skip
 
 
 def _require_rows(config: TrainConfig, training: list[Sample], validation: list[Sample]) -> None:

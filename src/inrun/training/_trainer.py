@@ -13,6 +13,7 @@ require_extra("train", "transformers", "accelerate")
 
 # ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
 
+import shlex
 import signal
 import threading
 import time
@@ -36,6 +37,9 @@ from inrun.training._checkpoints import STATE, checksums
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
+
+APART = 20  # steps between two jumps of the loss that are told
+SILENCE = 10.0  # seconds without a line, off a terminal
 
 
 class RowTrainer(Trainer):
@@ -109,10 +113,10 @@ class RunScoring(InRun):
         self._training, self._run, self._console = training, run, console
         self.seen = Seen(training.ids, len(training.splits.classes))
         self.interrupted, self.overhead, self._before = False, 0.0, 0.0
-        self._began = self._saved = time.monotonic()
+        self._began = self._saved = self._told = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
-        self._jumps = Jumps()
+        self._jumps, self._jumped = Jumps(), -APART
         self.ids: Sequence[Any] = ()  # of the pass under way
 
     @property
@@ -123,7 +127,7 @@ class RunScoring(InRun):
     # ---- called by the trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Attaches, and goes on with a checkpoint's state where there is one."""
         self._began = self._saved = time.monotonic()
         training, config = self._training, self._training.config
         if config.record:  # before there are hooks, since it copies the model
@@ -133,6 +137,9 @@ class RunScoring(InRun):
                 steps=state.max_steps,
             )  # fmt: skip
         super().on_train_begin(args, state, control, **kwargs)
+        if config.audit:
+            left = state.max_steps - state.global_step
+            self.attribution.audit(seconds=config.audit_seconds, steps=left, seed=config.seed)
         if config.keep_tokens:
             self._tokens = self.attribution.per_token(training.label_losses, self._run)
         if state.global_step:
@@ -144,8 +151,15 @@ class RunScoring(InRun):
         A step whose loss jumped is told.
         """
         row = self.attribution.latest
-        if row.get("step") == state.global_step and (words := self._jumps.words(row)):
-            self._console.print(words, style="yellow", soft_wrap=True, highlight=False)
+        if not self._console.is_terminal and time.monotonic() - self._told > SILENCE:
+            self._tell(state)
+        words = self._jumps.words(row) if row.get("step") == state.global_step else None
+        if words and state.global_step - self._jumped >= APART:
+            self._jumped = state.global_step
+            words = words.replace("explain RUN", f"explain {shlex.quote(str(self._run))}")
+            self._console.print(
+                words, style="yellow", soft_wrap=True, highlight=False, markup=False
+            )
         stop, save = self.interrupted, self._due()
         if args.world_size > 1:  # all processes do the same
             asked = torch.tensor([stop, save], dtype=torch.float, device=args.device)
@@ -159,17 +173,21 @@ class RunScoring(InRun):
         """See `InRun`; and a line for people."""
         super().on_log(args, state, control, logs, **kwargs)
         if "loss" in (logs or {}):
-            validation = self.attribution.latest.get("closing_loss", float("nan"))
-            known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
-            left = self.seconds / state.global_step * (state.max_steps - state.global_step)
-            self._console.print(
-                f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
-                f"{known}attribution +{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, "
-                f"about {left:.0f} s left",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+            self._tell(state, f"loss {float(logs['loss']):.4f}, ")
         elif "eval_loss" in (logs or {}):
             self._console.print(f"evaluation: loss {logs['eval_loss']:.4f}", highlight=False)
+
+    def _tell(self, state: Any, loss: str = "") -> None:
+        """A line of how far it is."""
+        self._told = time.monotonic()
+        validation = self.attribution.latest.get("closing_loss", float("nan"))
+        known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
+        left = self.seconds / state.global_step * (state.max_steps - state.global_step)
+        self._console.print(
+            f"step {state.global_step} of {state.max_steps}: {loss}{known}attribution "
+            f"+{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, about {left:.0f} s left",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""
@@ -185,7 +203,7 @@ class RunScoring(InRun):
         self._saved = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `InRun`."""
+        """Detaches, once all values are stored."""
         self.overhead = self.attribution.overhead
         super().on_train_end(args, state, control, **kwargs)
         if self._tokens is not None:

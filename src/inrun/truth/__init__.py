@@ -4,7 +4,15 @@ An `Auditor` plays random steps of a run out while it trains, and compares.
 """
 
 from inrun.truth._agreement import Agreement, agreement
-from inrun.truth._audit import AUDIT, Audit, AuditReport, Interval, noise_ceiling, report
+from inrun.truth._audit import (
+    AUDIT,
+    Audit,
+    AuditReport,
+    Interval,
+    median_interval,
+    noise_ceiling,
+    report,
+)
 from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._auditor import Auditor
 from inrun.truth._causes import Cause
@@ -33,6 +41,7 @@ __all__ = [
     "TrainingResults",
     "agreement",
     "lds",
+    "median_interval",
     "noise_ceiling",
     "read_results",
     "removal_curve",

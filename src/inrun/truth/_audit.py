@@ -1,8 +1,8 @@
 """What an audit found: a run's values beside the truth at a few of its steps, summed up.
 
 A check is one optimizer step whose samples, in random groups, were played out as a game. Each row
-of an audit's table is a check; `report` makes of them medians with bootstrap intervals, and names
-what explains the checks where agreement is low.
+of an audit's table is a check; `report` makes of them medians with intervals, and names what
+explains the checks where agreement is low.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import binom
 
 from inrun.errors import MisuseError
 from inrun.truth._causes import Cause, likely_causes
+
+FEWEST = 6  # checks that make an interval
 
 AUDIT = pa.schema(
     [
@@ -43,21 +46,31 @@ AUDIT = pa.schema(
         ("truth", pa.list_(pa.float64())),
         ("owners", pa.string()),
         ("share_error", pa.float64()),
+        ("judged", pa.string()),
+        ("label_gain", pa.float64()),
+        ("validation_classes", pa.int64()),
     ]
 )
 """Of a check: `residual` of the step's ledger, as a share of their entries; `spread`, the standard
 deviation of the true values over their mean size; `half_agreement`, the correlation of the truth by
-one half of the validation rows with that by the other, null where it cannot be had; `age`, how many
-steps the optimizer's youngest moments have seen, null where that does not matter;
-`forecast_error`, how far `stream` misjudged the clip coefficient; `loss_noise`, by how much two
-validation losses at the same weights differ, over the spread of the true values; `owners`,
-'checked' where the truth is made of each sample's own gradient, computed apart from all others, or
-'not checked: ' and why it is made of the captured shares instead; `share_error`, how far those two
-are apart, relative to the shares, null where they were not compared."""
+one half of the validation rows with that by the other, over many stratified halvings where there
+are several targets, null where it cannot be had; `age`, how many steps the optimizer's youngest
+moments have seen, null where that does not matter; `forecast_error`, how far `stream` misjudged the
+clip coefficient; `loss_noise`, by how much two validation losses at the same weights differ, over
+the spread of the true values; `owners`, 'checked' where the truth is made of each sample's own
+gradient, computed apart from all others, or 'not checked: ' and why it is made of the captured
+shares instead; `share_error`, how far those two are apart, relative to the shares, null where they
+were not compared; `judged`, by what the values of the step were: 'all rows', 'a part of the rows'
+(`validation_parts`) or 'older gradients' (`validation_every`); `label_gain`, which part of the
+validation loss under shuffled labels the own labels take off, and `validation_classes`, how many
+labels the validation rows have, null where no labels were found."""
 
 
 class Interval(NamedTuple):
-    """A median over the checks and its 95 % bootstrap interval (NaN below three checks).
+    """A number over the checks and its 95 % interval (NaN of fewer than six checks).
+
+    Of a median the interval is between two of the checks themselves (`median_interval`), of the
+    noise ceiling by bootstrap.
 
     Formatted as a number is: `f"{interval:.2%}"`.
     """
@@ -77,7 +90,8 @@ class AuditReport:
     """An audit in a few numbers; `str()` puts it in words.
 
     Agreement, sums, errors and residuals are medians over the checks. `ceiling` is the noise
-    ceiling, see `noise_ceiling`; `owners` says whether the truth could tell a wrong owner.
+    ceiling, see `noise_ceiling`; `owners` says whether the truth could tell a wrong owner;
+    `label_gain` is the last check's.
     """
 
     checks: int
@@ -90,6 +104,7 @@ class AuditReport:
     ceiling: Interval | None
     causes: tuple[Cause, ...]
     owners: str = "not checked"
+    label_gain: float | None = None
 
     def __str__(self) -> str:
         """The report as text."""
@@ -107,8 +122,13 @@ class AuditReport:
             ),
             ("noise ceiling", none if self.ceiling is None else f"{self.ceiling:.2f}"),
         ]
-        lines = [f"{self.checks} steps played out in {self.seconds:.0f} s (median, 95 % interval)"]
+        few = self.checks < FEWEST
+        said = f"medians; {FEWEST} steps make an interval" if few else "median, 95 % interval"
+        lines = [f"{self.checks} steps played out in {self.seconds:.0f} s ({said})"]
         lines += [f"  {name:<38} {value}" for name, value in rows]
+        if self.label_gain is not None:
+            name = "loss that the validation labels take off"
+            lines.append(f"  {name:<38} {self.label_gain:.0%} of that with shuffled labels")
         lines.append(f"  {'whose gradient is whose':<38} {self.owners}")
         for cause in self.causes:
             lines += [f"{cause.name}: {cause.evidence}", f"  -> {cause.remedy}"]
@@ -139,8 +159,9 @@ def report(checks: pa.Table) -> AuditReport:
         relative_error=_interval([row["relative_error"] for row in rows]),
         residual=_interval([row["residual"] for row in rows]),
         ceiling=ceiling,
-        causes=likely_causes(rows, None if ceiling is None else ceiling.median),
+        causes=likely_causes(rows),
         owners=_owners(rows),
+        label_gain=max(rows, key=lambda row: row["step"]).get("label_gain"),
     )
 
 
@@ -182,12 +203,26 @@ def _full_size(r: Any) -> Any:
     return 2 * r / (1 + r)
 
 
+def median_interval(x: np.ndarray) -> tuple[float, float]:
+    """An interval of the median between two of the numbers, whatever they are drawn from.
+
+    The k-th smallest and the k-th largest of n have the median between them unless fewer than k of
+    the numbers fall on one side of it, and k is the largest for which that has 5 % at most. Five
+    numbers are too few for any k: NaN.
+    """
+    n = len(x)
+    k = int(np.sum(2 * binom.cdf(np.arange(n), n, 0.5) <= 0.05))
+    if k == 0:
+        return float("nan"), float("nan")
+    ordered = np.sort(x)
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
 def _interval(values: Sequence[float]) -> Interval:
     found = np.array([v for v in values if np.isfinite(v)])
     if not len(found):
         return Interval(float("nan"), float("nan"), float("nan"))
-    drawn = np.median(found[_draws(len(found))], axis=1)
-    return _with_ends(float(np.median(found)), drawn, len(found))
+    return Interval(float(np.median(found)), *median_interval(found))
 
 
 def _draws(count: int) -> np.ndarray:
@@ -196,7 +231,7 @@ def _draws(count: int) -> np.ndarray:
 
 
 def _with_ends(middle: float, drawn: np.ndarray, count: int) -> Interval:
-    if count < 3:
+    if count < FEWEST:
         return Interval(float(middle), float("nan"), float("nan"))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(middle), float(low), float(high))

@@ -1,16 +1,25 @@
 """The validation loss of an audit: the run's own, and by each half of its rows where it has halves.
 
 The halves' truths, compared with each other, say how far the validation rows at hand determine the
-values at all.
+values at all. One halving is off by anything, so that with several targets many are averaged.
+
+Labels of the validation rows are the integer tensors with one number per row. Exchanged at random
+among all rows, they say what loss a model has that knows nothing of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from inrun.distributed import Processes
 from inrun.utility import Utility, losses_of, row_count, take_rows, weighed
+
+HALVINGS = 20
 
 
 class AuditUtility:
@@ -27,6 +36,7 @@ class AuditUtility:
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
         self.rows = None if None in counts else sum(count or 0 for count in counts)
+        self._shuffled, self.classes = _with_shuffled_labels(utility)
         self._parts = 1
         halved = None
         if all(count is not None and count >= 2 for count in counts):
@@ -68,10 +78,91 @@ class AuditUtility:
 
     @property
     def columns(self) -> np.ndarray:
-        """(all targets, parts): what makes the parts' total losses of the targets' losses."""
-        return np.kron(np.eye(self._parts), self.weights[:, None])
+        """(all targets, 1 + 2 D): what makes total losses of all parts' losses of the targets.
+
+        The whole, then D pairs of halves. Each target's rows fall into two halves, so that of K
+        targets 2^(K - 1) stratified halvings can be had; D of them are drawn.
+        """
+        whole = np.zeros((self._parts, len(self.weights)))
+        whole[0] = self.weights
+        if self._parts == 1:
+            return whole.reshape(-1, 1)
+        rng = np.random.default_rng(0)
+        columns = [whole]
+        for _ in range(HALVINGS if len(self.weights) > 1 else 1):
+            swapped = rng.random(len(self.weights)) < 0.5
+            for first in (~swapped, swapped):
+                half = np.zeros_like(whole)
+                half[1], half[2] = self.weights * first, self.weights * ~first
+                columns.append(half)
+        return np.stack([column.ravel() for column in columns], 1)
+
+    def label_gain(self, model: nn.Module) -> float | None:
+        """Which part of the loss under shuffled labels the own labels take off; None: no labels.
+
+        Near 1 where the model knows the labels, 0 where they are of no use, negative where own
+        labels cost more than strangers'.
+        """
+        if self._shuffled is None:
+            return None
+        own, other = (
+            float(losses_of(utility, model).numpy() @ self.weights)
+            for utility in (self._whole, self._shuffled)
+        )
+        return (other - own) / abs(other) if other else None
 
     def noise(self, model: nn.Module) -> float:
         """By how much the total loss at the same weights differs when it is computed again."""
         first, second = (losses_of(self._whole, model).numpy() for _ in range(2))
         return abs(float((first - second) @ self.weights))
+
+
+def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, int | None]:
+    """The utility with its labels exchanged among all rows, and how many labels differ.
+
+    None where no tensor can be taken for labels, or a row can have one only.
+    """
+    axis, found = utility.rows_axis, list[Tensor]()
+
+    def noted(labels: Tensor) -> Tensor:
+        found.append(labels)
+        return labels
+
+    for batch in utility.batches.values():
+        _labels_replaced(batch, row_count(batch, axis), noted)
+    if len(found) != len(utility.batches):
+        return None, None
+    every = torch.cat([labels.flatten() for labels in found])
+    classes = len(every.unique())
+    if classes < 2:
+        return None, classes
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    left = iter(every[order.to(every.device)].split([labels.numel() for labels in found]))
+    return (
+        Utility(
+            utility.loss_fn,
+            targets={
+                name: _labels_replaced(batch, row_count(batch, axis), lambda _: next(left))
+                for name, batch in utility.batches.items()
+            },
+            rows_axis=axis,
+            batch_size=utility.batch_size,
+            draws=utility.draws,
+        ),
+        classes,
+    )
+
+
+def _labels_replaced(batch: Any, rows: int | None, by: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with `by` of each integer tensor that has one number per row."""
+    if isinstance(batch, Tensor):
+        whole = not batch.dtype.is_floating_point and batch.dtype is not torch.bool
+        return by(batch) if whole and batch.ndim == 1 and len(batch) == rows else batch
+    if isinstance(batch, Mapping):
+        made = {key: _labels_replaced(value, rows, by) for key, value in batch.items()}
+        return made if type(batch) is dict else type(batch)(made)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[_labels_replaced(value, rows, by) for value in batch])
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_labels_replaced(value, rows, by) for value in batch)
+    return batch

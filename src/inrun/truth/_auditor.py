@@ -38,7 +38,8 @@ from inrun.truth._schedule import AuditSchedule
 FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at most
 CHECKS_AIMED_AT = 12
 Result = TypeVar("Result")
-PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error")  # into the row
+PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error",
+          "label_gain")  # fmt: skip
 
 
 class ReadStep(Protocol):
@@ -185,6 +186,10 @@ class Auditor:
         """Plays the coming step out on copies."""
         if self._shares is None:
             return
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if all(group.get("lr") == 0 for group in groups):  # a warm-up's first: the next is checked
+            self.cancel()
+            return
         started = time.perf_counter()
         samples = sum(self._processes.gathered(len(self._shares.labels)))
         players = min(self._groups, samples)
@@ -203,14 +208,15 @@ class Auditor:
             shares = self._with_no_one(shares, step)
             fixed = self._unowned(shares)
 
-        def play() -> tuple[StepGame, float, np.ndarray]:
+        def play() -> tuple[StepGame, float, float | None, np.ndarray]:
             game = StepGame(
                 self._model, self._optimizers, shares, self._utility.utility,
                 history=step.game, fixed=fixed,
             )  # fmt: skip
-            return game, self._utility.noise(self._model), game.table()
+            model, judges = self._model, self._utility
+            return game, judges.noise(model), judges.label_gain(model), game.table()
 
-        game, noise, everything = agreed(self._processes, play)
+        game, noise, label_gain, everything = agreed(self._processes, play)
         table = self._mean(everything) @ self._utility.columns
         noise = float(self._mean(np.array(noise)))
         if np.ptp(table) == 0:
@@ -225,6 +231,7 @@ class Auditor:
             "age": step.age,
             "truth": truth,
             "noise": noise,
+            "label_gain": label_gain,
             "coalitions": 2**game.all_players,
             "samples": samples,
             "owners": self._shares.owners,
@@ -299,6 +306,7 @@ class Auditor:
                 "half_agreement": self._half_agreement(played["truth"]),
                 "loss_noise": played["noise"] / spread if spread else 0.0,
                 "validation_rows": self._utility.rows,
+                "validation_classes": self._utility.classes,
                 "values": values.tolist(),
                 "truth": truth.tolist(),
                 **{name: played[name] for name in PLAYED},
@@ -311,10 +319,10 @@ class Auditor:
 
     @staticmethod
     def _half_agreement(truth: np.ndarray) -> float | None:
-        if truth.shape[1] < 3:
-            return None
-        r = agreement(truth[:, 1], truth[:, 2]).pearson
-        return r if np.isfinite(r) else None
+        pairs = (truth[:, 1::2].T, truth[:, 2::2].T)
+        found = [agreement(first, second).pearson for first, second in zip(*pairs, strict=True)]
+        known = [r for r in found if np.isfinite(r)]
+        return float(np.mean(known)) if known else None
 
     def _plan_next(self, step: int, seconds: float, coalitions: int) -> None:
         """As many groups as still leave time for some checks."""

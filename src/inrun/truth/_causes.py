@@ -16,7 +16,8 @@ SOME_ERROR, LARGE_ERROR = 0.1, 0.3
 YOUNG = 10
 LARGE_RESIDUAL = 0.05
 FEW_ROWS = 16
-LOW_CEILING = 0.8
+FEWEST_AGAINST, MOSTLY = 5, 0.9  # checks, and the share of them
+KNOWN_LABELS = 0.6
 LARGE_FORECAST_ERROR = 0.1
 LARGE_NOISE = 0.01
 LARGE_SHARE_ERROR, LARGE_ROUNDING = 0.01, 0.1  # in single precision or better, and below
@@ -32,38 +33,99 @@ class Cause(NamedTuple):
     remedy: str
 
 
-def likely_causes(checks: Sequence[Check], ceiling: float | None) -> tuple[Cause, ...]:
-    """The causes that the checks and their noise ceiling speak for, of low agreement first."""
+def likely_causes(checks: Sequence[Check]) -> tuple[Cause, ...]:
+    """The causes that the checks speak for, of low agreement first.
+
+    Where a check's loss is not repeatable, or its step was not judged by all rows at its weights,
+    that explains it, and nothing else can be told from it.
+    """
     every_low = [c for c in checks if _is_low(c)]
-    low = [c for c in every_low if not np.isnan(c["residual"])]
+    noisy = [c for c in every_low if c["loss_noise"] > LARGE_NOISE]
+    calm = [c for c in every_low if c["loss_noise"] <= LARGE_NOISE]
+    elsewhere = [c for c in calm if np.isnan(c["residual"])]
+    low = [c for c in calm if not np.isnan(c["residual"])]
+    signs = _acts_like_signs(checks)
     of_low = [
-        _turns([c for c in every_low if np.isnan(c["residual"])], checks),
-        _first_steps(low, checks),
-        _signs(low),
+        _noise(noisy),
+        _part(elsewhere, checks),
+        _older(elsewhere, checks),
+        None if signs else _first_steps(low, checks),
+        _signs(low, always=signs),
         _estimator(low),
-        _learning_rate(low),
+        _learning_rate(low, always_signs=signs),
         _forecast(low),
         _precision(low),
-        _noise(low),
     ]
-    found = [cause for cause in (_owners(checks), *of_low) if cause is not None]
+    found = [cause for cause in (None if noisy else _owners(checks), *of_low) if cause is not None]
     if low and not found:
         found.append(_unknown(low))
-    always = [_coverage(checks), _validation(checks, ceiling), _alike(checks)]
-    return tuple(found + [cause for cause in always if cause is not None])
+    others = [
+        _against(checks),
+        _labels(checks),
+        _coverage(checks),
+        _few_rows(checks),
+        _alike(checks),
+    ]
+    return tuple(found + [cause for cause in others if cause is not None])
 
 
-def _turns(unknown: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
-    """Checks of steps of which it is not known by how much the loss fell: nothing else is named."""
-    if not unknown:
+def _part(elsewhere: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
+    """Values by some of the rows, the truth by all."""
+    own = [c for c in elsewhere if c.get("judged") != "older gradients"]
+    if not own:
         return None
     return Cause(
-        "Not judged by all rows",
-        f"At {len(unknown)} of {len(checks)} checks agreement is low, and the step was judged by a "
-        "part of the validation rows (validation_parts, Budget) or by an older pass "
-        "(validation_every), while the truth is that of all rows at the step.",
+        "Parts of the rows",
+        f"At {len(own)} of {len(checks)} checks agreement is low, and the step was judged by a "
+        "part of the validation rows (validation_parts, Budget), the truth by all of them.",
         "Totals over a run average parts out; single steps do not. To audit single steps attach "
         "with scoring=inrun.EveryStep().",
+    )
+
+
+def _older(elsewhere: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
+    """Values by a gradient of earlier weights."""
+    own = [c for c in elsewhere if c.get("judged") == "older gradients"]
+    if not own:
+        return None
+    return Cause(
+        "Older gradients",
+        f"At {len(own)} of {len(checks)} checks agreement is low, and the step was judged by the "
+        "validation gradient of an earlier step (validation_every), the truth by its own.",
+        "This is an error of the values, which totals do not average out: lower validation_every, "
+        "or attach with scoring=inrun.EveryStep().",
+    )
+
+
+def _against(checks: Sequence[Check]) -> Cause | None:
+    """All samples of a step together raise what judges, nearly always."""
+    raised = sum(sum(c["truth"]) < 0 for c in checks if c.get("truth"))
+    if len(checks) < FEWEST_AGAINST or raised < MOSTLY * len(checks):
+        return None
+    return Cause(
+        "Training against what judges",
+        f"At {raised} of {len(checks)} checks all samples of the step together raised the "
+        "validation loss, so that nearly every sample is harmful.",
+        "Does the loop minimise the loss that judges, with the same sign, classes and labels? If "
+        "it does, the model overfits: stop earlier, or read only the steps in which the loss fell.",
+    )
+
+
+def _labels(checks: Sequence[Check]) -> Cause | None:
+    """Labels of the validation rows that the model does not know, and learns no more."""
+    in_order = sorted(checks, key=lambda c: c["step"])
+    gain = in_order[-1].get("label_gain")
+    raised = [sum(c.get("truth") or [0.0]) < 0 for c in in_order[len(in_order) // 2 :]]
+    if gain is None or gain >= (KNOWN_LABELS if 3 * sum(raised) > len(raised) else 0):
+        return None
+    little = f"take only {gain:.0%} off" if gain > 0 else "cost more than"
+    return Cause(
+        "Validation labels",
+        f"At the last check the validation rows' own labels {little} the loss that shuffled labels "
+        "have, and the loss falls no more.",
+        "Either they cannot be learnt from this data, or many validation labels are wrong or of "
+        "other classes than those that are trained on, or the loss has the wrong sign. Look at "
+        "these rows before the values.",
     )
 
 
@@ -77,7 +139,8 @@ def _owners(checks: Sequence[Check]) -> Cause | None:
         "Owners",
         f"At {len(off)} of {len(checks)} checks the captured shares are not the samples' own "
         f"gradients, computed one sample at a time (off by up to {off[step]:.0%}, step {step}): "
-        "slots are taken for another sample's, or samples mix inside the model out of sight.",
+        "slots are taken for another sample's, samples mix inside the model out of sight, or it "
+        "draws random numbers that are not PyTorch's (numpy, Python).",
         "See attribution.coverage() for how owners are known; say with rows= or slots= of "
         "attribution.batch whose the data is. Until then do not trust these values.",
     )
@@ -103,8 +166,8 @@ def _first_steps(low: Sequence[Check], checks: Sequence[Check]) -> Cause | None:
     )
 
 
-def _signs(low: Sequence[Check]) -> Cause | None:
-    straight = [c for c in low if _is_sign(c) and c["estimator"] != "path-smoothed"]
+def _signs(low: Sequence[Check], *, always: bool) -> Cause | None:
+    straight = [c for c in low if (always or _is_sign(c)) and c["estimator"] != "path-smoothed"]
     if not straight:
         return None
     return Cause(
@@ -128,8 +191,9 @@ def _estimator(low: Sequence[Check]) -> Cause | None:
     )
 
 
-def _learning_rate(low: Sequence[Check]) -> Cause | None:
-    bent = [c for c in low if c["residual"] > LARGE_RESIDUAL and not _is_young(c)]
+def _learning_rate(low: Sequence[Check], *, always_signs: bool) -> Cause | None:
+    young = [] if always_signs else [c for c in low if _is_young(c)]
+    bent = [c for c in low if c["residual"] > LARGE_RESIDUAL and c not in young]
     if not bent:
         return None
     return Cause(
@@ -166,15 +230,17 @@ def _precision(low: Sequence[Check]) -> Cause | None:
     )
 
 
-def _noise(low: Sequence[Check]) -> Cause | None:
-    noisy = [c for c in low if c["loss_noise"] > LARGE_NOISE]
+def _noise(noisy: Sequence[Check]) -> Cause | None:
     if not noisy:
         return None
     return Cause(
         "Validation loss that is not repeatable",
-        "Two validation losses at the same weights differ by up to "
-        f"{max(c['loss_noise'] for c in noisy):.0%} of what sets samples apart.",
-        "Take random numbers out of loss_fn, and use deterministic kernels for it.",
+        f"At {len(noisy)} checks with low agreement two validation losses at the same weights "
+        f"differ by up to {max(c['loss_noise'] for c in noisy):.0%} of what sets samples apart. "
+        "PyTorch's random numbers are held still, so they come from elsewhere: numpy, Python, a "
+        "generator of one's own, or kernels that are not deterministic.",
+        "Take random numbers out of loss_fn and out of the model in evaluation mode. Until then "
+        "neither values nor truth, nor whose gradient is whose, can be told at these checks.",
     )
 
 
@@ -199,15 +265,13 @@ def _coverage(checks: Sequence[Check]) -> Cause | None:
     )
 
 
-def _validation(checks: Sequence[Check], ceiling: float | None) -> Cause | None:
+def _few_rows(checks: Sequence[Check]) -> Cause | None:
     rows = min((c["validation_rows"] for c in checks if c["validation_rows"]), default=FEW_ROWS)
-    if (ceiling is None or ceiling >= LOW_CEILING) and rows >= FEW_ROWS:
+    if rows >= FEW_ROWS:
         return None
-    seen = "" if ceiling is None else f", and a noise ceiling of {ceiling:.2f}"
     return Cause(
         "Small validation batch",
-        f"It has {rows} rows{seen}: other rows like them would rank the samples of a step "
-        "otherwise.",
+        f"It has {rows} rows: other rows like them would rank the samples of a step otherwise.",
         "Values are right for these rows. What they say of others grows with the number of rows, "
         "and with the number of visits that a total adds up.",
     )
@@ -233,6 +297,15 @@ def _is_low(check: Check) -> bool:
 
 def _is_young(check: Check) -> bool:
     return check["age"] is not None and check["age"] < YOUNG and not _is_sign(check)
+
+
+def _acts_like_signs(checks: Sequence[Check]) -> bool:
+    """Whether the optimizer still acts like a sign at the last check that can tell: it always does.
+
+    In a run's first steps Adam's moments are as young as those of a rule that keeps none.
+    """
+    late = [c for c in checks if c["age"] is not None and c["step"] > YOUNG]
+    return bool(late) and _is_sign(max(late, key=lambda c: c["step"]))
 
 
 def _is_sign(check: Check) -> bool:

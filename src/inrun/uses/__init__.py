@@ -1,10 +1,16 @@
 """From values to decisions."""
 
 from inrun.uses import select
-from inrun.uses._check import ARMS, Comparison, Mean, Train, check_pruning, half_interval
+from inrun.uses._agreement import Agreement, agreement, agreements
+from inrun.uses._check import Train, check_pruning
+from inrun.uses._comparison import ARMS, Comparison
+from inrun.uses._confounds import Confounds, confounds
+from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
+from inrun.uses._gain import Mean, half_interval
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
+from inrun.uses._kept import OwnRows, check_place, write_kept
 from inrun.uses._labels import (
     HarmProfile,
     LabelDoubts,
@@ -22,12 +28,14 @@ from inrun.uses._load import (
     training_again,
     trains_itself,
 )
+from inrun.uses._near import near_groups
 from inrun.uses._online import anticipating
-from inrun.uses._prune import Pruning, check_place, prune, write_kept
+from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import FEWEST, Ranked, rank
 from inrun.uses._rollup import Rollup, rollup
 from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
 from inrun.uses._trace import METHODS, Trace, trace
+from inrun.uses._wrong_labels import Planted, WrongLabels, plant, wrong_labels
 
 __all__ = [
     "ARMS",
@@ -35,11 +43,16 @@ __all__ = [
     "JUDGES",
     "METHODS",
     "TIMES",
+    "Agreement",
     "Comparison",
+    "Confounds",
+    "Difference",
     "Explanation",
     "HarmProfile",
     "LabelDoubts",
     "Mean",
+    "OwnRows",
+    "Planted",
     "Pruning",
     "Ranked",
     "Rollup",
@@ -47,11 +60,16 @@ __all__ = [
     "Train",
     "TrainedAgain",
     "Valued",
+    "WrongLabels",
+    "agreement",
+    "agreements",
     "anticipating",
     "check_place",
     "check_pruning",
     "class_harm",
+    "confounds",
     "described",
+    "diff",
     "doubts",
     "duplicate_groups",
     "explain",
@@ -65,9 +83,11 @@ __all__ = [
     "jumps",
     "label_doubts",
     "load",
+    "near_groups",
     "not_reproducible",
     "note_label_doubts",
     "outliers",
+    "plant",
     "prune",
     "rank",
     "replayable_again",
@@ -78,4 +98,5 @@ __all__ = [
     "trains_itself",
     "unjudged",
     "write_kept",
+    "wrong_labels",
 ]

@@ -1,9 +1,6 @@
 """Whether a choice of samples is worth it: every arm trained again from the same seeds.
 
-An arm is what is trained on: the choice, and its controls. Differences between arms are taken
-within a seed. A choice is supported where it beats each of its controls (the 95 % interval of the
-difference lies above 0); training on all samples it need only not be shown to be worse than (the
-interval reaches 0), since it does less work.
+An arm is what is trained on: the choice, and its controls. `_comparison` says what follows.
 """
 
 from __future__ import annotations
@@ -12,124 +9,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-from scipy.stats import t as student
 
-from inrun.answers import Answer
 from inrun.errors import MisuseError, StoreError
 from inrun.truth import TrainingResults, read_results
+from inrun.uses._comparison import ALL, ARMS, PRUNED, RANDOM, Comparison
 from inrun.uses._prune import Pruning
 
 Arm = TypeVar("Arm")
 Train = Callable[[list[Any], int], float]
 Tick = Callable[[str], None]
-ALL, PRUNED, RANDOM = ARMS = ("all samples", "pruned", "random control")
-
-
-class Mean(NamedTuple):
-    """A mean over seeds and Student's 95 % interval of it."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        """The mean with its interval, each number by the specification."""
-        mean, low, high = (format(value, spec) for value in self)
-        return f"{mean} [{low}, {high}]"
-
-
-def half_interval(x: np.ndarray) -> float:
-    """Half of Student's 95 % interval of the mean; NaN for one number."""
-    if len(x) < 2:
-        return math.nan
-    return float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-
-
-def mean_of(numbers: Sequence[float]) -> Mean:
-    """The mean and its interval."""
-    array = np.asarray(numbers, dtype=np.float64)
-    mean, half = float(array.mean()), half_interval(array)
-    return Mean(mean, mean - half, mean + half)
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison(Answer):
-    """What `inrun.check_pruning` and `inrun.select.check` return.
-
-    Attributes:
-        scores: one number per seed for each arm, as `train` returned them: higher is better.
-        seconds: mean time of a training, by arm.
-        choice: the arm in question; the others are its controls.
-        saved: the share of the samples that it leaves out, where that is all that it does.
-    """
-
-    scores: dict[str, list[float]]
-    seconds: dict[str, float]
-    choice: str
-    saved: float | None = None
-
-    @property
-    def controls(self) -> list[str]:
-        """The other arms."""
-        return [arm for arm in self.scores if arm != self.choice]
-
-    def mean(self, arm: str) -> Mean:
-        """An arm's mean score and its 95 % interval."""
-        return mean_of(self.scores[arm])
-
-    def gain(self, over: str) -> Mean:
-        """By how much the choice beats another arm, seed by seed."""
-        pairs = zip(self.scores[self.choice], self.scores[over], strict=True)
-        return mean_of([a - b for a, b in pairs])
-
-    @property
-    def supported(self) -> bool:
-        """Whether it beats every control, and is not shown to be worse than all samples."""
-        gains = {arm: self.gain(arm) for arm in self.controls}
-        return all(gain.high >= 0 if arm == ALL else gain.low > 0 for arm, gain in gains.items())
-
-    @property
-    def verdict(self) -> str:
-        """In a sentence."""
-        gains = {arm: self.gain(arm) for arm in self.controls}
-        better = " and than ".join(arm for arm, gain in gains.items() if gain.low > 0)
-        if self.supported:
-            not_worse = "" if gains.get(ALL, (0, 1))[1] > 0 else f", not shown worse than {ALL}"
-            saves = f", and saves {self.saved:.0%} of the work of each pass" if self.saved else ""
-            return f"Supported: better than {better}{not_worse}{saves}."
-        for arm, gain in gains.items():
-            if gain.high < 0:
-                return f"Not supported: training on {arm} is better."
-        rest = " or than ".join(a for a, gain in gains.items() if a != ALL and not gain.low > 0)
-        return f"Not supported: {self.choice} is not shown to be better than {rest}."
-
-    def sentences(self) -> list[str]:
-        """The verdict."""
-        seeds = len(self.scores[self.choice])
-        return [self.verdict, f"{seeds} trainings of each arm; low and high are 95 % intervals."]
-
-    def to_arrow(self) -> pa.Table:
-        """One row per arm: its mean score, what the choice gains over it, and a training's time."""
-        rows = []
-        for arm in self.scores:
-            own, gain = self.mean(arm), self.gain(arm)
-            none = arm == self.choice
-            rows.append(
-                {
-                    "arm": arm, "score": own.mean, "low": own.low, "high": own.high,
-                    "gain": None if none else gain.mean,
-                    "gain_low": None if none else gain.low,
-                    "gain_high": None if none else gain.high,
-                    "seconds": self.seconds[arm],
-                }
-            )  # fmt: skip
-        return pa.Table.from_pylist(rows)
+PLANNED = ("planned", -1)  # stands in a file of results for how many trainings were planned
 
 
 def check(
@@ -137,6 +30,7 @@ def check(
     arms: Mapping[str, Arm] | Sequence[str] | Callable[[int], Mapping[str, Arm]],
     *,
     seeds: int = 5,
+    at_most: int | None = None,
     store: str | os.PathLike[str] | None = None,
     tick: Tick = lambda arm: None,
 ) -> Comparison:
@@ -154,7 +48,9 @@ def check(
             trained on nor the validation set of the values; higher is better.
         arms: by name, the first of them the selection and the others its controls: names, what
             `train` takes by name, or a function of the seed that gives it.
-        seeds: trainings of each arm, at least 2.
+        seeds: trainings of each arm that are planned, at least 2.
+        at_most: where they do not decide, train on, looking after each, until it is decided or
+            there are so many.
         store: a file for results, one line per training; what it holds is not trained again.
         tick: called with the arm's name after each training.
 
@@ -162,12 +58,13 @@ def check(
         MisuseError: too few seeds or arms, or `train` returned no finite number.
         StoreError: the file is of another question.
     """
-    of_seed = [_named(arms, seed) for seed in range(_enough(seeds))]
-    if len(of_seed[0]) < 2:
+    most = _most(seeds, at_most)
+    told = {name: _told(arm) for name, arm in _named(arms, 0).items()}
+    if len(told) < 2:
         raise MisuseError("check needs a selection and at least one control: two arms or more.")
-    told = {name: _told(arm) for name, arm in of_seed[0].items()}
     question = {"choice": next(iter(told)), "saved": None, "arms": told}
-    return _compared(train, of_seed, TrainingResults(store, "selection", question), tick)
+    results = TrainingResults(store, "selection", question)
+    return _compared(train, lambda seed: _named(arms, seed), results, tick, (seeds, most))
 
 
 def check_pruning(
@@ -175,6 +72,7 @@ def check_pruning(
     train: Train,
     *,
     seeds: int = 5,
+    at_most: int | None = None,
     store: str | os.PathLike[str] | None = None,
     tick: Tick = lambda arm: None,
 ) -> Comparison:
@@ -184,7 +82,9 @@ def check_pruning(
         pruning: from `inrun.prune`.
         train: `train(ids, seed)` trains on these samples from this seed and returns a score on
             data that is neither trained on nor the validation set of the values; higher is better.
-        seeds: trainings of each arm, at least 2.
+        seeds: trainings of each arm that are planned, at least 2.
+        at_most: where they do not decide, train on, looking after each, until it is decided or
+            there are so many.
         store: a file for results, one line per training; what it holds is not trained again.
         tick: called with the arm's name after each training.
 
@@ -192,7 +92,7 @@ def check_pruning(
         MisuseError: too few seeds, or `train` returned no finite number.
         StoreError: the file is of another pruning.
     """
-    of_seed = [_pruned_arms(pruning, seed) for seed in range(_enough(seeds))]
+    most = _most(seeds, at_most)
     question = {
         "choice": PRUNED,
         "saved": len(pruning.dropped) / pruning.table.num_rows,
@@ -201,7 +101,8 @@ def check_pruning(
         "balanced": pruning.balanced,
         "dropped": pruning.dropped,
     }
-    return _compared(train, of_seed, TrainingResults(store, "pruning", question), tick)
+    results = TrainingResults(store, "pruning", question)
+    return _compared(train, lambda seed: _pruned_arms(pruning, seed), results, tick, (seeds, most))
 
 
 def stored_comparison(path: Path) -> Comparison:
@@ -225,6 +126,7 @@ def _comparison(question: Mapping[str, Any], known: Mapping[Any, list[float]]) -
         {arm: _mean_seconds(pairs) for arm, pairs in found.items()},
         question["choice"],
         question["saved"],
+        int(known[PLANNED][0]) if PLANNED in known else None,
     )
 
 
@@ -234,24 +136,37 @@ def _mean_seconds(pairs: Sequence[Sequence[float]]) -> float:
 
 def _compared(
     train: Callable[[Any, int], float],
-    of_seed: Sequence[Mapping[str, Any]],
+    arms_of: Callable[[int], Mapping[str, Any]],
     results: TrainingResults,
     tick: Tick,
+    seeds: tuple[int, int],
 ) -> Comparison:
-    """Trains what the results do not hold yet."""
-    for seed, arms in enumerate(of_seed):
-        for name, arm in arms.items():
+    """Trains what the results do not hold yet, of the planned and at most so many seeds."""
+    planned, most = seeds
+    if PLANNED not in results.known:  # a file of an earlier version was planned as it stands
+        held = _comparison(results.question, results.known).scores[results.question["choice"]]
+        results.add(PLANNED, [len(held) or planned])
+    asked: dict[Any, list[float]] = {PLANNED: results.known[PLANNED]}
+    for seed in range(most):
+        if seed >= planned and _comparison(results.question, asked).decided:
+            break
+        for name, arm in arms_of(seed).items():
             if (name, seed) not in results.known:
                 results.add((name, seed), _timed(train, arm, seed))
+            asked[name, seed] = results.known[name, seed]
             tick(name)
-    asked = {of: found for of, found in results.known.items() if of[1] < len(of_seed)}
     return _comparison(results.question, asked)
 
 
-def _enough(seeds: int) -> int:
+def _most(seeds: int, at_most: int | None) -> int:
     if seeds < 2:
         raise MisuseError(f"seeds is {seeds}; an interval needs at least 2 trainings of each arm.")
-    return seeds
+    if at_most is not None and at_most < seeds:
+        raise MisuseError(
+            f"at_most is {at_most}, below the {seeds} trainings of each arm that are planned "
+            "(seeds). Pass a larger number, or leave it out."
+        )
+    return at_most or seeds
 
 
 def _named(arms: Any, seed: int) -> dict[str, Any]:

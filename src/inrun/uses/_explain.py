@@ -149,7 +149,7 @@ def explain(
     *,
     first: int | None = None,
     last: int | None = None,
-    samples: pa.Table | None = None,
+    samples: Any = None,
 ) -> Explanation:
     """Says why the validation loss rose or fell in a step, or in a stretch of steps.
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
-import pyarrow as pa
 
 from inrun.errors import MisuseError
 from inrun.ledger import Run
@@ -34,7 +33,7 @@ class Judged(NamedTuple):
     weight: float
 
 
-def judged_classes(run: Valued, samples: pa.Table | None = None) -> list[Judged]:
+def judged_classes(run: Valued, samples: Any = None) -> list[Judged]:
     """Every class that is a target; empty where targets are no labels, or there is one target."""
     weights = getattr(run, "weights", None)
     labels = _labels(run, samples)
@@ -47,7 +46,7 @@ def judged_classes(run: Valued, samples: pa.Table | None = None) -> list[Judged]
     return [Judged(name, share[name], weights[name]) for name in run.targets]
 
 
-def judged_as(run: AnyRun, judge: str | None, samples: pa.Table | None = None) -> AnyRun:
+def judged_as(run: AnyRun, judge: str | None, samples: Any = None) -> AnyRun:
     """The run, judged by classes alike or by their shares of the training data.
 
     Args:
@@ -76,7 +75,7 @@ def judged_as(run: AnyRun, judge: str | None, samples: pa.Table | None = None) -
     return cast(AnyRun, run.judged_by({one.target: one.share for one in found}))
 
 
-def judge_notes(run: Valued, samples: pa.Table | None = None) -> list[str]:
+def judge_notes(run: Valued, samples: Any = None) -> list[str]:
     """What judges, in sentences; the first says how classes count, the others warn."""
     found = judged_classes(run, samples)
     if not found:
@@ -98,7 +97,7 @@ def judge_notes(run: Valued, samples: pa.Table | None = None) -> list[str]:
     return said + _few(run) + _nobody(run, samples)
 
 
-def unjudged(run: Valued, samples: pa.Table | None = None) -> np.ndarray:
+def unjudged(run: Valued, samples: Any = None) -> np.ndarray:
     """(n,) bool, in the order of ids: samples whose label no validation row has."""
     labels = _labels(run, samples)
     if labels is None:
@@ -106,7 +105,7 @@ def unjudged(run: Valued, samples: pa.Table | None = None) -> np.ndarray:
     return _left_out(run, labels)
 
 
-def _labels(run: Valued, samples: pa.Table | None) -> list[str] | None:
+def _labels(run: Valued, samples: Any) -> list[str] | None:
     table = samples_of(run, samples)
     if table is None or "label" not in table.column_names:
         return None
@@ -154,7 +153,7 @@ def _few(run: Valued) -> list[str]:
     ]
 
 
-def _nobody(run: Valued, samples: pa.Table | None) -> list[str]:
+def _nobody(run: Valued, samples: Any) -> list[str]:
     labels = _labels(run, samples)
     none = np.zeros(0, dtype=bool) if labels is None else _left_out(run, labels)
     if labels is None or not none.any():

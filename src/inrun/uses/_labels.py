@@ -157,7 +157,7 @@ class LabelDoubts(Answer):
 
     Attributes:
         table: one row per sample, the most doubtful first: `sample_id`, `label`,
-            `suggested_label`, and `doubt` from 0 to 1.
+            `suggested_label`, and `doubt_rank`, 1 for the most doubtful.
     """
 
     table: pa.Table
@@ -165,8 +165,8 @@ class LabelDoubts(Answer):
     def sentences(self) -> list[str]:
         """How to read it."""
         return [
-            f"{self.table.num_rows:,} labels, the most doubtful first. A doubt is a rank: it says "
-            "which label to look at first, not how probably it is wrong."
+            f"{self.table.num_rows:,} labels, the most doubtful first. The order says which label "
+            "to look at first, not how probably it is wrong: inrun.wrong_labels does."
         ]
 
 
@@ -220,14 +220,14 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
             "sample_id": ids,
             "label": labels,
             "suggested_label": [known.classes[k] for k in found.suggested.tolist()],
-            "doubt": found.doubt,
+            "doubt_rank": rankdata(-found.doubt, method="min").astype(np.int64),
         }
     )
-    return LabelDoubts(table.sort_by([("doubt", "descending")]))
+    return LabelDoubts(table.sort_by("doubt_rank"))
 
 
 def note_label_doubts(run: Run) -> LabelDoubts | None:
-    """Adds `label_doubt` and `suggested_label` to the samples of a run of `inrun train`.
+    """Adds `doubt_rank` and `suggested_label` to the samples of a run of `inrun train`.
 
     Returns:
         The doubts; None where the run has not what it takes: several targets that are classes,
@@ -243,10 +243,10 @@ def note_label_doubts(run: Run) -> LabelDoubts | None:
         return None
     found = label_doubts(run)
     place = pc.index_in(table["sample_id"], value_set=found.table["sample_id"].combine_chunks())
-    for name, column in (("label_doubt", "doubt"), ("suggested_label", "suggested_label")):
+    for name in ("doubt_rank", "suggested_label"):
         if name in table.column_names:
             table = table.drop_columns([name])
-        table = table.append_column(name, found.table[column].take(place))
+        table = table.append_column(name, found.table[name].take(place))
     run.write_samples(table)
     return found
 

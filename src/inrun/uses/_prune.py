@@ -1,29 +1,25 @@
-"""`inrun.prune`: which samples to leave out, how sure each one's harm is, a file of the rest."""
+"""`inrun.prune`: which samples to leave out, and how sure each one's harm is."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 from inrun.answers import Answer
-from inrun.errors import MisuseError, StoreError
+from inrun.errors import MisuseError
 from inrun.uses._judges import judge_notes, judged_as, unjudged
 from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
-AUTO = "auto"
-FORMS = (".txt", ".jsonl", ".csv", ".parquet")
+AUTO, NAMED = "auto", "name"
+DOUBT, RANK = "label_doubt", "doubt_rank"  # a ranking, and the column that it reads
+SURE = 0.95  # the confidence from which a sample is called surely harmful
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,25 +27,35 @@ class Pruning(Answer):
     """What `inrun.prune` returns.
 
     Attributes:
-        by: the ranking's name.
+        by: the ranking's name; 'name' where the samples to leave out were named.
         balanced: the column whose levels lose the same share each, or None.
         table: one row per visited sample, the most harmful first: `sample_id`, `score` (low for
             harm), `confidence` that it is harmful (null below eight visits, and where no validation
             row has the sample's label), `dropped`, `value`, `value_normalised`, `visits`, with
             several targets `worst_target`, and with `balanced` the `level`.
         notes: what judges, in sentences.
+        asked: how many were asked for; fewer are dropped where fewer are harmful.
     """
 
     by: str
     balanced: str | None
     table: pa.Table
     notes: tuple[str, ...] = ()
+    asked: int = 0
 
     def sentences(self) -> list[str]:
         """How many are left out, by what, how many may help in another training; what judges."""
         dropped, every = int(pc.sum(self.table["dropped"]).as_py() or 0), self.table.num_rows
         over = f", balanced over {self.balanced}" if self.balanced else ""
-        said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}."]
+        short = f"; {self.asked:,} were asked for" if dropped < self.asked else ""
+        said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}{short}."]
+        if self.by == DOUBT:
+            said.append(
+                "A doubt is a rank: how many of these labels are wrong says inrun.wrong_labels."
+            )
+        if self.positive_again is not None and dropped:
+            sure = self.table.filter(self.table["dropped"])["confidence"].to_numpy()
+            said.append(f"{int((sure >= SURE).sum()):,} of them are surely harmful ({SURE:.0%}).")
         if self.positive_again is None:
             said.append(f"With fewer than {FEWEST} visits there is no confidence in a single one.")
         elif dropped:
@@ -89,52 +95,91 @@ class Pruning(Answer):
 
 def prune(
     run: Valued,
-    drop: float | int = 0.1,
+    drop: float | int | Collection[Any] = 0.1,
     *,
     by: str | None = None,
     balanced: str | None = AUTO,
     at_least: float | None = None,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     judge: str | None = None,
 ) -> Pruning:
     """Chooses the most harmful samples to leave out.
+
+    Samples that helped are never dropped: where fewer harmed than were asked for, fewer are.
 
     A list, not yet a suggestion: whether training without them is better says
     `inrun.check_pruning`, by training again beside a random control.
 
     Args:
         run: a stored run, or a live attribution with a store.
-        drop: a share of the visited samples as a float below 1, or a number of them as an int.
-        by: 'total' (default), 'normalised', or 'harm' (the worst-harmed target). Totals do badly
-            at high shares where they are not balanced.
+        drop: a share of the visited samples as a float below 1, a number of them as an int, or the
+            ids of those to leave out, such as a source's: then nothing is chosen, and balance is
+            that of the random control.
+        by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
+            the samples, as a run of `inrun train` has them. Totals that are not balanced can empty
+            a class at high shares.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
-            label, where samples have one that sorts them into groups; None balances over nothing.
+            label, where samples have one that sorts them into groups, and nothing by label_doubt;
+            None balances over nothing.
         at_least: leave out no sample whose confidence is lower.
         samples: what the samples are, if the run was not told (`Run.describe`).
         judge: 'training' weighs each class by its share of the samples, 'even' all alike; None
             leaves the weights that the run was scored with.
 
     Raises:
-        MisuseError: nothing or everything would be left out, or a name that is not one.
+        MisuseError: nothing or everything would be left out, a name that is not one, or an id that
+            was not visited.
         StoreError: the run holds no visits.
     """
     run = judged_as(run, judge, samples)
-    name = ranking_named(by or "total", run.targets)
-    ranked = RANKINGS[name](run.visits(), run.targets)
+    doubted = by == DOUBT
+    if by is not None and by not in (DOUBT, *RANKINGS):
+        raise MisuseError(f"by {by!r} is not one of {', '.join(sorted([DOUBT, *RANKINGS]))}.")
+    name = DOUBT if doubted else ranking_named(by or "total", run.targets)
+    ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)
-    count = _count(drop, n)
+    count = len(set(drop)) if isinstance(drop, Collection) else _count(drop, n)
     ids = pa.table({"sample_id": pa.array(ranked.ids.tolist())})
     table = described(ids, samples_of(run, samples))
-    column = _labels_if_grouping(table) if balanced == AUTO else balanced
+    if doubted:
+        ranked = replace(ranked, scores=_doubts(table))
+    grouping = None if doubted else _labels_if_grouping(table)
+    column = grouping if balanced == AUTO else balanced
     level = _levels(table, column)
-    dropped = lowest(ranked.scores, level, count / n)
     nobody = unjudged(run, samples)
-    dropped &= ~nobody
+    if isinstance(drop, Collection):
+        name, dropped = NAMED, _named(drop, ranked.ids.tolist())
+    else:
+        dropped = lowest(ranked.scores, level, count / n) & (ranked.scores < 0) & ~nobody
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
     table = _table(run, ranked, dropped, level, column)
-    return Pruning(name, column, table, tuple(judge_notes(run, samples)))
+    return Pruning(name, column, table, tuple(judge_notes(run, samples)), count)
+
+
+def _doubts(table: pa.Table) -> np.ndarray:
+    """(n,) the rank of each sample's doubt less one more than there are; 0 where there is none."""
+    if RANK not in table.column_names:
+        raise MisuseError(
+            f"The samples have no column {RANK!r}. A run of `inrun train` on labels has it; for "
+            "your own loop put that of inrun.label_doubts into Run.describe."
+        )
+    above: np.ndarray = pc.subtract(table[RANK], table.num_rows + 1).fill_null(0).to_numpy()
+    return above.astype(float)
+
+
+def _named(drop: Collection[Any], ids: list[Any]) -> np.ndarray:
+    """(n,) bool: which of the ids are named."""
+    named = set(drop)
+    strangers = sorted(map(repr, named.difference(ids)))
+    if strangers:
+        raise MisuseError(
+            f"{len(strangers)} of the ids to leave out are of no sample of the run, such as "
+            f"{strangers[0]}. Name visited samples, by ids of the run's own type."
+        )
+    _count(len(named), len(ids))
+    return np.array([i in named for i in ids])
 
 
 def _count(drop: float | int, n: int) -> int:
@@ -197,81 +242,3 @@ def _table(
     if balanced is not None:
         columns["level"] = pa.array(level.tolist())
     return pa.table(columns).sort_by("score")
-
-
-def check_place(path: Path) -> None:
-    """Refuses a place before any work is done.
-
-    Raises:
-        MisuseError: the name says no form that is written here.
-        StoreError: something is there already.
-    """
-    if path.suffix.lower() not in FORMS:
-        raise MisuseError(f"{path} must end in one of {', '.join(FORMS)}, which says its form.")
-    if path.exists():
-        raise StoreError(f"{path} is there already. Name another file, or remove it first.")
-
-
-def write_kept(
-    path: Path,
-    pruning_dropped: Sequence[Any],
-    visited: Sequence[Any],
-    samples: pa.Table | None,
-    lines: Path | None = None,
-) -> int:
-    """Writes every sample that is not dropped; those that were never visited are kept too.
-
-    Args:
-        path: .txt for ids, .jsonl, .csv or .parquet for rows.
-        pruning_dropped: ids to leave out.
-        visited: ids of all visited samples.
-        samples: the rows; None writes ids alone.
-        lines: the .jsonl file that the samples were read from, row by row: its lines are then
-            copied as they stand.
-
-    Returns:
-        How many were written.
-
-    Raises:
-        StoreError: the place is taken or cannot be written.
-    """
-    check_place(path)
-    rows = samples if samples is not None else pa.table({"sample_id": pa.array(list(visited))})
-    gone = pa.array(list(pruning_dropped), type=rows["sample_id"].type)
-    keep = pc.invert(pc.is_in(rows["sample_id"], value_set=gone))
-    beside = path.with_name(path.name + ".partial")
-    try:
-        if lines is not None and path.suffix == ".jsonl":
-            _copy_lines(lines, beside, keep.to_pylist())
-        else:
-            _write(beside, path.suffix.lower(), rows.filter(keep))
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StoreError(f"{path} could not be written: {error}") from error
-    return int(pc.sum(keep).as_py())
-
-
-def _copy_lines(source: Path, to: Path, keep: list[bool]) -> None:
-    with (
-        open(source, encoding="utf-8", newline="") as read,
-        open(to, "w", encoding="utf-8", newline="") as write,
-    ):
-        filled = (line for line in read if line.strip())
-        for line, stays in zip(filled, keep, strict=True):
-            if stays:
-                write.write(line if line.endswith("\n") else line + "\n")
-
-
-def _write(path: Path, form: str, rows: pa.Table) -> None:
-    if form == ".parquet":
-        pq.write_table(rows, path)
-        return
-    plain = rows.drop_columns(["image"]) if "image" in rows.column_names else rows
-    if form == ".csv":
-        pyarrow.csv.write_csv(plain, path)
-        return
-    with open(path, "w", encoding="utf-8") as file:
-        for row in plain.to_pylist():
-            text = str(row["sample_id"]) if form == ".txt" else json.dumps(row, default=str)
-            file.write(text + "\n")

@@ -78,6 +78,20 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
     return name
 
 
+def visit_places(row: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each visit's place among its sample's, from 0, and how many visits each sample has.
+
+    Args:
+        row: each visit's sample, 0 to samples - 1, in the order of steps.
+        samples: how many.
+    """
+    n = np.bincount(row, minlength=samples)
+    order = np.argsort(row, kind="stable")
+    place = np.empty(len(row), dtype=np.int64)
+    place[order] = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n)
+    return place, n
+
+
 def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
     """Means over the early and the late half of each sample's visits, (samples, 2).
 
@@ -88,10 +102,7 @@ def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
         row: each visit's sample, 0 to samples - 1.
         samples: how many.
     """
-    n = np.bincount(row, minlength=samples)
-    order = np.argsort(row, kind="stable")
-    place = np.empty(len(row), dtype=np.int64)
-    place[order] = np.arange(len(row)) - np.repeat(np.cumsum(n) - n, n)
+    place, n = visit_places(row, samples)
     late = 2 * place >= n[row]
     means = np.full((samples, 2), np.nan)
     enough = n >= FEWEST

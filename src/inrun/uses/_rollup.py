@@ -11,9 +11,19 @@ apart. Equal contents delivered by several groups are one thing that was bought 
 however often each did; with "booked" every copy keeps what its own visits earned, which depends on
 which copy came first.
 
-Letters: a group's sum over n contents of value x is n * mean(x), and its interval is n times
-Student's interval of that mean: how far the sum would move had the group delivered other rows like
-its own. It says nothing of how far another training would have moved it.
+An interval says how far a group's sum, or its share, would move had it delivered other rows like
+its own; it says nothing of how far another training would have moved it. Near duplicates are no
+independent draws, so that clusters of them are what is drawn. With r_cg = S_cg - n_cg S_g / n_g,
+what the n_cg rows of cluster c in group g have beyond their number's part of the group's sum S_g,
+and s_g = S_g / S,
+
+    variance of S_g                        = m/(m-1) * sum over c of r_cg^2
+    variance of s_g                        = m/(m-1) * sum over c of (r_cg - s_g r_c)^2 / S^2
+    variance of S_g / n_g - S / n          = m/(m-1) * sum over c of (r_cg / n_g - r_c / n)^2
+
+where r_c sums r_cg over groups and m is the number of clusters. Intervals are Student's, at
+1 - 0.05 / G, so that those of all G groups hold together in 95 % of cases (Bonferroni).
+Letters: n samples, C clusters, G groups.
 """
 
 from __future__ import annotations
@@ -23,12 +33,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import t as student
 
 from inrun.answers import Answer
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import totals
-from inrun.uses._check import half_interval
 from inrun.uses._judges import judge_notes, judged_as
+from inrun.uses._near import near_groups
 from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
 
 UNNAMED = "(not described)"
@@ -42,10 +53,11 @@ class Rollup(Answer):
     Attributes:
         by: the column that was summed over.
         table: one row per group, the most valuable first: `group`, `samples`, `visits`, `value`,
-            `low` and `high` (95 % interval), `share` of the samples' entry, `share_of_fall` of the
-            loss's whole fall, `booked` (the sum before duplicates were split), `harmful` (share of
-            its samples with a negative value), `duplicated` (samples whose content another group
-            delivered too).
+            `low` and `high` (95 % intervals that hold for all groups together), `share` of the
+            samples' entry with `share_low` and `share_high`, `share_of_fall` of the loss's whole
+            fall, `booked` (the sum before duplicates were split), `harmful` (share of its samples
+            with a negative value), `duplicated` (samples whose content another group delivered
+            too), `told` ('above' or 'below' where its mean is told from the mean of all samples).
         books: the entries over the run, in units of the validation loss: `fall`, `samples`,
             `momentum`, `weight_decay`, `unattributed`, `other`, `residual`.
         duplicates: 'split' or 'booked'.
@@ -62,7 +74,24 @@ class Rollup(Answer):
         """The fall of the loss, and the entries that make it up."""
         entries = ", ".join(f"{name.replace('_', ' ')} {self.booked(name)}" for name in ENTRIES)
         fell = f"The validation loss fell by {self.booked('fall')}: {entries}."
-        return [fell, *self.judges]
+        return [fell, self.comparison, *self.judges]
+
+    @property
+    def comparison(self) -> str:
+        """Which groups are told from the mean of all samples, in a sentence."""
+        told = self.table.select(["group", "told"]).to_pylist()
+        if len(told) < 2:
+            return "There is one group, so nothing is compared."
+        found = [
+            f"{side} it: {', '.join(str(row['group']) for row in told if row['told'] == side)}"
+            for side in ("above", "below")
+            if any(row["told"] == side for row in told)
+        ]
+        said = "; ".join(found) or "none is told from it"
+        return (
+            f"{len(told)} groups beside the mean of all samples: {said}. By chance alone some "
+            "group would be named in one of twenty such tables."
+        )
 
     def booked(self, name: str) -> str:
         """An entry, or `fall`, as it is shown; the residual may not be known."""
@@ -74,13 +103,15 @@ class Rollup(Answer):
         copies = sum(self.table["duplicated"].to_pylist())
         said = [
             *self.judges,
+            self.comparison,
             "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
             f"entry in the books, {self.booked('samples')}; what the loss fell by over the scored "
             f"steps: {self.booked('fall')}.",
             "The other entries belong to no group: momentum is what earlier gradients of all "
             "groups still did.",
             "An interval says how far a sum would move had the group delivered other rows like "
-            "its own, not how far another training would move it.",
+            "its own, not how far another training would move it. The intervals hold for all "
+            "groups together.",
         ]
         if copies:
             how = (
@@ -96,9 +127,10 @@ def rollup(
     run: Valued,
     by: str = "source",
     *,
-    samples: pa.Table | None = None,
+    samples: Any = None,
     duplicates: str = "split",
     judge: str | None = None,
+    clusters: str | None = None,
 ) -> Rollup:
     """Sums values by a column of the samples.
 
@@ -109,6 +141,9 @@ def rollup(
         duplicates: 'split' or 'booked', for equal contents from several groups.
         judge: 'training' weighs each class by its share of the samples, 'even' all alike; None
             leaves the weights that the run was scored with.
+        clusters: a column of the samples; those of one level (a document, a patient, a near copy)
+            are no independent draws of their group. Without it, texts that share most of their
+            runs of three words are found; equal contents always are.
 
     Raises:
         MisuseError: no samples, no such column, or `duplicates` is neither.
@@ -122,22 +157,30 @@ def rollup(
             f"The run was not told what its samples are, so they have no {by!r}. Pass --samples "
             "FILE or samples=, or call inrun.load(run).describe(table) once."
         )
-    if by not in samples.column_names:
-        raise MisuseError(
-            f"The samples have no column {by!r}; they have {', '.join(samples.column_names)}."
-        )
+    for name in [by] if clusters is None else [by, clusters]:
+        if name not in samples.column_names:
+            raise MisuseError(
+                f"The samples have no column {name!r}; they have {', '.join(samples.column_names)}."
+            )
     run = judged_as(run, judge, samples)
     values = run.values()
     table = described(values, samples)
     group = np.array([UNNAMED if g is None else str(g) for g in table[by].to_pylist()])
-    content = duplicate_groups(table)
+    alone = table.drop_columns([clusters]) if clusters not in (None, by) else table
+    content = duplicate_groups(alone)
     booked = values["value"].to_numpy()
     books = _books(run, booked)
     shared = _contents_in_several(group, content)
     value = _split(booked, group, content, shared) if duplicates == "split" else booked
     visits = values["visits"].to_numpy()
-    every = _Columns(group, value, booked, visits, content, shared)
-    rows = [_row(name, every, books) for name in np.unique(group).tolist()]
+    every = _Columns(group, value, booked, visits, shared)
+    names = np.unique(group)
+    place = np.searchsorted(names, group)
+    intervals = _intervals(value, place, len(names), _clusters(table, clusters))
+    rows = [
+        _row(name, every, books) | interval
+        for name, interval in zip(names.tolist(), intervals, strict=True)
+    ]
     rows.sort(key=lambda row: -row["value"])
     judges = tuple(judge_notes(run, samples))
     return Rollup(by, pa.Table.from_pylist(rows), books, duplicates, judges)
@@ -187,22 +230,17 @@ class _Columns(NamedTuple):
     value: np.ndarray
     booked: np.ndarray
     visits: np.ndarray
-    content: np.ndarray
     shared: np.ndarray
 
 
 def _row(name: str, every: _Columns, books: dict[str, float]) -> dict[str, Any]:
     own = _Columns(*(column[every.group == name] for column in every))
     total = float(own.value.sum())
-    contents = _by_content(own.value, own.content)
-    half = len(contents) * half_interval(contents)
     return {
         "group": name,
         "samples": len(own.value),
         "visits": int(own.visits.sum()),
         "value": total,
-        "low": total - half,
-        "high": total + half,
         "share": total / books["samples"] if books["samples"] else float("nan"),
         "share_of_fall": total / books["fall"] if books["fall"] else float("nan"),
         "booked": float(own.booked.sum()),
@@ -211,10 +249,47 @@ def _row(name: str, every: _Columns, books: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _by_content(value: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """Copies of one content are not independent draws: their values are added first."""
-    single = value[content < 0]
-    numbers, place = np.unique(content[content >= 0], return_inverse=True)
-    sums = np.zeros(len(numbers))
-    np.add.at(sums, place, value[content >= 0])
-    return np.concatenate([single, sums])
+def _clusters(table: pa.Table, column: str | None) -> np.ndarray:
+    """(n,) what was drawn together: a column's level, else near duplicates."""
+    if column is not None:
+        level = [f"{value}" for value in table[column].to_pylist()]
+        return np.unique(level, return_inverse=True)[1]
+    near = near_groups(table)
+    own = near.max(initial=-1) + 1 + np.arange(len(near))
+    return np.unique(np.where(near >= 0, near, own), return_inverse=True)[1]
+
+
+def _intervals(
+    value: np.ndarray, group: np.ndarray, groups: int, cluster: np.ndarray
+) -> list[dict[str, Any]]:
+    """By group: its sum's interval, its share's, and whether it is told from the mean of all.
+
+    Args:
+        value: (n,) of each sample.
+        group: (n,) its number.
+        groups: how many.
+        cluster: (n,) its number.
+    """
+    n, sums, total = np.bincount(group), np.bincount(group, value, groups), float(value.sum())
+    beyond = value - (sums / n)[group]
+    r_C = np.bincount(cluster, beyond)
+    found = []
+    for g in range(groups):
+        own = group == g
+        r_Cg = np.bincount(cluster[own], beyond[own], len(r_C))
+        m = len(np.unique(cluster[own]))
+        share, away = sums[g] / total if total else np.nan, sums[g] / n[g] - total / len(value)
+        times = student.ppf(1 - 0.025 / groups, m - 1) * np.sqrt(m / (m - 1)) if m > 1 else np.nan
+        half = times * np.linalg.norm(r_Cg)
+        half_share = times * np.linalg.norm(r_Cg - share * r_C) / abs(total) if total else np.nan
+        certain = abs(away) > times * np.linalg.norm(r_Cg / n[g] - r_C / len(value))
+        found.append(
+            {
+                "low": sums[g] - half,
+                "high": sums[g] + half,
+                "share_low": share - half_share,
+                "share_high": share + half_share,
+                "told": ("above" if away > 0 else "below") if certain and groups > 1 else None,
+            }
+        )
+    return found

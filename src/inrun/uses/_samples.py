@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inrun.errors import MisuseError
-from inrun.ledger import Run, opened_picture
+from inrun.ledger import Run, opened_picture, samples_table
 
 NOT_CONTENT = ("sample_id", "label", "source")
 TIMES = 20.0
@@ -44,9 +44,15 @@ class Valued(Protocol):
         """One row per scored step."""
 
 
-def samples_of(run: Valued, given: pa.Table | None) -> pa.Table | None:
-    """The samples that were given, else those that a stored run was told of (`Run.describe`)."""
-    return run.samples() if given is None and isinstance(run, Run) else given
+def samples_of(run: Valued, given: Any) -> pa.Table | None:
+    """The samples that were given, else those that a stored run was told of (`Run.describe`).
+
+    Raises:
+        MisuseError: what was given has no ids, or ids twice.
+    """
+    if given is not None:
+        return samples_table(given, None)
+    return run.samples() if isinstance(run, Run) else None
 
 
 def described(values: pa.Table, samples: pa.Table | None) -> pa.Table:

@@ -92,7 +92,7 @@ def trace(
     Args:
         run: a recorded run (`inrun.record`), or a stored run or live attribution whose targets hold
             the query.
-        query: for a recorded run a `Utility` with a target a query; for a stored one a target's
+        query: for a recorded run a `Utility` with one target per query; for a stored one a target's
             name, None for all.
         method: 'look-ahead' (default for a recorded run), 'tracin' or 'named' (for a stored one).
         standardised: rank by standardised values; None does so for named targets, where totals

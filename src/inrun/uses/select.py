@@ -20,7 +20,8 @@ import pyarrow as pa
 from inrun.answers import Answer
 from inrun.errors import MisuseError
 from inrun.replay import Trajectory, lookahead
-from inrun.uses._check import Comparison, check
+from inrun.uses._check import check
+from inrun.uses._comparison import Comparison
 from inrun.uses._online import BY, Loop, online
 from inrun.uses._online_selection import OnlineSelection
 from inrun.uses._prune import lowest

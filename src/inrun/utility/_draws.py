@@ -12,35 +12,63 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed import Processes, agreed
 from inrun.utility._rows import row_count, take_rows
 from inrun.utility._undisturbed import undisturbed
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import Utility
 
 SEED = 20_260_201  # of the first draw
 ROUNDING = 1e-4  # of a loss: what kernels that add in another order may make
 
 
-def drawn(loss_fn: LossFunction, draws: int, model: nn.Module, batch: Any) -> Any:
+def drawn(utility: Utility, model: nn.Module, batch: Any) -> Any:
     """The loss, or its mean over so many draws, which are the same at every call.
 
     To be called where torch's random state is put back by the caller.
     """
-    if draws == 1:
-        return loss_fn(model, batch)
+    if utility.draws == 1:
+        return _called(utility, model, batch)
     losses: list[Any] = []
     with states_kept():
-        for number in range(draws):
+        for number in range(utility.draws):
             _seed(SEED + number)
-            losses.append(loss_fn(model, batch))
+            losses.append(_called(utility, model, batch))
     if not all(isinstance(loss, Tensor) and loss.numel() == 1 for loss in losses):
         return losses[0]  # whose form the caller complains of
     return torch.stack([loss.reshape(()) for loss in losses]).mean()
 
 
-def is_repeatable(utility: Utility, model: nn.Module) -> bool:
+def _called(utility: Utility, model: nn.Module, batch: Any) -> Any:
+    """The loss; of a pass for the loss alone without a graph, where `loss_fn` needs none inside.
+
+    It needs one where it differentiates the model's outputs itself: forces, residuals of
+    differential equations, gradient penalties.
+    """
+    if torch.is_grad_enabled():
+        return utility.loss_fn(model, batch)
+    if not utility.differentiates:
+        state = torch.get_rng_state()
+        try:
+            return utility.loss_fn(model, batch)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        utility.differentiates = True
+        torch.set_rng_state(state)
+    with torch.enable_grad():
+        loss = utility.loss_fn(model, batch)
+    return loss.detach() if isinstance(loss, Tensor) else loss
+
+
+def is_repeatable(utility: Utility, model: nn.Module, called: Processes) -> bool:
     """Whether two calls at the same weights, with other random numbers, give the same losses.
 
     A loss function that fails says so elsewhere.
+
+    Args:
+        utility: whose losses are called.
+        model: that they judge.
+        called: the processes that its passes are calls to.
     """
 
     def few(batch: Any) -> Any:
@@ -53,10 +81,11 @@ def is_repeatable(utility: Utility, model: nn.Module) -> bool:
     def call(seed: int) -> list[float]:
         with undisturbed(model), states_kept(), torch.no_grad():
             _seed(seed)
-            return [float(utility.loss_fn(model, few(batch))) for batch in utility.batches.values()]
+            losses = (_called(utility, model, few(b)) for b in utility.batches.values())
+            return [float(loss) for loss in losses]
 
     try:
-        first, second = call(SEED), call(SEED + 1)
+        first, second = agreed(called, lambda: (call(SEED), call(SEED + 1)))
     except Exception:
         return True
     pairs = zip(first, second, strict=True)

@@ -46,7 +46,7 @@ def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tens
         MisuseError: `loss_fn` returned no scalar tensor.
     """
     try:
-        loss = drawn(utility.loss_fn, utility.draws, model, batch)
+        loss = drawn(utility, model, batch)
     except RuntimeError as error:
         _explain_devices(model, batch, target, error)
         raise

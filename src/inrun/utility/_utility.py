@@ -98,6 +98,7 @@ class Utility:
             )
         self.weights = _weights(tuple(self.batches), weights)
         self.rotating = self.refresh = 1
+        self.differentiates = False  # loss_fn needs a graph inside, as is found out by calling it
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise MisuseError(f"draws={draws!r} is no number of calls of loss_fn.")
         self.draws = draws

@@ -92,6 +92,13 @@ def test_directions_of_low_rank_are_met_by_thin_products(tiles):
     torch.testing.assert_close(factor.contract_low_rank(low, Q), outer.contract(Q))
 
 
+def test_sketches_are_shares_in_their_bases(tiles):
+    factor, outer = built()
+    left, right = normal(2, V, 3, seed=16), normal(2, N, 4, seed=17)
+    expected = left.mT @ outer.materialize(torch.float64).unsqueeze(1) @ right
+    torch.testing.assert_close(factor.sketch(left, right), expected)
+
+
 def test_the_partition_function_is_that_of_the_logits(tiles):
     h, hidden = head(), normal(B, T, N, seed=4)
     y = logits(h, hidden)

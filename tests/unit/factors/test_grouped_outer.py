@@ -18,6 +18,13 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+SIDES = normal(2, E, 3, seed=5), normal(2, M * N, 4, seed=6)  # two directions' bases
+
+
+def sketched(shares):
+    return SIDES[0].mT @ shares.flatten(2).unsqueeze(1) @ SIDES[1]
+
+
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 def test_shares_are_those_of_each_groups_rows(groups):
     group = torch.tensor(groups).reshape(B, T)
@@ -39,6 +46,7 @@ def test_shares_are_those_of_each_groups_rows(groups):
     one, rest = normal(E, seed=3), normal(M, N, seed=4)
     met = torch.einsum("bemn,e,mn->b", expected, one, rest)
     torch.testing.assert_close(factor.contract_rank_one(one, rest), met)
+    torch.testing.assert_close(factor.sketch(*SIDES), sketched(expected))
 
 
 def test_rows_in_the_experts_order_are_summed_by_owner():
@@ -54,3 +62,4 @@ def test_rows_in_the_experts_order_are_summed_by_owner():
     one, rest = normal(E, seed=3), normal(M, N, seed=4)
     met = torch.einsum("bemn,e,mn->b", expected, one, rest)
     torch.testing.assert_close(factor.contract_rank_one(one, rest), met)
+    torch.testing.assert_close(factor.sketch(*SIDES), sketched(expected))

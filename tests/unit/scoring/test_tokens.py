@@ -1,4 +1,4 @@
-"""Values a token: they are what each loss term's own gradient gives, and add up."""
+"""Values per token: they are what each loss term's own gradient gives, and add up."""
 
 import gc
 

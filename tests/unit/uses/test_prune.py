@@ -70,7 +70,20 @@ def test_nothing_or_everything_is_no_pruning(run, drop):
 
 
 def test_unknown_names_are_said(run):
-    with pytest.raises(MisuseError, match="harm, normalised, total"):
+    with pytest.raises(MisuseError, match="harm, label_doubt, normalised, total"):
         inrun.prune(run, by="loss")
     with pytest.raises(MisuseError, match="no column 'source' to balance over"):
         inrun.prune(run, balanced="source")
+
+
+def test_named_samples_are_left_out_and_no_others(run):
+    pruning = inrun.prune(run, [3, 7, 8])
+    assert (pruning.by, sorted(pruning.dropped)) == ("name", [3, 7, 8])
+    assert pruning.balanced == "label"  # so that a random control drops as many of each label
+    assert pruning.table["score"].to_pylist() == sorted(pruning.table["score"].to_pylist())
+
+
+@pytest.mark.parametrize("drop", [[], range(40), [1, 99]])
+def test_names_of_nobody_or_everybody_are_refused(run, drop):
+    with pytest.raises(MisuseError, match=r"would leave out|of no sample of the run, such as 99"):
+        inrun.prune(run, drop)

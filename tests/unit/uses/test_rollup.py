@@ -7,6 +7,8 @@ import pytest
 import inrun
 from inrun.errors import InRunWarning, InvariantError, MisuseError, StoreError
 from inrun.uses import duplicate_groups
+from inrun.uses._near import near_groups
+from inrun.uses._rollup import _intervals
 from tests.integration.stored import as_older_version, random_run, stored_run
 from tests.oracles import decisions as oracle
 
@@ -68,12 +70,64 @@ def test_intervals_cover_the_mean_of_what_providers_draw_from(tmp_path):
     assert 70 <= hits <= 80  # of 80; 95 % would be 76
 
 
+def test_equal_groups_are_seldom_told_from_each_other(tmp_path):
+    """Ten groups of the same make: some one stands out in about one of twenty tables."""
+    rng, told = np.random.default_rng(2), 0
+    for _ in range(200):
+        value = rng.normal(0.3, 1.0, 200)
+        found = _intervals(value, np.arange(200) % 10, 10, np.arange(200))
+        told += any(one["told"] for one in found)
+    assert 1 <= told <= 20  # 10 would be 5 %
+    shifted = value + 3.0 * (np.arange(200) % 10 == 7)
+    found = _intervals(shifted, np.arange(200) % 10, 10, np.arange(200))
+    assert [one["told"] for one in found].index("above") == 7
+
+
+def test_near_duplicates_are_drawn_together(tmp_path):
+    """The same rows ten times over say no more than once."""
+    words = [f"word{i} " * 6 + " ".join(f"of{i}and{j}" for j in range(30)) for i in range(12)]
+    texts = [f"{words[row // 10]} copy{row % 10}" for row in range(120)]
+    value = np.repeat(np.random.default_rng(0).normal(1.0, 1.0, 12), 10)[:, None]
+    run = stored_run(tmp_path / "run", value, np.arange(120), np.ones(120, int), range(120))
+    rows = {"sample_id": range(120), "source": ["a", "b", "c"] * 40}
+    document = [str(row // 10) for row in range(120)]
+    tables = [
+        inrun.rollup(run, samples=pa.table(rows | more), clusters=clusters).table
+        for more, clusters in (
+            ({"text": texts}, None), ({"document": document}, "document"), ({"x": texts}, None),
+        )
+    ]  # fmt: skip
+    near, given, single = (t.sort_by("group")["high"].to_numpy() for t in tables)
+    value_of = tables[0].sort_by("group")["value"].to_numpy()
+    np.testing.assert_allclose(near, given)
+    assert ((near - value_of) > 1.5 * (single - value_of)).all()
+
+
+def test_shares_have_intervals_that_cover_what_is_drawn(tmp_path):
+    rng, hits = np.random.default_rng(3), 0
+    group = np.repeat([0, 1], [20, 60])
+    for _ in range(200):
+        value = rng.normal(np.where(group == 0, 2.0, 1.0), 1.0)
+        first = _intervals(value, group, 2, np.arange(80))[0]
+        hits += first["share_low"] <= 40 / 100 <= first["share_high"]
+    assert 185 <= hits <= 200  # of 200; 97.5 % of two that hold together would be 195
+
+
+def test_nothing_is_told_of_one_group(run):
+    found = inrun.rollup(run, samples=pa.table({"sample_id": range(10), "source": ["a"] * 10}))
+    assert found.table["told"].to_pylist() == [None]
+    assert "one group" in found.comparison
+    with pytest.raises(MisuseError, match="no column 'document'"):
+        inrun.rollup(run, clusters="document")
+
+
 def test_a_single_row_has_no_interval(tmp_path):
     run = stored_run(tmp_path / "run", np.ones((3, 1)), np.arange(3), np.ones(3, int), range(3))
     run.describe({"sample_id": range(3), "source": ["a", "b", "b"]})
     low = {r["group"]: r["low"] for r in inrun.rollup(run).table.to_pylist()}
     assert np.isnan(low["a"])
     assert low["b"] == pytest.approx(2.0)
+    assert None in inrun.rollup(run).table["told"].to_pylist()
 
 
 def test_books_that_do_not_fit_the_values_are_refused(run):
@@ -110,3 +164,14 @@ def test_samples_whose_ids_are_of_another_kind_are_refused(run):
     samples = pa.table({"sample_id": ["x", "y"], "source": ["a", "b"]})
     with pytest.raises(MisuseError, match="cannot be joined"):
         inrun.rollup(run, samples=samples)
+
+
+def test_near_groups_link_texts_that_share_most_of_their_runs_of_words():
+    base = " ".join(f"word{i}" for i in range(40))
+    other = " ".join(f"thing{i}" for i in range(40))
+    texts = [base, other, base + " and more", None, "", other.replace("thing39", "x"), base.upper()]
+    found = near_groups(pa.table({"sample_id": range(7), "text": texts}))
+    assert found[0] == found[2] == found[6] >= 0
+    assert found[1] == found[5] >= 0
+    assert found[0] != found[1]
+    assert found[3] == found[4] == -1

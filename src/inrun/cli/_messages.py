@@ -87,14 +87,14 @@ def _doubtful(run: Any, rows: int = 5) -> Any:
     """The labels that look most wrong."""
     import pyarrow.compute as pc
 
-    samples = run.samples().sort_by([("label_doubt", "descending")])
-    names = ("sample", "labelled", "rather", "doubt", "content")
+    samples = run.samples().sort_by("doubt_rank")
+    names = ("sample", "labelled", "rather", "content")
     table = Cells(*names, title="Labels to look at first")
-    seen = samples.filter(pc.is_valid(samples["label_doubt"]))  # some were in no scored step
+    seen = samples.filter(pc.is_valid(samples["doubt_rank"]))  # some were in no scored step
     for row in seen.slice(0, rows).to_pylist():
         content = row.get("text") or row.get("file") or ""
         table.add_row(
             plain(row["sample_id"]), plain(row["label"]), plain(row["suggested_label"]),
-            f"{row['label_doubt']:.3f}", plain(str(content)[:60]),
+            plain(str(content)[:60]),
         )  # fmt: skip
     return table

@@ -1,0 +1,28 @@
+"""Which cells there are, of three kinds, and what measures one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.statements import audits, cell, flips
+
+
+def grid(quick: bool) -> list[str]:
+    """The standard cells, or one of them."""
+    kinds = (("imbalanced", 0.0), ("imbalanced", 0.2), ("balanced", 0.2), ("mnist", 0.2))
+    planted = [
+        flips.Setting(kind, shares, noise, data).key
+        for shares, draws in (("balanced", 4), ("mnist", 2))
+        for data in range(10, 10 + draws)  # others than the count was made with
+        for kind in flips.KINDS
+        for noise in (0.0, 0.05, 0.1, 0.2, 0.4)
+    ]
+    cells = [audits.Setting(name, data).key for data in range(3) for name in audits.CHANGES]
+    cells += planted
+    cells += [cell.Setting(shares, noise, data).key for data in range(4) for shares, noise in kinds]
+    return cells[:1] if quick else cells
+
+
+def measure(key: str) -> dict[str, Any]:
+    """A cell of any of the three kinds; its name begins with the kind's first field."""
+    return {"shares": cell, "flips": flips, "audit": audits}[key.split("=")[0]].measure(key)

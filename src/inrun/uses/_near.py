@@ -1,0 +1,76 @@
+"""Which samples are nearly the same thing: texts that share most of their runs of words.
+
+A text is the set of its runs of `RUN` words; two texts are near duplicates where the Jaccard
+similarity of their sets, |A and B| / |A or B|, is `NEAR` or more, and groups are what such pairs
+link. Pairs are looked for by MinHash (Broder, 1997): two sets have the same smallest hash with the
+probability of their similarity, and of `BANDS` bands of `HASHES` smallest hashes each, a pair of
+similarity s shares at least one with probability 1 - (1 - s^HASHES)^BANDS, 0.995 at `NEAR`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+
+import numpy as np
+import pyarrow as pa
+
+from inrun.uses._samples import duplicate_groups
+
+RUN, NEAR, BANDS, HASHES = 3, 0.7, 20, 4
+PRIME = (1 << 31) - 1
+
+
+def near_groups(samples: pa.Table) -> np.ndarray:
+    """(n,) int64: the same number for near duplicates and copies, -1 for what is there once."""
+    exact = duplicate_groups(samples)
+    if "text" not in samples.column_names:
+        return exact
+    runs = [None if t is None else _runs(str(t)) for t in samples["text"].to_pylist()]
+    parent = list(range(len(runs)))
+    first: dict[int, int] = {}
+    for row, number in enumerate(exact.tolist()):
+        if number >= 0:
+            parent[row] = first.setdefault(number, row)
+    known = [row for row, own in enumerate(runs) if own and parent[row] == row]
+    for bucket in _buckets([runs[row] or frozenset() for row in known]):
+        for a, b in itertools.pairwise(bucket):
+            one, other = known[a], known[b]
+            if _root(parent, one) != _root(parent, other) and _alike(runs[one], runs[other]):
+                parent[_root(parent, other)] = _root(parent, one)
+    roots = np.array([_root(parent, row) for row in range(len(parent))], dtype=np.int64)
+    _, number, count = np.unique(roots, return_inverse=True, return_counts=True)
+    found: np.ndarray = np.where(count[number] > 1, number, -1)
+    return found
+
+
+def _runs(text: str) -> frozenset[int]:
+    words = text.casefold().split()
+    ends = range(max(1, len(words) - RUN + 1))
+    return frozenset(zlib.crc32(" ".join(words[i : i + RUN]).encode()) for i in ends if words)
+
+
+def _buckets(sets: list[frozenset[int]]) -> list[list[int]]:
+    """Places of sets that share a band, two or more in each."""
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, PRIME, (BANDS * HASHES, 1))
+    terms = rng.integers(0, PRIME, (BANDS * HASHES, 1))
+    found: dict[tuple[int, bytes], list[int]] = {}
+    for place, own in enumerate(sets):
+        hashes = np.fromiter(own, dtype=np.int64, count=len(own)) % PRIME
+        smallest = ((factors * hashes + terms) % PRIME).min(1).reshape(BANDS, HASHES)
+        for band, least in enumerate(smallest):
+            found.setdefault((band, least.tobytes()), []).append(place)
+    return [bucket for bucket in found.values() if len(bucket) > 1]
+
+
+def _alike(one: frozenset[int] | None, other: frozenset[int] | None) -> bool:
+    if not one or not other:
+        return False
+    return len(one & other) >= NEAR * len(one | other)
+
+
+def _root(parent: list[int], row: int) -> int:
+    while parent[row] != row:
+        parent[row] = row = parent[parent[row]]
+    return row
