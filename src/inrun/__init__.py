@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.uses import (
         Agreement,
         Comparison,
+        Confounds,
+        Difference,
         Explanation,
         HarmProfile,
         LabelDoubts,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         WrongLabels,
         agreement,
         check_pruning,
+        confounds,
+        diff,
         explain,
         explain_again,
         harm_profile,
@@ -45,7 +49,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
         trace,
         wrong_labels,
     )
-    from inrun.utility import Utility
+    from inrun.utility import Utility, contrast
 
 __version__ = "0.2.0"
 
@@ -55,6 +59,8 @@ __all__ = [
     "Attribution",
     "Budget",
     "Comparison",
+    "Confounds",
+    "Difference",
     "EveryStep",
     "Explanation",
     "HarmProfile",
@@ -76,6 +82,9 @@ __all__ = [
     "agreement",
     "attach",
     "check_pruning",
+    "confounds",
+    "contrast",
+    "diff",
     "errors",
     "explain",
     "explain_again",
@@ -100,12 +109,12 @@ _HOMES = {
     "ledger": ("Run",),
     "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
     "uses": (
-        "Agreement", "Comparison", "Explanation", "HarmProfile", "LabelDoubts", "Pruning", "Rollup",
-        "Trace", "WrongLabels", "agreement", "check_pruning", "explain", "explain_again",
-        "harm_profile", "label_doubts", "load", "plant", "prune", "rollup", "select", "trace",
-        "wrong_labels",
+        "Agreement", "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile",
+        "LabelDoubts", "Pruning", "Rollup", "Trace", "WrongLabels", "agreement", "check_pruning",
+        "confounds", "diff", "explain", "explain_again", "harm_profile", "label_doubts", "load",
+        "plant", "prune", "rollup", "select", "trace", "wrong_labels",
     ),
-    "utility": ("Utility",),
+    "utility": ("Utility", "contrast"),
 }  # fmt: skip
 _ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
 

@@ -57,7 +57,9 @@ class Opened:
         """What a chart was given to draw."""
         return self.page.evaluate("name => report.rowsOf(name)", name)
 
-    def downloaded(self, button):
+    def downloaded(self, kind):
+        """The selection's file of one of the page's formats, such as 'ids' or 'csv'."""
+        self.page.select_option("#format", kind)
         with self.page.expect_download() as download:
-            self.page.click(button)
+            self.page.click("#export")
         return Path(download.value.path()).read_text(encoding="utf-8")

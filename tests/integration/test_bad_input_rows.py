@@ -183,6 +183,12 @@ TESTS = {
         "a step without a score": "a_step_that_is_not_there_and_two_ways_at_once_are_refused",
         "training again without": "what_nobody_did_is_not_trained_again",
     },
+    "unit/uses/test_diff.py": {
+        "`inrun.diff` of runs": "ids_of_another_kind_are_refused",
+    },
+    "unit/test_contrast.py": {
+        "good and bad answers": "answers_to_other_numbers_of_prompts_are_refused",
+    },
     "unit/uses/test_labels.py": {
         "label doubts where": "doubts_without_what_they_need_are_refused",
     },

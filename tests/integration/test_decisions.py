@@ -78,7 +78,7 @@ def refused(command):
 def test_report_is_one_file_beside_the_run(folder, said, refused):
     assert "report.html" in shell(folder, "report", "run")
     text = (folder / "run" / "report.html").read_text()
-    assert "What helped" in text
+    assert "How far did the loss fall, and through what?" in text
     assert "default-src 'none'" in text
     said("report", "run", "--out", "elsewhere.html")
     assert (folder / "elsewhere.html").exists()
@@ -108,6 +108,19 @@ def test_explain_names_a_step_its_books_and_its_rows(folder, said, refused):
     assert "scored steps, from 1" in refused("explain", "run", "--step", "99999")
     assert "--worst looks" in refused("explain", "run", "--worst", "1", "--step", "3")
     assert "how to train again" in refused("explain", "run", "--check")
+
+
+def test_diff_lays_two_runs_side_by_side(folder, said, refused):
+    shutil.copytree(folder / "run", folder / "again")
+    text = said("diff", "run", "again", "--out", "moved.csv", "--page", "diff.html")
+    assert "0 in run alone, 0 in again" in text
+    assert "rank correlation of +1.00" in text
+    with open(folder / "moved.csv") as file:
+        assert len(list(csv.DictReader(file))) == inrun.load(folder / "run").values().num_rows
+    page = (folder / "diff.html").read_text()
+    assert "What changed from run to again" in page
+    assert "default-src 'none'" in page
+    assert "is not a run" in refused("diff", "run", ".")
 
 
 def test_rollup_adds_up_to_the_books(folder, said, refused):

@@ -184,6 +184,7 @@ def test_charts_are_drawn_where_no_string_is_compiled(tmp_path):
     rows = [{
         "step": 1, "fall": 0.1, "from": 0, "to": 1, "samples": 3, "every": 4, "sign": "helped",
         "id": "7", "value": 0.5, "group": "g", "low": 0.4, "high": 0.6, "target": "t",
+        "x": 0.1, "y": 0.2, "color": "c", "chosen": 1,
     }]  # fmt: skip
     drawn = live_charts(ledger, 3) | {
         "residuals": charts.residuals(ledger).to_dict(),
@@ -193,7 +194,8 @@ def test_charts_are_drawn_where_no_string_is_compiled(tmp_path):
     }
     for spec in drawn.values():
         spec.setdefault("datasets", {})["rows"] = rows
-    (tmp_path / "charts.json").write_text(json.dumps(drawn))
+    written = json.dumps(drawn).replace("[factor]", "1000")  # as the page's script does
+    (tmp_path / "charts.json").write_text(written)
     bundle = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
     (tmp_path / "renderer.js").write_text(bundle)
 

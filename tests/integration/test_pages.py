@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {"tutorials/index"}  # by the build
 READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup", "uses/explain",
+                 "uses/behaviour", "uses/diff",
                  "uses/lookahead", "uses/select", "extending", "samples")  # fmt: skip
 
 

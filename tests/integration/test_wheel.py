@@ -91,7 +91,7 @@ def test_types_and_assets_ship(fresh):
         names = set(opened.namelist())
     assert "inrun/py.typed" in names
     assert {
-        f"inrun/report/assets/{name}" for name in ("page.html", "page.css", "table.js")
+        f"inrun/report/assets/{name}" for name in ("page.html", "page.css", "export.js")
     } <= names
     assert all(name.startswith(("inrun/", f"inrun-{inrun.__version__}")) for name in names)
     with tarfile.open(next(fresh.wheel.parent.glob("*.tar.gz"))) as opened:

@@ -78,7 +78,7 @@ def test_numbers_and_prose_stay(text):
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_reports_script_writes_the_same_cells():
-    code = (resources.files("inrun.report") / "assets" / "table.js").read_text(encoding="utf-8")
+    code = (resources.files("inrun.report") / "assets" / "export.js").read_text(encoding="utf-8")
     function = re.search(r"function csvCell\(x\) \{.*?\n  \}\n", code, re.DOTALL).group()
     texts = [*FORMULAS, "-5", "+1.5e-3", "a - b", "plain", 'say "x"', ""]
     program = (

@@ -2,7 +2,7 @@
 
 A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@`, also behind blanks; and where the
 reader's country separates cells by `;`, or somebody chooses `|` or a tab, what stands behind those
-is a cell of its own. Each such place gets an apostrophe. `csvCell` in the report's `table.js` does
+is a cell of its own. Each such place gets an apostrophe. `csvCell` in the report's `export.js` does
 the same.
 """
 

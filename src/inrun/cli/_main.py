@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import inrun
-from inrun.cli import _decisions, _explain, _trace, _train, _validate
+from inrun.cli import _decisions, _diff, _explain, _trace, _train, _validate
 from inrun.cli._terminal import Cells, plain, terminal
 from inrun.errors import InRunError
 
@@ -74,6 +74,7 @@ app.command("plan", no_args_is_help=True)(_train.plan)
 for verb in (
     _decisions.report,
     _explain.explain,
+    _diff.diff,
     _decisions.prune,
     _decisions.rollup,
     _trace.trace,

@@ -6,7 +6,7 @@ require_extra("report", "altair", "jinja2", "vl_convert", "PIL")
 
 # ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
 from inrun.report import _charts as charts
-from inrun.report._answers import write_rollup, write_trace
+from inrun.report._answers import write_diff, write_rollup, write_trace
 from inrun.report._page import Figure, Page, Paragraph, Section, Table
 from inrun.report._report import Told, write_report
 
@@ -18,6 +18,7 @@ __all__ = [
     "Table",
     "Told",
     "charts",
+    "write_diff",
     "write_report",
     "write_rollup",
     "write_trace",

@@ -1,4 +1,4 @@
-"""Pages of one answer: a roll-up, for those whose data it was about, or the sources of a query."""
+"""Pages of one answer: a roll-up, two runs beside each other, or the sources of a query."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from inrun.errors import MisuseError
 from inrun.report._charts import GOOD, NEUTRAL, wide
 from inrun.report._page import Figure, Page, Passage, Section, Table
-from inrun.uses import Rollup, Trace
+from inrun.uses import Difference, Rollup, Trace
 
 OTHERS = "all others"
-MOST_BARS = 40
+MOST_BARS, MOST_DOTS = 40, 4000
 LONGEST = 4000  # characters of a source
 
 
@@ -99,6 +99,75 @@ def _books(rollup: Rollup) -> Section:
     entries = [[name.replace("_", " "), rollup.booked(name)] for name in rollup.books]
     words = "The fall of the validation loss = samples + momentum + weight decay + residual."
     return Section("The books", [words], tables=[Table(["entry", "loss taken off"], entries)])
+
+
+def write_diff(found: Difference, path: Path) -> None:
+    """Writes the page.
+
+    Args:
+        found: from `inrun.diff`.
+        path: the file; it is replaced.
+
+    Raises:
+        StoreError: the page cannot be written.
+    """
+    a, b = found.names
+    books = [
+        [row["entry"], f"{row['a']:+.4g}", f"{row['b']:+.4g}", f"{row['b'] - row['a']:+.4g}"]
+        for row in found.books.to_pylist()
+    ]
+    groups = [
+        [f"{row['column']} {row['level']}", f"{row['samples_a']:,}", f"{row['samples_b']:,}",
+         f"{row['value_a']:+.4g}", f"{row['value_b']:+.4g}"]
+        for row in found.groups.slice(0, MOST_BARS).to_pylist()
+    ]  # fmt: skip
+    settings = [[row["name"], row["a"], row["b"]] for row in found.settings.to_pylist()]
+    Page(
+        title=f"What changed from {a} to {b}",
+        lead=" ".join(found.sentences()),
+        figures=[],
+        sections=[
+            Section("The books", ["In the units of the validation loss."],
+                    tables=[Table(["entry", a, b, "change"], books)]),
+            Section("Labels and sources", ["Sums of values; what changed most comes first."],
+                    tables=[Table(["", f"samples in {a}", f"in {b}", f"value in {a}", f"in {b}"],
+                                  groups)]),
+            _moved(found),
+            Section("Settings", [] if settings else ["None differs."],
+                    tables=[Table(["setting", a, b], settings)] if settings else []),
+        ],
+        footer="Positive values lowered the validation loss. Samples are common by their id.",
+    ).write(path)  # fmt: skip
+
+
+def _moved(found: Difference) -> Section:
+    """Ranks against each other, and the samples that moved furthest."""
+    a, b = found.names
+    table = found.table
+    some = np.unique(np.linspace(0, max(0, table.num_rows - 1), MOST_DOTS).astype(int))
+    points = table.select(["rank_a", "rank_b"]).take(some[: table.num_rows]).to_pylist()
+    axis = alt.Axis(format="%", tickCount=5)
+    dots = alt.Chart(alt.Data(values=points)).mark_circle(color=GOOD, size=22, opacity=0.5)
+    chart = dots.encode(
+        x=alt.X("rank_a:Q", title=f"rank in {a}, most harmful first", axis=axis),
+        y=alt.Y("rank_b:Q", title=f"rank in {b}", axis=axis),
+    )
+    rows = [
+        [str(row["sample_id"]), f"{row['rank_a']:.0%}", f"{row['rank_b']:.0%}",
+         f"{row['value_a']:+.3g}", f"{row['value_b']:+.3g}", row["changed"],
+         str(row.get("label", "")), str(row.get("text") or "")[:200]]
+        for row in table.slice(0, MOST_BARS).to_pylist()
+    ]  # fmt: skip
+    head = ["sample", f"rank in {a}", f"in {b}", f"value in {a}", f"in {b}", "changed", "label", ""]
+    return Section(
+        "Common samples",
+        [
+            "Ranks by normalised value, from 0 % (the most harmful) to 100 %. Below, the samples "
+            "whose rank changed most: look for changed labels and for neighbours that came or went."
+        ],
+        charts=[wide(chart, 320)] if points else [],
+        tables=[Table(head, rows)],
+    )
 
 
 def write_trace(

@@ -145,8 +145,8 @@ def scatter(
         points = [{"x": x, "y": y} for x, y, g in rows if g == group]
         ends = [min(p["x"] for p in points), max(p["x"] for p in points)]
         where: dict[str, Any] = {
-            "x": alt.X("x:Q", title=x_title, axis=alt.Axis(format=".1e", tickCount=3)),
-            "y": alt.Y("y:Q", title=y_title, axis=alt.Axis(format=".1e", tickCount=4)),
+            "x": alt.X("x:Q", title=x_title, axis=alt.Axis(format="~g", tickCount=3)),
+            "y": alt.Y("y:Q", title=y_title, axis=alt.Axis(format="~g", tickCount=4)),
         }
         line = alt.Chart(_data([{"x": e, "y": e} for e in ends])).encode(**where)
         dots = alt.Chart(_data(points)).encode(**where)

@@ -1,7 +1,8 @@
 """Charts whose rows the page's script computes from the samples that the filters leave.
 
 Each is drawn from data called `rows`, in the columns named here; the script of the same chart is in
-`assets/charts.js`.
+`assets/charts.js`. It puts the unit in place of `[unit]`, and in place of `[factor]` what numbers
+are multiplied by to be in it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow as pa
 from inrun.report._charts import BAD, GOOD, NEUTRAL, books, steps, tip, wide
 
 CHOSEN = "#5b7fd1"
+SCALED = "format(datum.value * [factor], ',~r')"  # of the unit that the script chooses
 HELPED = {"helped": GOOD, "harmed": BAD}
 
 
@@ -33,6 +35,8 @@ def live_charts(ledger: pa.Table, targets: int) -> dict[str, dict[str, Any]]:
         "distribution": _distribution(),
         "steps": _steps(),
         "groups": _groups(),
+        "map": _placed(),
+        "worth": _placed(),
     }
     if targets:
         charts["harm"] = _harm()
@@ -49,8 +53,8 @@ def _books(ledger: pa.Table) -> alt.TopLevelMixin:
 
 def _distribution() -> alt.TopLevelMixin:
     """Columns: from, to, samples, every, sign."""
-    axis = alt.Axis(tickCount=6, format="~g")
-    base = _rows().encode(x=alt.X("from:Q", bin="binned", title="score", axis=axis), x2="to:Q")
+    axis = alt.Axis(tickCount=6, labelExpr=SCALED)
+    base = _rows().encode(x=alt.X("from:Q", bin="binned", title="[unit]", axis=axis), x2="to:Q")
     every = base.mark_bar(color=NEUTRAL, opacity=0.3).encode(
         y=alt.Y("every:Q", title="samples", axis=alt.Axis(tickCount=5))
     )
@@ -65,9 +69,9 @@ def _distribution() -> alt.TopLevelMixin:
 def _steps() -> alt.TopLevelMixin:
     """Columns: step, value, sign, id."""
     value = alt.Y(
-        "value:Q", title="value in the step (symmetric log)",
+        "value:Q", title="value, [unit] (symmetric log)",
         scale=alt.Scale(type="symlog", constant={"expr": "constant"}),
-        axis=alt.Axis(format=".0e", tickCount=7),
+        axis=alt.Axis(labelExpr=SCALED, tickCount=5),
     )  # fmt: skip
     told: list[Any] = ["id:N", "step:Q", tip("value:Q", ".4g")]
     dots = _rows().mark_circle(size=16, opacity=0.5)
@@ -83,10 +87,27 @@ def _groups() -> alt.TopLevelMixin:
     base = _rows().encode(
         y=alt.Y("group:N", sort=None, title=None, axis=alt.Axis(labelLimit=140)), tooltip=told
     )
-    x = alt.X("value:Q", title="sum of the score", axis=alt.Axis(tickCount=5, format="~g"))
+    x = alt.X("value:Q", title="sum, [unit]", axis=alt.Axis(tickCount=5, labelExpr=SCALED))
     bars = base.mark_bar(opacity=0.85).encode(x=x, color=_sign())
     rules = base.mark_rule(color=NEUTRAL, strokeWidth=2).encode(x="low:Q", x2="high:Q")
     return wide(alt.layer(bars, rules), 200)
+
+
+def _placed() -> alt.TopLevelMixin:
+    """Columns: x, y, color, chosen (0 or 1), id, value; dragging over it selects."""
+    told: list[Any] = ["id:N", "color:N", tip("value:Q", ",.3~r")]
+    axis = alt.Axis(tickCount=5, format=",~r")
+    x, y = (
+        of(f"{name}:Q", title=f"[{name}]", axis=axis) for of, name in ((alt.X, "x"), (alt.Y, "y"))
+    )
+    opacity = alt.Opacity(
+        "chosen:O", scale=alt.Scale(domain=[0, 1], range=[0.08, 0.75]), legend=None
+    )
+    color = alt.Color("color:N", title=None, scale=alt.Scale(domain=[], range=[]))
+    drawn = _rows().mark_circle(size=26).encode(
+        x=x, y=y, color=color, opacity=opacity, tooltip=told
+    )  # fmt: skip
+    return wide(drawn.add_params(alt.selection_interval(name="brush")), 320)
 
 
 def _harm() -> alt.TopLevelMixin:
@@ -94,7 +115,7 @@ def _harm() -> alt.TopLevelMixin:
     color = alt.Color(
         "value:Q", title=None,
         scale=alt.Scale(range=[BAD, "#f3f1ea", GOOD], domainMid=0, interpolate="lab"),
-        legend=alt.Legend(gradientLength=160, format=".2g"),
+        legend=alt.Legend(gradientLength=160, format=",.2~r"),
     )  # fmt: skip
     told: list[Any] = ["group:N", "target:N", tip("value:Q", ".3g", title="mean"), "samples:Q"]
     drawn = _rows().mark_rect().encode(

@@ -25,11 +25,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from inrun.errors import StoreError
 
 TITLES = (
+    "What to do",
+    "Labels to check",
+    "The map",
     "The books",
+    "By group",
     "Value against step",
     "How values are spread",
-    "By group",
-    "Labels to check",
     "The most harmful samples",
     "The most helpful samples",
     "Duplicates and outliers",
@@ -83,6 +85,7 @@ class Section:
     tables: Sequence[Table] = ()
     passages: Sequence[Passage] = ()
     cards: Sequence[Card] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ class Figure:
 
 
 class Paragraph(NamedTuple):
-    """A heading and its sentences."""
+    """A question, its answer in a few words, what it rests on, and a list that the script fills."""
 
     title: str
     sentences: Sequence[str]
+    answer: str = ""
+    fills: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,15 @@ class Page:
     def _scripts(self) -> list[str]:
         own = ["page.js"]
         if self.samples:
-            own += ["data.js", "charts.js", "show.js", "table.js"]
+            own += [
+                "data.js",
+                "places.js",
+                "charts.js",
+                "show.js",
+                "issues.js",
+                "export.js",
+                "table.js",
+            ]
         return [_inside_script(code) for code in [_renderer(), *map(_asset, own)]]
 
 

@@ -12,15 +12,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from inrun.errors import MisuseError
 from inrun.ledger import Run, target_columns
 from inrun.report import _shown as shown
-from inrun.uses import Ranked, described, duplicate_groups, harm_sums, outliers, rank, unjudged
+from inrun.report._places import KINDS, sample_map, value_map
+from inrun.uses import (
+    Ranked,
+    WrongLabels,
+    described,
+    duplicate_groups,
+    harm_sums,
+    near_groups,
+    outliers,
+    rank,
+    unjudged,
+    wrong_labels,
+)
 
 MOST_VISITS = 500_000
 MOST_HARMS = 3_000_000
 MOST_LEVELS = 1000
-PLAIN = ("sample_id", "text", "image")
+PLAIN = ("sample_id", "text", "image", "embedding")
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,9 @@ class Contents:
     table: pa.Table  # the samples' description
     ranked: Ranked
     copies: np.ndarray
+    near: np.ndarray
     outlier: np.ndarray
+    wrong: WrongLabels | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -49,9 +65,20 @@ def contents(run: Run, samples: pa.Table | None) -> Contents:
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     return Contents(
         run, values, visits, table, ranked,
-        duplicate_groups(table),
-        outliers(values["value"].to_numpy()),
+        duplicate_groups(table), near_groups(table),
+        outliers(values["value"].to_numpy()), _counted(run, table),
     )  # fmt: skip
+
+
+def _counted(run: Run, table: pa.Table) -> WrongLabels | None:
+    """Labels that are wrong, where the samples' column `planted` says which were flipped."""
+    if "planted" not in table.column_names:
+        return None
+    planted = pc.equal(table["planted"].cast(pa.string()), "true")
+    try:
+        return wrong_labels(run, table["sample_id"].filter(planted).to_pylist())
+    except MisuseError:  # too few of them, or nothing is known of losses and probabilities
+        return None
 
 
 def payload(of: Contents) -> dict[str, Any]:
@@ -69,9 +96,16 @@ def payload(of: Contents) -> dict[str, Any]:
         "confidence": [None if np.isnan(c) else round(c, 4) for c in of.ranked.confidence.tolist()],
         "outlier": of.outlier.astype(int).tolist(),
         "copies": of.copies.tolist(),
+        "near": of.near.tolist(),
         "targets": list(of.targets),
         "left_out": [],
     }
+    data |= _placed(of)
+    if of.wrong is not None and of.wrong.count is not None:
+        known = of.wrong.table
+        place = pc.index_in(of.values["sample_id"], value_set=known["sample_id"].combine_chunks())
+        data["wrong"] = known["probability"].take(place).to_pylist()
+        data["suspect"] = pc.less(place, round(of.wrong.count)).fill_null(False).to_pylist()
     if of.ranked.worst is not None:
         data |= {"harm": numbers(of.ranked.scores), "worst": of.ranked.worst.tolist()}
         if n * len(of.targets) <= MOST_HARMS:
@@ -79,6 +113,18 @@ def payload(of: Contents) -> dict[str, Any]:
     data["groups"] = [_levels(name, column) for name, column in grouping_columns(of.table)]
     data |= _seen(of, order, data["left_out"])
     return data | {"by_visit": _by_visit(of, order, data["left_out"])}
+
+
+def _placed(of: Contents) -> dict[str, Any]:
+    """Coordinates on the maps, and each sample's kind by its visits."""
+    values = value_map(of.visits)
+    kind = values.pop("kind")
+    maps = {"worth": values, "map": sample_map(of.table, of.visits, of.targets)}
+    found = {
+        name: place | {axis: numbers(place[axis]) for axis in "xy"}
+        for name, place in maps.items() if place
+    }  # fmt: skip
+    return {"places": found, "kind": kind.tolist(), "kinds": list(KINDS)}
 
 
 def numbers(values: np.ndarray) -> list[float]:
@@ -95,7 +141,7 @@ def grouping_columns(table: pa.Table) -> list[tuple[str, list[str]]]:
         discrete = (
             pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
         )
-        if name in PLAIN or not discrete:
+        if name in (*PLAIN, "suggested_label") or not discrete:
             continue
         cells = ["(none)" if v is None else str(v) for v in table[name].to_pylist()]
         levels = len(set(cells))

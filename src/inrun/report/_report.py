@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.errors import StoreError
-from inrun.ledger import JUMP, Run, known_residual_shares, totals
+from inrun.ledger import JUMP, Run
 from inrun.report import _charts as charts
+from inrun.report._first import first_screen
 from inrun.report._live import live_charts
 from inrun.report._page import Figure, Page, Paragraph, Samples, Section, Table
 from inrun.report._payload import contents, payload
 from inrun.report._shown import judges
-from inrun.report._words import covered_column, lead, losses_known, summary
+from inrun.report._words import covered_column, evidence, lead, losses_known
 from inrun.uses import explain, judged_as, jumps
 
 
@@ -59,43 +60,21 @@ def write_report(
     page = Page(
         title=told.title or f"What each sample did: {run.path.resolve().name}",
         lead=told.lead or lead(of),
-        figures=[*told.figures] or _figures(ledger, of.values),
+        figures=told.figures,
         sections=[
             *told.sections,
             _jumps(run, of.table),
+            Section("Can I trust it? The evidence", evidence(of)),
             _residual(run),
             *_coverage(run),
             *judges(run),
             _reading(run),
         ],
         footer=told.footer or f"{run.path.resolve().name}: estimator {run.estimator}.",
-        summary=[*told.summary, *summary(of)],
+        summary=[*first_screen(of), *told.summary],
     )
     samples_of = Samples(payload(of), live_charts(ledger, len(of.targets)))
     replace(page, samples=samples_of).write(path)
-
-
-def _figures(ledger: pa.Table, values: pa.Table) -> list[Figure]:
-    sums, value = totals(ledger), values["value"].to_numpy()
-    counted = [
-        Figure(f"{values.num_rows:,}", "samples"),
-        Figure(f"{(value < 0).mean():.0%}", "of them raised the loss that values are measured in"),
-    ]
-    if not losses_known(ledger):
-        return counted
-    return [
-        *counted,
-        *_fall(sums),
-        Figure(
-            f"{float(np.median(known_residual_shares(ledger))):.2%}",
-            "of a step's entries in the books unexplained (median)",
-        ),
-    ]
-
-
-def _fall(sums: dict[str, float]) -> list[Figure]:
-    fall = sums["opening_loss"] - sums["closing_loss"]
-    return [Figure(f"{fall:+.4g}", "taken off the validation loss")] if np.isfinite(fall) else []
 
 
 def _jumps(run: Run, samples: pa.Table) -> Section:
@@ -177,7 +156,8 @@ def _coverage(run: Run) -> list[Section]:
         for r in coverage.to_pylist()
     ]
     head = ["parameter", "shape", "status", "captured as", f"share of the {of}"]
-    return [Section("Coverage", ["Which parameters the values cover."], tables=[Table(head, rows)])]
+    words = ["Which parameters the values cover."]
+    return [Section("Coverage", words, tables=[Table(head, rows)], folded=True)]
 
 
 def _reading(run: Run) -> Section:

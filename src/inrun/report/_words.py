@@ -1,8 +1,6 @@
-"""A run in sentences: what helped, what hurt, how far to trust it. Every number is computed."""
+"""A run in sentences, from which the first screen and the evidence are made; all is computed."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -10,22 +8,12 @@ from scipy.stats import norm
 
 from inrun.errors import StoreError
 from inrun.ledger import known_residual_shares, relative_error, totals
-from inrun.report._page import Paragraph
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import FEWEST, TIMES, agreement, judge_notes
+from inrun.uses import FEWEST, TIMES, agreement, confounds
 
 SURE = 0.95
 FEW = 5
-
-
-def summary(of: Contents) -> list[Paragraph]:
-    """The report's first words."""
-    return [
-        Paragraph("What helped", _helped(of)),
-        Paragraph("What hurt", _hurt(of)),
-        Paragraph("How far to trust it", _trust(of)),
-    ]
 
 
 def lead(of: Contents) -> str:
@@ -65,14 +53,12 @@ def _pays(of: Contents) -> bool:
     return of.run.extra == "paid_out"
 
 
-def _helped(of: Contents) -> list[str]:
+def helped(of: Contents) -> list[str]:
+    """How many samples lowered the loss, how many raised it, and how few are how much of it."""
     value = of.values["value"].to_numpy()
-    sums = totals(of.run.ledger())
     said = [
-        f"{_share(value > 0)} of the samples lowered the validation loss, by "
-        f"{value[value > 0].sum():.4g} together. All samples together lowered it by "
-        f"{value.sum():.4g}{_how(of, sums)}; momentum, as far as it is no sample's, took off "
-        f"{sums['momentum']:.4g}."
+        f"{_share(value > 0)} of the samples lowered it, by {value[value > 0].sum():.3g} together; "
+        f"{_share(value < 0)} of the samples raised it, by {-value[value < 0].sum():.3g}."
     ]
     by_size = np.sort(np.abs(value))[::-1]
     if by_size.sum() > 0:
@@ -80,31 +66,10 @@ def _helped(of: Contents) -> list[str]:
         said.append(
             f"Half of the size of all values belongs to {half:,} samples ({half / len(value):.1%})."
         )
-    said += _groups(of, value, best=True)
     return said
 
 
-def _how(of: Contents, sums: Mapping[str, float]) -> str:
-    if not _pays(of):
-        return " in their own steps"
-    return f", {sums['paid_out']:.4g} of it through momentum in the steps after their own"
-
-
-def _hurt(of: Contents) -> list[str]:
-    value = of.values["value"].to_numpy()
-    said = [
-        f"{_share(value < 0)} of the samples raised the validation loss, by "
-        f"{-value[value < 0].sum():.4g} together."
-    ]
-    said += _groups(of, value, best=False)
-    said += _surely(of)
-    contradicting = _contradicting(of)
-    if contradicting:
-        said.append(f"{contradicting:,} contents come under more than one label.")
-    return said
-
-
-def _surely(of: Contents) -> list[str]:
+def surely(of: Contents) -> list[str]:
     """How many samples are harmful with confidence, and how many of those are not, by it."""
     sure = of.ranked.confidence[np.isfinite(of.ranked.confidence)]
     if not len(sure):
@@ -119,7 +84,8 @@ def _surely(of: Contents) -> list[str]:
     ]
 
 
-def _trust(of: Contents) -> list[str]:
+def evidence(of: Contents) -> list[str]:
+    """How the values were measured, and what of them is how far known."""
     ledger = of.run.ledger()
     shares = known_residual_shares(ledger)
     said = [
@@ -130,18 +96,8 @@ def _trust(of: Contents) -> list[str]:
         "since by how much a step lowered the validation loss is not known. "
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
-    said += judge_notes(of.run, of.table)
     said += agreement(of.run, of.table).sentences()
-    said += _sampled(of)
-    said.append(_audited(of))
-    try:
-        coverage = of.run.coverage()
-    except StoreError:
-        said.append("The run was not flushed to its end, so its coverage is not known.")
-    else:
-        column, whole = covered_column(coverage)
-        covered = [r[column] for r in coverage.to_pylist() if r["status"] == "captured"]
-        said.append(f"The values cover {sum(covered):.1%} of the {whole}.")
+    said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).sentences()[:1]]
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(
@@ -177,32 +133,26 @@ def _sampled(of: Contents) -> list[str]:
     ]
 
 
-def _audited(of: Contents) -> str:
+def _audited(of: Contents) -> list[str]:
+    """What an audit found the matter to be, where there was one."""
     try:
         found = audit_report(of.run.audit())
     except StoreError:
-        return (
-            "This run was not audited: how near its values come to exact Shapley values was not "
-            "measured. attribution.audit(seconds=60, steps=...) before the loop does it."
-        )
-    said = (
-        f"Audit: at {found.checks} random steps, values and exact Shapley values correlate with "
-        f"R {found.pearson:.3f} (median; from six steps on a 95 % interval)."
-    )
-    return " ".join([said, *(f"{cause.name}: {cause.evidence}." for cause in found.causes)])
+        return []
+    return [f"Audit: {cause.name}: {cause.evidence}." for cause in found.causes]
 
 
 def _share(chosen: np.ndarray) -> str:
     return f"{chosen.mean():.1%}"
 
 
-def _groups(of: Contents, value: np.ndarray, best: bool) -> list[str]:
-    """A sentence each for label and source: the level whose mean is furthest out, if by no chance.
+def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
+    """A sentence each for label and source on the level whose mean is furthest out, and its name.
 
     Of L levels with `FEW` samples or more, one is named only where its mean differs from that of
     all samples beyond a two-sided 95 % limit for L comparisons.
     """
-    said = []
+    said, named, value = [], [], of.values["value"].to_numpy()
     for name, cells in grouping_columns(of.table):
         if name not in ("label", "source"):
             continue
@@ -215,23 +165,9 @@ def _groups(of: Contents, value: np.ndarray, best: bool) -> list[str]:
         out = np.flatnonzero(large & ((away > limit) if best else (away < -limit)))
         if len(out):
             at = out[mean[out].argmax() if best else mean[out].argmin()]
+            named.append(f"{name} {levels[at]}")
             said.append(
                 f"By {name}, the {'most' if best else 'least'} helpful on average is {levels[at]}: "
                 f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."
             )
-        elif best:
-            said.append(
-                f"By {name}, no group is more helpful on average than chance would make it."
-            )
-    return said
-
-
-def _contradicting(of: Contents) -> int:
-    if "label" not in of.table.column_names:
-        return 0
-    labels: dict[int, set[object]] = {}
-    pairs = zip(of.copies.tolist(), of.table["label"].to_pylist(), strict=True)
-    for number, label in pairs:
-        if number >= 0:
-            labels.setdefault(number, set()).add(label)
-    return sum(len(found) > 1 for found in labels.values())
+    return said, named

@@ -186,8 +186,9 @@ class Auditor:
         """Plays the coming step out on copies."""
         if self._shares is None:
             return
-        if not any(float(g["lr"]) for o in self._optimizers for g in o.param_groups):
-            self.cancel()  # a warm-up's first step moves nothing: the next one is played
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if all(group.get("lr") == 0 for group in groups):  # a warm-up's first: the next is checked
+            self.cancel()
             return
         started = time.perf_counter()
         samples = sum(self._processes.gathered(len(self._shares.labels)))

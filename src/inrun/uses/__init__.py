@@ -4,6 +4,8 @@ from inrun.uses import select
 from inrun.uses._agreement import Agreement, agreement, agreements
 from inrun.uses._check import Train, check_pruning
 from inrun.uses._comparison import ARMS, Comparison
+from inrun.uses._confounds import Confounds, confounds
+from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._gain import Mean, half_interval
@@ -26,6 +28,7 @@ from inrun.uses._load import (
     training_again,
     trains_itself,
 )
+from inrun.uses._near import near_groups
 from inrun.uses._online import anticipating
 from inrun.uses._prune import Pruning, prune
 from inrun.uses._ranking import FEWEST, Ranked, rank
@@ -42,6 +45,8 @@ __all__ = [
     "TIMES",
     "Agreement",
     "Comparison",
+    "Confounds",
+    "Difference",
     "Explanation",
     "HarmProfile",
     "LabelDoubts",
@@ -62,7 +67,9 @@ __all__ = [
     "check_place",
     "check_pruning",
     "class_harm",
+    "confounds",
     "described",
+    "diff",
     "doubts",
     "duplicate_groups",
     "explain",
@@ -76,6 +83,7 @@ __all__ = [
     "jumps",
     "label_doubts",
     "load",
+    "near_groups",
     "not_reproducible",
     "note_label_doubts",
     "outliers",

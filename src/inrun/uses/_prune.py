@@ -116,8 +116,8 @@ def prune(
             ids of those to leave out, such as a source's: then nothing is chosen, and balance is
             that of the random control.
         by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
-            the samples, as a run of `inrun train` has them. Totals do badly at high shares where
-            they are not balanced.
+            the samples, as a run of `inrun train` has them. Totals that are not balanced can empty
+            a class at high shares.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
             label, where samples have one that sorts them into groups, and nothing by label_doubt;
             None balances over nothing.

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from torch import nn
 import inrun
 from inrun.ledger import TokenFolder
 from inrun.report import write_report
+from inrun.report._first import first_screen
+from inrun.report._payload import contents, payload
 from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
-from tests.integration.stored import random_run
+from tests.integration.stored import random_run, stored_run
 from tests.settings import flat
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -79,6 +83,101 @@ def test_words_come_first_and_say_the_runs_own_numbers(page, run):
     assert "This run was not audited" in text
 
 
+def test_the_first_screen_asks_and_answers_four_questions(page):
+    questions = page.page.locator(".summary h2").all_inner_texts()
+    assert [q.split()[0] for q in questions] == ["How", "How", "Which", "Can"]
+    assert all(text.strip() for text in page.page.locator(".summary .answer").all_inner_texts())
+    first = page.page.locator("#first-labels button").evaluate_all("bs => bs.map(b => b.title)")
+    cards = page.page.locator("#labels button").all_inner_texts()
+    assert 0 < len(first) <= 10
+    assert all(said in card for said, card in zip(first, cards, strict=False))
+
+
+def drag(page, name, start, end):
+    """Over a map, from one corner to the other, as shares of the chart."""
+    place = page.page.locator(f'[data-live="{name}"] canvas')
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.page.mouse.move(*at[0])
+    page.page.mouse.down()
+    page.page.mouse.move(*at[1], steps=4)
+    page.page.mouse.up()
+
+
+@pytest.mark.parametrize("name", ["map", "worth"])
+def test_dragging_over_a_map_selects_and_everything_follows(page, name):
+    before = page.page.inner_text("#status")
+    drag(page, name, (0.3, 0.25), (0.7, 0.7))
+    page.page.wait_for_function(
+        "before => document.getElementById('status').textContent !== before", arg=before
+    )
+    box = page.page.evaluate("report.state.box")
+    dots = page.chart(name)
+    inside = {
+        int(dot["id"])
+        for dot in dots
+        if all(min(box[a]) <= dot[a] <= max(box[a]) for a in ("x", "y"))
+    }
+    assert 0 < len(inside) < SAMPLES
+    assert {int(i) for i in page.downloaded("ids").split()} == inside
+    assert {int(dot["id"]) for dot in page.chart("steps")} == inside
+    assert {int(dot["id"]) for dot in page.chart(name) if dot["chosen"]} == inside
+    page.filtered(lambda p: p.click(".unbrush"))
+    assert page.page.inner_text("#status") == before
+    assert page.complaints == []
+
+
+def test_maps_are_coloured_by_value_kind_and_group(page, run):
+    for by, expected in (("sign", {"helped", "harmed"}), ("0", {"0", "1", "2"})):
+        page.page.select_option("#color", by)
+        page.page.evaluate("report.update().then(() => null)")
+        dots = page.chart("map")
+        assert {dot["color"] for dot in dots} == expected
+    assert {dot["id"]: dot["color"] for dot in dots} == {str(i): str(i % 3) for i in range(SAMPLES)}
+
+
+def test_issues_are_counted_and_their_names_select(page, run):
+    lines = page.page.locator("#issues tbody tr")
+    found = {}
+    for line in lines.all():
+        cells = line.locator("td").all_inner_texts()
+        found[line.locator("button").first.get_attribute("data-issue")] = int(cells[1])
+    kinds = page.page.evaluate("report.data.kind")
+    assert found["contradicting"] == found["copies"] == 2
+    assert found.get("erratic", 0) == sum(kind == 2 for kind in kinds)
+    page.filtered(lambda p: p.click('[data-issue="contradicting"]'))
+    assert sorted(map(int, page.ids())) == [7, 9]
+
+
+def test_a_selection_goes_back_as_rows_and_to_annotation_tools(page):
+    page.filtered(lambda p: p.select_option("#show", "contradicting"))
+    rows = [json.loads(line) for line in page.downloaded("jsonl").splitlines()]
+    assert sorted(row["sample_id"] for row in rows) == ["7", "9"]
+    assert {row["text"] for row in rows} == {description()["text"][i] for i in (7, 9)}
+    for record in json.loads(page.downloaded("argilla")):
+        assert set(record) == {
+            "id", "fields", "metadata", "suggestions", "responses", "vectors"
+        }  # fmt: skip
+        assert record["fields"]["text"] == description()["text"][int(record["id"])]
+        assert record["metadata"]["given_label"] == str(int(record["id"]) % 3)
+    for task in json.loads(page.downloaded("labelstudio")):
+        assert task["data"]["text"] == description()["text"][int(task["data"]["sample_id"])]
+        (prediction,) = task["predictions"]
+        assert all(r["type"] == "choices" for r in prediction["result"])
+
+
+def test_axes_have_plain_numbers_and_say_their_unit(page):
+    page.page.select_option("#rank", "value")
+    page.page.wait_for_function("() => report.state.rank === 'value'")
+    page.page.evaluate("report.update().then(() => null)")
+    for name in ("groups", "distribution"):
+        texts = page.page.locator(f'[data-live="{name}"] svg text').all_text_contents()
+        assert any("of the validation loss" in text for text in texts), texts
+    texts = page.page.locator(".chart svg text").all_text_contents()
+    assert not [text for text in texts if re.search(r"\de[+\-\u2212]?\d", text)]
+
+
 def test_sorting_orders_all_samples_not_one_page(page, run):
     values = run.values().sort_by("value")["sample_id"].to_pylist()
     page.page.click('#table [data-sort="value"]')
@@ -106,7 +205,7 @@ def test_a_filter_acts_on_everything(page, run):
             "buttons => buttons.map(b => Number(b.dataset.row))"
         )
         assert set(cards) <= set(chosen)
-    assert {int(i) for i in page.downloaded("#export-ids").split()} == set(chosen)
+    assert {int(i) for i in page.downloaded("ids").split()} == set(chosen)
     page.filtered(lambda p: p.click("#filters button[type=reset]"))
     assert page.page.inner_text("#status").startswith(f"{SAMPLES} of")
 
@@ -156,10 +255,20 @@ def test_a_sample_opens_by_keyboard_and_closes_again(page):
 
 def test_every_control_is_reached_by_keyboard(page):
     reached = set()
-    for _ in range(40):
+    for _ in range(60):
         page.page.keyboard.press("Tab")
         reached.add(page.page.evaluate("document.activeElement.id || document.activeElement.type"))
-    assert {"theme", "rank", "show", "search", "low", "high", "reset", "export-ids"} <= reached
+    assert {
+        "theme",
+        "rank",
+        "show",
+        "search",
+        "low",
+        "high",
+        "reset",
+        "format",
+        "export",
+    } <= reached
 
 
 def test_ticked_rows_are_what_is_downloaded(page):
@@ -167,8 +276,8 @@ def test_ticked_rows_are_what_is_downloaded(page):
     boxes.nth(1).check()
     boxes.nth(3).check()
     ids = page.ids()
-    assert page.downloaded("#export-ids").split() == [ids[1], ids[3]]
-    table = list(csv.DictReader(io.StringIO(page.downloaded("#export-csv"))))
+    assert page.downloaded("ids").split() == [ids[1], ids[3]]
+    table = list(csv.DictReader(io.StringIO(page.downloaded("csv"))))
     assert [row["sample_id"] for row in table] == [ids[1], ids[3]]
     assert table[0]["text"] == description()["text"][int(ids[1])]
 
@@ -243,6 +352,7 @@ def test_light_and_dark_differ_and_follow_the_reader(browser, page_file):
 def test_a_phone_needs_no_sideways_scrolling(browser, page_file):
     phone = Opened(browser, page_file, viewport={"width": 390, "height": 800}).ready()
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.page.evaluate("document.documentElement.scrollHeight") < 12_000
     phone.context.close()
 
 
@@ -270,7 +380,7 @@ def test_text_from_the_data_stays_text(browser, tmp_path):
     assert opened.page.evaluate("window.pwned") is None
     assert opened.alerts == []
     assert opened.page.locator("img[src='x']").count() == 0
-    cells = list(csv.reader(io.StringIO(opened.downloaded("#export-csv"))))
+    cells = list(csv.reader(io.StringIO(opened.downloaded("csv"))))
     assert not [c for line in cells for c in line if c.startswith("=")]
     opened.page.evaluate(  # were markup to slip in after all, the policy would still not run it
         "() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 3';"
@@ -288,7 +398,7 @@ def test_large_ids_keep_every_digit(browser, tmp_path):
     write_report(random_run(tmp_path / "run", 20, ids=ids), tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()
     assert {int(i) for i in opened.ids()} == set(ids)
-    assert {int(i) for i in opened.downloaded("#export-ids").split()} == set(ids)
+    assert {int(i) for i in opened.downloaded("ids").split()} == set(ids)
     opened.context.close()
 
 
@@ -330,7 +440,7 @@ def test_the_validation_rows_are_counted_and_shown_and_their_text_stays_text(bro
     stored.describe({"sample_id": list(range(30))}, judges)
     write_report(stored, tmp_path / "page.html")
     opened = Opened(browser, tmp_path / "page.html").ready()
-    section = opened.page.locator("section", has_text="The validation rows").last
+    section = opened.page.locator("details", has_text="The validation rows").last
     shown = section.locator(".cards li")
     assert 20 <= shown.count() < 40
     assert HOSTILE in shown.first.inner_text()
@@ -443,3 +553,35 @@ def test_every_kind_of_run_has_a_page_that_says_what_it_is(
     assert absent not in text
     assert opened.complaints == []
     opened.context.close()
+
+
+def test_wrong_labels_are_counted_where_flips_were_planted(tmp_path):
+    """Thirty planted flips and twenty wrong labels among 200, all with the loss of a wrong one."""
+    rng = np.random.default_rng(0)
+    n, planted, wrong = 200, np.arange(30), np.arange(30, 50)
+    bad = np.isin(np.arange(n), [*planted, *wrong])
+    sample = np.tile(np.arange(n), 8)
+    values = np.where(bad, -1.0, 1.0)[sample, None] * [1.0, 0.5] + rng.normal(0, 0.1, (8 * n, 2))
+    step = np.arange(8 * n) // 20 + 1
+    stored = stored_run(tmp_path / "run", values, sample, step, list(range(n)), ("0", "1"))
+    ids = {"sample_id": list(range(n)), "label": ["0", "1"] * (n // 2)}
+    stored.describe(ids | {"planted": (np.arange(n) < 30).tolist()})
+    high = np.where(bad, 0.9, 0.1) + rng.normal(0, 0.01, n)
+    first = np.arange(n) % 2 == 0
+    seen = ids | {
+        "mean_loss": -np.log(1 - high), "0": np.where(first, 1 - high, high),
+        "1": np.where(first, high, 1 - high),
+    }  # fmt: skip
+    found = inrun.wrong_labels(stored, planted.tolist(), seen)
+    page = contents(stored, None)
+    write_page = replace(page, wrong=found)
+    answer = first_screen(write_page)[1]
+    assert answer.answer == f"About {found.count:.0f} (95 %: {found.low:.0f} to {found.high:.0f})"
+    assert found.low <= 20 <= found.high
+    data = payload(write_page)
+    assert [i for i, p in enumerate(data["wrong"]) if p is not None] == list(range(30, n))
+    suspects = np.flatnonzero(data["suspect"])
+    assert len(suspects) == round(found.count)
+    assert set(suspects.tolist()) <= set(wrong.tolist()) or set(wrong.tolist()) <= set(
+        suspects.tolist()
+    )

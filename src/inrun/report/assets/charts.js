@@ -31,8 +31,8 @@
 
   function share(part, whole) { return whole ? (100 * part / whole).toFixed(1) + " %" : "None"; }
 
-  // A fixed random order of visits, so that filters do not make dots jump.
-  function shuffled(n) {
+  // A fixed random order, so that filters do not make dots jump.
+  report.shuffled = function (n) {
     const order = new Uint32Array(n);
     let seed = 1;
     for (let k = 0; k < n; k++) {
@@ -42,11 +42,11 @@
       order[j] = k;
     }
     return order;
-  }
+  };
 
   function steps(rows, chosen) {
     const d = report.data, v = d.by_visit, dots = [];
-    if (!report.order) report.order = shuffled(v.row.length);
+    if (!report.order) report.order = report.shuffled(v.row.length);
     let found = 0;
     for (let k = 0; k < report.order.length; k++) {
       const at = report.order[k], row = v.row[at];
@@ -137,7 +137,8 @@
     return line.filter(function (_, k) { return k % every === 0 || k === line.length - 1; });
   }
 
-  const makers = { distribution: distribution, steps: steps, groups: groups, harm: harm, books: books };
+  const makers = { distribution: distribution, steps: steps, groups: groups, harm: harm, books: books, map: report.placed("map"), worth: report.placed("worth") };
+  const MAPS = ["map", "worth"];
 
   function marks(rows) {
     const chosen = new Uint8Array(report.data.ids.length);
@@ -149,33 +150,45 @@
     const chosen = marks(rows);
     return Promise.all(Object.keys(views).map(function (name) {
       const made = makers[name](rows, chosen);
-      if (LINES[name]) return draw(name, made);
+      if (LINES[name] || name === "distribution") return draw(name, made);
       return views[name].then(function (view) { return view.data("rows", made).resize().runAsync(); });
     }));
   };
 
+  // Of what its axis of values shows.
+  function unitOf(name, made) {
+    if (name === "steps") return report.lossUnit(10 * report.constant);
+    const ends = name === "distribution" ? ["from", "to"] : ["low", "high"];
+    return report.unit(made.reduce(function (most, row) { return Math.max(most, Math.abs(row[ends[0]]), Math.abs(row[ends[1]])); }, 0));
+  }
+
   function ready(name, made) {
-    const spec = JSON.parse(JSON.stringify(report.live[name]));
+    const unit = unitOf(name, made);
+    const spec = JSON.parse(JSON.stringify(report.live[name]).replaceAll("[unit]", unit.name).replaceAll("[factor]", String(unit.factor)));
     spec.datasets = { rows: made };
     if (LINES[name]) spec.height = LINES[name] * Math.max(2, new Set(made.map(function (row) { return row.group; })).size);
     if (name === "steps") spec.params[0].value = report.constant;
     if (name === "harm" && report.dark()) spec.encoding.color.scale.range[1] = "#2a3138";
-    return spec;
+    return MAPS.includes(name) ? report.colored(name, spec) : spec;
   }
 
   report.drawLive = function (rows) {
     const chosen = marks(rows);
     return Promise.all(Object.keys(makers).map(function (name) {
-      if (!report.live[name]) { document.querySelector("." + name).hidden = true; return null; }
+      if (!report.live[name] || (MAPS.includes(name) && !report.data.places[name])) { document.querySelector("." + name).hidden = true; return null; }
       return draw(name, makers[name](rows, chosen));
     }));
   };
 
   function draw(name, made) {
     const place = document.querySelector('[data-live="' + name + '"]');
-    views[name] = report.embed(place, ready(name, made), name === "steps" ? "canvas" : "svg");
+    views[name] = report.embed(place, ready(name, made), name === "steps" || MAPS.includes(name) ? "canvas" : "svg");
+    if (MAPS.includes(name)) views[name].then(function (view) { report.brushed(name, view); });
     return views[name];
   }
+
+  report.redraw = function (name) { return draw(name, makers[name](report.rows, marks(report.rows))); };
+  report.redrawMaps = function () { MAPS.filter(function (name) { return views[name]; }).forEach(report.redraw); };
 
   // What a chart was given to draw, for whoever looks at the page from its console.
   report.rowsOf = function (name) {

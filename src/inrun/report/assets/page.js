@@ -1,6 +1,6 @@
 // The page's charts in the colours of its light or dark setting, and the switch between the two.
 // `report` is what the page's scripts share; nothing else is global.
-const report = { redraw: [] };
+const report = { onRedraw: [] };
 (function () {
   "use strict";
   const specs = JSON.parse(document.getElementById("charts").textContent);
@@ -41,7 +41,7 @@ const report = { redraw: [] };
     document.querySelectorAll("[data-chart]").forEach(function (place) {
       report.embed(place, specs.fixed[Number(place.dataset.chart)]);
     });
-    report.redraw.forEach(function (draw) { draw(); });
+    report.onRedraw.forEach(function (draw) { draw(); });
   }
 
   document.getElementById("theme").addEventListener("click", function () {
@@ -49,6 +49,18 @@ const report = { redraw: [] };
     drawAll();
   });
   preferred.addEventListener("change", drawAll);
+
+  // Parts fold: on a phone those behind the samples are closed at first. A chart in a closed one has
+  // no width to be drawn in, so opening tells it, and so does a link that leads there.
+  const phone = window.innerWidth < 640;
+  document.querySelectorAll("details.part").forEach(function (part) {
+    if (phone && part.id.startsWith("part-")) part.open = false;
+    if (!phone && part.classList.contains("contents")) part.open = true;
+    part.addEventListener("toggle", function () { window.dispatchEvent(new Event("resize")); });
+  });
+  document.querySelectorAll("nav a").forEach(function (link) {
+    link.addEventListener("click", function () { document.querySelector(link.getAttribute("href")).open = true; });
+  });
   report.drawAll = drawAll;
   if (!document.getElementById("data")) drawAll();
 })();

@@ -2,7 +2,7 @@
 // sample. Everything from the data is put in as text, never as HTML.
 (function () {
   "use strict";
-  const FIRST = 12;
+  const FIRST = window.innerWidth < 640 ? 3 : 12, TOP = 10;
   const shown = { labels: FIRST, harmful: FIRST, helpful: FIRST };
 
   function element(name, className, text) {
@@ -60,7 +60,7 @@
   function facts(row) {
     const d = report.data, facts = [];
     if (d.worst) facts.push("harms most: " + d.targets[d.worst[row]]);
-    if (d.confidence[row] !== null) facts.push("surely harmful: " + Math.floor(100 * d.confidence[row]) + " %");
+    if (d.confidence[row] >= 0.5) facts.push("surely harmful: " + Math.floor(100 * d.confidence[row]) + " %");
     if (d.outlier[row]) facts.push("outlier");
     if (d.copies[row] >= 0) facts.push("has duplicates");
     return facts;
@@ -70,18 +70,20 @@
     return report.data.groups.slice(0, 3).map(function (group) { return group.name + ": " + group.levels[group.codes[row]]; });
   }
 
-  function card(row, score, said) {
+  // How a list says its score: a value as it is, a doubt as a share of what it could be.
+  function scored(score) {
+    return element("span", "score " + (score < 0 ? "bad" : "good"), report.format(score));
+  }
+
+  function card(row, shown, said) {
     const item = element("li"), button = element("button");
     button.type = "button";
     button.dataset.row = row;
-    button.append(
-      element("span", "score " + (score < 0 ? "bad" : "good"), report.format(score)),
-      report.content(row, false)
-    );
+    button.append(shown, report.content(row, false));
     const rest = groupsOf(row).concat(facts(row)).filter(function (fact) {
-      return !said.length || !/^(label|harms most): /.test(fact); // what was said already
+      return !said.length || !/^(label|suggested_label|harms most): /.test(fact); // what was said already
     });
-    said.concat("id " + report.data.ids[row], rest).forEach(function (fact) {
+    said.concat(["id " + report.data.ids[row]].concat(rest).join(" \u00b7 ")).forEach(function (fact) {
       button.append(element("span", "facts", fact));
     });
     button.addEventListener("click", function () { report.openSample(row); });
@@ -89,13 +91,17 @@
     return item;
   }
 
-  function fill(name, rows, most, score, says) {
+  function fill(name, rows, most, score, says, shows) {
     const list = document.getElementById(name);
-    list.replaceChildren.apply(list, rows.slice(0, most).map(function (row) { return card(row, score[row], says ? [says(row)] : []); }));
+    list.replaceChildren.apply(list, rows.slice(0, most).map(function (row) {
+      return card(row, shows ? shows(row) : scored(score[row]), says ? [says(row)] : []);
+    }));
     list.classList.toggle("pictured", Boolean(report.data.image) && !report.data.text);
     const button = document.querySelector('.further[data-list="' + name + '"]');
     if (button) button.hidden = rows.length <= most;
   }
+
+  report.fill = fill;
 
   function lists(rows) {
     const score = report.score(), ordered = rows.slice().sort(function (a, b) { return score[a] - score[b]; });
@@ -113,76 +119,62 @@
     fill("helpful", helpful, shown.helpful, good);
   }
 
+  // What a label should perhaps be, or null: the stated suggestion, or the class that is harmed most.
+  report.suggestion = function (row) {
+    const d = report.data, stated = d.columns.suggested_label;
+    if (stated) return stated[row] === null ? null : String(stated[row]);
+    if (!d.columns.label || !d.harm || d.harm[row] >= 0) return null;
+    const target = d.targets[d.worst[row]];
+    return own(target, d.columns.label[row]) ? null : target;
+  };
+
   // Labels that look wrong: by what the run's samples say of their labels, or by the harm profile.
   function labels(rows) {
-    const d = report.data, given = d.columns.label, doubt = d.columns.doubt_rank, suggested = d.columns.suggested_label;
-    const words = document.getElementById("labels-words");
-    let doubtful = [], score = null, instead = null;
-    if (given && doubt) {
-      score = doubt;
-      instead = function (i) { return suggested ? suggested[i] : ""; };
-      doubtful = rows.filter(function (i) { return doubt[i] !== null; }).sort(function (a, b) { return doubt[a] - doubt[b]; });
-      words.textContent = "By rank of doubt, the most doubtful first: where to look, not how probably a label is wrong.";
+    const d = report.data, given = d.columns.label, doubt = d.columns.doubt_rank, wrong = d.wrong;
+    const words = document.getElementById("labels-words"), by = wrong || d.harm;
+    let doubtful = [], shows = null;
+    if (given && (wrong || doubt)) {
+      const known = wrong || doubt, sign = wrong ? -1 : 1;
+      doubtful = rows.filter(function (i) { return known[i] !== null; }).sort(function (a, b) { return sign * (known[a] - known[b]); });
+      shows = function (i) { return element("span", "score", wrong ? "probably wrong: " + Math.round(100 * wrong[i]) + " %" : "doubt " + doubt[i].toLocaleString() + " of " + d.ids.length.toLocaleString()); };
+      words.textContent = wrong ? "By the probability that the label is wrong." : "By rank of doubt, the most doubtful first: where to look, not how probably a label is wrong.";
     } else if (given && d.harm) {
-      score = d.harm;
-      instead = function (i) { return d.targets[d.worst[i]]; };
-      doubtful = rows.filter(function (i) { return d.harm[i] < 0 && !own(instead(i), given[i]); });
+      doubtful = rows.filter(function (i) { return report.suggestion(i) !== null; });
       doubtful.sort(function (a, b) { return d.harm[a] - d.harm[b]; });
       words.textContent = "By the harm to one target, where that is not the label's own: with one target a class, it is the label that the sample may deserve.";
     } else {
       words.textContent = "This needs labels, and one target of the utility a class.";
     }
-    fill("labels", doubtful, shown.labels, score, function (i) { return "labelled " + given[i] + ", perhaps " + instead(i); });
+    const says = function (i) { return "labelled " + given[i] + ", perhaps " + report.suggestion(i); };
+    fill("labels", doubtful, shown.labels, by, says, shows);
+    first(doubtful.slice(0, TOP), says);
+  }
+
+  // The first ones again, as a line each, on the first screen.
+  function first(rows, says) {
+    const d = report.data, list = document.getElementById("first-labels");
+    if (!list) return;
+    list.replaceChildren.apply(list, rows.map(function (row) {
+      const item = element("li"), button = element("button");
+      button.type = "button";
+      if (d.image && d.image[row]) {
+        const image = element("img");
+        image.alt = "";
+        image.src = "data:image/png;base64," + d.image[row];
+        button.append(image);
+      }
+      button.append(element("span", "", d.columns.label[row] + " \u2192 " + report.suggestion(row) + (d.text ? ": " + (d.text[row] || "").slice(0, 80) : " (id " + d.ids[row] + ")")));
+      button.title = says(row);
+      button.addEventListener("click", function () { report.openSample(row); });
+      item.append(button);
+      return item;
+    }));
   }
 
   // Whether a target is that of a label: 'digit 3' is that of 3.
   function own(target, label) { return target === String(label) || target.endsWith(" " + label); }
 
-  function copies(rows) {
-    const d = report.data, groups = new Map(), body = document.querySelector("#copies tbody");
-    rows.forEach(function (i) {
-      if (d.copies[i] < 0) return;
-      if (!groups.has(d.copies[i])) groups.set(d.copies[i], []);
-      groups.get(d.copies[i]).push(i);
-    });
-    const many = Array.from(groups.values()).map(function (members) {
-      return { rows: members, value: members.reduce(function (sum, i) { return sum + d.value[i]; }, 0) };
-    }).sort(function (a, b) { return Math.abs(b.value) - Math.abs(a.value); });
-    const extra = many.reduce(function (sum, g) { return sum + g.rows.length - 1; }, 0);
-    document.getElementById("copies-words").textContent = many.length
-      ? many.length.toLocaleString() + " contents are there more than once, " + extra.toLocaleString() + " samples more than need be. Copies share what their content is worth: each has the part that its own visits earned, so a copy's small value does not say that the content is worth little. Equal texts are equal up to case and spaces; equal images in every pixel."
-      : "No two of these samples have the same content.";
-    document.getElementById("copies").hidden = !many.length;
-    body.replaceChildren.apply(body, many.slice(0, 20).map(function (group) {
-      const line = element("tr"), first = element("td"), open = element("button", "open");
-      open.type = "button";
-      open.textContent = "id " + group.rows.map(function (i) { return d.ids[i]; }).slice(0, 6).join(", ");
-      open.addEventListener("click", function () { report.openSample(group.rows[0]); });
-      first.append(report.content(group.rows[0], false), open);
-      line.append(first, element("td", "number", String(group.rows.length)), element("td", "number", report.format(group.value)), element("td", "", named(group.rows, "label")), element("td", "", named(group.rows, "source")));
-      return line;
-    }));
-  }
-
-  // The levels that a content comes under; several labels contradict each other.
-  function named(rows, name) {
-    const column = report.data.columns[name];
-    if (!column) return "";
-    const levels = Array.from(new Set(rows.map(function (i) { return String(column[i]); })));
-    return levels.join(" / ") + (name === "label" && levels.length > 1 ? " (contradicting)" : "");
-  }
-
-  function outliers(rows) {
-    const d = report.data, found = rows.filter(function (i) { return d.outlier[i]; });
-    found.sort(function (a, b) { return Math.abs(d.value[b]) - Math.abs(d.value[a]); });
-    const sum = function (of) { return of.reduce(function (total, i) { return total + Math.abs(d.value[i]); }, 0); };
-    document.getElementById("outliers-words").textContent = found.length
-      ? found.length.toLocaleString() + " samples have a total value of more than 20 times the median size; they make " + (100 * sum(found) / sum(rows)).toFixed(1) + " % of the size of all values here."
-      : "No sample's value is out of proportion to the others'.";
-    fill("outliers", found, 8, d.value);
-  }
-
-  report.updateLists = function (rows) { labels(rows); lists(rows); copies(rows); outliers(rows); };
+  report.updateLists = function (rows) { labels(rows); lists(rows); };
 
   report.prepareLists = function () {
     document.querySelectorAll(".further").forEach(function (button) {

@@ -1,4 +1,4 @@
-// The table of samples, the filters, the downloads; and the start of it all.
+// The table of samples, the filters; and the start of it all.
 (function () {
   "use strict";
   const sort = { key: "score", descending: false };
@@ -78,7 +78,7 @@
     const x = column.of[row];
     if (column.key === "confidence") return report.element("td", "number", x === null ? "" : Math.floor(100 * x) + " %");
     if (column.key === "visits" || column.key === "first") return report.element("td", "number", String(x));
-    return report.element("td", "number " + (x < 0 ? "bad" : "good"), report.format(x));
+    return report.element("td", "number " + (x < 0 ? "bad" : "good"), report.scientific(x));
   }
 
   function draw() {
@@ -118,6 +118,7 @@
     status();
     draw();
     report.updateLists(report.rows);
+    report.updateIssues(report.rows);
   }
 
   report.update = function () {
@@ -125,43 +126,7 @@
     return report.updateCharts(report.rows);
   };
 
-  function download(name, text, type) {
-    const link = report.element("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: type }));
-    link.download = name;
-    link.click();
-    setTimeout(function () { URL.revokeObjectURL(link.href); }, 10000);
-  }
-
-  // A spreadsheet would run a cell that begins like a formula, also behind blanks and behind other
-  // separators than the comma: an apostrophe goes there. `defused` in cli/_formulas.py is its twin.
-  function csvCell(x) {
-    let text = x === null || x === undefined ? "" : String(x);
-    if (typeof x === "string" && !/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(text)) {
-      const first = /^([\s|;]*[=+\-@\uff0b\uff0d\uff1d\uff20]|[\t\r])/.test(text);
-      text = text.replace(/([|;\t\r\n][\s|;]*)(?=[=+\-@\uff0b\uff0d\uff1d\uff20])/g, "$1'");
-      if (first) text = "'" + text;
-    }
-    return /[",;|\t\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
-  }
-
   function chosenRows() { return ticked.size ? ordered.filter(function (i) { return ticked.has(i); }) : ordered; }
-
-  function exportIds() {
-    const d = report.data;
-    download("ids.txt", chosenRows().map(function (i) { return d.ids[i] + "\n"; }).join(""), "text/plain");
-  }
-
-  function exportTable() {
-    const d = report.data, columns = Object.assign(d.text ? { text: d.text } : {}, d.columns), names = Object.keys(columns);
-    const head = ["sample_id", "value", "value_normalised", "visits", "first_step", "last_step"].concat(d.worst ? ["worst_target", "worst_value"] : [], ["confidence"], names);
-    const lines = [head].concat(chosenRows().map(function (i) {
-      return [d.ids[i], d.value[i], d.normalised[i], d.visits[i], d.first[i], d.last[i]].concat(
-        d.worst ? [d.targets[d.worst[i]], d.harm[i]] : [], [d.confidence[i]],
-        names.map(function (name) { return columns[name][i]; }));
-    }));
-    download("samples.csv", lines.map(function (line) { return line.map(csvCell).join(",") + "\n"; }).join(""), "text/csv");
-  }
 
   function options(select, entries) {
     Object.keys(entries).forEach(function (key) { select.add(new Option(entries[key].name, key)); });
@@ -191,21 +156,22 @@
     }
     form.addEventListener("input", function () { clearTimeout(waiting); waiting = setTimeout(read, 120); });
     form.addEventListener("submit", function (event) { event.preventDefault(); read(); });
-    form.addEventListener("reset", function () { ticked.clear(); setTimeout(read, 0); });
-    get("export-ids").addEventListener("click", exportIds);
-    get("export-csv").addEventListener("click", exportTable);
+    form.addEventListener("reset", function () { ticked.clear(); report.state.box = null; setTimeout(function () { read(); report.redrawMaps(); }, 0); });
+    report.show = function (key) { get("show").value = key; read(); };
     get("before").addEventListener("click", function () { page--; draw(); });
     get("after").addEventListener("click", function () { page++; draw(); });
     get("rows").addEventListener("change", function () { page = 0; draw(); });
-    if (window.innerWidth < 640) get("more").open = false;
+    if (window.innerWidth < 640) { get("more").open = false; get("rows").value = "10"; }
   }
 
   report.open().then(function () {
     controls();
     report.prepareCharts();
+    report.preparePlaces();
     report.prepareLists();
+    report.prepareExport(chosenRows);
     summarise();
-    report.redraw.push(function () {
+    report.onRedraw.push(function () {
       report.drawLive(report.rows).then(function () { document.getElementById("samples").dataset.ready = "yes"; });
     });
     report.drawAll();
