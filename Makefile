@@ -27,8 +27,8 @@ demo: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/inrun demo --out $(OUT) # so small a model is faster on one thread
 
 # Tests that take a minute in all, of every room up to `uses`; not of several processes.
-UNIT := answers errors options terminal utility kernels
-QUICK := tests/test_layering.py $(UNIT:%=tests/unit/test_%.py) tests/unit/attribution \
+UNIT := answers errors kernels cli utility
+QUICK := tests/test_layering.py $(wildcard $(UNIT:%=tests/unit/test_%.py) $(UNIT:%=tests/unit/%)) tests/unit/attribution \
 	tests/unit/capture/test_[cr]*.py tests/unit/factors/test_co*.py tests/unit/ledger/test_books.py \
 	tests/unit/ledger/test_documents.py tests/unit/ledger/test_running_totals.py \
 	tests/unit/ledger/test_store.py tests/unit/momentum tests/unit/optim/test_divided.py \

@@ -32,7 +32,7 @@ from benchmarks.statements.page import summary as of_statements
 from benchmarks.window.page import summary as of_windows
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-SETTLED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
+CLOSED, MOVING = 5, 8  # the steps from which on fidelity and optimizers are summed up
 Cells = Mapping[str, Any]
 
 
@@ -76,14 +76,14 @@ def _fidelity(_: Cells) -> list[tuple[str, str, str]]:
     chosen = plain(cells_of("fidelity"))
     records = [record for found in chosen.values() for record in found]
     models = len({setting.task for setting in chosen})
-    where = f"median R over {models} models, from step {SETTLED} on"
+    where = f"median R over {models} models, from step {CLOSED} on"
     rows = []
     for name, what, elsewhere in (
         ("path, attached", "`path` as attached", ""),
         ("linearized", "`linearized`, the published estimator", "> 0.99 (arXiv 2602.00329)"),
         ("sgd", "`sgd` under AdamW", "about 0.11 (arXiv 2602.00329)"),
     ):
-        median = np.nanmedian(values(records, name, "pearson", SETTLED))
+        median = np.nanmedian(values(records, name, "pearson", CLOSED))
         rows.append((f"{what}: {where}", f"{median:.4f}", elsewhere))
     return rows
 

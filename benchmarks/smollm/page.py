@@ -16,7 +16,7 @@ from benchmarks.smollm.exact import SAMPLES
 from benchmarks.smollm.training import KINDS, RATES, Size
 
 DOCS = Path(__file__).parents[2] / "docs"
-SETTLED = 3  # the step from which on books are summed up: Adam's first two are near signs
+CLOSED = 3  # the step from which on books are summed up: Adam's first two are near signs
 MEGABYTE = 1e6
 
 
@@ -61,8 +61,8 @@ def _trained(cells: Any, kind: str) -> dict[str, str]:
         "texts with a value, and their visits": f"{attributed['samples']}, {attributed['visits']}",
         "covered": f"{attributed['covered']:.4f}",
         "residual of the books, steps 1 and 2": ", ".join(f"{s:.2%}" for s in shares[:2]),
-        f"from step {SETTLED} on, median and highest": f"{np.median(shares[SETTLED - 1 :]):.2%}, "
-        f"{max(shares[SETTLED - 1 :]):.2%}",
+        f"from step {CLOSED} on, median and highest": f"{np.median(shares[CLOSED - 1 :]):.2%}, "
+        f"{max(shares[CLOSED - 1 :]):.2%}",
         "seconds of processor time per step, plain": f"{seconds['plain']:.2f}",
         "seconds per step, attributed": f"{seconds['attributed']:.2f}",
         "share of plain throughput that is left": f"{share:.1%}",

@@ -110,7 +110,7 @@ TESTS = {
         "folders that a killed":
             "folders_of_held_in_are_gone_with_the_resuming_run_at_the_latest",
     },
-    "unit/test_utility_parts.py": {
+    "unit/utility/test_parts.py": {
         "named targets given": "targets_that_are_given_as_a_batch_are_told_how_to_be_given",
         "`Utility(batch_size=n)` or": "a_loss_that_parts_do_not_add_up_to_is_refused_at_attach",
         "`Utility(batch_size=n)` that": "what_is_no_number_of_rows_is_refused",
@@ -186,7 +186,7 @@ TESTS = {
     "unit/uses/test_diff.py": {
         "`inrun.diff` of runs": "ids_of_another_kind_are_refused",
     },
-    "unit/test_contrast.py": {
+    "unit/utility/test_contrast.py": {
         "good and bad answers": "answers_to_other_numbers_of_prompts_are_refused",
     },
     "unit/uses/test_labels.py": {
@@ -208,7 +208,7 @@ TESTS = {
         "a table of samples": "training_rows_name_pictures_of_their_own_folder_alone",
         "terminal escapes": "no_command_prints_an_escape_of_a_foreign_run",
     },
-    "unit/test_terminal.py": {
+    "unit/cli/test_terminal.py": {
         "texts that a spreadsheet": "no_cell_begins_a_formula_however_it_is_split",
     },
     "integration/test_wheel.py": {"an extra that": "a_command_that_needs_an_extra_names_it"},

@@ -40,17 +40,19 @@ def train(optimizer_of, clip):
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"maximize": True}], ids=str)
-def test_settled_values_and_books_are_those_read_before_the_step(options, clip, monkeypatch):
+def test_values_formed_after_the_step_are_those_read_before_it(options, clip, monkeypatch):
     def optimizer_of(parameters):
         return torch.optim.AdamW(parameters, lr=1e-3, **options)
 
-    used, really = [], Path.settled
-    monkeypatch.setattr(Path, "settled", lambda *a, **k: used.append(1) or really(*a, **k))
-    settled, books = train(optimizer_of, clip)
+    used, really = [], Path.formed_after_step
+    monkeypatch.setattr(
+        Path, "formed_after_step", lambda *a, **k: used.append(1) or really(*a, **k)
+    )
+    after, books = train(optimizer_of, clip)
     assert len(used) == 40 * 5  # every parameter in every step
-    monkeypatch.setattr(Path, "settles", lambda self, move: False)
+    monkeypatch.setattr(Path, "forms_after_step", lambda self, move: False)
     read, expected = train(optimizer_of, clip)
-    error = np.linalg.norm(settled - read, axis=1) / np.linalg.norm(read, axis=1)
+    error = np.linalg.norm(after - read, axis=1) / np.linalg.norm(read, axis=1)
     assert np.median(error) < 1e-4  # single precision, through a root of what is nearly all new
     assert error.max() < 1e-2
     entries = ["samples", "momentum", "weight_decay", "residual"]

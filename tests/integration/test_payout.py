@@ -237,7 +237,7 @@ def test_a_resumed_run_pays_as_one_whose_windows_ended_at_the_checkpoint(tmp_pat
     resumed.attribution.load_state_dict(state)
     resumed.taken = 6
     ended = start("ended").run(6)
-    ended.attribution._loop.booking.settle()
+    ended.attribution._loop.booking.pay_out()
     for run in (ended, resumed):
         run.run(5)
         run.attribution.detach()

@@ -192,7 +192,7 @@ def test_a_full_disk_is_said_and_loses_nothing_that_was_paid(tmp_path, in_memory
     assert run.attribution.waiting["steps"] == 0
     assert list(tmp_path.rglob("*.safetensors")) == []
     ended = Run().run(8)
-    ended.attribution._loop.booking.settle()
+    ended.attribution._loop.booking.pay_out()
     for one in (run, ended):
         one.run(5)
     assert run.attribution.waiting["steps"] == WINDOW  # there is room again

@@ -41,11 +41,13 @@ def test_direction_and_ledger_are_those_of_eager_operations(dtype, options, monk
         for steps, K in ((1, 1), (2, 3), (300, 3))
     ]
     path = ESTIMATORS["path"]
-    found = [[path.settled(*case, 0.7, held=held) for held in (True, False)] for case in cases]
+    found = [
+        [path.formed_after_step(*case, 0.7, held=held) for held in (True, False)] for case in cases
+    ]
     assert list(kernels._passed.values()) == [True, True]  # with a direction and without
     eager(monkeypatch)
     for case, (with_it, without) in zip(cases, found, strict=True):
-        settling_is_alike(*case, with_it, without, path.settled(*case, 0.7, held=True))
+        settling_is_alike(*case, with_it, without, path.formed_after_step(*case, 0.7, held=True))
 
 
 @compilers
@@ -53,13 +55,13 @@ def test_no_bit_depends_on_where_numbers_lie():
     h, draw = setting(apart=0.1), random.Random(0)
     move, at = adam_move(torch.float32, 9, h), validation(2, torch.float32)
     path = ESTIMATORS["path"]
-    want, kept = path.settled(move, at, 0.7, held=True), []
+    want, kept = path.formed_after_step(move, at, 0.7, held=True), []
     assert list(kernels._passed.values()) == [True]
     for number in range(200):
         place = unaligned if number % 10 == 0 else torch.clone
         state = move.state._replace(m=place(move.state.m), v=place(move.state.v))
         elsewhere = Move(move.rule, place(move.weight), place(move.gradient), state, h)
-        found = path.settled(
+        found = path.formed_after_step(
             elsewhere, Gradients(at.opening.clone(), place(at.closing)), 0.7, held=True
         )
         assert all(a.equal(b) for a, b in zip(found, want, strict=True))

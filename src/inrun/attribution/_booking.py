@@ -85,7 +85,7 @@ class Booking:
         if window.waiting == 2:  # what two steps share is known now
             self._advice.of_payouts(window.held(), window.expected(), window.free(), window.window)
 
-    def settle(self, *, parted: bool = False) -> None:
+    def pay_out(self, *, parted: bool = False) -> None:
         """Pays all steps that wait what momentum did for them so far.
 
         Args:
@@ -99,7 +99,7 @@ class Booking:
                 self._window.abandon()
                 self._record.let_go()
             else:
-                self._pay(self._window.settle())
+                self._pay(self._window.pay_out())
 
     def pause(self, names: Collection[str]) -> None:
         """Parameters move without being scored, and their memory with them.
@@ -113,7 +113,7 @@ class Booking:
             self._advice.of_ended(self._window.ended())
             over = self._window.names <= set(names)
         if over:
-            self.settle()
+            self.pay_out()
 
     def owed(self) -> list[Paid]:
         """What is still in the momentum of each step that waits; all processes call it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
 from inrun.errors import InRunError, MisuseError, StoreError
-from inrun.ledger import seal, unseal
+from inrun.ledger import pack_state, unpack_state
 from inrun.momentum import Payouts
 from inrun.owners import IdReader
 from inrun.scoring import Scorer, Windows
@@ -68,7 +68,7 @@ class Checkpoint:
         }
         parts = {"scorer": tensors, "paying": ranks, "record": tables, "windows": bases}
         named = {f"{part}/{n}": t for part, found in parts.items() for n, t in found.items()}
-        return seal(header, named)
+        return pack_state(header, named)
 
     def restore(self, state: Mapping[str, Any]) -> IdReader:
         """See `Attribution.load_state_dict`.
@@ -76,7 +76,7 @@ class Checkpoint:
         Returns:
             Who reads ids of the kind that the run had.
         """
-        header, tensors = unseal(state)
+        header, tensors = unpack_state(state)
         try:
             return self._restore(header, tensors)
         except InRunError:
@@ -88,7 +88,7 @@ class Checkpoint:
             ) from error
 
     def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IdReader:
-        """The same, of a state whose seal fits."""
+        """The same, of a state whose digest fits."""
         for name, now in self._kind.items():
             then = header["kind"].get(name)
             if then != now:

@@ -128,7 +128,7 @@ class Loop(Passes):
         """Reads the step before its first optimizer; one of no samples is left as it is."""
         self.advice.of_strangers(self._optimizers, self.capture)
         with self.watch, self._forgotten_where_it_fails():
-            step.take_down(self.capture)
+            step.read_before_step(self.capture)
             self._conclude(step)
             if not step.owned:  # the loop zeroed what came in of them
                 return
@@ -240,7 +240,7 @@ class Loop(Passes):
         self.close_window()
         self._scorer.validation.forget()
         if by is None:
-            self.booking.settle(parted=failed)
+            self.booking.pay_out(parted=failed)
             return
         held = trained_parameters(self._optimizers.members[by])
         moving = {id(p) for p in held if p.grad is not None}

@@ -108,7 +108,7 @@ class Passes(ABC):
                         self._end_block(step, names, block)
 
     def _opened(self) -> Step:
-        """The step under way; its first pass settles whether it is scored."""
+        """The step under way; its first pass decides whether it is scored."""
         with self.watch:
             if self._step is None:
                 weight = self.frequency.weight(self.taken + 1)
@@ -184,7 +184,7 @@ class Passes(ABC):
 
     def _conclude(self, step: Step) -> None:
         """Compares blocks that ended with the gradients."""
-        if step.conclude(self.capture) and self._auditor is not None:
+        if step.finish(self.capture) and self._auditor is not None:
             self._auditor.cancel()
         self.advice.of_gaps(self.capture.coverage)
         self.advice.of_samples(self.capture)

@@ -37,7 +37,7 @@ from inrun.ledger import (
 from inrun.momentum import Paid
 from inrun.scoring import Scored
 
-SETTLED = ("visits", "values", "paid", "rows")
+CLOSED = ("visits", "values", "paid", "rows")
 
 
 class _Waiting(NamedTuple):
@@ -187,7 +187,7 @@ class Record:
 
         Args:
             owed: what momentum would pay now to the steps that wait. A run that goes on from the
-                state has these steps settled; this one goes on as if there were no checkpoint.
+                state has these steps closed; this one goes on as if there were no checkpoint.
         """
         paid = self
         if owed:
@@ -232,7 +232,7 @@ class Record:
         if self._folder is not None:
             self._folder.go_to(header["store"])
             for step in header.get("settled", ()):
-                visits, values, paid, rows = (tables[f"{step}/{part}"] for part in SETTLED)
+                visits, values, paid, rows = (tables[f"{step}/{part}"] for part in CLOSED)
                 self._folder.add(
                     step, as_table(visits)["sample_id"].to_pylist(), (values + paid).numpy(),
                     as_table(rows).to_pylist(), paid_BK=paid.numpy(),
@@ -277,4 +277,4 @@ def _settled(
         as_tensor(pa.table({"sample_id": ids})), torch.from_numpy(values_NK.copy()),
         torch.from_numpy(paid_NK.copy()), as_tensor(pa.Table.from_pylist(rows, schema=LEDGER)),
     )  # fmt: skip
-    return {f"{step}/{name}": part for name, part in zip(SETTLED, parts, strict=True)}
+    return {f"{step}/{name}": part for name, part in zip(CLOSED, parts, strict=True)}

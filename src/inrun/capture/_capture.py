@@ -244,7 +244,7 @@ class Capture(ABC):
         self.coverage.followed(mode)
 
     def _take_down(self) -> None:
-        """Takes down what the invariant needs of `.grad`, for `conclude`."""
+        """Records what the invariant needs of `.grad`, for `finish`."""
         if self.sharded and not self._reduced:  # this process's own gradient can nowhere be read
             self.check.end_unreduced_block()
             return
@@ -261,13 +261,13 @@ class Capture(ABC):
             gradients, self.low_precision, {**self._terms, **self._missed}, reduced=self._reduced
         )
 
-    def conclude(self) -> list[bool]:
+    def finish(self) -> list[bool]:
         """Checks the invariant of blocks that ended: for each, whether only it is in `.grad`.
 
         Raises:
             InvariantError: the shares do not sum to the gradient.
         """
-        flags = self.check.conclude()
+        flags = self.check.finish()
         if flags:
             self.coverage.measured(self.check.norms, self.check.gaps)
         return flags

@@ -139,7 +139,7 @@ class GradientCheck:
         reduced: bool = True,
         unowned: bool = False,
     ) -> None:
-        """Takes sums and gradients down as they are now, for `conclude` to compare.
+        """Records sums and gradients as they are now, for `finish` to compare.
 
         Args:
             gradients: by parameter name.
@@ -165,7 +165,7 @@ class GradientCheck:
         self._met |= reduced
         self.discard_block()
 
-    def conclude(self) -> list[bool]:
+    def finish(self) -> list[bool]:
         """Compares what blocks left: for each, whether only its own samples are in the gradients.
 
         Gradients may have been zeroed since the block before: then earlier blocks of the step
@@ -261,7 +261,7 @@ class GradientCheck:
         }
 
     def consume(self, gradients: Mapping[str, Tensor]) -> None:
-        """Takes down the gradients that the optimizer is about to consume, for `scales`."""
+        """Records the gradients that the optimizer is about to consume, for `scales`."""
         held = {name: self._parameters[name].grad for name in gradients}  # not what was read of it
         self._at_consume = _versions({name: g for name, g in held.items() if g is not None})
         self._consumed_names = list(gradients)

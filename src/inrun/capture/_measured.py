@@ -1,6 +1,6 @@
 """Gradients along their random directions, with their norms, as numbers on the host.
 
-`Ended` is what the gradient check takes down when a block ends; `Rows` are numbers on their way.
+`Ended` is what the gradient check records when a block ends; `Rows` are numbers on their way.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> 
 
 LARGE = 65_536  # elements that a factor holds; smaller ones are compared in every step
 FIRST_STEPS = 8  # in which all are compared
-TURNS = 4
+PHASES = 4
 
 
 class CheckSchedule:
@@ -266,7 +266,7 @@ class CheckSchedule:
         return True
 
     def next_step(self, blocks: int) -> None:
-        """Turns to those of the next step.
+        """Goes on to those of the next step.
 
         Args:
             blocks: of the step that is over. Whether earlier blocks are in a gradient at all is
@@ -276,5 +276,5 @@ class CheckSchedule:
         self._large += [name for name in self._met if name not in self._large]
         self._met = {}
         every = self.steps < FIRST_STEPS or blocks > 1
-        turns = 1 if every else max(1, min(TURNS, len(self._large)))
-        self._now = set(self._large[self.steps % turns :: turns])
+        phases = 1 if every else max(1, min(PHASES, len(self._large)))
+        self._now = set(self._large[self.steps % phases :: phases])

@@ -170,4 +170,4 @@ def _check_sums(
     missed = mode.skipped
     check.exclude(missed)
     check.end_block(found, low_precision, missed)
-    check.conclude()
+    check.finish()

@@ -26,7 +26,7 @@ def introduce(console: Console, training: Any) -> None:
         console.print(f"left out: {len(splits.skipped) - 5} more", style="yellow")
 
 
-def conclude(console: Console, training: Any, folder: Path, outcome: Any) -> None:
+def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
     """What it took, how well it did, what the books say, which labels to look at."""
     from inrun.ledger import load_run
     from inrun.uses import note_label_doubts

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inrun.cli._messages import conclude, introduce
+from inrun.cli._messages import finish, introduce
 from inrun.cli._terminal import command, plain, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen
@@ -108,7 +108,7 @@ def train(
             console.print(f"Go on with: {plain(again)}", soft_wrap=True)
         sys.exit(130)
     if not console.quiet:
-        conclude(console, training, folder, outcome)
+        finish(console, training, folder, outcome)
 
 
 @_with_shared

@@ -80,11 +80,13 @@ class Direction(ABC):
         """
         return gradient_K
 
-    def settles(self, move: Move[Any, Any]) -> bool:
-        """Whether `settled` is defined for this parameter, asked before the step."""
+    def forms_after_step(self, move: Move[Any, Any]) -> bool:
+        """Whether `formed_after_step` is defined for this parameter, asked before the step."""
         return False
 
-    def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:
+    def formed_after_step(
+        self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool
+    ) -> Pulled:
         """Direction and books of a step that was taken, from nothing that was kept before it.
 
         Args:

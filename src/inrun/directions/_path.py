@@ -39,8 +39,8 @@ class Path(Direction):
         """Mean of the opening and the closing gradient."""
         return at.opening if at.closing is None else torch.lerp(at.opening, at.closing, 0.5)
 
-    def settles(self, move: Move[Any, Any]) -> bool:
-        """See `Direction.settles`; never for a subclass, which may mean another gradient."""
+    def forms_after_step(self, move: Move[Any, Any]) -> bool:
+        """See `Direction.forms_after_step`; never for a subclass, whose gradient may differ."""
         known, kind = move.rule.post_step, move.gradient.dtype
         precise = kind == move.weight.dtype and kind in (torch.float32, torch.float64)
         doubles = move.weight.device.type != "mps"  # the ledger's sums are in double precision
@@ -48,8 +48,10 @@ class Path(Direction):
         told = known is not None and known.defined(move.state, move.setting)
         return plain and precise and doubles and told
 
-    def settled(self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool) -> Pulled:
-        """See `Direction.settled`: one pass over all arrays, of which the direction alone stays."""
+    def formed_after_step(
+        self, after: Move[Any, Any], at: Gradients, scale: float, *, held: bool
+    ) -> Pulled:
+        """See `Direction.formed_after_step`: one pass over all arrays; only the direction stays."""
         known, opening, closing = after.rule.post_step, at.opening, closing_or_opening(at)
         assert known is not None
         directions = opening.new_empty(opening.shape if held else 0)

@@ -1,11 +1,11 @@
-"""Files that are no tables, sealed: JSON documents, logs of one line per result, other content.
+"""Files that are no tables, digested: JSON documents, logs of one line per result, other content.
 
     document   {..., "digest": SHA-256 of the rest}, written in one way, byte for byte
-    log        {..., "seal": SHA-256 of the seals before and this line}, one object per line
+    log        {..., "seal": SHA-256 of the digests before and this line}, one object per line
     content    any bytes, then `inrun-sha256:` and their SHA-256
 
-Files of older versions have no seal and are read as they are. A seal that a flipped bit has made
-unreadable is not taken for one that was never there.
+Files of older versions have no digest and are read as they are. A digest that a flipped bit has
+made unreadable is not taken for one that was never there.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def write_content(path: Path, content: bytes) -> None:
     replace_file(path, lambda file: file.write(content + MARK + digest))
 
 
-def read_content(path: Path, *, sealed: bool = False) -> bytes:
+def read_content(path: Path, *, digested: bool = False) -> bytes:
     """Reads what `write_content` was given.
 
     Args:
         path: the file.
-        sealed: whether it must carry a checksum. Files of older versions do not.
+        digested: whether it must carry a checksum. Files of older versions do not.
 
     Raises:
         StoreError: there is none, or it was changed or cut off.
@@ -90,12 +90,12 @@ def read_content(path: Path, *, sealed: bool = False) -> bytes:
         found = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}).") from error
-    content, seal = found[: -len(MARK) - 64], found[-len(MARK) - 64 :]
-    if not seal.startswith(MARK) and not _DIGITS.search(seal):
-        if sealed or MARK in found[-2 * len(MARK) - 64 :]:
+    content, digest = found[: -len(MARK) - 64], found[-len(MARK) - 64 :]
+    if not digest.startswith(MARK) and not _DIGITS.search(digest):
+        if digested or MARK in found[-2 * len(MARK) - 64 :]:
             raise changed_file(path)
         return found
-    if seal != MARK + hashlib.sha256(content).hexdigest().encode():
+    if digest != MARK + hashlib.sha256(content).hexdigest().encode():
         raise changed_file(path)
     return content
 
@@ -111,7 +111,7 @@ class Log:
     """
 
     def __init__(self, path: Path | None):
-        self._path, self._seal = path, ""
+        self._path, self._digest = path, ""
         self.lines: list[dict[str, Any]] = []
         try:
             text = b"" if path is None or not path.exists() else path.read_bytes()
@@ -125,20 +125,20 @@ class Log:
             self.lines.append(self._opened(line, raw[number - 1], number))
 
     def _opened(self, line: Any, raw: str, number: int) -> dict[str, Any]:
-        seal = line.pop("seal", None) if isinstance(line, dict) else ""
-        if seal is None and not self._seal:  # of an older version
+        digest = line.pop("seal", None) if isinstance(line, dict) else ""
+        if digest is None and not self._digest:  # of an older version
             return dict(line)
-        known = isinstance(line, dict) and seal == self._sealed(line)
-        if not known or raw != json.dumps({**line, "seal": seal}):
+        known = isinstance(line, dict) and digest == self._digest_of(line)
+        if not known or raw != json.dumps({**line, "seal": digest}):
             raise StoreError(
                 f"{self._path} was changed: line {number} does not fit its checksum and the lines "
                 "before it. Put the original back, or name a new file."
             )
-        self._seal = str(seal)
+        self._digest = str(digest)
         return dict(line)
 
-    def _sealed(self, line: Mapping[str, Any]) -> str:
-        return hashlib.sha256((self._seal + json.dumps(line)).encode()).hexdigest()
+    def _digest_of(self, line: Mapping[str, Any]) -> str:
+        return hashlib.sha256((self._digest + json.dumps(line)).encode()).hexdigest()
 
     def append(self, line: dict[str, Any]) -> None:
         """Adds a line to the file.
@@ -149,10 +149,10 @@ class Log:
         self.lines.append(line)
         if self._path is None:
             return
-        seal = self._sealed(line)
+        digest = self._digest_of(line)
         try:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "seal": seal}) + "\n")
+                file.write(json.dumps({**line, "seal": digest}) + "\n")
         except OSError as error:
             raise StoreError(f"{self._path} could not be written: {error}") from error
-        self._seal = seal
+        self._digest = digest

@@ -8,7 +8,7 @@ byte is parsed, so that a flipped bit is never a number, and never an error of t
 Files are read as bytes and parsed from memory: no path is ever read as a pattern, or as
 `column=value`.
 
-A state is plain tensors and strings, sealed in the same way:
+A state is plain tensors and strings, digested in the same way:
 
     {"format": 1, "header": JSON text, "digest": SHA-256 of header and tensors, "tensors": {...}}
 
@@ -42,7 +42,7 @@ STATE_FORMAT = 1
 PARTS = {"format", "header", "digest", "tensors"}
 
 
-class Seal(NamedTuple):
+class PartId(NamedTuple):
     """Whose a table is and what: the run's id ('' where it had none yet), kind and number."""
 
     kind: str
@@ -79,34 +79,34 @@ def is_there(path: Path) -> bool:
         raise StoreError(f"{path} cannot be looked at ({error}).") from error
 
 
-def write_table(path: Path, table: pa.Table, seal: Seal) -> None:
-    """Writes a table as Parquet with its seal; see `replace_file`."""
-    replace_file(path, lambda file: file.write(_sealed(table, seal)))
+def write_table(path: Path, table: pa.Table, part_id: PartId) -> None:
+    """Writes a table as Parquet with its digest; see `replace_file`."""
+    replace_file(path, lambda file: file.write(_with_digest(table, part_id)))
 
 
-def read_table(path: Path, seal: Seal, *, sealed: bool) -> pa.Table:
+def read_table(path: Path, part_id: PartId, *, digested: bool) -> pa.Table:
     """The table that `write_table` was given.
 
     Args:
         path: the file.
-        seal: what it must be; a run '' is not compared.
-        sealed: whether it must carry a digest. Files of older versions do not.
+        part_id: what it must be; a run '' is not compared.
+        digested: whether it must carry a digest. Files of older versions do not.
 
     Raises:
         StoreError: it is not there, torn, changed, or another one.
     """
-    return parsed(path, checked_bytes(path, seal, sealed=sealed))
+    return parsed(path, checked_bytes(path, part_id, digested=digested))
 
 
-def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
-    """A file's content, once its seal was found to fit; see `read_table`."""
+def checked_bytes(path: Path, part_id: PartId, *, digested: bool) -> bytes:
+    """A file's content, once it was found to be that part; see `read_table`."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}).") from error
     at = content.rfind(MARK) + len(MARK)  # the last: the metadata come after all columns
     if at < len(MARK) or len(content) < at + len(_ZEROS):
-        if sealed:
+        if digested:
             raise StoreError(
                 f"{path} is torn, or was not written by this run: it has no checksum, and the "
                 "run's files have one. Put the original back."
@@ -115,7 +115,7 @@ def checked_bytes(path: Path, seal: Seal, *, sealed: bool) -> bytes:
     found, plain = content[at : at + 64], content[:at] + _ZEROS + content[at + 64 :]
     if hashlib.sha256(plain).hexdigest().encode() != found:
         raise changed_file(path)
-    _require_seal(path, content, seal)
+    _require_part_id(path, content, part_id)
     return content
 
 
@@ -127,20 +127,20 @@ def changed_file(path: Path) -> StoreError:
     )
 
 
-def _require_seal(path: Path, content: bytes, seal: Seal) -> None:
+def _require_part_id(path: Path, content: bytes, part_id: PartId) -> None:
     """Raises where a whole file is not the one that belongs here."""
     about = pq.read_metadata(pa.BufferReader(content)).metadata or {}
     run, kind, number = (
         about.get(f"inrun.{name}".encode(), b"").decode() for name in ("run", "kind", "number")
     )
-    if run and seal.run and run != seal.run:
+    if run and part_id.run and run != part_id.run:
         raise StoreError(
-            f"{path} is of another run ({run}, and this one is {seal.run}): its visits would be "
+            f"{path} is of another run ({run}, and this one is {part_id.run}): its visits would be "
             "counted here. Take it away, or put the original back."
         )
-    if (kind, number) != (seal.kind, str(seal.number)):
+    if (kind, number) != (part_id.kind, str(part_id.number)):
         raise StoreError(
-            f"{path} is part {number} of {kind!r}, and part {seal.number} of {seal.kind!r} "
+            f"{path} is part {number} of {kind!r}, and part {part_id.number} of {part_id.kind!r} "
             "belongs here: it would be counted twice. Take it away, or put the original back."
         )
 
@@ -155,11 +155,11 @@ def parsed(path: Path, content: bytes) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _sealed(table: pa.Table, seal: Seal) -> bytes:
+def _with_digest(table: pa.Table, part_id: PartId) -> bytes:
     about = {
-        "inrun.kind": seal.kind,
-        "inrun.run": seal.run,
-        "inrun.number": str(seal.number),
+        "inrun.kind": part_id.kind,
+        "inrun.run": part_id.run,
+        "inrun.number": str(part_id.number),
         "inrun.sha256": (MARK + _ZEROS).decode(),
     }
     sink = io.BytesIO()
@@ -187,18 +187,18 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
         ) from error
 
 
-def seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def pack_state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A state of a header (whatever JSON holds) and tensors, which are copied to the CPU."""
     text = json.dumps(header)
     kept = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     return {"format": STATE_FORMAT, "header": text, "digest": _digest(text, kept), "tensors": kept}
 
 
-def unseal(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def unpack_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors.
 
     Raises:
-        StoreError: it is not a state, of another format, or not as it was sealed.
+        StoreError: it is not a state, of another format, or not as it was digested.
     """
     if not isinstance(state, Mapping) or not set(state) >= PARTS:
         raise StoreError(

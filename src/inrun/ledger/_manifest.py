@@ -54,7 +54,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     write_document(path / MANIFEST, manifest)
 
 
-def is_sealed(manifest: Mapping[str, Any], kind: str, number: int = 0) -> bool:
+def has_digest(manifest: Mapping[str, Any], kind: str, number: int = 0) -> bool:
     """Whether a run's part, or the one file of a kind, carries a checksum."""
     if manifest["format"] == OLDER:
         return False

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from inrun.errors import StoreError
-from inrun.ledger._files import Seal, checked_bytes, is_there, parsed
-from inrun.ledger._manifest import is_sealed
+from inrun.ledger._files import PartId, checked_bytes, is_there, parsed
+from inrun.ledger._manifest import has_digest
 
 KINDS = ("visits", "ledger")
 TOKENS = "tokens"
@@ -49,10 +49,10 @@ def whole(
     digest = ""
     for number, part in enumerate(parts):
         try:
-            sealed = is_sealed(manifest, kind, number)
-            seal = Seal(kind, manifest.get("run", ""), number)
-            content = checked_bytes(part, seal, sealed=sealed)
-            if not sealed:
+            digested = has_digest(manifest, kind, number)
+            part_id = PartId(kind, manifest.get("run", ""), number)
+            content = checked_bytes(part, part_id, digested=digested)
+            if not digested:
                 parsed(part, content)
         except StoreError as fault:
             return parts[:number], fault
@@ -74,16 +74,16 @@ def require_whole(
         Which part of the values per token is missing, where the run may be `incomplete`.
     """
     run = manifest.get("run", "")
-    files = [(path / name, Seal(kind, run)) for kind, name in single.items()]
+    files = [(path / name, PartId(kind, run)) for kind, name in single.items()]
     tokens, missing = _named(path / TOKENS, manifest.get("parts", {}).get(TOKENS, 0))
     if missing is not None and not incomplete:
         raise _gap(missing)
-    files += [(part, Seal(TOKENS, run, number)) for number, part in enumerate(tokens)]
-    for file, seal in files:
+    files += [(part, PartId(TOKENS, run, number)) for number, part in enumerate(tokens)]
+    for file, part_id in files:
         if is_there(file):
-            sealed = is_sealed(manifest, seal.kind, seal.number)
-            content = checked_bytes(file, seal, sealed=sealed)
-            if not sealed:
+            digested = has_digest(manifest, part_id.kind, part_id.number)
+            content = checked_bytes(file, part_id, digested=digested)
+            if not digested:
                 parsed(file, content)
     return None if missing is None else _gap(missing)
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
-from inrun.ledger._files import Seal, is_there, read_table, store_path, write_table
-from inrun.ledger._manifest import is_sealed, read_manifest
+from inrun.ledger._files import PartId, is_there, read_table, store_path, write_table
+from inrun.ledger._manifest import has_digest, read_manifest
 from inrun.ledger._parts import KINDS, listed, require_columns, require_whole, whole
 from inrun.ledger._running_totals import (
     Extra,
@@ -71,7 +71,7 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to know about how far the files can be relied on."""
-        if is_sealed(self.manifest, "visits"):
+        if has_digest(self.manifest, "visits"):
             return ()
         return (
             f"{self.path} was written by an earlier version: its files carry no checksums, so one "
@@ -152,11 +152,11 @@ class Run:
 
     def _read_parts(self, kind: str) -> Iterator[tuple[Path, pa.Table]]:
         for number, part in enumerate(self._parts[kind]):
-            sealed = is_sealed(self.manifest, kind, number)
-            yield part, read_table(part, self._seal(kind, number), sealed=sealed)
+            digested = has_digest(self.manifest, kind, number)
+            yield part, read_table(part, self._part_id(kind, number), digested=digested)
 
-    def _seal(self, kind: str, number: int = 0) -> Seal:
-        return Seal(kind, self.manifest.get("run", ""), number)
+    def _part_id(self, kind: str, number: int = 0) -> PartId:
+        return PartId(kind, self.manifest.get("run", ""), number)
 
     def ledger(self, target: str = TOTAL) -> pa.Table:
         """One row per step: see `Attribution.ledger`."""
@@ -191,7 +191,7 @@ class Run:
         path = self.path / SINGLE[kind]
         if not is_there(path):
             return None
-        return read_table(path, self._seal(kind), sealed=is_sealed(self.manifest, kind))
+        return read_table(path, self._part_id(kind), digested=has_digest(self.manifest, kind))
 
     @property
     def id_type(self) -> str | None:
@@ -236,7 +236,7 @@ class Run:
         Raises:
             StoreError: it cannot be written.
         """
-        write_table(self.path / FILES[split], table, self._seal(split))
+        write_table(self.path / FILES[split], table, self._part_id(split))
 
     def audit(self) -> pa.Table:
         """One row per checked step: see `inrun.truth.AUDIT`.

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from inrun.errors import StoreError
 from inrun.ledger._books import LEDGER
-from inrun.ledger._files import Seal, is_there, store_path, write_table
+from inrun.ledger._files import PartId, is_there, store_path, write_table
 from inrun.ledger._lock import Lock
 from inrun.ledger._manifest import FORMAT, MANIFEST, OLDER, read_manifest, write_manifest
 from inrun.ledger._parts import (
@@ -298,7 +298,7 @@ class RunFolder:
         if not self._resumes and self._manifest["parts"] != self._counted:
             self._commit()
         if coverage is not None:
-            write_table(self.path / "coverage.parquet", coverage, Seal("coverage", self.run))
+            write_table(self.path / "coverage.parquet", coverage, PartId("coverage", self.run))
         if self._ending:
             self.close()
 
@@ -322,11 +322,11 @@ class RunFolder:
     def write_audit(self, checks: pa.Table) -> None:
         """Writes an audit's checks so far, in place of the earlier ones."""
         self._require_lock()
-        write_table(self.path / "audit.parquet", checks, Seal("audit", self.run))
+        write_table(self.path / "audit.parquet", checks, PartId("audit", self.run))
 
     def _write_part(self, kind: str, table: pa.Table) -> None:
         number = self._parts[kind]
         part = self.path / kind / part_name(number)
-        write_table(part, table, Seal(kind, self.run, number))
+        write_table(part, table, PartId(kind, self.run, number))
         self._digests[kind] = chain(self._digests[kind], part)
         self._parts[kind] = number + 1

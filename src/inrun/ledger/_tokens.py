@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from inrun.errors import StoreError
-from inrun.ledger._files import Seal, is_there, read_table, write_table
-from inrun.ledger._manifest import MANIFEST, OLDER, is_sealed, read_manifest
+from inrun.ledger._files import PartId, is_there, read_table, write_table
+from inrun.ledger._manifest import MANIFEST, OLDER, has_digest, read_manifest
 from inrun.ledger._parts import TOKENS, part_name
 
 FLUSH_ROWS = 4096
@@ -52,7 +52,7 @@ class TokenFolder:
             raise StoreError(f"{self.path} could not be made ({error}).") from error
         run = read_manifest(self.run)["run"] if is_there(self.run / MANIFEST) else ""
         table = pa.Table.from_pylist(self._rows)
-        write_table(self.path / part_name(self.parts), table, Seal(TOKENS, run, self.parts))
+        write_table(self.path / part_name(self.parts), table, PartId(TOKENS, run, self.parts))
         self._rows, self.parts = [], self.parts + 1
         self._count(self.parts)
 
@@ -90,5 +90,5 @@ def token_parts(run: Path) -> Iterator[pa.Table]:
     parts = sorted((run / TOKENS).glob("*.parquet"))
     manifest = read_manifest(run) if is_there(run / MANIFEST) else {"format": OLDER}
     for number, part in enumerate(parts):
-        seal = Seal(TOKENS, str(manifest.get("run", "")), number)
-        yield read_table(part, seal, sealed=is_sealed(manifest, TOKENS, number))
+        part_id = PartId(TOKENS, str(manifest.get("run", "")), number)
+        yield read_table(part, part_id, digested=has_digest(manifest, TOKENS, number))

@@ -154,13 +154,13 @@ class Payouts:
         if self._tensor_store.can_refuse:
             (fits,) = self._processes.all([self._tensor_store.failure is None])
             if not fits:
-                failure, paid = self._tensor_store.failure, self.settle()
+                failure, paid = self._tensor_store.failure, self.pay_out()
                 self._tensor_store.begin_anew()  # also after what settling could not put there
                 self._failure = failure
                 return paid
         return []
 
-    def settle(self) -> list[Paid]:
+    def pay_out(self) -> list[Paid]:
         """Pays all steps that are held, what they have earned so far."""
         paid: list[Paid] = []
         while self._held:

@@ -48,7 +48,7 @@ class PostStepTerms(ABC):
     """The steps that follow, of parameters that move alike."""
 
     @abstractmethod
-    def worth(self, new: Along, old: Along, after: Along) -> Tensor:
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
         """The change of the loss that other moments make, (R, K) float64.
 
         Args:
@@ -59,13 +59,13 @@ class PostStepTerms(ABC):
 
     @abstractmethod
     def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """That step now belongs to those that follow; arguments as for `worth`."""
+        """That step now belongs to those that follow; arguments as for `loss_change`."""
 
 
 class FirstOrder(PostStepTerms):
     """To first order at once: exact where the rule is affine."""
 
-    def worth(self, new: Along, old: Along, after: Along) -> Tensor:
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
         total = new.weight.new_zeros((), dtype=torch.float64)
         for changed, kept, gradient in zip(new.moments, old.moments, after.moments, strict=True):
             total = total + paired(changed - kept, gradient)
@@ -81,7 +81,7 @@ class Stepped(PostStepTerms):
     def __init__(self, steps: int):
         self._later: deque[tuple[Move[Any, Any], Along]] = deque(maxlen=steps)
 
-    def worth(self, new: Along, old: Along, after: Along) -> Tensor:
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
         total = new.weight.new_zeros((), dtype=torch.float64)
         change = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
         for move, then in self._later:
@@ -127,7 +127,7 @@ class AdamPostStepTerms(PostStepTerms):
         self._near: Tensor | None = None
         self._far = _Played(steps)
 
-    def worth(self, new: Along, old: Along, after: Along) -> Tensor:
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
         dm, dv = (a - b for a, b in zip(new.moments, old.moments, strict=True))
         x = dv / _positive(old.moments[1])
         far = x.abs() > (4 * torch.finfo(x.dtype).eps) ** (1 / ORDER)

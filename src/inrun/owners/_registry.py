@@ -1,7 +1,7 @@
 """The table of owner rules, by the name of the torch function: one line adds an operation.
 
 A rule is a function from an `Op` to the maps of its outputs. It gives None where it cannot tell:
-then the operation is settled by exchange (see `_exchange`), or else is UNKNOWN.
+then the operation is decided by exchange (see `_exchange`), or else is UNKNOWN.
 """
 
 from __future__ import annotations

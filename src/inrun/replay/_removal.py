@@ -203,7 +203,7 @@ class FinitePush:
             consumed = (raw[names] * clip).to(move.gradient)
             new, old = derivative_of(move.rule).moved(move, consumed), base[names]
             total = total + paired(new.weight - old.weight, passage.after[names].weight)
-            total = total + self._following[names].worth(new, old, passage.after[names])
+            total = total + self._following[names].loss_change(new, old, passage.after[names])
         assert isinstance(total, Tensor)
         return total.cpu()
 

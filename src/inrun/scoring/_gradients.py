@@ -75,7 +75,7 @@ def scales_of(
     """For each parameter what became of its gradient between the backward pass and the step.
 
     Args:
-        gradients: that the step consumes, which the check has taken down.
+        gradients: that the step consumes, which the check has recorded.
         capture: the parameters and the check.
         blocks: the step's samples.
         processes: that they are spread over.

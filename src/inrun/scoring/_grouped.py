@@ -71,7 +71,7 @@ def pulled_together(group: Sequence[Member]) -> Pulled:
     scales = [float(m.plan.share_scale) for m in group]
     alike = len(set(scales)) == 1
     plan = group[0].plan
-    pulled = plan.direction.settled(
+    pulled = plan.direction.formed_after_step(
         joined(moves), Gradients(opening, closing), scales[0] if alike else 1.0, held=plan.held
     )
     if pulled.direction is not None and not alike:

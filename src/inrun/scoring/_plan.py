@@ -160,7 +160,7 @@ class SettledAfter(ParameterPlan):
         assert moved is not None
         elementwise = isinstance(self.share_scale, Tensor)
         scale = 1.0 if elementwise else float(self.share_scale)
-        pulled = self.direction.settled(moved, at, scale, held=self.held)
+        pulled = self.direction.formed_after_step(moved, at, scale, held=self.held)
         if elementwise and pulled.direction is not None:
             pulled.direction.mul_(self.share_scale)
         return pulled
@@ -222,7 +222,7 @@ def plan_parameter(
         held: whether its shares are still to be contracted.
         processes: how many share the batch.
     """
-    if direction.settles(move):
+    if direction.forms_after_step(move):
         return SettledAfter(optimizer, p, direction, move, scale, held, processes)
     each = direction.by_sample
     slope = direction.slope(move).kept() if held and not each else Diagonal(0.0)

@@ -35,7 +35,7 @@ from inrun.utility import Evaluation
 Stage = Enum("Stage", ["OPEN", "READ", "TAKEN", "SCORED"])
 
 
-class Remembers(Protocol):
+class MomentumMemory(Protocol):
     """Who must know of a step's optimizers before it is taken: the window of momentum."""
 
     def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> object:
@@ -54,7 +54,9 @@ class Step:
 
     audited = False
 
-    def __init__(self, scorer: Scorer, number: int, weight: float, window: Remembers | None = None):
+    def __init__(
+        self, scorer: Scorer, number: int, weight: float, window: MomentumMemory | None = None
+    ):
         self.number, self.weight, self.stage = number, weight, Stage.OPEN
         self._scorer, self._window = scorer, window
         self._ended: list[tuple[Ids, Block]] = []
@@ -98,7 +100,7 @@ class Step:
         """A block ended."""
         self._ended.append((ids, block))
 
-    def conclude(self, capture: Capture) -> bool:
+    def finish(self, capture: Capture) -> bool:
         """Compares blocks with the gradients; True where some turned out not to be in them.
 
         The loop zeroed the gradients after those: they count no more. Nor does one that is wrong.
@@ -108,7 +110,7 @@ class Step:
         """
         unread = capture.check.unread
         try:
-            flags = capture.conclude()
+            flags = capture.finish()
         except BaseException:
             del self._ended[len(self._ended) - unread :]
             raise
@@ -137,7 +139,7 @@ class Step:
 
     # ---- read
 
-    def take_down(self, capture: Capture) -> None:
+    def read_before_step(self, capture: Capture) -> None:
         """Reads the optimizers while their state is still that of w_t, and runs the opening pass.
 
         What the host must know of it is fetched together, with what blocks left to compare.

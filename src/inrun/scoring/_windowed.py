@@ -245,8 +245,8 @@ class WindowedStep(Step):
         """See `Step.sketches`: what the window that is open keeps."""
         return self._opened.sketch
 
-    def take_down(self, capture: Capture) -> None:
-        """See `Step.take_down`: without a pass."""
+    def read_before_step(self, capture: Capture) -> None:
+        """See `Step.read_before_step`: without a pass."""
         with torch.no_grad():
             self._take_moves(capture)
 

@@ -2,7 +2,7 @@
 
 Most of a checkpoint's files are the Trainer's, which reads whatever they hold. So that a changed
 one is never trained from, and a missing one is not another library's error, our own state in the
-checkpoint, which is sealed, has a checksum of each.
+checkpoint, which is digested, has a checksum of each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inrun.errors import StoreError
-from inrun.ledger import read_state, unseal
+from inrun.ledger import read_state, unpack_state
 from inrun.training._arguments import CHECKPOINTS
 
 STATE = "inrun-train.safetensors"  # what a run of ours keeps beside the Trainer's
@@ -43,7 +43,7 @@ def require_unchanged(folder: Path) -> None:
     Raises:
         StoreError: one is missing, was changed or cannot be read.
     """
-    header, _ = unseal(read_state(folder / STATE))
+    header, _ = unpack_state(read_state(folder / STATE))
     known: Mapping[str, str] = header.get("files", {})
     try:
         wrong = next((n for n in sorted(known) if _sha256(folder / n) != known[n]), None)

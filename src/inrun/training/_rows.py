@@ -45,7 +45,7 @@ class BadRows:
         """Notes one."""
         self.found.append(f"{where}: {what}")
 
-    def settle(self) -> None:
+    def pay_out(self) -> None:
         """Raises if there were any that may not be skipped.
 
         Raises:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from inrun.errors import NotSupportedError, StoreError
-from inrun.ledger import Run, Seal, write_document, write_table
+from inrun.ledger import PartId, Run, write_document, write_table
 from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._checkpoints import last_whole, require_unchanged
 from inrun.training._config import PROBABILITIES
@@ -127,8 +127,8 @@ def _opened(training: Training, run: Path) -> None:
     except OSError as error:
         raise StoreError(f"--out {run} cannot be made: {error.strerror}.") from error
     config.write(run, versions={"torch": torch.__version__})
-    write_table(run / SAMPLES, samples_of(training.splits.training, config), Seal("training"))
-    write_table(run / VALIDATION, samples_of(training.judges(), config), Seal("validation"))
+    write_table(run / SAMPLES, samples_of(training.splits.training, config), PartId("training"))
+    write_table(run / VALIDATION, samples_of(training.judges(), config), PartId("validation"))
 
 
 def _resumed(training: Training, run: Path) -> str:
@@ -168,7 +168,7 @@ def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome
     stored.write_samples(table)
     if classes:
         seen = pa.table({":id": table["sample_id"]} | scoring.seen.probabilities(classes))
-        write_table(run / PROBABILITIES, seen, Seal("probabilities"))
+        write_table(run / PROBABILITIES, seen, PartId("probabilities"))
     write_document(run / MEASURED, asdict(outcome))
     for left in [*(run / CHECKPOINTS).glob("checkpoint-*")]:
         shutil.rmtree(left)

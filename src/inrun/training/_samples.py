@@ -67,7 +67,7 @@ def read_splits(config: TrainConfig) -> Splits:
             if sample.label not in classes:
                 bad.add(sample.row.where, f"label {sample.label!r} is in no training row")
         parts = [[sample for sample in part if sample.label in classes] for part in parts]
-    bad.settle()
+    bad.pay_out()
     _require_rows(config, kept, parts[0])
     _require_single_ids(kept)
     return Splits(kept, parts[0], parts[1], classes, tuple(bad.found))

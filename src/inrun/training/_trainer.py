@@ -31,7 +31,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from inrun.attribution import Tokens
 from inrun.integrations.transformers import InRun
-from inrun.ledger import Jumps, read_state, seal, unseal, write_state
+from inrun.ledger import Jumps, pack_state, read_state, unpack_state, write_state
 from inrun.replay import Recorder, record
 from inrun.training._checkpoints import STATE, checksums
 from inrun.training._samples import Sample
@@ -198,7 +198,7 @@ class RunScoring(InRun):
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)  # in which all processes have written theirs by now
             header["files"] = checksums(folder)
-            write_state(folder / STATE, seal(header, {"seen": sums}))
+            write_state(folder / STATE, pack_state(header, {"seen": sums}))
         super().on_save(args, state, control, **kwargs)
         self._saved = time.monotonic()
 
@@ -220,7 +220,7 @@ class RunScoring(InRun):
         super()._before_loss(owned)
 
     def _restore(self, folder: Path, first: bool) -> None:
-        header, tensors = unseal(read_state(folder / STATE))
+        header, tensors = unpack_state(read_state(folder / STATE))
         self._before = header["seconds"]
         if first:  # sums of all processes are added in the end
             self.seen.sums = tensors["seen"]

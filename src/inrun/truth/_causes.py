@@ -173,8 +173,8 @@ def _signs(low: Sequence[Check], *, always: bool) -> Cause | None:
     return Cause(
         "Signs",
         f"At {len(straight)} of {len(low)} checks with low agreement the optimizer acted like a "
-        "sign, as Lion, Rprop and Muon do in every step, and Adam and its kin where the second "
-        "moment is an average over few steps, 1 / (1 - b2); and the step was not smoothed.",
+        "sign, as Lion, Rprop and Muon do in every step, and Adam and its variants where the "
+        "second moment is an average over few steps, 1 / (1 - b2); and the step was not smoothed.",
         "Keep smoothed_steps with capture='hold'; smoothing stops where samples times parameters "
         "make it dear. Otherwise sums are right, and single samples rough.",
     )

@@ -3,7 +3,7 @@
     {"results": "pruning", ...}                        what was asked
     {"of": ["pruned", 0], "found": [0.9312, 12.4]}     what was trained, and its numbers
 
-Lines are appended as results come, each with its seal, so that a check that was stopped goes on.
+Lines are appended as results come, each with its digest, so that a check that was stopped goes on.
 """
 
 from __future__ import annotations

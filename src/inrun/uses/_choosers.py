@@ -31,7 +31,7 @@ Upcoming = Callable[[int], list[Ids]]
 """`upcoming(n)` gives the ids of the n batches that come after the present one."""
 
 
-class Drawn:
+class DrawnBatches:
     """Anticipates batches: draws them from all ids that were chosen so far, as many as last time.
 
     Before anything was chosen, from the candidates at hand.

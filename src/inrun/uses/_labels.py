@@ -29,7 +29,7 @@ from scipy.stats import rankdata
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.ledger import Run, Seal, read_table, samples_table
+from inrun.ledger import PartId, Run, read_table, samples_table
 from inrun.training import PROBABILITIES
 from inrun.uses._samples import Valued
 
@@ -275,7 +275,7 @@ def _stored_seen(run: Valued) -> _Seen | None:
     table = run.samples()
     if table is None:
         return None
-    found = read_table(run.path / PROBABILITIES, Seal("probabilities"), sealed=not run.notes)
+    found = read_table(run.path / PROBABILITIES, PartId("probabilities"), digested=not run.notes)
     return _seen(table, found.select(found.column_names[1:]))  # the first are the ids
 
 

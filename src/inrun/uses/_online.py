@@ -18,7 +18,7 @@ from inrun.uses._choosers import (
     ByLoss,
     ByValue,
     Chooser,
-    Drawn,
+    DrawnBatches,
     NextState,
     Upcoming,
 )
@@ -138,7 +138,7 @@ def anticipating(
     capture = Hold(model, parameters)
     self_test(capture, model, utility)
     seed = torch.initial_seed() if seed is None else seed
-    drawn, task = Drawn(seed), None
+    drawn, task = DrawnBatches(seed), None
     if loop.losses is not None and loop.fetch is not None:
         task = Task(loop.losses, loop.fetch, loop.clip_norm)
     rollout: Rollout | None = None

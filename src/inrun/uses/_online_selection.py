@@ -25,7 +25,7 @@ from inrun.replay import (
     unexpected,
 )
 from inrun.uses._candidates import Candidates
-from inrun.uses._choosers import Chooser, Chosen, Drawn
+from inrun.uses._choosers import Chooser, Chosen, DrawnBatches
 
 
 class OnlineSelection:
@@ -40,7 +40,7 @@ class OnlineSelection:
         chooser: Chooser,
         keep: int | float,
         reduction: str,
-        drawn: Drawn,
+        drawn: DrawnBatches,
         rollout: Rollout | None,
         clip_norm: float | None,
     ):
@@ -84,7 +84,7 @@ class OnlineSelection:
         try:
             with self._capture.block(len(names)) as block:
                 yield
-            self._capture.conclude()
+            self._capture.finish()
             self._refuse_gaps()
             total = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
             if self._unchecked is not None:

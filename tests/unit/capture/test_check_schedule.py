@@ -6,7 +6,7 @@ from torch import nn
 
 import inrun
 from inrun.capture import _probe
-from inrun.capture._probe import FIRST_STEPS, TURNS, CheckSchedule
+from inrun.capture._probe import FIRST_STEPS, PHASES, CheckSchedule
 from inrun.errors import InvariantError
 
 SMALL, BIG = 40, 81  # numbers that factors hold
@@ -31,12 +31,12 @@ def test_after_the_first_steps_each_has_its_turn(large):
     )
     for _ in range(FIRST_STEPS):
         assert asked(schedule, names) == set(names)
-    rounds = [asked(schedule, names) for _ in range(3 * TURNS)]
+    rounds = [asked(schedule, names) for _ in range(3 * PHASES)]
     assert all("bias" in r and len(r) > 1 for r in rounds)
-    turns = min(TURNS, large)
-    for begin in range(0, len(rounds) - turns, turns):
-        assert set().union(*rounds[begin : begin + turns]) == set(names)
-        assert sum(len(r) - 1 for r in rounds[begin : begin + turns]) == large
+    phases = min(PHASES, large)
+    for begin in range(0, len(rounds) - phases, phases):
+        assert set().union(*rounds[begin : begin + phases]) == set(names)
+        assert sum(len(r) - 1 for r in rounds[begin : begin + phases]) == large
 
 
 def test_all_blocks_of_a_step_are_answered_alike():
@@ -75,7 +75,7 @@ def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
     for _ in range(FIRST_STEPS):
         step()
     monkeypatch.setattr(CheckSchedule, "asks", noting)
-    for _ in range(TURNS):
+    for _ in range(PHASES):
         step()
         with attribution.paused():
             step()
@@ -117,14 +117,14 @@ def test_a_gradient_that_is_changed_later_on_is_found(name, accumulate):
         step()
     handle = model.get_parameter(name).register_hook(lambda g: 1.5 * g)
     with pytest.raises(InvariantError, match=name):
-        for _ in range(2 * TURNS):  # along a random direction a step's difference may be small
+        for _ in range(2 * PHASES):  # along a random direction a step's difference may be small
             step()
     handle.remove()
 
 
 def test_what_is_not_compared_in_a_step_is_covered_all_the_same(recwarn):
     _, attribution, step = trained()
-    for _ in range(FIRST_STEPS + 2 * TURNS):
+    for _ in range(FIRST_STEPS + 2 * PHASES):
         step()
         assert set(attribution.coverage()["status"].to_pylist()) == {"captured"}
     assert not [w for w in recwarn if issubclass(w.category, inrun.errors.InRunWarning)]

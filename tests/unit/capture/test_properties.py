@@ -19,7 +19,7 @@ def shares(model, run, samples, terms=None):
     model.zero_grad()
     with capture.block(samples) as block:
         run(model).sum().backward()
-    capture.conclude()
+    capture.finish()
     return {
         name: sum(factor.materialize(torch.float64) for factor in factors)
         for name, factors in block.factors.items()

@@ -50,7 +50,7 @@ def test_shares_are_each_samples_own_gradient(case, samples):
     capture = captured(case, model, inputs)
     with capture.block(owned(case, samples, inputs)) as block:
         case.loss(model, inputs).backward()
-    assert capture.conclude() == [False]
+    assert capture.finish() == [False]
     expected = true_shares(case, model, inputs, samples)
     torch.manual_seed(0)
     for name, p in trained(model).items():
@@ -84,7 +84,7 @@ def test_stream_contracts_the_same_inside_the_backward_pass(case):
     watch = Watch(lambda name, factors: [factor.contract(Q[name]) for factor in factors])
     with capture.block(owned(case, samples, inputs), watch) as block:
         case.loss(model, inputs).backward()
-    capture.conclude()
+    capture.finish()
     expected = true_shares(case, model, inputs, samples)
     close(
         block.values_BK,
@@ -101,7 +101,7 @@ def test_offload_keeps_the_same_shares_on_storage_of_its_own(case):
     capture = captured(case, model, inputs, Offload)
     with capture.block(owned(case, samples, inputs)) as block:
         case.loss(model, inputs).backward()
-    capture.conclude()
+    capture.finish()
     for x in inputs:
         x.zero_()  # what was moved is the run's own
     block.check_untouched()

@@ -30,7 +30,7 @@ def content(path):
     made = io.BytesIO()
     torch.save({"weight": torch.arange(9.0)}, made)
     write_content(path, made.getvalue())
-    return lambda: read_content(path, sealed=True)
+    return lambda: read_content(path, digested=True)
 
 
 KINDS = pytest.mark.parametrize("kind", [document, log, content])
@@ -49,7 +49,7 @@ def test_a_flipped_bit_is_a_store_error(kind, tmp_path):
             found = read()
         except StoreError:
             continue
-        # the first line's seal may pass for a further answer: whoever asks compares the question
+        # the first line's digest may pass for a further answer: whoever asks compares the question
         assert kind is log, at
         assert found[0] != said[0], at
     (tmp_path / "file").write_bytes(whole)

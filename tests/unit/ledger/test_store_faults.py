@@ -18,7 +18,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import InRunError, InRunWarning, MisuseError, StoreError
-from inrun.ledger import read_state, seal, token_parts, unseal, write_state
+from inrun.ledger import pack_state, read_state, token_parts, unpack_state, write_state
 from tests.integration.small_run import SmallRun
 from tests.integration.stored import as_older_version
 
@@ -68,7 +68,7 @@ def of_every_kind(folder, *, after_detach=False):
 def everything(folder):
     """All that can be read of it, to be compared."""
     run = inrun.load(folder)
-    header, tensors = unseal(read_state(folder / "state.safetensors"))
+    header, tensors = unpack_state(read_state(folder / "state.safetensors"))
     tables = [run.values(), run.visits(), run.books(), run.coverage(), run.audit()]
     tables += [run.samples(), run.samples("validation"), *token_parts(folder)]
     return tables, header, {name: t.numpy().tobytes() for name, t in tensors.items()}
@@ -340,17 +340,17 @@ def test_malformed_states_are_refused(change, tmp_path):
 
 
 def test_states_with_parts_of_other_types_are_refused(tmp_path):
-    header, tensors = unseal(SmallRun(tmp_path / "run").run(2).attribution.state_dict())
+    header, tensors = unpack_state(SmallRun(tmp_path / "run").run(2).attribution.state_dict())
     for spoiled in [*spoilt(header), *spoilt(header["record"], lambda r: header | {"record": r})]:
         again = SmallRun(tmp_path / "run", resume=True)
         with pytest.raises(InRunError):
-            again.attribution.load_state_dict(seal(spoiled, tensors))
+            again.attribution.load_state_dict(pack_state(spoiled, tensors))
     for name in tensors:
         few = {n: t for n, t in tensors.items() if n != name}
         for other in (few, few | {name: torch.zeros(3, dtype=torch.uint8)}):
             again = SmallRun(tmp_path / "run", resume=True)
             with pytest.raises(StoreError):
-                again.attribution.load_state_dict(seal(header, other))
+                again.attribution.load_state_dict(pack_state(header, other))
 
 
 def spoilt(header, within=dict):

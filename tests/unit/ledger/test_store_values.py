@@ -7,7 +7,7 @@ import pytest
 
 import inrun
 from inrun.errors import InRunWarning, MisuseError, StoreError
-from inrun.ledger import seal, unseal
+from inrun.ledger import pack_state, unpack_state
 from tests.integration.small_run import SmallRun
 from tests.integration.stored import as_older_version
 
@@ -95,14 +95,14 @@ def test_a_run_of_an_earlier_version_is_read_with_a_note_and_can_be_resumed(tmp_
 
 
 def of_the_files_now(state, folder):
-    header, tensors = unseal(state)
+    header, tensors = unpack_state(state)
     for kind in ("visits", "ledger"):
         digest = b""
         for part in sorted((folder / kind).glob("*.parquet")):
             own = hashlib.sha256(part.read_bytes()).digest()
             digest = hashlib.sha256(digest + own).digest()
         header["record"]["store"]["digests"][kind] = digest.hex()
-    return seal(header, tensors)
+    return pack_state(header, tensors)
 
 
 @pytest.mark.parametrize("name", ["", " ", "\ud800", "a\0b", "two\nlines"])

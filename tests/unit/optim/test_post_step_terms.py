@@ -41,7 +41,7 @@ def changes(move, sizes, generator):
     return derivative_of(move.rule).moved(move, gradient.to(move.gradient))
 
 
-def worths(build, dtype, steps, sizes, kind):
+def loss_changes(build, dtype, steps, sizes, kind):
     """Of the same changes after the first step, (R, K)."""
     generator = torch.Generator().manual_seed(1)
     found = chain(build, dtype)
@@ -54,7 +54,7 @@ def worths(build, dtype, steps, sizes, kind):
         if move is not found[0]:
             post_step_terms.advance(move, old, after)
     old, after = olds[-1]
-    return post_step_terms.worth(changes(found[0], sizes, generator), old, after)
+    return post_step_terms.loss_change(changes(found[0], sizes, generator), old, after)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1e-1, 1.0, 10.0])
@@ -63,7 +63,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one(name, size):
     """From changes that are all near to changes that are all far."""
     sizes = torch.full((ROWS,), size, dtype=torch.float64)
     found, wanted = (
-        worths(ADAMS[name], torch.float64, STEPS, sizes, kind)
+        loss_changes(ADAMS[name], torch.float64, STEPS, sizes, kind)
         for kind in (AdamPostStepTerms, Stepped)
     )
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=ROUNDING)
@@ -74,7 +74,7 @@ def test_single_precision_keeps_its_digits(sizes):
     """Near, far and, where most are far, all elements of a row at once."""
     sizes = torch.tensor(sizes, dtype=torch.float64)
     found, wanted = (
-        worths(ADAMS["adamw"], dtype, STEPS, sizes, kind)
+        loss_changes(ADAMS["adamw"], dtype, STEPS, sizes, kind)
         for dtype, kind in ((torch.float32, AdamPostStepTerms), (torch.float64, Stepped))
     )
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
@@ -86,7 +86,7 @@ def test_beyond_its_steps_a_far_change_goes_on_to_first_order(steps):
     """A ring that is full has forgotten the last steps, not the next ones."""
     sizes = torch.full((ROWS,), 30.0, dtype=torch.float64)
     found, wanted, whole = (
-        worths(ADAMS["adamw"], torch.float64, n, sizes, kind)
+        loss_changes(ADAMS["adamw"], torch.float64, n, sizes, kind)
         for n, kind in ((steps, AdamPostStepTerms), (steps, Stepped), (STEPS, Stepped))
     )
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
@@ -97,7 +97,7 @@ def test_a_small_change_has_no_last_step():
     """The series goes to the end, whatever the number of steps that are played."""
     sizes = torch.full((ROWS,), 1e-6, dtype=torch.float64)
     found, wanted = (
-        worths(ADAMS["adamw"], torch.float64, n, sizes, kind)
+        loss_changes(ADAMS["adamw"], torch.float64, n, sizes, kind)
         for n, kind in ((1, AdamPostStepTerms), (STEPS, Stepped))
     )
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=ROUNDING)
@@ -126,6 +126,6 @@ def test_each_rule_has_the_aftermath_that_it_can_be_known_by():
         torch.randn(TARGETS, ELEMENTS).double(), (torch.ones(TARGETS, ELEMENTS).double(),)
     )
     new = Along(old.weight.expand(ROWS, -1), tuple(m + torch.ones(ROWS, 1) for m in old.moments))
-    found = post_step_terms_of(sgd, 9).worth(new, old, after)
+    found = post_step_terms_of(sgd, 9).loss_change(new, old, after)
     assert torch.equal(found, paired(new.moments[0] - old.moments[0], after.moments[0]))
     assert isinstance(post_step_terms_of(largest, 9), Stepped)
