@@ -84,7 +84,7 @@ def reverse(h):
 
 def believed(monkeypatch, name, rule):
     """A wrong rule for an operation, as a mistake in it would be."""
-    monkeypatch.setitem(_registry._BY_NAME, name, Registered("wrong", rule, False, False))
+    monkeypatch.setitem(_registry._BY_NAME, name, Registered("wrong", rule, False, False, False))
 
 
 def rowwise(op):
