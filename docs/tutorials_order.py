@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ORDER = ("find_wrong_labels", "trace_a_sentence", "choose_while_training")
+ORDER = ("find_wrong_labels", "trace_a_sentence", "what_taught_it", "choose_while_training")
 
 
 class Order:

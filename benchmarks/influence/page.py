@@ -9,6 +9,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
+from benchmarks.compared import by_seed, compared
 from benchmarks.influence.cell import CARRY, NOISE, Setting
 from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
 from benchmarks.markdown import fill, long_table, markdown
@@ -59,6 +60,9 @@ def write_page() -> None:
         "TABLES": _tables(kinds["fidelity"]),
         "RELIABILITY": _reliability(kinds["fidelity"]),
         "QUERIES": _queries(kinds["queries"]),
+        "SGD_BELOW": _above(kinds["fidelity"], "look-ahead", "SGD dynamics"),
+        "TRACIN_BELOW": _above(kinds["fidelity"], "look-ahead", "TracIn, 5 states"),
+        "STEP_BELOW": _above(kinds["fidelity"], "look-ahead", "one step"),
         "LINEAR": f"{LINEAR:.0%}",
         "TRUST_FINDINGS": (Path(__file__).parent / "trust.md").read_text().strip(),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
@@ -103,6 +107,20 @@ def _summary(cells: Cells) -> str:
             row.append(", ".join(means))
         rows.append(row)
     return markdown(["", *_tasks(cells)], rows)
+
+
+def _above(cells: Cells, method: str, other: str) -> str:
+    """In how many tasks and rates a method's mean is above another's, and the difference."""
+
+    def gain(record: Record) -> float:
+        return float(record["methods"][method]["spearman"] - record["methods"][other]["spearman"])
+
+    both = [(s, r) for s, r in cells.items() if {method, other} <= set(r["methods"])]
+    places = [(task, rate) for task in _tasks(cells) for rate in _rates(cells)]
+    means = [np.mean([gain(r) for s, r in both if (s.task, s.rate) == place]) for place in places]
+    draws = by_seed(both, lambda c: (c[0].task, c[0].seed), lambda c: gain(c[1]))
+    told = compared({other: draws})[other].told()
+    return f"in {sum(m > 0 for m in means)} of {len(places)} (difference {told})"
 
 
 def _tables(cells: Cells) -> str:

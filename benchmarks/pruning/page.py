@@ -10,16 +10,29 @@ from typing import Any
 import altair as alt
 import numpy as np
 import vl_convert
-from scipy.stats import t as student
 
+from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import CAPPED, RECIPES, TOKENS
+from benchmarks.compared import (
+    LEVEL,
+    Gain,
+    above,
+    by_seed,
+    compared,
+    listed,
+    require,
+    sentence,
+)
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.pruning.cell import CLEAN, DROPS, FULL, Setting
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.statements.sections import gain_of_shares
+from inrun.uses import half_interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROL = "random, balanced"
 DEFAULT = "path, total, balanced"
+SGD = "sgd, total, balanced"
 PLOTTED = (DEFAULT, "path, harm, balanced", "mean loss, balanced", "sgd, total", CONTROL)
 COLORS = ("#0b6e8a", "#2a9d8f", "#e9a23b", "#6a4c93", "#8d99ae")
 
@@ -37,7 +50,9 @@ def write_page() -> None:
         "CAPPED": str(CAPPED),
         "TOKENS": str(TOKENS),
         "FINDINGS": (here / "findings.md").read_text().strip(),
-        "PAIRS": str(len(cells)),
+        "SEEDS": str(len({s.seed for s in cells})),
+        "RANKINGS": str(len(next(iter(cells.values()))["accuracy"]) - 1),
+        **findings(cells),
         "SUMMARY": _summary(cells),
         "PLOT": "![Accuracy against the share that is dropped](../img/pruning.svg)",
         "TABLES": _tables(cells),
@@ -63,33 +78,59 @@ def _mean(result: dict[str, Any], ranking: str) -> float:
     return float(np.mean(list(result["accuracy"][ranking].values())))
 
 
-def half_interval(numbers: Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean; NaN for one number."""
-    n = len(numbers)
-    if n < 2:
-        return float("nan")
-    return float(student.ppf(0.975, n - 1) * np.std(numbers, ddof=1) / np.sqrt(n))
+def against(cells: Cells, control: str, wrong: bool | None = None) -> dict[str, Gain]:
+    """Each ranking's gain over another in points, over seeds; of all settings or some."""
+    chosen = [(s, r) for s, r in cells.items() if wrong is None or (s.noise > 0) == wrong]
+    names = [name for name in next(iter(cells.values()))["accuracy"] if name != control]
+
+    def gains(name: str) -> list[float]:
+        return by_seed(
+            chosen, lambda c: c[0].seed, lambda c: 100 * (_mean(c[1], name) - _mean(c[1], control))
+        )
+
+    return compared({name: gains(name) for name in names})
 
 
 def _summary(cells: Cells) -> str:
+    every, wrong, right = (against(cells, CONTROL, w) for w in (None, True, False))
     rows = []
-    for name in next(iter(cells.values()))["accuracy"]:
-        gains = [_mean(r, name) - _mean(r, CONTROL) for r in cells.values()]
+    for name in sorted(every, key=lambda n: -every[n].mean):
         each = [
             np.mean([_mean(r, name) - _mean(r, CONTROL) for r in _of(cells, *setting)])
             for setting in _settings(cells)
         ]
-        rows.append((float(np.mean(gains)), half_interval(gains), name, each))
-    rows.sort(key=lambda row: -row[0])
-    head = ["ranking", "gain, points", *(_title(*s) for s in _settings(cells))]
-    return markdown(
-        head,
-        [
-            [f"**{name}**" if name == DEFAULT else name, f"{100 * gain:+.2f} ± {100 * half:.2f}",
-             *(f"{100 * e:+.2f}" for e in each)]
-            for gain, half, name, each in rows
-        ],
-    )  # fmt: skip
+        shown = f"**{name}**" if name == DEFAULT else name
+        told = [f"{part[name].told()} ({part[name].p:.3f})" for part in (wrong, right)]
+        rows.append([shown, every[name].told(), *told, *(f"{100 * e:+.2f}" for e in each)])
+    head = ["ranking", "gain, points", "where labels are wrong", "where they are right"]
+    return markdown([*head, *(_title(*s) for s in _settings(cells))], rows)
+
+
+def findings(cells: Cells) -> dict[str, str]:
+    """What the data say of rankings, in words.
+
+    Raises:
+        ValueError: they do not bear the claim in `benchmarks/claims.py`.
+    """
+    wrong, right = (against(cells, CONTROL, w) for w in (True, False))
+    default = against(cells, DEFAULT)
+    require(DEFAULT in above(wrong) and not above(right), CLAIMS["pruning"].claim)
+    gap = {
+        _title(*setting): float(
+            np.mean([_mean(r, SGD) - _mean(r, DEFAULT) for r in _of(cells, *setting)])
+        )
+        for setting in _settings(cells)
+    }
+    most = min(gap, key=lambda title: gap[title])
+    equal = [name for name, gain in default.items() if gain.p >= LEVEL]
+    return {
+        "WRONG": sentence(wrong, f"`{CONTROL}`"),
+        "RIGHT": sentence(right, f"`{CONTROL}`"),
+        "SHARED_R8": gain_of_shares("r8", 0.2, "plain"),
+        "EQUAL": listed(sorted(equal, key=lambda name: -default[name].mean)),
+        "SGD": f"{default[SGD].told()} points",
+        "SGD_MOST": f"{most} ({100 * gap[most]:+.2f})",
+    }
 
 
 def _tables(cells: Cells) -> str:
@@ -109,7 +150,7 @@ def _tables(cells: Cells) -> str:
 
 
 def _number(numbers: Sequence[float]) -> str:
-    return f"{100 * np.mean(numbers):.1f} ± {100 * half_interval(numbers):.1f}"
+    return f"{100 * np.mean(numbers):.1f} ± {100 * half_interval(np.array(numbers)):.1f}"
 
 
 def _plot(cells: Cells, path: Path) -> None:

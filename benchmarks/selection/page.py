@@ -11,14 +11,17 @@ import altair as alt
 import numpy as np
 import vl_convert
 
+from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import RECIPES, split
+from benchmarks.compared import Gain, above, below, by_seed, compared, require, sentence
 from benchmarks.markdown import fill, long_table, markdown
-from benchmarks.pruning.page import half_interval
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
+from inrun.uses import half_interval
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("full", "random", "loss")
+FIRST = "online 1"
 COLORS = {"online": "#0b6e8a", "offline": "#e9a23b"}
 RULES = {"full": "#222222", "random": "#8d99ae", "loss": "#b23a48"}
 
@@ -42,6 +45,7 @@ def write_page() -> None:
         "PARAMETERS": f"{sum(p.numel() for p in recipe.build().parameters()):,}",
         "NOISES": " or ".join(_title(noise) for noise in _noises(cells)),
         "SEEDS": _seeds(cells),
+        **findings(cells),
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "ACCURACY": _table(cells, "accuracy", lambda x: _spread(100 * np.array(x), 1)),
         "LOSS": _table(cells, "test_loss", lambda x: _spread(np.array(x), 2)),
@@ -87,7 +91,7 @@ def _spread(numbers: np.ndarray, digits: int) -> str:
         return "not measured"
     if len(numbers) == 1:
         return f"{numbers[0]:.{digits}f} (1)"
-    half = half_interval(numbers.tolist())
+    half = half_interval(numbers)
     return f"{numbers.mean():.{digits}f} ± {half:.{digits}f} ({len(numbers)})"
 
 
@@ -107,19 +111,74 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
     return long_table(f"selection_{figure}", caption, head, rows)
 
 
+def against(
+    cells: Cells, control: str, noise: float, kind: str = "", rate: float | None = None
+) -> dict[str, Gain]:
+    """Gains of arms whose name begins so over another, in points, over seeds."""
+    chosen = [(s, a) for s, a in cells.items() if s.noise == noise and rate in (None, s.rate)]
+
+    def gains(name: str) -> list[float]:
+        return by_seed(
+            chosen,
+            lambda c: c[0].seed,
+            lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
+        )
+
+    names = [name for name in arms() if name.startswith(kind) and name != control]
+    return compared({name: gains(name) for name in names})
+
+
 def _gains(cells: Cells) -> str:
+    found = {noise: against(cells, "random", noise) for noise in _noises(cells)}
     rows = []
     for name in arms():
         row = [name]
-        for noise in _noises(cells):
-            found = [a for s, a in cells.items() if s.noise == noise]
-            gain = [100 * (a[name]["accuracy"] - a["random"]["accuracy"]) for a in found]
-            row.append(f"{np.mean(gain):+.1f} ± {half_interval(gain):.1f}")
+        for gains in found.values():
+            row.append(f"{gains[name].told(1)} ({gains[name].p:.3f})" if name in gains else "")
         wrong = [a[name]["wrong"] for s, a in cells.items() if s.noise]
         times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
     head = ["arm", *(_title(noise) for noise in _noises(cells)), "wrong among trained", "time"]
     return markdown(head, rows)
+
+
+def _said(cells: Cells, control: str, kind: str, rates: bool = False) -> str:
+    """A list of what the data say, by labels and, where asked for, by learning rate."""
+    lines = []
+    for noise in _noises(cells):
+        for rate in _rates(cells) if rates else (None,):
+            at = "" if rate is None else f", rate {rate:g}"
+            found = against(cells, control, noise, kind, rate)
+            if rate is None or above(found) or below(found):
+                told = sentence(found, f"`{control}`", rest=rate is None)
+                lines.append(f"  - {_title(noise)}{at}: {told}.")
+    return "\n".join(lines)
+
+
+def findings(cells: Cells) -> dict[str, str]:
+    """What the data say, in words.
+
+    Raises:
+        ValueError: they do not bear the claim in `benchmarks/claims.py`.
+    """
+    nearer = [against(cells, FIRST, noise, "online") for noise in _noises(cells)]
+    chance = [against(cells, "random", noise) for noise in _noises(cells)]
+    far = {"online 8", "online 16", "online run"}
+    require(
+        all("online 1, rounds 16" in above(f) and far <= set(below(f)) for f in nearer)
+        and all(above(f) == ["full"] for f in chance),
+        CLAIMS["selection"].claim,
+    )
+    lowest = against(cells, "random", max(_noises(cells)), rate=min(_rates(cells)))[FIRST]
+    return {
+        "ARMS": str(len(arms()) - 1),
+        "RANDOM": _said(cells, "random", ""),
+        "RANDOM_RATES": _said(cells, "random", "", rates=True),
+        "HORIZON": _said(cells, FIRST, "online"),
+        "OFFLINE": _said(cells, "offline, random", "offline"),
+        "OFFLINE_RATES": _said(cells, "offline, random", "offline", rates=True),
+        "LOWEST": f"{lowest.told(1)} points",
+    }
 
 
 def _points(cells: Cells, noise: float, rate: float) -> Iterable[dict[str, Any]]:

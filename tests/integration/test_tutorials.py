@@ -43,6 +43,16 @@ def test_the_sentence_is_forgotten_without_its_sources(tmp_path):
     assert re.search(r"^1\. score +[\d.]+  try: ", text, re.MULTILINE)
 
 
+def test_a_false_fact_is_gone_without_the_rows_that_taught_it(tmp_path):
+    pytest.importorskip("trl", reason="the tutorial tunes with TRL")
+    text = said("what_taught_it", tmp_path)
+    assert number(text, "recall@12: by value") == 1.0
+    assert number(text, "recall@12: by value [0-9.]+, by words") < 0.9
+    assert number(text, "trained on all rows:") >= 3
+    assert number(text, "without the twelve first:") == 0
+    assert number(text, "without twelve random:") >= 3
+
+
 def test_the_chosen_are_better_than_random_ones(tmp_path):
     text = said("choose_while_training", tmp_path)
     assert number(text, "by value +accuracy") > number(text, "at random +accuracy") + 2

@@ -12,6 +12,7 @@ import inrun
 from inrun.capture import _probe
 from inrun.capture._measured import Measuring
 from inrun.report import write_report
+from inrun.scoring import _windowed
 from tests.oracles.window import adam_direction, sgd_direction, window_values
 
 F = nn.functional
@@ -324,7 +325,9 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_values_of_one_that_was_not_cut
     attribution.detach()
     values = [a.values()["value"].to_numpy() for a in (whole, attribution)]
     np.testing.assert_allclose(*values, rtol=1e-12)
-    assert whole.windows == [pytest.approx(window, rel=1e-9) for window in attribution.windows]
+    assert whole.windows == [
+        pytest.approx(window, rel=1e-9, nan_ok=True) for window in attribution.windows
+    ]
     for a, b in zip(trained.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -547,3 +550,48 @@ def test_an_unmeasured_gradient_outside_a_block_is_refused(measured):
 
     with pytest.raises(inrun.errors.MisuseError, match="factor"):
         trained_by_hand(3, 12, after=extra)
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_an_audited_window_has_exact_values_and_tells_its_agreement(targets, monkeypatch):
+    def run(audited):
+        monkeypatch.setattr(_windowed, "FIRST_AUDIT", 1 if audited else 49)
+        found, model, _ = attributed(
+            MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1), targets
+        )
+        return found, model
+
+    (plain, model), (audited, same) = run(audited=False), run(audited=True)
+    exact, _, _ = attributed(MODELS["linear"], OPTIMIZERS["adamw"][0], None, targets)
+    for a, b in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    rows, every = audited.ledger().to_pylist(), exact.ledger().to_pylist()
+    named = [r["estimator"] for r in rows if r.get("target") == rows[0].get("target")]
+    assert named == ["path-smoothed"] + ["window"] * 3 + ["path-smoothed"] * 3 + ["window"]
+    inside = [r for r in rows if r["step"] in (5, 6, 7)]
+    same_steps = [r for r in every if r["step"] in (5, 6, 7)]
+    for row, other in zip(inside, same_steps, strict=True):
+        assert row["samples"] == pytest.approx(other["samples"], rel=1e-6)
+        assert row["residual"] == pytest.approx(other["residual"], rel=1e-4, abs=1e-9)
+    told = [window["agreement"] for window in audited.windows]
+    assert np.isnan(told[::2]).all()
+    assert 0.8 < told[1] <= 1
+    assert f"its own visits have {told[1]:.2f}" in inside[-1]["note"]
+    for row, other in zip(audited.windows, plain.windows, strict=True):
+        assert row["cosine"] == pytest.approx(other["cosine"], rel=1e-9)
+    balance = audited.balance()
+    parts = sum(balance[n] for n in balance if n != "fall")
+    assert balance["fall"] == pytest.approx(parts, abs=1e-12)
+
+
+@pytest.mark.parametrize("thaws", [True, False])
+def test_parameters_that_come_or_go_close_a_window(thaws):
+    def switch(step, optimizer):
+        bias = optimizer.param_groups[0]["params"][1]
+        if step in (0, 3):
+            bias.requires_grad_((step == 3) == thaws)
+            bias.grad = None
+
+    attribution = trained_by_hand(10, 6, switch)
+    assert [(w["first"], w["steps"]) for w in attribution.windows] == [(2, 2), (4, 3)]
+    assert np.isfinite(attribution.values()["value"].to_numpy()).all()

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from inrun.capture import Capture, Coverage
+from inrun.distributed import Processes
 from inrun.errors import InRunWarning
 from inrun.momentum import Holding
 from inrun.optim import Together
@@ -112,12 +113,12 @@ class Advice:
                 "is in the books' momentum and in no value."
             )
 
-    def of_random_loss(self, model: nn.Module, utility: Utility) -> None:
+    def of_random_loss(self, model: nn.Module, utility: Utility, called: Processes) -> None:
         """A validation loss that is another one at each call."""
         if utility.draws > 1 or self._tried:
             return
         self._tried = True
-        if not is_repeatable(utility, model):
+        if not is_repeatable(utility, model, called):
             self.once(
                 "The validation loss draws random numbers: two calls at the same weights differ. "
                 "What it falls by in a step is then mostly chance, and so are values and the "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inrun.attribution._advice import Advice
 from inrun.capture import Capture, are_here, self_test
-from inrun.distributed import Processes, agreed
+from inrun.distributed import Processes, agreed, meeting
 from inrun.errors import MisuseError
 from inrun.optim import Together
 from inrun.utility import Utility
@@ -58,9 +58,7 @@ class Captures:
         capture = self._kind(self._model, self._named(), self._processes)
         if capture.contracts_early and self._processes.size > 1:
             self._processes.apart()  # made here, where all processes are
-        if capture.sharded:  # its passes are calls to the others, where each must come by itself
-            self._try_out(capture)
-        else:
+        with meeting(self._model, self._processes):  # passes of a sharded one call the others
             agreed(self._processes, partial(self._try_out, capture))
         return capture
 
@@ -68,7 +66,7 @@ class Captures:
         """Calls the user's loss on a few rows: whatever is wrong with it shows here first."""
         self_test(capture, self._model, self._utility, sums=self._sums)
         if self._sums:
-            self._advice.of_random_loss(self._model, self._utility)
+            self._advice.of_random_loss(self._model, self._utility, capture.called)
 
     def _named(self) -> dict[str, Tensor]:
         """The optimizers' trainable parameters, under the names that the model gives them.

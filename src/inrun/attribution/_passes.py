@@ -92,7 +92,9 @@ class Passes(ABC):
                 sees = self._auditor.block_begins(
                     self.capture, step.number, len(names), first=not step.owned
                 )
-        watch = Watch(self._contract(step), sees, sees is not None, step.number, step.sketches)
+        watch = Watch(
+            self._contract(step), sees, sees is not None, step.number, step.sketches, step.audited
+        )
         self._inside = True
         with Resting():
             try:
@@ -154,7 +156,7 @@ class Passes(ABC):
         with self.watch:
             added = before.added()
             self._scorer.processes.require_alike("the end of a block")
-            watch = Watch(self._contract(step), sketch=step.sketches)
+            watch = Watch(self._contract(step), sketch=step.sketches, factors=step.audited)
             step.add([], self.capture.unowned(added, watch))
             if self._auditor is not None:
                 self._auditor.unattributed(added)

@@ -135,7 +135,8 @@ class Results:
         `first` step and number of `steps`; `cosine` of the directions at its ends, `captured`, the
         share of the closing one that the bases hold; `residual` of its books over their entries,
         NaN without books; `expected`, the least rank correlation with exact values that trainings
-        of such a cosine had (docs/evidence/window.md).
+        of such a cosine had (docs/evidence/window.md); `agreement`, that of its own visits, of one
+        window in fifty, from the tenth on, whose steps are scored exactly as well: NaN of others.
         """
         told = [] if self._windows is None else self._windows.told
         return [{**window._asdict(), "expected": window.expected} for window in told]

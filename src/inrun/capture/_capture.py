@@ -45,7 +45,8 @@ class Watch(NamedTuple):
 
     `contract`: what `stream` contracts with. `factor` sees each factor by its parameter's name.
     `calls`: whether the model's calls are kept. `step`: the number of the step under way. `sketch`:
-    what a scoring window keeps in place of factors; None keeps factors.
+    what a scoring window keeps in place of factors; None keeps factors. `factors`: whether they are
+    kept beside sketches, too.
     """
 
     contract: Contract | None = None
@@ -53,6 +54,7 @@ class Watch(NamedTuple):
     calls: bool = False
     step: int = 1
     sketch: Callable[[str, Factor], Sketch] | None = None
+    factors: bool = False
 
 
 NOBODY = Watch()
@@ -135,6 +137,7 @@ class Capture(ABC):
         self.coverage = Coverage(model, trained)
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
+        self.called = self.processes if self.sharded else Processes()  # by its passes
         self._gathered = GatheredParameters(model, trained) if self.sharded else None
         self.owner_checks = OwnerChecks(
             model, trained, self.coverage, self.inputs, self.processes, sharded=self.sharded
@@ -146,6 +149,7 @@ class Capture(ABC):
         self._terms: dict[str, str] = {}
         self._roots = [Root(name, p) for name, p in trained.items()]
         ids = {id(p) for p in trained.values()}
+        self._trained_ids = frozenset(ids)
         rest = [*model.parameters(), *model.buffers()]
         self._roots += [
             Root(name, p, scored=False)
@@ -159,7 +163,8 @@ class Capture(ABC):
     def mode(self, owned: Ownership) -> CaptureMode:
         """A mode that sees these parameters' uses in a block of these samples."""
         constants = self._constants | self.inputs.constants
-        owners = Owners(self.inputs.entries(owned), constants, self.inputs.constants)
+        same_for_all = constants | self._trained_ids  # known at once, without asking what they are
+        owners = Owners(self.inputs.entries(owned), same_for_all, self.inputs.constants)
         return CaptureMode(self._roots, constants, owners, self._gathered)
 
     @contextmanager

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from inrun.capture._common_factor import Change, factors
-from inrun.capture._measured import NOTHING, Ended, Measured, Measuring, Rows, Summed
+from inrun.capture._measured import NOTHING, Ended, Found, Measured, Measuring, Rows, Summed
 from inrun.capture._probe import (
     SINGLE,
     CheckSchedule,
     Probes,
-    coarseness,
     eps_of,
     is_single,
     tolerance,
@@ -34,7 +33,7 @@ from inrun.capture._probe import (
 from inrun.capture._small import is_small, of_shares
 from inrun.distributed import Processes
 from inrun.errors import InvariantError, MisuseError
-from inrun.factors import Factor
+from inrun.factors import Dense, Factor
 
 WAITING = 4_000_000  # numbers of small parameters' shares that wait to be met together
 
@@ -67,13 +66,13 @@ class GradientCheck:
         self._consumed_names: list[str] = []
         self.consumed_norm = 0.0  # of all gradients that the step consumes, once `scales` read them
         self._at_mark: Mapping[str, tuple[int, int]] = {}
-        self._at_consume: Mapping[str, tuple[int, int]] = {}
+        self._at_consume: dict[str, tuple[int, int]] = {}
         self._in_turn = False  # whether of large gradients only those are measured whose turn it is
         self._known: dict[str, float] = {}  # norms, as they were last measured
         self._compared = 0  # blocks of the step
         self._met = False  # whether all processes have come to the end of a block of it
         self._before: dict[str, Summed] = {}
-        self._marks: dict[str, Measured] = {}
+        self._marks = Found()
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
@@ -87,12 +86,16 @@ class GradientCheck:
                 for the block's end.
         """
         self._present.add(name)
-        self._computed[name] = max(self._computed.get(name, 0.0), coarseness(factor))
-        if not self._schedule.asks(name, factor):
+        eps, held = 0.0, 0
+        for t in factor.held:
+            eps, held = max(eps, eps_of(t.dtype)), held + t.numel()
+        self._computed[name] = max(self._computed.get(name, 0.0), eps)
+        if not self._schedule.asks(name, held):
             return
-        if is_small(self._parameters[name], factor, early=early):
+        early = early and type(factor) is not Dense
+        if not early and is_small(self._parameters[name], factor, held):
             self._small.append((name, factor))
-            self._waiting += sum(t.numel() for t in factor.held)
+            self._waiting += held
             if self._waiting > WAITING:
                 self._meet_small()
             return
@@ -178,9 +181,7 @@ class GradientCheck:
     def _conclude(self, block: Ended) -> bool:
         found = self._measuring.read(block.gradients)
         sums = {n: s for n, s in block.summed().items() if n not in self.excluded}
-        overflowed = not all(mark.is_finite for mark in self._marks.values())
-        now_finite = all(measured.is_finite for measured in found.values())
-        if overflowed and now_finite:  # what was not finite is not in there any more
+        if not self._marks.finite and found.finite:  # what was not finite is not in there any more
             self._before = dict.fromkeys(self._before, _UNLIKE)
         together = self._with_before(sums)
         several = block.reduced and self._processes.size > 1
@@ -220,7 +221,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """As `_readings`, of this process's own gradient."""
@@ -233,7 +234,7 @@ class GradientCheck:
         self,
         together: dict[str, Summed],
         sums: dict[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> tuple[list[str], bool]:
         """What disagrees however the gradient is read, and whether it holds this block alone.
@@ -267,7 +268,8 @@ class GradientCheck:
         rests = self._in_turn and not self._ended
         if self._in_turn:  # a fused step under a gradient scaler reads it unscaled
             for name, g in gradients.items():
-                if held[name] is None or held[name].data_ptr() != g.data_ptr():
+                own = held[name]
+                if own is None or own.data_ptr() != g.data_ptr():
                     self._at_consume.pop(name, None)
         rests = rests and all(map(self._is_untouched, gradients))
         self._consumed = None if rests else self._measuring.measure(self._due(gradients))
@@ -297,8 +299,9 @@ class GradientCheck:
                 block.
         """
         names = [name for name in self._consumed_names if name not in without]
-        now = dict(self._marks) if self._consumed is None else self._measuring.read(self._consumed)
-        now = {name: now[name] for name in names if name in now}
+        now = self._marks if self._consumed is None else self._measuring.read(self._consumed)
+        if now.keys() != set(names):
+            now = Found({name: now[name] for name in names if name in now})
         self._consumed = None
         self.consumed_norm = math.hypot(*(measured.norm for measured in now.values()))
         there_was = any(mark.norm > 0 for mark in self._marks.values())
@@ -347,11 +350,10 @@ class GradientCheck:
                 )
         return scales
 
-    def _unchanged(self, now: Mapping[str, Measured]) -> bool:
+    def _unchanged(self, now: Found) -> bool:
         """Whether nothing at all became of the gradients since their blocks, as mostly."""
-        return all(
-            m.is_finite and m == self._marks.get(name) and self._is_untouched(name)
-            for name, m in now.items()
+        return now.finite and all(
+            m == self._marks.get(name) and self._is_untouched(name) for name, m in now.items()
         )
 
     def _change(self, name: str, now: Measured) -> Change:
@@ -369,7 +371,7 @@ class GradientCheck:
 
     def next_step(self) -> None:
         """Starts the sums of a new step."""
-        self._before, self._marks, self._ended, self._consumed = {}, {}, [], None
+        self._before, self._marks, self._ended, self._consumed = {}, Found(), [], None
         self._in_turn, self._at_mark = False, {}
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.discard_block()
@@ -413,13 +415,13 @@ class GradientCheck:
             if name not in self._seen and unexplained(name, mark)
         ]  # fmt: skip
 
-    def _noise(self, found: Mapping[str, Measured]) -> Callable[[str], float]:
+    def _noise(self, found: Found) -> Callable[[str], float]:
         """What counts as zero for a parameter's gradient.
 
         A gradient that is zero but for rounding (attention's key bias) is compared with the
         largest one: its shares are rounding too.
         """
-        whole = max((m.norm for m in found.values() if m.is_finite), default=0.0)
+        whole = found.largest
 
         def noise(name: str) -> float:
             eps = eps_of(self._parameters[name].dtype)
@@ -442,7 +444,7 @@ class GradientCheck:
     def _disagreements(
         self,
         sums: Mapping[str, Summed],
-        found: Mapping[str, Measured],
+        found: Found,
         low_precision: bool,
     ) -> list[str]:
         wrong, noise = [], self._noise(found)

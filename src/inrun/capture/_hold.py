@@ -130,7 +130,7 @@ class Sketching(Hold):
         return True
 
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
-        if watch.sketch is None:
+        if watch.sketch is None or watch.factors:
             block.keep(name, factor)
-        else:
+        if watch.sketch is not None:
             block.sketches.setdefault(name, []).append(watch.sketch(name, factor))

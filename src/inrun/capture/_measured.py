@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from inrun.capture._probe import Probes
 from inrun.capture._reading import Reading
 from inrun.capture._small import is_small, of_gradients
-from inrun.distributed import Processes, is_sharded, own_part, parts
+from inrun.distributed import Processes, is_sharded, parts
 
 
 class Measuring:
@@ -23,20 +25,28 @@ class Measuring:
 
     def __init__(self, parameters: Mapping[str, Tensor], probes: Probes, processes: Processes):
         self._parameters, self._probes, self._processes = dict(parameters), probes, processes
+        self._grouped: tuple[list[str], list[list[str]]] = [], []  # names, which are mostly those
 
     @torch.no_grad()
     def measure(self, gradients: Mapping[str, Tensor]) -> Rows:
         """Probe and norm of each gradient; of sharded parameters this process's part."""
-        own = {name: own_part(g) for name, g in gradients.items()}
-        small = {name: g for name, g in own.items() if is_small(self._parameters[name])}
-        groups = of_gradients(self._probes, small)
-        large = [name for name in own if name not in small]
-        if large:
-            rows = torch.stack([self._probes[name].and_norm(own[name]) for name in large])
-            groups.append((large, rows))
-        return Rows.of(groups)
+        names = list(gradients)
+        if names != self._grouped[0]:
+            self._grouped = names, self._groups(names)
+        rows = [of_gradients(self._probes, group, gradients) for group in self._grouped[1]]
+        return Rows.of(list(zip(self._grouped[1], rows, strict=True)))
 
-    def read(self, found: Rows) -> dict[str, Measured]:
+    def _groups(self, names: list[str]) -> list[list[str]]:
+        """Small parameters of one shape and place together, each other one by itself."""
+        alike: dict[object, list[str]] = {}
+        for name in names:
+            p = self._parameters[name]
+            alike.setdefault(
+                (p.shape, self._probes.place(name)) if is_small(p) else name, []
+            ).append(name)
+        return list(alike.values())
+
+    def read(self, found: Rows) -> Found:
         """The same as numbers, of the whole parameters."""
         whole = {name: self._parameters[name] for name in found.names}
         cut = {name: parts(p) for name, p in whole.items() if is_sharded(p)}
@@ -44,7 +54,7 @@ class Measuring:
             (rows,) = found.reading.wait()
             rows = self._summed(rows, torch.tensor([cut.get(name, 0) for name in found.names]))
             found = Rows(found.names, Reading(rows))
-        return {name: Measured(*row) for name, row in found.read().items()}
+        return Found({name: Measured(*row) for name, row in found.read().items()})
 
     def _summed(self, rows: Tensor, cut: Tensor) -> Tensor:
         """Parts' probes and norms as those of the whole, where a parameter is cut at all."""
@@ -64,6 +74,25 @@ class Measured(NamedTuple):
     def is_finite(self) -> bool:
         """Whether both are numbers."""
         return math.isfinite(self.probe) and math.isfinite(self.norm)
+
+
+class Found(dict[str, Measured]):
+    """Gradients by name, which are not changed any more.
+
+    `finite`: whether all numbers are. `largest`: of the norms that are.
+    """
+
+    @cached_property
+    def finite(self) -> bool:
+        """See `Found`."""
+        return all(map(math.isfinite, chain.from_iterable(self.values())))
+
+    @cached_property
+    def largest(self) -> float:
+        """See `Found`."""
+        if self.finite:
+            return max((norm for _, norm in self.values()), default=0.0)
+        return max((m.norm for m in self.values() if m.is_finite), default=0.0)
 
 
 class Summed(NamedTuple):

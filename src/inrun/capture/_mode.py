@@ -65,9 +65,9 @@ class _Arrival:
         if mode.tinting is not None:
             mode.tinting(use, self._position, gradient)
         elif not mode.muted:
-            use.receive(self._position, gradient)
-            if mode.when_complete is not None and use.complete:
-                with unseen():
+            with unseen():
+                use.receive(self._position, gradient)
+                if mode.when_complete is not None and use.complete:
                     mode.when_complete(use)
 
 
@@ -203,12 +203,10 @@ class CaptureMode(TorchFunctionMode):
             self._miss(consumed, "it is used inside torch.vmap or torch.func, whose tensors have "
                        "no batch axis")  # fmt: skip
             return function(*args, **kwargs)
-        op = self.owners.begin(function, name, args, kwargs, tensors)
+        call = function, name, args, kwargs, tensors
         used = bool(consumed) and torch.is_grad_enabled()
         if not used or (name in _FORM_ONLY and id(args[0]) not in consumed):
-            returned = function(*args, **kwargs)
-            self.owners.end(op, returned)
-            return returned
+            return self.owners.run(*call)[0]
         random = RandomState.now(tensors) if operation is None else None
         seen_args, seen = args, function
         if name == "__setitem__":
@@ -216,8 +214,7 @@ class CaptureMode(TorchFunctionMode):
             seen = set_item
         elif is_in_place(name):  # it is about to overwrite what its rule will need
             seen_args, consumed = _copied(args, consumed)
-        returned = _own_nodes(function(*args, **kwargs), tensors)
-        outs = self.owners.end(op, returned)
+        returned, outs = self.owners.run(*call, lambda given: _own_nodes(given, tensors))
         self._note(seen, name, seen_args, kwargs, consumed, outs, random)
         return returned
 

@@ -15,6 +15,7 @@ reason to read each layer's activations once more for it in every step.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -28,6 +29,7 @@ from inrun.factors import Factor, compute_dtype
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 PLACES = 65_536  # at which a window may begin
+LONGEST, TINY = 16_384, 1e-10  # row, and norm, that single precision tells to eight digits
 
 
 class Probe:
@@ -69,10 +71,7 @@ class Probe:
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
-        # squares of single precision overflow from 1e19 on, and are nothing below 1e-23
-        wide = None if gradient.device.type == "mps" else torch.float64
-        norm = torch.linalg.vector_norm(gradient, dtype=wide)
-        return torch.stack((self.of_gradient(gradient).double(), norm.double()))
+        return torch.stack((self.of_gradient(gradient).double(), _norm(gradient.detach())))
 
     def _as_matrix(self, gradient: Tensor) -> Tensor:
         shape = self.rows[0], self.columns.numel()
@@ -160,6 +159,26 @@ class Probes:
         return left, right
 
 
+def _norm(gradient: Tensor) -> Tensor:
+    """Its norm, float64.
+
+    Squares of single precision overflow from 1e19 on, and are nothing below 1e-23. On a CPU double
+    precision means a copy, which takes far longer than the sum: there each row is summed by itself,
+    and what comes near to such numbers once more.
+    """
+    kind = gradient.device.type
+    if kind == "cpu" and gradient.dtype == torch.float32 and gradient.ndim > 1:
+        rows = gradient.flatten(1)
+        if rows.shape[1] <= LONGEST:
+            norm: Tensor = torch.linalg.vector_norm(rows, dim=1).double().norm()
+            if TINY < float(norm) < math.inf:
+                return norm
+    whole: Tensor = torch.linalg.vector_norm(
+        gradient, dtype=None if kind == "mps" else torch.float64
+    )
+    return whole.double()
+
+
 def _window(numbers: Tensor, begin: int, shape: torch.Size) -> Tensor:
     return numbers[begin : begin + shape.numel()].view(shape)
 
@@ -169,11 +188,6 @@ def _windows(numbers: Tensor, begins_P: Tensor, length: int) -> Tensor:
     if length == 1:
         return numbers.new_ones(len(begins_P), 1)
     return numbers[begins_P.unsqueeze(1) + torch.arange(length)]
-
-
-def coarseness(factor: Factor) -> float:
-    """The largest eps of what a factor's shares are made of: a layer may compute in less."""
-    return max((eps_of(t.dtype) for t in factor.held), default=0.0)
 
 
 @cache
@@ -198,7 +212,7 @@ def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> 
     Args:
         parameter: whose gradient it is.
         low_precision: whether half precision took part.
-        computed: see `coarseness`.
+        computed: the largest eps of what the shares are made of: a layer may compute in less.
     """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
@@ -238,11 +252,16 @@ class CheckSchedule:
         """Whether a parameter's are compared in this step, as far as it is known."""
         return self._always or name in self._now or name not in self._large
 
-    def asks(self, name: str, factor: Factor) -> bool:
-        """Whether this parameter's shares are to be compared in this step."""
+    def asks(self, name: str, size: int) -> bool:
+        """Whether this parameter's shares are to be compared in this step.
+
+        Args:
+            name: of the parameter.
+            size: how many numbers its factor holds.
+        """
         if not self.compares(name):
             return False
-        if sum(t.numel() for t in factor.held) > LARGE:
+        if size > LARGE:
             self._met[name] = None
         return True
 

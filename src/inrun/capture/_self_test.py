@@ -16,7 +16,7 @@ from inrun.capture._capture import Capture
 from inrun.capture._gradient_check import GradientCheck
 from inrun.capture._graph import opaque_calls
 from inrun.capture._uses import Use
-from inrun.errors import InRunError
+from inrun.distributed import agreed
 from inrun.operations import replace
 from inrun.owners import ownership
 from inrun.utility import (
@@ -49,7 +49,7 @@ def self_test(capture: Capture, model: nn.Module, utility: Utility, *, sums: boo
     with uncompiled():
         for target, whole in utility.batches.items():
             batch = _few_rows(capture, model, utility, target, whole)
-            capture.inputs.lies(axis, _axes(model, utility, target, whole))
+            capture.inputs.lies(axis, _axes(capture, model, utility, target, whole))
             _learn(capture, model, utility, target, [*tensors_of(batch), *tensors_of(whole)], batch)
             if sums:
                 _check_sums(capture, model, utility, target, batch)
@@ -62,20 +62,21 @@ def _few_rows(
     """A few rows of the batch, or all of it where loss_fn takes no fewer."""
     axis = utility.rows_axis
     rows = row_count(batch, axis)
-    if capture.sharded:
-        counts = capture.processes.gathered(rows)
-        rows = None if None in counts else min(counts)
+    counts = capture.called.gathered(rows)
+    rows = None if None in counts else min(counts)
     if rows is None or rows <= ROWS:
         return batch
     few = take_rows(batch, range(ROWS), axis)
-    try:
+
+    def tried() -> object:
         with undisturbed(model), torch.no_grad():
             loss_of(utility, model, target, few)
-    except InRunError:
-        raise
-    except Exception:  # loss_fn is the user's
+        return few
+
+    try:
+        return agreed(capture.called, tried)
+    except Exception:  # loss_fn is the user's, and what is wrong with all rows shows with them
         return batch
-    return few
 
 
 def _learn(
@@ -96,7 +97,7 @@ def _learn(
 
 
 def _axes(
-    model: nn.Module, utility: Utility, target: str, batch: Any
+    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: Any
 ) -> dict[tuple[int, bool], int]:
     """Where the batch lies, by number of axes and kind of numbers, where not all in one axis.
 
@@ -123,10 +124,11 @@ def _axes(
         with undisturbed(model), torch.no_grad():
             return float(loss_of(utility, model, target, replace(batch, few)))
 
+    rows = range(ROWS)
     try:
-        together, each = loss(list(range(ROWS))), [loss([row]) for row in range(ROWS)]
-    except InRunError:
-        raise
+        together, *each = agreed(
+            capture.called, lambda: [loss([*rows]), *(loss([row]) for row in rows)]
+        )
     except Exception:  # loss_fn is the user's: rows do not lie there
         return {}
     total = sum(each)
@@ -140,7 +142,7 @@ def _check_sums(
     capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object
 ) -> None:
     """The invariant for the gradient of the validation loss, all rows taken for one sample."""
-    check = GradientCheck(capture.trained, processes=capture.processes if capture.sharded else None)
+    check = GradientCheck(capture.trained, processes=capture.called)
     parameters = list(capture.trained.values())
     with undisturbed(model):
         mode = capture.mode(ownership(1))
@@ -156,11 +158,13 @@ def _check_sums(
             mode.when_complete = torch.no_grad()(add)
         with opaque_calls(mode.opaque), mode:
             loss = loss_of(utility, model, target, batch)
+        capture.called.meet()  # the backward pass is a call to the others
         gradients = gradients_of(loss, model, parameters)
         reached = [use for use in mode.uses if use.reached]
         for use in reached:
             if use.pending:
                 add(use)
+    capture.called.meet()  # and so is what compares
     low_precision = any(use.low_precision for use in reached)
     found: dict[str, Tensor | None] = dict(zip(capture.trained, gradients, strict=True))
     missed = mode.skipped

@@ -11,44 +11,37 @@ import torch
 from torch import Tensor
 
 from inrun.capture._probe import Probes
-from inrun.distributed import is_sharded
+from inrun.distributed import is_sharded, own_part
 from inrun.factors import SMALL, Dense, Factor, Outer
 
 
-def is_small(parameter: Tensor, factor: Factor | None = None, *, early: bool = False) -> bool:
+def is_small(parameter: Tensor, factor: Factor | None = None, size: int = 0) -> bool:
     """Whether a parameter, or its shares, are better met together with others'.
 
     Args:
         parameter: which one.
         factor: its shares.
-        early: activations must not wait: dense shares alone do.
+        size: how many numbers they hold, of which those of outer products must be few.
     """
     plain = parameter.numel() <= SMALL and not is_sharded(parameter)
     if factor is None or not plain or type(factor) is Dense:
         return plain
-    small = type(factor) is Outer and sum(t.numel() for t in factor.held) <= SMALL
-    return small and not early
+    return type(factor) is Outer and size <= SMALL
 
 
-def of_gradients(probes: Probes, gradients: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
-    """<r, gradient> and the gradient's norm, (P, 2) float64, of small parameters' groups."""
-    found: list[tuple[list[str], Tensor]] = []
-    alike: dict[object, list[str]] = {}
-    for name, g in gradients.items():
-        alike.setdefault((g.shape, g.dtype, g.device, probes.place(name)), []).append(name)
-    for names in alike.values():
-        if len(names) == 1:  # nobody to be met together with
-            found.append((names, probes[names[0]].and_norm(gradients[names[0]]).unsqueeze(0)))
-            continue
-        left_PM, right_PN = probes.sides(names)
-        P, M = left_PM.shape
-        N = right_PN.shape[1]
-        G_PMN = torch.stack([gradients[name] for name in names]).reshape(P, M, N)
-        along_P = _met(left_PM, G_PMN.to(left_PM.dtype), right_PN)
-        wide = None if G_PMN.device.type == "mps" else torch.float64
-        norms_P = torch.linalg.vector_norm(G_PMN, dim=(1, 2), dtype=wide)
-        found.append((names, torch.stack([along_P.double(), norms_P.double()], 1)))
-    return found
+def of_gradients(probes: Probes, names: Sequence[str], gradients: Mapping[str, Tensor]) -> Tensor:
+    """<r, gradient> and the gradient's norm, (P, 2) float64, of parameters of one shape."""
+    if len(names) == 1:  # nobody to be met together with
+        (name,) = names
+        return probes[name].and_norm(own_part(gradients[name])).unsqueeze(0)
+    left_PM, right_PN = probes.sides(names)
+    P, M = left_PM.shape
+    N = right_PN.shape[1]
+    G_PMN = torch.stack([gradients[name] for name in names]).reshape(P, M, N)
+    along_P = _met(left_PM, G_PMN.to(left_PM.dtype), right_PN)
+    wide = None if G_PMN.device.type == "mps" else torch.float64
+    norms_P = torch.linalg.vector_norm(G_PMN, dim=(1, 2), dtype=wide)
+    return torch.stack([along_P.double(), norms_P.double()], 1)
 
 
 def of_shares(

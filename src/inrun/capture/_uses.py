@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class Missed:
     reason: str
     reached: bool
     term: bool = False
+
+
+@cache
+def _captured_as(name: str, kind: type[Factor]) -> str:
+    return f"{name}: {kind.__name__.lower()}"
 
 
 class Use:
@@ -143,7 +149,7 @@ class Use:
                 continue
             for parameter, factor in source.pull_back(self._shares_of(tensor_id)):
                 if parameter in wanted:
-                    yield parameter, f"{self.name}: {type(factor).__name__.lower()}", factor
+                    yield parameter, _captured_as(self.name, type(factor)), factor
 
     def release(self) -> None:
         """Lets go of arguments and gradients."""
@@ -153,13 +159,12 @@ class Use:
     @property
     def strays(self) -> bool:
         """Whether slots of no sample carry gradient."""
-        return any(
-            isinstance(layout, Slots)
-            and gradient is not None
-            and (gradient.ndim or not layout.axes)  # a sum's gradient lies at no slot
-            and layout.strays(gradient)
-            for gradient, layout in zip(self._gradients, self._layouts, strict=True)
-        )
+        for gradient, layout in zip(self._gradients, self._layouts, strict=True):
+            if isinstance(layout, Slots) and gradient is not None:
+                at_slots = gradient.ndim or not layout.axes  # a sum's gradient lies at none
+                if at_slots and layout.strays(gradient):
+                    return True
+        return False
 
     def _shares_of(self, tensor_id: int) -> Factor:
         """Shares of one consumed tensor, by its operation's rule or else by the fallback."""

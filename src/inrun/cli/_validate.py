@@ -52,8 +52,14 @@ def validate(
         recorded, utility, values, subsets=subsets, **how,
         store=None if store is None else store / "halves.jsonl",
     )  # fmt: skip
+    least = 1 / len(recorded.sample_ids())  # a share of few samples may be less than one of them
     curve = removal_curve(
-        recorded, utility, values, **how, store=None if store is None else store / "removals.jsonl"
+        recorded,
+        utility,
+        values,
+        **how,
+        shares=sorted({max(share, least) for share in (0.01, 0.05)}),
+        store=None if store is None else store / "removals.jsonl",
     )
     shares = list(dict.fromkeys(curve.table["share"].to_pylist()))
     table = Cells("values", "score", "95 % interval", *(f"best {s:.0%} left out" for s in shares))

@@ -106,7 +106,7 @@ def _print_summary(
     dropped = f"Test accuracy after retraining, {DROPPED_SHARE:.0%} dropped (mean, 95 % interval)"
     console.print(
         "\n[bold]Labels to fix[/bold]",
-        _table("Look at these first", "sample, labelled, suggested, truly, doubt", doubtful),
+        _table("Look at these first", "sample, labelled, suggested, truly", doubtful),
         f"\n[bold]Why to believe it[/bold]  Wrong labels are found with AUC {found.auc[BEST]:.3f}; "
         f"their true label is named for {found.right_suggestions:.0%}",
         _table("AUC for wrong labels", "ranked by, AUC", [[n, f"{auc:.3f}"] for n, auc in aucs]),

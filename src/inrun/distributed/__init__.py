@@ -11,6 +11,7 @@ from inrun.distributed._processes import Processes, Several, agreed, gathered_st
 from inrun.distributed._shards import (
     fully_sharded,
     is_sharded,
+    meeting,
     own_part,
     own_state,
     part_of,
@@ -36,6 +37,7 @@ __all__ = [
     "fully_sharded",
     "gathered_step",
     "is_sharded",
+    "meeting",
     "own_part",
     "own_state",
     "part_of",

@@ -55,6 +55,19 @@ class Processes:
             MisuseError: said in every process.
         """
 
+    def meet(self, failed: Exception | None = None) -> None:
+        """Raises where a process failed in what all of them are at; see `agreed`.
+
+        Args:
+            failed: what was raised in this one.
+
+        Raises:
+            MisuseError: it failed in another process, which is not to be waited for.
+            Exception: `failed`.
+        """
+        if failed is not None:
+            raise failed
+
     def apart(self) -> Processes:
         """The same processes over a channel of their own, for calls from inside a backward pass.
 
@@ -132,6 +145,20 @@ class Several(Processes):
                 "drop the last batches (DistributedSampler(drop_last=True))."
             )
 
+    def meet(self, failed: Exception | None = None) -> None:
+        """See `Processes`."""
+        (fine,) = self.all([failed is None])
+        if fine:
+            return
+        reasons = self.gathered("" if failed is None else f"{type(failed).__name__}: {failed}")
+        rank = next(rank for rank, reason in enumerate(reasons) if reason)
+        error = failed or MisuseError(
+            f"This failed in process {rank} of {self.size}, and no process goes on alone. There "
+            f"it said: {reasons[rank]}"
+        )
+        vars(error)[_MET] = True  # all have said it: nobody is to meet once more for it
+        raise error
+
     def apart(self) -> Processes:
         """See `Processes`; the first call is made by all processes at once."""
         if self._apart is None:
@@ -171,34 +198,27 @@ class Several(Processes):
 
 
 Result = TypeVar("Result")
+_MET = "__inrun_met__"  # on an exception, whose object may come through several `agreed`
 
 
 def agreed(processes: Processes, work: Callable[[], Result]) -> Result:
-    """What each process does for itself, without calls to the others, before it meets them again.
+    """What each process does for itself before it meets the others again.
+
+    In between it makes no calls to the others, but where all `meet` before each of them, as within
+    `meeting`.
 
     Raises:
         MisuseError: it failed in another process, which is not to be waited for.
         Exception: whatever it raised in this one.
     """
-    if processes.size == 1:
-        return work()
-    done: list[Result] = []
-    failed: Exception | None = None
     try:
-        done.append(work())
+        done = work()
     except Exception as error:
-        failed = error
-    (everywhere,) = processes.all([failed is None])
-    if everywhere:
-        return done[0]
-    reasons = processes.gathered("" if failed is None else f"{type(failed).__name__}: {failed}")
-    if failed is not None:
-        raise failed
-    rank = next(rank for rank, reason in enumerate(reasons) if reason)
-    raise MisuseError(
-        f"This failed in process {rank} of {processes.size}, and no process goes on alone. There "
-        f"it said: {reasons[rank]}"
-    )
+        if _MET not in vars(error):
+            processes.meet(error)
+        raise
+    processes.meet()
+    return done
 
 
 def gathered_step(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed._processes import Processes
 from inrun.errors import MisuseError, NotSupportedError
 
 
@@ -116,6 +117,27 @@ def fully_sharded(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def meeting(model: nn.Module, processes: Processes) -> Iterator[None]:
+    """All processes meet before each call of a sharded module, which is a call to the others.
+
+    One that fails, at whatever place of a forward pass, is then not waited for within FSDP.
+    """
+
+    def meet(*_: Any) -> None:
+        with torch._C.DisableTorchFunction():  # no mode that looks on sees it
+            processes.meet()
+
+    hooks = [
+        module.register_forward_pre_hook(meet, prepend=True) for module in fully_sharded(model)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _groups(model: nn.Module) -> list[Any]:

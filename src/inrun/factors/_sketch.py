@@ -97,7 +97,8 @@ class Basis:
 def squared_norms(t_K: Tensor) -> Tensor:
     """(K,), without a copy of the squares."""
     rows = t_K.reshape(len(t_K), -1)
-    return torch.linalg.vecdot(rows, rows)
+    squared: Tensor = torch.linalg.vecdot(rows, rows)
+    return squared
 
 
 def view_of(factor: Derived) -> View | None:

@@ -31,6 +31,7 @@ Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to di
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -92,20 +93,32 @@ class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
         self._decoupled, self.momentum = decoupled, MeanGradient(self)
 
     def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+        return self._reader(group)(state, weight)
+
+    def reader(self, group: Live) -> Callable[[Live, Tensor], Any]:
+        """See `Rule.reader`: the group's numbers are read once."""
+        plain = type(self).read is MomentsRule.read  # else others read the state otherwise
+        return self._reader(group) if plain else super().reader(group)
+
+    def _reader(self, group: Live) -> Callable[[Live, Tensor], tuple[AdamState, AdamSetting]]:
         lr, eps, decay = numbers_of(group, "lr", "eps", "weight_decay")
         b1, b2 = (float(beta) for beta in group["betas"])
-        apart = group.get("decoupled_weight_decay", self._decoupled)
+        apart, largest = group.get("decoupled_weight_decay", self._decoupled), group.get("amsgrad")
         setting = AdamSetting(
             lr, b1, b2, eps, 0.0 if apart else decay, decay if apart else 0.0, group["maximize"],
             float(group.get("momentum_decay", 0.0)),
         )  # fmt: skip
-        if "exp_avg" not in state or self.second not in state or group.get("amsgrad"):
-            # one number, however large the weight
-            zero = weight.new_zeros(()).expand_as(weight)
-            state = {"exp_avg": zero, self.second: zero, "max_exp_avg_sq": zero, **state}
-        m, v = state["exp_avg"], state[self.second]
-        largest = state["max_exp_avg_sq"] if group.get("amsgrad") else None
-        return AdamState(m, v, largest, steps_seen(state), state.get("mu_product")), setting
+
+        def read(state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+            if "exp_avg" not in state or self.second not in state or largest:
+                # one number, however large the weight
+                zero = weight.new_zeros(()).expand_as(weight)
+                state = {"exp_avg": zero, self.second: zero, "max_exp_avg_sq": zero, **state}
+            m, v = state["exp_avg"], state[self.second]
+            v_max = state["max_exp_avg_sq"] if largest else None
+            return AdamState(m, v, v_max, steps_seen(state), state.get("mu_product")), setting
+
+        return read
 
     def _first(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         return h.b1 * s.m + (1 - h.b1) * x

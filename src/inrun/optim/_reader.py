@@ -177,11 +177,37 @@ def moves(
     the move is that of this process's part. `numbers` that are known already are not asked for.
     """
     for group in optimizer.param_groups:
-        known = told(group, numbers)
+        ruled = _of_group(rule, group, numbers)
         for p in group["params"]:
             if p.grad is not None and p.numel():
                 gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, rule, known, p, gradient, numbers)
+                yield p, _move(optimizer, ruled, p, gradient, numbers)
+
+
+def moved(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    before: Mapping[int, Move[Any, Any]],
+    numbers: Numbers | None = None,
+) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+    """(parameter, its move read again after the step), of the gradient that was consumed.
+
+    A fused step under a gradient scaler unscales `.grad` itself, and loops clear it.
+
+    Args:
+        optimizer: that has stepped.
+        rule: the optimizer's.
+        before: moves by the parameter's id, as they were read before the step.
+        numbers: see `moves`.
+    """
+    for group in optimizer.param_groups:
+        ruled = _of_group(rule, group, numbers)
+        for p in group["params"]:
+            was = before.get(id(p))
+            if was is not None:
+                after = _move(optimizer, ruled, p, was.gradient, numbers)
+                after.setting = was.setting
+                yield p, after
 
 
 def standing(
@@ -192,27 +218,35 @@ def standing(
     The weight stands in the gradient's place: what is asked of it must not need one.
     """
     for group in optimizer.param_groups:
+        ruled = _of_group(rule, group, numbers)
         for p in group["params"]:
             if p.requires_grad and p.numel():
                 weight = own_part(p.detach())
-                yield p, _move(optimizer, rule, told(group, numbers), p, weight, numbers)
+                yield p, _move(optimizer, ruled, p, weight, numbers)
+
+
+def _of_group(
+    rule: Rule[Any, Any], group: Mapping[str, Any], numbers: Numbers | None
+) -> tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]]:
+    """A group's rule, and its `Rule.reader`."""
+    known = told(group, numbers)
+    ruled = rule.of(known)
+    return ruled, ruled.reader(known)
 
 
 def _move(
     optimizer: torch.optim.Optimizer,
-    rule: Rule[Any, Any],
-    group: Mapping[str, Any],
+    ruled: tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]],
     p: Tensor,
     gradient: Tensor,
     numbers: Numbers | None,
 ) -> Move[Any, Any]:
-    rule = rule.of(group)
+    rule, read = ruled
     live, weight = told(optimizer.state.get(p, {}), numbers), own_part(p.detach())
     if rule.rounds:  # these keep little and compute in full
         weight, gradient = weight.float(), gradient.float()
     live = own_state(live) if is_sharded(p) else live
-    state, setting = rule.read(group, live, weight)
-    return Move(rule, weight, gradient, state, setting)
+    return Move(rule, weight, gradient, *read(live, weight))
 
 
 def move_of(
@@ -243,5 +277,6 @@ def move_of(
             gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
             gradient = gradient if mean is None else mean(gradient)
             gradient = gradient if times == 1.0 else gradient * times
-            return _move(optimizer, rule, told(group, numbers), p, gradient, numbers)
+            ruled = _of_group(rule, group, numbers)
+            return _move(optimizer, ruled, p, gradient, numbers)
     raise MisuseError("A parameter left the optimizer while its gradient was computed.")

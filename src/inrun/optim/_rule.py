@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import torch
@@ -208,6 +209,10 @@ class Rule(ABC, Generic[State, Setting]):
 
         The tensors are the optimizer's own, not copies: they are valid until it steps.
         """
+
+    def reader(self, group: Live) -> Callable[[Live, Tensor], Any]:
+        """`read` of one group's parameters, (state, weight) -> (state, setting)."""
+        return partial(self.read, group)
 
     @abstractmethod
     def displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from inrun.optim._move import Move
 from inrun.optim._reader import (
     device_numbers,
     move_of,
+    moved,
     moves,
     rule_for,
     standing,
@@ -75,6 +76,12 @@ class Together:
         for k, (optimizer, rule) in enumerate(zip(self.members, self.rules, strict=True)):
             for p, move in moves(optimizer, rule, self._numbers(k)):
                 yield k, p, move
+
+    def moved(
+        self, k: int, before: Mapping[int, Move[Any, Any]]
+    ) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
+        """See `inrun.optim.moved`, of the k-th optimizer."""
+        yield from moved(self.members[k], self.rules[k], before, self._numbers(k))
 
     def standing(self) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
         """(parameter, move) of all that is trained, between steps; see `inrun.optim.standing`."""

@@ -112,6 +112,58 @@ class Owners:
 
     # ---- one operation
 
+    def run(
+        self, function: Callable[..., Any], name: str, args: Sequence[Any],
+        kwargs: Mapping[str, Any], tensors: list[Tensor],
+        returning: Callable[[Any], Any] | None = None,
+    ) -> tuple[Any, list[Tensor]]:  # fmt: skip
+        """Runs an operation; (what it returned, the outputs among it), which have their maps.
+
+        Args:
+            function: the operation.
+            name: its name.
+            args: its arguments.
+            kwargs: those that were named.
+            tensors: among them.
+            returning: what is returned in the place of what the operation did.
+        """
+        m = None if kwargs else self._kept(function, name, tensors)
+        op = self.begin(function, name, args, kwargs, tensors) if m is None else None
+        returned = function(*args, **kwargs)
+        if returning is not None:
+            returned = returning(returned)
+        if op is None:
+            if _is_alike(returned, m, tensors):
+                self._table.put(returned, m)
+                return returned, [returned]
+            op = self.begin(function, name, args, kwargs, tensors)
+        return returned, self.end(op, returned)
+
+    def _kept(
+        self, function: Callable[..., Any], name: str, tensors: Sequence[Tensor]
+    ) -> Map | None:
+        """The map that the result has too, as of most operations within the model.
+
+        Of entries, or rows, of samples that meet numbers alone, or entries of the same samples;
+        what writes to its arguments is not told here.
+        """
+        if not self.in_model or self.sums is not None or name.endswith("_"):
+            return None
+        registered = find(function, name)
+        if registered is None or not (registered.pointwise or registered.rows):
+            return None
+        found: Map | None = None
+        for t in tensors:
+            m = self.of(t)
+            if m is None or (m is found and registered.pointwise):
+                continue
+            if found is not None or m.low < 0:
+                return None
+            if registered.rows and (t is not tensors[0] or m.shape[-1:] != (1,)):
+                return None
+            found = m
+        return found
+
     def begin(
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
         kwargs: Mapping[str, Any], tensors: list[Tensor],
@@ -356,6 +408,13 @@ def _unmoved(op: Op, known: Sequence[Map]) -> Found | None:
         return None
     alike = len(op.outs) == 1 and m.ndim == op.outs[0].ndim and not op.outs[0].is_nested
     return [m] if alike else None
+
+
+def _is_alike(returned: Any, m: Map | None, tensors: Sequence[Tensor]) -> bool:
+    """Whether a new tensor came out, with the axes of the one whose entries went in."""
+    if type(returned) is not Tensor or m is None or returned.ndim != m.ndim or returned.is_nested:
+        return False
+    return id(returned) not in map(id, tensors)
 
 
 def _made_along(op: Op) -> int | None:

@@ -19,13 +19,15 @@ class Registered(NamedTuple):
     """A rule.
 
     `refined`: where it says MIXED, an exchange may know better (masks, zeros). `pointwise`: entries
-    that meet numbers alone keep their owners.
+    that meet numbers alone keep their owners. `rows`: so do rows of the first argument, whose last
+    axis is summed away.
     """
 
     family: str
     rule: Rule
     refined: bool
     pointwise: bool
+    rows: bool
 
 
 _BY_NAME: dict[str, Registered] = {}
@@ -33,8 +35,9 @@ _BY_FUNCTION: dict[Any, Registered] = {}
 
 
 def rule(
-    names: str, *functions: Any, refined: bool = False, pointwise: bool = False
-) -> Callable[[R], R]:
+    names: str, *functions: Any, refined: bool = False, pointwise: bool = False,
+    rows: bool = False,
+) -> Callable[[R], R]:  # fmt: skip
     """Registers a rule.
 
     Args:
@@ -43,10 +46,11 @@ def rule(
         functions: those that share their name with others, such as getters of properties.
         refined: whether an exchange is tried where the rule says MIXED.
         pointwise: whether entries that meet numbers alone keep their owners.
+        rows: whether rows that do so keep theirs.
     """
 
     def register(function: R) -> R:
-        entry = Registered(function.__name__, function, refined, pointwise)
+        entry = Registered(function.__name__, function, refined, pointwise, rows)
         _BY_NAME.update(dict.fromkeys(names.split(), entry))
         _BY_FUNCTION.update(dict.fromkeys(functions, entry))
         return function

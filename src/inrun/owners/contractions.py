@@ -94,7 +94,7 @@ def _laid(m: Map, letters: tuple[Hashable, ...], space: tuple[Hashable, ...]) ->
     return m.remembered(("laid", letters, space), make)
 
 
-@rule("linear", refined=True)
+@rule("linear", refined=True, rows=True)
 def linear(op: Op) -> Found:
     """Rows by a matrix."""
     x, weight, bias = op.get(0, "input"), op.get(1, "weight"), op.get(2, "bias")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from inrun.capture import Reading
 from inrun.distributed import own_part
 from inrun.factors import few
+from inrun.utility import own_tensors
 
 CHUNKS, CHUNK = 16, 4096  # what is read of a large parameter: evenly spaced runs of elements
 DEPTH = 4  # functions within functions that are looked into
@@ -139,8 +140,9 @@ class Surroundings:
     def mark(self, trained: Mapping[str, Tensor]) -> SurroundingsMark:
         """As they are now."""
         ids = {id(p) for p in trained.values()}
-        others = [p for p in self._model.parameters() if id(p) not in ids]
-        return SurroundingsMark([*others, *self._elsewhere], list(self._model.buffers()))
+        parameters, buffers = own_tensors(self._model)
+        others = [p for p in parameters if id(p) not in ids]
+        return SurroundingsMark([*others, *self._elsewhere], buffers)
 
     def holds(self, parameters: Iterable[Tensor]) -> bool:
         """Whether any of these is the model's, or the loss function's."""

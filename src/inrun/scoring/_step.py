@@ -43,7 +43,7 @@ class Remembers(Protocol):
 
 
 class Step:
-    """One step.
+    """One step; `audited`: whether factors are kept beside sketches.
 
     Args:
         scorer: what outlives it.
@@ -51,6 +51,8 @@ class Step:
         weight: how many steps it stands for; 0 where it is not scored.
         window: of momentum, if there is one.
     """
+
+    audited = False
 
     def __init__(self, scorer: Scorer, number: int, weight: float, window: Remembers | None = None):
         self.number, self.weight, self.stage = number, weight, Stage.OPEN
@@ -244,19 +246,11 @@ class Step:
                 self._after[name] = Move(move.rule, move.weight, kept, move.state, move.setting)
 
     def _moves_after(self, *stepped: int) -> dict[str, Move[Any, Any]]:
-        """By name, moves of these optimizers, read after they have stepped.
-
-        A fused step under a gradient scaler unscales `.grad` itself: the gradient is the one that
-        was read before.
-        """
+        """By name, moves of these optimizers, read after they have stepped."""
         names = {id(plan.parameter): name for name, plan in self._plans.items()}
-        found: dict[str, Move[Any, Any]] = {}
-        for k, p, after in self._scorer.optimizers.moves():
-            if k in stepped and id(p) in names:
-                before = self._plans[names[id(p)]].move
-                after.gradient, after.setting = before.gradient, before.setting
-                found[names[id(p)]] = after
-        return found
+        before = {id(plan.parameter): plan.move for plan in self._plans.values()}
+        optimizers = self._scorer.optimizers
+        return {names[id(p)]: move for k in stepped for p, move in optimizers.moved(k, before)}
 
     def require_unchanged(self, k: int) -> None:
         """Before another optimizer of the same step: its gradients must be those that were read.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ class ClosedWindow(NamedTuple):
 
     `first` and `steps`; `cosine` of its ends' directions; `captured`, the share of the closing one
     that the bases hold; `residual`, of its books, over the size of their entries; NaN without.
+    `agreement`: the rank correlation of its visits with exact ones, where it was audited, else NaN.
     """
 
     first: int
@@ -48,6 +50,7 @@ class ClosedWindow(NamedTuple):
     cosine: float
     captured: float
     residual: float
+    agreement: float = nan
 
     @property
     def expected(self) -> float:
@@ -61,11 +64,12 @@ class ClosedWindow(NamedTuple):
 
     def words(self) -> str:
         """For a row of the books."""
+        audited = f"; its own visits have {self.agreement:.2f}" if isfinite(self.agreement) else ""
         return (
             f"steps {self.first} to {self.first + self.steps - 1}, cosine of its ends "
             f"{self.cosine:.2f}, {self.captured:.0%} of the closing direction captured: "
             f"trainings of such windows had a rank correlation of {self.expected:.2g} or more with "
-            "exact values"
+            f"exact values{audited}"
         )
 
 
@@ -92,16 +96,21 @@ class OpenWindow:
         starts: by parameter, what bases start from.
         last: what the window before left at its closing pass.
         books: whether the weights are kept for the books.
+        audited: whether its steps have exact values, and books, of their own.
     """
 
     def __init__(
         self, scorer: Scorer, capture: Capture, squares: Mapping[str, float], rank: int,
         starts: Mapping[str, Tensor], last: Following | None = None, *, books: bool,
+        audited: bool = False,
     ):  # fmt: skip
         self._scorer, self._squares, self._rank = scorer, squares, rank
         self.names = list(capture.trained)
         opening = scorer.validation.opening(capture)
-        self.losses, self.other = opening.losses, scorer.validation.take_other()
+        self.losses, self.other = (
+            opening.losses,
+            None if audited else scorer.validation.take_other(),
+        )
         self._bases: dict[tuple[str, View | None], Basis] = {}
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
@@ -117,7 +126,7 @@ class OpenWindow:
         if books:
             self.weights = {name: p.detach().clone() for name, p in capture.trained.items()}
             self._gradients = opening.gradients
-        else:
+        elif not audited:
             scorer.validation.forget()  # a copy of the weights per target
 
     def _moves(self, capture: Capture) -> dict[str, Move[Any, Any]]:
@@ -179,11 +188,19 @@ class OpenWindow:
         ends, sums, moves = {}, [], self._moves(capture)
         following = Following(closing, moves)
         for name, move in moves.items():
+            if (name, None) not in self._bases:  # it came in between
+                continue
             Q_K, own = self._directions(name, move, closing), self._bases[name, None]
             ends[id(own)], told, following.bases[name] = _ends(own, Q_K)
             sums.append(told.double().cpu())
             for basis, push in views[name]:
                 ends[id(basis)], _, _ = _ends(basis, push(Q_K))
+        for basis in (*self._bases.values(), *(basis for _, basis, _ in self._pushed)):
+            if id(basis) not in ends:  # its parameter went in between: it has one end
+                none = torch.zeros(
+                    len(basis.opening), dtype=torch.bool, device=basis.opening.device
+                )
+                ends[id(basis)] = Ends(basis.opening, none)
         met, opened, closed, held = torch.stack(sums).sum((0, 2)).tolist()
         cosine = met / (opened * closed) ** 0.5 if opened and closed else 1.0
         captured = (held / closed) ** 0.5 if closed else 1.0
@@ -204,6 +221,8 @@ class OpenWindow:
         assert self.weights is not None
         sums = torch.zeros(2, len(self._scorer.targets), dtype=torch.float64)
         for name, p in capture.trained.items():
+            if name not in self.weights:
+                continue
             shrunk, wide = rate_sums.get(name, 0.0), compute_dtype(p)
             ends = zip(self._gradients[name], closing.gradients[name], strict=True)
             for k, (first, last) in enumerate(ends):
@@ -246,7 +265,7 @@ class Following:
         """Whether an opening pass and what optimizers are ready for are those of the closing."""
         return (
             opening.gradients is self._gradients
-            and list(moves) == list(self._read)
+            and list(moves) == list(self.bases)
             and all(self._read[name].same(_Read.of(move)) for name, move in moves.items())
         )
 

@@ -19,6 +19,7 @@ from inrun.capture import Capture, Sketch
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.ledger import WITHIN_WINDOW, Entries
+from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
 from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
@@ -26,6 +27,8 @@ from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, Following, OpenWindow
 
+AUDIT = "a scoring window's audit"
+AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
 
@@ -51,18 +54,27 @@ class Windows:
         self._open: OpenWindow | None = None
         self._steps: list[WindowedStep] = []
         self._following: Following | None = None
+        self._exact_values: list[np.ndarray] = []  # of the open window's steps, if it is audited
         self.told: list[ClosedWindow] = []
 
     def step(self, number: int) -> Step | None:
         """The step of this number, where it is one of a window."""
-        return None if number <= self._exact else WindowedStep(self._scorer, number, self)
+        if number <= self._exact:
+            return None
+        step = WindowedStep(self._scorer, number, self)
+        return AuditedStep(self._scorer, number, step) if self._audits else step
+
+    @property
+    def _audits(self) -> bool:
+        """Whether the window that is open, or the next, is audited."""
+        return len(self.told) % AUDITED == FIRST_AUDIT
 
     def begin(self, capture: Capture) -> OpenWindow:
         """A pass of a step begins: the window it is of."""
         if self._open is None:
             self._open = OpenWindow(
                 self._scorer, capture, self._squares, self._rank, self._starts, self._following,
-                books=self._books,
+                books=self._books and not self._audits, audited=self._audits,
             )  # fmt: skip
             self._following = None
         return self._open
@@ -83,6 +95,16 @@ class Windows:
                 # shares are of one process, the gradient of all
                 consumed = norm * scale * self._scorer.processes.size
                 self._squares[name] = consumed**2 / capture.trained[name].numel()
+
+    def add_audited(self, step: WindowedStep, exact: Scored, capture: Capture) -> Scored:
+        """As `add`, of a step that has exact values: these, with what is known of its window."""
+        self._exact_values.append(exact.values)
+        count = len(self.told)
+        self.add(step, capture)
+        if len(self.told) == count:
+            return exact
+        note = f"{AUDIT}: {self.told[-1].words()}"
+        return exact._replace(entries=exact.entries._replace(note=note))
 
     def add(self, step: WindowedStep, capture: Capture) -> list[tuple[Step, Scored]]:
         """A step was taken: what is known of steps by that, which is nothing before the last."""
@@ -114,20 +136,29 @@ class Windows:
         for found in values:
             _require_finite(found)
         losses = [t.double().cpu().numpy() for t in (window.losses, closing.losses)]
+        owned = [found[step.is_owned] for step, found in zip(steps, values, strict=True)]
+        exact, self._exact_values = self._exact_values, []
+        if exact:
+            self._note(
+                ClosedWindow(steps[0].number, n, cosine, captured, nan, _agree(owned, exact))
+            )
+            return []
         entries = [step.entries(found) for step, found in zip(steps, values, strict=True)]
         last, residual = self._books_of(window, closing, capture, steps, entries, losses)
         told = ClosedWindow(steps[0].number, n, cosine, captured, residual)
-        self.told.append(told)
-        if self._auto:
-            self.length = _next_length(self.length, cosine)
+        self._note(told)
         note = f"{WITHIN_WINDOW}: {told.words()}"
         entries = [entry._replace(note=note) for entry in entries]
         entries[-1] = last._replace(note=f"a scoring window's books: {told.words()}")
-        owned = [found[step.is_owned] for step, found in zip(steps, values, strict=True)]
         return [
             (step, Scored(found, entry, "window"))
             for step, found, entry in zip(steps, owned, entries, strict=True)
         ]
+
+    def _note(self, told: ClosedWindow) -> None:
+        self.told.append(told)
+        if self._auto:
+            self.length = _next_length(self.length, told.cosine)
 
     def _books_of(
         self, window: OpenWindow, closing: Any, capture: Capture, steps: list[WindowedStep],
@@ -158,12 +189,13 @@ class Windows:
 
     @property
     def waiting(self) -> list[int]:
-        """Numbers of the steps whose window is open."""
-        return [step.number for step in self._steps]
+        """Numbers of the steps whose window is open, and that have no exact values."""
+        return [] if self._exact_values else [step.number for step in self._steps]
 
     def drop(self) -> None:
         """Forgets the window that is open, with its steps."""
         self._open, self._steps, self._following = None, [], None
+        self._exact_values = []
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps, between two windows."""
@@ -192,7 +224,7 @@ class WindowedStep(Step):
 
     def __init__(self, scorer: Scorer, number: int, windows: Windows):
         super().__init__(scorer, number, 1.0)
-        self._windows = windows
+        self.windows = windows
         self.rates: dict[str, float] = {}
         self.decays: dict[str, float] = {}
         self._scales: dict[str, float] = {}
@@ -200,9 +232,13 @@ class WindowedStep(Step):
 
     def begin_pass(self, capture: Capture) -> None:
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
-        self._opened = self._windows.begin(capture)
+        self.open(capture)
         if len(self._scorer.optimizers.members) == 1:  # of others one may skip for one gradient
             capture.check.measure_in_turn()
+
+    def open(self, capture: Capture) -> None:
+        """Opens its window, if it is the first."""
+        self._opened = self.windows.begin(capture)
 
     @property
     def sketches(self) -> Callable[[str, Factor], Sketch]:
@@ -226,13 +262,10 @@ class WindowedStep(Step):
         scales = scales_of(consumed, capture, self.blocks, scorer.processes, skipping)
         gone = capture.check.excluded
         for name, (k, _, move) in self._moving.items():
-            scale, rate = scales[name], float(move.setting.lr)
-            k_scale = 1.0 if scale is None else float(scale)
+            scale = scales[name]
             self._optimizer_of[name] = k
-            self.rates[name] = rate
-            self.decays[name] = rate * float(getattr(move.setting, "apart", 0.0))
-            if name not in gone:
-                self._scales[name] = rate * k_scale / scorer.processes.size
+            k_scale = 1.0 if scale is None else float(scale)
+            self._keep(name, move, None if name in gone else k_scale / scorer.processes.size)
         self._moving, self.stage = {}, Stage.READ
 
     def share_scale(self, name: str) -> Tensor | float:
@@ -254,7 +287,20 @@ class WindowedStep(Step):
         for name in gone:
             self._scales.pop(name, None)
             del self.rates[name], self.decays[name]
-        return self._windows.add(self, capture)
+        return self.windows.add(self, capture)
+
+    def adopt(self, exact: Step, capture: Capture) -> None:
+        """Goes by what a step with exact values, of the same blocks, has read and taken."""
+        self._ended, self.stepped, gone = exact._ended, exact.stepped, capture.check.excluded
+        for name, plan in exact._plans.items():
+            if plan.optimizer in self.stepped:
+                self._keep(name, plan.move, None if name in gone else float(plan.share_scale))
+
+    def _keep(self, name: str, move: Move[Any, Any], share_scale: float | None) -> None:
+        self.rates[name] = rate = float(move.setting.lr)
+        self.decays[name] = rate * float(getattr(move.setting, "apart", 0.0))
+        if share_scale is not None:
+            self._scales[name] = rate * share_scale
 
     # ---- at the window's end
 
@@ -286,6 +332,65 @@ class WindowedStep(Step):
         return Entries(
             unknown, unknown, values_NK[owned].sum(0), none, none, values_NK[~owned].sum(0)
         )
+
+
+class AuditedStep(Step):
+    """A step of an audited window: scored exactly, and once more by sketches.
+
+    Args:
+        scorer: see `Step`.
+        number: see `Step`.
+        windowed: the same step as one of its window.
+    """
+
+    audited = True
+
+    def __init__(self, scorer: Scorer, number: int, windowed: WindowedStep):
+        super().__init__(scorer, number, 1.0)
+        self._windowed = windowed
+
+    def begin_pass(self, capture: Capture) -> None:
+        """See `Step.begin_pass`: the first of a window opens it."""
+        self._windowed.open(capture)
+
+    @property
+    def sketches(self) -> Callable[[str, Factor], Sketch]:
+        """See `Step.sketches`."""
+        return self._windowed.sketches
+
+    def plan(self, capture: Capture, first: int = 0) -> None:
+        """See `Step.plan`.
+
+        Raises:
+            MisuseError: a gradient was changed element by element, too.
+        """
+        super().plan(capture, first)
+        for name, plan in self._plans.items():
+            if isinstance(plan.scale, Tensor):
+                raise MisuseError(
+                    f"The gradient of {name} was changed between backward() and step() by "
+                    "something that is no common factor (clip_grad_value_ does this, and masks), "
+                    "which the sketches of scoring=inrun.Window cannot follow. Attach with "
+                    "inrun.EveryStep(), or clip by norm."
+                )
+
+    def results(
+        self, capture: Capture, watcher: DirectionWatcher | None = None
+    ) -> list[tuple[Step, Scored]]:
+        """See `Step.results`: exact ones."""
+        exact = self.score(capture, watcher)
+        self._windowed.adopt(self, capture)
+        return [(self, self._windowed.windows.add_audited(self._windowed, exact, capture))]
+
+
+def _agree(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
+    """The rank correlation of visits, in the mean over targets; NaN of fewer than three."""
+    pairs = [np.concatenate(rows) for rows in (found, exact)]
+    if len(pairs[0]) < 3:
+        return nan
+    ours, theirs = (values.argsort(0).argsort(0) for values in pairs)
+    each = [np.corrcoef(ours[:, k], theirs[:, k])[0, 1] for k in range(ours.shape[1])]
+    return float(np.mean(each))
 
 
 def _require_finite(values_NK: np.ndarray) -> None:

@@ -100,7 +100,7 @@ class TrainConfig:
     audit: bool = _setting(
         False, "Check values at random steps against exact ones, for `inrun audit`."
     )
-    audit_seconds: float = _setting(60.0, "What all of these checks together may take.")
+    audit_seconds: float = _setting(20.0, "What all of these checks together may take.")
     save_every: float = _setting(60.0, "Seconds between checkpoints.")
     skip_bad_rows: bool = _setting(False, "Leave them out instead of stopping.")
     pictures: str | None = _setting(

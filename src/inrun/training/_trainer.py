@@ -13,6 +13,7 @@ require_extra("train", "transformers", "accelerate")
 
 # ruff: noqa: E402 - an extra that is not there is named before anything of it is imported
 
+import shlex
 import signal
 import threading
 import time
@@ -37,6 +38,7 @@ from inrun.training._samples import Sample
 from inrun.training._seen import Seen, label_losses, row_weights
 from inrun.training._training import TRAJECTORY, Training
 
+APART = 20  # steps between two jumps of the loss that are told
 SILENCE = 10.0  # seconds without a line, off a terminal
 
 
@@ -114,7 +116,7 @@ class RunScoring(InRun):
         self._began = self._saved = self._told = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
-        self._jumps = Jumps()
+        self._jumps, self._jumped = Jumps(), -APART
         self.ids: Sequence[Any] = ()  # of the pass under way
 
     @property
@@ -151,8 +153,13 @@ class RunScoring(InRun):
         row = self.attribution.latest
         if not self._console.is_terminal and time.monotonic() - self._told > SILENCE:
             self._tell(state)
-        if row.get("step") == state.global_step and (words := self._jumps.words(row)):
-            self._console.print(words, style="yellow", soft_wrap=True, highlight=False)
+        words = self._jumps.words(row) if row.get("step") == state.global_step else None
+        if words and state.global_step - self._jumped >= APART:
+            self._jumped = state.global_step
+            words = words.replace("explain RUN", f"explain {shlex.quote(str(self._run))}")
+            self._console.print(
+                words, style="yellow", soft_wrap=True, highlight=False, markup=False
+            )
         stop, save = self.interrupted, self._due()
         if args.world_size > 1:  # all processes do the same
             asked = torch.tensor([stop, save], dtype=torch.float, device=args.device)

@@ -123,9 +123,13 @@ def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, int | None]
     None where no tensor can be taken for labels, or a row can have one only.
     """
     axis, found = utility.rows_axis, list[Tensor]()
+
+    def noted(labels: Tensor) -> Tensor:
+        found.append(labels)
+        return labels
+
     for batch in utility.batches.values():
-        rows = row_count(batch, axis)
-        _labels_replaced(batch, rows, lambda labels: found.append(labels) or labels)
+        _labels_replaced(batch, row_count(batch, axis), noted)
     if len(found) != len(utility.batches):
         return None, None
     every = torch.cat([labels.flatten() for labels in found])

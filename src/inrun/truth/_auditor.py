@@ -186,6 +186,10 @@ class Auditor:
         """Plays the coming step out on copies."""
         if self._shares is None:
             return
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if all(group.get("lr") == 0 for group in groups):  # a warm-up's first: the next is checked
+            self.cancel()
+            return
         started = time.perf_counter()
         samples = sum(self._processes.gathered(len(self._shares.labels)))
         players = min(self._groups, samples)

@@ -131,7 +131,9 @@ def _means(x: np.ndarray, row: np.ndarray, chosen: np.ndarray, samples: int) -> 
     """(samples,) mean of x over the chosen visits; NaN where none is."""
     count = np.bincount(row[chosen], minlength=samples)
     sums = np.bincount(row[chosen], x[chosen], samples)
-    return np.divide(sums, count, out=np.full(samples, np.nan), where=count > 0)
+    means = np.full(samples, np.nan)
+    means[count > 0] = sums[count > 0] / count[count > 0]
+    return means
 
 
 def _harm(visits: pa.Table, targets: Sequence[str], ids: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, StoreError
 from inrun.ledger import load_run, store_path
 from inrun.replay import Replayable, Trajectory, is_recording, open_trajectory
 from inrun.training import CONFIG, open_training
@@ -51,6 +51,8 @@ def load(
     """
     place = store_path(path, "path")
     if os.path.isfile(place):  # False where the file system cannot say
+        if not str(place).endswith(".jsonl"):  # never advise to mend a file that is not ours
+            raise StoreError(f"{place} is a file, and a run is a folder; results end in .jsonl.")
         question, known = read_results(place)
         if question["results"] == "retraining":
             return retrained(question, list(known), list(known.values()))

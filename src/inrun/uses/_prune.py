@@ -18,7 +18,7 @@ from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
 
 AUTO, NAMED = "auto", "name"
-DOUBT = "label_doubt"
+DOUBT, RANK = "label_doubt", "doubt_rank"  # a ranking, and the column that it reads
 SURE = 0.95  # the confidence from which a sample is called surely harmful
 
 
@@ -50,7 +50,9 @@ class Pruning(Answer):
         short = f"; {self.asked:,} were asked for" if dropped < self.asked else ""
         said = [f"{dropped:,} of {every:,} samples to leave out, by {self.by}{over}{short}."]
         if self.by == DOUBT:
-            said.append("A doubt is a rank: it does not say how many of these labels are wrong.")
+            said.append(
+                "A doubt is a rank: how many of these labels are wrong says inrun.wrong_labels."
+            )
         if self.positive_again is not None and dropped:
             sure = self.table.filter(self.table["dropped"])["confidence"].to_numpy()
             said.append(f"{int((sure >= SURE).sum()):,} of them are surely harmful ({SURE:.0%}).")
@@ -114,8 +116,8 @@ def prune(
             ids of those to leave out, such as a source's: then nothing is chosen, and balance is
             that of the random control.
         by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
-            the samples, as a run of `inrun train` has them. Totals do badly at high shares where
-            they are not balanced.
+            the samples, as a run of `inrun train` has them. Totals that are not balanced can empty
+            a class at high shares.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the
             label, where samples have one that sorts them into groups, and nothing by label_doubt;
             None balances over nothing.
@@ -131,6 +133,8 @@ def prune(
     """
     run = judged_as(run, judge, samples)
     doubted = by == DOUBT
+    if by is not None and by not in (DOUBT, *RANKINGS):
+        raise MisuseError(f"by {by!r} is not one of {', '.join(sorted([DOUBT, *RANKINGS]))}.")
     name = DOUBT if doubted else ranking_named(by or "total", run.targets)
     ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)
@@ -155,14 +159,14 @@ def prune(
 
 
 def _doubts(table: pa.Table) -> np.ndarray:
-    """(n,) minus each sample's doubt; 0 where there is none."""
-    if DOUBT not in table.column_names:
+    """(n,) the rank of each sample's doubt less one more than there are; 0 where there is none."""
+    if RANK not in table.column_names:
         raise MisuseError(
-            f"The samples have no column {DOUBT!r}. A run of `inrun train` on labels has it; for "
-            "your own loop put the doubts of inrun.label_doubts into Run.describe."
+            f"The samples have no column {RANK!r}. A run of `inrun train` on labels has it; for "
+            "your own loop put that of inrun.label_doubts into Run.describe."
         )
-    known: np.ndarray = table[DOUBT].fill_null(0.0).to_numpy()
-    return -known
+    above: np.ndarray = pc.subtract(table[RANK], table.num_rows + 1).fill_null(0).to_numpy()
+    return above.astype(float)
 
 
 def _named(drop: Collection[Any], ids: list[Any]) -> np.ndarray:

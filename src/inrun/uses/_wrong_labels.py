@@ -150,17 +150,17 @@ def wrong_labels(run: Valued, planted: Collection[Any], seen: Any = None) -> Wro
     told = visits >= FEWEST and found.separation >= SEPARATED
     others = table.filter(pa.array(~is_planted))
     probability = pa.array(found.probability, mask=np.full(others.num_rows, not told))
+    count, low, high = (found.wrong, found.low, found.high) if told else (None, None, None)
     return WrongLabels(
-        others.append_column("probability", probability),
-        *((found.count, found.low, found.high) if told else (None, None, None)),
-        planted=int(is_planted.sum()), separation=found.separation, visits=float(visits),
+        others.append_column("probability", probability), count, low, high,
+        int(is_planted.sum()), found.separation, float(visits),
     )  # fmt: skip
 
 
 class Counted(NamedTuple):
     """Of the rows that were not planted: see this file's head; `probability` (N,)."""
 
-    count: float
+    wrong: float
     low: float
     high: float
     separation: float

@@ -18,7 +18,7 @@ from inrun.utility._passes import (
 )
 from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import EachCall, differentiable_twice
-from inrun.utility._undisturbed import displaced, restored, undisturbed
+from inrun.utility._undisturbed import displaced, own_tensors, restored, undisturbed
 from inrun.utility._unequal import weighed
 from inrun.utility._utility import LossFunction, Utility
 
@@ -41,6 +41,7 @@ __all__ = [
     "loss_kinds",
     "loss_of",
     "losses_of",
+    "own_tensors",
     "require_divisible",
     "require_finite",
     "require_finite_gradients",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrun.distributed import Processes, agreed
 from inrun.utility._rows import row_count, take_rows
 from inrun.utility._undisturbed import undisturbed
 from inrun.utility._utility import Utility
@@ -59,10 +60,15 @@ def _called(utility: Utility, model: nn.Module, batch: Any) -> Any:
     return loss.detach() if isinstance(loss, Tensor) else loss
 
 
-def is_repeatable(utility: Utility, model: nn.Module) -> bool:
+def is_repeatable(utility: Utility, model: nn.Module, called: Processes) -> bool:
     """Whether two calls at the same weights, with other random numbers, give the same losses.
 
     A loss function that fails says so elsewhere.
+
+    Args:
+        utility: whose losses are called.
+        model: that they judge.
+        called: the processes that its passes are calls to.
     """
 
     def few(batch: Any) -> Any:
@@ -79,7 +85,7 @@ def is_repeatable(utility: Utility, model: nn.Module) -> bool:
             return [float(loss) for loss in losses]
 
     try:
-        first, second = call(SEED), call(SEED + 1)
+        first, second = agreed(called, lambda: (call(SEED), call(SEED + 1)))
     except Exception:
         return True
     pairs = zip(first, second, strict=True)

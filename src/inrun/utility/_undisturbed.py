@@ -37,11 +37,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+def own_tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """A model's parameters and buffers, each once: of thousands, names are what takes time."""
+    modules = list(model.modules())
+    parameters, buffers = (
+        {id(t): t for table in tables for t in table.values() if t is not None}
+        for tables in ([m._parameters for m in modules], [m._buffers for m in modules])
+    )
+    return list(parameters.values()), list(buffers.values())
+
+
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Random state and buffers as before on leaving; hooks on parameters are silent inside."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    parameters = list(model.parameters())
+    parameters, held = own_tensors(model)
+    buffers = [(buffer, buffer.clone()) for buffer in held]
     devices = sorted({p.device.index for p in parameters if p.is_cuda})
     with torch.random.fork_rng(devices=devices), _hooks_silent(parameters):
         try:

@@ -8,9 +8,8 @@ import inrun
 from inrun.capture import _probe
 from inrun.capture._probe import FIRST_STEPS, TURNS, CheckSchedule
 from inrun.errors import InvariantError
-from inrun.factors import Dense
 
-SMALL, BIG = Dense(torch.zeros(4, 10)), Dense(torch.zeros(1, 1)).mapped(lambda _: torch.zeros(9, 9))
+SMALL, BIG = 40, 81  # numbers that factors hold
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def _low_bar(monkeypatch):
 
 
 def asked(schedule, names):
-    found = {name for name, factor in names.items() if schedule.asks(name, factor)}
+    found = {name for name, size in names.items() if schedule.asks(name, size)}
     schedule.next_step(1)
     return found
 
@@ -67,8 +66,8 @@ def test_steps_that_are_not_scored_are_no_turn(monkeypatch):
     compared = []
     asks = CheckSchedule.asks
 
-    def noting(self, name, factor):
-        found = asks(self, name, factor)
+    def noting(self, name, size):
+        found = asks(self, name, size)
         compared.extend([name] if found else [])
         return found
 

@@ -7,6 +7,7 @@ import torch
 
 from inrun.capture._common_factor import Change, factors
 from inrun.capture._measured import Measured
+from inrun.capture._probe import Probe
 
 CLOSE = 1e-4
 
@@ -97,3 +98,19 @@ def test_a_factor_is_told_of_what_rounds_to_the_smallest_numbers(k):
         changes[f"p{i}"] = Change(mark, now, 4 * half.eps, least=least)
     found = factors(changes, 0.0)
     assert all(one == pytest.approx(k, rel=0.05) for one in found.values())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e-9, 1e-3, 1.0, 1e12, 1e25])
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 5), (2, 20_000), (0, 4)])
+def test_a_gradients_norm_is_that_of_double_precision(shape, scale):
+    gradient = torch.randn(shape) * scale
+    wide = torch.linalg.vector_norm(gradient.double())
+    found = Probe(gradient, torch.Generator()).and_norm(gradient)[1]
+    torch.testing.assert_close(found, wide, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradients_norm_is_not_finite_where_the_gradient_is_not(bad):
+    gradient = torch.ones(3, 4)
+    gradient[1, 2] = bad
+    assert not Probe(gradient, torch.Generator()).and_norm(gradient)[1].isfinite()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inrun.capture._mode import CaptureMode
 from inrun.operations import RandomState
 from inrun.owners import Axes, Entries, Map, Owners, Roots, families, ownership
-from inrun.owners._registry import names, stem
+from inrun.owners._registry import find, names, stem
 from tests.oracles import owners as oracle
 from tests.unit.owners.calls import CALLS
 from tests.unit.owners.drawn import Draw
@@ -94,6 +94,14 @@ class ByExchange(Watching):
         return self._asked(op)
 
 
+class WithinModel(Watching):
+    """Where a map that is kept is told without its rule."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.in_model = True
+
+
 def followed(kind, function, data, samples):
     """The outputs, their maps, and the owners that followed the call."""
     owners = kind(Entries(ownership(samples), Axes(NOWHERE), Roots()), ())
@@ -168,12 +176,15 @@ ALL = [
 
 @pytest.mark.parametrize(("name", "make"), ALL)
 def test_a_slot_depends_on_its_owner_alone_and_none_is_given_up(name, make):
-    """By rules alone, by rules that an exchange corrects, and by exchange alone."""
+    """By rules alone, by rules that an exchange corrects, by exchange alone, and by no rule."""
+    registered = find(None, name)
 
     def holds(example):
         example.check(RulesAlone)
         example.check(Watching, exact=True)
         example.check(ByExchange)
+        if registered is not None and (registered.pointwise or registered.rows):
+            example.check(WithinModel, exact=True)
 
     _examples(holds, name, make)
 

@@ -70,7 +70,7 @@ def test_nothing_or_everything_is_no_pruning(run, drop):
 
 
 def test_unknown_names_are_said(run):
-    with pytest.raises(MisuseError, match="harm, normalised, total"):
+    with pytest.raises(MisuseError, match="harm, label_doubt, normalised, total"):
         inrun.prune(run, by="loss")
     with pytest.raises(MisuseError, match="no column 'source' to balance over"):
         inrun.prune(run, balanced="source")

@@ -24,7 +24,7 @@ def drawn(wrong, apart, seed):
 def test_the_interval_covers_how_many_are_wrong(wrong):
     found = [counted(*drawn(wrong, 4.0, seed)) for seed in range(20)]
     assert sum(one.low <= wrong <= one.high for one in found) >= 18
-    assert abs(np.mean([one.count for one in found]) - wrong) < 4 + 0.1 * wrong
+    assert abs(np.mean([one.wrong for one in found]) - wrong) < 4 + 0.1 * wrong
     assert all(one.separation > SEPARATED for one in found)
 
 
