@@ -203,7 +203,7 @@ def _error(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _calibration(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
-    told = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"]]
+    told = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"] and r[v]["low"] > 0]
     rows = []
     for k, (low, high) in enumerate(zip(flips.BINS, flips.BINS[1:], strict=False)):
         n, said, came = (sum(r[name][k] for r in told) for name in ("rows", "said", "came"))

@@ -1,11 +1,14 @@
 """The benchmark of a real language model, on a tiny random one: the same code."""
 
+import gc
 import math
 
 import pytest
 from benchmarks.smollm.cell import in_turns, trained
 from benchmarks.smollm.exact import agreement_with_exact
-from benchmarks.smollm.training import KINDS, Size
+from benchmarks.smollm.training import KINDS, Size, trainer
+
+from inrun.factors import Factor
 
 TINY = Size(tiny=True, steps=3, rows=2, tokens=64)
 
@@ -19,6 +22,25 @@ def test_attributed_training_leaves_the_same_bits_and_covers_every_text(kind):
     assert attributed["covered"] == 1.0
     assert attributed["visits"] == attributed["samples"] > TINY.steps * TINY.rows  # packed
     assert len(attributed["residual_shares"]) == TINY.steps
+
+
+def test_nothing_of_a_step_is_kept_until_the_next(tmp_path):
+    """The first step's graph is looked at for where sums over samples begin."""
+    from transformers import TrainerCallback
+
+    alive = []
+
+    class Counting(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            gc.collect()
+            alive.append(sum(isinstance(o, Factor) for o in gc.get_objects()))
+
+    trained_here, _ = trainer(str(tmp_path), "lora", TINY, attributed=True)
+    gc.collect()
+    before = sum(isinstance(o, Factor) for o in gc.get_objects())
+    trained_here.add_callback(Counting())
+    trained_here.train()
+    assert alive == [before] * TINY.steps
 
 
 def test_steps_of_two_trainings_are_taken_in_turns():

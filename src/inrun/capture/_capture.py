@@ -203,6 +203,7 @@ class Capture(ABC):
         def end() -> None:
             self._fill(block, mode, watch)
             mode.owners.by_entry = None
+            self.owner_checks.forget(mode)
             self.owner_checks.end(calls, lambda: self.mode(owned))
             if calls is not None and watch.calls:
                 block.calls = calls.found
@@ -211,14 +212,17 @@ class Capture(ABC):
 
         if at_backward:
             mode.after_backward = end
-        with (
-            uncompiled(),
-            self._listening(block, mode, watch),
-            self.inputs.watched(mode.owners, calls),
-            opaque_calls(mode.opaque),
-            mode,
-        ):
-            yield block
+        try:
+            with (
+                uncompiled(),
+                self._listening(block, mode, watch),
+                self.inputs.watched(mode.owners, calls),
+                opaque_calls(mode.opaque),
+                mode,
+            ):
+                yield block
+        finally:
+            self.owner_checks.forget(mode)  # also of a block that failed
         if not mode.over:
             end()
 

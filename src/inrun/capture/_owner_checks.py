@@ -96,6 +96,13 @@ class OwnerChecks:
         finally:
             self._inputs.silent = before
 
+    def forget(self, mode: CaptureMode) -> None:
+        """Lets go of the graph's nodes, whose hooks know the mode: no collector finds such a ring.
+
+        All that the block captured would stay as long as the program runs.
+        """
+        self._borders = mode.owners.sums = None
+
     def end(self, calls: Calls | None, new_mode: Callable[[], CaptureMode]) -> None:
         """A block has ended; its call of the model is made again with one sample alone.
 

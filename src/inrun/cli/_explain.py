@@ -10,13 +10,13 @@ from rich.console import Console
 
 import inrun
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
-from inrun.cli._terminal import Cells, plain, terminal
+from inrun.cli._terminal import Cells, one_line, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.training import open_training
 from inrun.uses import jumps, not_reproducible, trains_itself
 
-SHOWN = 8
+SHOWN, TEXT = 8, 80  # rows, and characters of a text
 
 
 def explain(
@@ -66,7 +66,7 @@ def _print(console: Console, found: inrun.Explanation) -> None:
         table.add_row(
             str(row["step"]), plain(str(row["sample_id"])), f"{row['put_on']:+.3g}",
             f"{row['deviations']:+.1f}", f"{row['elsewhere']:+.3g}" if others else "",
-            str(others + 1), *(plain(str(row[name] or "")) for name in content),
+            str(others + 1), *(plain(one_line(str(row[name] or ""))[:TEXT]) for name in content),
         )  # fmt: skip
     console.print(table)
 

@@ -20,7 +20,9 @@ them, or has learnt too little. With a the AUC of planted against all other rows
 is the AUC of planted flips against right labels, and must be `SEPARATED` or more.
 
 A row's probability is that of its place in the order: with r(s) the isotonic share of planted flips
-at doubt s, each weighing W / M, p = r / (1 - r), 1 at most: probabilities add up to about W.
+at doubt s, each weighing W / M, p = r / (1 - r), 1 at most: probabilities add up to about W. Where
+the interval of W reaches 0, the most doubtful rows may all be right, and none is given.
+Probabilities are as much too high as the count is: `python -m benchmarks.statements` says how far.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class WrongLabels(Answer):
     Attributes:
         table: one row per sample that was not planted, the most doubtful first: `sample_id`,
             `label`, `suggested_label`, `doubt_rank`, and `probability` that the label is wrong,
-            null where it cannot be told.
+            null where it cannot be told, or where the count's interval reaches 0.
         count: how many labels are wrong; None where it cannot be told.
         low: lower end of its 95 % interval.
         high: upper end.
@@ -149,7 +151,9 @@ def wrong_labels(run: Valued, planted: Collection[Any], seen: Any = None) -> Wro
     visits = np.median(pc.value_counts(run.visits()["sample_id"]).field("counts").to_numpy())
     told = visits >= FEWEST and found.separation >= SEPARATED
     others = table.filter(pa.array(~is_planted))
-    probability = pa.array(found.probability, mask=np.full(others.num_rows, not told))
+    probability = pa.array(
+        found.probability, mask=np.full(others.num_rows, not told or found.low == 0)
+    )
     count, low, high = (found.wrong, found.low, found.high) if told else (None, None, None)
     return WrongLabels(
         others.append_column("probability", probability), count, low, high,
