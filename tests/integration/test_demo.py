@@ -77,7 +77,9 @@ def test_the_report_is_one_small_file_that_loads_nothing(demo):
     assert "was not audited" not in text
     specs = json.loads(reader.json)
     assert len(specs["fixed"]) == text.count('data-chart="') == 4
-    assert set(specs["live"]) == {"books", "steps", "distribution", "groups", "harm"}
+    assert set(specs["live"]) == {
+        "books", "steps", "distribution", "groups", "harm", "map", "worth",
+    }  # fmt: skip
     assert {
         "The books",
         "Agreement with exact Shapley values",

@@ -20,6 +20,7 @@ from inrun.truth import report as audit_report
 from inrun.uses import confounds, judge_notes
 
 CLOSED, AGREES, COVERED = 0.02, 0.95, 0.99
+CHECKS = 3  # audited steps, below which an audit speaks for nothing
 OPEN, DISAGREES, UNCOVERED = 0.2, 0.5, 0.5
 
 
@@ -147,6 +148,7 @@ def _audit(of: Contents, found: _Evidence) -> bool:
         )
         return False
     r = audit.pearson.median
-    said = f"R with exact Shapley values at {audit.checks} random steps is {audit.pearson:.3f}"
-    found.add(said, r, r >= AGREES, r < DISAGREES)
+    steps = f"{audit.checks} random step" + ("s" if audit.checks > 1 else "")
+    said = f"R with exact Shapley values at {steps} is {audit.pearson:.3f}"
+    found.add(said, r, r >= AGREES and audit.checks >= CHECKS, r < DISAGREES)
     return True

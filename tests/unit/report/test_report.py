@@ -101,8 +101,9 @@ def drag(page, name, start, end):
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
     page.page.mouse.move(*at[0])
     page.page.mouse.down()
-    page.page.mouse.move(*at[1], steps=4)
+    page.page.mouse.move(*at[1])
     page.page.mouse.up()
+    page.page.wait_for_timeout(500)  # the page follows a brush that has come to rest
 
 
 @pytest.mark.parametrize("name", ["map", "worth"])
