@@ -48,7 +48,7 @@ class Comparison(Answer):
 
     @property
     def looked(self) -> bool:
-        """Whether there are fewer or more trainings than planned: intervals then allow for it."""
+        """Whether there are fewer or more trainings than planned, for which intervals then allow."""
         return self.planned not in (None, len(self.scores[self.choice]))
 
     def mean(self, arm: str) -> Mean:
@@ -78,7 +78,7 @@ class Comparison(Answer):
 
     @property
     def decided(self) -> bool:
-        """Whether more trainings would hardly change the verdict: supported, or shown worse."""
+        """Whether more trainings would hardly change the verdict, be it support or loss."""
         return self.supported or any(self.gain(arm).high < 0 for arm in self.controls)
 
     @property
