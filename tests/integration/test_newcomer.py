@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence(said, shop, arguments, says):
 
 def test_a_file_that_is_no_run_is_not_called_torn(said):
     text = said("audit", "train.csv", code=2)
-    assert "train.csv is a file, and a run is a folder" in text
+    assert "train.csv is a file that holds no results" in text
 
 
 def test_the_task_that_was_seen_is_said(said):

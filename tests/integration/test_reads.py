@@ -86,7 +86,13 @@ class Run:
     def told(self):
         values, books = self.attribution.values(), self.attribution.ledger()
         coverage = self.attribution.coverage()
-        return values.to_pylist(), books.to_pylist(), coverage.to_pylist()
+        return values.to_pylist(), rounded(books.to_pylist()), coverage.to_pylist()
+
+
+def rounded(rows):
+    """With seven digits of gradient norms, which a CPU sums by rows in single precision."""
+    named = ("gradient_norm", "gradient_scale")
+    return [{k: f"{v:.6g}" if k in named else v for k, v in row.items()} for row in rows]
 
 
 by_norm = lambda ps: nn.utils.clip_grad_norm_(ps, 0.05)  # noqa: E731
@@ -120,7 +126,8 @@ def test_values_books_and_coverage_are_those_of_the_host(kind, elsewhere):
     elsewhere()
     found = Run(**KINDS[kind]).steps()
     assert repr(found.told()) == repr(here.told())  # in which nan is nan
-    assert repr(found.attribution.latest) == repr(here.attribution.latest)
+    last, first = found.attribution.latest, here.attribution.latest
+    assert repr(rounded([last])) == repr(rounded([first]))
     for p, q in zip(found.model.parameters(), here.model.parameters(), strict=True):
         assert p.equal(q)
 

@@ -46,7 +46,7 @@ def test_the_sentence_is_forgotten_without_its_sources(tmp_path):
 def test_a_false_fact_is_gone_without_the_rows_that_taught_it(tmp_path):
     pytest.importorskip("trl", reason="the tutorial tunes with TRL")
     text = said("what_taught_it", tmp_path)
-    assert number(text, "recall@12: by value") == 1.0
+    assert number(text, "recall@12: by value") > 0.9
     assert number(text, "recall@12: by value [0-9.]+, by words") < 0.9
     assert number(text, "trained on all rows:") >= 3
     assert number(text, "without the twelve first:") == 0

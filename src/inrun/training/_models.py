@@ -147,7 +147,7 @@ class Pictures(Task):
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         super().__init__(config, classes)
-        with _loading("image processor", config.model):
+        with _loading("image processor", config.model, " It is preprocessor_config.json there."):
             self.processor = transformers().AutoImageProcessor.from_pretrained(config.model)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:

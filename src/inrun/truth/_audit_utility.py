@@ -36,7 +36,9 @@ class AuditUtility:
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
         self.rows = None if None in counts else sum(count or 0 for count in counts)
-        self._shuffled, self.classes = _with_shuffled_labels(utility)
+        self._shuffled, own = _with_shuffled_labels(utility)
+        labels = processes.gathered(own)
+        self.classes = None if None in labels else len(set().union(*labels))
         self._parts = 1
         halved = None
         if all(count is not None and count >= 2 for count in counts):
@@ -117,8 +119,8 @@ class AuditUtility:
         return abs(float((first - second) @ self.weights))
 
 
-def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, int | None]:
-    """The utility with its labels exchanged among all rows, and how many labels differ.
+def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, set[int] | None]:
+    """The utility with its labels exchanged among all rows, and which labels there are.
 
     None where no tensor can be taken for labels, or a row can have one only.
     """
@@ -133,9 +135,9 @@ def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, int | None]
     if len(found) != len(utility.batches):
         return None, None
     every = torch.cat([labels.flatten() for labels in found])
-    classes = len(every.unique())
-    if classes < 2:
-        return None, classes
+    labels = set(every.tolist())
+    if len(labels) < 2:
+        return None, labels
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     left = iter(every[order.to(every.device)].split([labels.numel() for labels in found]))
     return (
@@ -149,7 +151,7 @@ def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, int | None]
             batch_size=utility.batch_size,
             draws=utility.draws,
         ),
-        classes,
+        labels,
     )
 
 

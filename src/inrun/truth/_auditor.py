@@ -219,6 +219,8 @@ class Auditor:
         game, noise, label_gain, everything = agreed(self._processes, play)
         table = self._mean(everything) @ self._utility.columns
         noise = float(self._mean(np.array(noise)))
+        gains = self._processes.gathered(label_gain)
+        label_gain = None if None in gains else float(np.mean(gains))
         if np.ptp(table) == 0:
             raise MisuseError(
                 "every coalition has the same validation loss: loss_fn does not compute it from "

@@ -48,7 +48,7 @@ class Comparison(Answer):
 
     @property
     def looked(self) -> bool:
-        """Whether there are fewer or more trainings than planned, for which intervals then allow."""
+        """Whether trainings are fewer or more than planned, for which intervals then allow."""
         return self.planned not in (None, len(self.scores[self.choice]))
 
     def mean(self, arm: str) -> Mean:

@@ -51,9 +51,14 @@ def load(
     """
     place = store_path(path, "path")
     if os.path.isfile(place):  # False where the file system cannot say
-        if not str(place).endswith(".jsonl"):  # never advise to mend a file that is not ours
-            raise StoreError(f"{place} is a file, and a run is a folder; results end in .jsonl.")
-        question, known = read_results(place)
+        try:
+            question, known = read_results(place)
+        except StoreError as error:
+            if str(place).endswith(".jsonl"):
+                raise
+            raise StoreError(  # never advise to mend a file that is not ours
+                f"{place} is a file that holds no results of InRun, and a run is a folder."
+            ) from error
         if question["results"] == "retraining":
             return retrained(question, list(known), list(known.values()))
         return stored_comparison(place)

@@ -50,9 +50,10 @@ def samples_of(run: Valued, given: Any) -> pa.Table | None:
     Raises:
         MisuseError: what was given has no ids, or ids twice.
     """
-    if given is not None:
-        return samples_table(given, None)
-    return run.samples() if isinstance(run, Run) else None
+    if given is None:
+        return run.samples() if isinstance(run, Run) else None
+    kept = isinstance(given, pa.Table) and "sample_id" in given.column_names
+    return given if kept else samples_table(given, None)
 
 
 def described(values: pa.Table, samples: pa.Table | None) -> pa.Table:
