@@ -232,7 +232,7 @@ class Loop(Passes):
         self._step = None
         if self._auditor is not None:
             self._auditor.cancel()
-        self.capture.check.next_step()
+        self.capture.next_step()
         if not moved:
             return
         if failed and self._windows is not None:

@@ -272,6 +272,15 @@ class Capture(ABC):
             self.coverage.measured(self.check.norms, self.check.gaps)
         return flags
 
+    def next_step(self) -> None:
+        """Starts the sums of a new step, and copies of parameters anew.
+
+        Fused optimizers leave version counters as they are, so that an older copy, which a step
+        that momentum still pays holds, would be taken for the present weights.
+        """
+        self.check.next_step()
+        self._copies = weakref.WeakValueDictionary()
+
     def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
         """The block of a gradient that is no sample's, known to the invariant, not yet compared.
 

@@ -98,7 +98,7 @@ class OnlineSelection:
             raise
         finally:
             self._inside = False
-            self._capture.check.next_step()
+            self._capture.next_step()
             for name, p in self._parameters.items():
                 p.grad = gradient.get(name)
         self._norm, self._blocks = gradient_norm(self._parameters), True
