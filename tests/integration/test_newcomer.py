@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -131,6 +133,18 @@ def readme(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(readme, tmp_path_factory):
+    """Such a folder with a run in it; a test is not to need what another one left."""
+    folder = tmp_path_factory.mktemp("trained") / "readme"
+    shutil.copytree(readme, folder, ignore=shutil.ignore_patterns("inrun-run", "kept.csv"))
+    columns = "--text-column review --label-column stars --source-column shop".split()
+    command = ["train", "--model", "MODEL", "--data", "train.csv", *columns]
+    run = [sys.executable, "-c", "from inrun.cli import main; main()", *command]
+    subprocess.run(run, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
 def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch):
     monkeypatch.chdir(readme)
     block = re.search(
@@ -168,16 +182,16 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     assert without == kept
 
 
-def test_on_a_narrow_terminal_groups_keep_what_tells_them_apart(readme, said, monkeypatch):
-    monkeypatch.chdir(readme)
+def test_on_a_narrow_terminal_groups_keep_what_tells_them_apart(trained, said, monkeypatch):
+    monkeypatch.chdir(trained)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     text = said("rollup", "inrun-run")
     assert len(set(re.findall(r"ends in [xy]|s in [xy]|in [xy]", text))) == 2
 
 
-def test_prune_never_drops_a_sample_that_helped(readme):
-    run = inrun.load(readme / "inrun-run")
+def test_prune_never_drops_a_sample_that_helped(trained):
+    run = inrun.load(trained / "inrun-run")
     most = inrun.prune(run, 0.9, balanced=None)
     harmful = sum(value < 0 for value in run.values()["value"].to_pylist())
     assert len(most.dropped) == harmful < most.asked
@@ -189,16 +203,16 @@ def test_prune_never_drops_a_sample_that_helped(readme):
     assert doubted.dropped == samples["sample_id"].to_pylist()[:3]
 
 
-def test_a_file_that_is_not_the_one_trained_on_is_not_cut(readme, said, monkeypatch):
-    monkeypatch.chdir(readme)
-    whole = (readme / "train.csv").read_text()
+def test_a_file_that_is_not_the_one_trained_on_is_not_cut(trained, said, monkeypatch):
+    monkeypatch.chdir(trained)
+    whole = (trained / "train.csv").read_text()
     try:
-        (readme / "train.csv").write_text("\n".join(whole.splitlines()[:3]) + "\n")
+        (trained / "train.csv").write_text("\n".join(whole.splitlines()[:3]) + "\n")
         text = said("prune", "inrun-run", "--by", "label_doubt", "--out", "cut.csv", code=2)
     finally:
-        (readme / "train.csv").write_text(whole, newline="")
+        (trained / "train.csv").write_text(whole, newline="")
     assert "not what the run was trained on" in text
-    assert not list(readme.glob("cut.csv*"))
+    assert not list(trained.glob("cut.csv*"))
 
 
 def test_lines_come_while_it_trains_and_a_plan_ends_in_time(shop, tmp_path, monkeypatch, capsys):
