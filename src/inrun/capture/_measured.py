@@ -84,12 +84,12 @@ class Found(dict[str, Measured]):
 
     @cached_property
     def finite(self) -> bool:
-        """See `Found`."""
+        """Whether all numbers are finite."""
         return all(map(math.isfinite, chain.from_iterable(self.values())))
 
     @cached_property
     def largest(self) -> float:
-        """See `Found`."""
+        """The largest norm that is finite; 0 where there is none."""
         if self.finite:
             return max((norm for _, norm in self.values()), default=0.0)
         return max((m.norm for m in self.values() if m.is_finite), default=0.0)

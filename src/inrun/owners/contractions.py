@@ -71,27 +71,25 @@ def _apart(
     for t, letters in operands:
         if t.requires_grad or not any(space[axis] in letters for axis in gone):
             continue
-        order = sorted(range(len(letters)), key=[space.index(own) for own in letters].__getitem__)
-        own = (t.detach() != 0).permute(order).cpu()
-        sizes = iter(own.shape)
-        own = own.reshape([next(sizes) if letter in letters else 1 for letter in space])
+        own = _spread((t.detach() != 0).cpu(), letters, space)
         terms = own if terms is None else terms & own
     if terms is None or bool(terms.all()):
         return None
     codes = torch.where(terms, m.codes, NONE).to(torch.int32)
     found = collapsed(m.derived(codes), gone, linear=True, why=op.name)
-    return found if found.owned or bool((found.codes >= NONE).any()) else None
+    return found if bool((found.codes >= NONE).any()) else None
 
 
 def _laid(m: Map, letters: tuple[Hashable, ...], space: tuple[Hashable, ...]) -> Map:
-    def make() -> Map:
-        order = sorted(range(len(letters)), key=lambda i: space.index(letters[i]))
-        codes = m.codes.permute(order)
-        sizes = iter(codes.shape)
-        shape = [next(sizes) if letter in letters else 1 for letter in space]
-        return m.derived(codes.reshape(shape))
+    key = ("laid", letters, space)
+    return m.remembered(key, lambda: m.derived(_spread(m.codes, letters, space)))
 
-    return m.remembered(("laid", letters, space), make)
+
+def _spread(t: Tensor, letters: Letters, space: Letters) -> Tensor:
+    """A tensor with its axes in the order of the space, and axes of length 1 for the others."""
+    t = t.permute(sorted(range(len(letters)), key=lambda i: space.index(letters[i])))
+    sizes = iter(t.shape)
+    return t.reshape([next(sizes) if letter in letters else 1 for letter in space])
 
 
 @rule("linear", refined=True, rows=True)
