@@ -159,7 +159,9 @@ class Loop(Passes):
         if step is not None and step.stage in (Stage.READ, Stage.TAKEN):
             step.take(k)
             if len(step.stepped) == len(self._optimizers.members):
+                del step  # what it holds goes before checks take memory of their own
                 self.finish()
+                self.capture.step_over()
 
     def stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer that is not attached has stepped."""

@@ -281,6 +281,10 @@ class Capture(ABC):
         self.check.next_step()
         self._copies = weakref.WeakValueDictionary()
 
+    def step_over(self) -> None:
+        """Nothing holds a block of the step any more: what is checked now and then is checked."""
+        self.owner_checks.step_over()
+
     def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
         """The block of a gradient that is no sample's, known to the invariant, not yet compared.
 

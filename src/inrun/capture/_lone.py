@@ -9,11 +9,15 @@ the outputs themselves tell.
 Where outputs differ and are those of another sample's slots, owners are wrong. Where they are no
 sample's, samples depend on each other inside the model, and what the capture owes is the gradient
 of the sample's outputs: parameters whose shares are not that either are wrong.
+
+It is made when a step is over, so that at its peak there is what a step of training has: the graph
+of one batch. Shares meet their probe inside the backward pass, and gradients are let go of as they
+come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -25,6 +29,7 @@ from inrun.capture._graph import opaque_calls
 from inrun.capture._mode import CaptureMode
 from inrun.capture._probe import Probe
 from inrun.capture._tinted import tolerance_of_ratio
+from inrun.capture._uses import Use
 from inrun.operations import RandomState
 
 Found = dict[str, Tensor]
@@ -40,7 +45,7 @@ class LoneVerdict(NamedTuple):
 
 def lone(
     call: ModelCall, mode: CaptureMode, model: nn.Module, trained: Mapping[str, Tensor],
-    sample: int, hidden: AbstractContextManager[None],
+    sample: int, hidden: Callable[[], AbstractContextManager[None]],
 ) -> LoneVerdict:  # fmt: skip
     """Makes the call twice and compares.
 
@@ -50,17 +55,18 @@ def lone(
         model: the model.
         trained: the parameters by name.
         sample: that is to be alone.
-        hidden: in which calls leave no trace.
+        hidden: makes a context in which calls leave no trace, so that both find the same model.
 
     Raises:
         CannotReplayError: there is nothing to compare.
     """
     call.check_untouched()
-    with hidden:
-        before = RandomState.now(model.parameters())
-        whole = _under(mode, call, model)
-        if not same_state(before, RandomState.now(model.parameters())):
-            raise CannotReplayError("the model draws random numbers in evaluation mode too")
+    with torch.enable_grad():
+        with hidden():
+            before = RandomState.now(model.parameters())
+            whole = _under(mode, call, model)
+            if not same_state(before, RandomState.now(model.parameters())):
+                raise CannotReplayError("the model draws random numbers in evaluation mode too")
         maps = {path: mode.owners.of(t) for path, t in whole.items() if t.requires_grad}
         codes = {path: m.codes for path, m in maps.items() if m is not None and m.owned}
         if call.reached:  # an output that no loss is made of would cost memory and time for nothing
@@ -68,11 +74,14 @@ def lone(
         outputs = {path: whole[path] for path in codes}
         if not outputs:
             raise CannotReplayError("the model's outputs are not slot by slot some sample's")
-        own = call.alone(model, sample)
+        with hidden():
+            own = call.alone(model, sample)
         found = _Comparison(mode, trained, outputs, own, codes, sample)
-        if call.raw and not found.has_outputs_of(sample):
+        del whole, outputs, own  # the graph is then let go of as the backward pass goes
+        if call.raw and not found.same:
             raise CannotReplayError("the model is called with data that ids do not divide")
-        return found.verdict()
+        with hidden():
+            return found.verdict()
 
 
 def _under(mode: CaptureMode, call: ModelCall, model: nn.Module) -> Found:
@@ -97,14 +106,17 @@ class _Comparison:
             for path, t in outputs.items()
         }
         self._probes = {name: Probe(p, generator) for name, p in trained.items()}
+        self._products: dict[str, Tensor] = {}  # of the sample's shares with them
+        self.same = self._has_outputs_of(sample)
 
     def verdict(self) -> LoneVerdict:
         shares = self._captured()
-        if self.has_outputs_of(self._sample):
+        if self.same:
+            self._outputs = {}
             wrong = self._differing(shares, self._of_lone())
             why = "its share in the batch is not the gradient that the sample alone has"
             return self._verdict(shares, wrong, why)
-        other = next((s for s in self._samples() if self.has_outputs_of(s)), None)
+        other = next((s for s in self._samples() if self._has_outputs_of(s)), None)
         if other is not None:
             why = (f"the outputs of the sample at place {self._sample} of the ids alone are those "
                    f"that in the batch are taken for place {other}'s")  # fmt: skip
@@ -130,7 +142,7 @@ class _Comparison:
     def _samples(self) -> Sequence[int]:
         return sorted({s for codes in self._codes.values() for s in codes.unique().tolist()})
 
-    def has_outputs_of(self, sample: int) -> bool:
+    def _has_outputs_of(self, sample: int) -> bool:
         """Whether the lone outputs are those at a sample's slots."""
         same = [self._is_close(self._own[path], taken(t, self._codes[path], sample))
                 for path, t in self._outputs.items() if path in self._own]  # fmt: skip
@@ -143,23 +155,27 @@ class _Comparison:
             return False
         if own.shape != there.shape:
             raise CannotReplayError("alone, a sample has outputs of another shape")
-        size = torch.linalg.vector_norm(there.detach().double())
-        off = torch.linalg.vector_norm(own.detach().double() - there.detach().double())
-        return bool(off <= tolerance_of_ratio(self._dtype) * size)
+        off = _norm(own.detach() - there.detach())
+        return bool(off <= tolerance_of_ratio(self._dtype) * _norm(there.detach()))
 
     def _captured(self) -> dict[str, Tensor]:
         """The probe of the sample's share by parameter, as the capture has it."""
-        self._whole_gradient = self._gradient(self._outputs, self._gradients, retain=True)
+        self._mode.when_complete = self._take
+        self._gradient(self._outputs, self._gradients, retain=not self.same)
+        self._mode.when_complete = None
+        for use in self._mode.uses:
+            if use.reached and use.held:  # only some of its outputs got a gradient
+                self._take(use)
         skipped = self._mode.skipped
-        found: dict[str, Tensor] = {}
+        return {name: product for name, product in self._products.items() if name not in skipped}
+
+    def _take(self, use: Use) -> None:
         with torch.no_grad():
-            for use in self._mode.uses:
-                for name, _, factor in use.factors() if use.reached else ():
-                    if name not in skipped:
-                        self._take_coarser(factor.held)
-                        product = self._probes[name].of_shares(factor)[self._sample]
-                        found[name] = found.get(name, product.new_zeros(())) + product
-        return found
+            for name, _, factor in use.factors():
+                self._take_coarser(factor.held)
+                product = self._probes[name].of_shares(factor)[self._sample]
+                self._products[name] = self._products.get(name, product.new_zeros(())) + product
+        use.release()
 
     def _take_coarser(self, tensors: Sequence[Tensor]) -> None:
         """A layer may compute in less than its parameters' precision."""
@@ -185,24 +201,44 @@ class _Comparison:
             self._mode.tinting = None
 
     def _gradient(self, outputs: Found, gradients: Found, *, retain: bool = False) -> Found:
+        """Each parameter's gradient, as its product with the probe and its norm, (2,)."""
         parameters = {name: p for name, p in self._trained.items() if p.requires_grad}
         paths = [path for path in gradients if path in outputs and outputs[path].requires_grad]
-        found = torch.autograd.grad(
-            [outputs[path] for path in paths], list(parameters.values()),
-            [gradients[path] for path in paths], retain_graph=retain, allow_unused=True,
-        )  # fmt: skip
-        return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+        found: Found = {}
+
+        def measure(name: str) -> Callable[[Tensor], Tensor]:
+            def take(g: Tensor) -> Tensor:
+                product = self._probes[name].of_gradient(g)
+                found[name] = torch.stack((product.float(), _norm(g)))
+                return g.new_zeros(()).expand_as(g)  # the pass holds no gradient that is measured
+
+            return take
+
+        hooks = [p.register_hook(measure(name)) for name, p in parameters.items()]
+        try:
+            torch.autograd.grad(
+                [outputs[path] for path in paths], list(parameters.values()),
+                [gradients[path] for path in paths], retain_graph=retain, allow_unused=True,
+            )  # fmt: skip
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def _differing(self, shares: Mapping[str, Tensor], own: Found) -> set[str]:
         """Parameters whose share is not the gradient, by more than rounding."""
-        norms = {name: float(torch.linalg.vector_norm(g.float())) for name, g in own.items()}
-        floor = 100 * torch.finfo(self._dtype).eps * max(norms.values(), default=0.0)
+        largest = max((float(norm) for _, norm in own.values()), default=0.0)
+        floor = 100 * torch.finfo(self._dtype).eps * largest
         wrong = set()
         for name, share in shares.items():
-            g = own.get(name)
-            product = 0.0 if g is None else float(self._probes[name].of_gradient(g))
-            size = norms.get(name, 0.0) + abs(float(share))
+            product, norm = map(float, own.get(name, (0.0, 0.0)))
+            size = norm + abs(float(share))
             allowed = tolerance_of_ratio(self._dtype) * size + floor
             if not abs(float(share) - product) <= allowed:
                 wrong.add(name)
         return wrong
+
+
+def _norm(t: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(t.float() if t.dtype.itemsize < 4 else t)
+    return found.float()

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._calls import Calls, CannotReplayError
+from inrun.capture._block_setting import uncompiled
+from inrun.capture._calls import Calls, CannotReplayError, ModelCall
 from inrun.capture._coverage import Coverage
 from inrun.capture._inputs import Inputs
 from inrun.capture._lone import LoneVerdict, lone
@@ -58,6 +59,7 @@ class OwnerChecks:
         self._borders: Borders | None = None
         self._step = 1  # that is under way
         self.refused: dict[str, str] = {}
+        self._waiting: tuple[ModelCall | None, Callable[[], CaptureMode]] | None = None
 
     def begin(
         self, mode: CaptureMode, owned: Ownership, *, step: int, keeps_calls: bool
@@ -104,20 +106,26 @@ class OwnerChecks:
         self._borders = mode.owners.sums = None
 
     def end(self, calls: Calls | None, new_mode: Callable[[], CaptureMode]) -> None:
-        """A block has ended; its call of the model is made again with one sample alone.
+        """A block has ended; its call of the model waits for the step's end, see `lone`.
 
         Args:
             calls: of the model in it.
             new_mode: makes a mode for the same samples.
         """
-        if calls is None or not self._wants_lone:
+        if calls is not None and self._wants_lone:
+            self._waiting = next(iter(calls.found), None), new_mode
+
+    def step_over(self) -> None:
+        """Nothing of the step is held any more: its call is made again with one sample alone."""
+        if self._waiting is None:
             return
+        (call, new_mode), self._waiting = self._waiting, None
         low, high = RARER
         self._next_lone = self._step + max(
             1, int(self._step * self._rng.uniform(low - 1, high - 1))
         )
         try:
-            found = self._lone(calls, new_mode())
+            found = self._lone(call, new_mode())
         except CannotReplayError as reason:
             self._coverage.not_checked("lone", str(reason))
         except Exception as error:  # the model is the user's: it need not run in evaluation mode
@@ -126,15 +134,15 @@ class OwnerChecks:
         else:
             self._note(found)
 
-    def _lone(self, calls: Calls, mode: CaptureMode) -> LoneVerdict:
-        if not calls.found:
+    def _lone(self, call: ModelCall | None, mode: CaptureMode) -> LoneVerdict:
+        if call is None:
             raise CannotReplayError("the model was not called inside the block")
-        call = calls.found[0]
         there = call.present()
         if not there:
             raise CannotReplayError("the model is called with nothing that is some samples'")
         sample = self._rng.choice(there)
-        return lone(call, mode, self.model, self._trained, sample, self.hidden())
+        with uncompiled():
+            return lone(call, mode, self.model, self._trained, sample, self.hidden)
 
     def _note(self, found: LoneVerdict) -> None:
         self._coverage.checked(found.right, "lone", self._step)

@@ -99,6 +99,7 @@ class OnlineSelection:
         finally:
             self._inside = False
             self._capture.next_step()
+            self._capture.step_over()
             for name, p in self._parameters.items():
                 p.grad = gradient.get(name)
         self._norm, self._blocks = gradient_norm(self._parameters), True
