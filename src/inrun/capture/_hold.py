@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from inrun.capture._capture import Block, Capture, Watch
 from inrun.capture._mode import CaptureMode
 from inrun.capture._uses import Use
-from inrun.factors import Factor
+from inrun.factors import Dense, Factor, compute_dtype, shares_are_less
 
 
 class Hold(Capture):
@@ -32,13 +32,14 @@ class Hold(Capture):
 
     @contextmanager
     def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
-        if self._builds_early:
-
-            def take(use: Use) -> None:
-                with torch.no_grad():
+        def take(use: Use) -> None:
+            with torch.no_grad():
+                if self._builds_early:
                     self._take(block, use, mode, watch)
+                elif not mode.passes_again and use.is_long:
+                    self._take_shares(block, use, mode, watch)
 
-            mode.when_complete = take
+        mode.when_complete = take
         yield
 
     @property
@@ -58,6 +59,21 @@ class Hold(Capture):
             self._keep(block, name, factor, watch)
         if self._builds_early:
             use.release()
+
+    def _take_shares(self, block: Block, use: Use, mode: CaptureMode, watch: Watch) -> None:
+        """Keeps the shares themselves of long sequences, where they are smaller and no more work.
+
+        So it is with adapters and gains: where a checkpoint recomputes activations so that they
+        need not be kept, they are not kept for these either.
+        """
+        found = list(use.factors())
+        if not all(shares_are_less(factor) for _, _, factor in found) or self._untold(use, mode):
+            return
+        for name, how, factor in found:
+            shares = Dense(factor.materialize(compute_dtype(self.trained[name])))
+            self._register(name, how, shares, watch)
+            self._keep(block, name, shares, watch)
+        use.release()
 
     def _keep(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         self._hold(block, name, factor, watch)

@@ -103,6 +103,7 @@ class CaptureMode(TorchFunctionMode):
         self.before_backward: Callable[[Sequence[Tensor], Any], None] | None = None
         self.tinting: Callable[[Use, int, Tensor], None] | None = None  # gets gradients instead
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
+        self.passes_again = False  # whether the graph is kept for a further backward pass
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
         self._in_custom = False  # within a custom function's backward pass
@@ -248,6 +249,7 @@ class CaptureMode(TorchFunctionMode):
             if self.before_backward is not None:
                 named = kwargs.get("gradient", kwargs.get("grad_tensors"))
                 self.before_backward(starts, args[1] if len(args) > 1 else named)
+        self.passes_again |= _keeps_graph(args, kwargs)
         self._depth += 1
         try:
             with self:
@@ -346,6 +348,12 @@ class CaptureMode(TorchFunctionMode):
         """
         assert out.grad_fn is not None
         out.grad_fn.register_prehook(_Arrival(self, use, position, out.output_nr))
+
+
+def _keeps_graph(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `backward` was told to: its arguments begin alike, as a method and a function."""
+    named = [kwargs.get("retain_graph"), kwargs.get("create_graph")]
+    return any(named) or any(args[2:4])
 
 
 def unseen() -> AbstractContextManager[object]:

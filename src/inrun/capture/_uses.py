@@ -26,6 +26,7 @@ from inrun.operations import (
     replace,
 )
 
+LONG = 16_384  # numbers that are held, from which on it is asked whether shares are fewer
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -139,6 +140,21 @@ class Use:
     def complete(self) -> bool:
         """Whether the gradient of every output is there."""
         return bool(self._gradients) and all(g is not None for g in self._gradients)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether shares of all samples are far smaller than the arguments and gradients held.
+
+        Of an operation that saved an argument for its backward pass, so that no second pass can
+        come to it unless the graph is retained.
+        """
+        held = [t for t in self._given if id(t) not in self.sources and t.is_floating_point()]
+        held += [g for g in self._gradients if g is not None]
+        numbers = sum(t.numel() for t in held)
+        if len(held) < 2 or numbers < LONG:
+            return False
+        roots = {root for source in self.sources.values() for root in source.roots if root.scored}
+        return 2 * self.samples * sum(root.parameter.numel() for root in roots) <= numbers
 
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""

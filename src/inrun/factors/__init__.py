@@ -8,7 +8,7 @@ hook is known here.
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
 from inrun.factors._convolution import Convolution, Geometry
-from inrun.factors._factor import Dense, Derived, Factor, compute_dtype
+from inrun.factors._factor import Dense, Derived, Factor, compute_dtype, shares_are_less
 from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
 from inrun.factors._joined import SMALL, few, flat
 from inrun.factors._outer import GroupedOuter, Indexed, Outer
@@ -42,6 +42,7 @@ __all__ = [
     "few",
     "flat",
     "partition",
+    "shares_are_less",
     "squared_norms",
     "view_of",
 ]

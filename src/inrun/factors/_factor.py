@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors import cost
-from inrun.factors._trial import LowRank
+from inrun.factors._trial import LOWEST_RANK, LowRank
 
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
@@ -189,6 +189,17 @@ class Dense(Factor):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Dense:
         return Dense(change(self._shares_B))
+
+
+def shares_are_less(factor: Factor) -> bool:
+    """Whether the shares themselves are half of what is held at most, and cheap to build.
+
+    Cheap is no more work than what it replaces: held operands that meet a direction of low rank.
+    """
+    held = sum(t.numel() for t in factor.held)
+    share = factor.shape.numel()
+    cheap = factor.positions * share <= LOWEST_RANK * held
+    return isinstance(factor, Dense) or (cheap and 2 * factor.samples * share <= held)
 
 
 class Derived(Factor):

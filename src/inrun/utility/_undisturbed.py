@@ -28,9 +28,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(restored(model))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_checkpoints_without_reentry())
+        layers = [m for m in model.modules() if _has_checkpoint(m)]
         stack.enter_context(sharded_afterwards(model))
         try:
             model.eval()
+            for layer in layers:
+                stack.enter_context(_checkpoint_in_evaluation(layer))
             yield
         finally:
             for module, training in flags:
@@ -93,6 +96,37 @@ def _checkpoints_without_reentry() -> Iterator[None]:
         yield
     finally:
         checkpoint.CheckpointFunction = before  # type: ignore[misc]
+
+
+def _has_checkpoint(module: nn.Module) -> bool:
+    """Whether transformers has this layer recompute its activations, in training mode alone."""
+    on = vars(module).get("gradient_checkpointing") and "_gradient_checkpointing_func" in vars(module)
+    return bool(on) and any(c.__name__ == "GradientCheckpointingLayer" for c in type(module).__mro__)
+
+
+@contextmanager
+def _checkpoint_in_evaluation(layer: nn.Module) -> Iterator[None]:
+    """It does in evaluation mode too, or a validation pass would take more memory than training.
+
+    What asks for training mode is outside of what is recomputed, which runs in evaluation mode.
+    """
+    checkpointed = layer._gradient_checkpointing_func
+
+    def func(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def evaluated(*given: Any, **named: Any) -> Any:
+            before, layer.training = layer.training, False
+            try:
+                return function(*given, **named)
+            finally:
+                layer.training = before
+
+        return checkpointed(evaluated, *args, **kwargs)
+
+    vars(layer)["_gradient_checkpointing_func"], layer.training = func, True
+    try:
+        yield
+    finally:
+        vars(layer)["_gradient_checkpointing_func"] = checkpointed
 
 
 @contextmanager
