@@ -100,8 +100,12 @@ def _checkpoints_without_reentry() -> Iterator[None]:
 
 def _has_checkpoint(module: nn.Module) -> bool:
     """Whether transformers has this layer recompute its activations, in training mode alone."""
-    on = vars(module).get("gradient_checkpointing") and "_gradient_checkpointing_func" in vars(module)
-    return bool(on) and any(c.__name__ == "GradientCheckpointingLayer" for c in type(module).__mro__)
+    on = vars(module).get("gradient_checkpointing") and "_gradient_checkpointing_func" in vars(
+        module
+    )
+    return bool(on) and any(
+        c.__name__ == "GradientCheckpointingLayer" for c in type(module).__mro__
+    )
 
 
 @contextmanager
