@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import inrun
 from inrun.capture._replaying import WithinBounds
@@ -348,6 +349,23 @@ def test_a_function_that_overwrites_what_it_saved_trains_as_without():
     assert all("tinted step 1" in done for done in checks(attribution).values())
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_the_lone_sample_is_looked_at_when_nothing_of_the_step_is_held():
+    class Watched(Net):
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            if not self.training and len(x) == 1:  # alone, where validation rows are more
+                free.append(all(ref.expired() for ref in of_step))
+            elif self.training:
+                of_step.append(StorageWeakRef(h.untyped_storage()))
+            return self.h(h)
+
+    free, of_step = [], []
+    train(Watched, data(), steps=3)
+    assert of_step
+    assert free
+    assert all(free)
 
 
 class Remembers(Net):

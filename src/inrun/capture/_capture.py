@@ -223,6 +223,8 @@ class Capture(ABC):
                 yield block
         finally:
             self.owner_checks.forget(mode)  # also of a block that failed
+            # or what was captured would wait for the collector, which finds rings late
+            mode.before_backward = mode.after_backward = None
         if not mode.over:
             end()
 

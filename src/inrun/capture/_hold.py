@@ -40,7 +40,10 @@ class Hold(Capture):
                     self._take_shares(block, use, mode, watch)
 
         mode.when_complete = take
-        yield
+        try:
+            yield
+        finally:
+            mode.when_complete = None  # or both would wait for the collector, with the block
 
     @property
     def _builds_early(self) -> bool:
