@@ -114,7 +114,7 @@ def _checkpoint_in_evaluation(layer: nn.Module) -> Iterator[None]:
 
     What asks for training mode is outside of what is recomputed, which runs in evaluation mode.
     """
-    checkpointed = layer._gradient_checkpointing_func
+    checkpointed: Any = layer._gradient_checkpointing_func
 
     def func(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def evaluated(*given: Any, **named: Any) -> Any:
