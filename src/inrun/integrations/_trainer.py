@@ -63,7 +63,12 @@ class WatchedLoss:
         failed: called where computing it fails.
     """
 
-    def __init__(self, trainer: Any, begin: Callable[[Owned], None], failed: Callable[[Exception], None]):
+    def __init__(
+        self,
+        trainer: Any,
+        begin: Callable[[Owned], None],
+        failed: Callable[[Exception], None],
+    ):
         self._trainer, self._begin, self._failed = trainer, begin, failed
         self._before = {
             name: vars(trainer).get(name)
@@ -85,7 +90,7 @@ class WatchedLoss:
     def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         owned, inputs = taken_out(inputs)
         if owned is not None and torch.is_grad_enabled():
-            self._begin(owned)
+            self._begin(owned.within(inputs))
         try:
             return self._compute(model, inputs, *args, **kwargs)
         except Exception as error:
