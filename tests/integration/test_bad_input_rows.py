@@ -151,6 +151,9 @@ TESTS = {
         "`--record` in half":
             "a_recording_in_half_precision_is_refused_before_data_is_read",
     },
+    "integration/test_sentence_transformers.py": {
+        "a trainer's loss with": "a_loss_with_backward_passes_of_its_own_is_refused",
+    },
     "integration/test_trl_packing.py": {
         "`InRun(examples=...)`": "examples_that_were_not_packed_are_refused",
     },

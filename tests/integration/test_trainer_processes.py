@@ -10,17 +10,17 @@ from tests.processes import run_together
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder in which two processes left their tables."""
-    folder = tmp_path_factory.mktemp("two")
-    run_together(script, folder, 2)
+def four(tmp_path_factory):
+    """The folder in which four processes left their tables."""
+    folder = tmp_path_factory.mktemp("four")
+    run_together(script, folder, 4)
     return folder
 
 
 @pytest.mark.parametrize("case", script.CASES, ids=lambda case: case.__name__)
-def test_values_and_books_are_those_of_one_process(case, two, tmp_path):
+def test_values_and_books_are_those_of_one_process(case, four, tmp_path):
     one = case(tmp_path)
-    found = pq.read_table(two / f"{case.__name__}-values.parquet")
+    found = pq.read_table(four / f"{case.__name__}-values.parquet")
     expected = one.values()
     counted = ["sample_id", "visits", "first_step", "last_step"]
     assert found.select(counted).equals(expected.select(counted))
@@ -31,7 +31,7 @@ def test_values_and_books_are_those_of_one_process(case, two, tmp_path):
     np.testing.assert_allclose(
         found["value"].to_numpy(), expected["value"].to_numpy(), rtol=close, atol=close * size
     )
-    books, truth = pq.read_table(two / f"{case.__name__}-ledger.parquet"), one.ledger()
+    books, truth = pq.read_table(four / f"{case.__name__}-ledger.parquet"), one.ledger()
     assert books["visits"].equals(truth["visits"])
     size = max(np.abs(truth[entry].to_numpy()).max() for entry in ENTRIES)
     for entry in ENTRIES:

@@ -158,6 +158,11 @@ def translation(settings):
     return made(settings, model, data, collate, Seq2SeqTrainer, Seq2SeqTrainingArguments)
 
 
+def smoothed_translation(settings):
+    """The trainer takes the labels away and computes the loss itself."""
+    return translation({**settings, "label_smoothing_factor": 0.1, "predict_with_generate": True})
+
+
 def speech(settings):
     model = WhisperForConditionalGeneration(
         WhisperConfig(
@@ -225,7 +230,10 @@ def two_passes(settings):
     return made(settings, trainer.model, trainer.train_dataset, stacked, TwoPasses)
 
 
-INDEPENDENT = [masked_language, token_classes, translation, speech, images, boxes, two_passes]
+INDEPENDENT = [
+    masked_language, token_classes, translation, smoothed_translation, speech, images, boxes,
+    two_passes,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", INDEPENDENT, ids=lambda make: make.__name__)

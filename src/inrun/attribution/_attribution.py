@@ -24,7 +24,7 @@ from inrun.attribution._results import Results
 from inrun.capture import Sketching
 from inrun.distributed import agreed
 from inrun.errors import InRunWarning, NotSupportedError
-from inrun.ledger import Extra, RunFolder
+from inrun.ledger import Extra, RunFolder, is_rounding
 from inrun.momentum import Payouts
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
@@ -81,10 +81,13 @@ class Attribution(Batches, Results):
         last = self.latest
         if not last:
             return f"<Attribution: no step scored yet; targets: {', '.join(self.targets)}>"
+        as_small = (
+            " (the last: rounding of losses in single precision)" if is_rounding(last) else ""
+        )
         return (
             f"<Attribution: last scored step {last['step']}, validation loss "
             f"{last['closing_loss']:.4g}; covered {self.covered:.3f}, residual "
-            f"{self.residual_share:.2%} of the ledger's entries; targets: "
+            f"{self.residual_share:.2%} of the ledger's entries{as_small}; targets: "
             f"{', '.join(self.targets)}>"
         )
 

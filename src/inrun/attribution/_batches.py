@@ -39,6 +39,8 @@ class Batches:
                 accumulation.
             rows: where a sample has several rows, or ids are in another order than rows: for each
                 row the place of its sample in `ids`. For pairs [0, 1, ..., n-1, 0, 1, ..., n-1].
+                Where tensors differ in rows (texts, and several pictures for each), a mapping from
+                the tensors that come in to such places; other tensors are no sample's.
             slots: where rows hold several samples (packed texts, nodes of graphs): an integer
                 tensor over the axes with which the data begins, the place in `ids` of each slot's
                 sample, -1 for slots of no sample.

@@ -266,13 +266,12 @@ def meaning(t: Tensor, owned: Ownership, axes: Axes) -> Tensor | None:
         if tuple(t.shape[: len(axes_of_slots)]) != axes_of_slots:
             return None
         return owned.slots.reshape(*axes_of_slots, *[1] * (t.ndim - len(axes_of_slots)))
-    place = axes.of(t)
-    rows = list(range(owned.samples)) if owned.rows is None else owned.rows.tolist()
-    if t.ndim <= place or t.shape[place] != len(rows):
+    axis, places = owned.along(t, axes)
+    if places is None:
         return None
     shape = [1] * t.ndim
-    shape[place] = len(rows)
-    return torch.tensor(rows, dtype=torch.int32).reshape(shape)
+    shape[axis] = len(places)
+    return places.to(torch.int32).reshape(shape)
 
 
 def _outputs(output: Any) -> dict[str, Tensor]:

@@ -339,8 +339,10 @@ class Capture(ABC):
             raise MisuseError(
                 "No operation inside attribution.batch(ids) used a parameter that the attached "
                 "optimizer trains together with the samples' data. The forward pass ran outside "
-                "the block or under no_grad, another model ran, or a part is compiled in a way "
-                "that PyTorch cannot switch off. Run this model's forward and backward pass inside."
+                "the block or under no_grad (as in losses with backward passes of their own: the "
+                "cached ones of sentence-transformers), another model ran, or a part is compiled "
+                "in a way that PyTorch cannot switch off. Run this model's forward pass with its "
+                "graph, and one backward pass, inside."
             )
         if not mode.started_from and not any(use.reached for use in mode.uses):
             raise MisuseError(

@@ -60,10 +60,16 @@ class WatchedLoss:
     Args:
         trainer: the trainer.
         begin: called with what rides in a training batch, before its loss is computed.
+        failed: called where computing it fails.
     """
 
-    def __init__(self, trainer: Any, begin: Callable[[Owned], None]):
-        self._trainer, self._begin = trainer, begin
+    def __init__(
+        self,
+        trainer: Any,
+        begin: Callable[[Owned], None],
+        failed: Callable[[Exception], None],
+    ):
+        self._trainer, self._begin, self._failed = trainer, begin, failed
         self._before = {
             name: vars(trainer).get(name)
             for name in ("compute_loss", "_generate_and_score_completions")
@@ -84,8 +90,12 @@ class WatchedLoss:
     def _watched(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         owned, inputs = taken_out(inputs)
         if owned is not None and torch.is_grad_enabled():
-            self._begin(owned)
-        return self._compute(model, inputs, *args, **kwargs)
+            self._begin(owned.within(inputs))
+        try:
+            return self._compute(model, inputs, *args, **kwargs)
+        except Exception as error:
+            self._failed(error)
+            raise
 
     def _handed_on(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [item[KEY] for item in inputs if KEY in item]

@@ -246,7 +246,7 @@ class InRun(TrainerCallback):
         )
         if resumed:
             _outcome.load_checkpoint(self._attribution, _checkpoint(args, state))
-        self._watched = WatchedLoss(trainer, self._before_loss)
+        self._watched = WatchedLoss(trainer, self._before_loss, self._lost)
         if state.is_world_process_zero:
             folder = Path(os.getenv("TENSORBOARD_LOGGING_DIR") or f"{args.output_dir}/runs")
             self._trackers = configured(_names(args.report_to), folder / "inrun")
@@ -254,6 +254,11 @@ class InRun(TrainerCallback):
     def _before_loss(self, owned: Owned) -> None:
         self._blocks += 1
         self.attribution.open_batch(owned.ids, rows=owned.rows, slots=owned.slots)
+
+    def _lost(self, error: Exception) -> None:
+        """A loss could not be computed here, maybe not in other processes: nobody is waited for."""
+        self.attribution.__exit__(type(error), error, None)
+        self._end()
 
     def _fail(self, error: Exception) -> NoReturn:
         self._end()

@@ -27,8 +27,8 @@ by that, so that sums over the run stay unbiased, and its losses are not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -224,3 +224,13 @@ def _sums(ledger: pa.Table) -> dict[str, float]:
         name: float(pc.sum(ledger[name]).as_py() or 0.0)
         for name in (*ENTRIES, "residual", "paid_out")
     }
+
+
+def is_rounding(row: Mapping[str, Any]) -> bool:
+    """Whether a row's residual is no larger than what single precision loses of its two losses.
+
+    A loss near L is known to eps L / 2, so that the difference of two is known to eps L, and a
+    sum's own rounding is taken to be as large: |residual| <= 2 eps max(|opening|, |closing|).
+    """
+    size = max(abs(row["opening_loss"]), abs(row["closing_loss"]))
+    return bool(abs(row["residual"]) <= 2 * float(np.finfo(np.float32).eps) * size)

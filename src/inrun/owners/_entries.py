@@ -1,9 +1,9 @@
 """Data that enters a block, and whose its entries are: what the caller's ids mean.
 
-`batch(ids)`: entry j along the batch axis is sample j. `rows=r`: entry j is sample r[j]. `slots=s`:
-the tensors that begin with the axes of s belong to samples slot by slot. Nothing else is data of a
-sample: parameters, buffers, and whatever enters the validation passes beside their batch are the
-same for all.
+`batch(ids)`: entry j along the batch axis is sample j. `rows=r`: entry j is sample r[j]; or of
+several tensors, t's entry j is sample r[t][j]. `slots=s`: the tensors that begin with the axes of s
+belong to samples slot by slot. Nothing else is data of a sample: parameters, buffers, and whatever
+enters the validation passes beside their batch are the same for all.
 """
 
 from __future__ import annotations
@@ -25,11 +25,22 @@ class Ownership(NamedTuple):
     rows: Tensor | None = None
     slots: Tensor | None = None
     ids: tuple[Any, ...] | None = None
+    tensors: tuple[tuple[Tensor, Tensor], ...] | None = None  # each with the places of its rows
 
     @property
     def given(self) -> bool:
         """Whether owners are the caller's word."""
-        return self.rows is not None or self.slots is not None
+        return any(said is not None for said in (self.rows, self.slots, self.tensors))
+
+    def along(self, t: Tensor, axes: Axes) -> tuple[int, Tensor | None]:
+        """The axis of a tensor's rows, and their places if it has as many rows as there are."""
+        axis = axes.of(t) if self.tensors is None else 0
+        if self.tensors is not None:
+            places = next((rows for own, rows in self.tensors if own is t), None)
+        else:
+            places = torch.arange(self.samples) if self.rows is None else self.rows
+        fits = places is not None and t.ndim > axis and t.shape[axis] == len(places)
+        return axis, places if fits else None
 
 
 class Axes(NamedTuple):
@@ -51,7 +62,8 @@ def ownership(
 
     Args:
         samples: B, the number of ids.
-        rows: for each row of the batch, the place of its sample in the ids.
+        rows: for each row of the batch, the place of its sample in the ids; or such places for
+            each of several tensors.
         slots: the same for each slot (token, node), -1 for slots of no sample.
         ids: the ids themselves, to recognize a look-up by them.
 
@@ -61,6 +73,9 @@ def ownership(
     if rows is not None and slots is not None:
         raise MisuseError("Give rows= or slots= to attribution.batch(ids), not both.")
     own = tuple(ids) if ids is not None else None
+    if isinstance(rows, Mapping):
+        tensors = tuple((t, _places(r, "rows", samples, lowest=0)) for t, r in rows.items())
+        return Ownership(samples, ids=own, tensors=tensors)
     if rows is not None:
         return Ownership(samples, rows=_places(rows, "rows", samples, lowest=0), ids=own)
     if slots is not None:
@@ -144,14 +159,12 @@ class Entries:
     def _map_of(self, t: Tensor) -> Map | None:
         if self.owned.slots is not None:
             return self._by_slot(t, self.owned.slots)
-        axis = self._axes.of(t)
-        places = self.owned.rows
-        count = self.owned.samples if places is None else len(places)
-        if t.ndim <= axis or t.shape[axis] != count:
-            return None
+        axis, places = self.owned.along(t, self._axes)
         if places is None:
-            key: Any = (count, t.ndim, axis)
-            return self._roots.get(key, lambda: (_along(torch.arange(count), t.ndim, axis),))
+            return None
+        if not self.owned.given:
+            key: Any = (self.owned.samples, t.ndim, axis)
+            return self._roots.get(key, lambda: (_along(places, t.ndim, axis),))
         key = ("rows", tuple(places.tolist()), t.ndim, axis)
         return self._roots.get(key, lambda: (_along(places, t.ndim, axis), "", "given"))
 
@@ -195,6 +208,8 @@ class Entries:
                 f"slots= has shape {tuple(self.owned.slots.shape)}, and no tensor that came in "
                 f"begins with those axes: {shapes}. Give a map of the slots that the model sees."
             )
+        if self.owned.tensors is not None:
+            return f"rows= names tensors that did not come in; these did: {shapes}."
         if self.owned.rows is not None:
             return (
                 f"rows= has {len(self.owned.rows)} entries, and no tensor that came in has as many "
