@@ -5,6 +5,7 @@ from inrun.replay._ahead import AnticipatedStep, Rollout
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
+from inrun.replay._likeness import GradientLikeness, gradient_likeness
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import GIBIBYTE, Recorder, record
@@ -23,6 +24,7 @@ __all__ = [
     "Carried",
     "ErrorProxy",
     "Fetch",
+    "GradientLikeness",
     "Ids",
     "Lookahead",
     "Losses",
@@ -35,6 +37,7 @@ __all__ = [
     "as_sgd",
     "curve",
     "drawn_since",
+    "gradient_likeness",
     "gradient_norm",
     "is_recording",
     "kept_states",
