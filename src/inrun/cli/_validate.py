@@ -21,7 +21,9 @@ def validate(
     query: Annotated[
         Path, typer.Option(help="What values are of: .txt is one query; .jsonl, .csv one a row.")
     ],
-    subsets: Annotated[int, typer.Option(min=10, help="Trainings without random halves; an even number.")] = 30,
+    subsets: Annotated[
+        int, typer.Option(min=10, help="Trainings without random halves; an even number.")
+    ] = 30,
     processes: Annotated[int, typer.Option(min=0, help="Trainings at a time.")] = 0,
     store: Annotated[
         Path | None, typer.Option(help="A new folder that keeps each training's result.")

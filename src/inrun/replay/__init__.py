@@ -2,6 +2,7 @@
 
 from inrun.replay._agreement import unexpected
 from inrun.replay._ahead import AnticipatedStep, Rollout
+from inrun.replay._between import lookahead_between, reweighted
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
@@ -42,6 +43,7 @@ __all__ = [
     "is_recording",
     "kept_states",
     "lookahead",
+    "lookahead_between",
     "lookahead_parts",
     "looked_ahead",
     "open_trajectory",
@@ -49,6 +51,7 @@ __all__ = [
     "random_state",
     "record",
     "removal_named",
+    "reweighted",
     "tracin",
     "undisturbed_random",
     "unexpected",

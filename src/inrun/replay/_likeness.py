@@ -44,12 +44,16 @@ def gradient_likeness(run: Trajectory, utility: Utility) -> GradientLikeness:
     """
     replica = run.replica
     model = run.finished()
-    queries = {n: as_rows(g) for n, g in evaluate(utility, model, replica.parameters).gradients.items()}
+    queries = {
+        n: as_rows(g) for n, g in evaluate(utility, model, replica.parameters).gradients.items()
+    }
     lengths = torch.stack([as_rows(g).double().square().sum(1) for g in queries.values()]).sum(0)
     ids: list[Any] = []
     dots, squares = [], []
     for names, shares in _own_gradients(run):
-        pairs = [(as_rows(g), queries[n]) for n, g in zip(queries, shares, strict=True) if g is not None]
+        pairs = [
+            (as_rows(g), queries[n]) for n, g in zip(queries, shares, strict=True) if g is not None
+        ]
         dots.append(torch.stack([(g @ q.T).double() for g, q in pairs]).sum(0).cpu())
         squares.append(torch.stack([g.double().square().sum(1) for g, _ in pairs]).sum(0).cpu())
         ids += names

@@ -108,9 +108,7 @@ class Retraining:
         """What the file of results is the answer to."""
         return self._results.question
 
-    def without(
-        self, groups: Mapping[Any, Any], tick: Tick = untold
-    ) -> list[list[float]]:
+    def without(self, groups: Mapping[Any, Any], tick: Tick = untold) -> list[list[float]]:
         """By group, the targets' losses after training without it.
 
         Args:

@@ -2,6 +2,7 @@
 
     look-ahead                   removal along the whole run, to first order in the weight
     look-ahead, finite push      the exact first step of the removal, its moments run on
+    look-ahead, between          slopes along trainings on the way to a removal of half
     in-step                      what the sample did in its own steps, to first order
     in-step, paid out            and through momentum in later steps; no curvature
     TracIn                       gradients in five of the kept states
@@ -28,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.errors import MisuseError
-from inrun.replay import Trajectory, gradient_likeness, lookahead, tracin
+from inrun.replay import Trajectory, gradient_likeness, lookahead, lookahead_between, tracin
 from inrun.utility import Utility
 
 STATES = 5  # of TracIn
@@ -113,6 +114,7 @@ def _ways(
     ways = {
         "look-ahead": lambda: lookahead(run, utility).values(),
         "look-ahead, finite push": lambda: lookahead(run, utility, push="finite").values(),
+        "look-ahead, between": lambda: lookahead_between(run, utility, seed=seed),
         "in-step": lambda: lookahead(run, utility, 1).values(),
         "in-step, paid out": lambda: lookahead(run, utility, curvature=False).values(),
         "TracIn": lambda: tracin(run, utility, STATES).values(),
@@ -140,7 +142,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def bm25(texts: Sequence[str], queries: Sequence[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
+def bm25(
+    texts: Sequence[str], queries: Sequence[str], k1: float = 1.5, b: float = 0.75
+) -> np.ndarray:
     """(n, K): Okapi BM25 of each query in each text.
 
     A word that m of the n texts have, one of them f times, counts, with l the mean length of a text

@@ -73,7 +73,8 @@ def test_every_method_has_a_row_for_every_sample(trained):
     )
     found = values_by_method(run, inrun.Utility(loss, targets=parts), contents)
     assert list(found) == [
-        "look-ahead", "look-ahead, finite push", "in-step", "in-step, paid out", "TracIn",
+        "look-ahead", "look-ahead, finite push", "look-ahead, between", "in-step",
+        "in-step, paid out", "TracIn",
         "gradient dot", "gradient cosine", "gradient norm", "loss", "BM25", "length", "same class",
         "random",
     ]  # fmt: skip
