@@ -20,7 +20,6 @@ from inrun.errors import MisuseError
 from inrun.truth._results import TrainingResults
 from inrun.utility import Utility, losses_of
 
-
 Tick = Callable[[int, int], None]
 """`tick(done, all)`, called before the first training and after each."""
 
