@@ -1,11 +1,11 @@
 """Look-ahead for removals of many samples: slopes between training on all and training on some.
 
-Look-ahead is the slope of the final loss in a sample's weight, where all samples weigh 1. A training
-without half of them is far from there. On the way to it the loss is the integral of slopes along
-weights that fall from 1 to 0, and what a sum of values can say best is their mean over such ways.
-So the run is trained again with the weights of a random share lowered, the rest as they are, several
-times, and the slopes along these trainings are taken together. With s_i a row's part of its block's
-mean and omega_i its weight, the block's loss and a row's part of its mean are
+Look-ahead is the slope of the final loss in a sample's weight, where all samples weigh 1. A
+training without half of them is far from there. On the way to it the loss is the integral of slopes
+along weights that fall from 1 to 0, and what a sum of values can say best is their mean over such
+ways. So the run is trained again with the weights of a random share lowered, the rest as they are,
+several times, and the slopes along these trainings are taken together. With s_i a row's part of its
+block's mean and omega_i its weight, the block's loss and a row's part of its mean are
 
     sum_i omega_i s_i l_i / sum_j omega_j s_j,    f_i = omega_i s_i / sum_j omega_j s_j
 
