@@ -6,6 +6,7 @@ from inrun.replay._between import lookahead_between, reweighted
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
+from inrun.replay._groups import lookahead_groups
 from inrun.replay._likeness import GradientLikeness, gradient_likeness
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
@@ -44,6 +45,7 @@ __all__ = [
     "kept_states",
     "lookahead",
     "lookahead_between",
+    "lookahead_groups",
     "lookahead_parts",
     "looked_ahead",
     "open_trajectory",
