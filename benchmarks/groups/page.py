@@ -34,7 +34,7 @@ def write_page() -> None:
         )
         for kind in KINDS
     }
-    seconds = [list(cells[0]["seconds"]) for cells in found.values()][0]
+    seconds = next(iter(found.values()))[0]["seconds"]
     parts |= {
         "GROUPS": f"{GROUPS}",
         "SIZE": f"{SIZE}",
