@@ -118,8 +118,9 @@ CLAIMS = {
         "that no sum of any values can pass on the same trainings.",
     ),
     "groups": Claim(
-        "Sums of values rank sources by what leaving them out does, and do not say how much it "
-        "does; taking a group's rows out at once does, to some percent in a short training.",
+        "In a short training sums of values rank sources by what leaving them out does, and do not "
+        "say how much that is; taking a group's rows out at once says most of it. In a long "
+        "training nothing here foretells sources; random groups are ranked well in both.",
         "Training again without each group; random groups as well as groups of like samples.",
     ),
     "queries": Claim(
