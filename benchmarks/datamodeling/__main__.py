@@ -14,7 +14,8 @@ def grid(quick: bool) -> list[str]:
     digits = [Setting(*SHORT, 0)] if quick else [
         Setting(*how, seed) for seed in range(3) for how in (SHORT, LONG)
     ]  # fmt: skip
-    mnist = [Setting(0.05, 5, 0, "mnist-lr"), Setting(0.05, 3, 0, "mnist-mlp")]
+    mnist = [Setting(0.05, 5, 0, "mnist-lr")]
+    mnist += [Setting(0.05, 3, 0, task) for task in ("mnist-mlp", "mnist-mlp-gelu")]
     return [setting.key for setting in [*digits, *([] if quick else mnist)]]
 
 

@@ -73,9 +73,9 @@ def _score(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:
     rows = [cell["scores"][name] for _, cell in cells if name in cell["scores"]]
     if not rows:
         return "not asked"
-    mean = np.mean([row["score"] for row in rows])
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    each = ", ".join(f"{row['score']:.3f}" for row in rows)
+    half = max(row["high"] - row["low"] for row in rows) / 2
+    return f"{each} (±{half:.2f})"
 
 
 def _way(runs: Runs) -> str:
@@ -122,8 +122,9 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for (_, _, epochs), runs in _runs(cells, "digits").items():
         for method in ("look-ahead", "look-ahead, between", "TracIn", "same class"):
-            score = np.mean([cell["scores"][method]["score"] for _, cell in runs])
-            rows.append((f"{method}: datamodeling score, {epochs} epochs", f"{score:.3f}", ""))
+            scores = ", ".join(f"{cell['scores'][method]['score']:.3f}" for _, cell in runs)
+            rows.append((f"{method}: datamodeling score by seed, {epochs} epochs", scores, ""))
         ceiling = np.mean([cell["ceiling"] for _, cell in runs])
-        rows.append((f"{CEILING}: datamodeling score, {epochs} epochs", f"{ceiling:.3f}", ""))
+        what = f"{CEILING}: datamodeling score by seed, {epochs} epochs"
+        rows.append((what, f"{ceiling:.3f} on the average", ""))
     return rows

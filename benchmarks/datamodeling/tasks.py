@@ -52,12 +52,15 @@ def _mnist(build: Callable[[], nn.Module]) -> Task:
     )  # fmt: skip
 
 
+def _mlp(activation: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(784, 128), activation(), nn.Linear(128, 64), activation(), nn.Linear(64, 10)
+    )
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": _digits,
     "mnist-lr": lambda: _mnist(lambda: nn.Linear(784, 10)),
-    "mnist-mlp": lambda: _mnist(
-        lambda: nn.Sequential(
-            nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-        )
-    ),
+    "mnist-mlp": lambda: _mnist(lambda: _mlp(nn.ReLU)),
+    "mnist-mlp-gelu": lambda: _mnist(lambda: _mlp(nn.GELU)),
 }
