@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.command import measure_and_write
 from benchmarks.datamodeling.cell import Setting, measure
+from benchmarks.datamodeling.dattri import installed
 from benchmarks.datamodeling.page import write_page
 
 SHORT, LONG = (1e-3, 5), (3e-3, 20)
@@ -16,7 +17,9 @@ def grid(quick: bool) -> list[str]:
     ]  # fmt: skip
     mnist = [Setting(0.05, 5, 0, "mnist-lr")]
     mnist += [Setting(0.05, 3, 0, task) for task in ("mnist-mlp", "mnist-mlp-gelu")]
-    return [setting.key for setting in [*digits, *([] if quick else mnist)]]
+    keys = [setting.key for setting in [*digits, *([] if quick else mnist)]]
+    beside = [key for key in keys if "seed=0" in key and "gelu" not in key]
+    return keys + ([f"dattri: {key}" for key in beside] if installed() else [])
 
 
 def main() -> None:

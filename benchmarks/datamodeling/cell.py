@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrun
+from benchmarks.datamodeling.dattri import dattri_values
 from benchmarks.datamodeling.tasks import TASKS
 from benchmarks.keyed import Keyed
 from inrun.replay import lookahead_between
@@ -124,8 +125,30 @@ def _on_the_way(experiment: Experiment, run: inrun.Trajectory, values: Values) -
 
 
 def measure(key: str) -> dict[str, Any]:
-    """One setting: every method's score, and what its values and the trainings cost."""
-    setting = Setting.of(key)
+    """The cell of that name: a setting, or 'dattri: ' and a setting."""
+    kind, _, setting = key.rpartition(": ")
+    return (by_dattri if kind else by_inrun)(Setting.of(setting))
+
+
+def by_dattri(setting: Setting) -> dict[str, Any]:
+    """The scores of dattri's methods on the same halves, and the seconds that all of them took."""
+    experiment = Experiment(setting)
+    run, task = experiment.record(), experiment.task
+    began = process_time()
+    tables = dattri_values(
+        run,
+        experiment.fetch(range(task.samples)),
+        experiment.fetch(experiment.asked),
+        experiment.each.targets,
+    )
+    seconds = process_time() - began
+    score = inrun.truth.lds(run, experiment.each, tables, subsets=task.halves)
+    scores = {row.pop("method"): row for row in score.table.to_pylist()}
+    return {"scores": scores, "seconds": seconds, "ceiling": score.ceiling}
+
+
+def by_inrun(setting: Setting) -> dict[str, Any]:
+    """Every method's score, and what its values and the trainings cost."""
     experiment = Experiment(setting)
     run, values = experiment.record(), Values()
     left = () if experiment.task.finite else ("look-ahead, finite push",)

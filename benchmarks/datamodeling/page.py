@@ -41,6 +41,7 @@ def write_page() -> None:
         "WEIGHT": f"{WEIGHT:g}",
         "TRAININGS": f"{TRAININGS}",
         "CHOSEN": f"{CHOSEN_ON}",
+        "DATTRI": _dattri(stored),
         "ENVIRONMENTS": environments(stored),
     }
     fill(TEMPLATE, parts, PAGE)
@@ -50,6 +51,8 @@ def _runs(stored: Mapping[str, Any], task: str) -> Runs:
     """Settings and results by task, rate and epochs."""
     found: dict[tuple[str, float, int], list[tuple[Setting, dict[str, Any]]]] = {}
     for key, cell in stored.items():
+        if ": " in key:
+            continue
         own = Setting.of(key)
         if own.task.startswith(task):
             runs = found.setdefault((own.task, own.rate, own.epochs), [])
@@ -76,6 +79,29 @@ def _score(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:
     each = ", ".join(f"{row['score']:.3f}" for row in rows)
     half = max(row["high"] - row["low"] for row in rows) / 2
     return f"{each} (±{half:.2f})"
+
+
+def _dattri(stored: Mapping[str, Any]) -> str:
+    """Its methods beside ours, of the same seeds and halves."""
+    pairs = {
+        _head((own.task, own.rate, own.epochs)): (cell["result"], stored[own.key]["result"])
+        for key, cell in stored.items()
+        if key.startswith("dattri: ")
+        for own in [Setting.of(key.removeprefix("dattri: "))]
+    }
+    if not pairs:
+        return "Not measured yet."
+    theirs = next(iter(pairs.values()))[0]["scores"]
+    rows = [
+        [name, *(f"{found['scores'][name]['score']:.3f}" for found, _ in pairs.values())]
+        for name in theirs
+    ]
+    rows += [
+        [name, *(f"{ours['scores'][name]['score']:.3f}" for _, ours in pairs.values())]
+        for name in ("look-ahead", "look-ahead, between")
+    ]
+    rows.append(["dattri: seconds", *(f"{found['seconds']:.1f}" for found, _ in pairs.values())])
+    return markdown(["", *pairs], rows)
 
 
 def _way(runs: Runs) -> str:
