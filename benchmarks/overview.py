@@ -17,6 +17,7 @@ from benchmarks.claims import CLAIMS
 from benchmarks.datamodeling.page import summary as of_halves
 from benchmarks.explain.page import NO_ROWS
 from benchmarks.fidelity.reading import cells_of, plain, values
+from benchmarks.groups.page import summary as of_groups
 from benchmarks.heads.cell import WAYS
 from benchmarks.import_time import REFERENCE, ratios
 from benchmarks.interaction.cell import OPTIMIZERS
@@ -25,6 +26,7 @@ from benchmarks.interaction.page import found as of_loss
 from benchmarks.interaction.page import measured
 from benchmarks.markdown import markdown
 from benchmarks.overhead.page import by_size, kept
+from benchmarks.queries.page import summary as of_queries
 from benchmarks.results_file import RESULTS
 from benchmarks.smollm.page import throughput
 from benchmarks.smollm.training import KINDS
@@ -306,6 +308,8 @@ TOPICS = (
     Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", _explain),
     Topic("window", "evidence/window.md", "How good are scoring windows?", of_windows),
     Topic("datamodeling", "evidence/datamodeling.md", "What if half the data goes?", of_halves),
+    Topic("groups", "evidence/groups.md", "What if a whole source goes?", of_groups),
+    Topic("queries", "evidence/queries.md", "What do many queries cost?", of_queries),
     Topic("statements", "evidence/statements.md", "What may be said of a value?", of_statements),
     Topic("import_time", None, "How long does importing take?", _import_time),
     Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", _soak),

@@ -9,75 +9,148 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.datamodeling.cell import Setting
+from benchmarks.datamodeling.cell import CHOSEN_ON, METHODS, TRAININGS, WEIGHT, Setting
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "datamodeling.md"
+CEILING = "ceiling of any sums"
+Runs = Mapping[tuple[str, float, int], list[tuple[Setting, dict[str, Any]]]]
 
 
 def write_page() -> None:
     """docs/evidence/datamodeling.md, from the results on disk."""
-    stored = json.loads((RESULTS / "datamodeling.json").read_text())
-    found: dict[tuple[float, int], list[dict[str, Any]]] = {}
-    for key, cell in stored["cells"].items():
-        setting = Setting.of(key)
-        found.setdefault((setting.rate, setting.epochs), []).append(cell["result"])
-    heads = [
-        f"{epochs} epochs, rate {rate:g}, seeds: {len(cells)}"
-        for (rate, epochs), cells in found.items()
-    ]
-    methods = next(iter(found.values()))[0]["scores"]
-    scores = [
-        [name, *(_scores([c["scores"][name] for c in cells]) for cells in found.values())]
-        for name in methods
-    ]
-    rises = [[name, *(_rises(cells, name) for cells in found.values())] for name in methods]
+    stored = json.loads((RESULTS / "datamodeling.json").read_text())["cells"]
+    digits, mnist = _runs(stored, "digits"), _runs(stored, "mnist")
     parts = {
-        "SCORES": markdown(["method", *heads], scores),
-        "REMOVALS": markdown(["method", *heads], rises),
+        "DIGITS": _scores(digits),
+        "MNIST": _scores(mnist),
+        "WAY": _way(digits),
+        "REMOVALS": markdown(
+            ["method", *map(_head, digits)],
+            [[name, *(_rises(runs, name) for runs in digits.values())] for name in METHODS],
+        ),
         "SECONDS": markdown(
-            ["", *heads],
+            ["", *map(_head, digits), *map(_head, mnist)],
             [
-                [name, *(f"{np.median([c['seconds'][name] for c in cells]):.1f}"
-                         for cells in found.values())]
-                for name in next(iter(found.values()))[0]["seconds"]
+                [name, *(_seconds(runs, name) for runs in [*digits.values(), *mnist.values()])]
+                for name in (*METHODS, "trainings without halves")
             ],
         ),
-        "ENVIRONMENTS": environments(stored["cells"]),
-    }  # fmt: skip
+        "WEIGHT": f"{WEIGHT:g}",
+        "TRAININGS": f"{TRAININGS}",
+        "CHOSEN": f"{CHOSEN_ON}",
+        "DATTRI": _dattri(stored),
+        "ENVIRONMENTS": environments(stored),
+    }
     fill(TEMPLATE, parts, PAGE)
 
 
-def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """For the page of all benchmarks."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for key, cell in cells.items():
-        for method in ("look-ahead", "TracIn, 5 states", "same class"):
-            score = cell["result"]["scores"][method]["score"]
-            found.setdefault((method, Setting.of(key).epochs), []).append(score)
-    return [
-        (f"{method}: datamodeling score, {epochs} epochs", f"{np.mean(scores):.3f}", "")
-        for (method, epochs), scores in found.items()
+def _runs(stored: Mapping[str, Any], task: str) -> Runs:
+    """Settings and results by task, rate and epochs."""
+    found: dict[tuple[str, float, int], list[tuple[Setting, dict[str, Any]]]] = {}
+    for key, cell in stored.items():
+        if ": " in key:
+            continue
+        own = Setting.of(key)
+        if own.task.startswith(task):
+            runs = found.setdefault((own.task, own.rate, own.epochs), [])
+            runs.append((own, cell["result"]))
+    return dict(sorted(found.items()))
+
+
+def _head(run: tuple[str, float, int]) -> str:
+    task, rate, epochs = run
+    return f"{task}: {epochs} epochs, rate {rate:g}"
+
+
+def _scores(runs: Runs) -> str:
+    heads = [f"{_head(run)}, seeds: {len(cells)}" for run, cells in runs.items()]
+    rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in METHODS]
+    ceilings = [np.mean([cell["ceiling"] for _, cell in cells]) for cells in runs.values()]
+    return markdown(["method", *heads], [*rows, [CEILING, *(f"{c:.3f}" for c in ceilings)]])
+
+
+def _score(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:
+    rows = [cell["scores"][name] for _, cell in cells if name in cell["scores"]]
+    if not rows:
+        return "not asked"
+    each = ", ".join(f"{row['score']:.3f}" for row in rows)
+    half = max(row["high"] - row["low"] for row in rows) / 2
+    return f"{each} (±{half:.2f})"
+
+
+def _dattri(stored: Mapping[str, Any]) -> str:
+    """Its methods beside ours, of the same seeds and halves."""
+    pairs = {
+        _head((own.task, own.rate, own.epochs)): (cell["result"], stored[own.key]["result"])
+        for key, cell in stored.items()
+        if key.startswith("dattri: ")
+        for own in [Setting.of(key.removeprefix("dattri: "))]
+    }
+    if not pairs:
+        return "Not measured yet."
+    theirs = next(iter(pairs.values()))[0]["scores"]
+    rows = [
+        [name, *(f"{found['scores'][name]['score']:.3f}" for found, _ in pairs.values())]
+        for name in theirs
     ]
+    rows += [
+        [name, *(f"{ours['scores'][name]['score']:.3f}" for _, ours in pairs.values())]
+        for name in ("look-ahead", "look-ahead, between")
+    ]
+    rows.append(["dattri: seconds", *(f"{found['seconds']:.1f}" for found, _ in pairs.values())])
+    return markdown(["", *pairs], rows)
 
 
-def _scores(rows: list[dict[str, float]]) -> str:
-    mean = np.mean([row["score"] for row in rows])
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+def _way(runs: Runs) -> str:
+    """On the seed that the weight was chosen on: other weights, and the mean for the median."""
+    found = {
+        run: cell["scores"]
+        for run, cells in runs.items()
+        for own, cell in cells
+        if own.seed == CHOSEN_ON
+    }
+    names = dict.fromkeys(name for scores in found.values() for name in scores)
+    rows = [
+        [name, *(f"{scores[name]['score']:.3f}" for scores in found.values())]
+        for name in names
+        if name.startswith("look-ahead") and "finite" not in name
+    ]
+    return markdown(["", *map(_head, found)], rows)
 
 
-def _rises(cells: list[dict[str, Any]], method: str) -> str:
+def _seconds(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:
+    seconds = [cell["seconds"][name] for _, cell in cells if name in cell["seconds"]]
+    return f"{np.median(seconds):.1f}" if seconds else ""
+
+
+def _rises(cells: list[tuple[Setting, dict[str, Any]]], method: str) -> str:
     """By share: the rise over that of random removals, and in how many seeds above all of them."""
     said = []
     for share in (0.01, 0.05):
         rows = [
-            r for c in cells for r in c["removals"] if (r["method"], r["share"]) == (method, share)
+            r
+            for _, cell in cells
+            for r in cell["removals"]
+            if (r["method"], r["share"]) == (method, share)
         ]
         rise = np.mean([r["rise"] for r in rows])
         chance = np.mean([r["random"] for r in rows])
         above = sum(r["rise"] > r["random_high"] for r in rows)
         said.append(f"{rise:+.4f} ({chance:+.4f}; {above}/{len(rows)})")
     return ", ".join(said)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for (_, _, epochs), runs in _runs(cells, "digits").items():
+        for method in ("look-ahead", "look-ahead, between", "TracIn", "same class"):
+            scores = ", ".join(f"{cell['scores'][method]['score']:.3f}" for _, cell in runs)
+            rows.append((f"{method}: datamodeling score by seed, {epochs} epochs", scores, ""))
+        ceiling = np.mean([cell["ceiling"] for _, cell in runs])
+        what = f"{CEILING}: datamodeling score by seed, {epochs} epochs"
+        rows.append((what, f"{ceiling:.3f} on the average", ""))
+    return rows

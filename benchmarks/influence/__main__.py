@@ -36,6 +36,11 @@ def grid(quick: bool) -> list[str]:
     beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
     proxies += [key.replace("proxy", "error") for key in proxies]
     beside += [key.replace("fidelity", "queries") for key in fidelities if "seed=0" in key]
+    beside += [
+        key.replace("fidelity", "published")
+        for key in fidelities
+        if "seed=0" in key and "task=mlp" in key
+    ]
     return fidelities + beside + proxies + costs
 
 

@@ -40,6 +40,10 @@ JUDGED_EACH = (
     "look-ahead", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
 )  # fmt: skip
 
+PUBLISHED_FRAME = (
+    "look-ahead", "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states", "one step",
+)  # fmt: skip
+
 Values = np.ndarray
 
 
@@ -246,6 +250,24 @@ def query_by_query(setting: Setting) -> dict[str, Any]:
         for name in ("look-ahead", "look-ahead, finite push", "look-ahead, carried push")
     }
     return {"methods": found, "queries": len(named)}
+
+
+def published_frame(setting: Setting) -> dict[str, Any]:
+    """As the published fidelity experiment is judged, query by query and without weight decay.
+
+    A sample's last occurrence is removed, which in one epoch is its only one; Spearman over the
+    removed samples is taken for each validation sample alone, and then averaged over them.
+    """
+    experiment = Experiment(setting, decay=0.0)
+    run = experiment.train()
+    assert run is not None
+    order, each = experiment.left_out, experiment.each
+    truth = _columns(inrun.truth.retrain(run, each, order), order, each)
+    methods = experiment.methods(run)
+    return {
+        name: rank_correlation(_columns(methods[name](each).values(), order, each), truth)
+        for name in PUBLISHED_FRAME
+    } | {"queries": len(each.targets), "left_out": len(order)}
 
 
 def _stored_truth(setting: Setting) -> Values:

@@ -11,13 +11,14 @@ from benchmarks.influence.cell import (
     fidelity,
     measured_error,
     proxy,
+    published_frame,
     query_by_query,
 )
 from benchmarks.influence.cost import cost
 
 KINDS = {
     "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
-    "queries": query_by_query,
+    "queries": query_by_query, "published": published_frame,
     "error": measured_error, "proxy": proxy, "cost": cost,
 }  # fmt: skip
 

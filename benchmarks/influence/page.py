@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from benchmarks.compared import by_seed, compared
-from benchmarks.influence.cell import CARRY, NOISE, Setting
+from benchmarks.influence.cell import CARRY, NOISE, PUBLISHED_FRAME, Setting
 from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
@@ -40,7 +40,7 @@ ORDER = (
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    names = ("fidelity", "carried", "queries", "decay", "error", "proxy", "cost")
+    names = ("fidelity", "carried", "queries", "decay", "error", "proxy", "cost", "published")
     kinds: dict[str, Cells] = {name: {} for name in names}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
@@ -60,6 +60,7 @@ def write_page() -> None:
         "TABLES": _tables(kinds["fidelity"]),
         "RELIABILITY": _reliability(kinds["fidelity"]),
         "QUERIES": _queries(kinds["queries"]),
+        "PUBLISHED": _published(kinds["published"], kinds["fidelity"]),
         "SGD_BELOW": _above(kinds["fidelity"], "look-ahead", "SGD dynamics"),
         "TRACIN_BELOW": _above(kinds["fidelity"], "look-ahead", "TracIn, 5 states"),
         "STEP_BELOW": _above(kinds["fidelity"], "look-ahead", "one step"),
@@ -186,6 +187,24 @@ def _queries(cells: Cells) -> str:
                 rows.append([task, f"{rate:g}", count, *(f"{mean:.3f}" for mean in means)])
     head = ["task", "rate", "queries", *(f"`{m}`" for m in methods)]
     return long_table("influence_queries", "Mean Spearman over single queries", head, rows)
+
+
+def _published(cells: Cells, ours: Cells) -> str:
+    """Their judgement and ours side by side, of the same seeds."""
+    rows = []
+    for setting, record in cells.items():
+        own = ours[setting]["methods"]
+        for name in PUBLISHED_FRAME:
+            each = own[name].get("spearman_each")
+            rows.append([
+                setting.task, f"{setting.rate:g}", f"`{name}`", f"{record[name]:.3f}",
+                "" if each is None else f"{each:.3f}", f"{own[name]['spearman']:.3f}",
+            ])  # fmt: skip
+    head = [
+        "task", "rate", "method", "no decay, query by query", "decay 0.01, query by query",
+        "decay 0.01, mean loss",
+    ]  # fmt: skip
+    return markdown(head, rows)
 
 
 def _kinks(cells: Cells) -> str:

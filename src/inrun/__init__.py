@@ -20,7 +20,16 @@ if TYPE_CHECKING:  # what `__getattr__` finds when it is asked for, said to type
     from inrun.answers import Answer
     from inrun.attribution import Attribution, Budget, EveryStep, Options, Sampled, Window, attach
     from inrun.ledger import Run
-    from inrun.replay import Lookahead, Recorder, Replayable, Trajectory, lookahead, record
+    from inrun.replay import (
+        Lookahead,
+        Recorder,
+        Replayable,
+        Trajectory,
+        lookahead,
+        lookahead_between,
+        lookahead_groups,
+        record,
+    )
     from inrun.uses import (
         Agreement,
         Comparison,
@@ -92,6 +101,8 @@ __all__ = [
     "label_doubts",
     "load",
     "lookahead",
+    "lookahead_between",
+    "lookahead_groups",
     "optim",
     "plant",
     "prune",
@@ -107,7 +118,10 @@ _HOMES = {
     "attribution": ("Attribution", "Budget", "EveryStep", "Options", "Sampled", "Window", "attach"),
     "answers": ("Answer",),
     "ledger": ("Run",),
-    "replay": ("Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "record"),
+    "replay": (
+        "Lookahead", "Recorder", "Replayable", "Trajectory", "lookahead", "lookahead_between",
+        "lookahead_groups", "record",
+    ),
     "uses": (
         "Agreement", "Comparison", "Confounds", "Difference", "Explanation", "HarmProfile",
         "LabelDoubts", "Pruning", "Rollup", "Trace", "WrongLabels", "agreement", "check_pruning",

@@ -100,6 +100,17 @@ TESTS = {
     "integration/test_payout_windows.py": {
         "momentum's memory emptied": "an_emptied_memory_pays_nobody",
     },
+    "unit/replay/test_between.py": {
+        "an odd number of halves": "numbers_out_of_range_are_refused",
+    },
+    "unit/replay/test_groups.py": {
+        "groups that share": "groups_that_are_none_are_refused",
+    },
+    "unit/uses/test_methods.py": {
+        "a method of `inrun validate": (
+            "methods_without_contents_are_left_out_and_refused_where_named"
+        ),
+    },
     "unit/replay/test_lookahead_edges.py": {
         "weights or moments edited": "an_edit_between_two_steps_is_refused",
     },

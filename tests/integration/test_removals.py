@@ -61,11 +61,11 @@ def test_several_targets_count_alike_and_a_constant_ranks_nothing(trained):
         "look-ahead": good,
         "nothing": pa.table({"sample_id": ids, "a": ids, "b": [0] * len(ids)}),
     }
-    found = inrun.truth.lds(run, inrun.Utility(loss, targets=parts), values, subsets=15)
+    found = inrun.truth.lds(run, inrun.Utility(loss, targets=parts), values, subsets=16)
     alone = []
     for name, part in parts.items():
         own = pa.table({"sample_id": good["sample_id"], "value": good[name]})
-        one = inrun.truth.lds(run, inrun.Utility(loss, part), {"x": own}, subsets=15)
+        one = inrun.truth.lds(run, inrun.Utility(loss, part), {"x": own}, subsets=16)
         alone.append(one.table["score"][0].as_py())
     assert found.table["score"][0].as_py() == pytest.approx(np.mean(alone), abs=1e-12)
     assert found.table["targets"][0].as_py() == 2
@@ -124,3 +124,62 @@ def test_questions_without_an_answer_are_refused(trained):
     for group in ([], [0, "stranger"]):
         with pytest.raises(MisuseError, match="never visited"):
             run.retrain(group)
+
+
+class Game:
+    """A run whose loss is a function of who is left out."""
+
+    def __init__(self, players, loss):
+        self.players, self.loss = players, loss
+
+    def finished(self):
+        return self.retrain([], renormalise=True)
+
+    def retrain(self, without, *, renormalise):
+        model = torch.nn.Linear(1, 1)
+        x = torch.tensor([float(i not in set(without)) for i in range(self.players)])
+        model.found = self.loss(x).double()
+        return model
+
+    def score(self, values, subsets=40, **how):
+        judge = inrun.Utility(lambda model, _: model.found, torch.zeros(1, 1))
+        table = pa.table({"sample_id": list(range(self.players)), "value": values})
+        return inrun.truth.lds(self, judge, {"x": table}, subsets=subsets, **how)
+
+
+@pytest.mark.parametrize("players", [8, 9])
+def test_no_sum_scores_above_the_ceiling_whatever_its_values(players):
+    torch.manual_seed(0)
+    bent = torch.randn(players, players)
+    game = Game(players, lambda x: x.sum().sin() + x @ bent @ x)
+    first = game.score([0.0] * players)
+    x = np.array([[i in gone for i in range(players)] for gone in first.left_out], dtype=float)
+    ranks = first.losses[:, 0].argsort().argsort()
+    best = np.linalg.lstsq(np.c_[x, np.ones(len(x))], ranks, rcond=None)[0][:players]
+    draws = np.random.default_rng(0).normal(size=(20, players))
+    scores = [game.score(list(v)).table["score"][0].as_py() for v in (best, *draws)]
+    assert max(scores) < first.ceiling < 1
+    assert max(scores) > 0.8 * first.ceiling
+    assert f"could score above {first.ceiling:.3f}" in " ".join(first.sentences())
+
+
+def test_the_ceiling_is_1_where_losses_are_sums_and_0_where_they_are_even():
+    value = torch.arange(1.0, 9.0)
+    assert Game(8, lambda x: -(x @ value)).score(value.tolist()).ceiling == pytest.approx(1.0)
+    even = Game(8, lambda x: (x @ value - value.sum() / 2).abs())
+    assert even.score(value.tolist()).ceiling == pytest.approx(0.0, abs=1e-12)
+    assert even.score(value.tolist(), share=0.25).ceiling is None
+
+
+def test_halves_are_drawn_with_what_they_leave():
+    found = Game(9, lambda x: x.sum()).score([1.0] * 9, subsets=10)
+    for half, rest in zip(found.left_out[::2], found.left_out[1::2], strict=True):
+        assert sorted(half + rest) == list(range(9))
+    with pytest.raises(MisuseError, match="even number"):
+        Game(9, lambda x: x.sum()).score([1.0] * 9, subsets=11)
+
+
+def test_ticks_say_how_many_trainings_are_done():
+    said = []
+    Game(9, lambda x: x.sum()).score([1.0] * 9, subsets=10, tick=lambda *n: said.append(n))
+    assert said == [(n, 10) for n in range(11)]

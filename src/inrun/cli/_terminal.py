@@ -12,6 +12,8 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterable
+from threading import Event, Thread
+from time import monotonic
 from typing import Literal
 
 from rich.box import HEAVY_HEAD
@@ -130,3 +132,48 @@ class Cells:
         for row in self._rows[1:]:
             pairs = zip(self._rows[0], row, strict=True)
             yield Text("; ".join(f"{name} {cell}" for name, cell in pairs if cell))
+
+
+class Progress:
+    """Says what a long command is at: in place on a terminal, elsewhere a line every ten seconds.
+
+        with Progress() as at:
+            at("training again", 3, 60)
+
+    It writes to stderr, so that what a command prints can be piped.
+
+    Args:
+        seconds: between two lines where there is no terminal.
+    """
+
+    def __init__(self, seconds: float = 10.0):
+        self._console, self._seconds = terminal(stderr=True), seconds
+        self._what, self._began, self._over = "starting", 0.0, Event()
+        self._shown = self._console.status("") if self._console.is_terminal else None
+        self._lines = Thread(target=self._write, daemon=True)
+
+    def __call__(self, what: str, done: int = 0, every: int = 0) -> None:
+        """The command is at `what`, of which so many are done."""
+        self._what = f"{what}, {done:,} of {every:,}" if every else what
+        if self._shown is not None:
+            self._shown.update(plain(self._what))
+
+    def __enter__(self) -> Progress:
+        self._began = monotonic()
+        if self._shown is not None:
+            self._shown.start()
+        else:
+            self._lines.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._shown is not None:
+            self._shown.stop()
+        else:
+            self._lines.join()
+
+    def _write(self) -> None:
+        while not self._over.wait(self._seconds):
+            seconds = monotonic() - self._began
+            self._console.print(plain(f"{self._what} ({seconds:.0f} s)"), highlight=False)

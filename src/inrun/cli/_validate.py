@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 import typer
+from rich.console import Console
 
 import inrun
 from inrun.cli._options import RunFolder
-from inrun.cli._terminal import Cells, plain, terminal
+from inrun.cli._terminal import Cells, Progress, plain, terminal
 from inrun.cli._trace import questioned, replayable
-from inrun.replay import tracin
-from inrun.truth import lds, removal_curve
+from inrun.truth import DatamodelingScore, RemovalCurve, lds, removal_curve
+from inrun.uses import Contents, values_by_method
 
 
 def validate(
@@ -22,7 +21,9 @@ def validate(
     query: Annotated[
         Path, typer.Option(help="What values are of: .txt is one query; .jsonl, .csv one a row.")
     ],
-    subsets: Annotated[int, typer.Option(min=10, help="Trainings without random halves.")] = 30,
+    subsets: Annotated[
+        int, typer.Option(min=10, help="Trainings without random halves; an even number.")
+    ] = 30,
     processes: Annotated[int, typer.Option(min=0, help="Trainings at a time.")] = 0,
     store: Annotated[
         Path | None, typer.Option(help="A new folder that keeps each training's result.")
@@ -34,6 +35,10 @@ def validate(
     trajectory: Annotated[
         Path | None, typer.Option(help="The recording; RUN/trajectory or RUN where not said.")
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these values, once for each; all that can be had if left out."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the halves and of the random removals.")] = 0,
 ) -> None:
     """Train a recorded run again without halves of its data, and compare with its values."""
@@ -44,23 +49,31 @@ def validate(
         f"then {subsets} trainings of {len(recorded.steps):,} steps without half of the samples.",
         highlight=False,
     )
-    values = _values(recorded, utility, seed)
+    contents = _contents(run, utility)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
-    how: dict[str, Any] = {"seed": seed, "processes": processes}
-    score = lds(
-        recorded, utility, values, subsets=subsets, **how,
-        store=None if store is None else store / "halves.jsonl",
-    )  # fmt: skip
     least = 1 / len(recorded.sample_ids())  # a share of few samples may be less than one of them
-    curve = removal_curve(
-        recorded,
-        utility,
-        values,
-        **how,
-        shares=sorted({max(share, least) for share in (0.01, 0.05)}),
-        store=None if store is None else store / "removals.jsonl",
-    )
+    how: dict[str, Any] = {"seed": seed, "processes": processes}
+    with Progress() as at:
+        values = values_by_method(
+            recorded, utility, contents, methods=method, seed=seed,
+            tick=lambda name: at(f"values: {name}"),
+        )  # fmt: skip
+        score = lds(
+            recorded, utility, values, subsets=subsets, **how,
+            store=None if store is None else store / "halves.jsonl",
+            tick=lambda done, every: at("trainings without halves", done, every),
+        )  # fmt: skip
+        curve = removal_curve(
+            recorded, utility, values, **how,
+            shares=sorted({max(share, least) for share in (0.01, 0.05)}),
+            store=None if store is None else store / "removals.jsonl",
+            tick=lambda done, every: at("trainings without the best", done, every),
+        )  # fmt: skip
+    _print(console, score, curve)
+
+
+def _print(console: Console, score: DatamodelingScore, curve: RemovalCurve) -> None:
     shares = list(dict.fromkeys(curve.table["share"].to_pylist()))
     table = Cells("values", "score", "95 % interval", *(f"best {s:.0%} left out" for s in shares))
     rises = {(row["method"], row["share"]): row for row in curve.table.to_pylist()}
@@ -76,14 +89,19 @@ def validate(
         console.print(plain(sentence), highlight=False, soft_wrap=True)
 
 
-def _values(run: inrun.Trajectory, utility: inrun.Utility, seed: int) -> dict[str, pa.Table]:
-    """Look-ahead, TracIn, and numbers that know nothing, by sample."""
-    found = {
-        "look-ahead": inrun.lookahead(run, utility).values(),
-        "TracIn": tracin(run, utility, 5).values(),
-    }
-    draw = random.Random(seed)
-    names = utility.targets if len(utility.targets) > 1 else ("value",)
-    ids = found["look-ahead"]["sample_id"]
-    nothing = {name: [draw.gauss(0, 1) for _ in range(len(ids))] for name in names}
-    return found | {"random": pa.table({"sample_id": ids} | nothing)}
+def _contents(run: Path, utility: inrun.Utility) -> Contents:
+    """Texts and labels of the samples, where the run keeps them, and of the queries."""
+    kept = inrun.load(run).samples() if (run / "run.json").exists() else None
+    queries = list(utility.batches.values())
+
+    def column(name: str) -> dict[Any, Any]:
+        if kept is None or name not in kept.column_names:
+            return {}
+        pairs = zip(kept["sample_id"].to_pylist(), kept[name].to_pylist(), strict=True)
+        return {who: cell for who, cell in pairs if cell is not None}
+
+    def asked(name: str) -> list[Any]:
+        found = [row.get(name) for row in queries]
+        return [] if None in found else found
+
+    return Contents(column("text"), column("label"), asked("text"), asked("label"))

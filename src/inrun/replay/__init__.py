@@ -2,9 +2,12 @@
 
 from inrun.replay._agreement import unexpected
 from inrun.replay._ahead import AnticipatedStep, Rollout
+from inrun.replay._between import lookahead_between, reweighted
 from inrun.replay._carried import Carried
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
+from inrun.replay._groups import lookahead_groups
+from inrun.replay._likeness import GradientLikeness, gradient_likeness
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import GIBIBYTE, Recorder, record
@@ -23,6 +26,7 @@ __all__ = [
     "Carried",
     "ErrorProxy",
     "Fetch",
+    "GradientLikeness",
     "Ids",
     "Lookahead",
     "Losses",
@@ -35,10 +39,13 @@ __all__ = [
     "as_sgd",
     "curve",
     "drawn_since",
+    "gradient_likeness",
     "gradient_norm",
     "is_recording",
     "kept_states",
     "lookahead",
+    "lookahead_between",
+    "lookahead_groups",
     "lookahead_parts",
     "looked_ahead",
     "open_trajectory",
@@ -46,6 +53,7 @@ __all__ = [
     "random_state",
     "record",
     "removal_named",
+    "reweighted",
     "tracin",
     "undisturbed_random",
     "unexpected",

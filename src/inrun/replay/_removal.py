@@ -12,7 +12,7 @@ Letters: B rows of a block, K targets, n elements of parameters of like moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from inrun.optim import (
     post_step_terms_of,
 )
 from inrun.replay._carried import Names
-from inrun.replay._folder import Step
+from inrun.replay._folder import Ids, Step
 from inrun.replay._gradient import Graph, StepGradient, pulled_back
 from inrun.replay._replica import Replica
 
@@ -142,18 +142,20 @@ class FinitePush:
         for block, graph in zip(passage.step.blocks, passage.gradient.graphs(), strict=True):
             K = contractions[0].shape[1]
             values = torch.full((len(block.ids), K), torch.nan, dtype=torch.float64)
-            chosen = [
-                i for i, who in enumerate(block.ids)
-                if self._samples is None or who in self._samples
-            ]  # fmt: skip
+            chosen = self._chosen(block.ids)
             for start in range(0, len(chosen), self._chunk):
-                rows = chosen[start : start + self._chunk]
-                change = self._changes(passage, graph, rows, removal)
-                values[rows] = self._carried_on(passage, change, whole, base)
+                part = chosen[start : start + self._chunk]
+                change = self._changes(passage, graph, part, removal)
+                first = [rows[0] for rows in part]
+                values[first] = self._carried_on(passage, change, whole, base)
             found.append(values)
         for names, following in self._following.items():
             following.advance(passage.moves[names], base[names], passage.after[names])
         return found
+
+    def _chosen(self, ids: Ids) -> list[list[int]]:
+        """Rows of a block that are taken out, each list of them at once."""
+        return [[i] for i, who in enumerate(ids) if self._samples is None or who in self._samples]
 
     def _most(self, passage: Passage) -> int:
         """How many of the coming steps can be carried through at most."""
@@ -165,12 +167,13 @@ class FinitePush:
         return torch.cat([passage.gradient.raw[name].reshape(-1) for name in names])
 
     def _changes(
-        self, passage: Passage, graph: Graph, rows: list[int], removal: Removal
+        self, passage: Passage, graph: Graph, chosen: list[list[int]], removal: Removal
     ) -> dict[Names, Tensor]:
-        """Change of the raw gradient when each of these rows is taken out, (rows, n)."""
-        # what taking row i out does is linear in the rows: weights (rows, B) on the shares
-        identity = torch.eye(len(graph.terms), dtype=torch.float64)
-        weights = removal(identity, graph.shares_of_mean)[rows].to(graph.terms)
+        """Change of the raw gradient when each list of rows is taken out, (lists, n)."""
+        # what taking rows out does is linear in the rows: weights (lists, B) on the shares
+        weights = torch.stack(
+            [_weights(rows, graph.shares_of_mean, removal) for rows in chosen]
+        ).to(graph.terms)
         found = pulled_back([graph.terms], [weights], list(passage.replica.parameters.values()))
         shares = dict(zip(passage.replica.parameters, found, strict=True))
         changes = {}
@@ -178,7 +181,7 @@ class FinitePush:
             parts = []
             for name in names:
                 part, p = shares[name], passage.replica.parameters[name]
-                zero = p.new_zeros(len(rows), p.numel())
+                zero = p.new_zeros(len(chosen), p.numel())
                 parts.append(zero if part is None else as_rows(part.detach()))
             changes[names] = torch.cat(parts, 1)
         return changes
@@ -206,6 +209,40 @@ class FinitePush:
             total = total + self._following[names].loss_change(new, old, passage.after[names])
         assert isinstance(total, Tensor)
         return total.cpu()
+
+
+class JointPush(FinitePush):
+    """The finite push of whole groups: their rows in a block are taken out at once.
+
+    An element that only one source has touched stands still without the source, which the sum over
+    its samples cannot say: without any one of them the others still move it. A group's value is
+    that of the first of its rows in the block; the others have 0.
+
+    Args:
+        group_of: by sample id, its group.
+        carry: see `FinitePush`.
+    """
+
+    def __init__(self, group_of: Mapping[object, object], carry: int):
+        super().__init__(set(group_of), carry)
+        self._group_of = group_of
+
+    def _chosen(self, ids: Ids) -> list[list[int]]:
+        found: dict[object, list[int]] = {}
+        for row, who in enumerate(ids):
+            if who in self._group_of:
+                found.setdefault(self._group_of[who], []).append(row)
+        return list(found.values())
+
+
+def _weights(rows: list[int], shares_of_mean: Tensor, removal: Removal) -> Tensor:
+    """(B,): what taking these rows out at once puts on each row's share of the gradient."""
+    gone = torch.zeros(len(shares_of_mean), dtype=torch.float64)
+    gone[rows] = 1.0
+    # a block of two rows, those that go and those that stay
+    both = torch.stack([gone, 1 - gone])
+    f = both @ shares_of_mean
+    return removal(both, f)[0]
 
 
 def push_named(name: str, samples: Collection[object] | None = None, carry: int = 40) -> Push:

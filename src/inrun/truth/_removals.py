@@ -5,6 +5,10 @@ Two measures of the field, on a recorded run (same start, order and random numbe
     LDS      many random subsets are left out; rank correlation, over the subsets, of what the
              values say (the sum over the samples that went) with what the loss then did; the mean
              over targets. The linear datamodeling score of Park et al. 2023 (TRAK).
+             Halves are drawn in pairs, one and what it leaves. The two sums of a pair add up to a
+             constant, so a sum's ranks are odd under the exchange of the two, and its score is
+             at most the root of the odd part of the losses' ranks: that is the ceiling, whatever
+             the values.
     removal  the samples with the highest values are left out; how far the loss then rises, beside
              random removals of as many samples.
 """
@@ -21,7 +25,7 @@ import pyarrow as pa
 from inrun.answers import Answer
 from inrun.errors import MisuseError
 from inrun.truth._agreement import agreement
-from inrun.truth._retrain import Retrainable, Retraining
+from inrun.truth._retrain import Retrainable, Retraining, Tick, untold
 from inrun.utility import Utility
 
 
@@ -33,18 +37,32 @@ class DatamodelingScore(Answer):
             95 % interval (over targets and subsets alike); `targets`, `subsets`.
         losses: (subsets, targets), the targets' losses after each training.
         left_out: by subset, the ids that were left out.
+        ceiling: what no values at all can score above on these trainings, as they are sums: 1 where
+            losses are additive in the samples. None where other shares than halves were left out.
     """
 
-    def __init__(self, table: pa.Table, losses: np.ndarray, left_out: list[list[Any]]):
-        self.table, self.losses, self.left_out = table, losses, left_out
+    def __init__(
+        self,
+        table: pa.Table,
+        losses: np.ndarray,
+        left_out: list[list[Any]],
+        ceiling: float | None = None,
+    ):
+        self.table, self.losses, self.left_out, self.ceiling = table, losses, left_out, ceiling
 
     def sentences(self) -> list[str]:
-        """The best method and its score."""
+        """The best method and its score, and what no sum could score above."""
         best = max(self.table.to_pylist(), key=lambda row: row["score"])
+        most = (
+            []
+            if self.ceiling is None
+            else [f"No values whatever, summed, could score above {self.ceiling:.3f} here."]
+        )
         return [
             f"Linear datamodeling score over {best['subsets']} trainings without "
             f"{len(self.left_out[0]):,} samples and {best['targets']} targets: {best['method']} "
-            f"{best['score']:.3f} [{best['low']:.3f}, {best['high']:.3f}]."
+            f"{best['score']:.3f} [{best['low']:.3f}, {best['high']:.3f}].",
+            *most,
         ]
 
 
@@ -79,6 +97,7 @@ def lds(
     removal: str = "renormalise",
     processes: int = 0,
     store: str | os.PathLike[str] | None = None,
+    tick: Tick = untold,
 ) -> DatamodelingScore:
     """The linear datamodeling score of values, by training again without random subsets.
 
@@ -88,12 +107,14 @@ def lds(
         values: by method, a table with `sample_id` and one column per target (`value` where there
             is one target), positive where the sample lowers the loss, as `values()` returns it.
             All tables have the same samples.
-        subsets: how many trainings, at least 10.
+        subsets: how many trainings, at least 10. Of halves, an even number, so that each has its
+            complement among them.
         share: of the samples, what each training leaves out.
         seed: of the subsets.
         removal: see `inrun.truth.retrain`.
         processes: see `inrun.truth.retrain`.
         store: see `inrun.truth.retrain`.
+        tick: `tick(done, all)` is called before the first training and after each.
 
     Raises:
         StoreError: the file is of another question.
@@ -103,17 +124,20 @@ def lds(
         raise MisuseError(f"subsets is {subsets}; a rank correlation needs at least 10 trainings.")
     ids, arrays = _columns(values, utility)
     count = _count(share, len(ids))
-    rng = np.random.default_rng(seed)
-    drawn = [np.sort(rng.permutation(len(ids))[:count]) for _ in range(subsets)]
-    question = {"subsets": [len(ids), count, seed]}
+    halves = abs(2 * count - len(ids)) <= 1
+    if halves and subsets % 2:
+        raise MisuseError(f"subsets is {subsets}; halves are drawn in pairs: pass an even number.")
+    drawn = _drawn(len(ids), count, subsets, seed, in_pairs=halves)
+    question = {"subsets": [len(ids), count, seed], "in_pairs": halves}
     again = Retraining(run, utility, removal, processes, store, question)
     left_out = [[ids[i] for i in rows] for rows in drawn]
-    losses = np.array(again.without({("subset", n): group for n, group in enumerate(left_out)}))
+    groups = {("subset", n): group for n, group in enumerate(left_out)}
+    losses = np.array(again.without(groups, tick))
     rises = losses - np.array(again.full)
     table = []
     for method, array in arrays.items():
         said = np.stack([array[rows].sum(0) for rows in drawn])
-        score, error = _score(said, rises)
+        score, error = _score(said, rises, together=1 + halves)
         table.append(
             {
                 "method": method,
@@ -124,7 +148,8 @@ def lds(
                 "subsets": subsets,
             }
         )
-    return DatamodelingScore(pa.Table.from_pylist(table), losses, left_out)
+    ceiling = _ceiling(rises) if halves else None
+    return DatamodelingScore(pa.Table.from_pylist(table), losses, left_out, ceiling)
 
 
 def removal_curve(
@@ -138,6 +163,7 @@ def removal_curve(
     removal: str = "renormalise",
     processes: int = 0,
     store: str | os.PathLike[str] | None = None,
+    tick: Tick = untold,
 ) -> RemovalCurve:
     """How far the loss rises without the samples that helped most, beside random removals.
 
@@ -151,6 +177,7 @@ def removal_curve(
         removal: see `inrun.truth.retrain`.
         processes: see `inrun.truth.retrain`.
         store: see `inrun.truth.retrain`.
+        tick: `tick(done, all)` is called before the first training and after each.
 
     Raises:
         StoreError: the file is of another question.
@@ -173,7 +200,7 @@ def removal_curve(
     # what a method ranks first is part of the question: other values are another file
     named = {str(key): group for key, group in groups.items()}
     again = Retraining(run, utility, removal, processes, store, {"removals": named})
-    losses = np.array(again.without(groups)) @ weights
+    losses = np.array(again.without(groups, tick)) @ weights
     rises = dict(zip(groups, losses - float(np.array(again.full) @ weights), strict=True))
     table = []
     for share in shares:
@@ -190,6 +217,29 @@ def removal_curve(
             for method in arrays
         ]
     return RemovalCurve(pa.Table.from_pylist(table), controls)
+
+
+def _drawn(
+    samples: int, count: int, subsets: int, seed: int, *, in_pairs: bool
+) -> list[np.ndarray]:
+    """Rows of each subset; in pairs, each is followed by what it leaves."""
+    rng = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
+    while len(found) < subsets:
+        order = rng.permutation(samples)
+        found += [np.sort(order[:count]), *([np.sort(order[count:])] if in_pairs else [])]
+    return found
+
+
+def _ceiling(done: np.ndarray) -> float:
+    """What no sum can score above; (subsets, targets), each half followed by its complement."""
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
+    ranks = rankdata(done, axis=0) - (len(done) + 1) / 2
+    odd = (ranks[::2] - ranks[1::2]) / 2
+    whole = np.square(ranks).sum(0)
+    shares = 2 * np.square(odd).sum(0) / np.where(whole > 0, whole, 1)
+    return float(np.sqrt(shares).mean())
 
 
 def _count(share: float, samples: int) -> int:
@@ -228,15 +278,15 @@ def _columns(
     return ids, found
 
 
-def _score(said: np.ndarray, done: np.ndarray) -> tuple[float, float]:
+def _score(said: np.ndarray, done: np.ndarray, together: int) -> tuple[float, float]:
     """Mean rank correlation over targets, and its standard error; both (subsets, targets).
 
     The error adds what the targets differ by to what the subsets differ by (leaving out one at a
-    time), so it is rather too large than too small.
+    time, or as many as were drawn `together`), so it is rather too large than too small.
     """
     of_targets = _rank_correlations(said, done)
-    n, targets = done.shape
-    keep = ~np.eye(n, dtype=bool)
+    n, targets = len(done) // together, done.shape[1]
+    keep = ~np.repeat(np.eye(n, dtype=bool), together, axis=1)
     each = [float(np.mean(_rank_correlations(said[k], done[k]))) for k in keep]
     variance = (n - 1) * float(np.var(each))
     if targets > 1:

@@ -8,7 +8,7 @@ Same start, same order, same random numbers. One training a sample: slow, and th
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from inrun.errors import MisuseError
 from inrun.truth._results import TrainingResults
 from inrun.utility import Utility, losses_of
+
+Tick = Callable[[int, int], None]
+"""`tick(done, all)`, called before the first training and after each."""
+
+
+def untold(done: int, every: int) -> None:
+    """The tick that says nothing."""
 
 
 class Retrainable(Protocol):
@@ -100,19 +107,24 @@ class Retraining:
         """What the file of results is the answer to."""
         return self._results.question
 
-    def without(self, groups: Mapping[Any, Any]) -> list[list[float]]:
+    def without(self, groups: Mapping[Any, Any], tick: Tick = untold) -> list[list[float]]:
         """By group, the targets' losses after training without it.
 
         Args:
             groups: by the name that the file knows it by, a sample's id or several.
+            tick: says how far it is.
         """
         known = self._results.known
         left = [name for name in groups if name not in known]
         work = _WithoutEach(
             self._run, self._utility, [groups[name] for name in left], self._renormalise
         )
+        done = len(groups) - len(left)
+        tick(done, len(groups))
         for name, losses in zip(left, _run_through(work, self._processes), strict=True):
             self._results.add(name, losses)
+            done += 1
+            tick(done, len(groups))
         return [known[name] for name in groups]
 
 

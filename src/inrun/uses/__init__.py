@@ -28,6 +28,7 @@ from inrun.uses._load import (
     training_again,
     trains_itself,
 )
+from inrun.uses._methods import Contents, bm25, values_by_method
 from inrun.uses._near import near_groups
 from inrun.uses._online import anticipating
 from inrun.uses._prune import Pruning, prune
@@ -46,6 +47,7 @@ __all__ = [
     "Agreement",
     "Comparison",
     "Confounds",
+    "Contents",
     "Difference",
     "Explanation",
     "HarmProfile",
@@ -64,6 +66,7 @@ __all__ = [
     "agreement",
     "agreements",
     "anticipating",
+    "bm25",
     "check_place",
     "check_pruning",
     "class_harm",
@@ -97,6 +100,7 @@ __all__ = [
     "training_again",
     "trains_itself",
     "unjudged",
+    "values_by_method",
     "write_kept",
     "wrong_labels",
 ]

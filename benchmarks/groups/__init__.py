@@ -1,0 +1,1 @@
+"""Do sums of values say what happens when a whole source of samples goes?"""
