@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from inrun.attribution._budget import WithinBudget
 from inrun.attribution._frequency import All, Coin, Frequency, OneInEach
-from inrun.distributed import Processes, is_sharded
+from inrun.distributed import Processes
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.scoring import Scorer, Windows
 
@@ -214,11 +214,6 @@ def _windows(scorer: Scorer, steps: int | None, rank: int = 16, *, books: bool =
                 "signs, or mixes a matrix's elements), and a scoring window's direction is "
                 "formed before its steps. Use scoring=inrun.EveryStep() or inrun.Sampled(4)."
             )
-    if any(map(is_sharded, scorer.optimizers.parameters())):
-        raise NotSupportedError(
-            "A scoring window factorizes whole directions, and this model's parameters are "
-            "sharded (fully_shard). Use scoring=inrun.EveryStep(), or DistributedDataParallel."
-        )
     return Windows(scorer, steps, rank, books=books)
 
 

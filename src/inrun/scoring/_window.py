@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from inrun.capture import Capture, Sketch
+from inrun.distributed import own_part, parts, whole
 from inrun.factors import Basis, Derived, Factor, View, compute_dtype, squared_norms, view_of
 from inrun.optim import Move, as_rows, each_piece
 from inrun.scoring._scorer import Scorer
@@ -115,16 +116,18 @@ class OpenWindow:
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
         moves = self._moves(capture)
-        if last is not None and last.holds(opening, moves):
+        (rests,) = scorer.processes.all([last is not None and last.holds(opening, moves)])
+        if last is not None and rests:
             self._bases = {(name, None): basis for name, basis in last.bases.items()}
         else:
             for name, move in moves.items():
-                Q_K = self._directions(name, move, opening)
+                Q_K = self._directions(capture, name, move, opening)
                 self._bases[name, None] = Basis(Q_K, rank, starts.get(name))
         self.weights: dict[str, Tensor] | None = None
         self._gradients: Mapping[str, Tensor] = {}
         if books:
-            self.weights = {name: p.detach().clone() for name, p in capture.trained.items()}
+            own = {name: own_part(p.detach()) for name, p in capture.trained.items()}
+            self.weights = {name: p.clone() for name, p in own.items()}
             self._gradients = opening.gradients
         elif not audited:
             scorer.validation.forget()  # a copy of the weights per target
@@ -137,11 +140,17 @@ class OpenWindow:
         self.rates = {name: float(move.setting.lr) for name, move in moves.items()}
         return moves
 
-    def _directions(self, name: str, move: Move[Any, Any], at: Evaluation) -> Tensor:
-        """One parameter's directions (K, *shape) per unit of learning rate."""
+    def _directions(
+        self, capture: Capture, name: str, move: Move[Any, Any], at: Evaluation
+    ) -> Tensor:
+        """One parameter's directions (K, *shape) per unit of learning rate.
+
+        Of a sharded one each process forms its own part, and all of them are gathered.
+        """
         gradient_K = at.gradients[name]
         wide = gradient_K.to(compute_dtype(gradient_K))
-        return move.null_directions(wide, self._squares.get(name, 0.0))
+        own_K = move.null_directions(wide, self._squares.get(name, 0.0))
+        return whole(own_K, capture.trained[name])
 
     # ---- within
 
@@ -190,7 +199,7 @@ class OpenWindow:
         for name, move in moves.items():
             if (name, None) not in self._bases:  # it came in between
                 continue
-            Q_K, own = self._directions(name, move, closing), self._bases[name, None]
+            Q_K, own = self._directions(capture, name, move, closing), self._bases[name, None]
             ends[id(own)], told, following.bases[name] = _ends(own, Q_K)
             sums.append(told.double().cpu())
             for basis, push in views[name]:
@@ -223,17 +232,19 @@ class OpenWindow:
         for name, p in capture.trained.items():
             if name not in self.weights:
                 continue
-            shrunk, wide = rate_sums.get(name, 0.0), compute_dtype(p)
+            shrunk, wide, times = rate_sums.get(name, 0.0), compute_dtype(p), parts(p)
             ends = zip(self._gradients[name], closing.gradients[name], strict=True)
             for k, (first, last) in enumerate(ends):
-                arrays = self.weights[name], (p.detach(), first, last), ()
+                arrays = self.weights[name], (own_part(p.detach()), first, last), ()
                 for before, (after, g_first, g_last), _ in each_piece(arrays):
                     twice = (g_first + g_last).reshape(-1).to(wide)
                     moved = (before - after).reshape(-1).to(wide)
-                    sums[0, k] += 0.5 * (twice @ moved).double().cpu()
+                    sums[0, k] += times * 0.5 * (twice @ moved).double().cpu()
                     if shrunk:
                         total = (before + after).reshape(-1).to(wide)
-                        sums[1, k] += shrunk / 4 * (twice @ total).double().cpu()
+                        sums[1, k] += times * shrunk / 4 * (twice @ total).double().cpu()
+        if capture.sharded:  # each process has summed over its own parts
+            sums = self._scorer.processes.mean(sums)
         return sums
 
 
