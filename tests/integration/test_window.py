@@ -534,6 +534,31 @@ def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measure
     np.testing.assert_allclose(*tables, rtol=1e-9)
 
 
+def by_groups(attribution, model):
+    """Clips each layer by a norm of its own, and so by a factor of its own."""
+    for k, layer in enumerate(model):
+        if list(layer.parameters()):
+            nn.utils.clip_grad_norm_(layer.parameters(), 0.01 * (k + 1))
+
+
+def by_steps(attribution, model):
+    """One factor for all, another one in each step."""
+    factor = 1 / (1 + len(attribution.ledger()))
+    for p in model.parameters():
+        p.grad.mul_(factor)
+
+
+@pytest.mark.parametrize("after", [by_groups, by_steps])
+def test_factors_of_steps_and_of_layers_are_each_one_s_own(after, measured, monkeypatch):
+    in_turn = trained_by_hand(3, 11, after=after)
+    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    always = trained_by_hand(3, 11, after=after)
+    tables = [a.values()["value"].to_numpy() for a in (in_turn, always)]
+    np.testing.assert_allclose(*tables, rtol=1e-9)
+    samples = in_turn.ledger()["samples"].to_numpy()
+    assert np.isfinite(samples).all()
+
+
 def test_a_factor_that_no_measured_gradient_tells_is_refused(measured):
     def doubled(attribution, model):
         if len(measured) > 8:
