@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import html
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 import inrun
 from inrun.capture import _probe
 from inrun.capture._measured import Measuring
+from inrun.ledger import windows_in
+from inrun.ledger._windows import least_agreement
 from inrun.report import write_report
 from inrun.scoring import _windowed
 from tests.oracles.window import adam_direction, sgd_direction, window_values
@@ -485,6 +488,30 @@ def test_a_report_is_made_of_a_run_of_windows(tmp_path):
     assert named == ["path-smoothed"] + ["window"] * (STEPS - 1)
     write_report(run, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_the_agreement_of_audits_is_in_the_report_and_in_the_coverage(tmp_path, monkeypatch):
+    monkeypatch.setattr(_windowed, "FIRST_AUDIT", 1)
+    attribution, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1),
+        store=tmp_path / "run",
+    )  # fmt: skip
+    told, read = attribution.windows, windows_in(inrun.load(tmp_path / "run").ledger())
+    assert [(w["first"], w["steps"]) for w in told] == [(w.first, w.steps) for w in read]
+    for live, stored in zip(told, read, strict=True):
+        assert stored.cosine == pytest.approx(live["cosine"], abs=0.006)
+        assert stored.captured == pytest.approx(live["captured"], abs=0.006)
+        assert stored.agreement == pytest.approx(live["agreement"], abs=0.006, nan_ok=True)
+    mean = np.mean([window["cosine"] for window in told])
+    expected = f"rank correlation of {least_agreement(mean):.2g} or more of totals with exact ones"
+    found = told[1]["agreement"]
+    audited = f"1 windows that were scored exactly as well, single visits have {found:.2f}"
+    write_report(inrun.load(tmp_path / "run"), tmp_path / "page.html")
+    covered = attribution.coverage()["contraction"].to_pylist()
+    page = html.unescape((tmp_path / "page.html").read_text())
+    for words in (*covered, page):
+        assert expected in words
+        assert audited in words
 
 
 def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():

@@ -28,7 +28,8 @@ import torch
 
 from inrun.attribution._frequency import Frequency, draw
 from inrun.distributed import Processes
-from inrun.scoring import AUDITED, LONGEST, TOLD, Windows
+from inrun.ledger import TOLD
+from inrun.scoring import AUDITED, LONGEST, Windows
 
 KINDS = {"plain": 24, "first": 9, "exact": 9, "opening": 9, "inside": 24, "border": 9, "audited": 9}
 """Kinds of step, and how many times of each are looked at: left out; scored among the unusual first
@@ -203,15 +204,19 @@ class WithinBudget(Frequency):
         if self._again or not self._tried:  # a trial begins
             self._settle("inside", "border")
             self._again, self._tried = 0, len(windows.told) + 1
-        n: int | None = TRIAL
+        n = TRIAL
         if len(self._times["border"]) >= ENOUGH:
             audits = extra / AUDITED
-            n = self._shortest(self._allowed(step), audits) or self._shortest(self._share, audits)
-            seen = [w.cosine for w in windows.told[self._tried - 1 :][-3:] if w.steps <= (n or 0)]
+            fits = self._shortest(self._allowed(step), audits)
+            fits = fits or self._shortest(self._share, audits)
+            seen = [
+                w.cosine for w in windows.told[self._tried - 1 :][-3:] if w.steps <= (fits or 0)
+            ]
             turned = len(seen) == 3 and median(seen) < TOLD
-            if n is None or turned:
+            if fits is None or turned:
                 self._again = AGAIN * step
                 return False
+            n = fits
             cost = self._of_windows(n) + audits
             expected = windows.told[-1].expected
             self._decide(

@@ -12,14 +12,12 @@ from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
-from inrun.scoring._window import LONGEST, TOLD, ClosedWindow
+from inrun.scoring._window import LONGEST
 from inrun.scoring._windowed import AUDITED, Windows
 
 __all__ = [
     "AUDITED",
     "LONGEST",
-    "TOLD",
-    "ClosedWindow",
     "DirectionWatcher",
     "Edited",
     "MemoryMark",

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -31,47 +30,6 @@ from inrun.utility import Evaluation, require_finite
 CAPTURED = 0.7  # of the closing direction: below it a layer keeps the opening one
 STEADY, TURNED = 0.9, 0.7  # cosines of both ends above and below which n is doubled and halved
 LONGEST = 20
-TOLD = 0.6  # a cosine below which the user is warned
-LEAST = ((0.9, 0.99), (0.8, 0.97), (0.75, 0.9), (0.7, 0.87), (0.65, 0.8), (0.45, 0.64), (0.3, 0.43))
-"""(cosine of the ends, rank correlation of totals with exact values from there on): the least of
-the trainings of benchmarks.window, by their windows' mean cosine. Pearson's R says less: on its
-language model it was 0.1 where ranks agree to 0.97."""
-
-
-class ClosedWindow(NamedTuple):
-    """What is known of a closed window.
-
-    `first` and `steps`; `cosine` of its ends' directions; `captured`, the share of the closing one
-    that the bases hold; `residual`, of its books, over the size of their entries; NaN without.
-    `agreement`: the rank correlation of its visits with exact ones, where it was audited, else NaN.
-    """
-
-    first: int
-    steps: int
-    cosine: float
-    captured: float
-    residual: float
-    agreement: float = nan
-
-    @property
-    def expected(self) -> float:
-        """The least rank correlation with exact values that trainings of such a cosine had."""
-        return next((least for cosine, least in LEAST if self.cosine >= cosine), 0.35)
-
-    @property
-    def turned(self) -> bool:
-        """Whether the validation gradient went another way at its end."""
-        return self.cosine < TOLD
-
-    def words(self) -> str:
-        """For a row of the books."""
-        audited = f"; its own visits have {self.agreement:.2f}" if isfinite(self.agreement) else ""
-        return (
-            f"steps {self.first} to {self.first + self.steps - 1}, cosine of its ends "
-            f"{self.cosine:.2f}, {self.captured:.0%} of the closing direction captured: "
-            f"trainings of such windows had a rank correlation of {self.expected:.2g} or more with "
-            f"exact values{audited}"
-        )
 
 
 class Ends(NamedTuple):

@@ -18,16 +18,15 @@ from torch import Tensor
 from inrun.capture import Capture, Sketch
 from inrun.errors import MisuseError
 from inrun.factors import Factor
-from inrun.ledger import WITHIN_WINDOW, Entries
+from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
 from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, Following, OpenWindow
+from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
 
-AUDIT = "a scoring window's audit"
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
@@ -148,7 +147,7 @@ class Windows:
         self._note(told)
         note = f"{WITHIN_WINDOW}: {told.words()}"
         entries = [entry._replace(note=note) for entry in entries]
-        entries[-1] = last._replace(note=f"a scoring window's books: {told.words()}")
+        entries[-1] = last._replace(note=f"{BOOKS}: {told.words()}")
         return [
             (step, Scored(found, entry, "window"))
             for step, found, entry in zip(steps, owned, entries, strict=True)
