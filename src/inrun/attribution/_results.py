@@ -119,14 +119,16 @@ class Results:
         return self._loop.watch.overhead
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """Which share of the steps was scored, and what that costs in accuracy.
 
         `steps` taken and `scored`; `relative_error`, the totals' standard error over their size,
         root mean squares over all samples, those without a scored step among them; infinite where
         too few steps were scored to tell. With `inrun.Budget` also `every` and `parts` (of the
         validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
-        `extra`, what scoring adds to a step's time, and `expected`, to the training's.
+        `extra`, what scoring adds to a step's time, `expected`, to the training's from now on, and
+        `spent`, so far in plain steps; `window`, the steps of scoring windows (0: none in use), and
+        `choice`, a sentence on what is done and which accuracy to expect of it.
         """
         error = self._record.relative_error
         counts = {"steps": float(self._loop.taken), "scored": float(self._loop.booking.scored)}
