@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import inrun
-from inrun.factors import LowRankContraction
+from inrun.factors import LowRankContraction, _sketch
 from inrun.ledger import read_state, write_state
 from tests.processes import leave_together
 from tests.settings import flat
@@ -66,6 +66,21 @@ CASES = {
     },
     "windows, fewer": {"scoring": inrun.Window(2, exact=1), "smoothed_steps": 0, "rows": 2},
     "rotating": {"smoothed_steps": 0, "rotating": 3},
+    "sharded, windows": {
+        "scoring": inrun.Window(2, exact=1, rank=3), "smoothed_steps": 0, "sharded": True,
+        "whole": 20,
+    },
+    "sharded, windows, accumulated, fewer": {
+        "scoring": inrun.Window(2, exact=1), "smoothed_steps": 0, "sharded": True, "parts": 2,
+        "rows": 2,
+    },
+    "sharded and replicated, windows": {
+        "scoring": inrun.Window(2, exact=1, rank=3), "smoothed_steps": 0, "sharded": True,
+        "replicas": True, "whole": 20,
+    },
+    "windows of a low rank": {
+        "scoring": inrun.Window(2, exact=1, rank=2), "smoothed_steps": 0, "whole": 20,
+    },
     "sharded, paid out": {"smoothed_steps": 0, "momentum_window": 2, "sharded": True},
     "sharded, paid out, clipped by value": {
         "smoothed_steps": 0, "momentum_window": 2, "sharded": True, "value_clip": 0.02, "rows": 2,
@@ -154,8 +169,9 @@ def terms(model, batch):
 
 def run(folder, name, *, parts=1, rows=6, value_clip=None, split=False, dtype=torch.float64,
         eps=1e-8, sharded=False, replicas=False, rotating=1,
-        summed=False, penalty=0.0, **options):  # fmt: skip
+        summed=False, penalty=0.0, whole=_sketch.WHOLE, **options):  # fmt: skip
     """One case; the loss is the mean over the global batch, however it is spread."""
+    _sketch.WHOLE = whole  # elements up to which a window keeps shares themselves
     several = dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     x, y = data()

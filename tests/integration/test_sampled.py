@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.attribution import _frequency
+from inrun.attribution import _budget, _frequency
 from inrun.errors import MisuseError
 from tests.settings import flat
 
@@ -186,8 +186,8 @@ class Clock:
 @pytest.mark.parametrize(("share", "every"), [(0.055, 6), (0.11, 3), (0.4, 1), (1e-6, 1000)])
 def test_a_budget_finds_the_frequency_that_keeps_it(monkeypatch, share, every):
     clock = Clock()
-    monkeypatch.setattr(_frequency, "time", clock)
-    budget = _frequency.WithinBudget(share, inrun.distributed.Processes())
+    monkeypatch.setattr(_budget, "time", clock)
+    budget = _budget.WithinBudget(share, inrun.distributed.Processes())
     weights = []
     for step in range(1, 4000):
         weights.append(budget.weight(step))
@@ -206,15 +206,15 @@ def test_a_budget_halves_the_validation_rows_before_it_leaves_steps_out(
     monkeypatch, share, parts, every
 ):
     clock = Clock()
-    monkeypatch.setattr(_frequency, "time", clock)
-    budget = _frequency.WithinBudget(share, inrun.distributed.Processes(), halves=True)
+    monkeypatch.setattr(_budget, "time", clock)
+    budget = _budget.WithinBudget(share, inrun.distributed.Processes(), halves=True)
     for step in range(1, 4000):
         scored = budget.weight(step) > 0
         clock.now += 1.0 + scored * (0.3 if budget.parts == 1 else 0.15)
     told = budget.describe()
     assert (told["parts"], told["every"]) == (parts, every)
     assert told["expected"] <= share * 1.0001
-    again = _frequency.WithinBudget(share, inrun.distributed.Processes(), halves=True)
+    again = _budget.WithinBudget(share, inrun.distributed.Processes(), halves=True)
     again.restore(budget.state())
     assert again.describe() == told
 

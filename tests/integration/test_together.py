@@ -258,9 +258,10 @@ def test_a_scaler_that_skips_one_of_them_leaves_the_other_s_step_scored(overflow
             utility = inrun.Utility(loss_fn, (x[20:], y[20:]))
             options = inrun.Options(progress=False, contraction="dense")
             attribution = inrun.attach(model, optimizers, utility, scoring=scoring, options=options)
-        expected = []
+        expected, seen = [], []
         for step in range(6):
-            before = loss_fn(model, (x[20:], y[20:])).item()
+            judged = loss_fn(model, (x[20:], y[20:]))
+            before, opening = judged.item(), torch.autograd.grad(judged, list(model.parameters()))
             with attribution.batch(range(8)) if scored else nullcontext():
                 scaler.scale(loss_fn(model, (x[:8], y[:8]))).backward()
             if step == 3:
@@ -268,21 +269,40 @@ def test_a_scaler_that_skips_one_of_them_leaves_the_other_s_step_scored(overflow
                     model[2 * overflows].weight.grad[0, 0] = float("inf")
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
+            shares = [p.grad.clone() for p in model.parameters()]
+            weights = [p.detach().clone() for p in model.parameters()]
             for optimizer in optimizers:
                 scaler.step(optimizer)
+            trained = list(model.parameters())
+            moved = [not torch.equal(p, w) for p, w in zip(trained, weights, strict=True)]
+            seen.append((opening, [g if m else None for g, m in zip(shares, moved, strict=True)]))
             scaler.update()
             for optimizer in optimizers:
                 optimizer.zero_grad()
             expected.append(before - loss_fn(model, (x[20:], y[20:])).item())
-        return list(model.parameters()), expected, attribution
+        last = torch.autograd.grad(loss_fn(model, (x[20:], y[20:])), list(model.parameters()))
+        seen.append((last, None))
+        return list(model.parameters()), expected, attribution, seen
 
-    plain, _, _ = loop(scored=False)
-    trained, fall, attribution = loop(scored=True)
+    plain, *_ = loop(scored=False)
+    trained, fall, attribution, seen = loop(scored=True)
     attribution.detach()
     assert all(torch.equal(p, q) for p, q in zip(plain, trained, strict=True))
     ledger = attribution.ledger()
     assert ledger["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
     samples = ledger["samples"].to_numpy()
-    # the trapezoid's error alone; in a window also that of directions between its ends
-    near = 2e-2 if isinstance(scoring, inrun.EveryStep) else 0.15
-    np.testing.assert_allclose(samples, fall, rtol=near)
+    if isinstance(scoring, inrun.EveryStep):
+        np.testing.assert_allclose(samples, fall, rtol=2e-2)  # the trapezoid's error alone
+        return
+    # In windows directions lie on the line between those of the ends, whatever moved at which step:
+    # that is what values must be to rounding. How far it is from the fall is the window's to tell.
+    for first, last in ((1, 4), (4, 6)):
+        for step in range(first, last):
+            x = (step - first + 0.5) / (last - first)
+            rates = (0.05, 0.05, 0.1, 0.1)
+            ends = zip(seen[first][0], seen[last][0], seen[step][1], rates, strict=True)
+            rows = [r * (torch.lerp(a, b, x) * g).sum() for a, b, g, r in ends if g is not None]
+            assert samples[step] == pytest.approx(float(sum(rows)), rel=1e-9)
+    assert [len([g for g in shares or () if g is not None]) for _, shares in seen[:-1]] == [
+        4, 4, 4, 2, 4, 4,
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import html
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 import inrun
 from inrun.capture import _probe
 from inrun.capture._measured import Measuring
+from inrun.ledger import windows_in
+from inrun.ledger._windows import least_agreement
 from inrun.report import write_report
 from inrun.scoring import _windowed
 from tests.oracles.window import adam_direction, sgd_direction, window_values
@@ -487,6 +490,30 @@ def test_a_report_is_made_of_a_run_of_windows(tmp_path):
     assert (tmp_path / "page.html").stat().st_size > 1000
 
 
+def test_the_agreement_of_audits_is_in_the_report_and_in_the_coverage(tmp_path, monkeypatch):
+    monkeypatch.setattr(_windowed, "FIRST_AUDIT", 1)
+    attribution, _, _ = attributed(
+        MODELS["linear"], OPTIMIZERS["adamw"][0], inrun.Window(3, exact=1),
+        store=tmp_path / "run",
+    )  # fmt: skip
+    told, read = attribution.windows, windows_in(inrun.load(tmp_path / "run").ledger())
+    assert [(w["first"], w["steps"]) for w in told] == [(w.first, w.steps) for w in read]
+    for live, stored in zip(told, read, strict=True):
+        assert stored.cosine == pytest.approx(live["cosine"], abs=0.006)
+        assert stored.captured == pytest.approx(live["captured"], abs=0.006)
+        assert stored.agreement == pytest.approx(live["agreement"], abs=0.006, nan_ok=True)
+    mean = np.mean([window["cosine"] for window in told])
+    expected = f"rank correlation of {least_agreement(mean):.2g} or more of totals with exact ones"
+    found = told[1]["agreement"]
+    audited = f"1 windows that were scored exactly as well, single visits have {found:.2f}"
+    write_report(inrun.load(tmp_path / "run"), tmp_path / "page.html")
+    covered = attribution.coverage()["contraction"].to_pylist()
+    page = html.unescape((tmp_path / "page.html").read_text())
+    for words in (*covered, page):
+        assert expected in words
+        assert audited in words
+
+
 def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():
     model, (x, y) = built(MODELS["linear"]), data()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -532,6 +559,31 @@ def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measure
         a.values()["value"].to_numpy() for a in (in_turn, trained_by_hand(3, 11, after=after))
     ]
     np.testing.assert_allclose(*tables, rtol=1e-9)
+
+
+def by_groups(attribution, model):
+    """Clips each layer by a norm of its own, and so by a factor of its own."""
+    for k, layer in enumerate(model):
+        if list(layer.parameters()):
+            nn.utils.clip_grad_norm_(layer.parameters(), 0.01 * (k + 1))
+
+
+def by_steps(attribution, model):
+    """One factor for all, another one in each step."""
+    factor = 1 / (1 + len(attribution.ledger()))
+    for p in model.parameters():
+        p.grad.mul_(factor)
+
+
+@pytest.mark.parametrize("after", [by_groups, by_steps])
+def test_factors_of_steps_and_of_layers_are_each_one_s_own(after, measured, monkeypatch):
+    in_turn = trained_by_hand(3, 11, after=after)
+    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    always = trained_by_hand(3, 11, after=after)
+    tables = [a.values()["value"].to_numpy() for a in (in_turn, always)]
+    np.testing.assert_allclose(*tables, rtol=1e-9)
+    samples = in_turn.ledger()["samples"].to_numpy()
+    assert np.isfinite(samples).all()
 
 
 def test_a_factor_that_no_measured_gradient_tells_is_refused(measured):

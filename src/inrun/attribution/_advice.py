@@ -10,9 +10,9 @@ from torch import nn
 from inrun.capture import Capture, Coverage
 from inrun.distributed import Processes
 from inrun.errors import InRunWarning
+from inrun.ledger import ClosedWindow
 from inrun.momentum import Holding
 from inrun.optim import Together
-from inrun.scoring import ClosedWindow
 from inrun.utility import Utility, is_repeatable
 
 

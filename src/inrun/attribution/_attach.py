@@ -113,12 +113,9 @@ def attach(
     # streaming sees the opening rows alone, and keeps no shares to smooth
     halves = not kind.contracts_early and utility.can_split(2)
     smoothed = 0 if kind.contracts_early else options.smoothed_steps
-    frequency = scoring.frequency(processes, halves)
     agreed(processes, partial(require_divisible, utility, model))
     utility = weighed(utility, model, processes)
-    extra: Extra = (
-        "paid_out" if momentum_window else "standard_error" if frequency.sampled else None
-    )
+    extra: Extra = "paid_out" if momentum_window else "standard_error" if scoring.sampled else None
     folder = None
     if store is not None:  # the first process has it; where that fails all say so
         folder = agreed(
@@ -135,9 +132,13 @@ def attach(
         tensor_store = tensor_store_of(place)
         window = Payouts(momentum_window, paying, len(utility.targets), tensor_store, processes)
     scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
+    fit = direction.name == "path" and options.capture == "hold" and not momentum_window
+    windows = scoring.windows(scorer) if fit else None
+    frequency = scoring.frequency(processes, halves, windows)
     attribution = Attribution(
-        model, utility, scorer, window, folder, frequency, extra, options, scoring.windows(scorer)
-    )
+        model, utility, scorer, window, folder, frequency, extra, options, windows,
+        sampled=scoring.sampled,
+    )  # fmt: skip
     if window is not None:
         window.adopt(None if folder is None else folder.run)  # once the store is locked
     return attribution

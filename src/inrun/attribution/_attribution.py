@@ -47,6 +47,8 @@ class Attribution(Batches, Results):
         extra: Extra,
         options: Options,
         windows: Windows | None = None,
+        *,
+        sampled: bool = False,
     ):
         self._model, self._utility = model, utility
         self._scorer, self._window = scorer, window
@@ -66,7 +68,7 @@ class Attribution(Batches, Results):
             "targets": list(utility.targets),
             "weights": list(utility.weights),
             "capture": options.capture if windows is None else "window",
-            "sampled": frequency.sampled,
+            "sampled": sampled,
             "payout": 0 if window is None else window.window,
         }
         agreed(scorer.processes, lambda: None if folder is None else folder.create())
@@ -117,7 +119,7 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
-        if self._windows is not None:
+        if self._windows is not None and not self._loop.leave_windows():
             raise NotSupportedError(
                 "An audit needs the shares of the steps that it plays out, and a scoring window "
                 "keeps sketches of them. Audit a run with scoring=inrun.EveryStep()."
@@ -161,7 +163,7 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        if self._windows is not None:
+        if self._windows is not None and not self._loop.leave_windows():
             raise NotSupportedError(
                 "Values per token need each step's own direction, and a scoring window has one for "
                 "all its steps. Attach with scoring=inrun.EveryStep()."

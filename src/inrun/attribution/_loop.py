@@ -184,7 +184,7 @@ class Loop(Passes):
             return
         try:
             with self.watch:
-                results = step.results(self.capture, self._tokens)
+                results = self._with_news(step.results(self.capture, self._tokens))
                 for past, scored in results:
                     if self._tokens is not None:
                         self._tokens.scored(past.number, past.weight, scored.values)
@@ -198,6 +198,23 @@ class Loop(Passes):
             raise
         finally:
             self.forget()
+
+    def _with_news(self, results: list[tuple[Step, Scored]]) -> list[tuple[Step, Scored]]:
+        """With what the budget decided in the note of the first of them."""
+        news = self.frequency.news
+        if not news or not results:
+            return results
+        self.frequency.news = ""
+        (step, scored), *rest = results
+        note = "; ".join(filter(None, (scored.entries.note, f"the budget's choice: {news}")))
+        return [(step, scored._replace(entries=scored.entries._replace(note=note))), *rest]
+
+    def leave_windows(self) -> bool:
+        """Goes on without scoring windows, which an audit cannot do with; False where it cannot."""
+        if not self.frequency.leave_windows():
+            return False
+        self.close_window()
+        return True
 
     def close_window(self) -> None:
         """See `Passes.close_window`: by a validation pass now."""

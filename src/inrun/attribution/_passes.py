@@ -114,8 +114,10 @@ class Passes(ABC):
                 weight = self.frequency.weight(self.taken + 1)
                 self._scorer.validation.deal(self.frequency.parts)
                 number = self.taken + 1
-                windowed = None if self._windows is None else self._windows.step(number)
-                self._step = windowed or Step(self._scorer, number, weight, self._window)
+                if self._windows is not None and self.frequency.windowed:
+                    self._step = self._windows.step(number)
+                else:
+                    self._step = Step(self._scorer, number, weight, self._window)
         return self._step
 
     def _begin_pass(self, step: Step) -> None:

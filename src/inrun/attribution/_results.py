@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
-from inrun.ledger import TOTAL
+from inrun.ledger import TOTAL, expectation
 from inrun.scoring import Scorer, Windows
 
 
@@ -78,13 +78,17 @@ class Results:
             squared norm of what gradients moved, learning rate and all, in the last step in which
             it was measured: the 1st, 2nd, 4th and so on, or every one where something is not
             captured), `sample_axis` ('measured' or 'assumed'),
-            `contraction` ('dense', or the rank and its measured relative error).
+            `contraction` ('dense', or the rank and its measured relative error; where steps were
+            scored in windows also how far their values agree with exact ones).
         """
         table = self._loop.capture.coverage.table()
         how = [
             self._scorer.contraction.describe(row["parameter"]) if row["captured_as"] else ""
             for row in table.to_pylist()
         ]
+        windows = "" if self._windows is None else expectation(self._windows.told)
+        if windows:
+            how = [f"{one}; {windows}" if one else "" for one in how]
         return table.append_column("contraction", pa.array(how, pa.string()))
 
     @property
@@ -115,14 +119,16 @@ class Results:
         return self._loop.watch.overhead
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """Which share of the steps was scored, and what that costs in accuracy.
 
         `steps` taken and `scored`; `relative_error`, the totals' standard error over their size,
         root mean squares over all samples, those without a scored step among them; infinite where
         too few steps were scored to tell. With `inrun.Budget` also `every` and `parts` (of the
         validation rows, one a pass), as they are now, and as soon as both kinds of step were timed
-        `extra`, what scoring adds to a step's time, and `expected`, to the training's.
+        `extra`, what scoring adds to a step's time, `expected`, to the training's from now on, and
+        `spent`, so far in plain steps; `window`, the steps of scoring windows (0: none in use), and
+        `choice`, a sentence on what is done and which accuracy to expect of it.
         """
         error = self._record.relative_error
         counts = {"steps": float(self._loop.taken), "scored": float(self._loop.booking.scored)}

@@ -6,8 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
-from inrun.attribution._frequency import All, Coin, Frequency, OneInEach, WithinBudget
-from inrun.distributed import Processes, is_sharded
+from inrun.attribution._budget import WithinBudget
+from inrun.attribution._frequency import All, Coin, Frequency, OneInEach
+from inrun.distributed import Processes
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.scoring import Scorer, Windows
 
@@ -51,12 +52,15 @@ class Scoring(ABC):
         """Whether steps may be left out."""
 
     @abstractmethod
-    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+    def frequency(
+        self, processes: Processes, halves: bool = False, windows: Windows | None = None
+    ) -> Frequency:
         """What is asked at each step's beginning.
 
         Args:
             processes: of the training.
             halves: whether validation rows can be split into halves.
+            windows: what `windows` gave, if they can be used.
         """
 
     def windows(self, scorer: Scorer) -> Windows | None:
@@ -83,7 +87,9 @@ class EveryStep(Scoring):
 
     sampled = False
 
-    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+    def frequency(
+        self, processes: Processes, halves: bool = False, windows: Windows | None = None
+    ) -> Frequency:
         """Every step."""
         return All()
 
@@ -126,7 +132,9 @@ class Sampled(Scoring):
         """Whether steps are left out."""
         return self.every != 1
 
-    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+    def frequency(
+        self, processes: Processes, halves: bool = False, windows: Windows | None = None
+    ) -> Frequency:
         """One step of each n, or each by itself with a probability."""
         if self.every == 1:
             return All()
@@ -181,34 +189,43 @@ class Window(Scoring):
                 "validation_parts and validation_every. Longer windows cost less."
             )
 
-    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
+    def frequency(
+        self, processes: Processes, halves: bool = False, windows: Windows | None = None
+    ) -> Frequency:
         """Every step: a window scores all of its steps."""
-        return All()
+        return All(self.exact)
 
     def windows(self, scorer: Scorer) -> Windows:
-        """See `Scoring.windows`: the direction is formed before steps, in one process."""
-        for member, rule in zip(scorer.optimizers.members, scorer.optimizers.rules, strict=True):
-            if not rule.elementwise or rule.jumps:
-                raise NotSupportedError(
-                    f"{type(member).__name__} has no slope before its gradient is known (it takes "
-                    "signs, or mixes a matrix's elements), and a scoring window's direction is "
-                    "formed before its steps. Use scoring=inrun.EveryStep() or inrun.Sampled(4)."
-                )
-        if any(map(is_sharded, scorer.optimizers.parameters())):
-            raise NotSupportedError(
-                "A scoring window factorizes whole directions, and this model's parameters are "
-                "sharded (fully_shard). Use scoring=inrun.EveryStep(), or DistributedDataParallel."
-            )
+        """See `Scoring.windows`."""
         steps = self.steps if isinstance(self.steps, int) else None
-        return Windows(scorer, steps, self.rank, self.exact, books=self.books)
+        return _windows(scorer, steps, self.rank, books=self.books)
+
+
+def _windows(scorer: Scorer, steps: int | None, rank: int = 16, *, books: bool = True) -> Windows:
+    """Windows whose direction is formed before their steps.
+
+    Raises:
+        NotSupportedError: see `Scoring.windows`.
+    """
+    for member, rule in zip(scorer.optimizers.members, scorer.optimizers.rules, strict=True):
+        if not rule.elementwise or rule.jumps:
+            raise NotSupportedError(
+                f"{type(member).__name__} has no slope before its gradient is known (it takes "
+                "signs, or mixes a matrix's elements), and a scoring window's direction is "
+                "formed before its steps. Use scoring=inrun.EveryStep() or inrun.Sampled(4)."
+            )
+    return Windows(scorer, steps, rank, books=books)
 
 
 @dataclass(frozen=True, repr=False)
 class Budget(Scoring):
-    """As many steps are scored as a share of the training's time allows.
+    """What is scored is what a share of the training's time allows.
 
-    Both kinds of step are timed, and how many are scored is adapted. Before steps are left out,
-    each validation pass looks at half of the rows. `Attribution.sampling` says what came of it.
+    For some tens of steps each way to score is timed. Then, whichever is the first that the share
+    pays for: every step; every step by half of the validation rows per pass; scoring windows, as
+    short as it pays for (see `Window`), where the validation gradient does not turn within them;
+    or one random step in n. `Attribution.sampling` says what was chosen, what it costs, and which
+    accuracy to expect; so does the note of the ledger's first row from then on.
 
     Args:
         share: of the training's time that scoring may add: 0.05 for 5 %.
@@ -237,6 +254,17 @@ class Budget(Scoring):
                 "scoring may add, such as 0.05, or use inrun.attach only where needed."
             )
 
-    def frequency(self, processes: Processes, halves: bool = False) -> Frequency:
-        """One step of each n, by the times that are taken while it trains."""
-        return WithinBudget(float(self.share), processes, halves)
+    def frequency(
+        self, processes: Processes, halves: bool = False, windows: Windows | None = None
+    ) -> Frequency:
+        """What the times that are taken while it trains decide."""
+        return WithinBudget(float(self.share), processes, halves, windows)
+
+    def windows(self, scorer: Scorer) -> Windows | None:
+        """See `Scoring.windows`: where they are not known others are chosen among."""
+        if self.validation_parts > 1 or self.validation_every > 1:
+            return None
+        try:
+            return _windows(scorer, 1)
+        except NotSupportedError:
+            return None

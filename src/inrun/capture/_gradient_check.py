@@ -315,7 +315,11 @@ class GradientCheck:
             return dict.fromkeys(names, 1.0)
         noise = max(map(self._noise(self._marks), self._parameters), default=0.0)
         found = factors({name: self._change(name, m) for name, m in now.items()}, noise)
-        return found if len(found) == len(names) else self._with_unmeasured(names, found)
+        if len(found) < len(names):
+            return self._with_unmeasured(names, found)
+        if len({k for n, k in found.items() if self._marks[n].norm > 0}) > 1:
+            self._schedule.stop_turns()  # who is not measured is not told by the others
+        return found
 
     def _with_unmeasured(
         self, names: list[str], found: Mapping[str, float | None]

@@ -51,17 +51,22 @@ from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
 from inrun.ledger._store import RunFolder
 from inrun.ledger._tokens import TokenFolder, token_parts
+from inrun.ledger._windows import AUDIT, BOOKS, TOLD, ClosedWindow, expectation, windows_in
 
 __all__ = [
     "AROUND",
+    "AUDIT",
+    "BOOKS",
     "CIRCUMSTANCES",
     "ENTRIES",
     "JUMP",
     "LEDGER",
     "NO_PASS",
     "OTHER_ROWS",
+    "TOLD",
     "TOTAL",
     "WITHIN_WINDOW",
+    "ClosedWindow",
     "Entries",
     "Extra",
     "Ids",
@@ -79,6 +84,7 @@ __all__ = [
     "balance",
     "books_of",
     "deviations",
+    "expectation",
     "in_present_columns",
     "is_rounding",
     "known_residual_shares",
@@ -103,6 +109,7 @@ __all__ = [
     "totals",
     "unpack_state",
     "usual_of",
+    "windows_in",
     "write_content",
     "write_document",
     "write_state",

@@ -7,7 +7,13 @@ import pyarrow as pa
 from scipy.stats import norm
 
 from inrun.errors import StoreError
-from inrun.ledger import known_residual_shares, relative_error, totals
+from inrun.ledger import (
+    expectation,
+    known_residual_shares,
+    relative_error,
+    totals,
+    windows_in,
+)
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
 from inrun.uses import FEWEST, TIMES, agreement, confounds
@@ -97,6 +103,9 @@ def evidence(of: Contents) -> list[str]:
         + " ".join(dict.fromkeys(n for n in ledger["note"].to_pylist() if n))
     ]
     said += agreement(of.run, of.table).sentences()
+    windows = expectation(windows_in(ledger))
+    if windows:
+        said.append(f"{windows[0].upper()}{windows[1:]}.")
     said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).sentences()[:1]]
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))

@@ -12,11 +12,12 @@ from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
-from inrun.scoring._window import ClosedWindow
-from inrun.scoring._windowed import Windows
+from inrun.scoring._window import LONGEST
+from inrun.scoring._windowed import AUDITED, Windows
 
 __all__ = [
-    "ClosedWindow",
+    "AUDITED",
+    "LONGEST",
     "DirectionWatcher",
     "Edited",
     "MemoryMark",

@@ -35,7 +35,8 @@ class Validation:
     """Holds what must survive from one step to the next: the last closing pass."""
 
     def __init__(self, model: nn.Module, utility: Utility, processes: Processes):
-        self._model, self._utility, self._processes = model, utility, processes
+        self._model, self._whole, self._processes = model, utility, processes
+        self._utility = utility
         self.surroundings = Surroundings(model, utility.loss_fn)
         self._last: _Pass | None = None
         self._passes = 0
@@ -45,9 +46,12 @@ class Validation:
         self.weights_edited = False  # whether weights moved between steps without being scored
 
     def deal(self, parts: int) -> None:
-        """Passes look at one of so many parts of the rows from now on, unless they do already."""
-        if parts > 1 and self._utility.rotating == 1:
-            self._utility = self._utility.split(parts)
+        """Passes look at one of so many parts of the rows from now on, unless they did at first."""
+        if self._whole.rotating == 1 and parts != self._utility.rotating:
+            self._utility = (
+                self._whole.split(parts, self._whole.refresh) if parts > 1 else self._whole
+            )
+            self._last = None  # a step's passes look at parts of one division
 
     @property
     def judged(self) -> str:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrun.capture import Capture, Sketch
+from inrun.distributed import own_part, parts, whole
 from inrun.factors import Basis, Derived, Factor, View, compute_dtype, squared_norms, view_of
 from inrun.optim import Move, as_rows, each_piece
 from inrun.scoring._scorer import Scorer
@@ -30,47 +30,6 @@ from inrun.utility import Evaluation, require_finite
 CAPTURED = 0.7  # of the closing direction: below it a layer keeps the opening one
 STEADY, TURNED = 0.9, 0.7  # cosines of both ends above and below which n is doubled and halved
 LONGEST = 20
-TOLD = 0.6  # a cosine below which the user is warned
-LEAST = ((0.9, 0.99), (0.8, 0.97), (0.75, 0.9), (0.7, 0.87), (0.65, 0.8), (0.45, 0.64), (0.3, 0.43))
-"""(cosine of the ends, rank correlation of totals with exact values from there on): the least of
-the trainings of benchmarks.window, by their windows' mean cosine. Pearson's R says less: on its
-language model it was 0.1 where ranks agree to 0.97."""
-
-
-class ClosedWindow(NamedTuple):
-    """What is known of a closed window.
-
-    `first` and `steps`; `cosine` of its ends' directions; `captured`, the share of the closing one
-    that the bases hold; `residual`, of its books, over the size of their entries; NaN without.
-    `agreement`: the rank correlation of its visits with exact ones, where it was audited, else NaN.
-    """
-
-    first: int
-    steps: int
-    cosine: float
-    captured: float
-    residual: float
-    agreement: float = nan
-
-    @property
-    def expected(self) -> float:
-        """The least rank correlation with exact values that trainings of such a cosine had."""
-        return next((least for cosine, least in LEAST if self.cosine >= cosine), 0.35)
-
-    @property
-    def turned(self) -> bool:
-        """Whether the validation gradient went another way at its end."""
-        return self.cosine < TOLD
-
-    def words(self) -> str:
-        """For a row of the books."""
-        audited = f"; its own visits have {self.agreement:.2f}" if isfinite(self.agreement) else ""
-        return (
-            f"steps {self.first} to {self.first + self.steps - 1}, cosine of its ends "
-            f"{self.cosine:.2f}, {self.captured:.0%} of the closing direction captured: "
-            f"trainings of such windows had a rank correlation of {self.expected:.2g} or more with "
-            f"exact values{audited}"
-        )
 
 
 class Ends(NamedTuple):
@@ -115,16 +74,18 @@ class OpenWindow:
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
         moves = self._moves(capture)
-        if last is not None and last.holds(opening, moves):
+        (rests,) = scorer.processes.all([last is not None and last.holds(opening, moves)])
+        if last is not None and rests:
             self._bases = {(name, None): basis for name, basis in last.bases.items()}
         else:
             for name, move in moves.items():
-                Q_K = self._directions(name, move, opening)
+                Q_K = self._directions(capture, name, move, opening)
                 self._bases[name, None] = Basis(Q_K, rank, starts.get(name))
         self.weights: dict[str, Tensor] | None = None
         self._gradients: Mapping[str, Tensor] = {}
         if books:
-            self.weights = {name: p.detach().clone() for name, p in capture.trained.items()}
+            own = {name: own_part(p.detach()) for name, p in capture.trained.items()}
+            self.weights = {name: p.clone() for name, p in own.items()}
             self._gradients = opening.gradients
         elif not audited:
             scorer.validation.forget()  # a copy of the weights per target
@@ -137,11 +98,17 @@ class OpenWindow:
         self.rates = {name: float(move.setting.lr) for name, move in moves.items()}
         return moves
 
-    def _directions(self, name: str, move: Move[Any, Any], at: Evaluation) -> Tensor:
-        """One parameter's directions (K, *shape) per unit of learning rate."""
+    def _directions(
+        self, capture: Capture, name: str, move: Move[Any, Any], at: Evaluation
+    ) -> Tensor:
+        """One parameter's directions (K, *shape) per unit of learning rate.
+
+        Of a sharded one each process forms its own part, and all of them are gathered.
+        """
         gradient_K = at.gradients[name]
         wide = gradient_K.to(compute_dtype(gradient_K))
-        return move.null_directions(wide, self._squares.get(name, 0.0))
+        own_K = move.null_directions(wide, self._squares.get(name, 0.0))
+        return whole(own_K, capture.trained[name])
 
     # ---- within
 
@@ -190,7 +157,7 @@ class OpenWindow:
         for name, move in moves.items():
             if (name, None) not in self._bases:  # it came in between
                 continue
-            Q_K, own = self._directions(name, move, closing), self._bases[name, None]
+            Q_K, own = self._directions(capture, name, move, closing), self._bases[name, None]
             ends[id(own)], told, following.bases[name] = _ends(own, Q_K)
             sums.append(told.double().cpu())
             for basis, push in views[name]:
@@ -223,17 +190,19 @@ class OpenWindow:
         for name, p in capture.trained.items():
             if name not in self.weights:
                 continue
-            shrunk, wide = rate_sums.get(name, 0.0), compute_dtype(p)
+            shrunk, wide, times = rate_sums.get(name, 0.0), compute_dtype(p), parts(p)
             ends = zip(self._gradients[name], closing.gradients[name], strict=True)
             for k, (first, last) in enumerate(ends):
-                arrays = self.weights[name], (p.detach(), first, last), ()
+                arrays = self.weights[name], (own_part(p.detach()), first, last), ()
                 for before, (after, g_first, g_last), _ in each_piece(arrays):
                     twice = (g_first + g_last).reshape(-1).to(wide)
                     moved = (before - after).reshape(-1).to(wide)
-                    sums[0, k] += 0.5 * (twice @ moved).double().cpu()
+                    sums[0, k] += times * 0.5 * (twice @ moved).double().cpu()
                     if shrunk:
                         total = (before + after).reshape(-1).to(wide)
-                        sums[1, k] += shrunk / 4 * (twice @ total).double().cpu()
+                        sums[1, k] += times * shrunk / 4 * (twice @ total).double().cpu()
+        if capture.sharded:  # each process has summed over its own parts
+            sums = self._scorer.processes.mean(sums)
         return sums
 
 

@@ -18,16 +18,15 @@ from torch import Tensor
 from inrun.capture import Capture, Sketch
 from inrun.errors import MisuseError
 from inrun.factors import Factor
-from inrun.ledger import WITHIN_WINDOW, Entries
+from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
 from inrun.scoring._scored import Scored
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Stage, Step
 from inrun.scoring._sums import DirectionWatcher
-from inrun.scoring._window import LONGEST, STEADY, TURNED, ClosedWindow, Following, OpenWindow
+from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
 
-AUDIT = "a scoring window's audit"
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
 JUMP = 2.0  # times the opening's learning rate, at which a window is closed
 
@@ -39,15 +38,11 @@ class Windows:
         scorer: that outlives steps.
         steps: of a window; None finds it by the cosine of the ends.
         rank: of the bases.
-        exact: how many first steps are scored one by one.
         books: whether the weights at the opening are kept, for the books.
     """
 
-    def __init__(
-        self, scorer: Scorer, steps: int | None, rank: int = 16, exact: int = 10, *,
-        books: bool = True,
-    ):  # fmt: skip
-        self._scorer, self._rank, self._exact, self._books = scorer, rank, exact, books
+    def __init__(self, scorer: Scorer, steps: int | None, rank: int = 16, *, books: bool = True):
+        self._scorer, self._rank, self._books = scorer, rank, books
         self._auto, self.length = steps is None, steps or 1
         self._squares: dict[str, float] = {}
         self._starts: dict[str, Tensor] = {}
@@ -57,15 +52,18 @@ class Windows:
         self._exact_values: list[np.ndarray] = []  # of the open window's steps, if it is audited
         self.told: list[ClosedWindow] = []
 
-    def step(self, number: int) -> Step | None:
-        """The step of this number, where it is one of a window."""
-        if number <= self._exact:
-            return None
+    def step(self, number: int) -> Step:
+        """The step of this number, as one of a window."""
         step = WindowedStep(self._scorer, number, self)
-        return AuditedStep(self._scorer, number, step) if self._audits else step
+        return AuditedStep(self._scorer, number, step) if self.audits else step
 
     @property
-    def _audits(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether steps wait for their window's end."""
+        return self._open is not None
+
+    @property
+    def audits(self) -> bool:
         """Whether the window that is open, or the next, is audited."""
         return len(self.told) % AUDITED == FIRST_AUDIT
 
@@ -74,7 +72,7 @@ class Windows:
         if self._open is None:
             self._open = OpenWindow(
                 self._scorer, capture, self._squares, self._rank, self._starts, self._following,
-                books=self._books and not self._audits, audited=self._audits,
+                books=self._books and not self.audits, audited=self.audits,
             )  # fmt: skip
             self._following = None
         return self._open
@@ -149,7 +147,7 @@ class Windows:
         self._note(told)
         note = f"{WITHIN_WINDOW}: {told.words()}"
         entries = [entry._replace(note=note) for entry in entries]
-        entries[-1] = last._replace(note=f"a scoring window's books: {told.words()}")
+        entries[-1] = last._replace(note=f"{BOOKS}: {told.words()}")
         return [
             (step, Scored(found, entry, "window"))
             for step, found, entry in zip(steps, owned, entries, strict=True)
