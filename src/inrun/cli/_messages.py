@@ -33,7 +33,7 @@ def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
 
     run = load_run(folder)
     doubted = note_label_doubts(run)
-    name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
+    name = training.task.objective.score
     console.print(
         f"Trained {outcome.steps} steps in {outcome.seconds:.0f} s, of which attribution "
         f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",

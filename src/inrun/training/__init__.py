@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from inrun.training._config import CONFIG, PROBABILITIES, TASKS, TrainConfig, read_config
+from inrun.training._objectives import ANSWERS
 from inrun.training._rows import task_seen
 from inrun.training._training import Training, open_training
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANSWERS",
     "CONFIG",
     "PROBABILITIES",
     "TASKS",
