@@ -150,8 +150,10 @@ def _pair(cells: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Prompt, chosen and rejected, all texts or all tuples of messages."""
     chosen, rejected = (_present(cells, name) for name in PAIR[1:])
     prompt = cells.get("prompt")
+    found: tuple[Any, Any, Any]
     if isinstance(chosen, str) and isinstance(rejected, str):
-        found = tuple(_text(n, _present(cells, n)) for n in PAIR)
+        prompt, chosen, rejected = (_text(n, _present(cells, n)) for n in PAIR)
+        found = prompt, chosen, rejected
     elif isinstance(chosen, str) or isinstance(rejected, str) or isinstance(prompt, str):
         if not isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
             raise ValueError("'prompt', 'chosen' and 'rejected' must be all texts or all messages")
@@ -167,7 +169,7 @@ def _pair(cells: Mapping[str, Any]) -> tuple[Any, Any, Any]:
             raise ValueError("'chosen' and 'rejected' begin with different questions")
     if found[1] == found[2]:
         raise ValueError("'chosen' and 'rejected' are the same")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def shown_content(task: str, content: Any) -> Any:
@@ -190,4 +192,6 @@ def shown_label(task: str, label: Any) -> Any:
 
 
 def _lines(part: str | Iterable[Mapping[str, str]]) -> str:
-    return part if isinstance(part, str) else "\n".join(f"{m['role']}: {m['content']}" for m in part)
+    return (
+        part if isinstance(part, str) else "\n".join(f"{m['role']}: {m['content']}" for m in part)
+    )

@@ -63,16 +63,18 @@ class TrainConfig:
     from_scratch: bool = _setting(False, "Draw the weights; needs the model's config.json only.")
     tokenizer: str | None = _setting(None, "Folder or name, where it is not the model's own.")
     max_length: int | None = _setting(
-        None, "Tokens of a text; longer ones are cut. Default: 128 (chat, preference: 1024), or the "
-        "model's most."
+        None,
+        "Tokens of a text; longer ones are cut. Default: 128 (chat, preference: 1024), or the "
+        "model's most.",
     )
     lora: int = _setting(0, "Rank of LoRA's matrices; 0 trains all weights.")
     epochs: int = _setting(3, "How often each row is trained on.")
     batch: int = _setting(16, "Rows of one forward pass on one device.")
     accumulate: int = _setting(1, "Forward passes of one step.")
     learning_rate: float | None = _setting(
-        None, "Default: 5e-5 for pretrained weights, 2e-4 for LoRA (preference: 1e-6, 1e-5), 1e-3 "
-        "from scratch."
+        None,
+        "Default: 5e-5 for pretrained weights, 2e-4 for LoRA (preference: 1e-6, 1e-5), 1e-3 "
+        "from scratch.",
     )
     weight_decay: float = _setting(0.01, "Of all weights but biases and norms.")
     warmup: float = _setting(0.05, "Share of the steps in which the learning rate rises.")

@@ -53,8 +53,8 @@ class Task(ABC):
         """What the Trainer's data set holds of a sample, beside its id."""
         return {"sample": sample}
 
-    def prepare(self, samples: Sequence[Sample], start: Callable[[], nn.Module]) -> None:
-        """Finds what batches of these samples will need; `start` makes the model before training."""
+    def prepare(self, samples: Sequence[Sample], start: Callable[[], nn.Module]) -> None:  # noqa: B027
+        """Finds what batches of samples will need; `start` makes the model before training."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss of each label, (B, L), 0 for none."""

@@ -1,9 +1,9 @@
 """What a task's labels are and what they cost: one object per kind of label, on tensors alone.
 
-A row has labels at L places: one class, a class per token, a number, a yes or no per class, or which
-of two answers is liked. Values are in the loss, the mean over all labels of a step; what training
-met at a label while it was trained is kept for `inrun.label_doubts`. The margin of a class is its
-logit less the largest other one: Area Under the Margin (Pleiss et al., 2020) is its mean over visits.
+A row has labels at L places: one class, a class per token, a number, a yes or no per class, or
+which of two answers is liked. The loss is the mean over all labels of a step; what training met at
+a label is kept for `inrun.label_doubts`. The margin of a class is its logit less the largest other
+one: Area Under the Margin (Pleiss et al., 2020) is its mean over visits.
 Letters: B rows of a pass, T tokens, L labels of a row, K classes, C columns that are kept.
 """
 

@@ -139,7 +139,7 @@ def names_of(label: Any) -> tuple[str, ...]:
 
 
 def _classes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    names = {name for sample in samples for name in names_of(sample.label)} - set(ANSWERS)
+    names = {str(name) for sample in samples for name in names_of(sample.label)} - set(ANSWERS)
     return tuple(sorted(names, key=int if all(name.isdigit() for name in names) else None))
 
 

@@ -58,7 +58,5 @@ class Seen:
         seen = ~self.never
         counts = np.bincount(sample[seen], minlength=len(self.places))
         means = self.means()
-        found = np.stack(
-            [np.bincount(sample[seen], x[seen], len(self.places)) for x in means.T], 1
-        )
+        found = np.stack([np.bincount(sample[seen], x[seen], len(self.places)) for x in means.T], 1)
         return found / np.maximum(counts, 1)[:, None], counts == 0

@@ -192,7 +192,10 @@ class Chats(Texts):
         whole, found = self.rendered(messages), []
         for k, message in enumerate(messages):
             if message["role"] == "assistant":
-                before, after = self.rendered(messages[:k], asking=True), self.rendered(messages[: k + 1])
+                before, after = (
+                    self.rendered(messages[:k], asking=True),
+                    self.rendered(messages[: k + 1]),
+                )
                 if not (whole.startswith(before) and whole.startswith(after.rstrip())):
                     raise MisuseError(
                         "The chat template writes messages in another way once others follow, so "
@@ -224,7 +227,9 @@ class Chats(Texts):
         mask = torch.zeros_like(begins, dtype=torch.bool)
         for row, own in enumerate(spans):
             for begin, end in own:
-                mask[row] |= (begins[row] >= begin) & (begins[row] < end) & (ends[row] > begins[row])
+                mask[row] |= (
+                    (begins[row] >= begin) & (begins[row] < end) & (ends[row] > begins[row])
+                )
             if not mask[row].any():
                 warnings.warn(
                     f"{names[row]}: the answer lies beyond --max-length {self.longest} tokens, so "
@@ -268,7 +273,9 @@ class Pairs(Chats):
         found = self.spanned(texts, [[span]] * 2, [sample.row.where] * 2, **special)
         lengths = found["attention_mask"].sum(1).tolist()
         rows = [row[:n].tolist() for row, n in zip(found["input_ids"], lengths, strict=True)]
-        begins = [int(m[:n].logical_not().sum()) for m, n in zip(found["spanned"], lengths, strict=True)]
+        begins = [
+            int(m[:n].logical_not().sum()) for m, n in zip(found["spanned"], lengths, strict=True)
+        ]
         return {
             "chosen_ids": rows[0], "rejected_ids": rows[1], "begins": begins,
             "reference": self._reference.get(id(sample), 0.0),
