@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 import inrun
 from inrun.errors import InRunWarning, MisuseError
+from inrun.report import write_report
 from inrun.training import TrainConfig, Training, run_training, task_seen
 from inrun.uses import note_label_doubts
 from tests.integration.train_data import WORDS, jsonl, still, texts
@@ -294,3 +295,22 @@ def test_messages_of_pairs_and_names_in_one_cell_are_read(place, tmp_path):
     for sample in training.splits.training:
         assert list(sample.label) == listed[sample.content]
         json.dumps(sample.row.cells)
+
+
+@pytest.mark.parametrize("task", ["regression", "preference"])
+def test_a_recorded_run_is_looked_ahead_along(place, task, tmp_path):
+    """The sums of effects are those that training again without a sample shows to first order."""
+    config = config_of(place, task, batch=8, epochs=2, record=True, learning_rate=1e-3)
+    training, run = trained(tmp_path, config)
+    found = inrun.lookahead(training.trajectory(), training.utility()).values()
+    assert found["sample_id"].to_pylist() == run.values()["sample_id"].to_pylist()
+    assert np.isfinite(found["value"].to_numpy()).all()
+    row = next(iter(rows_of(task)))
+    query = training.query(row)
+    own = training.fetch([0])
+    with torch.no_grad():
+        losses = [training.loss_fn(training.trained(), batch).item() for batch in (query, own)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    note_label_doubts(run)
+    write_report(inrun.load(tmp_path), tmp_path / "report.html")
+    assert "No validation row has the label" not in (tmp_path / "report.html").read_text()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
@@ -108,9 +108,13 @@ def _print_list(console: Console, pruning: Pruning, samples: pa.Table | None) ->
             f"{row['value']:+.3g}",
             str(row["visits"]),
             plain(row.get("worst_target", "")),
-            *(plain(one_line(str(known[name] or ""))[:TEXT]) for name in content),
+            *(plain(one_line(_short(known[name]))[:TEXT]) for name in content),
         )
     console.print(table)
+
+
+def _short(cell: Any) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell or "")
 
 
 def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:

@@ -23,6 +23,7 @@ TASKS = (
     "text-classification", "regression", "multi-label", "token-classification", "causal-lm", "chat",
     "preference", "image-classification",
 )  # fmt: skip
+ONE_CLASS = ("text-classification", "image-classification")  # tasks whose labels are classes
 SPLIT_OFF = 0.1  # of the training rows, for each of validation and test that was not given
 PART = "Rows given likewise; else a tenth of the training rows is split off."
 
