@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import Cells, one_line, plain, terminal
+from inrun.cli._terminal import Cells, heard, one_line, plain, terminal
 from inrun.ledger import Run
 from inrun.training import read_config
 from inrun.uses import (
@@ -133,12 +133,14 @@ def _checked(
         )
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        most = trainings.at_most or trainings.seeds
-        task = bar.add_task("training again", total=len(ARMS) * most)
-        return check_pruning(
-            pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
-            tick=lambda _: bar.advance(task),
-        )  # fmt: skip
+        total = len(ARMS) * (trainings.at_most or trainings.seeds)
+        number = bar.add_task("training again", total=total)
+        task = bar.tasks[0]
+        with heard(console, lambda: f"training again: {task.completed:.0f} of {total} done"):
+            return check_pruning(
+                pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
+                tick=lambda _: bar.advance(number),
+            )  # fmt: skip
 
 
 def _training(stored: Run, entry: str | None) -> Train:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
+import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from rich.box import HEAVY_HEAD
@@ -21,6 +24,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+SILENCE = 10.0  # seconds without a line, off a terminal
 PIPED = 2000  # columns of what no terminal shows
 LEAST = 12  # characters that a name keeps
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?\s?%?$|(not known)?$|[-+\d.,e]+ to [-+\d.,e]+$")
@@ -52,6 +56,28 @@ class Terminal(Console):
                 yield segment  # control: the console's own moves of the cursor
             else:
                 yield segment._replace(text=printable(segment.text))
+
+
+@contextmanager
+def heard(console: Console, says: Callable[[], str]) -> Iterator[None]:
+    """Off a terminal, where no bar moves, a line every ten seconds until the block is left."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(SILENCE):
+            console.print(
+                f"{says()}; {time.monotonic() - began:.0f} s", soft_wrap=True, highlight=False
+            )
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    if not console.is_terminal:
+        speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if speaker.ident is not None:
+            speaker.join()
 
 
 def terminal(*, stderr: bool = False) -> Terminal:
