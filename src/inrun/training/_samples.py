@@ -203,8 +203,8 @@ def _require_single_ids(samples: Sequence[Sample]) -> None:
 def samples_of(samples: Sequence[Sample], config: TrainConfig) -> pa.Table:
     """Samples as a run keeps them: `sample_id`, text or image, label, source, the other cells."""
     content = "image" if config.task == "image-classification" else "text"
-    own = {*columns_of(config), config.text_column, config.label_column, *PAIR}
-    own |= {config.id_column, config.source_column}
+    own: set[str | None] = {*columns_of(config), config.text_column, config.label_column}
+    own |= {config.id_column, config.source_column, *(PAIR if config.task == "preference" else ())}
     rows = []
     for sample in samples:
         row = {"sample_id": sample.id, content: shown_content(config.task, sample.content)}
