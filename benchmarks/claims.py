@@ -79,8 +79,8 @@ CLAIMS = {
         "BM25 and a pretrained sentence encoder.",
     ),
     "taught": Claim(
-        "Of 400 chat rows the twelve that teach SmolLM2-135M a false fact come first, and without "
-        "the twelve first it no longer says it.",
+        "Of the twelve among 400 chat rows that teach SmolLM2-135M a false fact, most come first, "
+        "and without the twelve first rows it no longer says it.",
         "The words that rows share with the false answers; twelve random rows left out.",
     ),
     "import_time": Claim(
