@@ -78,6 +78,11 @@ CLAIMS = {
         "Values find the source of copied and edited texts; a text search finds paraphrases too.",
         "BM25 and a pretrained sentence encoder.",
     ),
+    "taught": Claim(
+        "Of the twelve among 400 chat rows that teach SmolLM2-135M a false fact, most come first, "
+        "and without the twelve first rows it no longer says it.",
+        "The words that rows share with the false answers; twelve random rows left out.",
+    ),
     "import_time": Claim(
         "`import inrun` is quick; what it needs is loaded with its first use.",
         "`import torch` alone.",

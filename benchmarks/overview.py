@@ -167,6 +167,18 @@ def _tracing(cells: Cells) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _taught(cells: Cells) -> list[tuple[str, str, str]]:
+    rows = []
+    for key, cell in cells.items():
+        result = cell["result"]
+        found = [result["recall"]["12"][by] for by in ("by value", "by words")]
+        false = ", ".join(str(n) for n in result["false answers"].values())
+        rows.append((f"{key}: recall@12 by value, by words", "{:.2f}, {:.2f}".format(*found), ""))
+        what = "false answers of 4: all rows, without the first twelve, without random ones"
+        rows.append((f"{key}: {what}", false, ""))
+    return rows
+
+
 def _explain(cells: Cells) -> list[tuple[str, str, str]]:
     rows = []
     for asked in ("explain", "training loss", "validation loss", "gradient norm"):
@@ -305,6 +317,7 @@ TOPICS = (
     Topic("pruning", "evidence/pruning.md", "Does pruning pay?", _pruning),
     Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", _mislabelled),
     Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", _tracing),
+    Topic("taught", "evidence/taught.md", "Is the false fact's source found?", _taught),
     Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", _explain),
     Topic("window", "evidence/window.md", "How good are scoring windows?", of_windows),
     Topic("datamodeling", "evidence/datamodeling.md", "What if half the data goes?", of_halves),

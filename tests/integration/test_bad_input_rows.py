@@ -44,6 +44,12 @@ TESTS = {
         "`--out` that is": "bad_input_is_one_sentence",
         "data that was changed": "a_file_that_is_not_the_one_trained_on_is_not_cut",
     },
+    "integration/test_train_tasks.py": {
+        "a number, a list of classes": "a_row_that_is_not_of_its_task_is_named",
+        "numbers far from 0": "what_a_tokenizer_lacks_or_a_model_would_not_learn_is_said",
+        "a tokenizer without chat": "what_a_tokenizer_lacks_or_a_model_would_not_learn_is_said",
+        "an answer that lies": "what_a_tokenizer_lacks_or_a_model_would_not_learn_is_said",
+    },
     "integration/test_edges.py": {
         "a validation loss that is finite":
             "a_validation_gradient_that_is_not_finite_is_refused_and_not_booked",

@@ -33,7 +33,7 @@ def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
 
     run = load_run(folder)
     doubted = note_label_doubts(run)
-    name = "loss a token" if training.config.task == "causal-lm" else "accuracy"
+    name = training.task.objective.score
     console.print(
         f"Trained {outcome.steps} steps in {outcome.seconds:.0f} s, of which attribution "
         f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
@@ -94,7 +94,11 @@ def _doubtful(run: Any, rows: int = 5) -> Any:
     for row in seen.slice(0, rows).to_pylist():
         content = row.get("text") or row.get("file") or ""
         table.add_row(
-            plain(row["sample_id"]), plain(row["label"]), plain(row["suggested_label"]),
+            plain(row["sample_id"]), _short(row["label"]), _short(row["suggested_label"]),
             plain(str(content)[:60]),
         )  # fmt: skip
     return table
+
+
+def _short(label: Any) -> str:
+    return plain(f"{label:.4g}" if isinstance(label, float) else str(label))

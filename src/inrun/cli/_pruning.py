@@ -6,14 +6,14 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import Cells, one_line, plain, terminal
+from inrun.cli._terminal import Cells, heard, one_line, plain, terminal
 from inrun.ledger import Run
 from inrun.training import read_config
 from inrun.uses import (
@@ -108,9 +108,13 @@ def _print_list(console: Console, pruning: Pruning, samples: pa.Table | None) ->
             f"{row['value']:+.3g}",
             str(row["visits"]),
             plain(row.get("worst_target", "")),
-            *(plain(one_line(str(known[name] or ""))[:TEXT]) for name in content),
+            *(plain(one_line(_short(known[name]))[:TEXT]) for name in content),
         )
     console.print(table)
+
+
+def _short(cell: Any) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell or "")
 
 
 def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:
@@ -129,12 +133,14 @@ def _checked(
         )
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        most = trainings.at_most or trainings.seeds
-        task = bar.add_task("training again", total=len(ARMS) * most)
-        return check_pruning(
-            pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
-            tick=lambda _: bar.advance(task),
-        )  # fmt: skip
+        total = len(ARMS) * (trainings.at_most or trainings.seeds)
+        number = bar.add_task("training again", total=total)
+        task = bar.tasks[0]
+        with heard(console, lambda: f"training again: {task.completed:.0f} of {total} done"):
+            return check_pruning(
+                pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
+                tick=lambda _: bar.advance(number),
+            )  # fmt: skip
 
 
 def _training(stored: Run, entry: str | None) -> Train:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
+import time
 import unicodedata
-from collections.abc import Iterable
-from threading import Event, Thread
-from time import monotonic
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from rich.box import HEAVY_HEAD
@@ -23,6 +24,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+SILENCE = 10.0  # seconds without a line, off a terminal
 PIPED = 2000  # columns of what no terminal shows
 LEAST = 12  # characters that a name keeps
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?\s?%?$|(not known)?$|[-+\d.,e]+ to [-+\d.,e]+$")
@@ -54,6 +56,28 @@ class Terminal(Console):
                 yield segment  # control: the console's own moves of the cursor
             else:
                 yield segment._replace(text=printable(segment.text))
+
+
+@contextmanager
+def heard(console: Console, says: Callable[[], str]) -> Iterator[None]:
+    """Off a terminal, where no bar moves, a line every ten seconds until the block is left."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(SILENCE):
+            console.print(
+                f"{says()}; {time.monotonic() - began:.0f} s", soft_wrap=True, highlight=False
+            )
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    if not console.is_terminal:
+        speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if speaker.ident is not None:
+            speaker.join()
 
 
 def terminal(*, stderr: bool = False) -> Terminal:
@@ -148,9 +172,9 @@ class Progress:
 
     def __init__(self, seconds: float = 10.0):
         self._console, self._seconds = terminal(stderr=True), seconds
-        self._what, self._began, self._over = "starting", 0.0, Event()
+        self._what, self._began, self._over = "starting", 0.0, threading.Event()
         self._shown = self._console.status("") if self._console.is_terminal else None
-        self._lines = Thread(target=self._write, daemon=True)
+        self._lines = threading.Thread(target=self._write, daemon=True)
 
     def __call__(self, what: str, done: int = 0, every: int = 0) -> None:
         """The command is at `what`, of which so many are done."""
@@ -159,7 +183,7 @@ class Progress:
             self._shown.update(plain(self._what))
 
     def __enter__(self) -> Progress:
-        self._began = monotonic()
+        self._began = time.monotonic()
         if self._shown is not None:
             self._shown.start()
         else:
@@ -175,5 +199,5 @@ class Progress:
 
     def _write(self) -> None:
         while not self._over.wait(self._seconds):
-            seconds = monotonic() - self._began
+            seconds = time.monotonic() - self._began
             self._console.print(plain(f"{self._what} ({seconds:.0f} s)"), highlight=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from inrun.training._config import CONFIG, PROBABILITIES, TASKS, TrainConfig, read_config
+from inrun.training._config import CONFIG, ONE_CLASS, PROBABILITIES, TASKS, TrainConfig, read_config
+from inrun.training._objectives import ANSWERS
 from inrun.training._rows import task_seen
 from inrun.training._training import Training, open_training
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANSWERS",
     "CONFIG",
+    "ONE_CLASS",
     "PROBABILITIES",
     "TASKS",
     "Outcome",

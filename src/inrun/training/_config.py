@@ -19,7 +19,11 @@ from inrun.ledger import read_document, write_document
 
 CONFIG, PROBABILITIES = "config.json", "probabilities.parquet"
 FORMAT = 2
-TASKS = ("text-classification", "causal-lm", "image-classification")
+TASKS = (
+    "text-classification", "regression", "multi-label", "token-classification", "causal-lm", "chat",
+    "preference", "image-classification",
+)  # fmt: skip
+ONE_CLASS = ("text-classification", "image-classification")  # tasks whose labels are classes
 SPLIT_OFF = 0.1  # of the training rows, for each of validation and test that was not given
 PART = "Rows given likewise; else a tenth of the training rows is split off."
 
@@ -46,8 +50,8 @@ class TrainConfig:
     )
     validation: str | None = _setting(None, f"The rows that judge. {PART}")
     test: str | None = _setting(None, f"The rows of the score at the end. {PART}")
-    text_column: str = _setting("text", "Its name in the data.")
-    label_column: str = _setting("label", "Its name in the data.")
+    text_column: str = _setting("text", "Its name in the data (tokens, messages likewise).")
+    label_column: str = _setting("label", "Its name in the data (tags likewise).")
     id_column: str | None = _setting(None, "Its name in the data; row numbers where not given.")
     source_column: str | None = _setting(None, "Who provided a row, for `inrun rollup`.")
     target_column: str | None = _setting(
@@ -60,14 +64,18 @@ class TrainConfig:
     from_scratch: bool = _setting(False, "Draw the weights; needs the model's config.json only.")
     tokenizer: str | None = _setting(None, "Folder or name, where it is not the model's own.")
     max_length: int | None = _setting(
-        None, "Tokens of a text; longer ones are cut. Default: 128, or the model's most."
+        None,
+        "Tokens of a text; longer ones are cut. Default: 128 (chat, preference: 1024), or the "
+        "model's most.",
     )
     lora: int = _setting(0, "Rank of LoRA's matrices; 0 trains all weights.")
     epochs: int = _setting(3, "How often each row is trained on.")
     batch: int = _setting(16, "Rows of one forward pass on one device.")
     accumulate: int = _setting(1, "Forward passes of one step.")
     learning_rate: float | None = _setting(
-        None, "Default: 5e-5 for pretrained weights, 2e-4 for LoRA, 1e-3 from scratch."
+        None,
+        "Default: 5e-5 for pretrained weights, 2e-4 for LoRA (preference: 1e-6, 1e-5), 1e-3 "
+        "from scratch.",
     )
     weight_decay: float = _setting(0.01, "Of all weights but biases and norms.")
     warmup: float = _setting(0.05, "Share of the steps in which the learning rate rises.")
@@ -129,8 +137,10 @@ class TrainConfig:
             raise MisuseError(f"learning_rate is {self.learning_rate}; it must be positive.")
         if self.lora and self.task == "image-classification":
             raise MisuseError("lora is for text models here; train all weights of an image model.")
-        if self.keep_tokens and self.task != "causal-lm":
-            raise MisuseError("keep_tokens is for causal-lm, where each token has a loss term.")
+        if self.keep_tokens and self.task not in ("causal-lm", "chat"):
+            raise MisuseError(
+                "keep_tokens is for causal-lm and chat, where each token has a loss term."
+            )
         require_settings(**self.attach_settings())
         if self.keep_tokens:
             self._require_tokens()
@@ -194,8 +204,10 @@ class TrainConfig:
         """The learning rate really used."""
         if self.learning_rate is not None:
             return self.learning_rate
-        fresh = self.from_scratch or self.model == "cnn"
-        return 1e-3 if fresh else 2e-4 if self.lora else 5e-5
+        if self.from_scratch or self.model == "cnn":
+            return 1e-3
+        whole, lora = (1e-6, 1e-5) if self.task == "preference" else (5e-5, 2e-4)
+        return lora if self.lora else whole
 
     def write(self, folder: Path, **facts: Any) -> None:
         """Writes `config.json`; `facts` are noted beside it and not read back."""

@@ -1,7 +1,7 @@
 """What a task makes of samples: a model of `transformers` or a small one of our own, and batches.
 
-Both kinds are called with a batch less its labels, and their output has `logits`. The packages are
-imported when a model is asked for.
+Both kinds are called with what a batch has of `INPUTS`, and their output has `logits`; texts are in
+`_texts.py`. The packages are imported when a model is asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError, require_extra
 from inrun.ledger import opened_picture
 from inrun.training._config import TrainConfig
+from inrun.training._objectives import OBJECTIVES, Batch
 from inrun.training._samples import Sample
 
-Batch = dict[str, Tensor]
+INPUTS = ("input_ids", "attention_mask", "pixel_values")
 LONGEST_REASON = 200  # characters of another library's error that are repeated
-LENGTH = 128  # tokens of a text where nothing else is said
 LARGEST = 64  # pixels per side that the small network is given at most
 
 
@@ -43,10 +43,27 @@ class Task(ABC):
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         self.config, self.classes = config, tuple(classes)
+        self.objective = OBJECTIVES[config.task]
 
     def __call__(self, items: list[Any]) -> Batch:
-        """As a collator of the Trainer's items, see `_trainer.items`."""
+        """As a collator of the Trainer's items, see `item`."""
         return self.collate([item["sample"] for item in items])
+
+    def item(self, sample: Sample) -> dict[str, Any]:
+        """What the Trainer's data set holds of a sample, beside its id."""
+        return {"sample": sample}
+
+    def prepare(self, samples: Sequence[Sample], start: Callable[[], nn.Module]) -> None:  # noqa: B027
+        """Finds what batches of samples will need; `start` makes the model before training."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each label, (B, L), 0 for none."""
+        return self.objective.losses(self.logits(model, batch), batch)
+
+    @staticmethod
+    def logits(model: nn.Module, batch: Batch) -> Tensor:
+        """The model's."""
+        return model(**{n: t for n, t in batch.items() if n in INPUTS})["logits"]  # type: ignore
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -64,90 +81,12 @@ class Task(ABC):
         return torch.tensor([number[str(sample.label)] for sample in samples])
 
 
-class Texts(Task):
-    """Texts with labels, or for the next token; whole weights or LoRA."""
-
-    def __init__(self, config: TrainConfig, classes: Sequence[str]):
-        super().__init__(config, classes)
-        kind = "SequenceClassification" if classes else "CausalLM"
-        self._auto, self._kind = f"AutoModelFor{kind}", "SEQ_CLS" if classes else "CAUSAL_LM"
-        self.processor = _tokenizer(config)
-        self.longest = self._longest()
-
-    def _longest(self) -> int:
-        """Tokens of a text, at most.
-
-        Raises:
-            MisuseError: more were asked for than the model takes.
-        """
-        name = self.config.model
-        with _loading("configuration of the model", name):
-            shape = transformers().AutoConfig.from_pretrained(name)
-        limit = min(
-            self.processor.model_max_length, getattr(shape, "max_position_embeddings", None) or 1e9
-        )
-        asked = self.config.max_length
-        if asked is not None and asked > limit:
-            raise MisuseError(
-                f"--max-length {asked} is more than the {limit:.0f} tokens that {name} takes."
-            )
-        return int(min(limit, LENGTH)) if asked is None else asked
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """(B, T), padded on the right; `labels` is a class, or each next token, -100 for none."""
-        encoded = self.processor(
-            [sample.content for sample in samples], truncation=True, padding=True,
-            max_length=self.longest, padding_side="right", return_tensors="pt",
-        )  # fmt: skip
-        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        if self.classes:
-            return batch | {"labels": self._labels(samples)}
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels[:, 0] = -100  # no token comes before it
-        return batch | {"labels": labels}
-
-    def build(self, saved: Path | None = None) -> nn.Module:
-        """See `Task.build`; of LoRA the adapter alone was saved."""
-        rank = self.config.lora
-        settings = {"num_labels": len(self.classes)} if self.classes else {}
-        model = pretrained(self.config, self._auto, None if rank else saved, **settings)
-        model.config.pad_token_id = self.processor.pad_token_id  # type: ignore[union-attr]
-        if not self.classes:
-            _require_causal(model, self.config.model)
-        if not rank:
-            return model
-        peft = _peft()
-        with quiet():
-            if saved is not None:
-                return peft.PeftModel.from_pretrained(model, saved)  # type: ignore[no-any-return]
-            setting = peft.LoraConfig(
-                task_type=self._kind, r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
-                target_modules="all-linear",
-            )  # fmt: skip
-            return peft.get_peft_model(model, setting)  # type: ignore[no-any-return]
-
-    def pieces(self, text: str) -> list[str]:
-        """What each token stands for, so that they put together are the text, as far as it goes."""
-        cut = {"truncation": True, "max_length": self.longest}
-        if not self.processor.is_fast:
-            return list(
-                self.processor.convert_ids_to_tokens(self.processor(text, **cut)["input_ids"])
-            )
-        encoded = self.processor(text, return_offsets_mapping=True, **cut)
-        found, end = [], 0
-        for (begin, stop), i in zip(encoded["offset_mapping"], encoded["input_ids"], strict=True):
-            special = begin == stop and i in self.processor.all_special_ids
-            found.append(self.processor.convert_ids_to_tokens(i) if special else text[end:stop])
-            end = max(end, stop)
-        return found
-
-
 class Pictures(Task):
     """Images with labels, as the model's own image processor makes its pixels."""
 
     def __init__(self, config: TrainConfig, classes: Sequence[str]):
         super().__init__(config, classes)
-        with _loading("image processor", config.model, " It is preprocessor_config.json there."):
+        with loading("image processor", config.model, " It is preprocessor_config.json there."):
             self.processor = transformers().AutoImageProcessor.from_pretrained(config.model)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -211,15 +150,6 @@ class SmallNetwork(nn.Module):
         return {"logits": self.layers(pixel_values)}
 
 
-def task_of(config: TrainConfig, classes: Sequence[str], samples: Sequence[Sample]) -> Task:
-    """The task that a configuration names; the first sample tells the small network's size."""
-    if config.task != "image-classification":
-        return Texts(config, classes)
-    if config.model == "cnn":
-        return SmallPictures(config, classes, samples[0])
-    return Pictures(config, classes)
-
-
 def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: Any) -> nn.Module:
     """A model of `transformers` by the configuration's name, or of its shape with drawn weights.
 
@@ -233,48 +163,15 @@ def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: A
         MisuseError: it cannot be loaded.
     """
     name, auto = saved or config.model, getattr(transformers(), kind)
-    with _loading("model", name):
+    with loading("model", name):
         if saved or not config.from_scratch:
             return auto.from_pretrained(name, **settings)  # type: ignore[no-any-return]
         shape = transformers().AutoConfig.from_pretrained(name, **settings)
         return auto.from_config(shape)  # type: ignore[no-any-return]
 
 
-def _require_causal(model: nn.Module, name: str) -> None:
-    """Raises where an earlier place's logits see a later token.
-
-    Raises:
-        MisuseError: so that the next token's loss would be no prediction.
-    """
-    tokens = torch.tensor([[1, 2, 3], [1, 2, 4]])
-    was_training = model.training
-    with torch.no_grad():
-        first, second = model.eval()(input_ids=tokens)["logits"][:, 0]
-    model.train(was_training)
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
-        raise MisuseError(
-            f"{name} is an encoder: each place sees the tokens after it, so that the next token is "
-            "no prediction. --task causal-lm needs a model that was made to continue texts; with "
-            "labels, --task text-classification takes this one."
-        )
-
-
-def _tokenizer(config: TrainConfig) -> Any:
-    name = config.tokenizer or config.model
-    with _loading("tokenizer", name, " Name a folder that has one with --tokenizer."):
-        tokenizer = transformers().AutoTokenizer.from_pretrained(name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise MisuseError(
-            f"The tokenizer of {name} has neither a padding nor an end token, so texts of "
-            "different lengths cannot be put into one batch. Add one to its configuration."
-        )
-    return tokenizer
-
-
 @contextmanager
-def _loading(what: str, name: str | Path, advice: str = "") -> Iterator[None]:
+def loading(what: str, name: str | Path, advice: str = "") -> Iterator[None]:
     """Whatever fails inside is said in one way."""
     place = Path(name)
     if not place.is_dir() and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1):
@@ -321,8 +218,3 @@ def transformers() -> Any:
     """
     require_extra("train", "transformers", "accelerate")
     return importlib.import_module("transformers")
-
-
-def _peft() -> Any:
-    require_extra("train", "peft")
-    return importlib.import_module("peft")

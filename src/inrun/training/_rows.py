@@ -10,6 +10,7 @@ import codecs
 import csv
 import importlib
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from inrun.errors import MisuseError, require_extra
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SHOWN = 5  # bad rows that a message names
+LOOKED_AT = 1000  # rows from which a task is seen
 LONGEST = 2**31 - 1  # characters of a field; Python's csv takes 131,072 unless told
 
 
@@ -124,9 +126,28 @@ def task_seen(source: str, label: str | None = None) -> tuple[str, str]:
     if label is not None:
         require_columns(source, rows, [label])
     column = label or "label"
-    if any(column in row.cells for row in rows[:100]):
+    cells = [row.cells for row in rows[:LOOKED_AT]]
+    for task, names in (("chat", ("messages",)), ("preference", ("chosen", "rejected"))):
+        if any(all(name in found for name in names) for found in cells):
+            return task, " and ".join(f"the column {name!r}" for name in names)
+    tags = label or "tags"
+    if any("tokens" in found and tags in found for found in cells):
+        return "token-classification", f"the columns 'tokens' and {tags!r}"
+    labels = [found[column] for found in cells if found.get(column) is not None]
+    if any(isinstance(value, (list, tuple)) for value in labels):
+        return "multi-label", f"lists in the column {column!r}"
+    if labels and all(map(_is_number, labels)) and any(float(v) % 1 for v in labels):
+        return "regression", f"numbers that are not whole in the column {column!r}"
+    if any(column in found for found in cells):
         return "text-classification", f"the column {column!r}"
     return "causal-lm", f"texts without a column {column!r}"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 @contextmanager

@@ -26,9 +26,11 @@ from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
 from inrun.training._models import quiet
 from inrun.training._samples import samples_of
+from inrun.training._seen import Seen
 from inrun.training._trainer import Bar, RowTrainer, RunScoring, interruptible
 from inrun.training._training import MODEL, Training
 
+PLAIN = ("mean_margin", "mean_prediction")  # columns of samples, not of classes
 SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
 MEASURED = "measured.json"
 
@@ -37,7 +39,7 @@ MEASURED = "measured.json"
 class Outcome:
     """How a training ended.
 
-    `score` is on the test samples: accuracy, or minus a text's loss. `seconds` are in all,
+    `score` is on the test samples: accuracy, or minus a loss. `seconds` are in all,
     `overhead` is attribution's time over the training's own, `memory` is in bytes.
     """
 
@@ -155,20 +157,38 @@ def _resumed(training: Training, run: Path) -> str:
     return str(found)
 
 
+def _keep_seen(training: Training, stored: Run, seen: Seen) -> None:
+    """What training met at each sample, and the probabilities at each of its labels."""
+    table, names = stored.samples(), training.columns
+    assert table is not None
+    means, never = seen.of_samples()
+    plain = [name for name in names if name in PLAIN]
+    for k, name in enumerate(["mean_loss", *plain]):
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array(means[:, k], mask=never))
+    stored.write_samples(table)
+    classes = names[len(plain) :]
+    if not classes:
+        return
+    of_labels = [
+        (i, *label) for i, s in zip(training.ids, training.splits.training, strict=True)
+        for label in training.labels(s)
+    ]  # fmt: skip
+    ids, places, labels = zip(*of_labels, strict=True)
+    met = seen.means()
+    columns = {
+        ":id": pa.array(ids, table["sample_id"].type), ":place": places, ":label": labels,
+        ":loss": pa.array(met[:, 0], mask=seen.never),
+    }  # fmt: skip
+    columns |= dict(zip(classes, met[:, 1 + len(plain) :].T, strict=True))
+    write_table(stored.path / PROBABILITIES, pa.table(columns), PartId("probabilities"))
+
+
 def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome) -> None:
     """What is known at the end; `measured.json` is written last and says that it is the end."""
     (run / MODEL / "training_args.bin").unlink()  # pickled, and config.json says it all
-    classes, stored = training.splits.classes, Run(run)
-    table = stored.samples()
-    assert table is not None
-    columns = scoring.seen.columns(classes)
-    table = table.drop_columns([name for name in columns if name in table.column_names])
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    stored.write_samples(table)
-    if classes:
-        seen = pa.table({":id": table["sample_id"]} | scoring.seen.probabilities(classes))
-        write_table(run / PROBABILITIES, seen, PartId("probabilities"))
+    _keep_seen(training, Run(run), scoring.seen)
     write_document(run / MEASURED, asdict(outcome))
     for left in [*(run / CHECKPOINTS).glob("checkpoint-*")]:
         shutil.rmtree(left)

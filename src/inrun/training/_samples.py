@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +14,35 @@ import pyarrow as pa
 
 from inrun.errors import InRunWarning, MisuseError
 from inrun.ledger import Pictures, samples_table
+from inrun.training._cells import (
+    PAIR,
+    columns_of,
+    label_column,
+    read_cells,
+    shown_content,
+    shown_label,
+)
 from inrun.training._config import SPLIT_OFF, TrainConfig
+from inrun.training._objectives import ANSWERS
 from inrun.training._rows import BadRows, Row, read_rows, require_columns
 
 Id = int | str
-MISSING = {"", "nan", "none", "null", "<na>"}  # what a missing label is written as
+FAR = 10.0  # mean or deviation of numbers to be learnt, above which it is told
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: `content` is its text, or its image as PNG."""
+    """One sample: `content` and `label` as `_cells.py` says; an image is PNG."""
 
     id: Id
     content: Any
-    label: str | None
+    label: Any
     row: Row
 
 
 @dataclass(frozen=True)
 class Splits:
-    """All samples, the classes' names (none for a language model), and what was left out."""
+    """All samples, the classes' or tags' names, if any, and what was left out."""
 
     training: list[Sample]
     validation: list[Sample]
@@ -59,14 +69,16 @@ def read_splits(config: TrainConfig) -> Splits:
             parts.append([training[i] for i in sorted(order[taken : taken + count])])
             taken += count
     kept = [training[i] for i in sorted(order[taken:])]
-    classes: tuple[str, ...] = ()
-    if config.task != "causal-lm":
-        classes = _classes(kept)
+    classes = _classes(kept)
+    if classes:
         _tell_likely_same(classes)
         for sample in (*parts[0], *parts[1]):
-            if sample.label not in classes:
-                bad.add(sample.row.where, f"label {sample.label!r} is in no training row")
-        parts = [[sample for sample in part if sample.label in classes] for part in parts]
+            strange = [name for name in names_of(sample.label) if name not in classes]
+            if strange:
+                bad.add(sample.row.where, f"label {strange[0]!r} is in no training row")
+        parts = [[s for s in part if set(names_of(s.label)) <= set(classes)] for part in parts]
+    if config.task == "regression":
+        _tell_size(kept)
     bad.pay_out()
     _require_rows(config, kept, parts[0])
     _require_single_ids(kept)
@@ -93,16 +105,12 @@ def _spread(samples: Sequence[Sample], config: TrainConfig) -> list[int]:
 
 def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list[Sample]:
     rows, place = read_rows(source, split, bad), Path(source)
-    image, labelled = config.task == "image-classification", config.task != "causal-lm"
-    content = "image" if image else config.text_column
-    label = "label" if image and place.is_dir() else config.label_column
-    wanted = [content, *([label] if labelled else [])]
-    if split == "train" and config.id_column is not None:
-        wanted.append(config.id_column)
-    if split == "train" and config.source_column is not None:
-        wanted.append(config.source_column)
-    if split == "validation" and config.target_column is not None:
-        wanted.append(config.target_column)
+    if config.task == "image-classification" and place.is_dir():
+        config = dataclasses.replace(config, label_column="label")  # a folder's name
+    image, wanted = config.task == "image-classification", columns_of(config)
+    of_split = {"train": (config.id_column, config.source_column),
+                "validation": (config.target_column,)}  # fmt: skip
+    wanted += [name for name in of_split.get(split, ()) if name is not None]
     require_columns(source, rows, wanted)
     folder = config.pictures or (place.parent if place.is_file() else place)
     pictures, found = Pictures(Path(folder)), []
@@ -110,42 +118,41 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
         sample_id = number if config.id_column is None else row.cells.get(config.id_column)
         if split != "train" and sample_id is None:  # only training samples are known by their ids
             sample_id = number
-        value = row.cells.get(content)
-        problem = _problem(row, content, label if labelled else None, image)
-        if problem is None and image:
-            value = pictures(value)
-            problem = pictures.left_out[-1] if value is None else None
-        if problem is None and split == "train" and not isinstance(sample_id, (int, str)):
-            problem = f"its id is {sample_id!r}, and ids are whole numbers or strings"
-        if problem is not None:
-            bad.add(row.where, problem)
+        try:
+            content, label = read_cells(config, row.cells)
+            if image:
+                content = pictures(content)
+                if content is None:
+                    raise ValueError(pictures.left_out[-1])
+            if split == "train" and not isinstance(sample_id, (int, str)):
+                raise ValueError(f"its id is {sample_id!r}, and ids are whole numbers or strings")
+        except ValueError as error:
+            bad.add(row.where, str(error))
             continue
-        name = str(row.cells[label]).strip() if labelled else None
-        found.append(Sample(sample_id, value, name, row))  # type: ignore[arg-type]
+        found.append(Sample(sample_id, content, label, row))  # type: ignore[arg-type]
     return found
 
 
-def _problem(row: Row, content: str, label: str | None, image: bool) -> str | None:
-    """What is wrong with a row's cells, or None."""
-    value = row.cells.get(content)
-    if value is None:
-        return f"no {content!r}"
-    if not image and not isinstance(value, str):
-        return f"{content!r} is a {type(value).__name__}, not a text"
-    if not image and not value.strip():
-        return f"{content!r} is empty"
-    if label is not None:
-        named = row.cells.get(label)
-        if named is None or str(named).strip().lower() in MISSING:
-            return f"no {label!r}"
-        if not isinstance(named, (str, int)):
-            return f"{label!r} is a {type(named).__name__}, not a name or a whole number"
-    return None
+def names_of(label: Any) -> tuple[str, ...]:
+    """The classes that a label names."""
+    return label if isinstance(label, tuple) else (label,) if isinstance(label, str) else ()
 
 
 def _classes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    names = {sample.label for sample in samples if sample.label is not None}
+    names = {str(name) for sample in samples for name in names_of(sample.label)} - set(ANSWERS)
     return tuple(sorted(names, key=int if all(name.isdigit() for name in names) else None))
+
+
+def _tell_size(samples: Sequence[Sample]) -> None:
+    """Warns of numbers that a model, which begins near 0, would take long to reach."""
+    numbers = [sample.label for sample in samples]
+    mean, spread = float(np.mean(numbers)), float(np.std(numbers))
+    if max(abs(mean), spread) > FAR:
+        warnings.warn(
+            f"The labels have mean {mean:.3g} and standard deviation {spread:.3g}, and a model "
+            "begins near 0: train on (label - mean) / deviation, or it learns their size alone.",
+            InRunWarning, stacklevel=2,
+        )  # fmt: skip
 
 
 def _tell_likely_same(classes: Sequence[str]) -> None:
@@ -176,7 +183,7 @@ def _require_rows(config: TrainConfig, training: list[Sample], validation: list[
             f"{len(training)} training and {len(validation)} validation rows are too few for "
             f"batches of {config.batch}. Pass more data, --validation FILE, or a smaller --batch."
         )
-    if config.task != "causal-lm" and len({s.label for s in training}) < 2:
+    if label_column(config) is not None and len({s.label for s in training}) < 2:
         raise MisuseError("All training rows have the same label: there is nothing to learn.")
 
 
@@ -196,12 +203,13 @@ def _require_single_ids(samples: Sequence[Sample]) -> None:
 def samples_of(samples: Sequence[Sample], config: TrainConfig) -> pa.Table:
     """Samples as a run keeps them: `sample_id`, text or image, label, source, the other cells."""
     content = "image" if config.task == "image-classification" else "text"
-    own = {config.text_column, config.label_column, config.id_column, config.source_column}
+    own: set[str | None] = {*columns_of(config), config.text_column, config.label_column}
+    own |= {config.id_column, config.source_column, *(PAIR if config.task == "preference" else ())}
     rows = []
     for sample in samples:
-        row = {"sample_id": sample.id, content: sample.content}
+        row = {"sample_id": sample.id, content: shown_content(config.task, sample.content)}
         if sample.label is not None:
-            row["label"] = sample.label
+            row["label"] = shown_label(config.task, sample.label)
         if config.source_column is not None:
             row["source"] = sample.row.cells.get(config.source_column)
         others = {name: cell for name, cell in sample.row.cells.items() if name not in own}

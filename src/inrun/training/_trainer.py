@@ -34,8 +34,9 @@ from inrun.integrations.transformers import InRun
 from inrun.ledger import Jumps, pack_state, read_state, unpack_state, write_state
 from inrun.replay import Recorder, record
 from inrun.training._checkpoints import STATE, checksums
+from inrun.training._models import INPUTS
 from inrun.training._samples import Sample
-from inrun.training._seen import Seen, label_losses, row_weights
+from inrun.training._seen import Seen
 from inrun.training._training import TRAJECTORY, Training
 
 APART = 20  # steps between two jumps of the loss that are told
@@ -54,10 +55,10 @@ class RowTrainer(Trainer):
         scoring: RunScoring | None = None,
         callbacks: Sequence[Any] = (),
     ):
-        self._scoring = scoring
+        self._training, self._scoring = training, scoring
         super().__init__(
-            model, arguments, data_collator=training.task, train_dataset=items(samples),
-            eval_dataset=items(training.judges()), compute_loss_func=self._loss,
+            model, arguments, data_collator=training.task, train_dataset=self._items(samples),
+            eval_dataset=self._items(training.judges()), compute_loss_func=self._loss,
             callbacks=[*callbacks, *([scoring] if scoring else [])],
             processing_class=training.task.processor,
         )  # fmt: skip
@@ -80,20 +81,22 @@ class RowTrainer(Trainer):
         """See `Trainer`; what a run keeps of the pass is open until its backward pass is over."""
         if self._scoring is not None and torch.is_grad_enabled():
             self._scoring.enter(self._pass, inputs, num_items_in_batch)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._batch = dict(inputs)
+        given = {name: t for name, t in inputs.items() if name in (*INPUTS, "labels")}
+        return super().compute_loss(model, given, return_outputs, num_items_in_batch)
 
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        losses = label_losses(outputs["logits"], labels)
+        objective, batch = self._training.task.objective, self._batch
+        losses = objective.losses(outputs["logits"], batch)
         if self._scoring is not None and torch.is_grad_enabled():
-            ids, logits = self._scoring.ids, outputs["logits"].detach()
-            self._scoring.seen.add(ids, losses.detach(), logits, labels)
-        count = row_weights(labels).sum() if num_items_in_batch is None else num_items_in_batch
+            self._scoring.note(losses.detach(), outputs["logits"].detach(), batch)
+        count = objective.known(batch).sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
 
-
-def items(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Samples as the callback tells them apart: by the key `sample_id`."""
-    return [{"sample_id": sample.id, "sample": sample} for sample in samples]
+    def _items(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Samples as the callback tells them apart: by the key `sample_id`."""
+        task = self._training.task
+        return [{"sample_id": sample.id, **task.item(sample)} for sample in samples]
 
 
 class RunScoring(InRun):
@@ -111,7 +114,7 @@ class RunScoring(InRun):
             training.utility(), ids="sample_id", store=run, **config.attach_settings()
         )  # fmt: skip
         self._training, self._run, self._console = training, run, console
-        self.seen = Seen(training.ids, len(training.splits.classes))
+        self.seen = Seen(training.places(), len(training.columns))
         self.interrupted, self.overhead, self._before = False, 0.0, 0.0
         self._began = self._saved = self._told = time.monotonic()
         self._tokens: Tokens | None = None
@@ -228,6 +231,16 @@ class RunScoring(InRun):
             self._tokens.load_state_dict(header["tokens"])
 
     # ---- called in a pass
+
+    def note(self, losses: Tensor, logits: Tensor, batch: dict[str, Any]) -> None:
+        """What training met at the labels of a pass; of texts a row's tokens are one."""
+        objective = self._training.task.objective
+        if self._training.has_tokens:
+            losses = objective.mean(losses, batch).unsqueeze(1)
+            known, columns = torch.ones_like(losses, dtype=torch.bool), losses[:, :, None][:, :, :0]
+        else:
+            known, columns = objective.known(batch), objective.met(logits, batch)
+        self.seen.add(self.ids, losses, known, columns)
 
     def enter(self, blocks: ExitStack, batch: dict[str, Any], count: Any) -> None:
         """Enters what is put round a pass; `count` labels are in the whole step."""

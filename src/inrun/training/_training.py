@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from inrun.errors import MisuseError, StoreError
 from inrun.ledger import png
 from inrun.replay import Replayable, Trajectory, open_trajectory
+from inrun.training._cells import columns_of, content_column, read_cells
 from inrun.training._config import TrainConfig, read_config
-from inrun.training._models import Batch, Task, Texts, task_of, transformers
+from inrun.training._models import Task, transformers
+from inrun.training._objectives import ANSWERS, Batch, NextToken, SeveralClasses
 from inrun.training._rows import Row
-from inrun.training._samples import Id, Sample, Splits, read_splits
-from inrun.training._seen import label_losses, row_weights
+from inrun.training._samples import Id, Sample, Splits, names_of, read_splits
+from inrun.training._texts import Texts, task_of
 from inrun.utility import Utility
 
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass per step
+TEXTS = ("text-classification", "regression", "multi-label", "causal-lm")
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
 
@@ -50,6 +53,8 @@ class Training:
         self.task: Task = task_of(config, self.splits.classes, self.splits.training)
         self.device: torch.device = self.arguments.device
         self._by_id = {sample.id: sample for sample in self.splits.training}
+        splits = self.splits
+        self._prepare([*splits.training, *splits.validation, *splits.test])
 
     # ---- data
 
@@ -84,33 +89,45 @@ class Training:
             MisuseError: the row lacks a column that the run's own rows have.
         """
         config = self.config
-        image, labelled = config.task == "image-classification", bool(self.splits.classes)
-        content = "image" if image else config.text_column
-        cells = {content: row.get("text")} | dict(row)
-        wanted = [content, *([config.label_column] if labelled else [])]
-        missing = [name for name in wanted if cells.get(name) is None]
+        content, wanted = content_column(config), columns_of(config)
+        if content == "image" or config.task in TEXTS:
+            row = {content: row.get("text")} | dict(row)
+        missing = [name for name in wanted if row.get(name) is None]
         if missing:
             raise MisuseError(
                 f"The query has no {missing[0]!r}, and the loss of {config.task} needs it. Pass a "
                 f"file with the columns {', '.join(wanted)}, one row per query."
             )
-        label = str(cells[config.label_column]).strip() if labelled else None
-        if labelled and label not in self.splits.classes:
+        try:
+            found, label = read_cells(config, row)
+        except ValueError as error:
+            raise MisuseError(f"The query cannot be read: {error}.") from None
+        strange = [name for name in names_of(label) if name not in (*self.splits.classes, *ANSWERS)]
+        if strange:
             raise MisuseError(
-                f"The query's label {label!r} is not one of {', '.join(self.splits.classes)}."
+                f"The query's label {strange[0]!r} is not one of {', '.join(self.splits.classes)}."
             )
-        found = png(cells[content]) if image else cells[content]
-        return self.collate([Sample(0, found, label, Row(dict(row), "the query"))])
+        if content == "image":
+            found = png(found)
+        sample = Sample(0, found, label, Row(dict(row), "the query"))
+        self._prepare([sample])
+        return self.collate([sample])
+
+    def _prepare(self, samples: Sequence[Sample]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.task.prepare(samples, self.drawn)
 
     def pieces(self, ids: Collection[Any]) -> list[list[str]]:
         """The tokens of training texts, as text."""
         assert isinstance(self.task, Texts)
-        return [self.task.pieces(sample.content) for sample in self.samples(ids)]
+        return [self.task.pieces(sample) for sample in self.samples(ids)]
 
     def judges(self) -> list[Sample]:
         """The validation samples that each step is judged by, as evenly from targets as can be."""
-        config, found = self.config, list(self.splits.validation)
-        if len(found) <= config.validation_rows:
+        config, found, most = self.config, list(self.splits.validation), self.config.validation_rows
+        if config.task == "multi-label" and len(self.splits.classes) <= MOST_CLASSES:
+            most = max(1, most // len(self.splits.classes))  # each is passed once per class
+        if len(found) <= most:
             return found
         order = np.random.default_rng(config.seed).permutation(len(found)).tolist()
         turn: dict[str, int] = {}
@@ -119,14 +136,15 @@ class Training:
             name = self.target_name(found[i])
             turn[name] = turn.get(name, 0) + 1
             ranked.append((turn[name], i))
-        chosen = sorted(i for _, i in sorted(ranked)[: config.validation_rows])
+        chosen = sorted(i for _, i in sorted(ranked)[:most])
         return [found[i] for i in chosen]
 
     def target_name(self, sample: Sample) -> str:
         """Of a validation sample."""
         if self.config.target_column is not None:
             return str(sample.row.cells.get(self.config.target_column))
-        return str(sample.label) if 2 <= len(self.splits.classes) <= MOST_CLASSES else "validation"
+        one_class = isinstance(sample.label, str) and 2 <= len(self.splits.classes) <= MOST_CLASSES
+        return sample.label if one_class else "validation"
 
     def utility(self) -> Utility:
         """The validation loss, by target."""
@@ -135,9 +153,20 @@ class Training:
             groups.setdefault(self.target_name(sample), []).append(sample)
         if len(groups) == 1:
             batch = self.collate(next(iter(groups.values())))
-            return Utility(self.loss_fn, batch)
+            return Utility(self.loss_fn, targets=self._by_label(batch) or {"validation": batch})
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
         return Utility(self.loss_fn, targets=targets, weights=self._weights(groups))
+
+    def _by_label(self, batch: Batch) -> dict[str, Batch]:
+        """Of several classes per row one target each: the same rows, asked for that class alone."""
+        classes = self.splits.classes
+        if self.config.task != "multi-label" or not 2 <= len(classes) <= MOST_CLASSES:
+            return {}
+        asked = torch.eye(len(classes), dtype=torch.bool, device=self.device)
+        return {
+            _safe(name): batch | {"labels": batch["labels"].where(asked[k], -100)}
+            for k, name in enumerate(classes)
+        }
 
     def _weights(self, groups: Collection[str]) -> dict[str, float] | None:
         """What each target counts; None for all alike."""
@@ -146,18 +175,37 @@ class Training:
         counts = Counter(str(sample.label) for sample in self.splits.training)
         return {_safe(name): counts[name] for name in groups}
 
+    # ---- labels
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is kept of each label, see the objective; nothing of texts."""
+        return () if self.has_tokens else self.task.objective.columns(self.splits.classes)
+
+    def places(self) -> dict[Id, int]:
+        """How many labels each training sample has, by id."""
+        return {sample.id: len(self.labels(sample)) for sample in self.splits.training}
+
+    def labels(self, sample: Sample) -> list[tuple[str, str]]:
+        """A sample's labels: where each stands, '' where there is one, and what it says."""
+        if self.config.task == "multi-label":
+            says = SeveralClasses.choices
+            return [(name, says[name in sample.label]) for name in self.splits.classes]
+        if self.config.task == "token-classification":
+            words = enumerate(zip(sample.content, sample.label, strict=True), start=1)
+            return [(f"{k} {word}", tag) for k, (word, tag) in words]
+        return [("", str(sample.label))]
+
     # ---- losses
 
     @property
     def has_tokens(self) -> bool:
         """Whether a row's loss is a sum over tokens."""
-        return self.config.task == "causal-lm"
+        return isinstance(self.task.objective, NextToken)
 
-    @staticmethod
-    def label_losses(model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of each label, (B, 1) for classes and (B, T) for tokens, 0 for none."""
-        inputs = {name: t for name, t in batch.items() if name != "labels"}
-        return label_losses(model(**inputs)["logits"], batch["labels"])
+    def label_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each label, (B, L): of a class, a token, a number; 0 for none."""
+        return self.task.losses(model, batch)
 
     def token_terms(self, model: nn.Module, batch: Batch) -> Tensor:
         """The same over the number of labels in the batch: terms that add up to its mean loss."""
@@ -168,13 +216,12 @@ class Training:
         return self.token_terms(model, batch).sum(1)
 
     def loss_fn(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The batch's mean loss, over rows with labels or over tokens."""
+        """The batch's mean loss, over its labels."""
         return self.losses(model, batch).sum()
 
-    @staticmethod
-    def weights(batch: Batch) -> Tensor:
-        """What each row weighs in the batch's mean, (B,): 1, or how many tokens are predicted."""
-        return row_weights(batch["labels"])
+    def weights(self, batch: Batch) -> Tensor:
+        """What each row weighs in the batch's mean, (B,): how many labels it has."""
+        return self.task.objective.known(batch).float().sum(1)
 
     # ---- model
 
@@ -257,7 +304,7 @@ class Training:
             seed: of start and order.
 
         Returns:
-            The mean score on the test samples: accuracy, or minus the loss of a text's tokens.
+            The mean score on the test samples: accuracy, or minus a loss; see the objective.
         """
         model = self.drawn(1000 + seed)
         with self.apart(model, self.samples(ids), seed=1000 + seed) as trainer:
@@ -277,12 +324,8 @@ class Training:
         return float(np.mean(found)) if found else float("nan")
 
     def _scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """How well each row is done, (B,): 1 or 0 for a class, minus the mean loss for a text."""
-        if self.has_tokens:
-            return -self.label_losses(model, batch).sum(1) / self.weights(batch).clamp_min(1)
-        inputs = {name: t for name, t in batch.items() if name != "labels"}
-        logits: Tensor = model(**inputs)["logits"]
-        return (logits.argmax(1) == batch["labels"]).float()
+        """How well each row is done, (B,): see the objective."""
+        return self.task.objective.scores(self.task.logits(model, batch), batch)
 
 
 def open_training(run: str | Path) -> Training:

@@ -16,6 +16,7 @@ import numpy as np
 
 from inrun.errors import MisuseError
 from inrun.ledger import Run
+from inrun.training import CONFIG, ONE_CLASS, read_config
 from inrun.uses._samples import Valued, described, samples_of
 
 AnyRun = TypeVar("AnyRun", bound=Valued)
@@ -107,9 +108,16 @@ def unjudged(run: Valued, samples: Any = None) -> np.ndarray:
 
 def _labels(run: Valued, samples: Any) -> list[str] | None:
     table = samples_of(run, samples)
-    if table is None or "label" not in table.column_names:
+    if table is None or "label" not in table.column_names or not _one_class_each(run):
         return None
     return [str(label) for label in described(run.values(), table)["label"].to_pylist()]
+
+
+def _one_class_each(run: Valued) -> bool:
+    """Whether a label is one class: not so in runs of `inrun train` on numbers, words or pairs."""
+    if not isinstance(run, Run) or not (run.path / CONFIG).exists():
+        return True
+    return read_config(run.path).task in ONE_CLASS
 
 
 def _label(target: str, known: Collection[str]) -> str:

@@ -30,7 +30,7 @@ from scipy.stats import rankdata
 from inrun.answers import Answer
 from inrun.errors import MisuseError
 from inrun.ledger import PartId, Run, read_table, samples_table
-from inrun.training import PROBABILITIES
+from inrun.training import ANSWERS, PROBABILITIES
 from inrun.uses._samples import Valued
 
 
@@ -156,8 +156,9 @@ class LabelDoubts(Answer):
     """What `inrun.label_doubts` returns.
 
     Attributes:
-        table: one row per sample, the most doubtful first: `sample_id`, `label`,
-            `suggested_label`, and `doubt_rank`, 1 for the most doubtful.
+        table: one row per label, the most doubtful first: `sample_id`, `label`,
+            `suggested_label`, and `doubt_rank`, 1 for the most doubtful. Where samples have several
+            labels, also `place`: which of the classes, or which word by number and text.
     """
 
     table: pa.Table
@@ -173,114 +174,218 @@ class LabelDoubts(Answer):
 def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
     """Which labels look wrong, and what they should be.
 
+    A class is judged by loss, probabilities and the sample's harm to each class; so is each yes or
+    no where a sample may have several classes. Tags of words and the order of two answers are
+    judged by loss and probabilities, a number by its distance from the mean prediction.
+
     Args:
         run: a stored run or a live attribution, of a utility with one target per class, named by
             the class. Classes without a target are judged without harm.
         seen: what training met, one row per sample: `sample_id`, `label` (a class's name),
-            `mean_loss`, and one column per class with its mean probability; a pyarrow table, a
-            data frame or a mapping of columns. A run of `inrun train` holds it already.
+            `mean_loss`, and one column per class with its mean probability; or a numeric `label`
+            and `mean_prediction`. A pyarrow table, a data frame or a mapping of columns. A run of
+            `inrun train` holds it already.
 
     Raises:
         MisuseError: fewer than two targets, targets that are no classes, no scored step, or
             nothing is known of labels, losses and probabilities.
         StoreError: a part of the run is missing or torn.
     """
-    known = _stored_seen(run) if seen is None else _given_seen(samples_table(seen, None))
-    if known is None:
+    given = None if seen is None else samples_table(seen, None)
+    numbers = _numbers(run.samples() if given is None and isinstance(run, Run) else given)
+    known = None if numbers else _stored_seen(run) if given is None else _given_seen(given)
+    if known is None and numbers is None:
         raise MisuseError(
             "Label doubts need what training met at each sample, and this run holds none of it. "
             "Pass seen=: sample_id, label, mean_loss, and one column per class with its mean "
             "probability; or train with `inrun train`, which keeps them."
         )
-    strangers = set(run.targets) - set(known.classes)
-    if strangers or not run.ledger().num_rows:
+    if not run.ledger().num_rows:
+        raise MisuseError("No step was scored, so there are no values to doubt a label by.")
+    table = _of_numbers(*numbers) if numbers else _of_classes(run, known)  # type: ignore[arg-type]
+    return LabelDoubts(table.sort_by("doubt_rank"))
+
+
+def _of_numbers(ids: Any, labels: np.ndarray, predictions: np.ndarray) -> pa.Table:
+    return pa.table({
+        "sample_id": ids, "label": labels, "suggested_label": predictions,
+        "doubt_rank": rankdata(-np.abs(labels - predictions), method="min").astype(np.int64),
+    })  # fmt: skip
+
+
+def _of_classes(run: Valued, known: _Seen) -> pa.Table:
+    ids, sums = _harm(run, known)
+    place = {sample_id: row for row, sample_id in enumerate(ids.tolist())}
+    strangers = [i for i in place if i not in set(known.ids)]
+    if strangers:
         raise MisuseError(
-            f"The target {min(strangers)!r} is none of the classes {', '.join(known.classes)}: "
-            "name the utility's targets by classes."
-            if strangers
-            else "No step was scored, so there are no values to doubt a label by."
+            f"seen says nothing of the sample {strangers[0]!r} and {len(strangers) - 1} others."
         )
-    ids, sums = harm_sums(run.visits(), run.targets)
-    place = {sample_id: row for row, sample_id in enumerate(known.ids)}
-    missing = [i for i in ids.tolist() if i not in place]
-    if missing:
-        raise MisuseError(
-            f"seen says nothing of the sample {missing[0]!r} and {len(missing) - 1} others."
-        )
-    rows = [place[i] for i in ids.tolist()]
+    rows = [row for row, i in enumerate(known.ids) if i in place]
+    rows.sort(key=lambda row: place[known.ids[row]])
     labels = [known.labels[row] for row in rows]
-    found = doubts(
-        class_harm(sums, run.targets, known.classes),
-        np.array([known.classes.index(str(label)) for label in labels]),
-        known.losses[rows],
-        known.probabilities[rows],
-    )
-    table = pa.table(
+    own = np.array([known.classes.index(str(label)) for label in labels])
+    harm, places = sums[[place[known.ids[row]] for row in rows]], None
+    if known.places is None:
+        harm = class_harm(harm, run.targets, known.classes)
+    else:
+        places = [known.places[row] for row in rows]
+        harm = _by_place(harm, run.targets, places, own, known.classes)
+    found = doubts(harm, own, known.losses[rows], known.probabilities[rows])
+    return pa.table(
         {
-            "sample_id": ids,
+            "sample_id": pa.array([known.ids[row] for row in rows], pa.array(ids).type),
+            **({"place": places} if places and any(places) else {}),
             "label": labels,
             "suggested_label": [known.classes[k] for k in found.suggested.tolist()],
             "doubt_rank": rankdata(-found.doubt, method="min").astype(np.int64),
         }
     )
-    return LabelDoubts(table.sort_by("doubt_rank"))
+
+
+def _harm(run: Valued, known: _Seen) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, and samples' harm by target; none where one target judges labels that are no classes.
+
+    Raises:
+        MisuseError: a target is no class.
+    """
+    if known.places is not None and len(run.targets) == 1:
+        ids = run.values()["sample_id"].to_numpy(zero_copy_only=False)
+        return ids, np.zeros((len(ids), 1))
+    strangers = set(run.targets) - set(known.classes)
+    if strangers and known.places is None:
+        raise MisuseError(
+            f"The target {min(strangers)!r} is none of the classes {', '.join(known.classes)}: "
+            "name the utility's targets by classes."
+        )
+    return harm_sums(run.visits(), run.targets)
+
+
+def _by_place(
+    sums_NT: np.ndarray,
+    targets: Sequence[str],
+    places: Sequence[str],
+    own: np.ndarray,
+    choices: Sequence[str],
+) -> np.ndarray:
+    """Harm of a yes or a no to the target of that name, (N, 2); none where there is no such target.
+
+    It speaks for the other choice, as a share of the sample's harm to all targets.
+    """
+    found = np.zeros((len(sums_NT), len(choices)))
+    number = {name: k for k, name in enumerate(targets)}
+    known = np.array([place in number for place in places])
+    if len(choices) != 2 or not known.any():
+        return found
+    rows = np.flatnonzero(known)
+    harm = sums_NT[rows, [number[place] for place in places if place in number]]
+    found[rows, 1 - own[rows]] = harm
+    found[rows, own[rows]] = np.abs(sums_NT[rows]).sum(1) - np.abs(harm)
+    return found
 
 
 def note_label_doubts(run: Run) -> LabelDoubts | None:
     """Adds `doubt_rank` and `suggested_label` to the samples of a run of `inrun train`.
 
+    Where samples have several labels it is the most doubtful one of each.
+
     Returns:
-        The doubts; None where the run has not what it takes: several targets that are classes,
-        labels, and a scored step.
+        The doubts; None where the run has not what it takes: labels, several targets that are
+        classes, and a scored step.
 
     Raises:
         StoreError: a part of the run is missing or torn.
     """
-    known, table = _stored_seen(run), run.samples()
-    if known is None or table is None or len(run.targets) < 2 or not run.ledger().num_rows:
+    table = run.samples()
+    if table is None or not run.ledger().num_rows:
         return None
-    if not set(run.targets) <= set(known.classes):
+    known = _stored_seen(run)
+    if known is None and _numbers(table) is None:
+        return None
+    if (
+        known is not None
+        and known.places is None
+        and (len(run.targets) < 2 or not set(run.targets) <= set(known.classes))
+    ):
         return None
     found = label_doubts(run)
-    place = pc.index_in(table["sample_id"], value_set=found.table["sample_id"].combine_chunks())
+    first = _first_of_each(found.table)
+    place = pc.index_in(table["sample_id"], value_set=first["sample_id"].combine_chunks())
     for name in ("doubt_rank", "suggested_label"):
         if name in table.column_names:
             table = table.drop_columns([name])
-        table = table.append_column(name, found.table[name].take(place))
+        table = table.append_column(name, first[name].take(place))
     run.write_samples(table)
     return found
 
 
+def _first_of_each(table: pa.Table) -> pa.Table:
+    """Each sample's most doubtful label, with what to put at which place as one text."""
+    if "place" not in table.column_names:
+        return table
+    first: dict[Any, str] = {}
+    for row in table.to_pylist():
+        says = f"{row['place']}: {row['suggested_label']}, not {row['label']}"
+        first.setdefault(row["sample_id"], says)
+    return pa.table(
+        {
+            "sample_id": pa.array(first, table["sample_id"].type),
+            "suggested_label": list(first.values()),
+            "doubt_rank": pa.array(range(1, len(first) + 1), pa.int64()),
+        }
+    )
+
+
 class _Seen(NamedTuple):
-    """What training met, in the order of `ids`; `probabilities` (N, K)."""
+    """What training met at each label; `probabilities` (N, K).
+
+    `places` is None where each sample has one label that is a class.
+    """
 
     ids: list[Any]
+    places: list[str] | None
     labels: list[Any]
     losses: np.ndarray
     classes: list[str]
     probabilities: np.ndarray
 
 
+_OWN = (":id", ":place", ":label", ":loss")
+
+
 def _given_seen(table: pa.Table) -> _Seen | None:
     if not {"label", "mean_loss"} <= set(table.column_names):
         return None
-    classes = table.drop_columns(["sample_id", "label", "mean_loss"])
-    return _seen(table, classes)
+    names = {"sample_id": ":id", "label": ":label", "mean_loss": ":loss"}
+    return _seen(table.rename_columns([names.get(name, name) for name in table.column_names]))
 
 
 def _stored_seen(run: Valued) -> _Seen | None:
-    """What `inrun train` kept of each sample, or None."""
+    """What `inrun train` kept of each label, or None."""
     if not isinstance(run, Run) or not (run.path / PROBABILITIES).exists():
         return None
-    table = run.samples()
-    if table is None:
+    whole = not run.notes
+    return _seen(read_table(run.path / PROBABILITIES, PartId("probabilities"), digested=whole))
+
+
+def _seen(table: pa.Table) -> _Seen:
+    table = table.filter(pc.is_valid(table[":loss"]))
+    classes = [name for name in table.column_names if name not in _OWN]
+    places = table[":place"].to_pylist() if ":place" in table.column_names else None
+    if places is not None and not any(places) and tuple(classes) != ANSWERS:
+        places = None
+    return _Seen(
+        table[":id"].to_pylist(), places, table[":label"].to_pylist(), table[":loss"].to_numpy(),
+        classes, np.stack([table[name].to_numpy() for name in classes], 1),
+    )  # fmt: skip
+
+
+def _numbers(table: pa.Table | None) -> tuple[Any, np.ndarray, np.ndarray] | None:
+    """Ids, labels and mean predictions of samples that have a number for a label, or None."""
+    if table is None or not {"label", "mean_prediction"} <= set(table.column_names):
         return None
-    found = read_table(run.path / PROBABILITIES, PartId("probabilities"), digested=not run.notes)
-    return _seen(table, found.select(found.column_names[1:]))  # the first are the ids
-
-
-def _seen(table: pa.Table, classes: pa.Table) -> _Seen:
-    ids, labels = table["sample_id"].to_pylist(), table["label"].to_pylist()
-    columns = [column.to_numpy() for column in classes]
-    losses = table["mean_loss"].to_numpy()
-    return _Seen(ids, labels, losses, classes.column_names, np.stack(columns, 1))
+    table = table.filter(pc.is_valid(table["mean_prediction"]))
+    labels, predictions = (
+        table[name].cast(pa.float64()).to_numpy() for name in ("label", "mean_prediction")
+    )
+    return table["sample_id"], labels, predictions

@@ -23,6 +23,10 @@ and s_g = S_g / S,
 
 where r_c sums r_cg over groups and m is the number of clusters. Intervals are Student's, at
 1 - 0.05 / G, so that those of all G groups hold together in 95 % of cases (Bonferroni).
+
+A source of wrong labels is seen better by its labels than by its sum, which a few large values
+decide. Where labels were ranked by doubt, a group stands out if more of its samples are among the
+`DOUBTFUL` most doubtful than chance would put there, by Fisher's exact test at 0.05 / G.
 Letters: n samples, C clusters, G groups.
 """
 
@@ -33,6 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import hypergeom
 from scipy.stats import t as student
 
 from inrun.answers import Answer
@@ -42,6 +47,7 @@ from inrun.uses._judges import judge_notes, judged_as
 from inrun.uses._near import near_groups
 from inrun.uses._samples import Valued, described, duplicate_groups, samples_of
 
+DOUBTFUL = 0.1  # of all samples
 UNNAMED = "(not described)"
 ENTRIES = ("samples", "momentum", "weight_decay", "unattributed", "other", "residual")
 
@@ -57,7 +63,9 @@ class Rollup(Answer):
             samples' entry with `share_low` and `share_high`, `share_of_fall` of the loss's whole
             fall, `booked` (the sum before duplicates were split), `harmful` (share of its samples
             with a negative value), `duplicated` (samples whose content another group delivered
-            too), `told` ('above' or 'below' where its mean is told from the mean of all samples).
+            too), `told` ('above' or 'below' where its mean is told from the mean of all samples),
+            `doubtful` (share of its samples among the tenth with the most doubtful labels; null
+            where labels were not ranked) and `doubted` (whether that is more than chance).
         books: the entries over the run, in units of the validation loss: `fall`, `samples`,
             `momentum`, `weight_decay`, `unattributed`, `other`, `residual`.
         duplicates: 'split' or 'booked'.
@@ -74,7 +82,7 @@ class Rollup(Answer):
         """The fall of the loss, and the entries that make it up."""
         entries = ", ".join(f"{name.replace('_', ' ')} {self.booked(name)}" for name in ENTRIES)
         fell = f"The validation loss fell by {self.booked('fall')}: {entries}."
-        return [fell, self.comparison, *self.judges]
+        return [fell, self.comparison, *self.doubts, *self.judges]
 
     @property
     def comparison(self) -> str:
@@ -93,6 +101,16 @@ class Rollup(Answer):
             "group would be named in one of twenty such tables."
         )
 
+    @property
+    def doubts(self) -> list[str]:
+        """Groups whose labels are more doubtful than chance would have them, in a sentence each."""
+        return [
+            f"Look at the labels of {row['group']}: {row['doubtful']:.0%} of its samples are among "
+            f"the {DOUBTFUL:.0%} with the most doubtful labels, which is more than chance."
+            for row in self.table.to_pylist()
+            if row["doubted"]
+        ]
+
     def booked(self, name: str) -> str:
         """An entry, or `fall`, as it is shown; the residual may not be known."""
         number = self.books[name]
@@ -104,6 +122,7 @@ class Rollup(Answer):
         said = [
             *self.judges,
             self.comparison,
+            *self.doubts,
             "Positive: the group's samples lowered the validation loss. Shares are of the samples' "
             f"entry in the books, {self.booked('samples')}; what the loss fell by over the scored "
             f"steps: {self.booked('fall')}.",
@@ -177,9 +196,10 @@ def rollup(
     names = np.unique(group)
     place = np.searchsorted(names, group)
     intervals = _intervals(value, place, len(names), _clusters(table, clusters))
+    doubted = _doubted(table, place, len(names))
     rows = [
-        _row(name, every, books) | interval
-        for name, interval in zip(names.tolist(), intervals, strict=True)
+        _row(name, every, books) | interval | doubt
+        for name, interval, doubt in zip(names.tolist(), intervals, doubted, strict=True)
     ]
     rows.sort(key=lambda row: -row["value"])
     judges = tuple(judge_notes(run, samples))
@@ -292,4 +312,18 @@ def _intervals(
                 "told": ("above" if away > 0 else "below") if certain and groups > 1 else None,
             }
         )
+    return found
+
+
+def _doubted(table: pa.Table, group: np.ndarray, groups: int) -> list[dict[str, Any]]:
+    """By group: the share of its samples among the most doubtful, and whether it stands out."""
+    if "doubt_rank" not in table.column_names:
+        return [{"doubtful": None, "doubted": None}] * groups
+    ranks = table["doubt_rank"].cast(pa.float64()).fill_null(np.inf).to_numpy()
+    first = ranks <= DOUBTFUL * len(ranks)
+    found = []
+    for g in range(groups):
+        own, k = int((group == g).sum()), int(first[group == g].sum())
+        chance = hypergeom.sf(k - 1, len(ranks), first.sum(), own)
+        found.append({"doubtful": k / own, "doubted": bool(groups > 1 and chance < 0.05 / groups)})
     return found

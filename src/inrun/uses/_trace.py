@@ -11,6 +11,10 @@ the behaviour came from. Three ways to such values, in the order of their cost:
 In-step values of different steps are not of one size: what is visited early lowers every query's
 loss, whatever it says. Named targets are therefore ranked by standardised values: each visit's
 value less the mean over its step's visits, over their standard deviation, summed over a sample's.
+Among n visits none can stand out by more than sqrt(n - 1) deviations. Over many visits of a sample
+that keeps a single one from deciding; with few, in small batches, every best visit would be alike.
+With under `FEW_VISITS` per sample and `SMALL` per step the deviation is the median of those of the
+steps up to `AROUND` before and after.
 
 Values are what leaving a sample out would do to the query's loss, the others keeping their weight,
 so that a text's value is the sum of its tokens'.
@@ -32,6 +36,7 @@ from inrun.uses._samples import Valued
 from inrun.utility import Utility
 
 METHODS = ("look-ahead", "tracin", "named")
+FEW_VISITS, SMALL, AROUND = 4, 16, 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,9 +181,13 @@ def _standardised(visits: pa.Table, column: str) -> np.ndarray:
     _, step = np.unique(visits["step"].to_numpy(), return_inverse=True)
     count = np.bincount(step)
     away = value - (np.bincount(step, value) / count)[step]
-    spread = np.sqrt(np.bincount(step, away**2) / count)[step]
-    out = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
+    own = np.sqrt(np.bincount(step, away**2) / count)
+    padded = np.pad(own, AROUND, constant_values=np.nan)
+    around = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1), axis=1)
     _, row = np.unique(ids, return_inverse=True)
+    few = len(row) < FEW_VISITS * (row.max(initial=0) + 1)
+    spread = np.where(few & (count < SMALL), around, own)[step]
+    out = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
     return np.bincount(row, out)
 
 

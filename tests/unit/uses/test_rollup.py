@@ -1,5 +1,7 @@
 """Roll-ups: sums that add up to the books, duplicates across providers, intervals."""
 
+from math import comb
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -175,3 +177,42 @@ def test_near_groups_link_texts_that_share_most_of_their_runs_of_words():
     assert found[1] == found[5] >= 0
     assert found[0] != found[1]
     assert found[3] == found[4] == -1
+
+
+def ranked(tmp_path, ranks, sources):
+    """A run whose labels were ranked by doubt."""
+    run = random_run(tmp_path, len(ranks), epochs=1)
+    run.describe({
+        "sample_id": list(range(len(ranks))), "source": list(sources),
+        "doubt_rank": [int(rank) for rank in ranks],
+    })  # fmt: skip
+    return inrun.rollup(run)
+
+
+def by_counting(first, own, k, n):
+    """How probably k or more of a group's samples are among the first, by counting draws."""
+    draws = range(k, min(first, own) + 1)
+    return sum(comb(first, j) * comb(n - first, own - j) for j in draws) / comb(n, own)
+
+
+def test_a_source_of_doubtful_labels_is_named_and_others_by_chance_alone(tmp_path):
+    rng, sources, named = np.random.default_rng(0), np.repeat(list("abcd"), 25), 0
+    for k in range(20):
+        ranks = rng.permutation(100) + 1
+        table = ranked(tmp_path / f"chance {k}", ranks, sources).table.to_pylist()
+        for row in table:
+            inside = int((ranks[sources == row["group"]] <= 10).sum())
+            assert row["doubtful"] == pytest.approx(inside / 25)
+            assert row["doubted"] == (by_counting(10, 25, inside, 100) < 0.05 / 4)
+        named += any(row["doubted"] for row in table)
+    assert named <= 3  # of 20 at 5 %
+    found = ranked(tmp_path / "bad", np.r_[11:86, 1:11, 86:101], sources)
+    (said,) = found.doubts
+    assert said.startswith("Look at the labels of d: 40% of its samples")
+    assert said in found.notes()
+
+
+def test_where_labels_were_not_ranked_nothing_is_said_of_their_doubt(run):
+    found = inrun.rollup(run)
+    assert found.doubts == []
+    assert set(found.table["doubtful"].to_pylist()) == {None}

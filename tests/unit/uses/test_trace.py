@@ -124,16 +124,23 @@ def test_a_target_named_before_training_needs_no_recording(tmp_path):
 
 def standardised(visits, column):
     """By sample, visit for visit, by the definition."""
-    found = {}
+    found, of = {}, {}
     for visit in visits:
-        step = np.array([v[column] for v in visits if v["step"] == visit["step"]])
-        score = (visit[column] - step.mean()) / step.std() if step.std() else 0.0
+        of.setdefault(visit["step"], []).append(visit[column])
+    steps = sorted(of)
+    for visit in visits:
+        step, k = np.array(of[visit["step"]]), steps.index(visit["step"])
+        around = [np.std(of[s]) for s in steps[max(0, k - 4) : k + 5]]
+        few = len(visits) < 4 * len({v["sample_id"] for v in visits}) and len(step) < 16
+        scale = np.median(around) if few else step.std()
+        score = (visit[column] - step.mean()) / scale if scale else 0.0
         found[visit["sample_id"]] = found.get(visit["sample_id"], 0.0) + score
     return found
 
 
-def test_named_targets_are_ranked_by_how_far_visits_stand_out_in_their_steps(tmp_path):
-    run = random_run(tmp_path / "run", 12, batch=5, targets=("a", "b"))
+@pytest.mark.parametrize(("batch", "visits"), [(5, 2), (5, 6), (16, 2)])
+def test_named_targets_are_ranked_by_how_far_visits_stand_out(tmp_path, batch, visits):
+    run = random_run(tmp_path / "run", 20, epochs=visits, batch=batch, targets=("a", "b"))
     wanted = standardised(run.visits().to_pylist(), "b")
     rows = inrun.trace(run, "b").table.to_pylist()
     assert {row["sample_id"]: row["score"] for row in rows} == pytest.approx(wanted)
@@ -147,6 +154,16 @@ def test_an_early_visit_alone_makes_no_source(tmp_path):
     run = stored_run(tmp_path / "run", values, np.arange(10), step, range(10))
     assert inrun.trace(run).table["sample_id"][0].as_py() == 9
     assert inrun.trace(run, standardised=False).table["sample_id"][0].as_py() == 4
+
+
+def test_the_best_of_a_small_batch_need_not_stand_out(tmp_path):
+    """Each step's best is sqrt(2) of its own deviations away; one alone is far away by others'."""
+    step, values = np.repeat(np.arange(1, 10), 3), np.tile([0.0, 0.0, 1.0], 9)
+    values[14] = 30.0
+    run = stored_run(tmp_path / "run", values[:, None], np.arange(27), step, range(27))
+    first, second = inrun.trace(run).table.slice(0, 2).to_pylist()
+    assert first["sample_id"] == 14
+    assert first["score"] > 20 * second["score"]
 
 
 def test_what_does_not_fit_is_said(by_sample, tmp_path):

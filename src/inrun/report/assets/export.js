@@ -48,11 +48,20 @@
     return { text: Object.keys(d.columns).map(function (name) { return name + ": " + d.columns[name][i]; }).join("\n") };
   }
 
+  // A suggestion that one can choose: another sample's label, and no number or words on one of several.
+  let choices = null;
+  function choice(i) {
+    const d = report.data, suggested = report.suggestion(i);
+    choices = choices || new Set(d.targets.concat((d.columns.label || []).filter(function (name) { return typeof name !== "number" || Number.isInteger(name); }).map(String)));
+    return choices.has(suggested) ? suggested : null;
+  }
+
   // `Dataset.records.from_json` of Argilla 2: fields, metadata, a suggestion for the question "label".
   function argilla(rows) {
     return JSON.stringify(rows.map(function (i) {
-      const d = report.data, suggested = report.suggestion(i), metadata = { value: d.value[i], value_normalised: d.normalised[i], visits: d.visits[i] };
+      const d = report.data, suggested = choice(i), metadata = { value: d.value[i], value_normalised: d.normalised[i], visits: d.visits[i] };
       ["label", "source"].forEach(function (name) { if (d.columns[name] && d.columns[name][i] !== null) metadata["given_" + name] = String(d.columns[name][i]); });
+      if (suggested === null && report.suggestion(i) !== null) metadata.suggested_label = String(report.suggestion(i));
       const suggestions = suggested === null ? {} : { label: { value: suggested, score: null, agent: "inrun" } };
       return { id: d.ids[i], fields: content(i), metadata: metadata, suggestions: suggestions, responses: {}, vectors: {} };
     }), null, 1);
@@ -61,10 +70,11 @@
   // Label Studio's tasks with predictions: a choice named "label" on what is shown.
   function labelStudio(rows) {
     return JSON.stringify(rows.map(function (i) {
-      const d = report.data, shown = content(i), suggested = report.suggestion(i), name = Object.keys(shown)[0];
+      const d = report.data, shown = content(i), suggested = choice(i), name = Object.keys(shown)[0];
       const result = suggested === null ? [] : [{ from_name: "label", to_name: name, type: "choices", value: { choices: [suggested] } }];
       const data = Object.assign({}, shown, { sample_id: d.ids[i], value: d.value[i] });
       ["label", "source"].forEach(function (column) { if (d.columns[column]) data["given_" + column] = d.columns[column][i]; });
+      if (suggested === null && report.suggestion(i) !== null) data.suggested_label = String(report.suggestion(i));
       return { data: data, predictions: [{ model_version: "inrun", result: result }] };
     }), null, 1);
   }
