@@ -33,7 +33,8 @@ def measure(key: str) -> dict[str, Any]:
     """By the visits that are looked at: the count, what it is, and what probabilities came to."""
     setting = Setting.of(key)
     data = digits(setting.shares, 0.0, setting.data)
-    rng, truth = np.random.default_rng(setting.data), data.truth.numpy()
+    # not the stream that inrun.plant draws rows from: the same rows would be wrong and planted
+    rng, truth = np.random.default_rng([setting.data, 1]), data.truth.numpy()
     alike = _alike(data) if setting.flips == "confused" else None
     given = truth.copy()
     for row in rng.permutation(len(truth))[: round(setting.noise * len(truth))]:
