@@ -59,6 +59,13 @@ def _counted(
         np.add.at(harm, rows[0], values[rows] / size if size else 0.0)
     losses = seen.losses[:, :visits].mean(1)
     doubt = doubts(harm, labels, losses, seen.probabilities[:, :visits].mean(1)).doubt
+    return told(doubt, is_planted, wrong, visits)
+
+
+def told(
+    doubt: np.ndarray, is_planted: np.ndarray, wrong: np.ndarray, visits: int
+) -> dict[str, Any]:
+    """What is stated by doubts, beside what is `wrong` among the rows that were not planted."""
     found = counted(doubt, is_planted)
     place = np.digitize(found.probability, BINS) - 1
     return {
