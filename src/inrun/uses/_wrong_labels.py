@@ -194,9 +194,12 @@ def counted(doubt: np.ndarray, is_planted: np.ndarray) -> Counted:
     auc = (ranks - m * (m + 1) / 2) / (m * n)
     separation = (auc - share / 2) / (1 - share) if share < 0.9 else 0.0
     shrunk = max(0.0, 1 - FALSE * n / count) if count else 0.0
+    order = np.argsort(others, kind="stable")
+    probability = np.empty(n)  # rows' means are of other draws each: brought into order again
+    probability[order] = _increasing((sums / np.maximum(left_out, 1))[order], np.ones(n))
     return Counted(
         count, max(0.0, low - FALSE * n), min(n, max(high, NONE_BELOW)), float(separation),
-        shrunk * sums / np.maximum(left_out, 1),
+        shrunk * probability,
     )  # fmt: skip
 
 
@@ -205,9 +208,7 @@ def _count(flips: np.ndarray, others: np.ndarray) -> float:
     return float(min(len(others), *found))
 
 
-def _probability(
-    flips: np.ndarray, others: np.ndarray, count: float, at: np.ndarray
-) -> np.ndarray:
+def _probability(flips: np.ndarray, others: np.ndarray, count: float, at: np.ndarray) -> np.ndarray:
     """Of doubts `at`, by the flips and others drawn; between two of them it is interpolated."""
     doubt = np.concatenate([flips, others])
     order = np.argsort(doubt, kind="stable")
