@@ -104,8 +104,8 @@ CLAIMS = {
     ),
     "statements": Claim(
         "Weights by training shares keep large classes from coming out harmful by construction; "
-        'from eight visits on, "surely harmful" says about what the mean of other trainings shows; '
-        "odd visits against even ones never promise more agreement than another training gives; "
+        'from eight visits on, "surely harmful" says about what the mean of other trainings shows, '
+        "and odd visits against even ones promised no more agreement than another training gave; "
         "a check by training again may be looked at after every training.",
         "Other trainings of the same data, another validation set, equal weights, and differences "
         "between trainings that are chance alone.",

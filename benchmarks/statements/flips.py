@@ -33,7 +33,8 @@ def measure(key: str) -> dict[str, Any]:
     """By the visits that are looked at: the count, what it is, and what probabilities came to."""
     setting = Setting.of(key)
     data = digits(setting.shares, 0.0, setting.data)
-    rng, truth = np.random.default_rng(setting.data), data.truth.numpy()
+    # not the stream that inrun.plant draws rows from: the same rows would be wrong and planted
+    rng, truth = np.random.default_rng([setting.data, 1]), data.truth.numpy()
     alike = _alike(data) if setting.flips == "confused" else None
     given = truth.copy()
     for row in rng.permutation(len(truth))[: round(setting.noise * len(truth))]:
@@ -58,6 +59,13 @@ def _counted(
         np.add.at(harm, rows[0], values[rows] / size if size else 0.0)
     losses = seen.losses[:, :visits].mean(1)
     doubt = doubts(harm, labels, losses, seen.probabilities[:, :visits].mean(1)).doubt
+    return told(doubt, is_planted, wrong, visits)
+
+
+def told(
+    doubt: np.ndarray, is_planted: np.ndarray, wrong: np.ndarray, visits: int
+) -> dict[str, Any]:
+    """What is stated by doubts, beside what is `wrong` among the rows that were not planted."""
     found = counted(doubt, is_planted)
     place = np.digitize(found.probability, BINS) - 1
     return {

@@ -12,8 +12,8 @@ def grid(quick: bool) -> list[str]:
     kinds = (("imbalanced", 0.0), ("imbalanced", 0.2), ("balanced", 0.2), ("mnist", 0.2))
     planted = [
         flips.Setting(kind, shares, noise, data).key
-        for shares, draws in (("balanced", 4), ("mnist", 2))
-        for data in range(10, 10 + draws)  # others than the count was made with
+        for shares, draws in (("balanced", (10, 11, 12, 13, 20, 21)), ("mnist", (10, 11, 20, 21)))
+        for data in draws  # others than the count was made with
         for kind in flips.KINDS
         for noise in (0.0, 0.05, 0.1, 0.2, 0.4)
     ]

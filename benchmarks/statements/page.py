@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import audits, flips, sections
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
@@ -33,13 +33,13 @@ def write_page() -> None:
         "JUDGES": _judges(cells),
         "SURE": _sure(cells),
         "AGAIN": _again(cells),
-        "DISCOVERIES": _discoveries(cells),
+        "STATED": _stated(cells, flipped, audited),
         "AGREEMENTS": _agreements(cells),
         "VALIDATION": _validation(cells),
         "SOURCES": _sources(cells),
         "ASSIGNMENTS": str(ASSIGNMENTS),
         "COUNTS": _counts(flipped),
-        "CALIBRATION": _calibration(flipped),
+        "CALIBRATION": markdown(["probability", "rows", "stated", "wrong"], _calibrated(flipped)),
         "SEPARATED": f"{SEPARATED:.2f}",
         "AUDITS": _audits(audited),
         "RUN": environments(stored),
@@ -49,6 +49,46 @@ def write_page() -> None:
 
 
 Cells = dict[Setting, dict[str, Any]]
+
+
+def _stated(
+    cells: Cells,
+    flipped: Sequence[tuple[flips.Setting, dict[str, Any]]],
+    audited: Sequence[tuple[audits.Setting, dict[str, Any]]],
+) -> str:
+    """Claim, stated, measured: what the sections below come to."""
+    trained = [r["training"] for r in cells.values()]
+    clean = [cell["training"] for s, cell in cells.items() if s.noise == 0]
+    rows = [["share of the largest class harmful, clean imbalanced digits, by training shares",
+             "small", _mean(clean, "largest class harmful")]]  # fmt: skip
+    for visits in ("8", "16"):
+        claims = _sum(trained, visits, "claims")
+        stated, others, again = (
+            f"{_sum(trained, visits, n) / claims:.3f}" for n in ("stated", "mean of others", "next")
+        )
+        measured = f"{others}; in the next training {again}"
+        rows.append([f"surely harmful, {visits} visits", stated, measured])
+    for visits in ("8", "16"):
+        count = sum(len(r["visits"][visits]["claims"]) for r in trained)
+        told = [_sum(trained, visits, n) / count for n in ("expected positive", "positive again")]
+        name = f"of {DROPPED} lowest, positive in another training, {visits} visits"
+        rows.append([name, *(f"{x:.2f}" for x in told)])
+    for visits in ("2", "4", "8", "16"):
+        found = [r["agreements"][visits]["normalised"] for r in trained]
+        told = [f"{np.mean([x[n] for x in found]):.2f}" for n in ("stated", "another training")]
+        over = sum(x["stated"] > x["another training"] + 0.05 for x in found)
+        rows.append([f"R with another training, {visits} visits", told[0],
+                     f"{told[1]}; stated too high in {over} of {len(found)}"])  # fmt: skip
+    counted = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"]]
+    rows.append(["the interval holds how many labels are wrong", "0.95",
+                 f"{_covered(counted)} of {len(counted)} counts"])  # fmt: skip
+    for bounds, _, stated, came in _calibrated(flipped):
+        rows.append([f"probability that a label is wrong, {bounds}", stated, came])
+    wrong = [r for s, r in audited if s.audit == "3-of-10-classes"]
+    named = sum("Classes without validation rows" in r["named"] for r in wrong)
+    rows.append(["an audit names a validation set of 3 of 10 classes", "always",
+                 f"{named} of {len(wrong)}"])  # fmt: skip
+    return markdown(["claim", "stated", "measured"], rows)
 
 
 def _groups(cells: Cells) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -103,7 +143,7 @@ def _sure(cells: Cells) -> str:
             shares = [f"{x / claims:.3f}" for x in told] if claims else ["", "", ""]
             rows.append([*key, visits, f"{claims:.0f}", *shares])
     head = ["data", "judged", "visits", "claims", "stated", "mean of others", "next"]
-    return markdown(head, rows)
+    return long_table("statements_sure", "Surely harmful, as a table", head, rows)
 
 
 def _again(cells: Cells) -> str:
@@ -113,22 +153,8 @@ def _again(cells: Cells) -> str:
             count = sum(len(r["visits"][visits]["claims"]) for r in results)
             told = [_sum(results, visits, n) for n in ("expected positive", "positive again")]
             rows.append([*key, visits, *(f"{x / count:.2f}" for x in told)])
-    return markdown(["data", "judged", "visits", "expected", "came"], rows)
-
-
-def _discoveries(cells: Cells) -> str:
-    """False discovery rates, from the same sums."""
-    rows = []
-    for key, results in _groups(cells).items():
-        for visits in ("8", "16"):
-            claims = _sum(results, visits, "claims")
-            if claims:
-                told = [_sum(results, visits, n) for n in ("stated", "mean of others", "next")]
-                rates = [f"{1 - x / claims:.3f}" for x in told]
-                rows.append([*key, visits, f"{claims:.0f}", *rates])
-    return markdown(
-        ["data", "judged", "visits", "claims", "stated", "mean of others", "next"], rows
-    )
+    head = ["data", "judged", "visits", "expected", "came"]
+    return long_table("statements_again", "Positive in another training, as a table", head, rows)
 
 
 def _agreements(cells: Cells) -> str:
@@ -144,7 +170,8 @@ def _agreements(cells: Cells) -> str:
             rows.append(
                 [ranking, visits, *known, "" if np.isnan(said[0]) else f"{over} of {len(found)}"]
             )
-    return markdown(["ranking", "visits", *names, "stated too high"], rows)
+    head = ["ranking", "visits", *names, "stated too high"]
+    return long_table("statements_trainings", "Another training, as a table", head, rows)
 
 
 def _validation(cells: Cells) -> str:
@@ -161,7 +188,8 @@ def _validation(cells: Cells) -> str:
             every = [[x[name] for x in found] for name in names]
             said = [f"{np.mean(x):.2f} ± {np.std(x):.2f}" for x in every]
             rows.append([f"{shares}, {noise:.0%} wrong", visits, *said])
-    return markdown(["data", "visits", "many halvings", "one halving", "another set"], rows)
+    head = ["data", "visits", "many halvings", "one halving", "another set"]
+    return long_table("statements_validation", "Another validation set, as a table", head, rows)
 
 
 def _sources(cells: Cells) -> str:
@@ -189,7 +217,7 @@ def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
                 )  # fmt: skip
     head = ["data", "wrong labels", "visits", "counted", "covered", "covered if all were counted",
             "count less truth", "mean separation"]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("statements_counts", "Counts of wrong labels, as a table", head, rows)
 
 
 def _covered(found: Sequence[dict[str, Any]]) -> str:
@@ -202,7 +230,8 @@ def _error(found: Sequence[dict[str, Any]]) -> str:
     return f"{np.mean(away):+.1f} ± {np.std(away):.1f}" if away else ""
 
 
-def _calibration(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
+def _calibrated(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> list[list[str]]:
+    """Bounds of the probability, rows, what was said of them and what came."""
     told = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"] and r[v]["low"] > 0]
     rows = []
     for k, (low, high) in enumerate(zip(flips.BINS, flips.BINS[1:], strict=False)):
@@ -210,7 +239,7 @@ def _calibration(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str
         if n:
             bounds = f"{low:.1f} to {min(high, 1.0):.1f}"
             rows.append([bounds, f"{n:,}", f"{said / n:.3f}", f"{came / n:.3f}"])
-    return markdown(["probability", "rows", "stated", "wrong"], rows)
+    return rows
 
 
 def _audits(audited: Sequence[tuple[audits.Setting, dict[str, Any]]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import markdown
+from benchmarks.markdown import long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import checks, judges
 from inrun.uses import half_interval
@@ -78,7 +78,8 @@ def _judged(cells: Cells) -> str:
             each = [[r["judged"][judge][name] for r in results] for judge in ("even", "training")]
             row.append("" if None in each[0] else ", ".join(f"{np.mean(x):.3f}" for x in each))
         rows.append(row)
-    return markdown(["data", *names], rows)
+    caption = "What judges whole data sets, as a table"
+    return long_table("statements_judged", caption, ["data", *names], rows)
 
 
 def points(result: dict[str, Any], judge: str, balance: str, figure: int) -> float:
@@ -112,13 +113,9 @@ def _pruned(cells: Cells) -> str:
                 row.append(_difference(gains, 2))
         rows.append(row)
     figures = ("accuracy", "class mean of accuracy")
-    return markdown(
-        [
-            "data",
-            *(f"{balance}: {figure}" for balance in ("plain", "balanced") for figure in figures),
-        ],
-        rows,
-    )
+    named = [f"{balance}: {figure}" for balance in ("plain", "balanced") for figure in figures]
+    caption = "Pruning by training shares less evenly, as a table"
+    return long_table("statements_pruned", caption, ["data", *named], rows)
 
 
 def _mean(cells: Cells, read: Callable[[dict[str, Any]], float]) -> str:

@@ -32,7 +32,8 @@ def data(rows=80):
 
 def train(
     steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, targets=None,
-    build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW, **options,
+    build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW, train_loss=F.cross_entropy,
+    **options,
 ):  # fmt: skip
     """(audit, model) after a short run."""
     torch.manual_seed(0)
@@ -53,7 +54,7 @@ def train(
         for _ in range(micro):
             ids = torch.randint(40, (samples,), generator=generator)
             with attribution.batch(ids.tolist()):
-                (F.cross_entropy(model(x[ids]), y[ids]) / micro).backward()
+                (train_loss(model(x[ids]), y[ids]) / micro).backward()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -215,6 +216,33 @@ def test_own_labels_are_compared_with_shuffled_ones():
     assert several.report().label_gain > 0.6
     assert several.table()["validation_classes"].to_pylist()[0] == 3
     assert "shuffled labels" in str(right)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "smoothed", "ignored", "squared"])
+def test_classes_that_no_validation_row_has_are_named(loss):
+    """Training rows' labels show in the gradient of their logits; not where none are meant."""
+    x, y = data()
+    rows = 40 + (y[40:] < 2).nonzero().flatten()
+    train_loss = {
+        "cross-entropy": F.cross_entropy,
+        "smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+        "ignored": lambda z, y: F.cross_entropy(z, y, ignore_index=0),
+        "squared": lambda z, y: F.mse_loss(z, F.one_hot(y, 3).double()),
+    }[loss]
+    for judges in ((x[40:], y[40:]), (x[rows], y[rows])):
+        audit, _ = train(3, audit=ALWAYS | {"groups": 3}, validation=judges, train_loss=train_loss)
+        share = audit.table()["unjudged"].to_pylist()
+        if loss == "squared":
+            assert share == [None] * 3
+        elif len(judges[0]) == 40:
+            assert share == [0.0] * 3
+            assert "Classes without validation rows" not in causes(audit)
+        else:
+            drawn = torch.Generator().manual_seed(1)
+            ids = [torch.randint(40, (12,), generator=drawn) for _ in range(3)]
+            known = [y[i][y[i] > 0] if loss == "ignored" else y[i] for i in ids]
+            assert share == pytest.approx([float((k == 2).double().mean()) for k in known])
+            assert "2 classes judge" in causes(audit)["Classes without validation rows"].evidence
 
 
 @pytest.mark.filterwarnings("ignore:Samples interact")

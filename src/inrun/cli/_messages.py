@@ -20,6 +20,16 @@ def introduce(console: Console, training: Any) -> None:
         + f"; {training.steps()} steps on {training.device}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+    judging = {sample.label for sample in training.judges()}
+    if nobody := [name for name in splits.classes if name not in judging]:
+        rows = sum(sample.label in nobody for sample in splits.training)
+        console.print(
+            f"No validation row has the label {', '.join(nobody[:5])}"
+            + (f" and {len(nobody) - 5} more" if len(nobody) > 5 else "")
+            + f": nothing can be said of {rows} of the {len(splits.training)} training rows. Give "
+            "--validation rows of every class.",
+            style="yellow", soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
     for line in splits.skipped[:5]:
         console.print(f"left out: {line}", style="yellow", highlight=False, markup=False)
     if len(splits.skipped) > 5:

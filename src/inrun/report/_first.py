@@ -16,6 +16,7 @@ from inrun.ledger import known_residual_shares, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents
 from inrun.report._words import covered_column, groups, helped, surely
+from inrun.truth import UNJUDGED
 from inrun.truth import report as audit_report
 from inrun.uses import confounds, judge_notes
 
@@ -151,4 +152,5 @@ def _audit(of: Contents, found: _Evidence) -> bool:
     steps = f"{audit.checks} random step" + ("s" if audit.checks > 1 else "")
     said = f"R with exact Shapley values at {steps} is {audit.pearson:.3f}"
     found.add(said, r, r >= AGREES and audit.checks >= CHECKS, r < DISAGREES)
+    found.doubtful.extend(cause.evidence for cause in audit.causes if cause.name == UNJUDGED)
     return True

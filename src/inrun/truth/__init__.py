@@ -15,7 +15,7 @@ from inrun.truth._audit import (
 )
 from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._auditor import Auditor
-from inrun.truth._causes import Cause
+from inrun.truth._causes import UNJUDGED, Cause
 from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
 from inrun.truth._removals import DatamodelingScore, RemovalCurve, lds, removal_curve
 from inrun.truth._results import TrainingResults, read_results
@@ -25,6 +25,7 @@ from inrun.truth._schedule import AuditSchedule
 __all__ = [
     "AUDIT",
     "MOST_PLAYERS",
+    "UNJUDGED",
     "Agreement",
     "Audit",
     "AuditReport",

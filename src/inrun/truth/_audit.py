@@ -48,6 +48,7 @@ AUDIT = pa.schema(
         ("judged", pa.string()),
         ("label_gain", pa.float64()),
         ("validation_classes", pa.int64()),
+        ("unjudged", pa.float64()),
     ]
 )
 """Of a check: `residual` of the step's ledger, as a share of their entries; `spread`, the standard
@@ -62,7 +63,8 @@ shares instead; `share_error`, how far those two are apart, relative to the shar
 were not compared; `judged`, by what the values of the step were: 'all rows', 'a part of the rows'
 (`validation_parts`) or 'older gradients' (`validation_every`); `label_gain`, which part of the
 validation loss under shuffled labels the own labels take off, and `validation_classes`, how many
-labels the validation rows have, null where no labels were found."""
+labels the validation rows have, null where no labels were found; `unjudged`, the share of the
+step's rows whose label no validation row has, null where the training loss shows no labels."""
 
 
 class Interval(NamedTuple):

@@ -2,21 +2,15 @@
 
 The halves' truths, compared with each other, say how far the validation rows at hand determine the
 values at all. One halving is off by anything, so that with several targets many are averaged.
-
-Labels of the validation rows are the integer tensors with one number per row. Exchanged at random
-among all rows, they say what loss a model has that knows nothing of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inrun.distributed import Processes
+from inrun.truth._labels import with_shuffled_labels
 from inrun.utility import Utility, losses_of, row_count, take_rows, weighed
 
 HALVINGS = 20
@@ -36,9 +30,9 @@ class AuditUtility:
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
         self.rows = None if None in counts else sum(count or 0 for count in counts)
-        self._shuffled, own = _with_shuffled_labels(utility)
+        self._shuffled, own = with_shuffled_labels(utility)
         labels = processes.gathered(own)
-        self.classes = None if None in labels else len(set().union(*labels))
+        self.labels = None if None in labels else set().union(*labels)
         self._parts = 1
         halved = None
         if all(count is not None and count >= 2 for count in counts):
@@ -117,54 +111,3 @@ class AuditUtility:
         """By how much the total loss at the same weights differs when it is computed again."""
         first, second = (losses_of(self._whole, model).numpy() for _ in range(2))
         return abs(float((first - second) @ self.weights))
-
-
-def _with_shuffled_labels(utility: Utility) -> tuple[Utility | None, set[int] | None]:
-    """The utility with its labels exchanged among all rows, and which labels there are.
-
-    None where no tensor can be taken for labels, or a row can have one only.
-    """
-    axis, found = utility.rows_axis, list[Tensor]()
-
-    def noted(labels: Tensor) -> Tensor:
-        found.append(labels)
-        return labels
-
-    for batch in utility.batches.values():
-        _labels_replaced(batch, row_count(batch, axis), noted)
-    if len(found) != len(utility.batches):
-        return None, None
-    every = torch.cat([labels.flatten() for labels in found])
-    labels = set(every.tolist())
-    if len(labels) < 2:
-        return None, labels
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
-    left = iter(every[order.to(every.device)].split([labels.numel() for labels in found]))
-    return (
-        Utility(
-            utility.loss_fn,
-            targets={
-                name: _labels_replaced(batch, row_count(batch, axis), lambda _: next(left))
-                for name, batch in utility.batches.items()
-            },
-            rows_axis=axis,
-            batch_size=utility.batch_size,
-            draws=utility.draws,
-        ),
-        labels,
-    )
-
-
-def _labels_replaced(batch: Any, rows: int | None, by: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with `by` of each integer tensor that has one number per row."""
-    if isinstance(batch, Tensor):
-        whole = not batch.dtype.is_floating_point and batch.dtype is not torch.bool
-        return by(batch) if whole and batch.ndim == 1 and len(batch) == rows else batch
-    if isinstance(batch, Mapping):
-        made = {key: _labels_replaced(value, rows, by) for key, value in batch.items()}
-        return made if type(batch) is dict else type(batch)(made)  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[_labels_replaced(value, rows, by) for value in batch])
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_labels_replaced(value, rows, by) for value in batch)
-    return batch

@@ -39,7 +39,7 @@ FEWEST, FIRST, MOST = 3, 4, 8  # groups a check: at least, in the first one, at 
 CHECKS_AIMED_AT = 12
 Result = TypeVar("Result")
 PLAYED = ("game", "players", "age", "samples", "seconds", "owners", "share_error",
-          "label_gain")  # fmt: skip
+          "label_gain", "unjudged")  # fmt: skip
 
 
 class ReadStep(Protocol):
@@ -238,6 +238,7 @@ class Auditor:
             "samples": samples,
             "owners": self._shares.owners,
             "share_error": self._shares.share_error,
+            "unjudged": self._shares.unjudged(self._utility.labels),
             "seconds": max(self._processes.gathered(time.perf_counter() - started + self._seconds)),
         }
 
@@ -308,7 +309,7 @@ class Auditor:
                 "half_agreement": self._half_agreement(played["truth"]),
                 "loss_noise": played["noise"] / spread if spread else 0.0,
                 "validation_rows": self._utility.rows,
-                "validation_classes": self._utility.classes,
+                "validation_classes": self._utility.labels and len(self._utility.labels),
                 "values": values.tolist(),
                 "truth": truth.tolist(),
                 **{name: played[name] for name in PLAYED},

@@ -20,6 +20,7 @@ FEWEST_AGAINST, MOSTLY = 5, 0.9  # checks, and the share of them
 KNOWN_LABELS = 0.6
 LARGE_FORECAST_ERROR = 0.1
 LARGE_NOISE = 0.01
+UNJUDGED, MANY_UNJUDGED = "Classes without validation rows", 0.05
 LARGE_SHARE_ERROR, LARGE_ROUNDING = 0.01, 0.1  # in single precision or better, and below
 
 Check = Mapping[str, Any]
@@ -62,6 +63,7 @@ def likely_causes(checks: Sequence[Check]) -> tuple[Cause, ...]:
     others = [
         _against(checks),
         _labels(checks),
+        _unjudged(checks),
         _coverage(checks),
         _few_rows(checks),
         _alike(checks),
@@ -126,6 +128,23 @@ def _labels(checks: Sequence[Check]) -> Cause | None:
         "Either they cannot be learnt from this data, or many validation labels are wrong or of "
         "other classes than those that are trained on, or the loss has the wrong sign. Look at "
         "these rows before the values.",
+    )
+
+
+def _unjudged(checks: Sequence[Check]) -> Cause | None:
+    """Rows are trained on whose class no validation row has."""
+    known = [c for c in checks if c.get("unjudged") is not None]
+    if not known:
+        return None
+    share = float(np.average([c["unjudged"] for c in known], weights=[c["samples"] for c in known]))
+    if share < MANY_UNJUDGED:
+        return None
+    return Cause(
+        UNJUDGED,
+        f"{share:.0%} of the rows trained on in the checked steps are of classes that no "
+        f"validation row has ({known[0]['validation_classes']} classes judge). Their values know "
+        "only what they did to other classes.",
+        "Add validation rows of every class that is trained on, or say nothing of these samples.",
     )
 
 

@@ -9,6 +9,7 @@ Letters: G groups.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from inrun.capture import Block, Capture
 from inrun.distributed import Processes
 from inrun.factors import Factor, compute_dtype
+from inrun.truth._labels import trained_labels
 from inrun.truth._own_gradients import CHECKED, own_gradients
 
 
@@ -38,6 +40,7 @@ class GroupShares:
         self._now: dict[str, Tensor] = {}  # of the present block
         self._off = self._size = 0.0  # squared: own gradients less captured shares, captured shares
         self._told: dict[str, None] = {}
+        self._trained_labels: Counter[int] = Counter()
         self.sums: dict[str, Tensor] = {}
 
     def begin_block(self, samples: int) -> None:
@@ -65,6 +68,7 @@ class GroupShares:
             self.sums.pop(name, None)
         own = own_gradients(capture, block.calls, self._block, self._groups, self._now)
         self._told[own.owners] = None
+        self._trained_labels += trained_labels(block.calls)
         for name, captured in self._now.items():
             sums = own.sums.get(name, captured)
             if name in own.sums:
@@ -88,6 +92,13 @@ class GroupShares:
         parts = self._processes.gathered((self._off, self._size))
         off, size = sum(part[0] for part in parts), sum(part[1] for part in parts)
         return float((off / size) ** 0.5) if size else None
+
+    def unjudged(self, judging: set[int] | None) -> float | None:
+        """The share of everyone's rows whose label no validation row has; None: unknown."""
+        counts = sum(self._processes.gathered(self._trained_labels), Counter[int]())
+        if not judging or not counts or min(judging) < 0:
+            return None
+        return sum(n for label, n in counts.items() if label not in judging) / counts.total()
 
     @property
     def labels(self) -> np.ndarray:

@@ -4,8 +4,9 @@ Visits of one training are its only repetitions. Of every sample, the mean over 
 put beside that over its even ones, and R is their correlation over samples. Each mean has half of
 the visits, so that R is too low; visits of one training share its start and its weights, so that it
 is too high. `python -m benchmarks.statements` compares R, left as it is, with trainings made again:
-it is at or below them, but for the harm profile, whose most harmed target is chosen by both halves
-alike. For that the early half of the visits is put beside the late one, from `FEWEST` visits on.
+from eight visits on it is at or below them, but for the harm profile, whose most harmed target is
+chosen by both halves alike. For that the early half of the visits is put beside the late one, from
+`FEWEST` visits on.
 
 Samples of one label are alike, and a ranking may agree because labels do. So R within labels is
 given too, of what is left once each label's mean is taken off, and between labels lies
@@ -71,14 +72,15 @@ class Agreement(Answer):
             ]
         else:
             inside = "" if within is None else f", within a label {within:.2f}"
+            size = f"{r:.2f} or more" if self.visits >= FEWEST else f"about {r:.2f}"
             said = [
-                f"With another training: of normalised values expect R {r:.2f} or more over all "
+                f"With another training: of normalised values expect R {size} over all "
                 f"samples{inside} (odd visits against even ones; {self.visits:.0f} of each sample)."
             ]
         if between is not None:
             said.append(f"{between:.0%} of the variance of normalised values lies between labels.")
         said.append(
-            "With another validation set: not known; an audit measures it."
+            "With another validation set: not known; an audit measures it, by halves of its rows."
             if self.another_validation is None
             else "With another validation set of as many rows: R "
             f"{self.another_validation:.2f} in a step (audit, halves of the validation rows)."

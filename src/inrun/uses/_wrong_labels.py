@@ -20,9 +20,11 @@ them, or has learnt too little. With a the AUC of planted against all other rows
 is the AUC of planted flips against right labels, and must be `SEPARATED` or more.
 
 A row's probability is that of its place in the order: with r(s) the isotonic share of planted flips
-at doubt s, each weighing W / M, p = r / (1 - r), 1 at most: probabilities add up to about W. Where
-the interval of W reaches 0, the most doubtful rows may all be right, and none is given.
-Probabilities are as much too high as the count is: `python -m benchmarks.statements` says how far.
+at doubt s, each weighing W / M, p = r / (1 - r), 1 at most. A fit to few flips is steeper than the
+truth, so p is the mean over the bootstrap's draws in which the row was not drawn. It is shrunk by
+1 - `FALSE` N / W, for right labels that look wrong; where that is 0 or the interval of W reaches 0,
+the most doubtful rows may all be right, and no probability is given.
+`python -m benchmarks.statements` puts probabilities beside what is wrong.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from inrun.uses._samples import Valued
 
 LEAST, SHARE = 60, 0.1  # rows to plant: at least so many, and this share
 QUANTILES, FALSE, SEPARATED, DRAWS = (0.3, 0.5, 0.7), 0.02, 0.94, 400
+FITS = 100  # of these draws, for probabilities: each takes a pass over all rows
 NONE_BELOW = 3.7  # the upper end of an exact 95 % interval for a count of which none was seen
 
 
@@ -174,19 +177,29 @@ class Counted(NamedTuple):
 def counted(doubt: np.ndarray, is_planted: np.ndarray) -> Counted:
     """Counts by doubt (N + M,), high for labels that look wrong; `is_planted` likewise, bool."""
     flips, others = doubt[is_planted], doubt[~is_planted]
-    n, rng = len(others), np.random.default_rng(0)
+    m, n, rng = len(flips), len(others), np.random.default_rng(0)
     count = _count(flips, others)
-    drawn = [
-        _count(rng.choice(flips, len(flips)), rng.choice(others, n)) for _ in range(DRAWS)
-    ]  # fmt: skip
+    drawn, sums, left_out = np.empty(DRAWS), np.zeros(n), np.zeros(n)
+    for k in range(DRAWS):
+        some, chosen = flips[rng.integers(m, size=m)], rng.integers(n, size=n)
+        drawn[k] = _count(some, others[chosen])
+        if k < FITS:
+            rest = np.bincount(chosen, minlength=n) == 0
+            left_out += rest
+            if drawn[k]:
+                sums[rest] += _probability(some, others[chosen], drawn[k], others[rest])
     low, high = np.percentile(drawn, [2.5, 97.5])
     share = count / n
     ranks = rankdata(doubt)[is_planted].sum()
-    auc = (ranks - len(flips) * (len(flips) + 1) / 2) / (len(flips) * n)
+    auc = (ranks - m * (m + 1) / 2) / (m * n)
     separation = (auc - share / 2) / (1 - share) if share < 0.9 else 0.0
+    shrunk = max(0.0, 1 - FALSE * n / count) if count else 0.0
+    order = np.argsort(others, kind="stable")
+    probability = np.empty(n)  # rows' means are of other draws each: brought into order again
+    probability[order] = _increasing((sums / np.maximum(left_out, 1))[order], np.ones(n))
     return Counted(
         count, max(0.0, low - FALSE * n), min(n, max(high, NONE_BELOW)), float(separation),
-        _probability(doubt, is_planted, count),
+        shrunk * probability,
     )  # fmt: skip
 
 
@@ -195,15 +208,13 @@ def _count(flips: np.ndarray, others: np.ndarray) -> float:
     return float(min(len(others), *found))
 
 
-def _probability(doubt: np.ndarray, is_planted: np.ndarray, count: float) -> np.ndarray:
-    if count == 0:
-        return np.zeros(int((~is_planted).sum()))
+def _probability(flips: np.ndarray, others: np.ndarray, count: float, at: np.ndarray) -> np.ndarray:
+    """Of doubts `at`, by the flips and others drawn; between two of them it is interpolated."""
+    doubt = np.concatenate([flips, others])
     order = np.argsort(doubt, kind="stable")
-    weights = np.where(is_planted, count / is_planted.sum(), 1.0)[order]
-    share = _increasing(is_planted[order].astype(float), weights)
-    ratio = np.empty(len(doubt))
-    ratio[order] = share / np.maximum(1 - share, 1e-9)
-    found: np.ndarray = np.minimum(ratio[~is_planted], 1.0)
+    weights = np.repeat([count / len(flips), 1.0], [len(flips), len(others)])[order]
+    share = np.interp(at, doubt[order], _increasing((order < len(flips)).astype(float), weights))
+    found: np.ndarray = np.minimum(share / np.maximum(1 - share, 1e-9), 1.0)
     return found
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inrun.cli._formulas import defused
+from inrun.cli._messages import introduce
 from inrun.cli._terminal import PIPED, Cells, Terminal, command, plain, printable
 
 ESCAPES = [
@@ -118,6 +120,20 @@ def test_what_is_piped_is_whole_plain_and_a_line_for_each_row():
     lines = drawn(PIPED, piped=True).splitlines()
     assert len(lines) == 2
     assert " ".join(lines[1].split()) == " ".join([*NUMBERS, NAME])
+
+
+@pytest.mark.parametrize("judges", ["ab", "a"])
+def test_labels_that_no_validation_row_has_are_said_before_training(judges):
+    samples = [SimpleNamespace(label=label) for label in "aab"]
+    training = SimpleNamespace(
+        config=SimpleNamespace(task="text-classification", model="bert"), device="cpu",
+        splits=SimpleNamespace(training=samples, test=[], classes=("a", "b"), skipped=()),
+        judges=lambda: [SimpleNamespace(label=label) for label in judges], steps=lambda: 3,
+    )  # fmt: skip
+    console = Terminal(file=io.StringIO(), width=200)
+    introduce(console, training)
+    said = "No validation row has the label b: nothing can be said of 1 of the 3 training rows."
+    assert (said in console.file.getvalue()) == (judges == "a")
 
 
 @pytest.mark.parametrize("folder", ["run", "my run", "it's", "$(rm x)"])

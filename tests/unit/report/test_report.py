@@ -7,15 +7,17 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
 import inrun
-from inrun.ledger import TokenFolder
+from inrun.ledger import PartId, TokenFolder, write_table
 from inrun.report import write_report
 from inrun.report._first import first_screen
 from inrun.report._payload import contents, payload
+from inrun.truth import AUDIT
 from inrun.uses import harm_sums, rank
 from tests.integration.browser import Opened, open_browser
 from tests.integration.stored import random_run, stored_run
@@ -586,3 +588,18 @@ def test_wrong_labels_are_counted_where_flips_were_planted(tmp_path):
     assert set(suspects.tolist()) <= set(wrong.tolist()) or set(wrong.tolist()) <= set(
         suspects.tolist()
     )
+
+
+def test_an_audit_that_saw_classes_without_validation_rows_is_a_doubt(tmp_path):
+    stored = random_run(tmp_path / "run", 12)
+    check = dict.fromkeys(AUDIT.names) | {
+        "step": 50, "estimator": "path", "game": "shared", "capture": "hold", "samples": 12,
+        "players": 4, "pearson": 0.999, "spearman": 1.0, "sum_ratio": 1.0, "relative_error": 0.01,
+        "residual": 0.001, "age": 49, "covered": 1.0, "low_precision": False, "seconds": 1.0,
+        "forecast_error": 0.0, "loss_noise": 0.0, "validation_rows": 90, "judged": "all rows",
+        "truth": [0.2, 0.1], "validation_classes": 3, "unjudged": 0.7,
+    }  # fmt: skip
+    table = pa.Table.from_pylist([check], schema=AUDIT)
+    write_table(stored.path / "audit.parquet", table, PartId("audit", stored.manifest["run"]))
+    said = " ".join(first_screen(contents(stored, None))[3].sentences)
+    assert "70% of the rows trained on in the checked steps are of classes that no" in said

@@ -78,6 +78,15 @@ def test_validation_labels_that_are_of_no_use_are_named_once_the_loss_falls_no_m
     assert names(CALM | {"label_gain": None}) == []
 
 
+def test_rows_of_classes_that_nothing_judges_are_named_where_they_are_many():
+    many, few = {"samples": 10, "unjudged": 0.7}, {"samples": 90, "unjudged": 0.01}
+    told = {"validation_classes": 3}
+    assert names(CALM | told | many) == ["Classes without validation rows"]
+    assert names(CALM | told | many, CALM | told | few) == ["Classes without validation rows"]
+    assert names(CALM | told | few) == []
+    assert names(CALM | {"samples": 10, "unjudged": None}) == []
+
+
 def test_nothing_is_always_there():
     few = CALM | {"validation_rows": 8}
     assert names(few) == ["Small validation batch"]
