@@ -1,8 +1,9 @@
-"""Many small parameters, where calls cost more than elements: a step beside a plain one.
+"""Small steps, where calls cost more than elements: a scored step beside a plain one.
 
     python -m benchmarks.overhead.many
 
-Two models: 2,000 parameters of 20 elements, and 500 layers of 20 x 20. Plain and scored steps take
+Three models: 2,000 parameters of 20 elements; 500 layers of 20 x 20; the demo's network for digits
+with ten targets and every validation row. Plain and scored steps take
 turns; times are of the process's own CPU, one thread, after the first steps, the work of Python's
 garbage collector among them, which comes in some steps only: so there are a median and a mean.
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 import inrun
 from benchmarks.results_file import cells
+from inrun.demo import _digits as digits
 
 WIDTH, ROWS, CLASSES, STEPS, FIRST = 20, 16, 5, 20, 5
 
@@ -55,26 +60,55 @@ class Layers(nn.Module):
         return self.out(x)
 
 
-MODELS = {"2,000 x 20": Scales, "500 layers of 20 x 20": Layers}
-
-
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy."""
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+class Parts(NamedTuple):
+    """What a loop trains with; `batch` is (x, y)."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: tuple[Tensor, Tensor]
+    utility: inrun.Utility
+
+
+def _of_rows(build: Callable[[], nn.Module]) -> Parts:
+    torch.manual_seed(0)
+    model = build()
+    x, y = torch.randn(4 * ROWS, WIDTH), torch.randint(CLASSES, (4 * ROWS,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return Parts(
+        model, optimizer, (x[:ROWS], y[:ROWS]), inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:]))
+    )
+
+
+def _of_digits() -> Parts:
+    torch.manual_seed(0)
+    found, model = digits.load(0), digits.model()
+    rows = slice(digits.BATCH)
+    utility = inrun.Utility(loss_fn, targets=found.targets)
+    batch = found.images[rows], found.labels[rows]
+    return Parts(model, digits.optimizer_of(model), batch, utility)
+
+
+MODELS = {
+    "2,000 x 20": partial(_of_rows, Scales),
+    "500 layers of 20 x 20": partial(_of_rows, Layers),
+    "the demo's digits, ten targets": _of_digits,
+}
+
+
 class Loop:
     """A model's training loop, scored or plain."""
 
-    def __init__(self, build: type[nn.Module], *, attached: bool):
-        torch.manual_seed(0)
-        self.model = build()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        x, y = torch.randn(4 * ROWS, WIDTH), torch.randint(CLASSES, (4 * ROWS,))
-        self.batch, self.attribution = (x[:ROWS], y[:ROWS]), None
+    def __init__(self, parts: Parts, *, attached: bool):
+        self.model, self.optimizer, self.batch, utility = parts
+        self.attribution = None
         if attached:
             self.attribution = inrun.attach(
-                self.model, self.optimizer, inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:])),
+                self.model, self.optimizer, utility,
                 options=inrun.Options(smoothed_steps=0, progress=False),
             )  # fmt: skip
 
@@ -83,7 +117,7 @@ class Loop:
         began = time.process_time()
         scored = contextlib.nullcontext()
         if self.attribution is not None:
-            scored = self.attribution.batch(range(ROWS))
+            scored = self.attribution.batch(range(len(self.batch[0])))
         with scored:
             loss_fn(self.model, self.batch).backward()
         self.optimizer.step()
@@ -94,7 +128,7 @@ class Loop:
 def measure(key: str) -> dict[str, list[float]]:
     """Seconds of steps, plain and scored in turn."""
     torch.set_num_threads(1)
-    loops = {name: Loop(MODELS[key], attached=name == "scored") for name in ("plain", "scored")}
+    loops = {name: Loop(MODELS[key](), attached=name == "scored") for name in ("plain", "scored")}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for step in range(FIRST + STEPS):
         for name, loop in loops.items():
