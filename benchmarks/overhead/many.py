@@ -66,12 +66,12 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """What a loop trains with; `batch` is (x, y)."""
+    """What a loop trains with: batches are (x, y), `targets` those of validation by name."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     batch: tuple[Tensor, Tensor]
-    utility: inrun.Utility
+    targets: dict[str, tuple[Tensor, Tensor]]
 
 
 def _of_rows(build: Callable[[], nn.Module]) -> Parts:
@@ -79,18 +79,15 @@ def _of_rows(build: Callable[[], nn.Module]) -> Parts:
     model = build()
     x, y = torch.randn(4 * ROWS, WIDTH), torch.randint(CLASSES, (4 * ROWS,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    return Parts(
-        model, optimizer, (x[:ROWS], y[:ROWS]), inrun.Utility(loss_fn, (x[ROWS:], y[ROWS:]))
-    )
+    return Parts(model, optimizer, (x[:ROWS], y[:ROWS]), {"all": (x[ROWS:], y[ROWS:])})
 
 
 def _of_digits() -> Parts:
     torch.manual_seed(0)
     found, model = digits.load(0), digits.model()
     rows = slice(digits.BATCH)
-    utility = inrun.Utility(loss_fn, targets=found.targets)
     batch = found.images[rows], found.labels[rows]
-    return Parts(model, digits.optimizer_of(model), batch, utility)
+    return Parts(model, digits.optimizer_of(model), batch, found.targets)
 
 
 MODELS = {
@@ -101,14 +98,19 @@ MODELS = {
 
 
 class Loop:
-    """A model's training loop, scored or plain."""
+    """A model's training loop.
 
-    def __init__(self, parts: Parts, *, attached: bool):
-        self.model, self.optimizer, self.batch, utility = parts
-        self.attribution = None
-        if attached:
+    Args:
+        parts: what it trains with.
+        kind: 'plain', 'validated' (each target's gradient after each step) or 'scored'.
+    """
+
+    def __init__(self, parts: Parts, kind: str):
+        self.model, self.optimizer, self.batch, targets = parts
+        self.attribution, self.validation = None, targets.values() if kind == "validated" else ()
+        if kind == "scored":
             self.attribution = inrun.attach(
-                self.model, self.optimizer, utility,
+                self.model, self.optimizer, inrun.Utility(loss_fn, targets=targets),
                 options=inrun.Options(smoothed_steps=0, progress=False),
             )  # fmt: skip
 
@@ -122,13 +124,15 @@ class Loop:
             loss_fn(self.model, self.batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for batch in self.validation:
+            torch.autograd.grad(loss_fn(self.model, batch), list(self.model.parameters()))
         return time.process_time() - began
 
 
 def measure(key: str) -> dict[str, list[float]]:
-    """Seconds of steps, plain and scored in turn."""
+    """Seconds of steps of each kind, in turn."""
     torch.set_num_threads(1)
-    loops = {name: Loop(MODELS[key](), attached=name == "scored") for name in ("plain", "scored")}
+    loops = {kind: Loop(MODELS[key](), kind) for kind in ("plain", "validated", "scored")}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for step in range(FIRST + STEPS):
         for name, loop in loops.items():
@@ -144,9 +148,14 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what is on disk")
     found = cells("many", MODELS, measure, fresh=parser.parse_args().fresh)
     for key in MODELS:
-        plain, scored = (found[key][name] for name in ("plain", "scored"))
-        ratio = np.median(scored) / np.median(plain), np.mean(scored) / np.mean(plain)
-        print(f"{key}: {ratio[0]:.2f} times a plain step (median), {ratio[1]:.2f} (mean)")
+        for base in ("plain", "validated"):
+            if base in found[key]:
+                ratios = [
+                    of(found[key]["scored"]) / of(found[key][base]) for of in (np.median, np.mean)
+                ]
+                print(
+                    f"{key}: {ratios[0]:.2f} times a {base} step (median), {ratios[1]:.2f} (mean)"
+                )
 
 
 if __name__ == "__main__":
