@@ -22,8 +22,9 @@ import torch
 from benchmarks.overhead.methods import Attributed, Method, Plain, Size, method_of
 
 WARM_UP = 10  # first steps, which windows score one by one, too
-TURNS = 5  # at least, and no fewer steps than ten; of a large model half as many
+TURNS = 5  # at least, and no fewer steps than ten
 LARGE = 100_000_000  # parameters
+LARGE_WARM_UP, LARGE_STEPS = 2, 3  # of a model that takes seconds per step: turns, or one window
 
 
 class Cell(NamedTuple):
@@ -58,17 +59,25 @@ def measure(key: str) -> Any:
 
 
 def times(size: Size, kind: type[Method]) -> dict[str, Any]:
-    """Seconds a step of each turn, and their ratios to plain steps on the same batches."""
+    """Seconds a step of each turn, and their ratios to plain steps on the same batches.
+
+    `steps` are single steps' ratios: the one that closes a window, and those with a rare check,
+    stand out among them.
+    """
     device = _device()
-    plain, method = Plain(size, device), kind(size, device)
+    plain = Plain(size, device)
+    large = sum(p.numel() for p in plain.model.parameters()) > LARGE
+    warm_up = LARGE_WARM_UP if large else WARM_UP
+    method = _made(kind, size, device, exact=warm_up)
     batches = _Batches(size, device)
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         method.step(*batches.next())
     _timed(plain, *batches.next(), device)
-    large = sum(p.numel() for p in plain.model.parameters()) > LARGE
     turns = max(TURNS, -(-10 // method.turn)) if method.turn < 10 else 4
-    found: dict[str, list[float]] = {"plain": [], "seconds": [], "ratio": []}
-    for _ in range((turns + 1) // 2 if large else turns):
+    if large:
+        turns = -(-LARGE_STEPS // method.turn)
+    found: dict[str, list[float]] = {"plain": [], "seconds": [], "ratio": [], "steps": []}
+    for _ in range(turns):
         pairs = []
         for _ in range(method.turn):
             ids, batch = batches.next()
@@ -77,8 +86,16 @@ def times(size: Size, kind: type[Method]) -> dict[str, Any]:
         found["plain"].append(alone)
         found["seconds"].append(with_it)
         found["ratio"].append(with_it / alone)
+        found["steps"] += [own / other for other, own in pairs]
     method.detach()
     return found
+
+
+def _made(kind: type[Method], size: Size, device: torch.device, exact: int) -> Method:
+    """A method; windows score this many first steps one by one."""
+    if issubclass(kind, Attributed):
+        return kind(size, device, exact=exact)
+    return kind(size, device)
 
 
 class _Batches:
@@ -142,8 +159,7 @@ def _peak(key: str) -> int:
 
 
 def _steps(kind: type[Method], size: Size, device: torch.device, count: int) -> None:
-    windowed = issubclass(kind, Attributed)
-    method = kind(size, device, exact=1) if windowed else kind(size, device)  # type: ignore[call-arg]
+    method = _made(kind, size, device, exact=1)
     batches = _Batches(size, device)
     for _ in range(count):
         method.step(*batches.next())

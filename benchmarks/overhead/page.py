@@ -98,6 +98,9 @@ def _many(cells: Mapping[str, Any]) -> str:
         median, mean = (of(scored) / of(plain) for of in (np.median, np.mean))
         commit = cell["environment"]["commit"]
         milliseconds = f"{1e3 * np.median(plain):.0f}", f"{1e3 * np.median(scored):.0f}"
-        rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", commit])
-    head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean", "commit"]
+        validated = cell["result"].get("validated")
+        over = "" if validated is None else f"{np.median(scored) / np.median(validated):.2f}"
+        rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", over, commit])
+    head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean",
+            "times plain + validation, median", "commit"]  # fmt: skip
     return markdown(head, rows)

@@ -197,10 +197,11 @@ class OpenWindow:
                 for before, (after, g_first, g_last), _ in each_piece(arrays):
                     twice = (g_first + g_last).reshape(-1).to(wide)
                     moved = (before - after).reshape(-1).to(wide)
-                    sums[0, k] += times * 0.5 * (twice @ moved).double().cpu()
-                    if shrunk:
-                        total = (before + after).reshape(-1).to(wide)
-                        sums[1, k] += times * shrunk / 4 * (twice @ total).double().cpu()
+                    met = twice @ moved
+                    sums[0, k] += times * 0.5 * met.double().cpu()
+                    if shrunk:  # before + after, without another array
+                        total = 2 * (twice @ after.reshape(-1).to(wide)) + met
+                        sums[1, k] += times * shrunk / 4 * total.double().cpu()
         if capture.sharded:  # each process has summed over its own parts
             sums = self._scorer.processes.mean(sums)
         return sums
