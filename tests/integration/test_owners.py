@@ -282,6 +282,8 @@ def refused(ids, train=None, **given):
         (range(3), {"slots": torch.zeros(6, 6)}, ["slots", "integers"]),
         (range(3), {"slots": torch.zeros((), dtype=torch.long)}, ["slots", "axes"]),
         (range(3), {"rows": [0] * 6, "slots": torch.zeros(6, dtype=torch.long)}, ["not both"]),
+        (range(3), {"rows": {"x": [0, 1, 2]}}, ["rows", "tensors"]),
+        (range(3), {"rows": {}}, ["rows", "tensors"]),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told_at_once_with_what_came_in(ids, given, words):

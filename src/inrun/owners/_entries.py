@@ -74,6 +74,11 @@ def ownership(
         raise MisuseError("Give rows= or slots= to attribution.batch(ids), not both.")
     own = tuple(ids) if ids is not None else None
     if isinstance(rows, Mapping):
+        if not rows or not all(isinstance(t, Tensor) for t in rows):
+            raise MisuseError(
+                "rows= is a mapping, but not from tensors: its keys are the very tensors that the "
+                "model is called with, its values the places of their rows in the ids."
+            )
         tensors = tuple((t, _places(r, "rows", samples, lowest=0)) for t, r in rows.items())
         return Ownership(samples, ids=own, tensors=tensors)
     if rows is not None:

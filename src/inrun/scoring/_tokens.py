@@ -107,10 +107,15 @@ class Tokens:
             slots: where rows of terms hold several samples, the same for each term, -1 for none.
 
         Raises:
-            MisuseError: places out of range.
+            MisuseError: places out of range, or for each of several tensors.
         """
         names = [i.item() if hasattr(i, "item") else i for i in ids]
         owned = ownership(len(names), rows, slots)
+        if owned.tensors is not None:
+            raise MisuseError(
+                "rows= is a mapping of tensors here, but token_losses has one kind of rows: give "
+                "the places of the rows that its terms lie in."
+            )
         places = owned.rows if owned.slots is None else owned.slots
         owners = None if places is None else places.numpy()
         self._keep_pending()

@@ -233,3 +233,12 @@ def test_places_that_do_not_fit_the_terms_are_refused(run):
     with pytest.raises(MisuseError, match="one place per row, or per term"):
         optimizer.step()
     attribution.detach()
+
+
+def test_places_for_each_of_several_tensors_are_refused(run):
+    _, _, data, attribution, tokens = run()
+    batch = data[:ROWS]
+    with pytest.raises(MisuseError, match="mapping of tensors"):
+        with tokens.batch(range(ROWS), batch, [["a"]] * ROWS, rows={batch: range(ROWS)}):
+            pass
+    attribution.detach()
