@@ -21,6 +21,7 @@ from inrun.capture._graph import opaque_calls
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._owner_checks import OwnerChecks
+from inrun.capture._recomputed import Recomputed
 from inrun.capture._sources import GatheredParameters, Root
 from inrun.capture._uses import Missed, Use
 from inrun.distributed import Processes, is_sharded
@@ -199,6 +200,8 @@ class Capture(ABC):
             self.owner_checks.before_backward(mode, starts, gradients)
 
         mode.before_backward = before_backward
+        if not self.sharded:
+            mode.recomputed = Recomputed()
 
         def end() -> None:
             self._fill(block, mode, watch)
@@ -368,9 +371,15 @@ class Capture(ABC):
             watch.factor(name, factor)
 
     def _untold(self, use: Use, mode: CaptureMode) -> bool:
-        """Whether a use that was reached has gradient at slots of no sample: then it is a gap."""
-        if not use.strays:
+        """Whether a use that was reached cannot be told: then it is a gap.
+
+        It has gradient at slots of no sample, or its inputs did not come again.
+        """
+        if use.waits:
+            reason = f"{use.name}: a checkpoint did not recompute what its shares are made of"
+        elif use.strays:
+            reason = f"{use.name}: slots that belong to no sample carry gradient"
+        else:
             return False
-        reason = f"{use.name}: slots that belong to no sample carry gradient"
         mode.missed.append(Missed(tuple(sorted(use.roots)), reason, reached=True))
         return True

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from inrun.capture._graph import custom
 from inrun.capture._layouts import layouts_of, missing_reason
+from inrun.capture._recomputed import Recomputed, saves_input
 from inrun.capture._sources import DerivedTensor, GatheredParameters, Root, Source
 from inrun.capture._uses import Missed, Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
@@ -103,6 +104,7 @@ class CaptureMode(TorchFunctionMode):
         self.before_backward: Callable[[Sequence[Tensor], Any], None] | None = None
         self.tinting: Callable[[Use, int, Tensor], None] | None = None  # gets gradients instead
         self.when_complete: Callable[[Use], None] | None = None  # all its gradients have arrived
+        self.recomputed: Recomputed | None = None  # where checkpoints bring inputs again
         self.passes_again = False  # whether the graph is kept for a further backward pass
         self.started_from: set[str] = set()  # kinds of what backward passes began with
         self.root_why = ""
@@ -135,26 +137,50 @@ class CaptureMode(TorchFunctionMode):
         kwargs = kwargs or _NO_NAMES
         if function in _BACKWARD:
             return self._backward(function, args, kwargs)
-        if self.over or self._in_custom or _recomputing():
+        again = _recomputing()
+        if self.over or self._in_custom or (again and not self._fills):
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if name in _QUIET or (name == "__get__" and function not in _GETTERS):
             self.hooked |= name in _HOOKS and args[0].grad_fn is not None
             return function(*args, **kwargs)
         if function is _GRAD:
-            return self._inner_gradient(args, kwargs)
+            return function(*args, **kwargs) if again else self._inner_gradient(args, kwargs)
         stepped = inside(function)
         if stepped is not None:
             with self:
                 return stepped(*args, **kwargs)
+        if again:
+            self._fill(name, args, kwargs)
+            return function(*args, **kwargs)
         return self._operation(function, name, args, kwargs, _tensors(args, kwargs))
+
+    @property
+    def _fills(self) -> bool:
+        """Whether a recomputation may bring inputs that uses wait for."""
+        return self.recomputed is not None and self.tinting is None and not self.muted
+
+    def _fill(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """An operation comes again, with its arguments."""
+        assert self.recomputed is not None
+        use = self.recomputed.again(name)
+        if use is not None and use.held:
+            use.fill(args, kwargs)
+            if self.when_complete is not None and use.complete:
+                with unseen():
+                    self.when_complete(use)
 
     def opaque(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call whose inside is hidden, as one operation; see `_opaque`."""
-        if self.over or _recomputing() or self not in _active_modes():
+        again = _recomputing()
+        if self.over or (again and not self._fills) or self not in _active_modes():
             return function(*args, **kwargs)
+        if again:
+            self._fill(name, args, kwargs)
+            with unseen():
+                return function(*args, **kwargs)
         function.__name__ = name
         tensors = outputs_of([list(args), list(kwargs.values())])
         if name != "vmap":  # a custom function may do anything inside, and is asked by exchange
@@ -192,6 +218,7 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         """Runs an operation and files it as a derived tensor, a use, or neither."""
         self.names.append(name)
+        place = self.recomputed.place(name) if self.recomputed is not None else None
         operation = find(name)
         if operation is not None and operation.check is not None:
             operation.check(operation.bind(args, kwargs))
@@ -216,7 +243,9 @@ class CaptureMode(TorchFunctionMode):
         elif is_in_place(name):  # it is about to overwrite what its rule will need
             seen_args, consumed = _copied(args, consumed)
         returned, outs = self.owners.run(*call, lambda given: _own_nodes(given, tensors))
-        self._note(seen, name, seen_args, kwargs, consumed, outs, random)
+        use = self._note(seen, name, seen_args, kwargs, consumed, outs, random)
+        if place is not None and use is not None and saves_input(name, consumed, tensors):
+            place.wait(use)
         return returned
 
     def _learn_gathered(self, gathered: GatheredParameters, given: Sequence[Tensor]) -> None:
@@ -284,16 +313,16 @@ class CaptureMode(TorchFunctionMode):
         self, function: Callable[..., Any], name: str, args: Sequence[Any],
         kwargs: Mapping[str, Any], consumed: dict[int, Source], outputs: list[Tensor],
         random: RandomState | None,
-    ) -> None:  # fmt: skip
-        """Files the operation as a derived tensor or as a use."""
+    ) -> Use | None:  # fmt: skip
+        """Files the operation as a derived tensor or as a use, which it returns."""
         if not any(out.requires_grad for out in outputs):
-            return
+            return None
         maps = [self.owners.of(out) if out.requires_grad else None for out in outputs]
         if all(m is None or m.nobodys for m in maps):
             for i, out in enumerate(outputs):
                 self._sources[id(out)] = DerivedTensor(function, args, kwargs, consumed, i, random)
                 self._alive.append(out)
-            return
+            return None
         for out in outputs:
             self._sources.pop(id(out), None)  # overwritten in place, it is no longer derived
         operation = find(name)
@@ -303,7 +332,7 @@ class CaptureMode(TorchFunctionMode):
         if reason is not None:
             added = name in _ADDS and all(m is None or m.low == SUM == m.high for m in maps)
             self._miss(consumed, reason, outputs, term=added)
-            return
+            return None
         layouts = layouts_of(maps, self._samples)
         how = next((m.how for m in maps if m is not None and m.how != "followed"), "followed")
         use = Use(function, args, kwargs, consumed, layouts, self._samples, random, how)
@@ -311,6 +340,7 @@ class CaptureMode(TorchFunctionMode):
         for i, out in enumerate(outputs):
             if out.grad_fn is not None:
                 self._when_reached(out, i, use)
+        return use
 
     def _per_row(self, rows: Tensor, m: Map) -> Map:
         """Whose the terms are that an operation has one of per row, also where it sums them."""

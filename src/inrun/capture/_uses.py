@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,30 @@ class Missed:
     term: bool = False
 
 
+class _Gone(NamedTuple):
+    """In an argument's place while it is not there."""
+
+    shape: torch.Size
+
+
+def _put(into: Any, given: Any) -> Any:
+    """Arguments with those in place that were gone.
+
+    Raises:
+        ValueError: what is given has another form.
+    """
+    if isinstance(into, _Gone):
+        if not isinstance(given, Tensor) or given.shape != into.shape:
+            raise ValueError("another form")
+        return given.detach()
+    if isinstance(into, (list, tuple)):
+        items = [_put(a, b) for a, b in zip(into, given, strict=True)]
+        return type(into)(*items) if hasattr(into, "_fields") else type(into)(items)
+    if isinstance(into, dict):
+        return {key: _put(item, given[key]) for key, item in into.items()}
+    return into
+
+
 @cache
 def _captured_as(name: str, kind: type[Factor]) -> str:
     return f"{name}: {kind.__name__.lower()}"
@@ -56,8 +80,8 @@ class Use:
     """
 
     __slots__ = (
-        "_args", "_complex", "_gradients", "_kwargs", "_layouts", "_pending", "_random",
-        "function", "low_precision", "name", "owners", "reached", "samples", "sources",
+        "_args", "_complex", "_gradients", "_kinds", "_kwargs", "_layouts", "_pending", "_random",
+        "function", "low_precision", "name", "owners", "reached", "samples", "sources", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +115,26 @@ class Use:
         # conjugates are in it, which rules do not know and the fallback does
         self._complex = any(kind.is_complex for kind in kinds)
         self._pending: set[str] | None = None
+        self._kinds = kinds
+        self.waits = False  # for its inputs, which a checkpoint will recompute
+
+    def wait(self) -> None:
+        """Lets go of inputs that will come again."""
+        sources = self.sources
+
+        def gone(t: Tensor) -> Any:
+            return t if id(t) in sources else _Gone(t.shape)
+
+        self.waits = True
+        self._args, self._kwargs = replace(self._args, gone), replace(dict(self._kwargs), gone)
+
+    def fill(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Takes inputs as they came again; those of another form are not its own."""
+        try:
+            self._args, self._kwargs = _put(self._args, args), _put(self._kwargs, dict(kwargs))
+        except (ValueError, KeyError, TypeError):
+            return
+        self.waits = False
 
     @property
     def _given(self) -> list[Tensor]:
@@ -133,13 +177,14 @@ class Use:
     @property
     def dtype(self) -> torch.dtype:
         """The coarsest kind of number among its arguments."""
-        kinds = [t.dtype for t in self._given if t.is_floating_point()]
+        kinds = [kind for kind in self._kinds if kind.is_floating_point]
         return max(kinds, key=lambda d: torch.finfo(d).eps, default=torch.float32)
 
     @property
     def complete(self) -> bool:
-        """Whether the gradient of every output is there."""
-        return bool(self._gradients) and all(g is not None for g in self._gradients)
+        """Whether the gradient of every output is there, and the inputs are."""
+        there = bool(self._gradients) and all(g is not None for g in self._gradients)
+        return there and not self.waits
 
     @property
     def is_long(self) -> bool:
