@@ -33,11 +33,14 @@ class Hold(Capture):
     @contextmanager
     def _listening(self, block: Block, mode: CaptureMode, watch: Watch) -> Iterator[None]:
         def take(use: Use) -> None:
+            if self._builds_early:
+                taken = self._take
+            elif not mode.passes_again and use.is_long:
+                taken = self._take_shares
+            else:
+                return
             with torch.no_grad():
-                if self._builds_early:
-                    self._take(block, use, mode, watch)
-                elif not mode.passes_again and use.is_long:
-                    self._take_shares(block, use, mode, watch)
+                taken(block, use, mode, watch)
 
         mode.when_complete = take
         try:
