@@ -60,7 +60,7 @@ def test_report_and_rollup_know_the_rows(classified, command):
 def test_prune_check_trains_as_the_run_did_and_says_how_far_it_is(classified, command, monkeypatch):
     monkeypatch.setattr("inrun.cli._terminal.SILENCE", 0.05)
     said = command("prune", "texts", "--drop", "20%", "--check", "--seeds", 2, codes=(0, 3))
-    assert "training again: 0 of 6 done; " in said
+    assert "training again: 0 of 6 done (" in said
     assert "random control" in said
     assert ("Supported" in said) != ("Not supported" in said)
 

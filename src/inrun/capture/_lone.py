@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
 from inrun.capture._graph import opaque_calls
 from inrun.capture._mode import CaptureMode
-from inrun.capture._probe import Probe
+from inrun.capture._probe import Probe, norm_of
 from inrun.capture._tinted import tolerance_of_ratio
 from inrun.capture._uses import Use
 from inrun.operations import RandomState
@@ -155,8 +155,8 @@ class _Comparison:
             return False
         if own.shape != there.shape:
             raise CannotReplayError("alone, a sample has outputs of another shape")
-        off = _norm(own.detach() - there.detach())
-        return bool(off <= tolerance_of_ratio(self._dtype) * _norm(there.detach()))
+        off = norm_of(own.detach() - there.detach())
+        return bool(off <= tolerance_of_ratio(self._dtype) * norm_of(there.detach()))
 
     def _captured(self) -> dict[str, Tensor]:
         """The probe of the sample's share by parameter, as the capture has it."""
@@ -208,8 +208,7 @@ class _Comparison:
 
         def measure(name: str) -> Callable[[Tensor], Tensor]:
             def take(g: Tensor) -> Tensor:
-                product = self._probes[name].of_gradient(g)
-                found[name] = torch.stack((product.float(), _norm(g)))
+                found[name] = self._probes[name].and_norm(g)
                 return g.new_zeros(()).expand_as(g)  # the pass holds no gradient that is measured
 
             return take
@@ -237,8 +236,3 @@ class _Comparison:
             if not abs(float(share) - product) <= allowed:
                 wrong.add(name)
         return wrong
-
-
-def _norm(t: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(t.float() if t.dtype.itemsize < 4 else t)
-    return found.float()

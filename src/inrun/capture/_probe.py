@@ -72,7 +72,7 @@ class Probe:
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
-        return torch.stack((self.of_gradient(gradient).double(), _norm(gradient.detach())))
+        return torch.stack((self.of_gradient(gradient).double(), norm_of(gradient.detach())))
 
     def _as_matrix(self, gradient: Tensor) -> Tensor:
         shape = self.rows[0], self.columns.numel()
@@ -160,7 +160,7 @@ class Probes:
         return left, right
 
 
-def _norm(gradient: Tensor) -> Tensor:
+def norm_of(gradient: Tensor) -> Tensor:
     """Its norm, float64.
 
     Squares of single precision overflow from 1e19 on, and are nothing below 1e-23. On a CPU double

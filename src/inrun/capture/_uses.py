@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,30 +44,6 @@ class Missed:
     term: bool = False
 
 
-class _Gone(NamedTuple):
-    """In an argument's place while it is not there."""
-
-    shape: torch.Size
-
-
-def _put(into: Any, given: Any) -> Any:
-    """Arguments with those in place that were gone.
-
-    Raises:
-        ValueError: what is given has another form.
-    """
-    if isinstance(into, _Gone):
-        if not isinstance(given, Tensor) or given.shape != into.shape:
-            raise ValueError("another form")
-        return given.detach()
-    if isinstance(into, (list, tuple)):
-        items = [_put(a, b) for a, b in zip(into, given, strict=True)]
-        return type(into)(*items) if hasattr(into, "_fields") else type(into)(items)
-    if isinstance(into, dict):
-        return {key: _put(item, given[key]) for key, item in into.items()}
-    return into
-
-
 @cache
 def _captured_as(name: str, kind: type[Factor]) -> str:
     return f"{name}: {kind.__name__.lower()}"
@@ -80,8 +56,8 @@ class Use:
     """
 
     __slots__ = (
-        "_args", "_complex", "_gradients", "_kinds", "_kwargs", "_layouts", "_pending", "_random",
-        "function", "low_precision", "name", "owners", "reached", "samples", "sources", "waits",
+        "_args", "_awaited", "_complex", "_gradients", "_kinds", "_kwargs", "_layouts", "_pending",
+        "_random", "function", "low_precision", "name", "owners", "reached", "samples", "sources",
     )  # fmt: skip
 
     def __init__(
@@ -116,25 +92,35 @@ class Use:
         self._complex = any(kind.is_complex for kind in kinds)
         self._pending: set[str] | None = None
         self._kinds = kinds
-        self.waits = False  # for its inputs, which a checkpoint will recompute
+        self._awaited: list[Tensor | torch.Size] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a checkpoint has to recompute its inputs first."""
+        return self._awaited is not None
 
     def wait(self) -> None:
-        """Lets go of inputs that will come again."""
-        sources = self.sources
-
-        def gone(t: Tensor) -> Any:
-            return t if id(t) in sources else _Gone(t.shape)
-
-        self.waits = True
-        self._args, self._kwargs = replace(self._args, gone), replace(dict(self._kwargs), gone)
+        """Lets go of inputs that will come again; of each, its shape is kept."""
+        awaited: list[Tensor | torch.Size] = []
+        replace(
+            [self._args, dict(self._kwargs)],
+            lambda t: awaited.append(t if id(t) in self.sources else t.shape),
+        )
+        self._awaited, self._args, self._kwargs = awaited, (), {}
 
     def fill(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Takes inputs as they came again; those of another form are not its own."""
-        try:
-            self._args, self._kwargs = _put(self._args, args), _put(self._kwargs, dict(kwargs))
-        except (ValueError, KeyError, TypeError):
+        """Takes inputs as they came again; those of other shapes are not its own."""
+        awaited, came = self._awaited or [], list[torch.Size]()
+        replace([args, dict(kwargs)], lambda t: came.append(t.shape))
+        if came != [t.shape if isinstance(t, Tensor) else t for t in awaited]:
             return
-        self.waits = False
+        own = iter(awaited)
+
+        def taken(t: Tensor) -> Tensor:
+            before = next(own)
+            return before if isinstance(before, Tensor) else t.detach()
+
+        (self._args, self._kwargs), self._awaited = replace([args, dict(kwargs)], taken), None
 
     @property
     def _given(self) -> list[Tensor]:

@@ -59,15 +59,16 @@ class Terminal(Console):
 
 
 @contextmanager
-def heard(console: Console, says: Callable[[], str]) -> Iterator[None]:
+def heard(
+    console: Console, says: Callable[[], str], seconds: float | None = None
+) -> Iterator[None]:
     """Off a terminal, where no bar moves, a line every ten seconds until the block is left."""
     ended, began = threading.Event(), time.monotonic()
 
     def speak() -> None:
-        while not ended.wait(SILENCE):
-            console.print(
-                f"{says()}; {time.monotonic() - began:.0f} s", soft_wrap=True, highlight=False
-            )
+        while not ended.wait(seconds or SILENCE):
+            text = plain(f"{says()} ({time.monotonic() - began:.0f} s)")
+            console.print(text, soft_wrap=True, highlight=False)
 
     speaker = threading.Thread(target=speak, daemon=True)
     if not console.is_terminal:
@@ -167,14 +168,13 @@ class Progress:
     It writes to stderr, so that what a command prints can be piped.
 
     Args:
-        seconds: between two lines where there is no terminal.
+        seconds: between two lines where there is no terminal; ten if None.
     """
 
-    def __init__(self, seconds: float = 10.0):
-        self._console, self._seconds = terminal(stderr=True), seconds
-        self._what, self._began, self._over = "starting", 0.0, threading.Event()
-        self._shown = self._console.status("") if self._console.is_terminal else None
-        self._lines = threading.Thread(target=self._write, daemon=True)
+    def __init__(self, seconds: float | None = None):
+        console, self._what = terminal(stderr=True), "starting"
+        self._shown = console.status("") if console.is_terminal else None
+        self._lines = heard(console, lambda: self._what, seconds)
 
     def __call__(self, what: str, done: int = 0, every: int = 0) -> None:
         """The command is at `what`, of which so many are done."""
@@ -183,21 +183,12 @@ class Progress:
             self._shown.update(plain(self._what))
 
     def __enter__(self) -> Progress:
-        self._began = time.monotonic()
+        self._lines.__enter__()
         if self._shown is not None:
             self._shown.start()
-        else:
-            self._lines.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
         if self._shown is not None:
             self._shown.stop()
-        else:
-            self._lines.join()
-
-    def _write(self) -> None:
-        while not self._over.wait(self._seconds):
-            seconds = time.monotonic() - self._began
-            self._console.print(plain(f"{self._what} ({seconds:.0f} s)"), highlight=False)
+        self._lines.__exit__(None, None, None)
