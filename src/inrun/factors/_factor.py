@@ -66,6 +66,13 @@ class Factor(ABC):
         nothing = left_KMr.new_zeros(0, len(left_KMr), left_KMr.shape[2], right_KNr.shape[2])
         return torch.stack(met) if met else nothing
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a sketch is the product of, each (B, K, T, r): summed over T, and over slots.
+
+        None of a form whose shares are no sums of outer products.
+        """
+        return None
+
     @property
     def samples(self) -> int:
         """B."""

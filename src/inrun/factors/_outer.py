@@ -75,9 +75,14 @@ class Outer(Buildable):
         thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: two thin products."""
+        return thin(self._left_BTM, left_KMr), thin(self._right_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
         """See `Factor.sketch`: both sides' coordinates, then r x r products."""
-        return thin(self._left_BTM, left_KMr).mT @ thin(self._right_BTN, right_KNr)
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def _in_blocks(
         self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
@@ -145,9 +150,14 @@ class Indexed(Factor):
         dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: rows of the left basis are looked up."""
+        return left_KMr[:, self._index_BT].transpose(0, 1), thin(self._rows_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: rows of the left basis are looked up."""
-        return left_KMr[:, self._index_BT].transpose(0, 1).mT @ thin(self._rows_BTN, right_KNr)
+        """See `Factor.sketch`: r x r products of both sides' coordinates."""
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         B, T, N = self._rows_BTN.shape

@@ -18,6 +18,7 @@ from inrun.factors import cost
 from inrun.factors._factor import Dense, Factor
 from inrun.factors._trial import LowRank
 
+TOGETHER = 8  # slots per sample from which on a sample's are multiplied together
 
 def by_owner(slots: Factor, owner_P: Tensor, samples: int) -> Factor:
     """Shares of B samples from those of P slots; small ones are summed at once."""
@@ -30,6 +31,19 @@ def by_owner(slots: Factor, owner_P: Tensor, samples: int) -> Factor:
 def _summed(values_P: Tensor, owner_P: Tensor, samples: int) -> Tensor:
     """Sums over each owner's slots, (B, ...)."""
     return values_P.new_zeros(samples, *values_P.shape[1:]).index_add_(0, owner_P, values_P)
+
+
+def _by_run(found: Tensor, owner_P: Tensor, left_PKTr: Tensor, right_PKTr: Tensor) -> Tensor:
+    """Fills (B, K, r, r) with each owner's sum over its slots of left^T right."""
+    if not bool((owner_P[1:] >= owner_P[:-1]).all()):
+        owner_P, order = owner_P.sort()
+        left_PKTr, right_PKTr = left_PKTr[order], right_PKTr[order]
+    sides = (t.transpose(0, 1).flatten(1, 2) for t in (left_PKTr, right_PKTr))
+    counts = (left_PKTr.shape[2] * torch.bincount(owner_P, minlength=len(found))).tolist()
+    runs = zip(*(side.split(counts, 1) for side in sides), strict=True)
+    for b, (left, right) in enumerate(runs):
+        torch.bmm(left.mT, right, out=found[b])
+    return found
 
 
 class Owned(Factor):
@@ -65,13 +79,22 @@ class Owned(Factor):
         return self._by_sample(self._slots.contract_low_rank(low, directions_K))
 
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: so many slots at a time that their r x r numbers stay in a cache."""
+        """See `Factor.sketch`: r x r numbers of an owner's slots together, where it has many.
+
+        Else, and on a GPU, which would wait for the counts, of so many slots at a time that their
+        r x r numbers stay in a cache.
+        """
         K, _, r = left_KMr.shape
         found = left_KMr.new_zeros(self._samples, K, r, right_KNr.shape[2])
+        owner_P = self._owner_P
+        if len(owner_P) >= TOGETHER * self._samples and owner_P.device.type == "cpu":
+            pair = self._slots.coordinates(left_KMr, right_KNr)
+            if pair is not None:
+                return _by_run(found, owner_P, *pair)
         block = max(1, cost.samples_per_block(K * r * r, found.element_size(), cost.CACHED_BYTES))
-        for some in torch.arange(len(self._owner_P)).split(block):
-            part = self._slots.select(some.to(self._owner_P.device))
-            found.index_add_(0, self._owner_P[some], part.sketch(left_KMr, right_KNr))
+        for some in torch.arange(len(owner_P)).split(block):
+            part = self._slots.select(some.to(owner_P.device))
+            found.index_add_(0, owner_P[some], part.sketch(left_KMr, right_KNr))
         return found
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from inrun.factors import Dense, Factor
 from inrun.operations._call import Call, over_rows
 from inrun.operations._registry import operation
 
-PIECE = 65_536  # elements that are normalized at a time
+PIECE = 262_144  # elements that are normalized at a time
 
 
 def _over_positions(call: Call, products: Tensor, parameter: Tensor) -> Factor:
