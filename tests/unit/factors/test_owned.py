@@ -33,7 +33,7 @@ def indexed(slots, length):
 @pytest.mark.parametrize("form", [outer, indexed])
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("kind", ["in runs", "mixed", "one without"])
-@pytest.mark.parametrize("slots, samples", [(40, 3), (40, 20)], ids=["many each", "few each"])
+@pytest.mark.parametrize(("slots", "samples"), [(40, 3), (40, 20)], ids=["many each", "few each"])
 def test_sketches_are_shares_in_their_bases(form, length, kind, slots, samples):
     slot, owner = form(slots, length), owners(slots, samples, kind)
     left, right = normal(K, M, R, seed=3), normal(K, N, R, seed=4)

@@ -7,7 +7,7 @@ from inrun.owners._map import reshaped
 
 
 @pytest.mark.parametrize(
-    "before, after, expected",
+    ("before", "after", "expected"),
     [
         ((6, 5), (2, 3, 5), (2, 1, 1)),  # tokens in one axis, as HF's Conv1D leaves them
         ((6, 5), (2, 3, 1, 5), (2, 1, 1, 1)),
