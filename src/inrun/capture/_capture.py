@@ -274,7 +274,7 @@ class Capture(ABC):
         """
         flags = self.check.finish()
         if flags:
-            self.coverage.measured(self.check.norms, self.check.gaps)
+            self.coverage.measured(self.check.scaling.norms, self.check.gaps)
         return flags
 
     def next_step(self) -> None:
