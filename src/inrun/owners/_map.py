@@ -73,6 +73,10 @@ class Map:
         """Whether no slot has an owner, and all are the same for all samples."""
         return self.low == NONE == self.high
 
+    def has(self, code: int) -> bool:
+        """Whether a code, or a sample, is among its numbers."""
+        return self.low <= code <= self.high and bool((self.codes == code).any())
+
     @property
     def ndim(self) -> int:
         """Axes."""
@@ -104,6 +108,13 @@ class Map:
             found = self.memo[key] = make()
             self.kept += keep
         return found
+
+    def in_front(self, ndim: int) -> Map:
+        """The same map with axes of length 1 in front, so that it has as many as that."""
+        if self.ndim >= ndim:
+            return self
+        shape = (1,) * (ndim - self.ndim) + tuple(self.shape)
+        return self.remembered(("axes", ndim), lambda: self.derived(self.codes.reshape(shape)))
 
     def derived(self, codes: Tensor) -> Map:
         """A map of something made of this one's tensor."""
@@ -217,8 +228,7 @@ def joined(a: Map, b: Map, ndim: int, *, adds: bool, why: str) -> Map:
 
 
 def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
-    x = a.codes.reshape((1,) * (ndim - a.ndim) + tuple(a.shape))
-    y = b.codes.reshape((1,) * (ndim - b.ndim) + tuple(b.shape))
+    x, y = a.in_front(ndim).codes, b.in_front(ndim).codes
     how = "exchanged" if "exchanged" in (a.how, b.how) else a.how
     same = torch.where(x == SUM, SUM if adds else MIXED, x)
     mixed = (x == MIXED) | (y == MIXED)
@@ -229,6 +239,30 @@ def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
     if found.low < NONE and min(a.low, b.low) >= NONE:
         found.why = why
     return found
+
+
+def combined_at(
+    places: Tensor, codes: Tensor, axis: int, size: Sequence[int], base: Tensor | None, clash: int
+) -> Tensor:
+    """Owners after entries were put together along an axis, each at its place.
+
+    Args:
+        places: of each entry, as `scatter_reduce` takes them.
+        codes: owners of each entry.
+        axis: that places count along.
+        size: of the result.
+        base: owners of what was there before.
+        clash: the code where several samples came together.
+    """
+    low = torch.full(tuple(size), _LARGE, dtype=torch.int32)
+    high = torch.full(tuple(size), NONE, dtype=torch.int32)
+    if base is not None:
+        low, high = torch.where(base == NONE, low, base), torch.where(base == NONE, high, base)
+    smallest = torch.where(codes == NONE, _LARGE, codes).to(torch.int32)
+    low = low.scatter_reduce(axis, places, smallest, "amin")
+    high = high.scatter_reduce(axis, places, codes.to(torch.int32).contiguous(), "amax")
+    one = torch.where(low == high, low, torch.where(low < NONE, torch.minimum(low, high), clash))
+    return torch.where(low == _LARGE, NONE, one).to(torch.int32)
 
 
 def is_statistic(statistic: Map, of: Map) -> bool:

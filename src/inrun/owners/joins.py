@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, SUM, Map, adopted, squeezed
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule, stem
+from inrun.owners._map import MIXED, NONE, SUM, Map, adopted, combined_at, squeezed
+from inrun.owners._operation import Found, Op, rule, stem
 from inrun.owners.moves import host
 
 
@@ -158,79 +157,45 @@ def _laid(m: Map | None, shape: torch.Size) -> Tensor:
 def accumulate(op: Op) -> Found | None:
     """Parts of a tensor added to: terms of several samples make a SUM there."""
     name, target = stem(op.name), op.args[0]
-    linear = name in ("index_add", "scatter_add", "index_put") or op.get(4, "reduce") in (
-        "sum", "mean",
-    )  # fmt: skip
-    before = op.first
-    if name == "index_put":
-        return _accumulated_put(op)
-    axis = op.get(1, "dim") % max(target.ndim, 1)
-    index = op.get(2, "index")
-    source = op.get(3, "source" if name.startswith("index") else "src")
-    written = op.map_of(source)
+    put, by_index = name == "index_put", name.startswith("index")
+    source = op.get(2, "values") if put else op.get(3, "source" if by_index else "src")
+    before, written = op.first, op.map_of(source)
     if before is None and written is None:
         return op.every(None)
     if not isinstance(source, Tensor):
         return op.every(before)
-    if name.startswith("index"):
-        shape = [-1 if i == axis else 1 for i in range(target.ndim)]
-        places = index.cpu().reshape(shape)
-        other = [1 if i == axis else n for i, n in enumerate(_laid(written, source.shape).shape)]
-        codes = _laid(written, source.shape)
+    axis = 0 if put else op.get(1, "dim") % max(target.ndim, 1)
+    index = _one_index(op.get(1, "indices")) if put else op.get(2, "index")
+    if index is None:
+        return None
+    places, size = index.cpu().long(), list(target.shape)
+    base = None if before is None else _laid(before, target.shape)
+    codes = _laid(written, source.shape)
+    if by_index:
+        codes = codes.expand(*target.shape[:axis], index.numel(), *target.shape[axis + 1 :])
         # only the axes along which owners vary, or the index runs
-        keep = tuple(
-            slice(None) if i == axis or (written is not None and written.shape[i] > 1) or
-            (before is not None and before.shape[i] > 1) else slice(0, 1)
-            for i in range(target.ndim)
-        )  # fmt: skip
-        del other
-        codes = codes[keep]
+        own = [m.in_front(target.ndim).shape for m in (before, written) if m is not None]
+        keep = [i == axis or any(shape[i] > 1 for shape in own) for i in range(target.ndim)]
+        cut = tuple(slice(None) if kept else slice(0, 1) for kept in keep)
+        codes, base = codes[cut], None if base is None else base[cut]
+        size = [n if kept else 1 for n, kept in zip(size, keep, strict=True)]
+        places = places.reshape([-1 if i == axis else 1 for i in range(target.ndim)])
         places = places.expand(codes.shape)
-        size = [target.shape[i] if i == axis else n for i, n in enumerate(codes.shape)]
-        base = _laid(before, target.shape)[keep] if before is not None else None
     else:
-        places = index.cpu()
-        codes = _laid(written, source.shape)[tuple(slice(0, n) for n in places.shape)]
-        size = list(target.shape)
-        base = None if before is None else _laid(before, target.shape)
-    clash = SUM if linear else MIXED
-    found = _scattered(places.long(), codes, axis, size, base, clash)
+        codes = codes[tuple(slice(0, n) for n in places.shape)]
+    linear = name in ("index_add", "scatter_add", "index_put")
+    linear = linear or op.get(4, "reduce") in ("sum", "mean")
+    found = combined_at(places, codes, axis, size, base, SUM if linear else MIXED)
     m = before if before is not None else written
     assert m is not None
-    result = Map(squeezed(adopted(found, op.samples, alone=False)), m.why, m.how)
+    result = m.derived(squeezed(adopted(found, op.samples, alone=False)))
     if result.low < NONE <= m.low:
         result.why = op.name
     return [result]
 
 
-def _scattered(
-    places: Tensor, codes: Tensor, axis: int, size: Sequence[int], base: Tensor | None, clash: int
-) -> Tensor:
-    """Owners after entries were put together along an axis."""
-    large = 2**30
-    low = torch.full(tuple(size), large, dtype=torch.int32)
-    high = torch.full(tuple(size), NONE, dtype=torch.int32)
-    if base is not None:
-        low = torch.where(base == NONE, low, base)
-        high = torch.where(base == NONE, high, base)
-    smallest = torch.where(codes == NONE, large, codes).to(torch.int32)
-    low = low.scatter_reduce(axis, places, smallest, "amin")
-    high = high.scatter_reduce(axis, places, codes.to(torch.int32).contiguous(), "amax")
-    one = torch.where(low == high, low, torch.where(low < NONE, torch.minimum(low, high), clash))
-    return torch.where(low == large, NONE, one).to(torch.int32)
-
-
-def _accumulated_put(op: Op) -> Found | None:
-    """`x.index_put_(indices, values, accumulate=True)` with one index."""
-    target, indices, values = op.args[0], op.get(1, "indices"), op.get(2, "values")
-    before, written = op.first, op.map_of(values)
-    if before is None and written is None:
-        return op.every(None)
-    index = [i for i in indices if i is not None]
-    if len(index) != 1 or indices[0] is None or index[0].dtype == torch.bool or index[0].ndim != 1:
-        return None
-    codes = _laid(written, values.shape).expand(len(index[0]), *target.shape[1:])
-    places = index[0].cpu().reshape(-1, *(1,) * (target.ndim - 1)).expand(codes.shape)
-    base = None if before is None else _laid(before, target.shape)
-    found = _scattered(places.long(), codes, 0, list(target.shape), base, SUM)
-    return [Map(squeezed(adopted(found, op.samples, alone=False)), op.name)]
+def _one_index(indices: Sequence[Tensor | None]) -> Tensor | None:
+    """The places along the first axis, where `index_put` is given no more than these."""
+    first, *rest = indices
+    plain = first is not None and first.dtype != torch.bool and first.ndim == 1
+    return first if plain and all(i is None for i in rest) else None

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from inrun.owners._map import MIXED, NONE, Map, collapsed, uniform
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import names, rule
-from inrun.owners.moves import spread_owners
+from inrun.owners._operation import Found, Op, names, rule
+from inrun.owners.lookups import spread_owners
 from inrun.owners.pointwise import kept
 
 
@@ -36,9 +35,8 @@ def images(op: Op) -> Found | None:
         if op.out.ndim == m.ndim:
             return op.every(m)
         shape = (m.shape[0],) + (1,) * (op.out.ndim - 1)
-        return op.every(
-            m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))
-        )
+        rows = m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))
+        return op.every(rows)
     return None if x.ndim else op.every(m)
 
 
@@ -223,5 +221,5 @@ def embedding_bag(op: Op) -> Found | None:
     if offsets is None:
         return None
     bags = torch.bucketize(torch.arange(len(index)), offsets.cpu(), right=True) - 1
-    found = spread_owners(bags, m.codes.expand(len(index)), op.out.shape[0], why=op.name)
-    return [found.derived(found.codes.unsqueeze(1)), *rest]
+    codes = spread_owners(bags, m.codes.expand(len(index)), op.out.shape[0])
+    return [Map(codes.unsqueeze(1), op.name), *rest]
