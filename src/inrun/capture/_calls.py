@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from inrun.capture._graph import nodes_behind
 from inrun.capture._mode import CaptureMode
-from inrun.capture._replaying import WithinBounds, leaves, mapped, tensors_in
+from inrun.capture._replaying import WithinBounds, leaves, mapped
 from inrun.operations import RandomState, repeated
 from inrun.owners import Axes, Map, Ownership
+from inrun.utility import tensors_in
 
 
 class CannotReplayError(Exception):

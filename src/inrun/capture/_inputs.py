@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture._calls import Calls
-from inrun.capture._replaying import tensors_in
 from inrun.errors import MisuseError
 from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
+from inrun.utility import tensors_in
 
 
 class Inputs:

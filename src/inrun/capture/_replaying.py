@@ -21,18 +21,6 @@ _BY_INDEX = frozenset(
 )  # fmt: skip
 
 
-def tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested containers, with where they lie."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from tensors_in(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from tensors_in(f"{path}.{place}", item)
-
-
 @contextmanager
 def replaying(model: nn.Module) -> Iterator[None]:
     """As `undisturbed`; also what modules keep in attributes of their own is as before."""

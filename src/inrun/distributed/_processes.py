@@ -94,7 +94,7 @@ class Processes:
 
 
 class Several(Processes):
-    """The processes of a `torch.distributed` group.
+    """The processes of a `torch.distributed` group; each call is one collective of all of them.
 
     Args:
         group: None is the default group.
@@ -115,11 +115,9 @@ class Several(Processes):
         self._apart: Several | None = None
 
     def reducing(self) -> bool:
-        """Whether gradients are reduced in this backward pass."""
         return self._reducing is None or self._reducing()
 
     def require_together(self) -> None:
-        """Raises under `Join`, where processes end at different steps."""
         if self._joined is not None and self._joined():
             raise NotSupportedError(
                 "The model trains under Join, where a process that has run out of batches takes no "
@@ -130,7 +128,6 @@ class Several(Processes):
             )
 
     def require_alike(self, place: str) -> None:
-        """Compares the places that all processes have come to."""
         code = PLACES.index(place)
         spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)
         dist.all_reduce(spread, dist.ReduceOp.MAX, group=self._group)
@@ -146,7 +143,6 @@ class Several(Processes):
             )
 
     def meet(self, failed: Exception | None = None) -> None:
-        """See `Processes`."""
         (fine,) = self.all([failed is None])
         if fine:
             return
@@ -160,7 +156,6 @@ class Several(Processes):
         raise error
 
     def apart(self) -> Processes:
-        """See `Processes`; the first call is made by all processes at once."""
         if self._apart is None:
             ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
             some = len(ranks) < dist.get_world_size()
@@ -168,25 +163,21 @@ class Several(Processes):
         return self._apart
 
     def mean(self, t: Tensor) -> Tensor:
-        """The mean over the group's processes, by one all-reduce."""
         reduced = t.to(self._device, copy=True).contiguous()
         dist.all_reduce(reduced, group=self._group)
         return (reduced / self.size).to(t.device)
 
     def all(self, holds: Sequence[bool]) -> list[bool]:
-        """Which of these hold in every process, by one all-reduce."""
         flags = torch.tensor(list(holds), dtype=torch.int32, device=self._device)
         dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._group)
         return [bool(flag) for flag in flags.tolist()]
 
     def gathered(self, rows: Any) -> list[Any]:
-        """Every process's object, by rank, by one all-gather."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, rows, group=self._group)
         return found
 
     def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """Every process's rows, by rank, and where this one's begin; counts may differ."""
         counts = self.gathered(len(t))
         most = max(counts)
         padded = t.new_zeros(most, *t.shape[1:], device=self._device)

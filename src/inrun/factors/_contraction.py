@@ -16,8 +16,16 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.factors import cost
 from inrun.factors._factor import Factor
-from inrun.factors._measured import Numbers, Reader, mean_square, total
-from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial, factorize
+from inrun.factors._trial import (
+    CHECK_EVERY,
+    LOWEST_RANK,
+    Numbers,
+    Reader,
+    Trial,
+    factorize,
+    mean_square,
+    total,
+)
 
 
 class Contraction(ABC):

@@ -1,4 +1,4 @@
-"""The trainer that calls the callback: its own loss, when it begins, and what it leaves behind.
+"""The trainer that calls the callback: when its loss begins, that loss on validation rows.
 
 A callback is given no trainer, but is called by one. The trainer's `compute_loss` is where a block
 begins: there ids are taken out of the batch, before anything is made of it, and however often the
@@ -15,7 +15,7 @@ require_extra("transformers", "transformers", "accelerate")
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,8 @@ from transformers import Trainer, TrainerCallback
 
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
-from inrun.integrations._places import Owned
-from inrun.utility import states_kept, undisturbed
+from inrun.integrations._places import Owned, collated
+from inrun.utility import LossFunction, Utility, states_kept, undisturbed
 
 _COUNTED = (  # what trainers note while they compute a loss, for their logs
     "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
@@ -191,3 +191,48 @@ def rollouts(trainer: Any, items: list[Any]) -> dict[str, Any]:
             )
             made["old_per_token_logps"] = found[0]
     return {**made, KEY: torch.tensor(0)}
+
+
+def utility_of(
+    validation: Any,
+    loss_fn: LossFunction,
+    batch_of: Callable[[list[Any]], Any],
+    columns: set[str] | None,
+    rows: int,
+) -> Utility:
+    """A utility from the first rows of a data set, or of data sets by target.
+
+    A `Utility` is taken as it is. `batch_of` makes items a batch. Only the `columns` that training
+    items have are taken; None: items are no dicts.
+
+    Raises:
+        MisuseError: no rows.
+    """
+    if isinstance(validation, Utility):
+        return validation
+
+    def taken(name: str, dataset: Any) -> Any:
+        items = [dataset[i] for i in range(min(rows, len(dataset)))]
+        if not items:
+            raise MisuseError(f"The validation data {name!r} is empty: nothing to judge by.")
+        if columns is not None:
+            items = [{key: item[key] for key in item if key in columns} for item in items]
+        return batch_of(items)
+
+    if isinstance(validation, Mapping):
+        return Utility(loss_fn, targets={n: taken(str(n), d) for n, d in validation.items()})
+    return Utility(loss_fn, taken("validation", validation))
+
+
+def held_out(
+    collate: Callable[[list[Any]], Any], device: torch.device, items: list[Any]
+) -> dict[str, Any]:
+    """A validation batch as the training loader would make it, on the model's device.
+
+    Where rows are not one per sample, it gets a tensor without rows, so that it is never cut along
+    them: a pair's rows belong together.
+    """
+    with torch.random.fork_rng(devices=[]), states_kept():
+        batch, places = collated(collate, items)
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return moved if places is None else {**moved, KEY: torch.tensor(0)}

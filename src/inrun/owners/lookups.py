@@ -120,7 +120,7 @@ def gather(op: Op) -> Found | None:
         return [m]
     by = torch.take_along_dim if named else torch.gather
     at = (index.cpu(), axis) if named else (axis, index.cpu())
-    return [m.derived(squeezed(by(m.codes.expand(x.shape), *at)))]  # type: ignore[arg-type]
+    return [m.derived(squeezed(by(m.codes.expand(x.shape), *at)))]
 
 
 @rule("masked_select take")
