@@ -13,17 +13,17 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from inrun.capture._block_setting import compiled_parts, uncompiled
+from inrun.capture._block_setting import compiled_parts, opaque_calls, uncompiled
 from inrun.capture._calls import ModelCall
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._graph import opaque_calls
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._owner_checks import OwnerChecks
 from inrun.capture._recomputed import Recomputed
+from inrun.capture._recorded import Missed
 from inrun.capture._sources import GatheredParameters, Root
-from inrun.capture._uses import Missed, Use
+from inrun.capture._uses import Use
 from inrun.distributed import Processes, is_sharded
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.factors import Dense, Factor
@@ -236,7 +236,7 @@ class Capture(ABC):
         self._reduced = self.processes.reducing()
 
     def _fill(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
-        self._require_uses(mode)
+        mode.require_uses()
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode, watch)
         for use in mode.uses:
@@ -320,44 +320,6 @@ class Capture(ABC):
     @abstractmethod
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         """What becomes of a factor that was built outside of a block's passes."""
-
-    def _require_uses(self, mode: CaptureMode) -> None:
-        """Raises where nothing can be scored, each cause in words of its own."""
-        entries = mode.owners.entries
-        if not mode.operations:
-            raise MisuseError(
-                "No torch operation ran inside attribution.batch(ids). Run the forward and the "
-                "backward pass inside the block."
-            )
-        if not entries.any and not mode.uses:
-            raise MisuseError(entries.missing())
-        if not mode.uses and mode.missed:
-            m = mode.missed[0]
-            raise MisuseError(
-                f"No sample's share can be told in this block; {m.names[0]}: {m.reason}. Samples "
-                "that lie in rows of their own, or slots= where rows hold several, can be told "
-                "apart."
-            )
-        if not mode.uses:
-            raise MisuseError(
-                "No operation inside attribution.batch(ids) used a parameter that the attached "
-                "optimizer trains together with the samples' data. The forward pass ran outside "
-                "the block or under no_grad (as in losses with backward passes of their own: the "
-                "cached ones of sentence-transformers), another model ran, or a part is compiled "
-                "in a way that PyTorch cannot switch off. Run this model's forward pass with its "
-                "graph, and one backward pass, inside."
-            )
-        if not mode.started_from and not any(use.reached for use in mode.uses):
-            raise MisuseError(
-                "No gradient came back inside attribution.batch(ids). Call loss.backward() inside "
-                "the block: shares are read while it runs."
-            )
-        if not any(use.reached for use in mode.uses) and not mode.skipped:
-            raise MisuseError(
-                "The backward pass inside attribution.batch(ids) reached no parameter's use that "
-                "the block saw: the loss does not depend on this forward pass, or its gradient was "
-                "detached."
-            )
 
     @property
     def _builds_early(self) -> bool:

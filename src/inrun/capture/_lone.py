@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._block_setting import opaque_calls
 from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
-from inrun.capture._graph import opaque_calls
 from inrun.capture._mode import CaptureMode
 from inrun.capture._probe import Probe, norm_of
 from inrun.capture._tinted import tolerance_of_ratio

@@ -23,9 +23,9 @@ from inrun.capture._coverage import Coverage
 from inrun.capture._inputs import Inputs
 from inrun.capture._lone import LoneVerdict, lone
 from inrun.capture._mode import CaptureMode
+from inrun.capture._recorded import Missed
 from inrun.capture._replaying import replaying
 from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
-from inrun.capture._uses import Missed
 from inrun.distributed import Processes
 from inrun.owners import Ownership
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._block_setting import uncompiled
+from inrun.capture._block_setting import opaque_calls, uncompiled
 from inrun.capture._capture import Capture
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._graph import opaque_calls
 from inrun.capture._uses import Use
 from inrun.distributed import agreed
 from inrun.operations import replace

@@ -134,7 +134,19 @@ class GatheredParameters:
         self._model, self._trained = model, set(trained)
         self._known: dict[int, Root] = {}
 
-    def root_of(self, t: Tensor) -> Root | None:
+    def learn(
+        self, given: Sequence[Tensor], sources: dict[int, Source], constants: set[int]
+    ) -> None:
+        """Takes note of parameters that were put in sharded ones' places."""
+        for t in given:
+            if isinstance(t, nn.Parameter) and id(t) not in sources and id(t) not in constants:
+                root = self._root_of(t)
+                if root is not None and (root.scored or t.requires_grad):
+                    sources[id(t)] = root
+                elif root is not None:
+                    constants.add(id(t))
+
+    def _root_of(self, t: Tensor) -> Root | None:
         """The parameter; None while the model does not hold `t`, as when FSDP is still making it.
 
         Raises:

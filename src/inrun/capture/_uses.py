@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -28,20 +27,6 @@ from inrun.operations import (
 
 LONG = 16_384  # numbers that are held, from which on it is asked whether shares are fewer
 _HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass
-class Missed:
-    """A use whose shares cannot be told: of which parameters, why, and whether it mattered.
-
-    `term`: a term of parameters alone, added to the loss: its gradient is of no sample, and the
-    invariant will say so.
-    """
-
-    names: tuple[str, ...]
-    reason: str
-    reached: bool
-    term: bool = False
 
 
 @cache
