@@ -23,15 +23,9 @@ PHASES = 4
 
 
 class BlockSums:
-    """The sums of one block's shares, and of their sizes.
+    """The sums of one block's shares, and of their sizes; `present` are parameters with some.
 
-    `present`: parameters with shares in it.
-
-    Args:
-        parameters: by name.
-        probes: their random directions.
-        schedule: whose shares are asked for.
-        computed: by parameter, eps of what its shares are made of; kept up to date here.
+    `computed`, by parameter eps of what its shares are made of, is kept up to date here.
     """
 
     def __init__(

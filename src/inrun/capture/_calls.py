@@ -55,11 +55,7 @@ class ModelCall:
     raw: bool = False  # whether there is data among them of which it is not known whose it is
 
     def check_untouched(self) -> None:
-        """Raises where an argument was overwritten since.
-
-        Raises:
-            CannotReplayError: its numbers are not those that the model saw.
-        """
+        """Raises CannotReplayError where an argument was overwritten since."""
         for path, t in tensors_in("", [self.args, self.kwargs]):
             if t._version != self.versions[path]:
                 raise CannotReplayError("the model's inputs were overwritten within the block")
@@ -69,9 +65,7 @@ class ModelCall:
     ) -> dict[str, Tensor]:
         """Makes the call again; floating-point outputs by where they lie.
 
-        Args:
-            model: the model.
-            give: told of each argument's followed map.
+        `give` is told of each argument's followed map.
         """
 
         def again(t: Tensor) -> Tensor:
@@ -110,11 +104,7 @@ class ModelCall:
         ]  # fmt: skip
 
     def alone(self, model: nn.Module, sample: int) -> dict[str, Tensor]:
-        """Makes the call with one sample's entries alone.
-
-        Raises:
-            CannotReplayError: they cannot be taken out, or the model does not take them.
-        """
+        """Makes the call with one sample's entries alone, or raises CannotReplayError."""
         self._refuse_numbers()
         args = [self._of(value, sample) for value in self.args]
         kwargs = {name: self._of(value, sample) for name, value in self.kwargs.items()}
@@ -165,11 +155,7 @@ _GONE: Any = object()  # what belongs to other samples as a whole
 
 
 def taken(t: Tensor, codes: Tensor, sample: int) -> Any:
-    """The entries of one sample, which must lie in rows and columns of their own.
-
-    Raises:
-        CannotReplayError: they do not.
-    """
+    """One sample's entries; CannotReplayError unless they lie in rows and columns of their own."""
     mask = codes == sample
     axes = [i for i, size in enumerate(codes.shape) if size != 1]
     if not bool(mask.any()):
@@ -186,14 +172,7 @@ def taken(t: Tensor, codes: Tensor, sample: int) -> Any:
 
 
 class Calls:
-    """Keeps the model's outermost calls of a block.
-
-    Args:
-        owned: what the block's caller says of ids.
-        axes: where the batch lies in tensors that enter.
-        mode: of the block.
-        first_only: whether the first call is enough, without gradients.
-    """
+    """Keeps the model's outermost calls of a block: with `first_only` one, without gradients."""
 
     def __init__(self, owned: Ownership, axes: Axes, mode: CaptureMode, *, first_only: bool):
         self._owned, self._axes, self._mode, self._owners = owned, axes, mode, mode.owners

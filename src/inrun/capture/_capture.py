@@ -104,11 +104,7 @@ class Block:
         self.calls = []
 
     def check_untouched(self) -> None:
-        """Raises if something that the factors refer to was overwritten.
-
-        Raises:
-            MisuseError: for instance an input buffer that was refilled with the next batch.
-        """
+        """Raises MisuseError if something that the factors refer to was overwritten."""
         for name, t, version in self._versions:
             if t._version != version:
                 raise MisuseError(
@@ -291,12 +287,7 @@ class Capture(ABC):
         self.owner_checks.step_over()
 
     def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
-        """The block of a gradient that is no sample's, known to the invariant, not yet compared.
-
-        Args:
-            added: what it added to `.grad`, by parameter name.
-            watch: who looks on.
-        """
+        """The block of a gradient that is no sample's, `added` to `.grad` by parameter name."""
         block = Block(1, self._copies, owned=False)
         self.check.discard_block()
         for name, gradient in added.items():

@@ -74,13 +74,9 @@ class GradientCheck:
     ) -> None:
         """Records sums and gradients as they are now, for `finish` to compare.
 
-        Args:
-            gradients: by parameter name.
-            low_precision: whether half precision took part.
-            skipped: uses that have no share for a sample, and why: for the message.
-            reduced: whether the backward pass averaged the processes' gradients. If not, nothing is
-                asked of the other processes, whose blocks may be others.
-            unowned: whether the block's gradient belongs to no sample.
+        `skipped` says why uses have no share, for the message. Where gradients were not
+        `reduced` over processes nothing is asked of the others, whose blocks may be other ones. An
+        `unowned` gradient belongs to no sample.
         """
         there = {name: g for name, g in gradients.items() if g is not None}
         for name, g in there.items():

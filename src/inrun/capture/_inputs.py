@@ -40,19 +40,12 @@ class Inputs:
     def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
         """Says where the batch lies in tensors that enter.
 
-        Args:
-            axis: where nothing else is known.
-            known: by number of axes, and whether numbers are floating-point.
+        `known` is by number of axes and whether numbers are floating-point, `axis` for all others.
         """
         self.axes = Axes(axis, known)
 
     def learn(self, batch: Sequence[Tensor], entered: Sequence[Tensor]) -> None:
-        """Takes note of a validation pass.
-
-        Args:
-            batch: the tensors of the validation batch.
-            entered: all tensors that entered the pass: the others are no samples' data.
-        """
+        """Takes note of a validation pass: what `entered` beside its batch is no samples' data."""
         own = {id(t) for t in batch}
         self._kept = [t for t in entered if id(t) not in own]
         self.constants = frozenset(id(t) for t in self._kept)
@@ -63,8 +56,7 @@ class Inputs:
     ) -> Iterator[None]:
         """Takes note of the outermost model call while the block runs.
 
-        Raises:
-            MisuseError: nothing that the model is called with is any sample's.
+        Raises MisuseError where nothing that the model is called with is any sample's.
         """
         depth = 0
 

@@ -49,16 +49,9 @@ def lone(
 ) -> LoneVerdict:  # fmt: skip
     """Makes the call twice and compares.
 
-    Args:
-        call: kept in a training block.
-        mode: a new one, for the call with all samples.
-        model: the model.
-        trained: the parameters by name.
-        sample: that is to be alone.
-        hidden: makes a context in which calls leave no trace, so that both find the same model.
-
-    Raises:
-        CannotReplayError: there is nothing to compare.
+    `mode` is a new one, for the call with all samples; `hidden` makes a context in which calls
+    leave no trace, so that both find the same model. Raises CannotReplayError where there is
+    nothing to compare.
     """
     call.check_untouched()
     with torch.enable_grad():

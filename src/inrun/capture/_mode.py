@@ -44,11 +44,8 @@ from inrun.owners import SUM, Map, Owners, root_kind
 class CaptureMode(Recorded):
     """Records the uses of `roots` in a block.
 
-    Args:
-        roots: the trained parameters.
-        constants: ids of tensors that are the same for all samples (buffers, other parameters).
-        owners: says whose every tensor's slots are.
-        gathered: finds the parameters of a sharded model.
+    `constants` are ids of tensors that are the same for all samples (buffers, other parameters);
+    `gathered` finds the parameters of a sharded model.
     """
 
     def __init__(

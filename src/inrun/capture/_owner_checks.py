@@ -34,16 +34,7 @@ RARER = 1.5, 4.0  # times as late as the last lone sample comes the next, betwee
 
 
 class OwnerChecks:
-    """Decides when blocks are checked, and keeps what was found.
-
-    Args:
-        model: whose blocks they are.
-        trained: its scored parameters by name.
-        coverage: that is told.
-        inputs: what is known of tensors that enter.
-        processes: that train together.
-        sharded: whether parameters are.
-    """
+    """Decides when blocks are checked, and keeps what was found."""
 
     def __init__(
         self, model: nn.Module, trained: Mapping[str, Tensor], coverage: Coverage,
@@ -66,11 +57,7 @@ class OwnerChecks:
     ) -> Calls | None:
         """A block begins: who is to keep its calls of the model, if anybody.
 
-        Args:
-            mode: of the block.
-            owned: its samples.
-            step: the number of the step under way.
-            keeps_calls: whether all of them are asked for, by an audit.
+        `step` is the number of the step under way; `keeps_calls`: an audit asks for all of them.
         """
         self._step = step
         self._borders = None
@@ -106,12 +93,7 @@ class OwnerChecks:
         self._borders = mode.owners.sums = None
 
     def end(self, calls: Calls | None, new_mode: Callable[[], CaptureMode]) -> None:
-        """A block has ended; its call of the model waits for the step's end, see `lone`.
-
-        Args:
-            calls: of the model in it.
-            new_mode: makes a mode for the same samples.
-        """
+        """A block has ended; its call of the model waits for the step's end, see `step_over`."""
         if calls is not None and self._wants_lone:
             self._waiting = next(iter(calls.found), None), new_mode
 

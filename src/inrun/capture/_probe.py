@@ -78,12 +78,7 @@ class Probe:
 
 
 class Probes:
-    """All parameters' directions, drawn together.
-
-    Args:
-        parameters: by name.
-        seed: of all draws.
-    """
+    """All parameters' directions, drawn together."""
 
     def __init__(self, parameters: Mapping[str, Tensor], seed: int):
         generator = torch.Generator().manual_seed(seed)

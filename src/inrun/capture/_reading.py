@@ -18,11 +18,7 @@ from torch import Tensor
 
 
 class Reading:
-    """Tensors for the host to read.
-
-    Args:
-        tensors: small ones, to which nobody writes any more.
-    """
+    """Small tensors, to which nobody writes any more, for the host to read."""
 
     def __init__(self, *tensors: Tensor):
         self._found = [t.detach() for t in tensors]

@@ -29,14 +29,7 @@ FULL = 1e-3  # `close` of precisions whose rounding is far below it
 
 
 class Scaling:
-    """Gradients as their blocks left them (`marks`), and as the optimizer consumes them.
-
-    Args:
-        parameters: by name.
-        measuring: of their gradients.
-        schedule: whose are measured, where they are in turn.
-        computed: by parameter, eps of what its shares are made of.
-    """
+    """Gradients as their blocks left them (`marks`), and as the optimizer consumes them."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], measuring: Measuring, schedule: CheckSchedule,
@@ -133,11 +126,7 @@ class Scaling:
     def _with_unmeasured(
         self, names: list[str], found: Mapping[str, float | None]
     ) -> dict[str, float | None]:
-        """What became of gradients that were not measured: what became of all that were.
-
-        Raises:
-            MisuseError: these differ, or one appeared after the last block.
-        """
+        """What became of gradients that were not measured: what became of all that were."""
         told = {k for n, k in found.items() if self.marks[n].norm > 0 and not self._is_untouched(n)}
         scales = dict(found)
         for name in names:
@@ -266,9 +255,7 @@ class Change(NamedTuple):
 def factors(changes: Mapping[str, Change], noise: float) -> dict[str, float | None]:
     """K by parameter name, None where no such number exists or its sign cannot be told.
 
-    Args:
-        changes: of every parameter that the optimizer moves.
-        noise: norm of a gradient that is rounding, in this step.
+    `noise` is the norm of a gradient that is rounding, in this step.
     """
     found = {name: _own(change) for name, change in changes.items()}
     sign_of = {n: c.sign() for n, c in changes.items() if found[n] is not None}

@@ -32,13 +32,7 @@ ROWS = 3
 
 
 def self_test(capture: Capture, model: nn.Module, utility: Utility, *, sums: bool = True) -> None:
-    """Learns what enters a validation pass, and checks the invariant on its gradient.
-
-    Args:
-        capture: of the trained parameters.
-        model: the model.
-        utility: its validation batches.
-        sums: whether the invariant is checked.
+    """Learns what enters a validation pass, and with `sums` checks the invariant on its gradient.
 
     Raises:
         InvariantError: shares do not sum to the gradient.

@@ -124,10 +124,6 @@ class GatheredParameters:
 
     A copy stays the same object from pass to pass, with its storage freed in between, so that it is
     looked up once. What it holds can be read only inside the forward and the backward pass.
-
-    Args:
-        model: with modules under `fully_shard`.
-        trained: the sharded parameters by name.
     """
 
     def __init__(self, model: nn.Module, trained: Mapping[str, Tensor]):

@@ -126,8 +126,7 @@ class ReductionOrder:
     def rest(self, late: set[str]) -> Iterator[str]:
         """The backward pass is over: who has had no turn yet, and who must have another.
 
-        Args:
-            late: those of which something came in after their turn, in this process.
+        `late` are those of which something came in after their turn, in this process.
         """
         if self._processes.size == 1:
             return

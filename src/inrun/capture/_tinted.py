@@ -86,18 +86,9 @@ def tinted(
     mode: CaptureMode, borders: Borders, starts: Sequence[Start], model: nn.Module,
     parameters: Sequence[Tensor], *, alone: bool,
 ) -> Verdict:  # fmt: skip
-    """Runs both passes and compares.
+    """Runs both passes and compares; CannotTellError where nothing can be compared.
 
-    Args:
-        mode: that saw the forward pass.
-        borders: that it came upon.
-        starts: of the backward pass that is about to run.
-        model: whose random state, buffers and hooks are left alone.
-        parameters: the trained ones.
-        alone: whether this process is the only one.
-
-    Raises:
-        CannotTellError: nothing can be compared.
+    `alone`: whether this process is the only one.
     """
     _refuse(mode, borders, starts, model)
     behind = nodes_behind([t.grad_fn for t, _ in starts])

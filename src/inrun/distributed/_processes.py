@@ -39,31 +39,19 @@ class Processes:
         return True
 
     def require_together(self) -> None:
-        """Raises where a process may stop before the others.
-
-        Raises:
-            NotSupportedError: the model trains under `Join`.
-        """
+        """Raises NotSupportedError under `Join`, where a process may stop before the others."""
 
     def require_alike(self, place: str) -> None:
-        """Raises where the processes have come to different places, before they wait for ever.
+        """Raises where the processes have come to different `PLACES`, before they wait for ever.
 
-        Args:
-            place: one of `PLACES`.
-
-        Raises:
-            MisuseError: said in every process.
+        The MisuseError is said in every process.
         """
 
     def meet(self, failed: Exception | None = None) -> None:
         """Raises where a process failed in what all of them are at; see `agreed`.
 
-        Args:
-            failed: what was raised in this one.
-
-        Raises:
-            MisuseError: it failed in another process, which is not to be waited for.
-            Exception: `failed`.
+        `failed` is what was raised in this one; of another process it is a MisuseError, and nobody
+        waits for it.
         """
         if failed is not None:
             raise failed
@@ -96,10 +84,8 @@ class Processes:
 class Several(Processes):
     """The processes of a `torch.distributed` group; each call is one collective of all of them.
 
-    Args:
-        group: None is the default group.
-        reducing: see `Processes.reducing`; None where nothing tells.
-        joined: whether the model's wrapper trains under `torch.distributed.algorithms.Join` now.
+    `reducing`: see `Processes.reducing`. `joined`: whether the model's wrapper trains under
+    `torch.distributed.algorithms.Join` now.
     """
 
     def __init__(

@@ -68,11 +68,7 @@ def part_of(whole_K: Tensor, p: Tensor, leading: int = 0) -> Tensor:
 
 
 def whole(own_K: Tensor, p: Tensor) -> Tensor:
-    """Gathers every process's part (K, *part); all processes of the parameter call it.
-
-    Returns:
-        (K, *shape of the parameter).
-    """
+    """Every process's part (K, *part) as (K, *shape); all processes of the parameter call it."""
     if not is_sharded(p):
         return own_K
     from torch.distributed.tensor import DTensor, Shard
@@ -150,11 +146,7 @@ def _waits(managed: Any) -> bool:
 
 
 def require_readable(model: nn.Module, processes: int) -> None:
-    """Raises where shards are not those of data parallelism alone.
-
-    Args:
-        model: with sharded parameters.
-        processes: how many train together.
+    """Raises where shards are not those of data parallelism alone, over so many processes.
 
     Raises:
         NotSupportedError: tensor parallelism, parts on the CPU, a divisor of the user's own.

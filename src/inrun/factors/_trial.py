@@ -156,13 +156,9 @@ class Trial:
         *,
         again: bool,
     ) -> None:
-        """Judges a comparison; a comparison of nothing is none.
+        """Judges a comparison, by mean squares per target; a comparison of nothing is none.
 
-        Args:
-            difference: mean squares, a target.
-            size: of what they are differences of.
-            seen: energies and what was missed of them, as it was compared.
-            again: whether the rank was in use already.
+        `size` is of what `difference` is of, `seen` as it was compared; `again`: it was in use.
         """
         if not any(size):
             return

@@ -18,12 +18,7 @@ def describe(store: str | Path, dataset: Any, column: str | None) -> None:
 
     Columns of text, numbers and pictures are kept, those of tokens are not. Chats become one text.
     A data set without columns, ids that are not its rows', and a run that was told before are left
-    alone.
-
-    Args:
-        store: the run's folder.
-        dataset: that ids count in, of the `datasets` package.
-        column: that holds ids; None where they are positions.
+    alone. `column` holds ids; None where they are positions in the data set.
     """
     run = Run(Path(store))
     if not hasattr(dataset, "with_format") or run.samples() is not None:

@@ -55,11 +55,7 @@ def write_checkpoint(attribution: Attribution, state: Mapping[str, Any], folder:
 
 
 def load_checkpoint(attribution: Attribution, folder: Path) -> None:
-    """Goes on from the state beside a framework's checkpoint.
-
-    Raises:
-        StoreError: it is not there, or was changed or cut off.
-    """
+    """Goes on from the state beside a framework's checkpoint; StoreError where there is none."""
     if not (folder / STATE).exists():
         raise StoreError(
             f"{folder / STATE} is missing: the checkpoint was written without InRun, or the "

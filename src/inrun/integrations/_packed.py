@@ -25,13 +25,9 @@ _NUMBER = "inrun_number"
 def examples_of(
     rows: Any, trainer: Any, examples: Any, column: str | None
 ) -> list[list[int | str]]:
-    """The ids of the examples in each row.
+    """The ids of the examples in each row of data that the trainer packed, or got packed.
 
-    Args:
-        rows: the trainer's data, packed.
-        trainer: that packed them, a `SFTTrainer`, or one whose data were packed before.
-        examples: a data set as it was before packing.
-        column: of the examples that holds their ids; None for their positions.
+    `examples` is the data set as it was before packing; `column` holds its ids, None for positions.
 
     Raises:
         MisuseError: rows that do not say where examples begin, or hold others.

@@ -35,11 +35,7 @@ _COUNTED = (  # what trainers note while they compute a loss, for their logs
 
 
 def trainer_of(callback: TrainerCallback) -> Trainer:
-    """The trainer that is calling a callback's method now.
-
-    Raises:
-        MisuseError: the method was called by something else.
-    """
+    """The trainer that is calling a callback's method now; MisuseError where something else is."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         found = frame.f_locals.get("self")
@@ -54,13 +50,9 @@ def trainer_of(callback: TrainerCallback) -> Trainer:
 class WatchedLoss:
     """A trainer's `compute_loss`, of which each training batch is told; until `undo`.
 
-    Trainers that make their batches themselves (GRPO, RLOO: completions of prompts) have the ids
-    handed on from prompts to rows.
-
-    Args:
-        trainer: the trainer.
-        begin: called with what rides in a training batch, before its loss is computed.
-        failed: called where computing it fails.
+    `begin` is called with what rides in a training batch before its loss is computed, `failed`
+    where computing it fails. Trainers that make their batches themselves (GRPO, RLOO: completions
+    of prompts) have the ids handed on from prompts to rows.
     """
 
     def __init__(
@@ -113,12 +105,8 @@ class OwnLoss:
     """(model, batch) -> the loss that a trainer itself computes, a mean over the batch.
 
     DFT's gradient is that of no loss, as its weights are the detached probabilities: values are
-    then measured in the log-likelihood.
-
-    Args:
-        trainer: the trainer.
-        twice: whether it is differentiated twice, which TRL's fused head cannot be: of a model
-            that is given labels it is then the model's own loss, from logits.
+    then measured in the log-likelihood. TRL's fused head cannot be differentiated `twice`: the loss
+    of a model that is given labels is then the model's own, from logits.
     """
 
     def __init__(self, trainer: Any, *, twice: bool = False):
@@ -126,11 +114,7 @@ class OwnLoss:
         self.reference = getattr(trainer, "ref_model", None)  # seen by who asks what may move
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """See the class.
-
-        Raises:
-            MisuseError: the trainer computes none.
-        """
+        """See the class; MisuseError where the trainer computes none."""
         trainer = self._trainer
         with uncounted(trainer), _of_a_loss(trainer.args), trainer.compute_loss_context_manager():
             batch = dict(taken_out(batch)[1])

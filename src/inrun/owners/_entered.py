@@ -37,11 +37,9 @@ _WHOLE = (Ellipsis, slice(None))
 class Entered:
     """Maps of a block's tensors, as far as they do not come of an operation's rule.
 
-    Args:
-        entries: of data that enters.
-        constants: ids of tensors that are the same for all samples.
-        tables: ids of those that are no part of the model: outside of it, batches are cut out of
-            them, where training and validation data lie in one tensor.
+    `constants` are ids of tensors that are the same for all samples, `tables` of those that are no
+    part of the model: outside of it, batches are cut out of them, where training and validation
+    data lie in one tensor.
     """
 
     def __init__(self, entries: Entries, constants: Iterable[int], tables: Iterable[int] = ()):

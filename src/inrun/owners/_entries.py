@@ -137,13 +137,7 @@ class Roots:
 
 
 class Entries:
-    """Gives tensors that enter a block their maps.
-
-    Args:
-        owned: what the caller said.
-        axes: where the batch lies.
-        roots: maps of earlier blocks.
-    """
+    """Gives tensors that enter a block their maps; `roots` are those of earlier blocks."""
 
     def __init__(self, owned: Ownership, axes: Axes, roots: Roots):
         self.owned, self._axes, self._roots = owned, axes, roots

@@ -37,13 +37,7 @@ class Owners(Entered):
     ) -> tuple[Any, list[Tensor]]:  # fmt: skip
         """Runs an operation; (what it returned, the outputs among it), which have their maps.
 
-        Args:
-            function: the operation.
-            name: its name.
-            args: its arguments.
-            kwargs: those that were named.
-            tensors: among them.
-            returning: what is returned in the place of what the operation did.
+        `returning` gives what is returned in the place of what the operation did.
         """
         m = None if kwargs else self._kept(function, name, tensors)
         op = self.begin(function, name, args, kwargs, tensors) if m is None else None
@@ -98,11 +92,7 @@ class Owners(Entered):
         return op
 
     def end(self, op: Op, returned: Any) -> list[Tensor]:
-        """The operation ran: its outputs get their maps.
-
-        Returns:
-            The outputs.
-        """
+        """The operation ran: its outputs, which it returns, get their maps."""
         name = op.name
         written = op.args[0] if name == "__setitem__" else None
         outs = [written] if written is not None else (

@@ -93,13 +93,7 @@ class Map:
         return tuple(i for i, size in enumerate(self.codes.shape) if size != 1)
 
     def remembered(self, key: Hashable, make: Callable[[], T], *keep: Any) -> T:
-        """What an operation made of this map, made only once.
-
-        Args:
-            key: the operation and its arguments.
-            make: called where the key is new.
-            keep: objects whose ids are in the key.
-        """
+        """What an operation made of this map, made only once; ids in the key are of `keep`."""
         try:
             found: T | None = self.memo.get(key)
         except TypeError:  # an argument that cannot be hashed
@@ -147,12 +141,8 @@ def squeezed(codes: Tensor) -> Tensor:
 def adopted(codes: Tensor, samples: int, *, alone: bool) -> Tensor:
     """NONE becomes the owner of its row, where along one axis all others have that one owner.
 
-    So the class token in front of a sample's patches goes with its sample.
-
-    Args:
-        codes: of a tensor that was put together.
-        samples: B.
-        alone: whether also a row by which owners do not vary at all may adopt.
+    So the class token in front of a sample's patches goes with its sample. With `alone` also a row
+    by which owners do not vary at all may adopt.
     """
     none = codes == NONE
     if not bool(none.any()):
@@ -172,11 +162,7 @@ def adopted(codes: Tensor, samples: int, *, alone: bool) -> Tensor:
 def collapsed(m: Map, axes: Sequence[int], *, linear: bool, why: str) -> Map:
     """Owners of what combines all entries along these axes; they stay, with length 1.
 
-    Args:
-        m: the map.
-        axes: that are combined.
-        linear: whether by adding, so that terms of several samples stay a SUM.
-        why: the operation's name.
+    `linear`: by adding, so that terms of several samples stay a SUM. `why`: the operation's name.
     """
     axes = tuple(sorted({axis % m.ndim for axis in axes})) if m.ndim else ()
     flat = all(m.codes.shape[axis] == 1 for axis in axes)
@@ -212,14 +198,9 @@ def _combined(t: Tensor, axes: tuple[int, ...], linear: bool) -> Tensor:
 
 
 def joined(a: Map, b: Map, ndim: int, *, adds: bool, why: str) -> Map:
-    """Owners of what combines two broadcast tensors entry by entry.
+    """Owners of what combines two broadcast tensors entry by entry, with so many axes.
 
-    Args:
-        a: one tensor's map.
-        b: the other's.
-        ndim: axes of the result.
-        adds: whether the operation is linear in the two together (a sum, a difference).
-        why: the operation's name.
+    `adds`: the operation is linear in the two together (a sum, a difference).
     """
     if a is b and (adds or a.low > SUM or a.low == UNKNOWN) and a.ndim == ndim:
         return a
@@ -246,13 +227,8 @@ def combined_at(
 ) -> Tensor:
     """Owners after entries were put together along an axis, each at its place.
 
-    Args:
-        places: of each entry, as `scatter_reduce` takes them.
-        codes: owners of each entry.
-        axis: that places count along.
-        size: of the result.
-        base: owners of what was there before.
-        clash: the code where several samples came together.
+    `places` are as `scatter_reduce` takes them, `base` the owners of what was there before, `clash`
+    the code where several samples came together.
     """
     low = torch.full(tuple(size), _LARGE, dtype=torch.int32)
     high = torch.full(tuple(size), NONE, dtype=torch.int32)

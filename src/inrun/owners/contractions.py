@@ -22,13 +22,9 @@ Letters = Sequence[Hashable]
 def contract(
     op: Op, operands: Sequence[tuple[Tensor, Letters]], out: Letters, *, linear: bool = True
 ) -> Map | None:
-    """Owners of a contraction.
+    """Owners of a contraction, `operands` and `out` with one letter per axis.
 
-    Args:
-        op: the operation.
-        operands: tensors with one letter per axis.
-        out: the result's letters.
-        linear: whether products are added up as they are.
+    `linear`: products are added up as they are.
     """
     mapped = [(t, letters, op.map_of(t)) for t, letters in operands]
     if all(m is None for _, _, m in mapped):

@@ -36,11 +36,7 @@ ROUNDING = 1e-4  # of a loss: what kernels that add in another order may make
 
 
 def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
-    """One target's loss, checked.
-
-    Raises:
-        MisuseError: `loss_fn` returned no scalar tensor.
-    """
+    """One target's loss; MisuseError where `loss_fn` returned no scalar tensor."""
     try:
         loss = _drawn(utility, model, batch)
     except RuntimeError as error:
@@ -117,12 +113,7 @@ def _called(utility: Utility, model: nn.Module, batch: Any) -> Any:
 def is_repeatable(utility: Utility, model: nn.Module, called: Processes) -> bool:
     """Whether two calls at the same weights, with other random numbers, give the same losses.
 
-    A loss function that fails says so elsewhere.
-
-    Args:
-        utility: whose losses are called.
-        model: that they judge.
-        called: the processes that its passes are calls to.
+    A loss function that fails says so elsewhere. Passes are calls to the processes `called`.
     """
 
     def few(batch: Any) -> Any:
@@ -192,11 +183,7 @@ def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> l
 
 
 def require_divisible(utility: Utility, model: nn.Module) -> None:
-    """Tries whether every target's loss can be passed in parts, where it is to be.
-
-    Raises:
-        MisuseError: one cannot.
-    """
+    """Raises MisuseError where a target's loss is to be passed in parts, and cannot."""
     for target, batch in utility.batches.items():
         next(in_parts(utility, model, target, batch))
 

@@ -38,13 +38,9 @@ class Evaluation:
 def evaluate(
     utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor], *, checked: bool = True
 ) -> Evaluation:
-    """Losses and gradients of every target.
+    """Losses and gradients of every target at the model's weights, by parameter name.
 
-    Args:
-        utility: the targets.
-        model: at the weights to evaluate.
-        parameters: the trained parameters by name.
-        checked: whether to wait for the losses; if not, the caller reads them and `finite_sums`.
+    Not `checked`, it does not wait for the losses: the caller reads them and `finite_sums`.
 
     Raises:
         MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
@@ -93,11 +89,7 @@ def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 def require_finite(targets: Sequence[str], losses: Tensor) -> None:
-    """Refuses losses that nothing can be judged by.
-
-    Raises:
-        MisuseError: one is not finite.
-    """
+    """Raises MisuseError for losses that are not finite: nothing can be judged by them."""
     bad = [t for t, loss in zip(targets, losses.tolist(), strict=True) if not math.isfinite(loss)]
     if bad:
         raise MisuseError(
@@ -118,11 +110,7 @@ def finite_sums(evaluation: Evaluation) -> Tensor:
 
 
 def require_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
-    """Refuses gradients that nothing can be judged by.
-
-    Raises:
-        MisuseError: one is not finite; it waits for the device.
-    """
+    """Raises MisuseError for gradients that are not finite; it waits for the device."""
     if bool(finite_sums(evaluation).all()):
         return
     for name, g in evaluation.gradients.items():
@@ -175,15 +163,7 @@ def curvature(
     """H_k g for every target's Hessian H_k and one vector g, by a double backward pass.
 
     Operations that have no right second derivative run by their formulas: `differentiable_twice`.
-
-    Args:
-        utility: the targets.
-        model: at the weights to differentiate at.
-        parameters: the trained parameters by name.
-        along: g, by parameter name; parameters that it leaves out count as 0.
-
-    Returns:
-        By parameter name, (K, *shape).
+    `along` is g, by parameter name; parameters that it leaves out count as 0. By name, (K, *shape).
     """
     used = [parameters[name] for name in along]
     names = list(parameters)

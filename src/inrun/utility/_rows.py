@@ -126,14 +126,8 @@ def _count(path: str, short: bool, counted: Callable[[Tensor], Tensor]) -> Count
 def kinds_of(loss: Loss, batch: Any, axis: int, most: int | None = None) -> list[str]:
     """What the loss may be: `SUM`, or names of `counts_of`; the likeliest first.
 
-    A few passes of a few rows, those that differ most in what might be counted. None fit where rows
-    share a loss in another way, or where it is random.
-
-    Args:
-        loss: of a batch, without a graph.
-        batch: the whole.
-        axis: that runs over rows.
-        most: rows at a time, but for three.
+    A few passes of a few rows, those that differ most in what might be counted; of `most` rows at a
+    time. None fit where rows share a loss in another way, or where it is random.
     """
     rows = row_count(batch, axis) or 1
     few = max(1, min(FEW, rows // 3, (most or rows) // 3))
