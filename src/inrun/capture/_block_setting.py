@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from inrun.utility import swapped
+
 
 def uncompiled() -> AbstractContextManager[object]:
     """Runs what is inside without compiled code, whoever compiled it: a trainer wraps models too.
@@ -110,8 +112,5 @@ def _vmaps(intercept: Intercept) -> Iterator[None]:
 
         return intercept(call, "vmap", given[own:], kwargs)
 
-    module.vmap_impl = watched
-    try:
+    with swapped(module, "vmap_impl", watched):
         yield
-    finally:
-        module.vmap_impl = original

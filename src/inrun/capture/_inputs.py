@@ -34,7 +34,6 @@ class Inputs:
         self.notes: dict[str, None] = {}
 
     def entries(self, owned: Ownership) -> Entries:
-        """Gives the tensors that enter one block their maps."""
         return Entries(owned, self.axes, self._roots)
 
     def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
@@ -97,17 +96,16 @@ class Inputs:
 
     def _note_call(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
-            for path, t in _named(args, kwargs):
+            for path, t in tensors_in("", _given(args, kwargs)):
                 m = owners.of(t)
                 self._called_with[path] = t.ndim, () if m is None else m.varying
 
     def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
-            named = list(_named(args, kwargs))
+            given = _given(args, kwargs)
+            named = list(tensors_in("", given))
             maps = {path: owners.of(t) for path, t in named}
-            if not all(m is not None for m in maps.values()) and self._take_lists(
-                owners, args, kwargs
-            ):
+            if None in maps.values() and self._take_lists(owners, given):
                 return
             if any(m is not None for m in maps.values()):
                 self._compare_axes(owners, named, maps)
@@ -148,7 +146,7 @@ class Inputs:
                     "block, or say so with rows=."
                 ] = None
 
-    def _take_lists(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def _take_lists(self, owners: Owners, given: Mapping[Any, Any]) -> bool:
         """A list with one item per sample: each item is its sample's as a whole.
 
         Also where some of them just happen to be as long as there are samples; but not where the
@@ -157,9 +155,9 @@ class Inputs:
         taken = False
         if owners.entries.owned.given:
             return False
-        for place, value in (*((str(i), v) for i, v in enumerate(args)), *kwargs.items()):
+        for place, value in given.items():
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
-                paths = [path for path, _ in tensors_in(place, value)]
+                paths = [path for path, _ in tensors_in(f".{place}", value)]
                 if any(self._called_with.get(path, (0, ()))[1] for path in paths):
                     continue
                 for sample, item in enumerate(value):
@@ -196,8 +194,6 @@ def _reordered(m: Map) -> bool:
     return falls and len(torch.unique(flat)) == len(flat)
 
 
-def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for place, value in enumerate(args):
-        yield from tensors_in(str(place), value)
-    for name, value in kwargs.items():
-        yield from tensors_in(name, value)
+def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+    """The arguments of a call by place and name."""
+    return {**dict(enumerate(args)), **kwargs}

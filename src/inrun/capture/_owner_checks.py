@@ -28,6 +28,7 @@ from inrun.capture._replaying import replaying
 from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
 from inrun.distributed import Processes
 from inrun.owners import Ownership
+from inrun.utility import swapped
 
 MOST_SEQUENCES = 5  # that are tinted in one run
 RARER = 1.5, 4.0  # times as late as the last lone sample comes the next, between these
@@ -78,12 +79,8 @@ class OwnerChecks:
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Calls of the model that are made inside leave no trace."""
-        before, self._inputs.silent = self._inputs.silent, True
-        try:
-            with replaying(self.model):
-                yield
-        finally:
-            self._inputs.silent = before
+        with swapped(self._inputs, "silent", True), replaying(self.model):
+            yield
 
     def forget(self, mode: CaptureMode) -> None:
         """Lets go of the graph's nodes, whose hooks know the mode: no collector finds such a ring.

@@ -24,8 +24,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._block import Block, Watch
 from inrun.capture._block_setting import unseen
-from inrun.capture._capture import Block, Capture, Watch
+from inrun.capture._capture import Capture
 from inrun.capture._mode import CaptureMode
 from inrun.distributed import Processes
 from inrun.factors import Factor

@@ -16,7 +16,7 @@ require_extra("transformers", "transformers", "accelerate")
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
 from inrun.integrations._places import Owned, collated
-from inrun.utility import LossFunction, Utility, states_kept, undisturbed
+from inrun.utility import LossFunction, Utility, states_kept, swapped, undisturbed
 
 _COUNTED = (  # what trainers note while they compute a loss, for their logs
     "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
@@ -116,7 +116,9 @@ class OwnLoss:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """See the class; MisuseError where the trainer computes none."""
         trainer = self._trainer
-        with uncounted(trainer), _of_a_loss(trainer.args), trainer.compute_loss_context_manager():
+        kind = getattr(trainer.args, "loss_type", None)
+        of_a_loss = swapped(trainer.args, "loss_type", "nll") if kind == "dft" else nullcontext()
+        with uncounted(trainer), of_a_loss, trainer.compute_loss_context_manager():
             batch = dict(taken_out(batch)[1])
             try:
                 if self._twice and "labels" in batch:
@@ -131,18 +133,6 @@ class OwnLoss:
                     "InRun(..., loss_fn=...), a function (model, batch) -> loss."
                 ) from error
         return loss
-
-
-@contextmanager
-def _of_a_loss(args: Any) -> Iterator[None]:
-    kind = getattr(args, "loss_type", None)
-    if kind == "dft":
-        args.loss_type = "nll"
-    try:
-        yield
-    finally:
-        if kind == "dft":
-            args.loss_type = kind
 
 
 @contextmanager

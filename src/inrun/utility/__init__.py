@@ -19,6 +19,7 @@ from inrun.utility._undisturbed import (
     displaced,
     own_tensors,
     restored,
+    swapped,
     undisturbed,
 )
 from inrun.utility._utility import LossFunction, Utility
@@ -46,6 +47,7 @@ __all__ = [
     "restored",
     "row_count",
     "states_kept",
+    "swapped",
     "take_rows",
     "tensors_in",
     "tensors_of",

@@ -35,7 +35,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(restored(model))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_checkpoints_without_reentry())
+        stack.enter_context(swapped(checkpoint, "CheckpointFunction", _WithoutReentry))
         layers = [m for m in model.modules() if _has_checkpoint(m)]
         stack.enter_context(sharded_afterwards(model))
         try:
@@ -86,7 +86,10 @@ def _restore(buffer: Tensor, before: Tensor) -> None:
 
 
 class _WithoutReentry:
-    """Stands in for the re-entrant checkpoint: the other kind, on the same function."""
+    """Stands in for the re-entrant checkpoint: the other kind, on the same function.
+
+    `torch.autograd.grad` cannot pass a re-entrant one, nor can its layers be seen.
+    """
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -96,14 +99,14 @@ class _WithoutReentry:
 
 
 @contextmanager
-def _checkpoints_without_reentry() -> Iterator[None]:
-    """`torch.autograd.grad` cannot pass a re-entrant checkpoint, nor can its layers be seen."""
-    before = checkpoint.CheckpointFunction
-    checkpoint.CheckpointFunction = _WithoutReentry  # type: ignore[assignment,misc]
+def swapped(holder: Any, name: str, value: Any) -> Iterator[Any]:
+    """An attribute has another value inside; gives the one that it had, and has again."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
-        yield
+        yield before
     finally:
-        checkpoint.CheckpointFunction = before  # type: ignore[misc]
+        setattr(holder, name, before)
 
 
 def _has_checkpoint(module: nn.Module) -> bool:
@@ -126,11 +129,8 @@ def _checkpoint_in_evaluation(layer: nn.Module) -> Iterator[None]:
 
     def func(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def evaluated(*given: Any, **named: Any) -> Any:
-            before, layer.training = layer.training, False
-            try:
+            with swapped(layer, "training", False):
                 return function(*given, **named)
-            finally:
-                layer.training = before
 
         return checkpointed(evaluated, *args, **kwargs)
 
