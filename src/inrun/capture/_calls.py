@@ -207,7 +207,6 @@ class Calls:
         )  # fmt: skip
 
     def after(self, model: nn.Module, output: Any) -> None:
-        """The model has been called."""
         call, self.open = self.open, None
         if call is None:
             return

@@ -59,7 +59,6 @@ class Coverage:
             self._checked.setdefault(name, {})[how] = step
 
     def not_checked(self, how: str, why: str) -> None:
-        """A check could not be made."""
         self._unchecked[how] = why
 
     def updated(self, squares: Mapping[str, Tensor]) -> None:
@@ -94,7 +93,6 @@ class Coverage:
         return 1.0 - sum(shares.get(name, 0.0) for name in self.gaps)
 
     def explain(self, name: str) -> str:
-        """Why a parameter is not captured."""
         return self._why_not.get(
             name,
             "no torch operation was seen to use it: code that PyTorch compiled, or that is hidden "

@@ -60,7 +60,6 @@ class GradientCheck:
             self._sums.leave_out(gone)
 
     def discard_block(self) -> None:
-        """Forgets the present block's sums."""
         self._sums.discard()
 
     def end_block(
@@ -184,7 +183,6 @@ class GradientCheck:
         return len(self._ended)
 
     def next_step(self) -> None:
-        """Starts the sums of a new step."""
         self._before, self._ended = {}, []
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.scaling.next_step()

@@ -66,12 +66,15 @@ class Inputs:
             depth += 1
             if depth == 1:
                 owners.in_model = True
-                if learning:
-                    self._note_call(owners, args, kwargs)
-                else:
-                    self._called(owners, args, kwargs)
-                if calls is not None:
-                    with torch._C.DisableTorchFunction():
+                given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+                with torch._C.DisableTorchFunction():
+                    if learning:
+                        for path, t in tensors_in("", given):
+                            m = owners.of(t)
+                            self._called_with[path] = t.ndim, () if m is None else m.varying
+                    else:
+                        self._called(owners, given)
+                    if calls is not None:
                         calls.before(model, args, kwargs)
 
         def after(model: nn.Module, _: Any, output: Any) -> None:
@@ -94,26 +97,16 @@ class Inputs:
             for handle in handles:
                 handle.remove()
 
-    def _note_call(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        with torch._C.DisableTorchFunction():
-            for path, t in tensors_in("", _given(args, kwargs)):
-                m = owners.of(t)
-                self._called_with[path] = t.ndim, () if m is None else m.varying
-
-    def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        with torch._C.DisableTorchFunction():
-            given = _given(args, kwargs)
-            named = list(tensors_in("", given))
-            maps = {path: owners.of(t) for path, t in named}
-            if None in maps.values() and self._take_lists(owners, given):
-                return
-            if any(m is not None for m in maps.values()):
-                self._compare_axes(owners, named, maps)
-                self._note_order(maps)
-                return
-            if self._take_data(owners, named):
-                return
-        if named and not owners.entries.any:
+    def _called(self, owners: Owners, given: Mapping[Any, Any]) -> None:
+        named = list(tensors_in("", given))
+        maps = {path: owners.of(t) for path, t in named}
+        if None in maps.values() and self._take_lists(owners, given):
+            return
+        if any(m is not None for m in maps.values()):
+            self._compare_axes(owners, named, maps)
+            self._note_order(maps)
+            return
+        if not self._take_data(owners, named) and named and not owners.entries.any:
             raise MisuseError(owners.entries.missing())
 
     def _compare_axes(
@@ -192,8 +185,3 @@ def _reordered(m: Map) -> bool:
     flat = m.codes.flatten()
     falls = len(flat) > 1 and bool((flat[1:] < flat[:-1]).any())
     return falls and len(torch.unique(flat)) == len(flat)
-
-
-def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
-    """The arguments of a call by place and name."""
-    return {**dict(enumerate(args)), **kwargs}

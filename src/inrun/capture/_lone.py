@@ -57,7 +57,9 @@ def lone(
     with torch.enable_grad():
         with hidden():
             before = RandomState.now(model.parameters())
-            whole = _under(mode, call, model)
+            mode.owners.entries.any = mode.owners.in_model = True
+            with opaque_calls(mode.opaque), mode:
+                whole = call.whole(model, mode.owners.give)
             if not same_state(before, RandomState.now(model.parameters())):
                 raise CannotReplayError("the model draws random numbers in evaluation mode too")
         maps = {path: mode.owners.of(t) for path, t in whole.items() if t.requires_grad}
@@ -75,13 +77,6 @@ def lone(
             raise CannotReplayError("the model is called with data that ids do not divide")
         with hidden():
             return found.verdict()
-
-
-def _under(mode: CaptureMode, call: ModelCall, model: nn.Module) -> Found:
-    """The call with all samples, under the capture."""
-    mode.owners.entries.any = mode.owners.in_model = True
-    with opaque_calls(mode.opaque), mode:
-        return call.whole(model, mode.owners.give)
 
 
 class _Comparison:
@@ -106,7 +101,11 @@ class _Comparison:
         shares = self._captured()
         if self.same:
             self._outputs = {}
-            wrong = self._differing(shares, self._of_lone())
+            gradients = {
+                path: taken(g, self._codes[path], self._sample)
+                for path, g in self._gradients.items()
+            }
+            wrong = self._differing(shares, self._gradient(self._own, gradients))
             why = "its share in the batch is not the gradient that the sample alone has"
             return self._verdict(shares, wrong, why)
         other = next((s for s in self._samples() if self._has_outputs_of(s)), None)
@@ -165,21 +164,12 @@ class _Comparison:
     def _take(self, use: Use) -> None:
         with torch.no_grad():
             for name, _, factor in use.factors():
-                self._take_coarser(factor.held)
+                # a layer may compute in less than its parameters' precision
+                kinds = [t.dtype for t in factor.held if t.is_floating_point()]
+                self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
                 product = self._probes[name].of_shares(factor)[self._sample]
                 self._products[name] = self._products.get(name, product.new_zeros(())) + product
         use.release()
-
-    def _take_coarser(self, tensors: Sequence[Tensor]) -> None:
-        """A layer may compute in less than its parameters' precision."""
-        kinds = [t.dtype for t in tensors if t.is_floating_point()]
-        self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
-
-    def _of_lone(self) -> Found:
-        gradients = {
-            path: taken(g, self._codes[path], self._sample) for path, g in self._gradients.items()
-        }
-        return self._gradient(self._own, gradients)
 
     def _of_outputs(self) -> Found:
         """The gradient of the sample's outputs in the batch, through all samples' slots."""

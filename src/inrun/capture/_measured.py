@@ -41,7 +41,7 @@ class Measuring:
         for name in names:
             p = self._parameters[name]
             alike.setdefault(
-                (p.shape, self._probes.place(name)) if is_small(p) else name, []
+                (p.shape, self._probes.places[name]) if is_small(p) else name, []
             ).append(name)
         return list(alike.values())
 
@@ -71,7 +71,6 @@ class Measured(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether both are numbers."""
         return math.isfinite(self.probe) and math.isfinite(self.norm)
 
 
@@ -83,7 +82,6 @@ class Found(dict[str, Measured]):
 
     @cached_property
     def finite(self) -> bool:
-        """Whether all numbers are finite."""
         return all(map(math.isfinite, chain.from_iterable(self.values())))
 
     @cached_property
@@ -162,7 +160,6 @@ class Ended(NamedTuple):
     unowned: bool
 
     def summed(self) -> dict[str, Summed]:
-        """Shares' sums, by parameter name."""
         owned = 0.0 if self.unowned else 1.0
         rows = self.sums.read()
         return {name: Summed(total, size, owned) for name, (total, size) in rows.items()}

@@ -66,15 +66,12 @@ class Probe:
             left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)
             direction = part_of(left, on) * part_of(self._right.expand(shape), on)
             return (direction * gradient.detach()).sum()
-        return self._left @ (self._as_matrix(gradient) @ self._right.reshape(-1))
+        matrix = gradient.detach().to(self._left.dtype).reshape(self.rows[0], self.columns.numel())
+        return self._left @ (matrix @ self._right.reshape(-1))
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
         return torch.stack((self.of_gradient(gradient).double(), norm_of(gradient.detach())))
-
-    def _as_matrix(self, gradient: Tensor) -> Tensor:
-        shape = self.rows[0], self.columns.numel()
-        return gradient.detach().to(self._left.dtype).reshape(shape)
 
 
 class Probes:
@@ -88,24 +85,20 @@ class Probes:
         self._unset: dict[str, tuple[int, int]] = {}  # of directions that were not asked for yet
         self._sides: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         places = {name: (p.device, compute_dtype(p)) for name, p in parameters.items()}
+        self.places = places  # where a parameter's direction is, and in which precision
         self._numbers = {
             place: self._row_pair(place, [n for n, at in places.items() if at == place], generator)
             for place in dict.fromkeys(places.values())
         }
-        self._places = places
 
     def __getitem__(self, name: str) -> Probe:
         probe, begin = self._probes[name], self._unset.pop(name, None)
         if begin is not None:
-            lefts, rights = self._numbers[self._places[name]]
+            lefts, rights = self._numbers[self.places[name]]
             probe.point(
                 _window(lefts, begin[0], probe.rows), _window(rights, begin[1], probe.columns)
             )
         return probe
-
-    def place(self, name: str) -> tuple[torch.device, torch.dtype]:
-        """Where a parameter's direction is, and in which precision."""
-        return self._places[name]
 
     def sides(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Directions' two factors, (P, rows) and (P, columns), of one shape and place."""
@@ -115,7 +108,7 @@ class Probes:
         return self._sides[key]
 
     def _sides_now(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        probe, numbers = self._probes[names[0]], self._numbers[self._places[names[0]]]
+        probe, numbers = self._probes[names[0]], self._numbers[self.places[names[0]]]
         if not self._begins or numbers[0].device.type != "cpu":  # begins would wait for the device
             lefts, rights = zip(*(self[name].sides for name in names), strict=True)
             return torch.stack(lefts), torch.stack(rights)
@@ -162,7 +155,7 @@ class Probes:
         found: list[tuple[list[str], Tensor]] = []
         alike: dict[object, list[tuple[str, Factor]]] = {}
         for name, factor in factors:
-            kind = self._places[name], *((t.shape, t.dtype, t.device) for t in factor.held)
+            kind = self.places[name], *((t.shape, t.dtype, t.device) for t in factor.held)
             alike.setdefault(kind, []).append((name, factor))
         for members in alike.values():
             names = [name for name, _ in members]

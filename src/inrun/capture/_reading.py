@@ -55,7 +55,6 @@ def is_elsewhere(device: torch.device) -> bool:
 
 
 def _fetch(readings: list[Reading]) -> None:
-    """Brings the tensors of all to the CPU."""
     tensors = {id(t): t for reading in readings for t in reading._found}
     by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
     for t in tensors.values():

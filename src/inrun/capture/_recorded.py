@@ -144,15 +144,13 @@ class Recorded(TorchFunctionMode):
             return
         missed = Missed(names, reason, reached=not outputs, term=term)
         self.missed.append(missed)
-        for out in outputs:
-            if out.grad_fn is not None:
-                out.grad_fn.register_prehook(self._reaches(missed))
 
-    def _reaches(self, missed: Missed) -> Callable[[Any], None]:
         def reach(_: Any) -> None:
             missed.reached |= not self.muted and self.tinting is None
 
-        return reach
+        for out in outputs:
+            if out.grad_fn is not None:
+                out.grad_fn.register_prehook(reach)
 
 
 def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:
@@ -172,7 +170,7 @@ def missing_reason(name: str, maps: Sequence[Map | None]) -> str | None:
     """Why a use's shares cannot be told; None where they can."""
     for m in maps:
         if m is not None and m.low < NONE:
-            code = next(c for c in (UNKNOWN, MIXED, SUM) if bool((m.codes == c).any()))
+            code = next(c for c in (UNKNOWN, MIXED, SUM) if m.has(c))
             return f"{name}: " + _REASONS[code].format(why=m.why or name)
     return None
 

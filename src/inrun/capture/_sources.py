@@ -39,11 +39,9 @@ class Root:
 
     @property
     def roots(self) -> tuple[Root, ...]:
-        """Itself: what a derived tensor says of what lies behind it."""
         return (self,)
 
     def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
-        """(parameter's name, its shares): nothing lies between."""
         yield self.name, factor
 
 

@@ -110,7 +110,6 @@ class ReductionOrder:
         self.begin()
 
     def begin(self) -> None:
-        """A block begins."""
         self._next, self._ready, self._came = 0, set[str](), dict[str, None]()
 
     def ready(self, name: str) -> Iterator[str]:

@@ -62,7 +62,6 @@ class Borders:
         self.partial = ""  # an operation that sums over samples in some slots and not in others
 
     def __call__(self, op: Op, maps: Sequence[OwnerMap | None]) -> None:
-        """Sees an operation; see `Owners.sums`."""
         if not any(m is not None and m.low <= SUM for m in maps):
             return
         arguments = tuple(
@@ -72,7 +71,7 @@ class Borders:
         )
         graded = [
             (out, m) for out, m in zip(op.outs, maps, strict=True)
-            if m is not None and out.grad_fn is not None and bool((m.codes == SUM).any())
+            if m is not None and out.grad_fn is not None and m.has(SUM)
         ]  # fmt: skip
         if not arguments or not graded:
             return
@@ -120,7 +119,7 @@ def _refuse(mode: CaptureMode, borders: Borders, starts: Sequence[Start], model:
         m = owners.of(t)
         for code, what in ((MIXED, "samples interact before the loss"),
                            (UNKNOWN, "whose the loss's terms are is not known")):  # fmt: skip
-            if m is not None and bool((m.codes == code).any()):
+            if m is not None and m.has(code):
                 raise CannotTellError(f"{what} ({m.why})")
     passing = [note for note, graded in owners.interactions.items() if graded]
     if passing:
@@ -225,7 +224,6 @@ class _Passes:
             self._first[key] = use, products.cpu(), torch.linalg.vector_norm(flat, dim=1).cpu()
 
     def verdict(self) -> Verdict:
-        """Compares the two."""
         largest = max(
             (float(n.max()) for _, _, n in self._first.values() if n.numel()), default=0.0
         )

@@ -41,8 +41,8 @@ class Use:
     """
 
     __slots__ = (
-        "_args", "_awaited", "_complex", "_gradients", "_kinds", "_kwargs", "_layouts", "_pending",
-        "_random", "function", "low_precision", "name", "owners", "reached", "samples", "sources",
+        "_args", "_awaited", "_complex", "_gradients", "_kinds", "_kwargs", "_pending", "_random",
+        "function", "layouts", "low_precision", "name", "owners", "reached", "samples", "sources",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +68,7 @@ class Use:
 
         self._args: Sequence[Any] = replace(args, let_go)
         self._kwargs: Mapping[str, Any] = replace(dict(kwargs), let_go) if kwargs else kwargs
-        self._layouts, self._random = layouts, random
+        self.layouts, self._random = layouts, random  # whose the slots of each output are
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
         # half precision took part, so that sums agree to two digits only
@@ -109,7 +109,6 @@ class Use:
 
     @property
     def _given(self) -> list[Tensor]:
-        """The tensors among its arguments."""
         return outputs_of([self._args, *self._kwargs.values()])
 
     @property
@@ -139,11 +138,6 @@ class Use:
             self._complex |= gradient.is_complex()
             before = self._gradients[output]
             self._gradients[output] = gradient if before is None else before + gradient
-
-    @property
-    def layouts(self) -> Sequence[Layout | Slots | None]:
-        """Whose the slots of each output are."""
-        return self._layouts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,14 +178,13 @@ class Use:
                     yield parameter, _captured_as(self.name, type(factor)), factor
 
     def release(self) -> None:
-        """Lets go of arguments and gradients."""
         self._args, self._kwargs = (), {}
         self._gradients = []
 
     @property
     def strays(self) -> bool:
         """Whether slots of no sample carry gradient."""
-        for gradient, layout in zip(self._gradients, self._layouts, strict=True):
+        for gradient, layout in zip(self._gradients, self.layouts, strict=True):
             if isinstance(layout, Slots) and gradient is not None:
                 at_slots = gradient.ndim or not layout.axes  # a sum's gradient lies at none
                 if at_slots and layout.strays(gradient):
@@ -204,7 +197,7 @@ class Use:
         one = len(self._gradients) == 1 or (operation is not None and operation.per_row)
         if operation is not None and one and not self._complex:
             arguments = operation.bind(self._args, self._kwargs)
-            layout = next((at for at in self._layouts if at is not None), None)
+            layout = next((at for at in self.layouts if at is not None), None)
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
             if len(named) == 1 and self.reached and layout is not None:
                 factor = self._by_rule(operation, arguments, named[0], layout)
@@ -236,7 +229,7 @@ class Use:
                 "weights that its shares are computed from were put in parts again (fully_shard). "
                 "Keep this module's weights whole: call fully_shard on other modules only."
             )
-        gradients = list(zip(self._gradients, self._layouts, strict=True))
+        gradients = list(zip(self._gradients, self.layouts, strict=True))
         with repeated(self._random):
             return fallback(
                 self.function, self._args, self._kwargs, tensor, gradients, self.samples

@@ -24,7 +24,6 @@ from inrun.errors import MisuseError, NotSupportedError
 
 
 def is_sharded(t: Any) -> bool:
-    """Whether a tensor is spread over processes."""
     kind: Any = type(t)
     return _of_shards(kind)
 

@@ -52,7 +52,6 @@ class Convolution(Buildable):
 
     @property
     def each(self) -> int:
-        """Images and output positions."""
         return self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
 
     def push(self, Q: Tensor) -> Tensor:

@@ -157,7 +157,6 @@ class FusedHead(Factor):
 
     @property
     def positions(self) -> int:
-        """B * T."""
         return 0 if self._of_bias else self._target_BT.numel()
 
     def contract(self, directions_K: Tensor) -> Tensor:

@@ -56,7 +56,6 @@ class Outer(Buildable):
 
     @property
     def each(self) -> int:
-        """T."""
         return self._left_BTM.shape[1]
 
     def push(self, Q: Tensor) -> Tensor:
@@ -93,7 +92,6 @@ class Outer(Buildable):
 
     @property
     def positions(self) -> int:
-        """B * T."""
         return self._left_BTM.shape[0] * self._left_BTM.shape[1]
 
     def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:

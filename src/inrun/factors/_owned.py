@@ -41,7 +41,6 @@ class Owned(Factor):
 
     @property
     def samples(self) -> int:
-        """B."""
         return self._samples
 
     @property

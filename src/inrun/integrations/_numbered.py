@@ -21,8 +21,6 @@ KEY = "inrun_ids"
 
 
 class Item(NamedTuple):
-    """A dataset's item and its position."""
-
     position: int
     content: Any
 
@@ -157,7 +155,6 @@ class Numbering:
         self._loader.collate_fn = NumberedCollate(self.collate, column, examples)
 
     def undo(self) -> None:
-        """The loader as it was."""
         self._put(self.dataset)
         self._loader.collate_fn = self.collate
 
@@ -167,5 +164,4 @@ class Numbering:
         object.__setattr__(self._loader, "dataset", dataset)
 
     def first(self) -> Any:
-        """An item of the data set."""
         return next(iter(self.dataset))

@@ -73,7 +73,6 @@ class WatchedLoss:
             vars(trainer)["_generate_and_score_completions"] = self._handed_on
 
     def undo(self) -> None:
-        """The trainer as it was."""
         for name, before in self._before.items():
             vars(self._trainer).pop(name, None)
             if before is not None:
@@ -97,7 +96,6 @@ class WatchedLoss:
 
 
 def makes_rollouts(trainer: Any) -> bool:
-    """Whether a trainer generates its batches from prompts."""
     return hasattr(trainer, "_generate_and_score_completions")
 
 

@@ -79,7 +79,6 @@ class Map:
 
     @property
     def ndim(self) -> int:
-        """Axes."""
         return self.codes.ndim
 
     @property
@@ -110,13 +109,22 @@ class Map:
         shape = (1,) * (ndim - self.ndim) + tuple(self.shape)
         return self.remembered(("axes", ndim), lambda: self.derived(self.codes.reshape(shape)))
 
+    def without(self, axes: Sequence[int]) -> Map:
+        """The same map without axes, along which it has length 1."""
+        gone = frozenset(axis % self.ndim for axis in axes) if self.ndim else frozenset()
+
+        def make() -> Map:
+            kept = [n for i, n in enumerate(self.shape) if i not in gone]
+            return self.derived(self.codes.reshape(kept))
+
+        return self.remembered(("without", gone), make)
+
     def derived(self, codes: Tensor) -> Map:
         """A map of something made of this one's tensor."""
         return Map(codes, self.why, self.how)
 
 
 def uniform(code: int, ndim: int, why: str = "") -> Map:
-    """All slots alike."""
     return Map(torch.full((1,) * ndim, code, dtype=torch.int32), why)
 
 

@@ -66,15 +66,12 @@ class Op:
 
     @property
     def out(self) -> Tensor:
-        """The first tensor that came out."""
         return self.outs[0]
 
     def every(self, m: Map | None) -> Found:
-        """The same map for all outputs."""
         return [m] * len(self.outs)
 
     def unknown(self) -> Found:
-        """For all outputs: owners are not known."""
         return [uniform(UNKNOWN, out.ndim, self.name) for out in self.outs]
 
     def join(
@@ -196,7 +193,6 @@ def rule_of_first(
 
 
 def names(text: str) -> frozenset[str]:
-    """Names separated by blanks."""
     return frozenset(text.split())
 
 

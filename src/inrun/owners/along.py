@@ -119,16 +119,7 @@ def reduced(op: Op, m: Map) -> Found:
 def _reduced_by(op: Op, m: Map, axes: Sequence[int], *, linear: bool = False) -> Found:
     """The maps of outputs from which the axes are gone, or where they are 1."""
     c = collapsed(m if linear else kept(op, m), axes, linear=linear, why=op.name)
-    return [c if out.ndim == c.ndim else _dropped(c, axes) for out in op.outs]
-
-
-def _dropped(c: Map, axes: Sequence[int]) -> Map:
-    gone = frozenset(axis % c.ndim for axis in axes)
-
-    def make() -> Map:
-        return c.derived(c.codes.reshape([n for i, n in enumerate(c.shape) if i not in gone]))
-
-    return c.remembered(("drop", gone), make)
+    return [c if out.ndim == c.ndim else c.without(axes) for out in op.outs]
 
 
 @rule("max min median mode kthvalue argmax argmin", refined=True)

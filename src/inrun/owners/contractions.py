@@ -94,7 +94,7 @@ def linear(op: Op) -> Found:
             return [None]
         m = collapsed(first, (-1,), linear=True, why=op.name)
         if weight.ndim == 1:
-            return [m.remembered("last", lambda: m.derived(m.codes[..., 0]))]
+            return [m.without((-1,))]
         return [m]
     rows = tuple(("row", i) for i in range(x.ndim - 1))
     own = ("o",) if weight.ndim == 2 else ()
@@ -240,9 +240,7 @@ def compare(op: Op) -> Found | None:
     if m is None:
         return [None]
     m = collapsed(kept(op, m), (axis,), linear=False, why=op.name)
-    if m.ndim == op.out.ndim:
-        return [m]
-    return [m.derived(m.codes.select(axis % ndim, 0))]
+    return [m if m.ndim == op.out.ndim else m.without((axis,))]
 
 
 @rule("bilinear", refined=True)

@@ -123,8 +123,7 @@ def overwrite(op: Op) -> Found | None:
     if name == "__setitem__":
         index = op.args[1]
         index = tuple(host(index)) if isinstance(index, tuple) else host([index])[0]
-        region = codes[index]
-        codes[index] = _broadcast(new, region.shape)
+        codes[index] = new.reshape(new.shape[max(0, new.ndim - codes[index].ndim) :])
     else:
         args = host(op.args)
         args[0] = codes
@@ -140,12 +139,6 @@ def overwrite(op: Op) -> Found | None:
     m = before if before is not None else written
     assert m is not None
     return [m.derived(squeezed(adopted(codes, op.samples, alone=False)))]
-
-
-def _broadcast(codes: Tensor, shape: torch.Size) -> Tensor:
-    while codes.ndim > len(shape):
-        codes = codes.squeeze(0)
-    return codes.expand(shape)
 
 
 def _laid(m: Map | None, shape: torch.Size) -> Tensor:

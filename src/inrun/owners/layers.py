@@ -159,15 +159,11 @@ def loss(op: Op) -> Found | None:
     m = kept(op, m)
     if op.out.ndim == 0:
         m = collapsed(m, _of_one_term(op, ndim), linear=False, why=op.name)
-        m = collapsed(m, range(ndim), linear=True, why=op.name)
-        whole = m
-        return [whole.remembered("scalar", lambda: whole.derived(whole.codes.reshape(())))]
+        return [collapsed(m, range(ndim), linear=True, why=op.name).without(range(ndim))]
     if op.out.ndim == ndim and op.name != "ctc_loss":
         return [m]
     axes = _term_axes(op, ndim)
-    m = collapsed(m, axes, linear=False, why=op.name)
-    gone = {axis % ndim for axis in axes}
-    return [m.derived(m.codes.reshape([n for i, n in enumerate(m.shape) if i not in gone]))]
+    return [collapsed(m, axes, linear=False, why=op.name).without(axes)]
 
 
 _LAST = names(

@@ -105,7 +105,10 @@ def finite_sums(evaluation: Evaluation) -> Tensor:
     Sums are quick. One of finite numbers overflows where they are huge: `require_finite_gradients`
     looks again.
     """
-    found = [t.sum(dtype=_wide(t)).isfinite() for t in few(evaluation.gradients.values())]
+    found = [
+        t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite()
+        for t in few(evaluation.gradients.values())
+    ]
     return torch.stack([t.to(found[0].device) for t in found]) if found else torch.ones(0).bool()
 
 
@@ -124,10 +127,6 @@ def require_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()
                 "half precision that overflows. Step around the point in loss_fn (add a small "
                 "number under the root), or leave the rows out that lie on it."
             )
-
-
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:

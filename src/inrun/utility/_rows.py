@@ -62,7 +62,6 @@ def tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors in a batch."""
     return [t for _, t in tensors_in("", batch)]
 
 
