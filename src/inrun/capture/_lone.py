@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,25 +28,17 @@ from inrun.capture._block_setting import opaque_calls
 from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
 from inrun.capture._mode import CaptureMode
 from inrun.capture._probe import Probe, norm_of
-from inrun.capture._tinted import tolerance_of_ratio
+from inrun.capture._tinted import Verdict, tolerance_of_ratio
 from inrun.capture._uses import Use
 from inrun.operations import RandomState
 
 Found = dict[str, Tensor]
 
 
-class LoneVerdict(NamedTuple):
-    """Parameters that agreed, those that did not and why, and what is to be told besides."""
-
-    right: frozenset[str]
-    wrong: Mapping[str, str]
-    note: str = ""
-
-
 def lone(
     call: ModelCall, mode: CaptureMode, model: nn.Module, trained: Mapping[str, Tensor],
     sample: int, hidden: Callable[[], AbstractContextManager[None]],
-) -> LoneVerdict:  # fmt: skip
+) -> Verdict:  # fmt: skip
     """Makes the call twice and compares.
 
     `mode` is a new one, for the call with all samples; `hidden` makes a context in which calls
@@ -97,7 +89,7 @@ class _Comparison:
         self._products: dict[str, Tensor] = {}  # of the sample's shares with them
         self.same = self._has_outputs_of(sample)
 
-    def verdict(self) -> LoneVerdict:
+    def verdict(self) -> Verdict:
         shares = self._captured()
         if self.same:
             self._outputs = {}
@@ -126,10 +118,10 @@ class _Comparison:
 
     def _verdict(
         self, shares: Mapping[str, Tensor], wrong: set[str], why: str, note: str = ""
-    ) -> LoneVerdict:
+    ) -> Verdict:
         told = dict.fromkeys(sorted(wrong), f"{why} (a lone sample)")
         right = frozenset() if note else frozenset(set(shares) - wrong)
-        return LoneVerdict(right, told, note)
+        return Verdict(right, told, note)
 
     def _samples(self) -> Sequence[int]:
         return sorted({s for codes in self._codes.values() for s in codes.unique().tolist()})

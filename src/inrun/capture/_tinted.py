@@ -37,10 +37,11 @@ class CannotTellError(Exception):
 
 
 class Verdict(NamedTuple):
-    """Parameters whose uses agreed, and the others with what is wrong."""
+    """Parameters that agreed, the others with what is wrong, and what is to be told besides."""
 
     right: frozenset[str]
     wrong: Mapping[str, str]
+    note: str = ""
 
 
 class _Border(NamedTuple):
