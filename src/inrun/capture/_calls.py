@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._graph import nodes_behind
+from inrun.capture._functions import nodes_behind
 from inrun.capture._mode import CaptureMode
 from inrun.capture._replaying import WithinBounds, leaves, mapped
 from inrun.operations import RandomState, repeated

@@ -26,13 +26,13 @@ from inrun.capture._functions import (
     QUIET,
     active_modes,
     copied,
+    custom,
     keeps_graph,
     own_nodes,
     recomputing,
     set_item,
     tensors_among,
 )
-from inrun.capture._graph import custom
 from inrun.capture._recomputed import Recomputed, saves_input
 from inrun.capture._recorded import Recorded, layouts_of, missing_reason
 from inrun.capture._sources import DerivedTensor, GatheredParameters, Root, Source

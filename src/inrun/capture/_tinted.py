@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._graph import Node, custom, nodes_behind, put_back
+from inrun.capture._functions import Node, custom, nodes_behind, put_back
 from inrun.capture._mode import CaptureMode
 from inrun.capture._uses import Use
 from inrun.operations import Slots

@@ -21,10 +21,9 @@ from inrun.attribution import Attribution, Options, attach
 from inrun.distributed import IN_AN_ENGINE
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
-from inrun.integrations._described import describe
+from inrun.integrations._datasets import describe, examples_of
 from inrun.integrations._numbered import KEY, Numbering, require_column
 from inrun.integrations._outcome import Tracker, configured
-from inrun.integrations._packed import examples_of
 from inrun.integrations._places import Owned
 from inrun.utility import LossFunction
 

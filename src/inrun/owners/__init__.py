@@ -1,11 +1,11 @@
 """Owners follow the data: which sample every slot of every tensor of a block belongs to.
 
-`Owners` gives each operation's outputs their `Map`. `pointwise`, `moves`, `lookups`, `joins`,
+`Owners` gives each operation's outputs their `Map`. `pointwise`, `moves`, `lookups`,
 `contractions`, `along` and `layers` hold the rules, one registered function per family; `exchanged`
 asks an operation itself. See docs/samples.md.
 """
 
-from inrun.owners import along, contractions, joins, layers, lookups, moves, pointwise
+from inrun.owners import along, contractions, layers, lookups, moves, pointwise
 from inrun.owners._entries import Axes, Entries, Ownership, Roots, ownership
 from inrun.owners._exchange import exchanged
 from inrun.owners._follower import Owners, root_kind
@@ -32,7 +32,6 @@ __all__ = [
     "exchanged",
     "families",
     "find",
-    "joins",
     "layers",
     "lookups",
     "moves",

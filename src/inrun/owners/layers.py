@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, Map, collapsed, uniform
-from inrun.owners._operation import Found, Op, names, rule
+from inrun.owners._map import MIXED, NONE, Map, adopted, collapsed, squeezed, uniform
+from inrun.owners._operation import Found, Op, names, rule, rule_of_first
 from inrun.owners.lookups import spread_owners
+from inrun.owners.moves import host, host_named
 from inrun.owners.pointwise import kept
 
 
@@ -83,6 +84,25 @@ def recurrent(op: Op) -> Found | None:
 def _alike(state: Map, rows: Map) -> bool:
     a, b = torch.broadcast_tensors(state.codes.reshape(-1), rows.codes.reshape(-1))
     return torch.equal(a, b)
+
+
+@rule_of_first("_pack_padded_sequence")
+def pack(op: Op, m: Map) -> Found:
+    """Steps of all sequences, the longest sequences first."""
+    codes = m.codes.expand(*op.args[0].shape[:2], *m.shape[2:])
+    data, _ = op.function(codes.double(), *host(op.args[1:]), **host_named(op.kwargs))
+    return [m.derived(squeezed(data.to(torch.int32))), *[None] * (len(op.outs) - 1)]
+
+
+@rule_of_first("_pad_packed_sequence")
+def unpack(op: Op, m: Map) -> Found:
+    """The same back: padding belongs to its sequence."""
+    x, sizes = op.args[:2]
+    codes = m.codes.expand(x.shape[0], *m.shape[1:]).double()
+    batch_first, total = op.get(2, "batch_first"), op.get(4, "total_length", 0)
+    padded, _ = op.function(codes, sizes.cpu(), batch_first, float(NONE), total)
+    owners = adopted(padded.to(torch.int32), op.samples, alone=True)
+    return [m.derived(squeezed(owners)), *[None] * (len(op.outs) - 1)]
 
 
 @rule("scaled_dot_product_attention", refined=True)
