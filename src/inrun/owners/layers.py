@@ -10,7 +10,7 @@ from torch import Tensor
 from inrun.owners._map import MIXED, NONE, Map, adopted, collapsed, squeezed, uniform
 from inrun.owners._operation import Found, Op, names, rule, rule_of_first
 from inrun.owners.lookups import spread_owners
-from inrun.owners.moves import host, host_named
+from inrun.owners.moves import host
 from inrun.owners.pointwise import kept
 
 
@@ -90,7 +90,7 @@ def _alike(state: Map, rows: Map) -> bool:
 def pack(op: Op, m: Map) -> Found:
     """Steps of all sequences, the longest sequences first."""
     codes = m.codes.expand(*op.args[0].shape[:2], *m.shape[2:])
-    data, _ = op.function(codes.double(), *host(op.args[1:]), **host_named(op.kwargs))
+    data, _ = op.function(codes.double(), *host(op.args[1:]), **host(op.kwargs))
     return [m.derived(squeezed(data.to(torch.int32))), *[None] * (len(op.outs) - 1)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrun.operations import replace
 from inrun.owners._map import (
     MIXED,
     NONE,
@@ -73,23 +74,14 @@ def _moved(op: Op, m: Map, x: Tensor) -> Found:
     codes = m.codes.expand(x.shape)
     if op.name == "as_strided":  # by the storage's order, which the map has not
         codes = torch.empty_like(x, dtype=torch.int32, device="cpu").copy_(codes)
-    moved = op.function(codes, *host(op.args[1:]), **host_named(op.kwargs))
+    moved = op.function(codes, *host(op.args[1:]), **host(op.kwargs))
     several = [moved] if isinstance(moved, Tensor) else list(moved)
     return [m.derived(squeezed(compressed(codes))) for codes in several]
 
 
-def host(values: Sequence[Any]) -> list[Any]:
+def host(value: Any) -> Any:
     """Arguments with their tensors on the CPU, where the maps are."""
-    return [
-        v.detach().cpu() if isinstance(v, Tensor)
-        else type(v)(host(v)) if type(v) in (list, tuple)
-        else v
-        for v in values
-    ]  # fmt: skip
-
-
-def host_named(named: Any) -> dict[str, Any]:
-    return dict(zip(named, host(list(named.values())), strict=True))
+    return replace(value, lambda t: t.detach().cpu())
 
 
 @rule_of_first("view_as_real view_as_complex", *_SAME)
@@ -210,13 +202,10 @@ def overwrite(op: Op) -> Found | None:
     if isinstance(value, Tensor) and new.ndim in (0, value.ndim):
         new = new.expand(value.shape)
     if name == "__setitem__":
-        index = op.args[1]
-        index = tuple(host(index)) if isinstance(index, tuple) else host([index])[0]
+        index = host(op.args[1])
         codes[index] = new.reshape(new.shape[max(0, new.ndim - codes[index].ndim) :])
     else:
-        args = host(op.args)
-        args[0] = codes
-        kwargs = dict(zip(op.kwargs, host(list(op.kwargs.values())), strict=True))
+        args, kwargs = [codes, *host(op.args[1:])], host(dict(op.kwargs))
         if name == "masked_scatter" and isinstance(value, Tensor):
             new = new.reshape(-1) if new.ndim == value.ndim else new
         if named in kwargs or len(args) <= place:
