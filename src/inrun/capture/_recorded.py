@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from inrun.capture._block_setting import unseen
-from inrun.capture._sources import Source
+from inrun.capture._sources import Source, scored_roots
 from inrun.capture._uses import Use
 from inrun.errors import MisuseError
 from inrun.operations import Layout, Slots
@@ -139,7 +139,7 @@ class Recorded(TorchFunctionMode):
         *, term: bool = False,
     ) -> None:  # fmt: skip
         """A use whose shares cannot be told: its parameters are gaps, if gradient comes by."""
-        names = _names(consumed)
+        names = tuple(sorted(root.name for root in scored_roots(consumed.values())))
         if not names or not torch.is_grad_enabled():
             return
         missed = Missed(names, reason, reached=not outputs, term=term)
@@ -151,12 +151,6 @@ class Recorded(TorchFunctionMode):
         for out in outputs:
             if out.grad_fn is not None:
                 out.grad_fn.register_prehook(reach)
-
-
-def _names(consumed: Mapping[int, Source]) -> tuple[str, ...]:
-    """Names of the scored parameters behind what an operation consumed."""
-    roots = {root for source in consumed.values() for root in source.roots if root.scored}
-    return tuple(sorted(root.name for root in roots))
 
 
 _REASONS = {

@@ -11,7 +11,7 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +115,11 @@ class DerivedTensor:
 
 
 Source = Root | DerivedTensor
+
+
+def scored_roots(sources: Iterable[Source]) -> set[Root]:
+    """The parameters behind these that the attributed optimizer trains."""
+    return {root for source in sources for root in source.roots if root.scored}
 
 
 class GatheredParameters:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.capture._sources import Source
+from inrun.capture._sources import Source, scored_roots
 from inrun.errors import NotSupportedError
 from inrun.factors import Factor, by_owner
 from inrun.operations import (
@@ -126,9 +126,7 @@ class Use:
     @property
     def roots(self) -> set[str]:
         """Names of the scored parameters behind this use."""
-        return {
-            root.name for source in self.sources.values() for root in source.roots if root.scored
-        }
+        return {root.name for root in scored_roots(self.sources.values())}
 
     def receive(self, output: int, gradient: Tensor) -> None:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
@@ -163,8 +161,8 @@ class Use:
         numbers = sum(t.numel() for t in held)
         if len(held) < 2 or numbers < LONG:
             return False
-        roots = {root for source in self.sources.values() for root in source.roots if root.scored}
-        return 2 * self.samples * sum(root.parameter.numel() for root in roots) <= numbers
+        shares = sum(root.parameter.numel() for root in scored_roots(self.sources.values()))
+        return 2 * self.samples * shares <= numbers
 
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
