@@ -87,15 +87,9 @@ class Inputs:
                 with torch._C.DisableTorchFunction():
                     calls.after(model, output)
 
-        handles = [
-            self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-            self._model.register_forward_hook(after, always_call=True),
-        ]
-        try:
+        first = self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+        with first, self._model.register_forward_hook(after, always_call=True):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _called(self, owners: Owners, given: Mapping[Any, Any]) -> None:
         named = list(tensors_in("", given))

@@ -18,7 +18,7 @@ come.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from inrun.capture._probe import Probe, norm_of
 from inrun.capture._tinted import Verdict, tolerance_of_ratio
 from inrun.capture._uses import Use
 from inrun.operations import RandomState
+from inrun.utility import swapped
 
 Found = dict[str, Tensor]
 
@@ -169,11 +170,8 @@ class _Comparison:
             path: g * (self._codes[path] == self._sample).to(g.device)
             for path, g in self._gradients.items()
         }
-        self._mode.tinting = lambda *_: None
-        try:
+        with swapped(self._mode, "tinting", lambda *_: None):
             return self._gradient(self._outputs, gradients)
-        finally:
-            self._mode.tinting = None
 
     def _gradient(self, outputs: Found, gradients: Found, *, retain: bool = False) -> Found:
         """Each parameter's gradient, as its product with the probe and its norm, (2,)."""
@@ -188,15 +186,13 @@ class _Comparison:
 
             return take
 
-        hooks = [p.register_hook(measure(name)) for name, p in parameters.items()]
-        try:
+        with ExitStack() as hooks:
+            for name, p in parameters.items():
+                hooks.callback(p.register_hook(measure(name)).remove)
             torch.autograd.grad(
                 [outputs[path] for path in paths], list(parameters.values()),
                 [gradients[path] for path in paths], retain_graph=retain, allow_unused=True,
             )  # fmt: skip
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     def _differing(self, shares: Mapping[str, Tensor], own: Found) -> set[str]:

@@ -39,6 +39,7 @@ from inrun.capture._sources import DerivedTensor, GatheredParameters, Root, Sour
 from inrun.capture._uses import Use
 from inrun.operations import RandomState, find, inside, is_in_place, outputs_of
 from inrun.owners import SUM, Map, Owners, root_kind
+from inrun.utility import swapped
 
 
 class CaptureMode(Recorded):
@@ -226,11 +227,8 @@ class CaptureMode(Recorded):
 
         A gradient with respect to a tensor is slot by slot that tensor's samples'.
         """
-        self.muted = True
-        try:
+        with swapped(self, "muted", True):
             returned = torch.autograd.grad(*args, **kwargs)
-        finally:
-            self.muted = False
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         for t, gradient in zip(inputs, returned, strict=True):

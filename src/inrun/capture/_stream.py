@@ -19,7 +19,7 @@ the reverse of the parameters' order, in which gradients mostly come.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,10 @@ class Stream(Capture):
             return contract
 
         self._turns.begin()
-        handles = [
-            p.register_post_accumulate_grad_hook(on_gradient(name))
-            for name, p in self.trained.items()
-        ]
-        try:
+        with ExitStack() as stack:
+            for name, p in self.trained.items():
+                stack.callback(p.register_post_accumulate_grad_hook(on_gradient(name)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _contract_reached(self, block: Block, mode: CaptureMode, name: str, watch: Watch) -> None:
         factors: list[tuple[str, Factor]] = []

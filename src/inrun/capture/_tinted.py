@@ -15,6 +15,7 @@ Letters: B samples, P rows of a use's output (samples, or slots that have an own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from inrun.capture._uses import Use
 from inrun.operations import Slots
 from inrun.owners import MIXED, SUM, UNKNOWN, Op
 from inrun.owners import Map as OwnerMap
-from inrun.utility import restored
+from inrun.utility import restored, swapped
 
 Start = tuple[Tensor, Tensor | None]
 """What a backward pass begins with, and the gradient that it is given."""
@@ -183,18 +184,14 @@ class _Passes:
         self, starts: Sequence[Start], parameters: Sequence[Tensor], edges: Sequence[_Edge]
     ) -> None:
         """One backward pass, tinted at these edges."""
-        self._mode.tinting = self._receive
-        handles = [node.register_hook(self._hook(places)) for node, places in edges]
         tensors, gradients = [t for t, _ in starts], [g for _, g in starts]
-        try:
+        with swapped(self._mode, "tinting", self._receive), ExitStack() as hooks:
+            for node, places in edges:
+                hooks.callback(node.register_hook(self._hook(places)).remove)
             torch.autograd.grad(
                 tensors, [p for p in parameters if p.requires_grad], gradients,
                 retain_graph=True, allow_unused=True,
             )  # fmt: skip
-        finally:
-            self._mode.tinting = None
-            for handle in handles:
-                handle.remove()
         self._tinted = True
 
     def _hook(self, places: Mapping[int, OwnerMap]) -> Any:
