@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inrun.capture._functions import nodes_behind
 from inrun.capture._mode import CaptureMode
-from inrun.capture._replaying import WithinBounds, leaves, mapped
+from inrun.capture._replaying import WithinBounds, mapped
 from inrun.operations import RandomState, repeated
 from inrun.owners import Axes, Map, Ownership
 from inrun.utility import tensors_in
@@ -105,7 +105,6 @@ class ModelCall:
 
     def alone(self, model: nn.Module, sample: int) -> dict[str, Tensor]:
         """Makes the call with one sample's entries alone, or raises CannotReplayError."""
-        self._refuse_numbers()
         args = [self._of(value, sample) for value in self.args]
         kwargs = {name: self._of(value, sample) for name, value in self.kwargs.items()}
         if any(value is _GONE for value in (*args, *kwargs.values())):
@@ -126,13 +125,6 @@ class ModelCall:
         whole = [s for s in sets if len(s) > 1] or sets
         return sorted(set.intersection(*whole)) if whole else []
 
-    def _refuse_numbers(self) -> None:
-        for value in leaves([self.args, self.kwargs]):
-            if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
-                raise CannotReplayError(
-                    f"the model is called with the number {value}, which may be the batch's size"
-                )
-
     def _of(self, value: Any, sample: int) -> Any:
         if isinstance(value, Tensor):
             codes = self.meant.get(id(value))
@@ -148,6 +140,10 @@ class ModelCall:
             if found and not kept:
                 return _GONE
             return type(value)(*kept) if hasattr(value, "_fields") else type(value)(kept)
+        if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
+            raise CannotReplayError(
+                f"the model is called with the number {value}, which may be the batch's size"
+            )
         return value
 
 

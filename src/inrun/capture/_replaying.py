@@ -87,14 +87,3 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         found = [mapped(item, change) for item in value]
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
     return value
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value
