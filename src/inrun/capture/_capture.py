@@ -99,7 +99,7 @@ class Capture(ABC):
         """
         owned = ownership(owned) if isinstance(owned, int) else owned
         block, mode = Block(owned.samples, self._copies), self.mode(owned)
-        self.check.discard_block()
+        self.check.sums.discard()
         self._note_reduction()
         calls = self.owner_checks.begin(mode, owned, step=watch.step, keeps_calls=watch.calls)
 
@@ -201,10 +201,10 @@ class Capture(ABC):
     def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
         """The block of a gradient that is no sample's, `added` to `.grad` by parameter name."""
         block = Block(1, self._copies, owned=False)
-        self.check.discard_block()
+        self.check.sums.discard()
         for name, gradient in added.items():
             factor = Dense(gradient.unsqueeze(0))
-            self.check.add(name, factor)
+            self.check.sums.add(name, factor)
             self._hold(block, name, factor, watch)
         gradients = {name: p.grad for name, p in self.trained.items()}
         self.check.end_block(gradients, self.low_precision, unowned=True)
@@ -231,7 +231,7 @@ class Capture(ABC):
 
     def _register(self, name: str, how: str, factor: Factor, watch: Watch) -> None:
         self.coverage.saw(name, how)
-        self.check.add(name, factor, early=self._builds_early)
+        self.check.sums.add(name, factor, early=self._builds_early)
         if watch.factor is not None:
             watch.factor(name, factor)
 

@@ -21,7 +21,6 @@ from inrun.capture._probe import SINGLE, Probes, is_single, tolerance
 from inrun.capture._scaling import Scaling
 from inrun.distributed import Processes
 from inrun.errors import InvariantError
-from inrun.factors import Factor
 
 CANCELLED = 1e-4  # of the shares' sizes: where a gradient is what rounding left of their sum
 _UNLIKE = Summed(math.inf, math.inf)  # what no finite gradient holds
@@ -38,7 +37,7 @@ class GradientCheck:
         self._schedule = CheckSchedule(always=self._processes.size > 1)
         self._computed: dict[str, float] = {}  # by parameter, eps of what its shares are made of
         known = self._schedule, self._computed
-        self._sums = BlockSums(self._parameters, self._probes, *known)  # of the present block
+        self.sums = BlockSums(self._parameters, self._probes, *known)  # of the present block
         self.scaling = Scaling(self._parameters, self._measuring, *known)
         self._shared: set[str] = set()  # parameters with shares in any block of the step
         self._ended: list[Ended] = []
@@ -48,19 +47,12 @@ class GradientCheck:
         self._seen: set[str] = set()
         self.excluded: set[str] = set()  # in this step
 
-    def add(self, name: str, factor: Factor, *, early: bool = False) -> None:
-        """Adds a factor's shares to the present block's sum; see `BlockSums.add`."""
-        self._sums.add(name, factor, early=early)
-
     def exclude(self, names: Iterable[str]) -> None:
         """These parameters' shares cannot be told in this step: they are gaps as a whole."""
         gone = set(names)
         if gone:
             self.excluded |= gone
-            self._sums.leave_out(gone)
-
-    def discard_block(self) -> None:
-        self._sums.discard()
+            self.sums.leave_out(gone)
 
     def end_block(
         self,
@@ -81,16 +73,16 @@ class GradientCheck:
         for name, g in there.items():
             if self._computed.get(name, 1.0) < SINGLE and is_single(g):
                 self._computed[name] = SINGLE
-        present = set() if unowned else self._sums.present
+        present = set() if unowned else self.sums.present
         measured = self._measuring.measure(self.scaling.due(there))
         self._ended.append(
             Ended(
-                self._sums.rows(), measured, present, low_precision, skipped or {}, reduced,
+                self.sums.rows(), measured, present, low_precision, skipped or {}, reduced,
                 versions_of(there), unowned,
             )
         )  # fmt: skip
         self._met |= reduced
-        self._sums.discard()
+        self.sums.discard()
 
     def finish(self) -> list[bool]:
         """Compares what blocks left: for each, whether only its own samples are in the gradients.
@@ -125,10 +117,10 @@ class GradientCheck:
 
     def end_unreduced_block(self) -> None:
         """Adds the block to the step's sums; its gradient will be seen with a later block's."""
-        rows = self._sums.rows().read()
+        rows = self.sums.rows().read()
         self._before = self._with_before({name: Summed(*row) for name, row in rows.items()})
-        self._shared |= self._sums.present
-        self._sums.discard()
+        self._shared |= self.sums.present
+        self.sums.discard()
 
     def _with_before(self, sums: Mapping[str, Summed]) -> dict[str, Summed]:
         """The block's sums and those of the blocks before it."""
@@ -186,7 +178,7 @@ class GradientCheck:
         self._before, self._ended = {}, []
         self._shared, self._seen, self.excluded = set(), set(), set()
         self.scaling.next_step()
-        self._sums.discard()
+        self.sums.discard()
         if self._compared:
             self._schedule.next_step(self._compared)
         self._compared = 0

@@ -130,7 +130,7 @@ def _check_sums(capture: Capture, model: nn.Module, loss: Loss, batch: Any) -> N
         def add(use: Use) -> None:
             for name, how, factor in use.factors():
                 capture.coverage.saw(name, how)
-                check.add(name, factor)
+                check.sums.add(name, factor)
             use.pending.clear()
 
         if capture.sharded:  # weights, which a rule may need, are whole in the backward pass alone
