@@ -49,7 +49,6 @@ class Path(Direction):
         return move.slope()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
-        """Mean of the opening and the closing gradient."""
         return at.opening if at.closing is None else torch.lerp(at.opening, at.closing, 0.5)
 
     def forms_after_step(self, move: Move[Any, Any]) -> bool:
@@ -151,7 +150,6 @@ class _AtTheOpening(Direction):
     """A method that looks at the validation loss where the step begins."""
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
-        """The opening gradient."""
         return at.opening
 
 
@@ -192,7 +190,6 @@ class Linearized(_AtTheOpening):
         return move.linearization()
 
     def history(self, move: Move[Any, Any]) -> History:
-        """The estimator's own history term."""
         return move.linearized_history()
 
 

@@ -22,7 +22,6 @@ from inrun.errors import MisuseError
 from inrun.utility._rows import (
     counts_of,
     kinds_of,
-    no_kind,
     parts_of,
     row_count,
     take_rows,
@@ -166,7 +165,12 @@ def in_parts(
         return
     kinds = loss_kinds(utility, model, target, batch)
     if not kinds:
-        raise no_kind(target, "passing it in parts (batch_size)")
+        raise MisuseError(
+            f"The loss of target {target!r} on a few rows is not that of two parts of them put "
+            "together, neither as a sum nor as a mean over rows or labels, so passing it in parts "
+            "(batch_size) would give another loss. Make loss_fn a mean or a sum over rows, without "
+            "random numbers, or give a batch that fits at once."
+        )
     for part, share in parts_of(batch, size, axis, kinds[0]):
         yield part, share * scale
 

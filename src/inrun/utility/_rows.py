@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.errors import MisuseError
-
 SUM = "sum"
 IGNORED = -100  # torch's label that counts for nothing
 FEW = 4  # rows of the smaller piece
@@ -192,13 +190,3 @@ def parts_of(batch: Any, size: int, axis: int, kind: str) -> Iterator[tuple[Any,
     for cut, n in zip(cuts, counted, strict=True):
         if n:
             yield take_rows(batch, cut, axis), n / whole
-
-
-def no_kind(target: str, what: str) -> MisuseError:
-    """The loss cannot be put together from parts."""
-    return MisuseError(
-        f"The loss of target {target!r} on a few rows is not that of two parts of them put "
-        f"together, neither as a sum nor as a mean over rows or labels, so {what} would give "
-        "another loss. Make loss_fn a mean or a sum over rows, without random numbers, or give a "
-        "batch that fits at once."
-    )
