@@ -117,7 +117,7 @@ class CaptureMode(Recorded):
     def opaque(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A call whose inside is hidden, as one operation; see `_opaque`."""
+        """A call whose inside is hidden, as one operation; see `opaque_calls`."""
         again = recomputing()
         if self.over or (again and not self._fills) or self not in active_modes():
             return function(*args, **kwargs)
