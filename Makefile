@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 # Tests that take a minute in all, of every room up to `uses`; not of several processes.
 UNIT := answers errors kernels cli utility
 QUICK := tests/test_layering.py $(wildcard $(UNIT:%=tests/unit/test_%.py) $(UNIT:%=tests/unit/%)) tests/unit/attribution \
-	tests/unit/capture/test_[cr]*.py tests/unit/factors/test_co*.py tests/unit/ledger/test_books.py \
+	tests/unit/capture/test_[bcr]*.py tests/unit/capture/test_scaling.py tests/unit/factors/test_co*.py tests/unit/ledger/test_books.py \
 	tests/unit/ledger/test_documents.py tests/unit/ledger/test_running_totals.py \
 	tests/unit/ledger/test_store.py tests/unit/momentum tests/unit/optim/test_divided.py \
 	tests/unit/optim/test_jacobian.py tests/unit/owners/test_writes.py \

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.capture import _probe
+from inrun.capture import _block_sums
 from inrun.capture._measured import Measuring
 from inrun.ledger import windows_in
 from inrun.ledger._windows import least_agreement
@@ -556,8 +556,8 @@ def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():
 def measured(monkeypatch):
     """How many gradients each measurement read, where large ones are those of 100 numbers."""
     counts, measure = [], Measuring.measure
-    monkeypatch.setattr(_probe, "LARGE", 100)
-    monkeypatch.setattr(_probe, "FIRST_STEPS", 2)
+    monkeypatch.setattr(_block_sums, "LARGE", 100)
+    monkeypatch.setattr(_block_sums, "FIRST_STEPS", 2)
     monkeypatch.setattr(
         Measuring, "measure", lambda self, given: counts.append(len(given)) or measure(self, given)
     )
@@ -576,7 +576,7 @@ def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measure
     assert all(0 < count < whole for count in measured[5:])
     # where nothing was written to gradients they are not read again before the step
     assert len(measured[5:]) == (18 if after else 9)
-    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    monkeypatch.setattr(_block_sums, "LARGE", 10**9)
     tables = [
         a.values()["value"].to_numpy() for a in (in_turn, trained_by_hand(3, 11, after=after))
     ]
@@ -600,7 +600,7 @@ def by_steps(attribution, model):
 @pytest.mark.parametrize("after", [by_groups, by_steps])
 def test_factors_of_steps_and_of_layers_are_each_one_s_own(after, measured, monkeypatch):
     in_turn = trained_by_hand(3, 11, after=after)
-    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    monkeypatch.setattr(_block_sums, "LARGE", 10**9)
     always = trained_by_hand(3, 11, after=after)
     tables = [a.values()["value"].to_numpy() for a in (in_turn, always)]
     np.testing.assert_allclose(*tables, rtol=1e-9)

@@ -70,22 +70,12 @@ class Owned(Factor):
     """Slots (a factor of P rows), and the owner of each (P,), from 0 to B-1."""
 
     def __init__(self, slots: Factor, owner_P: Tensor, samples: int):
+        super().__init__(slots.shape, *slots.held, owner_P)
         self._slots, self._owner_P, self._samples = slots, owner_P, samples
 
     @property
-    def shape(self) -> torch.Size:
-        """Of the parameter."""
-        return self._slots.shape
-
-    @property
     def samples(self) -> int:
-        """B."""
         return self._samples
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """The slots' tensors, and their owners."""
-        return (*self._slots.held, self._owner_P)
 
     @property
     def positions(self) -> int:

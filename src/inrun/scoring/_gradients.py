@@ -57,11 +57,11 @@ def circumstances(moves: Mapping[str, Move[Any, Any]], check: GradientCheck) -> 
     """
     rates = [getattr(move.setting, "lr", math.nan) for move in moves.values()]
     known = [abs(rate) for rate in rates if isinstance(rate, float | int)]
-    before = math.hypot(*(norm for name, norm in check.norms.items() if name in moves))
+    before = math.hypot(*(norm for name, norm in check.scaling.norms.items() if name in moves))
     return {
         "learning_rate": max(known, default=math.nan),
-        "gradient_norm": check.consumed_norm,
-        "gradient_scale": check.consumed_norm / before if before else math.nan,
+        "gradient_norm": check.scaling.consumed_norm,
+        "gradient_scale": check.scaling.consumed_norm / before if before else math.nan,
     }
 
 
@@ -81,9 +81,9 @@ def scales_of(
         processes: that they are spread over.
         without: parameters that nothing moves in this step.
     """
-    norms, gaps = capture.check.norms, set(capture.check.gaps)
+    norms, gaps = capture.check.scaling.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
-    for name, k in capture.check.scales(without).items():
+    for name, k in capture.check.scaling.scales(without).items():
         nothing = k is not None and norms[name] == 0
         unseen = name in gaps and not any(block.factors.get(name) for block in blocks)
         if nothing or unseen:

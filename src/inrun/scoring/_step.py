@@ -157,7 +157,8 @@ class Step:
         names = {id(p): name for name, p in capture.trained.items()}
         moves = [(k, p, m) for k, p, m in self._scorer.optimizers.moves() if id(p) in names]
         self._moving = {names[id(p)]: (k, p, move) for k, p, move in moves}
-        capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+        gradients = {name: m.gradient for name, (_, _, m) in self._moving.items()}
+        capture.check.scaling.consume(gradients, compared=not capture.check.unread)
 
     def plan(self, capture: Capture, first: int = 0) -> None:
         """Says of what each parameter's direction will be made, now that blocks were compared.
@@ -202,7 +203,7 @@ class Step:
         streamed = any(block.values_BK is not None for block in self.blocks)
         if len(self._scorer.optimizers.members) == 1 or streamed:  # their values are summed already
             return []
-        bad = capture.check.overflowed()
+        bad = capture.check.scaling.overflowed()
         found = {k: name for name, (k, _, _) in self._moving.items() if name in bad and k != first}
         self._overflowed = found
         names = [name for name, (k, _, _) in self._moving.items() if k in found]

@@ -87,7 +87,7 @@ class Windows:
 
         Of large ones, which are measured in turn, as they were last measured.
         """
-        for name, norm in capture.check.norms.items():
+        for name, norm in capture.check.scaling.norms.items():
             scale = step.share_scale(name)
             if isinstance(scale, float) and scale and isfinite(norm):  # else nothing moves it
                 # shares are of one process, the gradient of all
@@ -232,7 +232,7 @@ class WindowedStep(Step):
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self.open(capture)
         if len(self._scorer.optimizers.members) == 1:  # of others one may skip for one gradient
-            capture.check.measure_in_turn()
+            capture.check.scaling.measure_in_turn()
 
     def open(self, capture: Capture) -> None:
         """Opens its window, if it is the first."""

@@ -128,12 +128,7 @@ class Utility:
     def split(self, parts: int, every: int = 1) -> Utility:
         """The same, of whose rows each pass looks at one of so many parts, after so many steps.
 
-        Args:
-            parts: see `inrun.EveryStep`.
-            every: see `inrun.EveryStep`.
-
-        Raises:
-            MisuseError: fewer rows than parts, or rows that cannot be told apart.
+        Raises MisuseError for fewer rows than parts, or rows that cannot be told apart.
         """
         made = copy.copy(self)
         made.rotating, made.refresh = parts, every

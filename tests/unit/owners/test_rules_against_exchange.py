@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inrun.capture._mode import CaptureMode
 from inrun.operations import RandomState
 from inrun.owners import Axes, Entries, Map, Owners, Roots, families, ownership
-from inrun.owners._registry import find, names, stem
+from inrun.owners._operation import find, names, stem
 from tests.oracles import owners as oracle
 from tests.unit.owners.calls import CALLS
 from tests.unit.owners.drawn import Draw

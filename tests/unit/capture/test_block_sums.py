@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.capture import _probe
-from inrun.capture._probe import FIRST_STEPS, PHASES, CheckSchedule
+from inrun.capture import _block_sums
+from inrun.capture._block_sums import FIRST_STEPS, PHASES, CheckSchedule
 from inrun.errors import InvariantError
 
 SMALL, BIG = 40, 81  # numbers that factors hold
@@ -14,7 +14,7 @@ SMALL, BIG = 40, 81  # numbers that factors hold
 
 @pytest.fixture(autouse=True)
 def _low_bar(monkeypatch):
-    monkeypatch.setattr(_probe, "LARGE", 80)
+    monkeypatch.setattr(_block_sums, "LARGE", 80)
 
 
 def asked(schedule, names):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.integrations._described import describe
+from inrun.integrations._datasets import describe
 
 datasets = pytest.importorskip("datasets")
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]

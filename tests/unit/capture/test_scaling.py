@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from inrun.capture._common_factor import Change, factors
 from inrun.capture._measured import Measured
 from inrun.capture._probe import Probe
+from inrun.capture._scaling import Change, factors
 
 CLOSE = 1e-4
 
