@@ -67,14 +67,7 @@ class _Began(NamedTuple):
 
 
 class WithinBudget(Frequency):
-    """Asked at each step's beginning; see the module.
-
-    Args:
-        share: of the training's time that scoring may add.
-        processes: whose times are averaged.
-        halves: whether validation rows can be split into halves.
-        windows: that can be used; None where there are none.
-    """
+    """Asked at each step's beginning; see the module."""
 
     def __init__(
         self, share: float, processes: Processes, halves: bool = False,
@@ -277,7 +270,6 @@ class WithinBudget(Frequency):
     # ---- from outside
 
     def leave_windows(self) -> bool:
-        """See `Frequency.leave_windows`."""
         self._windows, self.windowed, self._began = None, False, None
         return True
 

@@ -18,16 +18,8 @@ from inrun.utility import Utility
 class Captures:
     """Holds the present one.
 
-    `here`: whether no device is waited for to read what blocks leave.
-
-    Args:
-        kind: in which way factors are kept.
-        model: that is trained.
-        optimizers: whose parameters are watched.
-        utility: whose rows try the capture out.
-        processes: that train together.
-        advice: that is given.
-        sums: whether the self-test compares sums of shares.
+    `here`: whether no device is waited for to read what blocks leave. `sums`: whether the self-test
+    compares sums of shares.
     """
 
     def __init__(
@@ -69,11 +61,7 @@ class Captures:
             self._advice.of_random_loss(self._model, self._utility, capture.called)
 
     def _named(self) -> dict[str, Tensor]:
-        """The optimizers' trainable parameters, under the names that the model gives them.
-
-        Raises:
-            MisuseError: none of them is the model's.
-        """
+        """The optimizers' trainable parameters, under the names that the model gives them."""
         names = {id(p): name for name, p in self._model.named_parameters()}
         trained = {
             names.get(id(p), f"param_groups[{g}].params[{i}]"): p
@@ -91,11 +79,7 @@ class Captures:
 
 
 class Before:
-    """What `.grad` was when it was looked at.
-
-    Args:
-        parameters: by name.
-    """
+    """What `.grad` was when it was looked at."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         self._parameters = dict(parameters)

@@ -24,13 +24,7 @@ from inrun.scoring import Scorer, Windows
 class Checkpoint:
     """Gathers the parts' states and hands them out again.
 
-    Args:
-        kind: what must be the same in both runs: estimator, targets, weights.
-        loop: counts.
-        scorer: remembers forecasts and ranks.
-        window: of momentum, which remembers ranks of its own.
-        record: the totals and the books.
-        windows: of scoring, if there are any.
+    `kind` is what must be the same in both runs: estimator, targets, weights.
     """
 
     def __init__(
@@ -73,8 +67,7 @@ class Checkpoint:
     def restore(self, state: Mapping[str, Any]) -> IdReader:
         """See `Attribution.load_state_dict`.
 
-        Returns:
-            Who reads ids of the kind that the run had.
+        It returns who reads ids of the kind that the run had.
         """
         header, tensors = unpack_state(state)
         try:

@@ -75,9 +75,7 @@ class Loop(Passes):
     def go_on(self, taken: int, audit: Mapping[str, Any] | None) -> None:
         """Nothing is under way in a run that goes on.
 
-        Args:
-            taken: how many steps there were.
-            audit: of the audit that goes on with it: the one there is, or the next that begins.
+        The audit is for the one there is, or for the next that begins.
         """
         self.taken = taken
         self.forget(moved=True)

@@ -92,9 +92,6 @@ def require_settings(
 
     Returns:
         The estimator's direction.
-
-    Raises:
-        MisuseError: a setting that is not known, or two that do not fit each other.
     """
     scoring = EveryStep() if scoring is None else scoring
     options = Options() if options is None else options

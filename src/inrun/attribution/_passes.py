@@ -21,17 +21,7 @@ from inrun.truth import Auditor
 
 
 class Passes(ABC):
-    """The step under way while it is open.
-
-    Args:
-        captures: what sees passes.
-        scorer: that outlives steps.
-        window: of momentum, if there is one.
-        frequency: which steps are scored.
-        advice: that is given.
-        watch: of the attribution's own time.
-        windows: of scoring, if steps are scored in windows.
-    """
+    """The step under way while it is open."""
 
     def __init__(
         self,

@@ -75,12 +75,7 @@ class Record:
     ) -> None:
         """Adds one step.
 
-        Args:
-            step: its number.
-            ids: of its samples.
-            scored: values and books.
-            weight: how many steps it stands for.
-            waits: whether momentum still pays its samples, so that the store gets it later.
+        With `waits` momentum still pays its samples, so that the store gets it later.
         """
         rows = ledger_rows(
             step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
@@ -185,9 +180,8 @@ class Record:
     def state(self, owed: Sequence[Paid] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps: with a store its position, without one the books.
 
-        Args:
-            owed: what momentum would pay now to the steps that wait. A run that goes on from the
-                state has these steps closed; this one goes on as if there were no checkpoint.
+        A run that goes on from it has the steps closed to which momentum owes something; this one
+        goes on as if there were no checkpoint.
         """
         paid = self
         if owed:
@@ -216,12 +210,7 @@ class Record:
         }, tables
 
     def restore(self, header: Mapping[str, Any], tables: Mapping[str, Tensor]) -> None:
-        """Goes back to what `state` gave.
-
-        Raises:
-            MisuseError: there was a store and is none now, or the other way round.
-            StoreError: it is another run's store, or not whole.
-        """
+        """Goes back to what `state` gave."""
         stored_elsewhere = not self._first and self._folder is None
         if (header["store"] is None) != (self._folder is None) and not stored_elsewhere:
             there = "without a store" if header["store"] is None else "with a store"

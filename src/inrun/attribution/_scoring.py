@@ -202,11 +202,7 @@ class Window(Scoring):
 
 
 def _windows(scorer: Scorer, steps: int | None, rank: int = 16, *, books: bool = True) -> Windows:
-    """Windows whose direction is formed before their steps.
-
-    Raises:
-        NotSupportedError: see `Scoring.windows`.
-    """
+    """Windows whose direction is formed before their steps."""
     for member, rule in zip(scorer.optimizers.members, scorer.optimizers.rules, strict=True):
         if not rule.elementwise or rule.jumps:
             raise NotSupportedError(

@@ -49,11 +49,7 @@ class SlidingSum:
         self._newer.append((None if term is None else self._tensor_store.keep(term), kept, enters))
 
     def pop(self) -> Tensor | None:
-        """X of the oldest step, which is dropped; None where it is 0.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
-        """
+        """X of the oldest step, which is dropped; None where it is 0."""
         if not self._older:
             self._turn()
         enters, reached, kept = self._older.popleft()
@@ -65,11 +61,7 @@ class SlidingSum:
         return None if whole is None or enters == 0 else whole.mul_(enters)
 
     def cut(self) -> None:
-        """Nothing that is remembered acts any more: every X stays what it is now.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
-        """
+        """Nothing that is remembered acts any more: every X stays what it is now."""
         before, self._older = self._older, deque()
         since = self._since
         self._turn()
@@ -105,9 +97,6 @@ class SlidingSum:
         """X of each step that is held, by its place, 0 the oldest; where it is not 0.
 
         Nothing is changed.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
         """
         for place, (enters, reached, kept) in enumerate(self._older):
             since = None if self._since is None or not kept else self._since * kept

@@ -57,11 +57,7 @@ class Kept:
         self._version = t._version
 
     def look(self) -> Tensor:
-        """The tensor, which stays where it is.
-
-        Raises:
-            StoreError: its file is gone or cannot be read.
-        """
+        """The tensor, which stays where it is."""
         assert self.held is not None
         return self.held
 
@@ -159,8 +155,7 @@ class TensorStore:
     def adopt(self, run: str | None) -> None:
         """Says whose it is, and clears away what killed processes left in its place.
 
-        Args:
-            run: the stored run's id, whose lock is held; None without a store.
+        `run` is the stored run's id, whose lock is held; None without a store.
         """
 
     def close(self) -> None:
@@ -184,11 +179,7 @@ class OnHost(TensorStore):
 
 
 class OnDisk(TensorStore):
-    """A file each, in a folder of its own within the given one, which must be there.
-
-    Raises:
-        StoreError: it is not there, or nothing can be written into it.
-    """
+    """A file each, in a folder of its own within the given one, which must be there."""
 
     can_refuse = True
 
@@ -240,11 +231,7 @@ class OnDisk(TensorStore):
 
 
 def tensor_store_of(place: str | os.PathLike[str] | None) -> TensorStore:
-    """The tensor_store that was asked for: None where tensors are, 'cpu', or a folder.
-
-    Raises:
-        StoreError: no such folder, or no place in it.
-    """
+    """The tensor_store that was asked for: None where tensors are, 'cpu', or a folder."""
     if place is None:
         return TensorStore()
     return OnHost() if place == "cpu" else OnDisk(place)

@@ -43,12 +43,6 @@ class WaitingStep:
     """Factors of a step's blocks and what they are multiplied by, with their tensors in a store.
 
     The factors refer to stand-ins. A tensor that several of them share is kept once.
-
-    Args:
-        step: its number.
-        blocks: its samples.
-        scales: by parameter, what the shares are multiplied by.
-        tensor_store: where tensors are put.
     """
 
     def __init__(

@@ -36,13 +36,7 @@ from inrun.scoring import Edited, MemoryMark, mark_of
 class Payouts:
     """The steps whose samples are still being paid.
 
-    Args:
-        window: W.
-        contraction: how directions meet factors; not the one of immediate values, whose directions
-            have other ranks.
-        targets: K.
-        tensor_store: where factors and sums wait.
-        processes: those that the samples are spread over; each pays its own.
+    `contraction` is not the one of immediate values, whose directions have other ranks.
     """
 
     def __init__(
@@ -73,11 +67,7 @@ class Payouts:
     # ---- as steps go by
 
     def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> Memories:
-        """Before a step: how parameters' earlier gradients will act in it.
-
-        Args:
-            moving: by name, what the optimizer does and the parameter.
-        """
+        """Before a step: how parameters' earlier gradients will act in it."""
         found = {name: mark_of(move.memorized()) for name, (move, _) in moving.items()}
         return Memories(
             {name: move.memory() for name, (move, _) in moving.items()},
@@ -175,12 +165,7 @@ class Payouts:
         return nothing
 
     def complain(self) -> None:
-        """Raises what went wrong since it was last asked, if anything did.
-
-        Raises:
-            MisuseError: somebody wrote into what a step's shares are made of.
-            StoreError: the disk refused or lost something.
-        """
+        """Raises what went wrong since it was last asked, if anything did."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -249,11 +234,7 @@ class Payouts:
 
     @torch.no_grad()
     def owed(self) -> list[Paid]:
-        """What is still in the momentum: what `settle` would pay now, exactly. Nothing is changed.
-
-        Raises:
-            StoreError: the disk lost something.
-        """
+        """What is still in the momentum: what `pay_out` would pay now, exactly; changes nothing."""
         values = [StepValues(held.samples, self._K) for held in self._held]
         for name, sliding in self._sums.items():
             for place, direction in sliding.so_far():

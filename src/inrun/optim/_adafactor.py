@@ -98,7 +98,6 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
         return moved + h.lr * h.decay * w
 
     def age(self, s: AdafactorState, h: AdafactorSetting) -> int:
-        """See `Rule.age`."""
         return _age(s, h.beta2_decay)
 
 
@@ -189,7 +188,6 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
         return update + rate * h.decay * w
 
     def age(self, s: AdafactorState, h: TransformersAdafactorSetting) -> int:
-        """See `Rule.age`."""
         return _age(s, h.beta2_decay)
 
 

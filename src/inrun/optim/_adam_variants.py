@@ -215,11 +215,7 @@ def _moment(state: Mapping[str, Any], number: int) -> Tensor:
 
 
 def quantized_rule(optimizer: torch.optim.Optimizer) -> RoundedAdamRule | None:
-    """The rule of one of these packages' Adams; None for any other optimizer.
-
-    Raises:
-        NotSupportedError: options that change the step in a way that has no rule here.
-    """
+    """The rule of one of these packages' Adams; None for any other optimizer."""
     package = type(optimizer).__module__.split(".")[0]
     if package == "torchao" and hasattr(optimizer, "is_adamw"):
         return TorchAORule(decoupled=bool(optimizer.is_adamw))

@@ -110,11 +110,6 @@ class AutomaticDerivative(StepDerivative):
         return Along(w.reshape(like), tuple(m.reshape(like) for m in moments))
 
     def moved(self, move: Move[Any, Any], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`.
-
-        Raises:
-            NotSupportedError: the rule mixes a parameter's elements.
-        """
         _require_elementwise(move)
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         after = rule.advance(gradient, w, s, h)
@@ -189,11 +184,7 @@ _AUTOMATIC = AutomaticDerivative()
 
 
 def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
-    """The derivative that belongs to a rule: written out, or by automatic differentiation.
-
-    Raises:
-        NotSupportedError: the rule jumps, or its state's next value is not known.
-    """
+    """The derivative that belongs to a rule: written out, or by automatic differentiation."""
     why = None
     if rule.jumps:
         why = "steps by signs, whose derivative is 0 almost everywhere and says nothing"

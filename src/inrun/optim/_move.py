@@ -232,9 +232,7 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
 def in_pieces(arrays: Arrays, compute: Callable[[Arrays], Parts]) -> Parts:
     """`compute`, elementwise in all arrays, on pieces where that is faster.
 
-    Args:
-        arrays: the parameter's.
-        compute: gives tensors of the arrays' shape, or numbers that are the same for all elements.
+    `compute` gives tensors of the arrays' shape, or numbers that are the same for all elements.
     """
     if not _divisible(arrays):
         return compute(arrays)

@@ -155,5 +155,4 @@ class MuonWithAuxAdamRule(PublishedMuonRule):
     _aux = AuxAdamRule(decoupled=True)
 
     def of(self, group: Live) -> Rule[Any, Any]:
-        """See `Rule.of`."""
         return self if group["use_muon"] else self._aux

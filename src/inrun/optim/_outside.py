@@ -55,11 +55,7 @@ def _lamb(optimizer: torch.optim.Optimizer) -> Found:
 
 
 def _muon(optimizer: torch.optim.Optimizer) -> Found | None:
-    """The rule of the classes that Muon's author publishes; others of these names have none.
-
-    Raises:
-        NotSupportedError: those that divide the work among processes, where there are several.
-    """
+    """The rule of the classes that Muon's author publishes; others of these names have none."""
     name = type(optimizer).__name__
     aux = name.endswith("WithAuxAdam")
     for group in optimizer.param_groups:
@@ -123,11 +119,7 @@ _REFUSED = {
 
 
 def outside_rule(optimizer: torch.optim.Optimizer) -> Found | None:
-    """The rule of an optimizer that torch does not have; None where it is not known.
-
-    Raises:
-        NotSupportedError: it is known, and cannot be scored; the message says why.
-    """
+    """The rule of an optimizer that torch does not have; None where it is not known."""
     name = type(optimizer).__name__
     quantized = quantized_rule(optimizer)
     if quantized is not None:

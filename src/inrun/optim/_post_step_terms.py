@@ -117,11 +117,7 @@ SERIES = _series()
 
 
 class AdamPostStepTerms(PostStepTerms):
-    """Of Adam and AdamW, without amsgrad.
-
-    Args:
-        steps: for how many steps far elements are played.
-    """
+    """Of Adam and AdamW, without amsgrad."""
 
     def __init__(self, steps: int):
         self._near: Tensor | None = None

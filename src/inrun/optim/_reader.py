@@ -102,10 +102,6 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
 
     A subclass counts as its parent only where it inherits the parent's `step`: a class that
     steps differently moves differently.
-
-    Raises:
-        MisuseError: not a `torch.optim.Optimizer`.
-        NotSupportedError: no rule is known for its class, or a group asks for `differentiable`.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise MisuseError(
@@ -192,13 +188,9 @@ def moved(
 ) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
     """(parameter, its move read again after the step), of the gradient that was consumed.
 
-    A fused step under a gradient scaler unscales `.grad` itself, and loops clear it.
-
-    Args:
-        optimizer: that has stepped.
-        rule: the optimizer's.
-        before: moves by the parameter's id, as they were read before the step.
-        numbers: see `moves`.
+    A fused step under a gradient scaler unscales `.grad` itself, and loops clear it. A fused step
+    under a gradient scaler unscales `.grad` itself, and loops clear it, so `before` has the
+    moves by the parameter's id as they were read before the step.
     """
     for group in optimizer.param_groups:
         ruled = _of_group(rule, group, numbers)
@@ -259,17 +251,8 @@ def move_of(
 ) -> Move[Any, Any]:
     """One parameter's move if its present gradient, times a number, were consumed.
 
-    Args:
-        optimizer: that holds it.
-        rule: the optimizer's.
-        p: the parameter.
-        times: the number.
-        mean: what becomes of the gradient first, as the mean over processes, of which this one
-            may have none.
-        numbers: that are known already, and not asked for.
-
-    Raises:
-        MisuseError: the optimizer does not hold the parameter.
+    `mean` is what becomes of the gradient first, as the mean over processes, of which this one may
+    have none.
     """
     for group in optimizer.param_groups:
         if any(q is p for q in group["params"]) and (p.grad is not None or mean is not None):

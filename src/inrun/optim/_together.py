@@ -24,12 +24,7 @@ from inrun.optim._reader import (
 
 
 class Together:
-    """One optimizer or several, each with its update rule.
-
-    Raises:
-        MisuseError: none at all, not optimizers, or a parameter that two of them hold.
-        NotSupportedError: an optimizer without a rule.
-    """
+    """One optimizer or several, each with its update rule."""
 
     def __init__(self, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]):
         self.members: list[torch.optim.Optimizer] = []

@@ -104,9 +104,8 @@ class AnticipatedStep:
     def taken_back(self, after: Carried) -> dict[str, Tensor]:
         """p, (1, *shape) per parameter.
 
-        Args:
-            after: the loss's gradient in the state after the step, in the weights alone where that
-                is `young`; it is not changed.
+        `after` is the loss's gradient in the state after the step, in the weights alone where that
+        is `young`; it is not changed.
         """
         with torch.no_grad():
             if self.young:
@@ -128,14 +127,7 @@ def summed_gradients(
 
 
 class Rollout:
-    """Looks ahead of a live training; the training itself is left alone.
-
-    Args:
-        model: that is trained.
-        optimizer: of a smooth rule.
-        task: what an anticipated step computes: `losses` and `fetch` as for `inrun.record`.
-        utility: the validation loss.
-    """
+    """Looks ahead of a live training; the training itself is left alone."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, utility: Utility
@@ -148,13 +140,7 @@ class Rollout:
     def check(self, ids: Ids, random: Mapping[str, Tensor] | None) -> None:
         """Holds `losses` and `fetch` against the loop's own gradient, which is in `.grad`.
 
-        Args:
-            ids: of the block that made it.
-            random: random state before the block, where it drew numbers.
-
-        Raises:
-            MisuseError: the terms do not add up to the training loss, or belong to other rows.
-            InvariantError: the same pass does not give the same gradient twice.
+        `random` is the random state before the block, where it drew numbers.
         """
         if random is not None:
             self._keeper.keep_random(1, states_for_blocks([random]))
@@ -169,12 +155,9 @@ class Rollout:
     ) -> list[Carried]:
         """The loss's gradient in the states after the first steps, one target.
 
-        The loss is that after `len(batches) + 1` steps.
-
-        Args:
-            gradient: what the coming step consumes, clipped already, by parameter.
-            batches: ids of the steps after it.
-            wanted: for how many states it is asked, at least one.
+        The loss is that after `len(batches) + 1` steps. `gradient` is what the coming step
+        consumes, clipped already, `batches` are the ids of the steps after it, and it is
+        asked for `wanted` states, at least one.
         """
         replica = self._replica
         self._begin()

@@ -89,11 +89,8 @@ def lookahead_between(
 def reweighted(run: Trajectory, weights: Mapping[Any, float]) -> Trajectory:
     """The same training with other weights of its samples, recorded in memory.
 
-    Same start, same order, same random numbers, clipping anew.
-
-    Args:
-        run: a recorded run.
-        weights: by id, above 0; a block's loss is the mean by them.
+    Same start, same order, same random numbers, clipping anew. Weights are above 0; a block's loss
+    is the mean by them.
     """
     base = run.replica.task
 

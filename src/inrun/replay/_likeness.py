@@ -37,10 +37,6 @@ def gradient_likeness(run: Trajectory, utility: Utility) -> GradientLikeness:
 
     A sample's gradient is that of its row in its first visit, in the mode and with the random
     numbers of that step: one backward pass for each sample, some side by side.
-
-    Args:
-        run: a recorded run.
-        utility: its K targets are the queries.
     """
     replica = run.replica
     model = run.finished()

@@ -131,14 +131,8 @@ def second_order(
 ) -> tuple[float, float]:
     """The second order of removal over the first, and its standard error.
 
-    Args:
-        run: the recorded run.
-        utility: the validation loss.
-        removal: what taking out means.
-        values: of every sample, to first order.
-        groups: into how many the steps are split; each sample belongs to its first step's.
-        mixtures: with random signs, one per group.
-        seed: of the groups and signs.
+    Each sample belongs to its first step's group, and there are `mixtures` with random signs per
+    group.
     """
     group_of, count = _split(run, groups, seed)
     ids = list(group_of)

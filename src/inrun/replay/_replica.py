@@ -41,11 +41,7 @@ class Task:
         self.losses, self.fetch, self.clip_norm, self.weights = losses, fetch, clip_norm, weights
 
     def terms(self, model: nn.Module, ids: Ids) -> tuple[Tensor, Any]:
-        """(B,) loss terms with a graph, and the batch.
-
-        Raises:
-            MisuseError: not one term per row.
-        """
+        """(B,) loss terms with a graph, and the batch."""
         batch = self.fetch(ids)
         terms = self.losses(model, batch)
         if not isinstance(terms, Tensor) or terms.shape != (len(ids),):
@@ -112,10 +108,8 @@ class Replica:
     ) -> float:
         """The step's gradient into `.grad`, as the loop's backward passes left it; its length.
 
-        Args:
-            step: the recorded step.
-            without: samples that are left out of every block they are in.
-            renormalise: the loss is then the mean over those that remain.
+        Samples in `without` are left out of every block they are in; with `renormalise` the loss is
+        the mean over those that remain.
         """
         self.optimizer.zero_grad()
         with undisturbed_random(self.model), torch.enable_grad():

@@ -70,15 +70,7 @@ def place(
 ) -> None:
     """Puts model and optimizer into that state; the snapshot stays what it is.
 
-    Args:
-        snapshot: the state.
-        named: as from `names_of`.
-        model: the model.
-        optimizer: the optimizer.
-        lend: the optimizer reads the snapshot's own tensors; it must not step then.
-
-    Raises:
-        StoreError: the snapshot is of another model.
+    With `lend` the optimizer reads the snapshot's own tensors, and must not step.
     """
     buffers = dict(model.named_buffers())
     missing = sorted(f"parameter/{n}" for n in named if f"parameter/{n}" not in snapshot)

@@ -235,15 +235,7 @@ def is_recording(folder: Path) -> bool:
 
 
 def open_trajectory(folder: str | os.PathLike[str], by: Replayable) -> Trajectory:
-    """A recorded run, in another process.
-
-    Args:
-        folder: where it was recorded.
-        by: model, optimizer and losses as they were.
-
-    Raises:
-        StoreError: no finished run is there, or a part of it is torn.
-    """
+    """A recorded run, in another process."""
     place = Folder(Path(folder))
     manifest = place.manifest()
     task = Task(by.losses, by.fetch, manifest["clip_norm"], by.weights)

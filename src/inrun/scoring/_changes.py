@@ -53,13 +53,7 @@ class Precision(NamedTuple):
 
 
 def factor_between(raw: Tensor, changed: Tensor, precision: Precision) -> Tensor | None:
-    """What each element was multiplied by; None where no known change explains it, to rounding.
-
-    Args:
-        raw: the sum of shares.
-        changed: what the optimizer consumes, of the same shape and in the same precision.
-        precision: in which the gradient was computed and changed.
-    """
+    """What each element was multiplied by; None where no known change explains it, to rounding."""
     if not raw.numel():  # of a sharded parameter this process may hold nothing
         return torch.zeros_like(raw)
     kept = changed != 0

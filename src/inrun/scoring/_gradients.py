@@ -20,11 +20,7 @@ from inrun.scoring._plan import ParameterPlan
 
 
 def common_scale(plans: Mapping[str, ParameterPlan]) -> float:
-    """The one factor between shares and consumed gradient that `stream` can still apply.
-
-    Raises:
-        MisuseError: parameters were scaled by different factors.
-    """
+    """The one factor between shares and consumed gradient that `stream` can still apply."""
     scales = [plan.scale for plan in plans.values() if isinstance(plan.scale, float)]
     if scales and max(scales) - min(scales) > 1e-3 * max(abs(k) for k in scales):
         raise MisuseError(
@@ -74,12 +70,7 @@ def scales_of(
 ) -> dict[str, Tensor | float | None]:
     """For each parameter what became of its gradient between the backward pass and the step.
 
-    Args:
-        gradients: that the step consumes, which the check has recorded.
-        capture: the parameters and the check.
-        blocks: the step's samples.
-        processes: that they are spread over.
-        without: parameters that nothing moves in this step.
+    `without` names parameters that nothing moves in this step.
     """
     norms, gaps = capture.check.norms, set(capture.check.gaps)
     scales: dict[str, Tensor | float | None] = {}
@@ -108,17 +99,8 @@ def elementwise_scale(
 ) -> Tensor:
     """What was left of each element, as a factor of the sum of shares.
 
-    Args:
-        name: of the parameter.
-        p: the parameter.
-        gradient: that is consumed, this process's part of it.
-        blocks: the step's samples.
-        processes: that the step's samples are spread over.
-        computed: eps of what the shares are made of.
-
-    Raises:
-        MisuseError: the gradient was changed in some other way, or the shares are not there to
-            compare it with.
+    `gradient` is this process's part of what is consumed, `computed` the eps of what the shares are
+    made of.
     """
     factors = [factor for block in blocks for factor in block.factors.get(name, [])]
     if not factors:

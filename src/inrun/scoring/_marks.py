@@ -95,12 +95,7 @@ def mark_of(memory: Tensor | None) -> MemoryMark | None:
 
 
 class Edited:
-    """Whose memory is another than the one that was left there.
-
-    Args:
-        left: by name, after the last scored step that moved the parameter.
-        found: by name, before this one.
-    """
+    """Whose memory is another than the one that was left there."""
 
     def __init__(
         self, left: Mapping[str, MemoryMark | None], found: Mapping[str, MemoryMark | None]
@@ -124,12 +119,7 @@ class Edited:
 
 
 class Surroundings:
-    """Looks around a model.
-
-    Args:
-        model: that is trained.
-        loss_fn: that judges it.
-    """
+    """Looks around a model."""
 
     def __init__(self, model: nn.Module, loss_fn: object):
         self._model = model

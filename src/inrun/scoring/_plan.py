@@ -86,12 +86,7 @@ class ParameterPlan(ABC):
 
     @abstractmethod
     def pull(self, at: Gradients, moved: Move[Any, Any] | None) -> Pulled:
-        """The direction that shares meet, and the books, in compute precision.
-
-        Args:
-            at: the validation gradients.
-            moved: the move read again after the step.
-        """
+        """The direction that shares meet, and the books, in compute precision."""
 
 
 @dataclass(eq=False)
@@ -211,17 +206,7 @@ def plan_parameter(
     held: bool,
     processes: int = 1,
 ) -> ParameterPlan:
-    """The plan of one parameter.
-
-    Args:
-        optimizer: the number of the one that holds it.
-        p: the parameter.
-        move: read before the step.
-        direction: the method.
-        scale: see `ParameterPlan`.
-        held: whether its shares are still to be contracted.
-        processes: how many share the batch.
-    """
+    """The plan of one parameter."""
     if direction.forms_after_step(move):
         return SettledAfter(optimizer, p, direction, move, scale, held, processes)
     each = direction.by_sample
@@ -256,11 +241,7 @@ class RuleCheck:
                 self._expected[name] = kind, plan.move.weight - moved, _size(moved)
 
     def after(self, plans: Mapping[str, ParameterPlan]) -> None:
-        """Compares.
-
-        Raises:
-            InvariantError: the optimizer did something else; the message says by how much.
-        """
+        """Compares."""
         for name, (kind, expected, moved) in self._expected.items():
             if name not in plans:
                 continue  # its optimizer did not step

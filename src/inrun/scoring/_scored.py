@@ -34,16 +34,8 @@ def read(
 ) -> Scored:
     """A step's result: its numbers, in one transfer from the device.
 
-    Args:
-        sums: what its parameters added up to.
-        passes: before and after it.
-        targets: their names.
-        estimator: the method really used.
-        unowned: of each share of the step whether it is no sample's.
-        other: what changed the loss before the step's opening pass, (K,).
-
-    Raises:
-        MisuseError: a validation loss, a validation gradient or a value is not finite.
+    `unowned` says of each share of the step whether it is no sample's, `other` is what changed the
+    loss before the opening pass, (K,).
     """
     none = torch.zeros(len(targets), dtype=torch.float64)
     losses = Reading(*(found.losses for found in passes), none if other is None else other)
@@ -69,11 +61,7 @@ def read(
 
 
 def _require_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
-    """Refuses numbers that would stay in totals for good.
-
-    Raises:
-        MisuseError: one is not finite.
-    """
+    """Refuses numbers that would stay in totals for good."""
     if all(np.isfinite(numbers).all() for numbers in found):
         return
     for evaluation in passes:

@@ -22,17 +22,7 @@ from inrun.utility import Utility
 
 
 class Scorer:
-    """One of a run.
-
-    Args:
-        model: that is trained.
-        optimizers: that train it.
-        utility: that judges.
-        direction: the method.
-        smoothed_steps: see `inrun.Options`.
-        contraction: how directions meet factors.
-        processes: that train together.
-    """
+    """One of a run."""
 
     def __init__(
         self,
@@ -108,11 +98,8 @@ class Forecast:
     """What `stream` expects to become of a gradient that is still coming in: what did last time.
 
     A direction that is formed inside the backward pass does not know yet how many micro-batches
-    will be added nor by how much the sum will be clipped or unscaled.
-
-    Args:
-        scale: consumed gradient over the sum of the blocks', in the last step.
-        blocks: how many it had.
+    will be added nor by how much the sum will be clipped or unscaled. `scale` is the consumed
+    gradient over the sum of the blocks' in the last step, which had so many `blocks`.
     """
 
     def __init__(self, scale: float = 1.0, blocks: float = 1) -> None:
@@ -129,9 +116,5 @@ class Forecast:
         return [self._scale, self._blocks]
 
     def factor(self, blocks_now: int) -> float:
-        """Consumed gradient over the gradient so far.
-
-        Args:
-            blocks_now: of the step under way, with the one whose backward pass runs.
-        """
+        """Consumed gradient over the gradient so far."""
         return self._scale * max(1.0, self._blocks / blocks_now)

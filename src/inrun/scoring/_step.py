@@ -45,11 +45,7 @@ class MomentumMemory(Protocol):
 class Step:
     """One step; `audited`: whether factors are kept beside sketches.
 
-    Args:
-        scorer: what outlives it.
-        number: counted from 1.
-        weight: how many steps it stands for; 0 where it is not scored.
-        window: of momentum, if there is one.
+    `weight` is how many steps it stands for, 0 where it is not scored.
     """
 
     audited = False
@@ -104,9 +100,6 @@ class Step:
         """Compares blocks with the gradients; True where some turned out not to be in them.
 
         The loop zeroed the gradients after those: they count no more. Nor does one that is wrong.
-
-        Raises:
-            InvariantError: a block's shares do not sum to the gradient.
         """
         unread = capture.check.unread
         try:
@@ -166,9 +159,6 @@ class Step:
             capture: what the blocks were seen by.
             first: the number of the optimizer that steps first. A gradient scaler skips others of
                 which a gradient is not finite, each for itself.
-
-        Raises:
-            MisuseError: no sample accounts for what became of a gradient.
         """
         scorer, blocks, plans = self._scorer, self.blocks, {}
         with torch.no_grad():
@@ -210,11 +200,7 @@ class Step:
         return names
 
     def pass_by(self, *, skips: bool) -> None:
-        """In place of being read, a step that is not scored.
-
-        Args:
-            skips: whether the optimizer will not move anything.
-        """
+        """In place of being read, a step that is not scored."""
         self.stage = Stage.OPEN if skips else Stage.READ
 
     def share_scale(self, name: str) -> Tensor | float:
@@ -255,12 +241,7 @@ class Step:
         return {names[id(p)]: move for k in stepped for p, move in optimizers.moved(k, before)}
 
     def require_unchanged(self, k: int) -> None:
-        """Before another optimizer of the same step: its gradients must be those that were read.
-
-        Raises:
-            MisuseError: they were changed since the first of the optimizers stepped, or one of them
-                is not finite.
-        """
+        """Before another optimizer of the same step: its gradients must be those that were read."""
         if k in self._overflowed:
             raise not_finite(self._overflowed[k])
         now = norms_of({n: p for n, p in self._plans.items() if p.optimizer == k})
@@ -275,12 +256,7 @@ class Step:
     # ---- scored
 
     def score(self, capture: Capture, watcher: DirectionWatcher | None = None) -> Scored:
-        """Contracts the directions, now that the closing gradient is known.
-
-        Raises:
-            MisuseError: a number is not finite, or something that shares are made of was written
-                to.
-        """
+        """Contracts the directions, now that the closing gradient is known."""
         self._keep_only_stepped()
         scorer, blocks = self._scorer, self.blocks
         scorer.rule_check.after(self._plans)
@@ -316,11 +292,7 @@ class Step:
         return None
 
     def _keep_only_stepped(self) -> None:
-        """Drops what was planned for optimizers that did not step.
-
-        Raises:
-            MisuseError: it is in the values already.
-        """
+        """Drops what was planned for optimizers that did not step."""
         if len(self.stepped) == len(self._scorer.optimizers.members):
             return
         kept = {n: plan for n, plan in self._plans.items() if plan.optimizer in self.stepped}

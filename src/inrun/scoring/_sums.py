@@ -36,14 +36,7 @@ class DirectionWatcher(Protocol):
 
 
 class Sums:
-    """Values (B, K) of each block, and the history's entries (K,).
-
-    Args:
-        samples: of each block.
-        targets: K.
-        processes: those that the step's samples are spread over.
-        watcher: sees each direction.
-    """
+    """Values (B, K) of each block, and the history's entries (K,)."""
 
     def __init__(
         self,
@@ -66,16 +59,7 @@ class Sums:
         blocks: Sequence[Block],
         contraction: Contraction,
     ) -> None:
-        """What one parameter's samples, momentum and decay did.
-
-        Args:
-            name: of the parameter.
-            plan: its plan.
-            at: its validation gradients.
-            after: its move, read after the step.
-            blocks: the step's samples.
-            contraction: how directions meet factors.
-        """
+        """What one parameter's samples, momentum and decay did."""
         pulled, p = plan.pull(at, after), plan.parameter
         self.sharded |= is_sharded(p)
         for row, entries_K in enumerate((pulled.momentum, pulled.decay)):

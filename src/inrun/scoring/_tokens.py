@@ -46,11 +46,7 @@ class _Pass:
 
 
 def require_whole_directions(scorer: Scorer, capture: Capture, *, window: bool) -> None:
-    """Refuses settings under which a value is not one direction's product with a share.
-
-    Raises:
-        MisuseError: names the setting.
-    """
+    """Refuses settings under which a value is not one direction's product with a share."""
     exact = scorer.contraction.exact
     if capture.contracts_early or not exact or not scorer.one_direction:
         raise MisuseError(
@@ -241,11 +237,7 @@ class Tokens:
 
 
 def _by_sample(found_RT: np.ndarray, one: _Pass) -> Sequence[np.ndarray]:
-    """Each sample's terms in their order, from rows that may hold several or a part of one.
-
-    Raises:
-        MisuseError: the terms are not as many as the places that were given.
-    """
+    """Each sample's terms in their order, from rows that may hold several or a part of one."""
     if one.owners is None:
         return list(found_RT)
     owners = one.owners

@@ -19,10 +19,8 @@ HALVINGS = 20
 class AuditUtility:
     """Targets of the whole, then of the first half, then of the second, where rows can be halved.
 
-    Args:
-        utility: the run's.
-        model: to try the halves on: a loss function may insist on the whole batch.
-        processes: that judge together: halves are those of all or of none.
+    They are tried on the model: a loss function may insist on the whole batch. Halves are those of
+    all processes or of none.
     """
 
     def __init__(self, utility: Utility, model: nn.Module, processes: Processes):

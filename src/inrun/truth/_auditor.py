@@ -77,18 +77,8 @@ def _aside(method: Callable[..., Result]) -> Callable[..., Result | None]:
 class Auditor:
     """Carries an audit out, of the training's way: decides, listens, plays, compares.
 
-    Args:
-        stopped: a context in which time counts neither as training nor as attribution.
-        warn: says why an audit ended.
-        model: that is trained.
-        optimizers: that train it.
-        utility: that judges.
-        schedule: which steps are checked.
-        groups: how many in each check; None for as many as time allows.
-        processes: that train together.
-
-    Raises:
-        MisuseError: a number of groups that cannot be compared or played out.
+    `stopped` is a context in which time counts neither as training nor as attribution, `warn` says
+    why an audit ended, and `groups` None takes as many as time allows.
     """
 
     def __init__(
@@ -284,13 +274,9 @@ class Auditor:
     ) -> pa.Table | None:
         """Compares the step's values with the truth.
 
-        Args:
-            step: its number.
-            values_NK: of this process's samples.
-            facts: the columns of `AUDIT` that the attribution knows.
-
-        Returns:
-            All checks so far; None where this step was not played out.
+        `values_NK` are of this process's samples, `facts` the columns of `AUDIT` that the
+        attribution knows. It returns all checks so far, None where this step was not played
+        out.
         """
         played, shares = self._played, self._shares
         self.cancel()

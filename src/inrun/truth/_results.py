@@ -22,13 +22,8 @@ from inrun.ledger import Log
 class TrainingResults:
     """Numbers by what was trained, in memory and in a file.
 
-    Args:
-        path: of the file, None for none. What it holds already is known.
-        kind: 'pruning', 'selection' or 'retraining'.
-        question: whatever JSON holds.
-
-    Raises:
-        StoreError: the file is of another question, or torn.
+    `kind` is 'pruning', 'selection' or 'retraining', `question` whatever JSON holds. What the file
+    holds already is known.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, kind: str, question: Mapping[str, Any]):
@@ -50,11 +45,7 @@ class TrainingResults:
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], dict[Any, list[float]]]:
-    """The question of a file, and its numbers by what was trained.
-
-    Raises:
-        StoreError: it cannot be read, is torn, was changed, or holds no results.
-    """
+    """The question of a file, and its numbers by what was trained."""
     if not path.is_file():
         raise StoreError(f"{path} cannot be read: there is no such file.")
     return _read(path, Log(path))

@@ -60,17 +60,7 @@ class _WithoutEach(Dataset[list[float]]):
 class Retraining:
     """A run trained again without samples or groups of samples, each once, with a file of results.
 
-    Args:
-        run: a recorded run.
-        utility: the validation loss.
-        removal: 'renormalise' or 'drop', see `inrun.lookahead`.
-        processes: how many train at a time; 0 trains in this one.
-        store: a file that keeps each result as it comes, or None.
-        question: what else the file is the answer to.
-
-    Raises:
-        StoreError: the file is of another question.
-        MisuseError: no such removal, or processes on a GPU.
+    `question` is what else the file is the answer to; see `retrain` for the rest.
     """
 
     def __init__(
@@ -110,9 +100,7 @@ class Retraining:
     def without(self, groups: Mapping[Any, Any], tick: Tick = untold) -> list[list[float]]:
         """By group, the targets' losses after training without it.
 
-        Args:
-            groups: by the name that the file knows it by, a sample's id or several.
-            tick: says how far it is.
+        `groups` has a sample's id or several, by the name that the file knows them by.
         """
         known = self._results.known
         left = [name for name in groups if name not in known]

@@ -20,9 +20,6 @@ class AuditSchedule:
         steps: that the audit is spread over; where training goes on for longer, over as many again.
         first: the first step that may be drawn.
         seed: of the draws.
-
-    Raises:
-        MisuseError: no time, or no steps.
     """
 
     def __init__(self, seconds: float, steps: int, first: int, seed: int):
@@ -43,13 +40,7 @@ class AuditSchedule:
         return self._next is not None and step >= self._next
 
     def done(self, step: int, seconds: float, next_cost: float | None = None) -> None:
-        """Takes note of a check, and draws the next step that the remaining time pays for.
-
-        Args:
-            step: that was played out, or given up.
-            seconds: that this took.
-            next_cost: what the next check is expected to take, where it differs.
-        """
+        """Takes note of a check, and draws the next step that the remaining time pays for."""
         self.spent += seconds
         self._cost = next_cost or seconds or self._cost
         self._begins = max(self._begins, step + 1)
