@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._adafactor import TransformersAdafactorRule
 from inrun.optim._adam_variants import ScheduleFreeAdamWRule, quantized_rule
 from inrun.optim._divided import ElementwiseRule
+from inrun.optim._elementwise import LionRule
 from inrun.optim._jacobian import MatrixRule
-from inrun.optim._lamb import LambRule
 from inrun.optim._muon import MuonWithAuxAdamRule, PublishedMuonRule
+from inrun.optim._per_tensor import LambRule, TransformersAdafactorRule
 from inrun.optim._rule import Live, Rule
-from inrun.optim._signs import LionRule
 
 Found = Rule[Any, Any]
 Displacement = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], Tensor]
