@@ -28,10 +28,9 @@ from inrun.directions import Game
 from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor
-from inrun.truth._agreement import agreement
 from inrun.truth._audit import Audit
 from inrun.truth._audit_utility import AuditUtility
-from inrun.truth._game import StepGame, shapley_values
+from inrun.truth._game import StepGame, agreement, shapley_values
 from inrun.truth._group_shares import GroupShares
 from inrun.truth._schedule import AuditSchedule
 
@@ -100,7 +99,6 @@ class Auditor:
         self._groups = groups or FIRST
         self._shares: GroupShares | None = None
         self._played: dict[str, Any] | None = None
-        self._no_ones: list[Mapping[str, Tensor]] = []  # gradients of no sample in the step
         self._seconds = 0.0  # that the step under way has cost so far
         self.audit = Audit()
 
@@ -164,12 +162,12 @@ class Auditor:
 
     def cancel(self) -> None:
         """The step is not scored, or samples of it dropped out: another will be checked."""
-        self._shares, self._played, self._no_ones = None, None, []
+        self._shares, self._played = None, None
 
     def unattributed(self, gradients: Mapping[str, Tensor]) -> None:
         """Gradient that is no sample's came into a drawn step."""
         if self._shares is not None:
-            self._no_ones.append(dict(gradients))
+            self._shares.unattributed(gradients)
 
     @_aside
     def before_step(self, step: ReadStep) -> None:
@@ -191,12 +189,12 @@ class Auditor:
                 f"train on at least {FEWEST} samples a step"
             )
         with torch.no_grad():
-            shares = {
-                name: sums[:players] * step.share_scale(name)
-                for name, sums in self._shares.of_everyone().items()
+            shares = self._shares.consumed(players, step.share_scale)
+            fixed = {  # gradients that no factor explains act in every coalition
+                name: p.grad
+                for name, p in self._model.named_parameters()
+                if p.grad is not None and name not in shares
             }
-            shares = self._with_no_one(shares, step)
-            fixed = self._unowned(shares)
 
         def play() -> tuple[StepGame, float, float | None, np.ndarray]:
             game = StepGame(
@@ -236,37 +234,6 @@ class Auditor:
         """Over processes."""
         mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()
         return mean
-
-    def _unowned(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of parameters that no factor explains: they act in every coalition."""
-        return {
-            name: p.grad
-            for name, p in self._model.named_parameters()
-            if p.grad is not None and name not in shares
-        }
-
-    def _with_no_one(self, shares: dict[str, Tensor], step: ReadStep) -> dict[str, Tensor]:
-        """The groups' shares, and as one more player the gradients that are of no sample.
-
-        It is a player as the past is one: samples' values come of the path on which all of the
-        gradient comes in together.
-        """
-        names = dict.fromkeys(name for gradients in self._no_ones for name in gradients)
-        if not names:
-            return shares
-        players = next(iter(shares.values())).shape[0]
-        joined: dict[str, Tensor] = {}
-        for name in dict.fromkeys([*shares, *names]):
-            own = [gradients[name] for gradients in self._no_ones if name in gradients]
-            sums = shares.get(name)
-            if sums is None:
-                sums = torch.zeros(players, *own[0].shape, dtype=own[0].dtype, device=own[0].device)
-            last = torch.zeros_like(sums[:1])
-            if own:
-                everyones = self._processes.mean(torch.stack(own).sum(0)) * self._processes.size
-                last[0] = everyones * step.share_scale(name)
-            joined[name] = torch.cat([sums, last])
-        return joined
 
     @_aside
     def after_step(

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.truth._agreement import agreement
+from inrun.truth._game import agreement
 from inrun.truth._retrain import Retrainable, Retraining, Tick, untold
 from inrun.utility import Utility
 
