@@ -27,7 +27,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from inrun.optim import Rule, moves
+from inrun.optim import Rule
 from inrun.replay import _snapshot
 from inrun.replay._agreement import check_first_step
 from inrun.replay._carried import Carried, alike
@@ -38,7 +38,8 @@ from inrun.replay._replica import (
     Task,
     clipping,
     gradient_norm,
-    modules_at_rest,
+    length,
+    moves_of,
     settings_of,
     states_for_blocks,
 )
@@ -70,16 +71,9 @@ class AnticipatedStep:
         raw: Mapping[str, Tensor],
         clip_norm: float | None,
     ):
-        self._parameters, self._raw = parameters, raw
-        for name, p in parameters.items():
-            p.grad = raw.get(name)
-        self._norm = gradient_norm(parameters)
+        self._parameters, self._raw, self._norm = parameters, raw, length(raw.values())
         self._clip = clipping(self._norm, clip_norm)
-        if self._clip < 1.0:
-            for name, part in raw.items():
-                parameters[name].grad = self._clip * part
-        names = {id(p): name for name, p in parameters.items()}
-        self._moves = [(names[id(p)], move) for p, move in moves(optimizer, rule)]
+        self._moves = moves_of(optimizer, rule, parameters, raw, self._clip)
 
     def consumed(self) -> dict[str, Tensor]:
         """The gradient that the step takes in, by parameter."""
@@ -145,7 +139,6 @@ class Rollout:
         if random is not None:
             self._keeper.keep_random(1, states_for_blocks([random]))
         step = self._step(1, ids, random=random is not None)
-        self._begin()
         snapshot = _snapshot.take(self._live, self._model, self._optimizer)
         norm = gradient_norm(self._live)
         check_first_step(self._replica, replace(step, norm=norm), snapshot, self._live)
@@ -160,7 +153,6 @@ class Rollout:
         asked for `wanted` states, at least one.
         """
         replica = self._replica
-        self._begin()
         replica.put(_snapshot.take(self._live, self._model, self._optimizer))
         replica.set_groups(self._step(1, []))
         for name, p in replica.parameters.items():
@@ -186,10 +178,8 @@ class Rollout:
                 found.append(carried.copy())
         return found[::-1]
 
-    def _begin(self) -> None:
-        self._replica.modes = [modules_at_rest(self._model)]
-
     def _step(self, number: int, ids: Ids, *, random: bool = False) -> Step:
         """A step of one block with the settings that the groups have now."""
         groups = tuple(settings_of(group) for group in self._optimizer.param_groups)
-        return Step(number, (Block(ids, 0, random),), groups, 0.0, 1.0)
+        block = Block(ids, self._replica.mode_of(self._model), random)
+        return Step(number, (block,), groups, 0.0, 1.0)

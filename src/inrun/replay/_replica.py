@@ -6,14 +6,14 @@ Letters: B rows of a block.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
-from inrun.optim import rule_for
+from inrun.optim import Move, Rule, moves, rule_for
 from inrun.replay import _snapshot
 from inrun.replay._folder import Block, Ids, Keeper, Step
 from inrun.replay._snapshot import set_random_state, undisturbed_random
@@ -65,13 +65,18 @@ class Replica:
     """Model and optimizer of its own, in whatever state it was put."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, keeper: Keeper
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        keeper: Keeper,
+        modes: Sequence[tuple[str, ...]] = (),
     ):
         self.rule = rule_for(optimizer)
         _snapshot.names_of(model, optimizer)
         self.model, self.optimizer = copy.deepcopy((model, optimizer))
         self.task, self._keeper = task, keeper
-        self.modes: list[Sequence[str]] = []
+        self.modes = list(modes)  # by number, which modules are in evaluation mode
         self.parameters = _snapshot.names_of(self.model, self.optimizer)
         self._modules = list(self.model.named_modules())
         self.double = all(p.dtype == torch.float64 for p in self.parameters.values())
@@ -81,6 +86,13 @@ class Replica:
     def put(self, snapshot: Mapping[str, Tensor], *, lend: bool = False) -> None:
         """Into a recorded state; with `lend` only to look at it, not to step on."""
         _snapshot.place(snapshot, self.parameters, self.model, self.optimizer, lend=lend)
+
+    def mode_of(self, model: nn.Module) -> int:
+        """The number of the mode that a model is in now."""
+        resting = tuple(name for name, module in model.named_modules() if not module.training)
+        if resting not in self.modes:
+            self.modes.append(resting)
+        return self.modes.index(resting)
 
     def take(self) -> _snapshot.Snapshot:
         """A copy of the state it is in."""
@@ -174,8 +186,28 @@ class Replica:
 
 def gradient_norm(parameters: Mapping[str, Tensor]) -> float:
     """Length of the gradient over all parameters that have one."""
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters.values() if p.grad is not None]
+    return length(p.grad for p in parameters.values() if p.grad is not None)
+
+
+def length(tensors: Iterable[Tensor]) -> float:
+    """Of all tensors as one vector."""
+    norms = [torch.linalg.vector_norm(t) for t in tensors]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def moves_of(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    parameters: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor],
+    clip: float,
+) -> list[tuple[str, Move[Any, Any]]]:
+    """What an optimizer is about to do by parameter; it leaves the clipped gradient in `.grad`."""
+    for name, p in parameters.items():
+        part = raw.get(name)
+        p.grad = part if part is None or clip == 1.0 else clip * part
+    names = {id(p): name for name, p in parameters.items()}
+    return [(names[id(p)], move) for p, move in moves(optimizer, rule)]
 
 
 def clipping(norm: float, limit: float | None) -> float:
@@ -194,11 +226,6 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
         if key != "params" and isinstance(value, (bool, int, float, str, list, type(None))):
             settings[key] = value
     return settings
-
-
-def modules_at_rest(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that are in evaluation mode."""
-    return tuple(name for name, module in model.named_modules() if not module.training)
 
 
 def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
