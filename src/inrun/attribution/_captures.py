@@ -79,26 +79,20 @@ class Captures:
 
 
 class Before:
-    """What `.grad` was when it was looked at."""
+    """What `.grad` was when it was looked at: a backward pass adds in place."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         self._parameters = dict(parameters)
-        self._there = {n: p.grad for n, p in parameters.items()}
-        self._versions = {n: g._version for n, g in self._there.items() if g is not None}
-        self._before = {
-            n: g.detach().clone() for n, g in self._there.items() if g is not None
-        }  # a backward pass adds in place
+        self._there = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+        self._versions = {n: g._version for n, g in self._there.items()}
+        self._before = {n: g.detach().clone() for n, g in self._there.items()}
 
     def added(self) -> dict[str, Tensor]:
         """What came in since, of the parameters that got anything."""
         found: dict[str, Tensor] = {}
         for name, p in self._parameters.items():
-            now = p.grad
-            if now is None or (
-                now is self._there[name] and now._version == self._versions.get(name)
-            ):
-                continue
-            before = self._before.get(name)
-            difference = now.detach().clone() if before is None else now.detach() - before
-            found[name] = difference
+            now, before = p.grad, self._before.get(name)
+            same = now is self._there.get(name)
+            if now is not None and not (same and now._version == self._versions[name]):
+                found[name] = now.detach().clone() if before is None else now.detach() - before
         return found

@@ -199,19 +199,19 @@ class Loop(Passes):
 
     def _with_news(self, results: list[tuple[Step, Scored]]) -> list[tuple[Step, Scored]]:
         """With what the budget decided in the note of the first of them."""
-        news = self.frequency.news
-        if not news or not results:
+        news = self.frequency.take_news() if results else ""
+        if not news:
             return results
-        self.frequency.news = ""
         (step, scored), *rest = results
         note = "; ".join(filter(None, (scored.entries.note, f"the budget's choice: {news}")))
         return [(step, scored._replace(entries=scored.entries._replace(note=note))), *rest]
 
     def leave_windows(self) -> bool:
         """Goes on without scoring windows, which an audit cannot do with; False where it cannot."""
-        if not self.frequency.leave_windows():
-            return False
-        self.close_window()
+        if self._windows is not None:
+            if not self.frequency.leave_windows():
+                return False
+            self.close_window()
         return True
 
     def close_window(self) -> None:

@@ -57,6 +57,10 @@ class Windows:
         step = WindowedStep(self._scorer, number, self)
         return AuditedStep(self._scorer, number, step) if self.audits else step
 
+    def set_length(self, steps: int) -> None:
+        """How many steps the next window has."""
+        self.length = steps
+
     @property
     def is_open(self) -> bool:
         """Whether steps wait for their window's end."""
