@@ -1,13 +1,13 @@
-"""A step's sums: what each parameter adds to the samples' values and to the books.
+"""A step's sums: what each parameter adds to the samples' values and to the books; what came of it.
 
-They stay on the parameters' device until the step is over, so that a GPU is waited for once.
+Sums stay on the parameters' device until the step is over, so that a GPU is waited for once.
 Letters: B samples of a block, K targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from torch import Tensor
 from inrun.capture import Block, Reading
 from inrun.directions import Gradients
 from inrun.distributed import Processes, is_sharded, part_of, parts, whole
+from inrun.errors import MisuseError
 from inrun.factors import Contraction, Factor, compute_dtype
+from inrun.ledger import NO_PASS, OTHER_ROWS, Entries
 from inrun.optim import Move
 from inrun.scoring._grouped import Member, directions_of, met_together, pulled_together
 from inrun.scoring._plan import ParameterPlan
+from inrun.utility import Evaluation, finite_sums, require_finite, require_finite_gradients
 
 
 class DirectionWatcher(Protocol):
@@ -167,3 +170,60 @@ class Sums:
             dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no doubles
             self._by_device[device] = torch.zeros(shape, dtype=dtype, device=device)
         return self._by_device[device]
+
+
+class Scored(NamedTuple):
+    """A step's result: values (N, K) in the blocks' order, its books, the method really used."""
+
+    values: np.ndarray
+    entries: Entries
+    estimator: str
+
+
+def read(
+    sums: Sums,
+    passes: tuple[Evaluation, Evaluation],
+    targets: Sequence[str],
+    estimator: str,
+    unowned: Sequence[bool],
+    other: Tensor | None,
+) -> Scored:
+    """A step's result: its numbers, in one transfer from the device.
+
+    `unowned` says of each share of the step whether it is no sample's, `other` is what changed the
+    loss before the opening pass, (K,).
+    """
+    none = torch.zeros(len(targets), dtype=torch.float64)
+    losses = Reading(*(found.losses for found in passes), none if other is None else other)
+    looks = not (passes[1].checked or sums.sharded)  # where each process has its own parts
+    finite = Reading(finite_sums(passes[1])) if looks else None
+    values, momentum, decay = sums.told(sums.sent())
+    opening, closing, moved = (t.double().numpy() for t in losses.wait())
+    for found, each in zip(passes, (opening, closing), strict=True):
+        if not found.checked:
+            require_finite(targets, torch.from_numpy(each))
+    if finite is not None and not finite.wait()[0].numpy().all():
+        require_finite_gradients(passes[1], targets)
+    _require_values(passes, values, momentum, decay)
+    opening, note = opening + moved, ""  # the last step's closing loss
+    if np.isnan(closing).any() or np.isnan(opening).any():
+        note = NO_PASS
+    elif passes[0].rows != passes[1].rows:
+        opening, note = np.full_like(opening, np.nan), OTHER_ROWS
+    no_ones = np.array(unowned, dtype=bool)
+    owned, rest = values[~no_ones], values[no_ones]
+    entries = Entries(opening, closing, owned.sum(0), momentum, decay, rest.sum(0), moved, note)
+    return Scored(owned, entries, estimator)
+
+
+def _require_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:
+    """Refuses numbers that would stay in totals for good."""
+    if all(np.isfinite(numbers).all() for numbers in found):
+        return
+    for evaluation in passes:
+        require_finite_gradients(evaluation)
+    raise MisuseError(
+        "The values of this step are not finite, though the validation loss and its gradient are: "
+        "the optimizer's update has no slope where it was taken (eps=0, moments that underflowed, "
+        "weights that overflowed). The step is not booked. Use eps=1e-8, or a wider dtype."
+    )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from inrun.capture import Capture
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import TokenFolder
-from inrun.owners import ownership
+from inrun.owners import IdReader, ownership
 from inrun.scoring._scorer import Scorer
 from inrun.utility import differentiable_twice, undisturbed
 
@@ -74,7 +74,7 @@ class Tokens:
         folder: TokenFolder | None,
     ):
         self._model, self._trained = model, trained
-        self._pending = pending
+        self._pending, self._ids = pending, IdReader()
         self._weights, self._losses, self._folder = np.asarray(weights), token_losses, folder
         self._passes: list[_Pass] = []
         self._before: dict[str, Tensor] = {}
@@ -105,7 +105,7 @@ class Tokens:
         Raises:
             MisuseError: places out of range, or for each of several tensors.
         """
-        names = [i.item() if hasattr(i, "item") else i for i in ids]
+        names = self._ids.read(ids)
         owned = ownership(len(names), rows, slots)
         if owned.tensors is not None:
             raise MisuseError(

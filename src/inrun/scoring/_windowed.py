@@ -21,10 +21,10 @@ from inrun.factors import Factor
 from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
-from inrun.scoring._scored import Scored
+from inrun.scoring._open_step import Stage
 from inrun.scoring._scorer import Scorer
-from inrun.scoring._step import Stage, Step
-from inrun.scoring._sums import DirectionWatcher
+from inrun.scoring._step import Step
+from inrun.scoring._sums import DirectionWatcher, Scored
 from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
 
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
