@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Moves, Reading
+from inrun.capture import Block, Moves
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.momentum._tensor_store import Kept, TensorStore
@@ -111,31 +111,6 @@ class WaitingStep:
         """Its samples are paid."""
         for kept in self.kept:
             kept.let_go()
-
-
-class StepValues:
-    """Values (N, K) of a step's blocks, added up on the devices where they are computed."""
-
-    def __init__(self, samples: Sequence[int], targets: int):
-        self._samples, self._K = list(samples), targets
-        self._by_device: dict[torch.device, list[Tensor]] = {}
-
-    def add(self, block: int, values_BK: Tensor) -> None:
-        """Adds to one block's."""
-        # mps has no doubles
-        wide = torch.float32 if values_BK.device.type == "mps" else torch.float64
-        rows = self._by_device.setdefault(
-            values_BK.device,
-            [values_BK.new_zeros(n, self._K, dtype=wide) for n in self._samples],
-        )
-        rows[block] += values_BK
-
-    def fetch(self) -> np.ndarray:
-        """(N, K) float64."""
-        total = np.zeros((sum(self._samples), self._K))
-        for rows in Reading(*map(torch.cat, self._by_device.values())).wait():
-            total += rows.double().numpy()
-        return total
 
 
 def overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:
