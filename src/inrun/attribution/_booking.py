@@ -106,7 +106,6 @@ class Booking:
         return [Paid(step, gathered_step(self._processes, [], v)[1]) for step, v in found]
 
     def close(self) -> None:
-        """Leaves no file."""
         if self._window is not None:
             self._window.close()
 

@@ -267,13 +267,11 @@ class WithinBudget(Frequency):
         return True
 
     def state(self) -> dict[str, Any]:
-        """What is under way, what was decided, and the times that were taken."""
         kept = copy.deepcopy({name: getattr(self, f"_{name}") for name in KEPT})
         times = {kind: list(seen) for kind, seen in self._times.items()}
         return {**kept, "times": times, "parts": self.parts, "windowed": self.windowed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the choice and the times of a checkpoint."""
         for name in KEPT:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
         self.parts, self.windowed = state["parts"], state["windowed"]
@@ -283,7 +281,6 @@ class WithinBudget(Frequency):
         self._began = None
 
     def describe(self) -> dict[str, Any]:
-        """The budget, what it led to, and what it is expected to cost."""
         window = float(self._length) if self.windowed else 0.0
         every = 1.0 if self.windowed else float(self._n)
         told = {

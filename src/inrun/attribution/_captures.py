@@ -88,7 +88,6 @@ class Before:
         self._before = {n: g.detach().clone() for n, g in self._there.items()}
 
     def added(self) -> dict[str, Tensor]:
-        """What came in since, of the parameters that got anything."""
         found: dict[str, Tensor] = {}
         for name, p in self._parameters.items():
             now, before = p.grad, self._before.get(name)

@@ -74,7 +74,6 @@ class All(Frequency):
         self._exact = exact
 
     def weight(self, step: int) -> float:
-        """Always 1: each step stands for itself."""
         self.windowed = self._exact is not None and step > self._exact
         return 1.0
 
@@ -86,7 +85,6 @@ class OneInEach(Frequency):
         self._n = n
 
     def weight(self, step: int) -> float:
-        """That n in the one step of each n that was drawn; 0 in the others."""
         window, place = divmod(step - 1, self._n)
         return float(self._n) if place == draw(window, self._n) else 0.0
 
@@ -98,7 +96,6 @@ class Coin(Frequency):
         self._probability = probability
 
     def weight(self, step: int) -> float:
-        """One over the probability where the draw fell on this step; else 0."""
         scored = Random(SEED + step).random() < self._probability
         return 1 / self._probability if scored else 0.0
 

@@ -162,7 +162,6 @@ class Loop(Passes):
                 self.capture.step_over()
 
     def stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer that is not attached has stepped."""
         moved = [p for group in optimizer.param_groups for p in group["params"]]
         validation = self._scorer.validation
         if validation.surroundings.holds(moved):
@@ -215,7 +214,6 @@ class Loop(Passes):
         return True
 
     def close_window(self) -> None:
-        """See `Passes.close_window`: by a validation pass now."""
         if self._windows is not None:
             with self.watch:
                 for past, scored in self._windows.close(self.capture):

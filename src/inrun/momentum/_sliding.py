@@ -38,7 +38,6 @@ class SlidingSum:
         self.term_bytes = 0
 
     def push(self, term: Tensor | None, kept: float, enters: float) -> None:
-        """One step on."""
         self.term_bytes = self.term_bytes if term is None else term.numel() * term.element_size()
         if term is not None and self._older:
             self._since = (
@@ -134,6 +133,5 @@ class SlidingSum:
         return self._since
 
     def clear(self) -> None:
-        """Lets everything go."""
         for k in self.kept():
             k.let_go()

@@ -40,7 +40,6 @@ class Holding:
         return Holding(self.memory + other.memory, self.disk + other.disk)
 
     def times(self, n: int) -> Holding:
-        """So often."""
         return Holding(n * self.memory, n * self.disk)
 
 
@@ -166,15 +165,12 @@ class OnHost(TensorStore):
     """Copies on the CPU of tensors that are elsewhere."""
 
     def keep(self, t: Tensor) -> Kept:
-        """A copy, or the tensor itself where it is on the CPU."""
         return Kept(t) if self.leaves(t) else _Moved(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """Whether it is on the CPU."""
         return t.device == HOST
 
     def free(self, device: torch.device) -> int | None:
-        """Bytes that are left on the CPU."""
         return _free_memory(HOST)
 
 
@@ -194,7 +190,6 @@ class OnDisk(TensorStore):
         self._folder, self._numbers = self._own.path, itertools.count()
 
     def adopt(self, run: str | None) -> None:
-        """Locks the folder for the run, and removes those of ended processes."""
         self._own.adopt(run)
 
     def keep(self, t: Tensor) -> Kept:
@@ -211,22 +206,18 @@ class OnDisk(TensorStore):
             return Kept(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """Never: what waits is a file."""
         return False
 
     def held(self, size: int) -> Holding:
-        """On disk alone."""
         return Holding(0, size)
 
     def free(self, device: torch.device) -> int | None:
-        """Bytes that are left on the disk."""
         try:
             return shutil.disk_usage(self._folder).free
         except OSError:
             return None
 
     def close(self) -> None:
-        """Removes the folder."""
         self._own.close()
 
 

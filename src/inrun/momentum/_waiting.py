@@ -99,16 +99,13 @@ class WaitingStep:
         return [[f.mapped(back) for f in part.get(name, [])] for part in self._factors]
 
     def scale(self, name: str) -> Tensor | float:
-        """What a parameter's shares are multiplied by."""
         scale = self.scales[name]
         return scale.look() if isinstance(scale, Kept) else scale
 
     def nothing(self, targets: int) -> np.ndarray:
-        """(N, K) of zeros."""
         return np.zeros((sum(self.samples), targets))
 
     def let_go(self) -> None:
-        """Its samples are paid."""
         for kept in self.kept:
             kept.let_go()
 

@@ -58,7 +58,6 @@ class Payouts:
 
     @property
     def waiting(self) -> int:
-        """How many steps are held."""
         return len(self._held)
 
     # ---- as steps go by
@@ -172,7 +171,6 @@ class Payouts:
         self._tensor_store.adopt(run)
 
     def close(self) -> None:
-        """Leaves no file."""
         self._clear()
         self._tensor_store.close()
 

@@ -40,8 +40,6 @@ class AdagradState(NamedTuple):
 
 
 class AdagradSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     lr_decay: float
     decay: float
@@ -187,8 +185,6 @@ class RpropState(NamedTuple):
 
 
 class RpropSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     shrink: float
     grow: float

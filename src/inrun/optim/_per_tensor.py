@@ -50,8 +50,6 @@ class AdafactorState(NamedTuple):
 
 
 class AdafactorSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     beta2_decay: float
     eps1: float
@@ -211,8 +209,6 @@ def _inverse_root(t: Tensor) -> Tensor:
 
 
 class LambState(NamedTuple):
-    """Adam's moments."""
-
     m: Tensor
     v: Tensor
     steps: int

@@ -181,16 +181,12 @@ class Rule(ABC, Generic[State, Setting]):
 
     elementwise: ClassVar[bool] = True
     """Whether each element's displacement depends on that element's gradient alone."""
-
     rounds: ClassVar[bool] = False
     """Whether the state is rounded after each step, so that what it becomes is not known."""
-
     advances: ClassVar[bool] = True
     """Whether `advance` is known."""
-
     jumps: bool = False
     """Whether d is made of steps, as signs are, where no quadrature sees where they lie."""
-
     affine: bool = False
     """Whether d is affine in g, so that nothing of it is like a sign."""
 
@@ -273,16 +269,12 @@ class Rule(ABC, Generic[State, Setting]):
     def steps_taken(self, s: State) -> int | None:
         """How many steps ago the rule acted like a sign of the gradient; None where it never does.
 
-        Adam's first steps are nearly signs, where a straight path says little; the attribution then
-        smooths. A rule that takes signs always says 0, one that is affine in g says None.
+        Adam's first steps are nearly signs, where a straight path says little: they are smoothed.
         """
         return None if self.affine else int(getattr(s, "steps", 0))
 
     def window(self, s: State, h: Setting) -> float:
-        """Over how many gradients the size that divides the step is averaged: 1 / (1 - b2).
-
-        Infinite where none is forgotten, or where nothing divides the step.
-        """
+        """Over how many gradients what divides the step is averaged: 1 / (1 - b2), or infinite."""
         b2 = float(getattr(h, "b2", 1.0))
         return 1 / (1 - b2) if b2 < 1 else math.inf
 

@@ -60,8 +60,6 @@ class SGDState(NamedTuple):
 
 
 class SGDSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     momentum: float
     dampening: float
@@ -195,8 +193,6 @@ class ASGDState(NamedTuple):
 
 
 class ASGDSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     lambd: float
     alpha: float

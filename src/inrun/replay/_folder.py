@@ -129,7 +129,6 @@ class Folder:
         return repr(str(self.path))
 
     def create(self) -> None:
-        """Makes a new folder."""
         if (self.path / MANIFEST).exists() or (self.path / "steps.jsonl").exists():
             raise StoreError(
                 f"{self.path} holds a recorded run already. Name a new folder, or remove it first."

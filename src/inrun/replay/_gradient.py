@@ -158,7 +158,6 @@ class StepGradient:
         return total
 
     def moves(self) -> list[tuple[str, Move[Any, Any]]]:
-        """What the optimizer is about to do, by parameter."""
         replica = self._replica
         return moves_of(replica.optimizer, replica.rule, replica.parameters, self.raw, self.clip)
 

@@ -95,7 +95,6 @@ class Replica:
         return self.modes.index(resting)
 
     def take(self) -> _snapshot.Snapshot:
-        """A copy of the state it is in."""
         return _snapshot.take(self.parameters, self.model, self.optimizer)
 
     def set_groups(self, step: Step) -> None:
@@ -165,7 +164,6 @@ class Replica:
         return terms
 
     def gradient_norm(self) -> float:
-        """Length of the present gradient over all parameters."""
         return gradient_norm(self.parameters)
 
     def consume(self) -> None:

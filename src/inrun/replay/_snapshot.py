@@ -121,7 +121,6 @@ def _fitting(key: str, target: Tensor | None, value: Tensor) -> Tensor:
 
 
 def distance(a: Snapshot, b: Snapshot) -> float:
-    """Length of the difference of two states' parameters, over all of them."""
     total = sum(
         float((a[key].double() - b[key].double()).square().sum())
         for key in a
@@ -131,7 +130,6 @@ def distance(a: Snapshot, b: Snapshot) -> float:
 
 
 def size_of(snapshot: Snapshot) -> int:
-    """Bytes of the tensors."""
     return sum(t.numel() * t.element_size() for t in snapshot.values())
 
 
@@ -148,7 +146,6 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> Snapshot:
-    """Loads tensors, onto the CPU."""
     try:
         return load_file(path)
     except Exception as error:  # a broken file makes the parser raise errors of any kind

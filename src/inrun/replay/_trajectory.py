@@ -235,7 +235,6 @@ class Replayable(NamedTuple):
 
 
 def is_recording(folder: Path) -> bool:
-    """Whether a recorded run is there."""
     return os.path.isfile(folder / MANIFEST)
 
 

@@ -113,7 +113,6 @@ class Edited:
         self._compared, self._differ = list(compared), Reading(*compared.values())
 
     def names(self) -> list[str]:
-        """Of them."""
         differ = zip(self._compared, self._differ.wait(), strict=True)
         return self._gone + [name for name, is_other in differ if is_other]
 
@@ -128,7 +127,6 @@ class Surroundings:
         self._elsewhere = [t for i, t in found.items() if i not in own]
 
     def mark(self, trained: Mapping[str, Tensor]) -> SurroundingsMark:
-        """As they are now."""
         ids = {id(p) for p in trained.values()}
         parameters, buffers = own_tensors(self._model)
         others = [p for p in parameters if id(p) not in ids]

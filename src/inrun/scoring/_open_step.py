@@ -58,7 +58,6 @@ class OpenStep:
         return [values.double() for values in scorer.contraction.contract(name, factors, Q)]
 
     def add(self, ids: Ids, block: Block) -> None:
-        """A block ended."""
         self._ended.append((ids, block))
 
     def finish(self, capture: Capture) -> bool:
@@ -92,7 +91,6 @@ class OpenStep:
 
     @property
     def ids(self) -> Ids:
-        """Of all samples."""
         return [i for ids, _ in self._ended for i in ids]  # type: ignore[return-value]  # of one kind
 
     def pass_by(self, *, skips: bool) -> None:

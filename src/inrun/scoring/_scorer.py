@@ -45,12 +45,10 @@ class Scorer:
 
     @property
     def estimator(self) -> str:
-        """The method's name."""
         return self.direction.name
 
     @property
     def game(self) -> Game:
-        """Whose Shapley values are meant."""
         return self.direction.game
 
     @property
@@ -78,7 +76,6 @@ class Scorer:
         capture.coverage.updated(squares)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint keeps."""
         contraction, tensors = self.contraction.state()
         header = {
             "forecast": self.forecast.numbers(), "checked": self.rule_check.steps,
@@ -87,7 +84,6 @@ class Scorer:
         return header, tensors
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes back to what `state` gave."""
         self.forecast = Forecast(*header["forecast"])
         self.rule_check = RuleCheck(header["checked"])
         self.validation.go_to(max(0, header["passes"] - 1))  # the last one is done again

@@ -131,7 +131,6 @@ class Step(OpenStep):
 
     @property
     def game(self) -> Any:
-        """Whose Shapley values are meant."""
         return self._scorer.game
 
     @property

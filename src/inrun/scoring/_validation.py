@@ -196,7 +196,6 @@ class Validation:
 
     @property
     def passes(self) -> int:
-        """How many were run."""
         return self._passes
 
     def go_to(self, passes: int) -> None:

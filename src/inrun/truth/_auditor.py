@@ -165,7 +165,6 @@ class Auditor:
         self._shares, self._played = None, None
 
     def unattributed(self, gradients: Mapping[str, Tensor]) -> None:
-        """Gradient that is no sample's came into a drawn step."""
         if self._shares is not None:
             self._shares.unattributed(gradients)
 
@@ -231,7 +230,6 @@ class Auditor:
         }
 
     def _mean(self, numbers: np.ndarray) -> np.ndarray:
-        """Over processes."""
         mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()
         return mean
 

@@ -189,17 +189,6 @@ class StepGame:
             found[player], before = after - before, after
         return found
 
-    def leave_one_out(self) -> np.ndarray:
-        """U(all) - U(all but the player), (n, K)."""
-        everyone = 2**self.all_players - 1
-        return np.stack(
-            [self.utility(everyone) - self.utility(everyone ^ 1 << i) for i in range(self.players)]
-        )
-
-    def singletons(self) -> np.ndarray:
-        """U(the player alone) - U(nobody), (n, K); in 'given' nobody means the past alone."""
-        return np.stack([self.utility(1 << i) - self.utility(0) for i in range(self.players)])
-
 
 def _grouped(shares: Mapping[str, Tensor], groups: Sequence[object] | None) -> dict[str, Tensor]:
     if groups is None:

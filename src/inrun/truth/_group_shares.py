@@ -52,7 +52,6 @@ class GroupShares:
         self._labels.append(self._block)
 
     def add(self, name: str, factor: Factor) -> None:
-        """Adds one factor of the present block."""
         p = self._trained[name]
         dtype = compute_dtype(p)
         if name not in self._now:

@@ -85,7 +85,6 @@ class TrainingResults:
             )
 
     def add(self, of: Any, found: Sequence[float]) -> None:
-        """Takes the result of a training."""
         self.known[of] = list(found)
         self._log.append({"of": of, "found": self.known[of]})
 

@@ -49,14 +49,12 @@ class AuditSchedule:
         self._next = self._draw()
 
     def state(self) -> dict[str, Any]:
-        """Where it is: whatever JSON holds."""
         return {
             "random": self.rng.bit_generator.state, "spent": self.spent, "cost": self._cost,
             "begins": self._begins, "ends": self._ends, "next": self._next,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`, with the seconds that this schedule was given."""
         self.rng.bit_generator.state = state["random"]
         self.spent, self._cost = state["spent"], state["cost"]
         self._begins, self._ends = state["begins"], state["ends"]
@@ -64,7 +62,6 @@ class AuditSchedule:
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left."""
         return self.seconds - self.spent
 
     def _draw(self) -> int | None:
