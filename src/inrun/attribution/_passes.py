@@ -39,18 +39,13 @@ class Passes(ABC):
         self.taken = 0  # steps
         self._step: Step | None = None
         self._block: Block | None = None  # that is open
-        self._inside = False  # a block, or a pass of no sample
+        self.inside = False  # a block, or a pass of no sample
         self._auditor: Auditor | None = None
 
     @property
     def capture(self) -> Capture:
         """What sees blocks now."""
         return self._captures.now
-
-    @property
-    def inside(self) -> bool:
-        """Whether a block is open."""
-        return self._inside
 
     @property
     def ended(self) -> bool:
@@ -85,13 +80,13 @@ class Passes(ABC):
         watch = Watch(
             self._contract(step), sees, sees is not None, step.number, step.sketches, step.audited
         )
-        self._inside = True
+        self.inside = True
         with Resting():
             try:
                 with self.capture.block(owned, watch, at_backward=at_backward) as self._block:
                     yield
             finally:
-                self._inside = False
+                self.inside = False
                 block, self._block = self._block, None
                 if block is not None and block.ended:
                     with self.watch:
@@ -140,11 +135,11 @@ class Passes(ABC):
         with self.watch:
             self._begin_pass(step)
             before = Before(self.capture.trained)
-        self._inside = True
+        self.inside = True
         try:
             yield
         finally:
-            self._inside = False
+            self.inside = False
         with self.watch:
             added = before.added()
             self._scorer.processes.require_alike("the end of a block")

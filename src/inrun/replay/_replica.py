@@ -131,7 +131,7 @@ class Replica:
                     terms = self._left(terms, batch, block, without, renormalise)
                 if terms.requires_grad:
                     terms.sum().backward()
-        return self.gradient_norm()
+        return gradient_norm(self.parameters)
 
     def terms(self, ids: Ids) -> tuple[Tensor, Any]:
         """(B,) terms of this model, and the batch; sees whether it computes in less than double."""
@@ -162,9 +162,6 @@ class Replica:
             shares = self.task.shares_of_mean(batch, len(block.ids))
             terms = terms / float(shares[stays.cpu()].sum())
         return terms
-
-    def gradient_norm(self) -> float:
-        return gradient_norm(self.parameters)
 
     def consume(self) -> None:
         """Clips and steps, as the loop did."""

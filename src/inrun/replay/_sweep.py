@@ -47,11 +47,6 @@ class Horizon(NamedTuple):
     weights: Mapping[int, float]
     ends: frozenset[int]
 
-    @property
-    def whole(self) -> bool:
-        """Whether only the run's last state counts."""
-        return set(self.weights) == {max(self.ends)} and len(self.ends) == 1
-
 
 def windows(length: int | None, steps: int) -> Horizon:
     """The run cut at multiples of `length` and at its end; each step looks to its window's end.
@@ -103,7 +98,8 @@ class Method(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether only the run's last state counts, along its own optimizer's steps."""
-        return self.reading is None and self.horizon.whole
+        weights, ends = self.horizon
+        return self.reading is None and len(ends) == 1 and set(weights) == set(ends)
 
 
 class StepValues(NamedTuple):

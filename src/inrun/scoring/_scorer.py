@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture import Block, Capture
-from inrun.directions import Direction, Game
+from inrun.directions import Direction
 from inrun.distributed import Processes
 from inrun.factors import Contraction
 from inrun.optim import Together
@@ -46,10 +46,6 @@ class Scorer:
     @property
     def estimator(self) -> str:
         return self.direction.name
-
-    @property
-    def game(self) -> Game:
-        return self.direction.game
 
     @property
     def one_direction(self) -> bool:

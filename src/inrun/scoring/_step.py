@@ -131,7 +131,7 @@ class Step(OpenStep):
 
     @property
     def game(self) -> Any:
-        return self._scorer.game
+        return self._scorer.direction.game
 
     @property
     def age(self) -> int | None:

@@ -66,12 +66,12 @@ class GroupShares:
         for name in capture.check.excluded:  # gaps as a whole, which act in every coalition
             self._now.pop(name, None)
             self.sums.pop(name, None)
-        own = own_gradients(capture, block.calls, self._block, self._groups, self._now)
-        self._told[own.owners] = None
+        own, owners = own_gradients(capture, block.calls, self._block, self._groups, self._now)
+        self._told[owners] = None
         self._trained_labels += trained_labels(block.calls)
         for name, captured in self._now.items():
-            sums = own.sums.get(name, captured)
-            if name in own.sums:
+            sums = own.get(name, captured)
+            if name in own:
                 self._off += float((sums - captured).double().square().sum())
                 self._size += float(captured.double().square().sum())
             before = self.sums.get(name)
