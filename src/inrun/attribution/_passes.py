@@ -74,9 +74,7 @@ class Passes(ABC):
             self._begin_pass(step)
             sees = None
             if self._auditor is not None:
-                sees = self._auditor.block_begins(
-                    self.capture, step.number, len(names), first=not step.owned
-                )
+                sees = self._auditor.block_begins(len(names))
         watch = Watch(
             self._contract(step), sees, sees is not None, step.number, step.sketches, step.audited
         )
@@ -112,6 +110,8 @@ class Passes(ABC):
             known = None if self._windows is None else self._windows.names
             if known is not None and known != list(self.capture.trained):
                 self.close_window()  # parameters were added, frozen or thawed
+            if self._auditor is not None:
+                self._auditor.step_begins(self.capture, step.number)
         self.advice.of_compiled(self.capture.compiled)
         if self.capture.contracts_early:
             # the opening gradient is asked of all processes, and the backward pass is everyone's

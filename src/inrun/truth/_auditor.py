@@ -123,21 +123,21 @@ class Auditor:
             "checks made before stay in the audit's table."
         )
 
-    def block_begins(
-        self, capture: Capture, step: int, samples: int, *, first: bool
-    ) -> Callable[[str, Factor], None] | None:
-        """Before a block: who wants to see its factors, if the step is drawn."""
+    def step_begins(self, capture: Capture, step: int) -> None:
+        """Before a step's first pass, be it of samples or of none: whether it is drawn."""
         if self.over:
-            return None
-        if first:
-            self.cancel()
-            self._seconds = 0.0
-            if self._schedule.wants(step):
-                rng = self._schedule.rng
-                if self._processes.size > 1:  # whose draws are everyone's
-                    rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
-                self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
-        if self._shares is None:
+            return
+        self.cancel()
+        self._seconds = 0.0
+        if self._schedule.wants(step):
+            rng = self._schedule.rng
+            if self._processes.size > 1:  # whose draws are everyone's
+                rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
+            self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
+
+    def block_begins(self, samples: int) -> Callable[[str, Factor], None] | None:
+        """Before a block: who wants to see its factors, if the step is drawn."""
+        if self.over or self._shares is None:
             return None
         self._shares.begin_block(samples)
         return self._sees
