@@ -4,7 +4,6 @@ from inrun.optim._adam import AdamRule
 from inrun.optim._derivative import (
     Along,
     PostStepTerms,
-    StepDerivative,
     derivative_of,
     paired,
     post_step_terms_of,
@@ -16,7 +15,7 @@ from inrun.optim._live import copies, skipped, state_copy
 from inrun.optim._moments import AdamSetting, AdamState
 from inrun.optim._move import Move, as_rows, each_piece, joined
 from inrun.optim._reader import register, rule_for, tested
-from inrun.optim._rule import Diagonal, History, Memory, Momentum, PostStep, Rule, Slope
+from inrun.optim._rule import Diagonal, History, Memory, Momentum, Rule, Slope
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
 from inrun.optim._together import Together, moves, trained_parameters
 
@@ -34,14 +33,12 @@ __all__ = [
     "Memory",
     "Momentum",
     "Move",
-    "PostStep",
     "PostStepTerms",
     "Rule",
     "SGDRule",
     "SGDSetting",
     "SGDState",
     "Slope",
-    "StepDerivative",
     "StepHooks",
     "Together",
     "as_rows",

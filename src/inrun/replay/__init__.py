@@ -3,7 +3,7 @@
 from inrun.replay._agreement import unexpected
 from inrun.replay._ahead import AnticipatedStep, Rollout
 from inrun.replay._carried import Carried
-from inrun.replay._comparisons import GradientLikeness, gradient_likeness, tracin
+from inrun.replay._comparisons import gradient_likeness, tracin
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
@@ -23,7 +23,6 @@ __all__ = [
     "Carried",
     "ErrorProxy",
     "Fetch",
-    "GradientLikeness",
     "Ids",
     "Lookahead",
     "Losses",

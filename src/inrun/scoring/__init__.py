@@ -10,7 +10,7 @@ from inrun.scoring._marks import Edited, MemoryMark, mark_of
 from inrun.scoring._open_step import Stage
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Step
-from inrun.scoring._sums import BlockValues, DirectionWatcher, Scored, contracted
+from inrun.scoring._sums import BlockValues, Scored, contracted
 from inrun.scoring._tokens import TokenLosses, Tokens, require_whole_directions
 from inrun.scoring._window import LONGEST
 from inrun.scoring._windowed import AUDITED, Windows
@@ -19,7 +19,6 @@ __all__ = [
     "AUDITED",
     "LONGEST",
     "BlockValues",
-    "DirectionWatcher",
     "Edited",
     "MemoryMark",
     "Scored",
