@@ -14,9 +14,10 @@ import inrun
 from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.truth import median_interval
-from tests.integration.runs import Run
+from tests.integration.runs import RUNS, Run
 from tests.settings import flat
 
+PLAYED = {name: {} for name in RUNS}
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 4}  # a check at each step
 
 
@@ -68,7 +69,7 @@ def train(
 def test_truth_is_the_oracles(name, estimator):
     """With as many groups as samples the groups are the samples, in an order that was drawn."""
     game = {"path": "shared", "path-given": "given"}[estimator]
-    run = Run(name, estimator)
+    run = Run(name, estimator, played=PLAYED[name])
     audit = run.attribution.audit(**ALWAYS | {"groups": 6})
     for step in range(3):
         values, truth = run.step(game)
