@@ -331,10 +331,10 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-The main numbers of each page, disappointing ones too (`python -m benchmarks` writes this one). The pages begin with the claim, the control
-that could refute it and the command, and say on which data and versions; long tables are CSV files
-under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
-and machines.
+The main numbers of each page, disappointing ones too (`python -m benchmarks` writes this one). The
+pages begin with the claim, the control that could refute it and the command, and say on which data
+and versions; long tables are CSV files under `docs/evidence/tables`. *Elsewhere* are figures as
+papers report them, on their own models and machines.
 
 To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
 measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and
