@@ -42,13 +42,16 @@ QUICK := tests/test_layering.py $(wildcard $(UNIT:%=tests/unit/test_%.py) $(UNIT
 	$(foreach said,sharded_and_threaded_models_are_refused deepspeed_is_refused_and_fsdp2_named, \
 	tests/integration/test_processes.py::test_$(said))
 
+# A file is one process's, which makes its fixtures once; long files come first.
+WHOLE_FILES := --dist loadfile --no-loadscope-reorder
+
 quick: $(VENV)/installed-dev
 	@echo "==> a part of the tests, in two processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(WHOLE_FILES) $(QUICK)
 
 test: $(VENV)/installed-dev
 	@echo "==> tests, in two processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(WHOLE_FILES)
 
 check: $(VENV)/installed-dev
 	@echo "==> ruff: lint and format"
