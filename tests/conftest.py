@@ -1,11 +1,23 @@
 """One thread a test process: two processes with two threads each wait for one another."""
 
+import gc
 import os
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What all imports left is not looked through again by each of the tests that collect."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Python's end looks through everything: bindings complain of what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
