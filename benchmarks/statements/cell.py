@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.keyed import Keyed
-from benchmarks.statements.trainings import CLASSES, TRAINING, Digits, Seen, attributed, digits
+from benchmarks.statements.trainings import TRAINING, Digits, Seen, attributed, digits
 from inrun.ledger import normalised
 from inrun.truth._audit_utility import HALVINGS
 from inrun.uses import agreements, rank
@@ -43,9 +43,9 @@ def measure(key: str) -> dict[str, Any]:
 def judged(data: Digits, seen: Sequence[Seen]) -> dict[str, Any]:
     """Of trainings on the same data, each beside the others."""
     labels, wrong = data.labels.numpy(), (data.labels != data.truth).numpy()
-    shares = np.bincount(labels, minlength=CLASSES) / len(labels)
+    shares = np.bincount(labels, minlength=data.classes) / len(labels)
     found: dict[str, Any] = {}
-    for judge, weights in (("even", np.full(CLASSES, 1 / CLASSES)), ("training", shares)):
+    for judge, weights in (("even", np.full(len(shares), 1 / len(shares))), ("training", shares)):
         totals = [one.values.sum(2) @ weights for one in seen]  # (2, N) each
         largest = labels == shares.argmax()
         found[judge] = {
@@ -66,7 +66,7 @@ def _agreements(
 ) -> dict[str, dict[str, float]]:
     """By ranking: R as it is stated of one training, and R of two trainings; means."""
     tables = [_visits(one, weights, visits) for one in seen]
-    names, rows = [str(k) for k in range(CLASSES)], {}
+    names, rows = [str(k) for k in range(len(weights))], {}
     stated = [agreements(table, names, labels.astype(str).tolist()).table for table in tables]
     for place, ranking in enumerate(stated[0]["ranking"].to_pylist()):
         scores = [_scores(table, ranking, names) for table in tables]
@@ -89,7 +89,7 @@ def _validation_halves(seen: Sequence[Seen], weights: np.ndarray, visits: int) -
         halves = one.halves[:, :, :, :visits].sum(3)  # (2, 2, N, K)
         drawn = []
         for _ in range(HALVINGS):
-            first = rng.random(CLASSES) < 0.5
+            first = rng.random(len(weights)) < 0.5
             a, b = (np.where(f, halves[0, 0], halves[0, 1]) @ weights for f in (first, ~first))
             drawn.append(np.corrcoef(a, b)[0, 1])
         mean = max(float(np.mean(drawn)), 0.0)
@@ -107,7 +107,7 @@ def _visits(one: Seen, weights: np.ndarray, visits: int) -> pa.Table:
     order = np.argsort(steps.ravel(), kind="stable")
     total = values @ weights
     columns = {"value": total, "value_normalised": _normalised(total, steps)}
-    columns |= {str(k): values[:, :, k] for k in range(CLASSES)}
+    columns |= {str(k): values[:, :, k] for k in range(len(weights))}
     ids = np.repeat(np.arange(len(steps)), visits)
     return pa.table(
         {"step": steps.ravel()[order], "sample_id": ids[order]}

@@ -9,17 +9,24 @@ from benchmarks.statements import audits, cell, flips
 
 def grid(quick: bool) -> list[str]:
     """The standard cells, or one of them."""
-    kinds = (("imbalanced", 0.0), ("imbalanced", 0.2), ("balanced", 0.2), ("mnist", 0.2))
+    kinds = [("imbalanced", 0.0), ("imbalanced", 0.2), ("balanced", 0.2), ("mnist", 0.2)]
+    trained = [(shares, noise, data) for data in range(4) for shares, noise in kinds]
+    trained += [("r8", noise, data) for data in range(2) for noise in (0.0, 0.2)]
+    draws_of = {
+        "balanced": (10, 11, 12, 13, 20, 21),
+        "mnist": (10, 11, 20, 21),
+        "r8": (10, 11),
+    }  # others than the count was made with
     planted = [
         flips.Setting(kind, shares, noise, data).key
-        for shares, draws in (("balanced", (10, 11, 12, 13, 20, 21)), ("mnist", (10, 11, 20, 21)))
-        for data in draws  # others than the count was made with
+        for shares, draws in draws_of.items()
+        for data in draws
         for kind in flips.KINDS
         for noise in (0.0, 0.05, 0.1, 0.2, 0.4)
     ]
     cells = [audits.Setting(name, data).key for data in range(3) for name in audits.CHANGES]
     cells += planted
-    cells += [cell.Setting(shares, noise, data).key for data in range(4) for shares, noise in kinds]
+    cells += [cell.Setting(*setting).key for setting in trained]
     return cells[:1] if quick else cells
 
 
