@@ -1,10 +1,10 @@
-"""Which cells there are, of three kinds, and what measures one."""
+"""Which cells there are, of four kinds, and what measures one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.statements import audits, cell, flips
+from benchmarks.statements import audits, cell, flips, halves
 
 
 def grid(quick: bool) -> list[str]:
@@ -26,10 +26,13 @@ def grid(quick: bool) -> list[str]:
     ]
     cells = [audits.Setting(name, data).key for data in range(3) for name in audits.CHANGES]
     cells += planted
+    cells += [halves.Setting(*setting).key for setting in trained]
     cells += [cell.Setting(*setting).key for setting in trained]
     return cells[:1] if quick else cells
 
 
 def measure(key: str) -> dict[str, Any]:
-    """A cell of any of the three kinds; its name begins with the kind's first field."""
-    return {"shares": cell, "flips": flips, "audit": audits}[key.split("=")[0]].measure(key)
+    """A cell of any of the kinds; its name begins with the kind's first field."""
+    kinds: dict[str, Any] = {"shares": cell, "flips": flips, "audit": audits, "halves": halves}
+    measured: dict[str, Any] = kinds[key.split("=")[0]].measure(key)
+    return measured

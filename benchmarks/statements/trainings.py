@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 import inrun
 from benchmarks.classification.tasks import encoded_r8
 from benchmarks.data import mnist
+from inrun.ledger import normalised_by_step
+from inrun.utility import HALF
 
 TRAINING, JUDGES, CLASSES, EPOCHS, BATCH = 300, 100, 10, 16, 20
 SHARES = {
@@ -189,3 +192,36 @@ def accuracy(network: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
     """The share of images whose digit is named right."""
     with torch.no_grad():
         return float((network(batch[0]).argmax(1) == batch[1]).float().mean())
+
+
+def visits_table(
+    values: np.ndarray, steps: np.ndarray, weights: np.ndarray, half: np.ndarray | None = None
+) -> pa.Table:
+    """Visits as a run has them, of values (N, E, K) in steps (N, E), with targets 0 to K - 1.
+
+    `half` (N, E) is what half of the validation rows adds to the total.
+    """
+    n, visits, classes = values.shape
+    order = np.argsort(steps.ravel(), kind="stable")
+    total = values @ weights
+    columns = {"value": total, "value_normalised": normalised_by_visit(total, steps)}
+    columns |= {str(k): values[:, :, k] for k in range(classes)}
+    columns |= {} if half is None else {HALF: half}
+    return pa.table(
+        {"step": steps.ravel()[order], "sample_id": np.repeat(np.arange(n), visits)[order]}
+        | {name: column.ravel()[order] for name, column in columns.items()}
+    )
+
+
+def normalised_by_visit(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Values over their step's mean size, both (N, E)."""
+    return normalised_by_step(values.ravel(), steps.ravel()).reshape(values.shape)
+
+
+def inside(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> float:
+    """R of what is left of scores without each label's mean."""
+    left = []
+    for x in (a, b):
+        mean = np.bincount(labels, x) / np.maximum(np.bincount(labels), 1)
+        left.append(x - mean[labels])
+    return float(np.corrcoef(*left)[0, 1])

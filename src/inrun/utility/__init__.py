@@ -20,10 +20,11 @@ from inrun.utility._rows import row_count, take_rows, tensors_of
 from inrun.utility._twice import EachCall, differentiable_twice
 from inrun.utility._undisturbed import displaced, own_tensors, restored, undisturbed
 from inrun.utility._unequal import weighed
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import HALF, LossFunction, Utility
 
 __all__ = [
     "CONTROL",
+    "HALF",
     "MARGIN",
     "EachCall",
     "Evaluation",
