@@ -146,12 +146,13 @@ def _horizons(cells: Cells) -> str:
     """A list of what the data say of online arms, by labels."""
     found = {noise: against(cells, FIRST, noise, "online") for noise in _noises(cells)}
     return "\n".join(
-        f"  - {_title(noise)}: {sentence(gains, f'`{FIRST}`')}." for noise, gains in found.items()
+        f"  - {_title(noise)}: {sentence(gains, f'`{FIRST}`', rest=False)}."
+        for noise, gains in found.items()
     )
 
 
 def _by_rate(cells: Cells, control: str, kind: str) -> str:
-    """Arms that are told at a single rate, corrected for arms and rates together."""
+    """Arms above another at a single rate, corrected for arms and rates together."""
     said = []
     for noise in _noises(cells):
         gains = {
@@ -161,13 +162,10 @@ def _by_rate(cells: Cells, control: str, kind: str) -> str:
             if name.startswith(kind) and name != control
         }
         found = compared(gains)
-        for way, chosen in (("above", above(found)), ("below", below(found))):
-            if chosen:
-                each = (
-                    f"at {rate:g} {listed(name for name, at in sorted(chosen) if at == rate)}"
-                    for rate in sorted({rate for _, rate in chosen})
-                )
-                said.append(f"with {_title(noise)} {way} it {', '.join(each)}")
+        chosen = sorted(above(found))
+        for rate in sorted({rate for _, rate in chosen}):
+            names = listed(name for name, at in chosen if at == rate)
+            said.append(f"{names} ({_title(noise)}, {rate:g})")
     return "; ".join(said) or "none is told"
 
 
