@@ -1,10 +1,10 @@
-"""Which cells there are, of four kinds, and what measures one."""
+"""Which cells there are, of five kinds, and what measures one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.statements import audits, cell, flips, halves
+from benchmarks.statements import audits, cell, flips, halves, tails
 
 
 def grid(quick: bool) -> list[str]:
@@ -25,6 +25,7 @@ def grid(quick: bool) -> list[str]:
         for noise in (0.0, 0.05, 0.1, 0.2, 0.4)
     ]
     cells = [audits.Setting(name, data).key for data in range(3) for name in audits.CHANGES]
+    cells += [tails.Setting(kind, noise).key for kind in tails.TAILS for noise in tails.NOISES]
     cells += planted
     cells += [halves.Setting(*setting).key for setting in trained]
     cells += [cell.Setting(*setting).key for setting in trained]
@@ -33,6 +34,7 @@ def grid(quick: bool) -> list[str]:
 
 def measure(key: str) -> dict[str, Any]:
     """A cell of any of the kinds; its name begins with the kind's first field."""
-    kinds: dict[str, Any] = {"shares": cell, "flips": flips, "audit": audits, "halves": halves}
+    kinds: dict[str, Any] = {"shares": cell, "flips": flips, "audit": audits}
+    kinds |= {"halves": halves, "tails": tails}
     measured: dict[str, Any] = kinds[key.split("=")[0]].measure(key)
     return measured
