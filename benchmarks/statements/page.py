@@ -12,9 +12,10 @@ import numpy as np
 
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.statements import audits, flips, sections
+from benchmarks.statements import audits, flips, halves, sections, tails
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
-from inrun.uses._wrong_labels import SEPARATED
+from benchmarks.statements.measured import halved_rows, halved_table, tails_table
+from inrun.uses._wrong_labels import CLEAR, SEPARATED
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
 
@@ -25,6 +26,8 @@ def write_page() -> None:
     cells = _by_setting(stored)
     flipped = [(flips.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "flips")]
     audited = [(audits.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "audit")]
+    halved = [(halves.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "halves")]
+    simulated = [(tails.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "tails")]
     parts = {
         "TRAININGS": str(TRAININGS),
         "OTHERS": str(TRAININGS - 1),
@@ -33,9 +36,13 @@ def write_page() -> None:
         "JUDGES": _judges(cells),
         "SURE": _sure(cells),
         "AGAIN": _again(cells),
-        "STATED": _stated(cells, flipped, audited),
+        "STATED": _stated(cells, flipped, audited) + halved_rows(halved),
         "AGREEMENTS": _agreements(cells),
-        "VALIDATION": _validation(cells),
+        "VALIDATION": halved_table(halved),
+        "HALVED": f"{halves.TRAININGS} trainings in each of {len(halved)} draws",
+        "CONFUSED": _confused(flipped),
+        "TAILS": tails_table(simulated),
+        "CLEAR": f"{CLEAR:.2f}",
         "SOURCES": _sources(cells),
         "ASSIGNMENTS": str(ASSIGNMENTS),
         "COUNTS": _counts(flipped),
@@ -84,6 +91,7 @@ def _stated(
                  f"{_covered(counted)} of {len(counted)} counts"])  # fmt: skip
     for bounds, _, stated, came in _calibrated(flipped):
         rows.append([f"probability that a label is wrong, {bounds}", stated, came])
+    rows += sections.stated()
     wrong = [r for s, r in audited if s.audit == "3-of-10-classes"]
     named = sum("Classes without validation rows" in r["named"] for r in wrong)
     rows.append(["an audit names a validation set of 3 of 10 classes", "always",
@@ -127,7 +135,8 @@ def _mean(results: list[dict[str, Any]], name: str) -> str:
 def _judges(cells: Cells) -> str:
     names = ("auc", "largest class harmful", "other validation set")
     rows = [[*key, *(_mean(r, name) for name in names)] for key, r in _groups(cells).items()]
-    return markdown(["data", "judged", *names], rows)
+    head = ["data", "judged", *names]
+    return long_table("statements_judges", "What judges 300 samples, as a table", head, rows)
 
 
 def _sum(results: list[dict[str, Any]], visits: str, name: str) -> float:
@@ -174,24 +183,6 @@ def _agreements(cells: Cells) -> str:
     return long_table("statements_trainings", "Another training, as a table", head, rows)
 
 
-def _validation(cells: Cells) -> str:
-    """Stratified halves against another set, by data and visits: mean and standard deviation."""
-    names, rows = ("stated", "single", "another validation set"), []
-    kinds = dict.fromkeys((s.shares, s.noise) for s in cells)
-    for shares, noise in kinds:
-        for visits in ("2", "4", "8", "16"):
-            found = [
-                c["training"]["agreements"][visits]["validation"]
-                for s, c in cells.items()
-                if (s.shares, s.noise) == (shares, noise)
-            ]
-            every = [[x[name] for x in found] for name in names]
-            said = [f"{np.mean(x):.2f} ± {np.std(x):.2f}" for x in every]
-            rows.append([f"{shares}, {noise:.0%} wrong", visits, *said])
-    head = ["data", "visits", "many halvings", "one halving", "another set"]
-    return long_table("statements_validation", "Another validation set, as a table", head, rows)
-
-
 def _sources(cells: Cells) -> str:
     names = ("values hold", "shares hold", "one is named")
     found = [one for c in cells.values() for one in c["training"]["sources"]]
@@ -204,7 +195,7 @@ def _sources(cells: Cells) -> str:
 
 def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
     rows = []
-    for shares in ("balanced", "mnist"):
+    for shares in ("balanced", "mnist", "r8"):
         for kind in flips.KINDS:
             own = [r for s, r in flipped if (s.shares, s.flips) == (shares, kind)]
             for visits in ("4", "8", "16") if own else ():
@@ -218,6 +209,16 @@ def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
     head = ["data", "wrong labels", "visits", "counted", "covered", "covered if all were counted",
             "count less truth", "mean separation"]  # fmt: skip
     return long_table("statements_counts", "Counts of wrong labels, as a table", head, rows)
+
+
+def _confused(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
+    """How many intervals of confused classes held."""
+    said = []
+    for visits in ("8", "16"):
+        told = [r[visits] for s, r in flipped if s.flips == "confused" and r[visits]["told"]]
+        held = sum(r["low"] <= r["wrong"] <= r["high"] for r in told)
+        said.append(f"{held} of {len(told)} at {visits} visits")
+    return f"Of confused classes {' and '.join(said)} held; those counts were too high."
 
 
 def _covered(found: Sequence[dict[str, Any]]) -> str:
@@ -252,4 +253,5 @@ def _audits(audited: Sequence[tuple[audits.Setting, dict[str, Any]]]) -> str:
             gains = [r["label gain"] for r in own if r["label gain"] is not None]
             rows.append([name.replace("-", " "), str(len(own)), said,
                          f"{np.mean(gains):.2f}" if gains else ""])  # fmt: skip
-    return markdown(["made wrong", "audits", "named (in how many)", "label gain"], rows)
+    head = ["made wrong", "audits", "named (in how many)", "label gain"]
+    return long_table("statements_audits", "What audits name, as a table", head, rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compared import LEVEL, above, compared
 from benchmarks.markdown import long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import checks, judges
@@ -39,6 +40,7 @@ def parts() -> dict[str, str]:
         "POOL": str(checks.TRAININGS),
         "JUDGED": _judged(judged),
         "JUDGED_PRUNED": _pruned(judged),
+        **_told(judged),
         "CHECKED": _checked(checked),
         "AUDITED": _audited(checked),
         "SAMPLED": _sampled(checked),
@@ -99,6 +101,28 @@ def gain_of_shares(task: str, noise: float, balance: str) -> str:
     )
 
 
+def _told(cells: Cells) -> dict[str, str]:
+    """What is told of training shares less even weights, corrected for its comparisons."""
+    areas, pruned = {}, {}
+    for title, results in _groups(cells).items():
+        both = [[r["judged"][judge]["auc"] for r in results] for judge in ("training", "even")]
+        if None not in both[0]:
+            areas[title] = [a - b for a, b in zip(*both, strict=True)]
+        for balance in ("plain", "balanced"):
+            for figure, name in enumerate(("accuracy", "class mean of accuracy")):
+                pruned[f"{title}, {balance}, {name}"] = [
+                    points(r, "training", balance, figure) - points(r, "even", balance, figure)
+                    for r in results
+                ]
+    return {
+        "AUC_TOLD": "; ".join(above(compared(areas))),
+        "PRUNINGS": str(len(pruned)),
+        "PRUNED_TOLD": "; ".join(
+            f"{name} ({gain.told()})" for name, gain in compared(pruned).items() if gain.p < LEVEL
+        ),
+    }
+
+
 def _pruned(cells: Cells) -> str:
     """By how much training shares prune better than even weights, in points."""
     rows = []
@@ -122,6 +146,20 @@ def _mean(cells: Cells, read: Callable[[dict[str, Any]], float]) -> str:
     return f"{np.mean([read(cell['result']) for cell in cells.values()]):.3f}"
 
 
+def stated() -> list[list[str]]:
+    """Of checks and sampled totals, for the table of claims."""
+    checked = _read("checks")
+    rows = [
+        [SAID[name], STATED[list(SAID).index(name)],
+         _mean(checked, lambda r, n=name: r["checks"]["trainings"][n])]
+        for name in ("supported by 20 looks", "next inside", "smallest seen")
+    ]  # fmt: skip
+    held = _mean(checked, lambda r: r["totals"]["8"]["Student's t"])
+    rows.append(["totals of `Sampled(8)` within Student's interval", "0.95", held])
+    held = _mean(checked, lambda r: r["audits"]["6"]["order"])
+    return [*rows, ["the median of 6 audit checks in its interval", "0.95", held]]
+
+
 def _checked(cells: Cells) -> str:
     rows = []
     for (name, said), stated in zip(SAID.items(), STATED, strict=True):
@@ -130,7 +168,8 @@ def _checked(cells: Cells) -> str:
             for kind in ("trainings", "normal")
         ]
         rows.append([said, stated, *each])
-    return markdown(["", "stated", "differences of trainings", "normal differences"], rows)
+    head = ["", "stated", "differences of trainings", "normal differences"]
+    return long_table("statements_checks", "Checks by training again, as a table", head, rows)
 
 
 def _audited(cells: Cells) -> str:
