@@ -1,5 +1,7 @@
 """How many labels are wrong, by planted flips: covered where it is told, and not told elsewhere."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -131,6 +133,8 @@ def test_a_run_with_planted_flips_is_counted():
     assert said[0] == pytest.approx(1 - FALSE * 140 / found.count)  # 2 % may look wrong
     assert said == sorted(said, reverse=True)
     assert "labels are wrong (95 % interval" in str(found)
+    assert "too high" not in str(found)  # separated clearly
+    assert "the count is too high where" in str(dataclasses.replace(found, separation=0.95))
     few = inrun.wrong_labels(Valued(odd, 3), range(60), seen(loss))
     assert few.count is None
     assert "cannot be told: samples have 3 visits" in str(few)
