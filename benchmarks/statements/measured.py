@@ -35,15 +35,16 @@ def halved_rows(halved: Halved) -> str:
     """Of totals and normalised values, for the table of claims."""
     lines = []
     for ranking in halves.RANKINGS:
-        for visits in ("4", "16"):
-            found = _each(halved, visits, ranking)
-            stated, other = (np.mean([x[n] for x in found]) for n in ("halves", "other"))
-            over = sum(x["halves"] > x["other"] + OVER for x in found)
-            lines.append(
-                f"| R of halves of the validation rows, {ranking}, {visits} visits "
-                f"| {stated:.2f} "
-                f"| {other:.2f} with a second set; stated too high in {over} of {len(found)} |"
-            )
+        each = [_each(halved, visits, ranking) for visits in ("4", "16")]
+        stated, other = (
+            ", ".join(f"{np.mean([x[name] for x in found]):.2f}" for found in each)
+            for name in ("halves", "other")
+        )
+        over = (str(sum(x["halves"] > x["other"] + OVER for x in found)) for found in each)
+        lines.append(
+            f"| R with other validation rows, {ranking}, 4 and 16 visits | {stated} "
+            f"| {other}; too high in {', '.join(over)} of {len(halved)} |"
+        )
     return "\n" + "\n".join(lines)
 
 
@@ -58,7 +59,15 @@ def halved_table(halved: Halved) -> str:
                 rows.append([f"{kind[0]}, {kind[1]:.0%} wrong", ranking, visits, *told])
     head = ["data", "ranking", "visits", "one half with the other", "with a second set",
             "halves within labels", "second set within labels", "stated too high"]  # fmt: skip
-    return long_table("statements_validation", "Another validation set, as a table", head, rows)
+    return long_table("statements_validation", "Another validation set", head, rows)
+
+
+def tails_told(simulated: Sequence[tuple[tails.Setting, dict[str, Any]]]) -> str:
+    """How many intervals held below `CLEAR` and above, of counts that are given of none wrong."""
+    (found,) = (r for s, r in simulated if (s.tails, s.noise) == ("t3", 0.0))
+    below, above = (found[f"{low:g}"] for low in tails.SEPARATIONS[2:])
+    held = [f"{cell['held']} of {cell['counts']}" for cell in (below, above)]
+    return f"of none wrong {held[0]} intervals held below it, and {held[1]} above."
 
 
 def tails_table(simulated: Sequence[tuple[tails.Setting, dict[str, Any]]]) -> str:
@@ -72,4 +81,4 @@ def tails_table(simulated: Sequence[tuple[tails.Setting, dict[str, Any]]]) -> st
                 rows.append([setting.tails, f"{setting.noise:.0%}", f"{low} to {high:g}",
                              str(cell["counts"]), f"{held:.2f}", f"{error:+.1f}"])  # fmt: skip
     head = ["tails", "wrong labels", "separation", "counts", "held", "count less truth"]
-    return long_table("statements_tails", "Counts with light and heavy tails", head, rows)
+    return long_table("statements_tails", "Tails", head, rows)

@@ -14,7 +14,7 @@ from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import audits, flips, halves, sections, tails
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
-from benchmarks.statements.measured import halved_rows, halved_table, tails_table
+from benchmarks.statements.measured import halved_rows, halved_table, tails_table, tails_told
 from inrun.uses._wrong_labels import CLEAR, SEPARATED
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
@@ -42,11 +42,11 @@ def write_page() -> None:
         "HALVED": f"{halves.TRAININGS} trainings in each of {len(halved)} draws",
         "CONFUSED": _confused(flipped),
         "TAILS": tails_table(simulated),
+        "TAILS_TOLD": tails_told(simulated),
         "CLEAR": f"{CLEAR:.2f}",
         "SOURCES": _sources(cells),
         "ASSIGNMENTS": str(ASSIGNMENTS),
         "COUNTS": _counts(flipped),
-        "CALIBRATION": markdown(["probability", "rows", "stated", "wrong"], _calibrated(flipped)),
         "SEPARATED": f"{SEPARATED:.2f}",
         "AUDITS": _audits(audited),
         "RUN": environments(stored),
@@ -56,6 +56,7 @@ def write_page() -> None:
 
 
 Cells = dict[Setting, dict[str, Any]]
+LATE = ("8", "16")  # visits
 
 
 def _stated(
@@ -68,29 +69,37 @@ def _stated(
     clean = [cell["training"] for s, cell in cells.items() if s.noise == 0]
     rows = [["share of the largest class harmful, clean imbalanced digits, by training shares",
              "small", _mean(clean, "largest class harmful")]]  # fmt: skip
-    for visits in ("8", "16"):
+    sure = {name: [] for name in ("stated", "mean of others", "next")}
+    again: dict[str, list[str]] = {"expected positive": [], "positive again": []}
+    for visits in LATE:
         claims = _sum(trained, visits, "claims")
-        stated, others, again = (
-            f"{_sum(trained, visits, n) / claims:.3f}" for n in ("stated", "mean of others", "next")
-        )
-        measured = f"{others}; in the next training {again}"
-        rows.append([f"surely harmful, {visits} visits", stated, measured])
-    for visits in ("8", "16"):
+        for name, told in sure.items():
+            told.append(f"{_sum(trained, visits, name) / claims:.3f}")
         count = sum(len(r["visits"][visits]["claims"]) for r in trained)
-        told = [_sum(trained, visits, n) / count for n in ("expected positive", "positive again")]
-        name = f"of {DROPPED} lowest, positive in another training, {visits} visits"
-        rows.append([name, *(f"{x:.2f}" for x in told)])
-    for visits in ("2", "4", "8", "16"):
-        found = [r["agreements"][visits]["normalised"] for r in trained]
-        told = [f"{np.mean([x[n] for x in found]):.2f}" for n in ("stated", "another training")]
-        over = sum(x["stated"] > x["another training"] + 0.05 for x in found)
-        rows.append([f"R with another training, {visits} visits", told[0],
-                     f"{told[1]}; stated too high in {over} of {len(found)}"])  # fmt: skip
+        for name, told in again.items():
+            told.append(f"{_sum(trained, visits, name) / count:.2f}")
+    stated, others, following = map(", ".join, sure.values())
+    rows.append(["surely harmful, 8 and 16 visits", stated,
+                 f"{others}; in the next training {following}"])  # fmt: skip
+    rows.append([f"of {DROPPED} lowest, positive in another training, 8 and 16 visits",
+                 *map(", ".join, again.values())])  # fmt: skip
+    found = [[r["agreements"][v]["normalised"] for r in trained] for v in ("2", *LATE)]
+    stated, real = (
+        ", ".join(f"{np.mean([x[name] for x in part]):.2f}" for part in found)
+        for name in ("stated", "another training")
+    )
+    over = (sum(x["stated"] > x["another training"] + 0.05 for x in part) for part in found)
+    rows.append(["R with another training, 2, 8 and 16 visits", stated,
+                 f"{real}; too high in {', '.join(map(str, over))} of {len(trained)}"])  # fmt: skip
+    equal = [x["single rows"] for r in trained for x in r["sources"]]
+    told = [f"{np.mean([x[name] for x in equal]):.3f}" for name in ("values hold", "one is named")]
+    rows.append(["ten equal sources: all intervals hold; one is told", "0.95; 0.05",
+                 "; ".join(told)])  # fmt: skip
     counted = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"]]
     rows.append(["the interval holds how many labels are wrong", "0.95",
                  f"{_covered(counted)} of {len(counted)} counts"])  # fmt: skip
-    for bounds, _, stated, came in _calibrated(flipped):
-        rows.append([f"probability that a label is wrong, {bounds}", stated, came])
+    bounds, n, stated, came = map(", ".join, zip(*_calibrated(flipped), strict=True))
+    rows.append([f"a label is wrong, {bounds} ({n} rows)", stated, came])
     rows += sections.stated()
     wrong = [r for s, r in audited if s.audit == "3-of-10-classes"]
     named = sum("Classes without validation rows" in r["named"] for r in wrong)
@@ -136,7 +145,7 @@ def _judges(cells: Cells) -> str:
     names = ("auc", "largest class harmful", "other validation set")
     rows = [[*key, *(_mean(r, name) for name in names)] for key, r in _groups(cells).items()]
     head = ["data", "judged", *names]
-    return long_table("statements_judges", "What judges 300 samples, as a table", head, rows)
+    return long_table("statements_judges", "300 samples", head, rows)
 
 
 def _sum(results: list[dict[str, Any]], visits: str, name: str) -> float:
@@ -152,7 +161,7 @@ def _sure(cells: Cells) -> str:
             shares = [f"{x / claims:.3f}" for x in told] if claims else ["", "", ""]
             rows.append([*key, visits, f"{claims:.0f}", *shares])
     head = ["data", "judged", "visits", "claims", "stated", "mean of others", "next"]
-    return long_table("statements_sure", "Surely harmful, as a table", head, rows)
+    return long_table("statements_sure", "Surely harmful", head, rows)
 
 
 def _again(cells: Cells) -> str:
@@ -163,7 +172,7 @@ def _again(cells: Cells) -> str:
             told = [_sum(results, visits, n) for n in ("expected positive", "positive again")]
             rows.append([*key, visits, *(f"{x / count:.2f}" for x in told)])
     head = ["data", "judged", "visits", "expected", "came"]
-    return long_table("statements_again", "Positive in another training, as a table", head, rows)
+    return long_table("statements_again", "Positive in another training", head, rows)
 
 
 def _agreements(cells: Cells) -> str:
@@ -180,7 +189,7 @@ def _agreements(cells: Cells) -> str:
                 [ranking, visits, *known, "" if np.isnan(said[0]) else f"{over} of {len(found)}"]
             )
     head = ["ranking", "visits", *names, "stated too high"]
-    return long_table("statements_trainings", "Another training, as a table", head, rows)
+    return long_table("statements_trainings", "Another training", head, rows)
 
 
 def _sources(cells: Cells) -> str:
@@ -190,7 +199,8 @@ def _sources(cells: Cells) -> str:
     for kind in found[0]:
         shares = [f"{np.mean([x[kind][name] for x in found]):.3f}" for name in names]
         rows.append([kind, f"{ASSIGNMENTS * len(found):,}", *shares])
-    return markdown(["rows", "tables", *names], rows)
+    head = ["rows", "tables", *names]
+    return long_table("statements_sources", "Equal sources", head, rows)
 
 
 def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
@@ -208,7 +218,7 @@ def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
                 )  # fmt: skip
     head = ["data", "wrong labels", "visits", "counted", "covered", "covered if all were counted",
             "count less truth", "mean separation"]  # fmt: skip
-    return long_table("statements_counts", "Counts of wrong labels, as a table", head, rows)
+    return long_table("statements_counts", "Counts", head, rows)
 
 
 def _confused(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
@@ -218,7 +228,7 @@ def _confused(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
         told = [r[visits] for s, r in flipped if s.flips == "confused" and r[visits]["told"]]
         held = sum(r["low"] <= r["wrong"] <= r["high"] for r in told)
         said.append(f"{held} of {len(told)} at {visits} visits")
-    return f"Of confused classes {' and '.join(said)} held; those counts were too high."
+    return f"Of confused classes {' and '.join(said)} intervals held; those counts were too high."
 
 
 def _covered(found: Sequence[dict[str, Any]]) -> str:
@@ -239,7 +249,7 @@ def _calibrated(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> list
         n, said, came = (sum(r[name][k] for r in told) for name in ("rows", "said", "came"))
         if n:
             bounds = f"{low:.1f} to {min(high, 1.0):.1f}"
-            rows.append([bounds, f"{n:,}", f"{said / n:.3f}", f"{came / n:.3f}"])
+            rows.append([bounds, str(n), f"{said / n:.3f}", f"{came / n:.3f}"])
     return rows
 
 
@@ -254,4 +264,4 @@ def _audits(audited: Sequence[tuple[audits.Setting, dict[str, Any]]]) -> str:
             rows.append([name.replace("-", " "), str(len(own)), said,
                          f"{np.mean(gains):.2f}" if gains else ""])  # fmt: skip
     head = ["made wrong", "audits", "named (in how many)", "label gain"]
-    return long_table("statements_audits", "What audits name, as a table", head, rows)
+    return long_table("statements_audits", "Causes", head, rows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compared import LEVEL, above, compared
-from benchmarks.markdown import long_table, markdown
+from benchmarks.markdown import long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import checks, judges
 from inrun.uses import half_interval
@@ -80,7 +80,7 @@ def _judged(cells: Cells) -> str:
             each = [[r["judged"][judge][name] for r in results] for judge in ("even", "training")]
             row.append("" if None in each[0] else ", ".join(f"{np.mean(x):.3f}" for x in each))
         rows.append(row)
-    caption = "What judges whole data sets, as a table"
+    caption = "Whole data sets"
     return long_table("statements_judged", caption, ["data", *names], rows)
 
 
@@ -138,7 +138,7 @@ def _pruned(cells: Cells) -> str:
         rows.append(row)
     figures = ("accuracy", "class mean of accuracy")
     named = [f"{balance}: {figure}" for balance in ("plain", "balanced") for figure in figures]
-    caption = "Pruning by training shares less evenly, as a table"
+    caption = "Pruning"
     return long_table("statements_pruned", caption, ["data", *named], rows)
 
 
@@ -169,7 +169,7 @@ def _checked(cells: Cells) -> str:
         ]
         rows.append([said, stated, *each])
     head = ["", "stated", "differences of trainings", "normal differences"]
-    return long_table("statements_checks", "Checks by training again, as a table", head, rows)
+    return long_table("statements_checks", "Checks", head, rows)
 
 
 def _audited(cells: Cells) -> str:
@@ -183,7 +183,8 @@ def _audited(cells: Cells) -> str:
         ]
         for n in checks.AUDITS
     ]
-    return markdown(["checks", "bootstrap of the median, as before", "between two checks"], rows)
+    head = ["checks", "bootstrap of the median, as before", "between two checks"]
+    return long_table("statements_medians", "Audits", head, rows)
 
 
 def _sampled(cells: Cells) -> str:
@@ -197,4 +198,5 @@ def _sampled(cells: Cells) -> str:
         ]
         for every in checks.EVERY
     ]
-    return markdown(["", *(f"{name} standard errors" for name in checks.QUANTILES)], rows)
+    head = ["", *(f"{name} standard errors" for name in checks.QUANTILES)]
+    return long_table("statements_sampled", "Sampled totals", head, rows)
