@@ -19,6 +19,8 @@ HALVINGS = 20
 class AuditUtility:
     """Targets of the whole, then of the first half, then of the second, where rows can be halved.
 
+    Targets of weight 0 judge nothing and are left out; `of_values` has the weights of all.
+
     Args:
         utility: the run's.
         model: to try the halves on: a loss function may insist on the whole batch.
@@ -26,6 +28,8 @@ class AuditUtility:
     """
 
     def __init__(self, utility: Utility, model: nn.Module, processes: Processes):
+        self.of_values = np.asarray(utility.weights)
+        utility = _judging(utility)
         self.utility, self._whole = utility, utility
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
@@ -111,3 +115,11 @@ class AuditUtility:
         """By how much the total loss at the same weights differs when it is computed again."""
         first, second = (losses_of(self._whole, model).numpy() for _ in range(2))
         return abs(float((first - second) @ self.weights))
+
+
+def _judging(utility: Utility) -> Utility:
+    """The targets that count in the total."""
+    weights = {n: w for n, w in zip(utility.targets, utility.weights, strict=True) if w > 0}
+    made = utility.on({name: utility.batches[name] for name in weights})
+    made.weights = tuple(weights.values())
+    return made
