@@ -33,7 +33,8 @@ def data(rows=80):
 
 def train(
     steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, targets=None,
-    build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW, train_loss=F.cross_entropy,
+    weights=None, build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW,
+    train_loss=F.cross_entropy,
     **options,
 ):  # fmt: skip
     """(audit, model) after a short run."""
@@ -46,7 +47,7 @@ def train(
     attribution = inrun.attach(
         model,
         optimizer,
-        inrun.Utility(loss, held_out, targets=targets),
+        inrun.Utility(loss, held_out, targets=targets, weights=weights),
         **flat(progress=False, **options),
     )
     found = attribution.audit(**audit) if audit else None
@@ -326,9 +327,15 @@ def test_targets_are_judged_by_their_weighted_sum():
     halves = {"a": (x[40:60], y[40:60]), "b": (x[60:], y[60:])}
     together, _ = train(4, audit=ALWAYS, smoothed_steps=0)
     apart, _ = train(4, audit=ALWAYS, targets=halves, smoothed_steps=0)
-    for one, two in zip(together.table().to_pylist(), apart.table().to_pylist(), strict=True):
-        np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
-        np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)
+    weights = {"a": 0.5, "b": 0.5, "beside": 0.0}
+    more, _ = train(
+        4, audit=ALWAYS, targets=halves | {"beside": halves["a"]}, weights=weights, smoothed_steps=0
+    )
+    for other in (apart, more):
+        for one, two in zip(together.table().to_pylist(), other.table().to_pylist(), strict=True):
+            np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
+            np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)
+            assert one["validation_rows"] == two["validation_rows"] == 40
 
 
 @pytest.mark.parametrize(

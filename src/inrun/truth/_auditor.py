@@ -247,7 +247,7 @@ class Auditor:
         self.cancel()
         if played is None or shares is None:
             return None
-        totals = values_NK @ self._utility.weights
+        totals = values_NK @ self._utility.of_values
         own = np.bincount(shares.labels, totals, minlength=played["players"])
         values = self._mean(own) * self._processes.size
         truth = played["truth"][:, 0]

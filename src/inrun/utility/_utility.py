@@ -20,6 +20,13 @@ _RESERVED = {
     "weight", "paid_out", "standard_error", "variance",
 }  # fmt: skip
 
+HALF = "half of the validation rows"
+"""A target of weight 0, with every other validation row, each weighed as in the total.
+
+What is left of the total is that of the other half: the two say how far other validation rows would
+rank the samples alike (`inrun.agreement`).
+"""
+
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
