@@ -160,7 +160,7 @@ class Passes(ABC):
     def _end_block(self, step: Step, names: Ids, block: Block) -> None:
         if self._auditor is not None:
             self._auditor.block_ended(self.capture, block)
-        block.calls = []
+        block.forget_calls()
         step.add(names, block)
         self._conclude_here(step)
 

@@ -38,7 +38,7 @@ class AuditUtility:
 
     def __init__(self, utility: Utility, model: nn.Module, processes: Processes):
         self.of_values = np.asarray(utility.weights)
-        utility = _judging(utility)
+        utility = utility.judging()
         self.utility, self._whole = utility, utility
         self.weights = np.asarray(utility.weights)
         counts = [row_count(batch, utility.rows_axis) for batch in utility.batches.values()]
@@ -124,14 +124,6 @@ class AuditUtility:
         """By how much the total loss at the same weights differs when it is computed again."""
         first, second = (losses_of(self._whole, model).numpy() for _ in range(2))
         return abs(float((first - second) @ self.weights))
-
-
-def _judging(utility: Utility) -> Utility:
-    """The targets that count in the total."""
-    weights = {n: w for n, w in zip(utility.targets, utility.weights, strict=True) if w > 0}
-    made = utility.on({name: utility.batches[name] for name in weights})
-    made.weights = tuple(weights.values())
-    return made
 
 
 def trained_labels(calls: Sequence[ModelCall]) -> Counter[int]:

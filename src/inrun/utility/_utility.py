@@ -121,6 +121,13 @@ class Utility:
         made._parts = _parts(made.batches, self.rotating, self.rows_axis)
         return made
 
+    def judging(self) -> Utility:
+        """The same of the targets that count in the total."""
+        weights = {n: w for n, w in zip(self.targets, self.weights, strict=True) if w > 0}
+        made = self.on({name: self.batches[name] for name in weights})
+        made.weights = tuple(weights.values())
+        return made
+
     def scaled(self, scales: Mapping[str, float]) -> Utility:
         """The same with losses that are multiplied by numbers, one per target."""
         made = copy.copy(self)
