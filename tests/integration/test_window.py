@@ -58,6 +58,22 @@ class Derived(nn.Module):
         return self.head(x.tanh() @ self.t[torch.arange(35, -1, -1)])
 
 
+class Experts(nn.Module):
+    """Two tokens per sample, each with one of four experts, all in one product."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.head = nn.Parameter(torch.randn(4, 36, 36) / 6), nn.Linear(36, 3)
+
+    def forward(self, x):
+        tokens = x[:, :72].reshape(-1, 36)
+        expert = 2 * (tokens[:, 0] > 0) + (tokens[:, 1] > 0).long()
+        order = expert.argsort(stable=True)
+        ends = torch.bincount(expert, minlength=4).cumsum(0)
+        met = torch.ops.transformers.grouped_mm_fallback(tokens[order], self.w, ends)
+        return self.head(met.tanh()[order.argsort()].reshape(len(x), 2, 36).mean(1))
+
+
 MODELS = {
     "linear": lambda: nn.Sequential(
         nn.Linear(100, 36), nn.LayerNorm(36), nn.Tanh(), nn.Linear(36, 36), nn.Tanh(),
@@ -158,7 +174,7 @@ def attributed(make, optimizer_of, scoring, targets=1, store=None, state_at=None
     return attribution, model, saved
 
 
-def twin(make, optimizer_of, direction, length, rank, targets, complete=()):
+def twin(make, optimizer_of, direction, length, rank, targets, complete=(), stacks=()):
     """{step: (N, K)} of all steps but the first, by plain autograd and the oracle."""
     x, y = data()
     utility, seen = validation(targets), {"shares": {}, "rates": {}, "ends": {}, "square": {}}
@@ -195,7 +211,7 @@ def twin(make, optimizer_of, direction, length, rank, targets, complete=()):
         steps = list(range(first, min(first + length, STEPS + 1)))
         values, starts = window_values(
             seen["ends"][first - 1], seen["ends"][steps[-1]], [seen["shares"][s] for s in steps],
-            [seen["rates"][s] for s in steps], rank, starts, complete,
+            [seen["rates"][s] for s in steps], rank, starts, complete, stacks,
         )  # fmt: skip
         found |= dict(zip(steps, values, strict=True))
     return found
@@ -210,11 +226,11 @@ def visits_of(attribution, targets):
     return {int(step): columns[steps == step] for step in np.unique(steps)}
 
 
-def agree(make, kind, tmp_path, length=3, rank=36, targets=1, complete=()):
+def agree(make, kind, tmp_path, length=3, rank=36, targets=1, complete=(), stacks=()):
     optimizer_of, direction = OPTIMIZERS[kind]
     scoring = inrun.Window(length, rank=rank, exact=1)
     attribution, _, _ = attributed(make, optimizer_of, scoring, targets, tmp_path / "run")
-    expected = twin(make, optimizer_of, direction, length, rank, targets, complete)
+    expected = twin(make, optimizer_of, direction, length, rank, targets, complete, stacks)
     found = visits_of(attribution, targets)
     assert sorted(found) == list(range(1, STEPS + 1))
     for step, values in expected.items():
@@ -239,6 +255,12 @@ def test_several_targets_have_one_direction_each(tmp_path):
 
 def test_weights_that_are_used_through_a_view_or_a_copy(tmp_path):
     agree(Derived, "adamw", tmp_path, complete={"w"})
+
+
+@pytest.mark.parametrize("rank", [3, 36])
+def test_experts_have_bases_of_their_own(rank, tmp_path):
+    pytest.importorskip("transformers.integrations.moe")
+    agree(Experts, "adamw", tmp_path, rank=rank, stacks={"w"})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -82,6 +82,10 @@ class Block:
             found = self._copies[key] = t.detach().clone()
         return found
 
+    def forget_calls(self) -> None:
+        """The model's calls are not needed any more."""
+        self.calls = []
+
     def check_untouched(self) -> None:
         """Raises MisuseError if something that the factors refer to was overwritten."""
         for name, t, version in self._versions:

@@ -48,6 +48,7 @@ class Capture(ABC):
         self.processes = processes or Processes()
         self.inputs = Inputs(model)
         self.coverage = Coverage(model, trained)
+        self.stacks: set[str] = set()  # parameters of which each matrix met rows of its own
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
         self.called = self.processes if self.sharded else Processes()  # by its passes
@@ -232,6 +233,8 @@ class Capture(ABC):
     def _register(self, name: str, how: str, factor: Factor, watch: Watch) -> None:
         self.coverage.saw(name, how)
         self.check.sums.add(name, factor, early=self._builds_early)
+        if factor.is_stack:
+            self.stacks.add(name)
         if watch.factor is not None:
             watch.factor(name, factor)
 

@@ -77,6 +77,30 @@ class Factor(ABC):
         return torch.stack(met) if met else nothing
 
     @property
+    def is_stack(self) -> bool:
+        """Whether shares are those of a stack of matrices, each of which met rows of its own."""
+        return False
+
+    def sketch_stack(self, left_KEMr: Tensor, right_KENr: Tensor) -> Tensor:
+        """As `sketch`, of each matrix of a stack (E, M, N) in bases of its own: (B, K, E, r, r)."""
+        shares_BEMN = self.materialize(left_KEMr.dtype)
+        return left_KEMr.mT @ shares_BEMN.unsqueeze(1) @ right_KENr
+
+    def sketch_stack_of(
+        self, owner_P: Tensor, samples: int, left_KEMr: Tensor, right_KENr: Tensor
+    ) -> Tensor:
+        """As `sketch_stack`, summed over the slots (P,) of each owner."""
+        each = self.sketch_stack(left_KEMr, right_KENr)
+        return each.new_zeros(samples, *each.shape[1:]).index_add_(0, owner_P, each)
+
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a sketch is the product of, each (B, K, T, r): summed over T, and over slots.
+
+        None of a form whose shares are no sums of outer products.
+        """
+        return None
+
+    @property
     def samples(self) -> int:
         """B."""
         return len(self.held[0])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Buildable, Factor
+from inrun.factors._owned import products_by_owner
 from inrun.factors._trial import LowRank
 
 
@@ -66,9 +67,14 @@ class Outer(Buildable):
         thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: two thin products."""
+        return thin(self._left_BTM, left_KMr), thin(self._right_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
         """See `Factor.sketch`: both sides' coordinates, then r x r products."""
-        return thin(self._left_BTM, left_KMr).mT @ thin(self._right_BTN, right_KNr)
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def _in_blocks(
         self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
@@ -120,9 +126,14 @@ class Indexed(Factor):
         dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: rows of the left basis are looked up."""
+        return left_KMr[:, self._index_BT].transpose(0, 1), thin(self._rows_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: rows of the left basis are looked up."""
-        return left_KMr[:, self._index_BT].transpose(0, 1).mT @ thin(self._rows_BTN, right_KNr)
+        """See `Factor.sketch`: r x r products of both sides' coordinates."""
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         B, T, N = self._rows_BTN.shape
@@ -164,6 +175,34 @@ class GroupedOuter(Factor):
         met_BT = ((self._left_BTM.to(right) @ right) * self._right_BTN.to(right)).sum(2)
         padded = torch.cat([left, left.new_zeros(1)])
         return (padded[self._group_BT] * met_BT).sum(1)
+
+    @property
+    def is_stack(self) -> bool:
+        """See `Factor.is_stack`."""
+        return True
+
+    def sketch_stack(self, left_KEMr: Tensor, right_KENr: Tensor) -> Tensor:
+        """See `Factor.sketch_stack`."""
+        each = torch.arange(self.samples, device=self._group_BT.device)
+        return self.sketch_stack_of(each, self.samples, left_KEMr, right_KENr)
+
+    def sketch_stack_of(
+        self, owner_P: Tensor, samples: int, left_KEMr: Tensor, right_KENr: Tensor
+    ) -> Tensor:
+        """As `sketch_stack` where rows are slots with an owner each, (P,): two thin products.
+
+        Of the rows of each group; their products are then summed by owner and group.
+        """
+        P, T = self._group_BT.shape
+        K, E, _, r = left_KEMr.shape
+        sides = [s.new_zeros(P * T, K, 1, r) for s in (left_KEMr, right_KENr)]
+        for e, rows, left, right in self._by_group(left_KEMr.dtype):
+            sides[0][rows] = thin(left.unsqueeze(1), left_KEMr[:, e])
+            sides[1][rows] = thin(right.unsqueeze(1), right_KENr[:, e])
+        group = self._group_BT.flatten()
+        run = owner_P.repeat_interleave(T) * E + group.clamp(max=E - 1)  # of no group: zeros
+        found: Tensor = products_by_owner(run, samples * E, *sides).unflatten(0, (samples, E))
+        return found.transpose(1, 2)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product per group."""

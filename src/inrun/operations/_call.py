@@ -172,7 +172,8 @@ def over_rows(rows_BTM: Tensor) -> Tensor:
         return rows_BTM.squeeze(1)
     if rows_BTM.device.type != "cpu" or rows_BTM.dtype not in (torch.float32, torch.float64):
         return rows_BTM.sum(1)
-    return torch.matmul(rows_BTM.new_ones(1, rows_BTM.shape[1]), rows_BTM).squeeze(1)
+    B, T, _ = rows_BTM.shape
+    return torch.bmm(rows_BTM.new_ones(1, 1, T).expand(B, 1, T), rows_BTM).squeeze(1)
 
 
 Rule = Callable[[Call, str], Factor | None]

@@ -21,7 +21,7 @@ from torch import Tensor
 from inrun.factors import Dense, Factor
 from inrun.operations._call import Call, Slots, operation, over_rows
 
-PIECE = 65_536  # elements that are normalized at a time
+PIECE = 262_144  # elements that are normalized at a time
 
 
 def _unbroadcast(call: Call, products: Tensor, parameter: Tensor) -> Factor | None:

@@ -271,6 +271,6 @@ def reshaped(codes: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
     if same and all(size == 1 for size in codes.shape[len(before) - same :]):
         cut = len(before) - same
         head = codes.reshape(codes.shape[:cut]).expand(before[:cut])
-        moved = compressed(head.reshape(after[: len(after) - same]))
+        moved = squeezed(head.reshape(after[: len(after) - same]))
         return moved.reshape(*moved.shape, *([1] * same))
     return squeezed(codes.expand(before).reshape(after))

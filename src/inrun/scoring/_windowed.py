@@ -21,10 +21,10 @@ from inrun.factors import Factor
 from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
-from inrun.scoring._scored import Scored
+from inrun.scoring._open_step import Stage
 from inrun.scoring._scorer import Scorer
-from inrun.scoring._step import Stage, Step
-from inrun.scoring._sums import DirectionWatcher
+from inrun.scoring._step import Step
+from inrun.scoring._sums import DirectionWatcher, Scored
 from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
 
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
@@ -56,6 +56,10 @@ class Windows:
         """The step of this number, as one of a window."""
         step = WindowedStep(self._scorer, number, self)
         return AuditedStep(self._scorer, number, step) if self.audits else step
+
+    def set_length(self, steps: int) -> None:
+        """How many steps the next window has."""
+        self.length = steps
 
     @property
     def is_open(self) -> bool:

@@ -22,10 +22,11 @@ from inrun.utility._undisturbed import (
     swapped,
     undisturbed,
 )
-from inrun.utility._utility import LossFunction, Utility
+from inrun.utility._utility import HALF, LossFunction, Utility
 
 __all__ = [
     "CONTROL",
+    "HALF",
     "EachCall",
     "Evaluation",
     "LossFunction",

@@ -20,6 +20,13 @@ _RESERVED = {
     "weight", "paid_out", "standard_error", "variance",
 }  # fmt: skip
 
+HALF = "half of the validation rows"
+"""A target of weight 0, with every other validation row, each weighed as in the total.
+
+What is left of the total is that of the other half: the two say how far other validation rows would
+rank the samples alike (`inrun.agreement`).
+"""
+
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
@@ -112,6 +119,13 @@ class Utility:
         made = copy.copy(self)
         made.batches = dict(batches)
         made._parts = _parts(made.batches, self.rotating, self.rows_axis)
+        return made
+
+    def judging(self) -> Utility:
+        """The same of the targets that count in the total."""
+        weights = {n: w for n, w in zip(self.targets, self.weights, strict=True) if w > 0}
+        made = self.on({name: self.batches[name] for name in weights})
+        made.weights = tuple(weights.values())
         return made
 
     def scaled(self, scales: Mapping[str, float]) -> Utility:

@@ -1,4 +1,9 @@
-"""Look-ahead for removals of many samples: slopes between training on all and training on some.
+"""Look-ahead for removals of many samples: whole groups, and a large share of all.
+
+A group's value is no sum over its samples where they matter together: an element that only this
+group has touched stands still without it, but not without any one of its samples. So a group's rows
+in a block are taken out at once, through the real rule (`JointPush`), and what that leaves is
+carried on by the sweep. That training would have taken other turns after a removal is not in it.
 
 Look-ahead is the slope of the final loss in a sample's weight, where all samples weigh 1. A
 training without half of them is far from there. On the way to it the loss is the integral of slopes
@@ -18,7 +23,7 @@ in others, so that a sample's value is the median over trainings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,12 +34,68 @@ from torch import Tensor, nn
 
 from inrun.errors import MisuseError
 from inrun.replay._folder import Ids, Memory
-from inrun.replay._lookahead import looked_ahead
-from inrun.replay._removal import Passage, Push, Removal, removal_named, tangent
+from inrun.replay._lookahead import looked_ahead, value_columns
+from inrun.replay._removal import JointPush, Passage, Push, Removal, removal_named, tangent
 from inrun.replay._replica import Replica, Task, clipping
-from inrun.replay._sweep import Method, windows
+from inrun.replay._sweep import Method, sweep, windows
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility
+
+
+def lookahead_groups(
+    run: Trajectory,
+    utility: Utility,
+    groups: Mapping[str, Collection[Any]],
+    *,
+    removal: str = "renormalise",
+    carry: int = 40,
+) -> pa.Table:
+    """What the loss would end at without each group, less what it ended at with all.
+
+    One sweep backward, in which each group's part of each block takes a backward pass of its own.
+
+    Args:
+        run: a recorded run.
+        utility: the validation loss.
+        groups: by name, the ids of its samples; no sample is in two.
+        removal: see `inrun.lookahead`.
+        carry: see `inrun.lookahead`.
+
+    Returns:
+        `group`, `samples`, `value` in units of the validation loss (positive: the loss is higher
+        without the group), and with several targets one column each; in the order of `groups`.
+
+    Raises:
+        MisuseError: no group, an empty one, a sample that is in two or was never visited.
+    """
+    group_of = _group_of(run, groups)
+    names = list(groups)
+    values = np.zeros((len(names), len(utility.targets)))
+    whole, push = windows(None, len(run.steps)), JointPush(group_of, carry)
+    method = Method(whole, removal_named(removal), push)
+    for found in sweep(run, utility, method):
+        for block, of_block in zip(found.step.blocks, found.values, strict=True):
+            for who, value in zip(block.ids, of_block.numpy(), strict=True):
+                if not np.isnan(value).any():
+                    values[group_of[who]] += value
+    sizes = [len(groups[name]) for name in names]
+    return pa.table({"group": names, "samples": sizes, **value_columns(utility, values)})
+
+
+def _group_of(run: Trajectory, groups: Mapping[str, Collection[Any]]) -> dict[Any, int]:
+    """By sample id, the number of its group."""
+    found: dict[Any, int] = {}
+    for number, (name, ids) in enumerate(groups.items()):
+        what = run.unvisited(ids)
+        if what is not None:
+            raise MisuseError(f"The group {name!r} names {what}, which the run never visited.")
+        for who in ids:
+            if who in found:
+                raise MisuseError(f"The sample {who!r} is in the group {name!r} and in another.")
+            found[who] = number
+    if not found:
+        raise MisuseError("groups names no group.")
+    return found
 
 
 def lookahead_between(
@@ -81,19 +142,16 @@ def lookahead_between(
         weights = dict.fromkeys(ids, 1.0) | lowered
         tables.append(_slopes(reweighted(run, weights), utility, weights))
     names = utility.targets if len(utility.targets) > 1 else ("value",)
-    medians = {n: np.median([table[n].to_numpy() for table in tables], axis=0) for n in names}
-    value = np.stack(list(medians.values()), 1) @ np.asarray(utility.weights)
-    return pa.table({"sample_id": tables[0]["sample_id"], "value": value} | medians)
+    medians = [np.median([table[n].to_numpy() for table in tables], axis=0) for n in names]
+    columns = value_columns(utility, np.stack(medians, 1))
+    return pa.table({"sample_id": tables[0]["sample_id"], **columns})
 
 
 def reweighted(run: Trajectory, weights: Mapping[Any, float]) -> Trajectory:
     """The same training with other weights of its samples, recorded in memory.
 
-    Same start, same order, same random numbers, clipping anew.
-
-    Args:
-        run: a recorded run.
-        weights: by id, above 0; a block's loss is the mean by them.
+    Same start, same order, same random numbers, clipping anew. Weights are above 0; a block's loss
+    is the mean by them.
     """
     base = run.replica.task
 
@@ -113,8 +171,8 @@ def reweighted(run: Trajectory, weights: Mapping[Any, float]) -> Trajectory:
 
     keeper = Memory()
     task = Task(losses, fetch, base.clip_norm, shares)
-    replica = Replica(run.replica.model, run.replica.optimizer, task, keeper)
-    replica.modes = run.replica.modes
+    base_replica = run.replica
+    replica = Replica(base_replica.model, base_replica.optimizer, task, keeper, base_replica.modes)
     replica.put(run.keeper.state(0))
     keeper.keep(0, replica.take())
     for step in run.steps:

@@ -1,6 +1,7 @@
-"""Adafactor as `torch.optim` and `transformers` do it: a factored second moment, clipped updates.
+"""Rules that scale the update of each tensor by norms: Adafactor and LAMB.
 
-Torch's, with t the step's number from 1, k = t^beta2_decay:
+Adafactor has a factored second moment and clips updates. Torch's, with x = (maximize ? -g : g), t
+the step's number from 1, k = t^beta2_decay:
 
     R = (1-k) r + k mean of x^2 over columns,  C = (1-k) c + k mean of x^2 over rows
     V = R C / max(mean R, eps1)      (a vector has V = (1-k) v + k x^2 instead)
@@ -14,6 +15,14 @@ of g alone. That of `transformers` has x^2 + eps1 in place of x^2 and no other e
     rate = relative_step ? min(warmup_init ? 1e-6 t : 1e-2, 1/sqrt(t)) : lr
 
 and with `beta1` moves by a mean of updates, b1 m + (1 - b1) a u / max(1, rms(u) / clip).
+
+LAMB as `pytorch_optimizer` does it (version 3 of the paper) scales Adam's update per tensor. With
+M = b1 m + b3 x, V = b2 v + (1 - b2) x^2, w0 = (1 - apart) w the decayed weights (where decay is
+decoupled, else w0 = w):
+
+    u = M / (sqrt(V) + eps)  [+ decay * w where decay is coupled]
+    d = lr / (1 - b1^t) * trust * u + w - w0
+    trust = min(|w0|, 10) / (|u| + eps), or 1 where either norm is 0
 """
 
 from __future__ import annotations
@@ -41,8 +50,6 @@ class AdafactorState(NamedTuple):
 
 
 class AdafactorSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     beta2_decay: float
     eps1: float
@@ -72,14 +79,7 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
     def advance(
         self, g: Tensor, w: Tensor, s: AdafactorState, h: AdafactorSetting
     ) -> AdafactorState:
-        k, square = (s.steps + 1) ** h.beta2_decay, g * g
-        if s.rows is None or s.columns is None:
-            assert s.variance is not None
-            return AdafactorState(None, None, s.variance.lerp(square, k), s.steps + 1)
-        rows = s.rows.lerp(square.mean(-1, keepdim=True), k)
-        return AdafactorState(
-            rows, s.columns.lerp(square.mean(-2, keepdim=True), k), None, s.steps + 1
-        )
+        return _seen(s, g * g, h.beta2_decay, keepdim=True)
 
     def displacement(self, g: Tensor, w: Tensor, s: AdafactorState, h: AdafactorSetting) -> Tensor:
         after = self.advance(g, w, s, h)
@@ -98,7 +98,6 @@ class AdafactorRule(MatrixRule[AdafactorState, AdafactorSetting]):
         return moved + h.lr * h.decay * w
 
     def age(self, s: AdafactorState, h: AdafactorSetting) -> int:
-        """See `Rule.age`."""
         return _age(s, h.beta2_decay)
 
 
@@ -145,21 +144,11 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
         columns = state.get("exp_avg_sq_col", nothing[..., 0, :])
         return AdafactorState(rows, columns, None, steps, mean), setting
 
-    def _moments(
-        self, g: Tensor, s: AdafactorState, h: TransformersAdafactorSetting
-    ) -> AdafactorState:
-        k, square = (s.steps + 1) ** h.beta2_decay, g * g + h.eps1
-        if s.rows is None or s.columns is None:
-            assert s.variance is not None
-            return s._replace(variance=s.variance.lerp(square, k), steps=s.steps + 1)
-        rows, columns = s.rows.lerp(square.mean(-1), k), s.columns.lerp(square.mean(-2), k)
-        return s._replace(rows=rows, columns=columns, steps=s.steps + 1)
-
     def _update(
         self, g: Tensor, w: Tensor, s: AdafactorState, h: TransformersAdafactorSetting
     ) -> tuple[Tensor, Tensor | float]:
         """The clipped update times the learning rate, and that rate."""
-        after = self._moments(g, s, h)
+        after = _seen(s, g * g + h.eps1, h.beta2_decay, keepdim=False)
         if after.rows is None or after.columns is None:
             assert after.variance is not None
             update = g * _inverse_root(after.variance)
@@ -174,7 +163,7 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
     def advance(
         self, g: Tensor, w: Tensor, s: AdafactorState, h: TransformersAdafactorSetting
     ) -> AdafactorState:
-        after = self._moments(g, s, h)
+        after = _seen(s, g * g + h.eps1, h.beta2_decay, keepdim=False)
         if h.b1 is None or s.mean is None:
             return after
         return after._replace(mean=h.b1 * s.mean + (1 - h.b1) * self._update(g, w, s, h)[0])
@@ -189,8 +178,18 @@ class TransformersAdafactorRule(MatrixRule[AdafactorState, TransformersAdafactor
         return update + rate * h.decay * w
 
     def age(self, s: AdafactorState, h: TransformersAdafactorSetting) -> int:
-        """See `Rule.age`."""
         return _age(s, h.beta2_decay)
+
+
+def _seen(s: AdafactorState, square: Tensor, power: float, *, keepdim: bool) -> AdafactorState:
+    """The moments with these squares in them."""
+    k = (s.steps + 1) ** power
+    if s.rows is None or s.columns is None:
+        assert s.variance is not None
+        return s._replace(variance=s.variance.lerp(square, k), steps=s.steps + 1)
+    rows = s.rows.lerp(square.mean(-1, keepdim=keepdim), k)
+    columns = s.columns.lerp(square.mean(-2, keepdim=keepdim), k)
+    return s._replace(rows=rows, columns=columns, steps=s.steps + 1)
 
 
 def _age(s: AdafactorState, power: float) -> int:
@@ -207,3 +206,71 @@ def _inverse_root(t: Tensor) -> Tensor:
     touched = t > LEAST
     root = torch.where(touched, t, 1.0).rsqrt()
     return torch.where(touched, root, t.detach().rsqrt())
+
+
+class LambState(NamedTuple):
+    m: Tensor
+    v: Tensor
+    steps: int
+
+
+class LambSetting(NamedTuple):
+    """The group's numbers. `decay` joins the update; `apart` shrinks the weights."""
+
+    lr: float
+    rate: float
+    b1: float
+    b2: float
+    entering: float
+    eps: float
+    decay: float
+    apart: float
+    trusted: bool
+    maximize: bool
+
+
+LARGEST_NORM = 10.0
+
+
+class LambRule(MatrixRule[LambState, LambSetting]):
+    """`pytorch_optimizer.Lamb`; `maximize` is kept on the optimizer there."""
+
+    def __init__(self, *, maximize: bool):
+        self._maximize = maximize
+
+    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[LambState, LambSetting]:
+        lr, decay, eps = numbers_of(group, "lr", "weight_decay", "eps")
+        steps, apart, (b1, b2) = int(group.get("step", 0)), group["weight_decouple"], group["betas"]
+        debias = 1.0 if group.get("adam_debias") else 1 - b1 ** (steps + 1)
+        setting = LambSetting(
+            lr=lr,
+            rate=lr / debias,
+            b1=float(b1),
+            b2=float(b2),
+            entering=1.0 - b1 if group["grad_averaging"] else 1.0,
+            eps=eps,
+            decay=0.0 if apart else decay,
+            apart=decay * (1.0 if group["fixed_decay"] else lr) if apart else 0.0,
+            trusted=group["adam"],
+            maximize=self._maximize,
+        )
+        nothing = torch.zeros_like(weight)
+        first, second = state.get("exp_avg", nothing), state.get("exp_avg_sq", nothing)
+        return LambState(first, second, steps), setting
+
+    def advance(self, g: Tensor, w: Tensor, s: LambState, h: LambSetting) -> LambState:
+        x = -g if h.maximize else g
+        return LambState(h.b1 * s.m + h.entering * x, h.b2 * s.v + (1 - h.b2) * x * x, s.steps + 1)
+
+    def displacement(self, g: Tensor, w: Tensor, s: LambState, h: LambSetting) -> Tensor:
+        after, decayed = self.advance(g, w, s, h), (1 - h.apart) * w
+        # the root has no derivative at 0, where nothing has touched an element: none is passed on
+        touched = after.v > 0
+        root = torch.where(touched, after.v, torch.ones_like(w)).sqrt()
+        update = after.m / (torch.where(touched, root, torch.zeros_like(w)) + h.eps)
+        update = update + h.decay * decayed
+        norm, size = decayed.norm().clamp(max=LARGEST_NORM), update.norm()
+        trust = torch.where((norm > 0) & (size > 0), norm / (size + h.eps), torch.ones_like(norm))
+        if h.trusted:
+            trust = torch.ones_like(trust)
+        return h.rate * trust * update + w - decayed
