@@ -38,10 +38,10 @@ def environment() -> dict[str, Any]:
 def environments(stored: dict[str, Any]) -> str:
     """What the stored cells were measured with, in a line for a page."""
     found = [cell["environment"] for cell in stored.values()]
-    commits = ", ".join(dict.fromkeys(e["commit"] for e in found))
-    last = found[-1]
+    commits, last = len({e["commit"] for e in found}), found[-1]
+    at = f"commit {last['commit']}" + (f" and {commits - 1} others" if commits > 1 else "")
     return (
-        f"{len(stored)} cells, commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
+        f"{len(stored)} cells, {at}, PyTorch {last['torch']}, Python {last['python']}, "
         f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
     )
 
