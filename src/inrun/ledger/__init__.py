@@ -40,10 +40,12 @@ from inrun.ledger._jumps import AROUND, JUMP, Jumps, deviations, usual_of
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
 from inrun.ledger._running_totals import (
+    GRADIENT_SIZE,
     Extra,
     Ids,
     RunningTotals,
     normalised,
+    normalised_by_step,
     relative_error,
     target_columns,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "BOOKS",
     "CIRCUMSTANCES",
     "ENTRIES",
+    "GRADIENT_SIZE",
     "JUMP",
     "LEDGER",
     "NO_PASS",
@@ -92,6 +95,7 @@ __all__ = [
     "load_run",
     "machine",
     "normalised",
+    "normalised_by_step",
     "opened_picture",
     "pack_state",
     "png",

@@ -20,7 +20,7 @@ import pyarrow as pa
 from inrun.errors import MisuseError
 from inrun.ledger._books import LEDGER, TOTAL
 from inrun.ledger._run import Run
-from inrun.ledger._running_totals import normalised
+from inrun.ledger._running_totals import normalised_by_step
 
 
 class JudgedRun(Run):
@@ -42,9 +42,9 @@ class JudgedRun(Run):
     def _visits(self) -> Iterator[pa.Table]:
         for table in super()._visits():
             total = sum(w * table[name].to_numpy() for name, w in self._given.items())
-            step = np.unique(table["step"].to_numpy(), return_inverse=True)[1]
+            step = table["step"].to_numpy()
             size = table["weight"].to_numpy() if self.extra == "standard_error" else 1.0
-            scaled = np.asarray(size * _normalised_by_step(total / size, step))
+            scaled = np.asarray(size * normalised_by_step(total / size, step))
             table = _with(table, value=total, value_normalised=scaled)
             if self.extra == "paid_out":
                 table = _with(table, paid_out=np.full(table.num_rows, np.nan))
@@ -88,14 +88,6 @@ def judged(run: Run, weights: Mapping[str, float]) -> Run:
             "all of them 0."
         )
     return JudgedRun(run.path, run.parts, {name: given[name] / total for name in names})
-
-
-def _normalised_by_step(total: np.ndarray, step: np.ndarray) -> np.ndarray:
-    found = np.zeros_like(total)
-    order = np.argsort(step, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(step[order])) + 1):
-        found[rows] = normalised(total[rows])
-    return found
 
 
 def _with(table: pa.Table, **columns: Any) -> pa.Table:

@@ -97,7 +97,7 @@ def _trust(of: Contents) -> Paragraph:
     _coverage(of, found)
     audited = _audit(of, found)
     found.doubtful.extend(judge_notes(of.run, of.table))
-    found.doubtful.extend(confounds(of.run, samples=of.table).sentences()[1:])
+    found.doubtful.extend(confounds(of.run, samples=of.table).warnings())
     if of.outlier.any():
         size = np.abs(of.values["value"].to_numpy())
         share = size[of.outlier].sum() / size.sum()

@@ -106,7 +106,7 @@ def evidence(of: Contents) -> list[str]:
     windows = expectation(windows_in(ledger))
     if windows:
         said.append(f"{windows[0].upper()}{windows[1:]}.")
-    said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).sentences()[:1]]
+    said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).correlations()]
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(

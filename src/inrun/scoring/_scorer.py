@@ -32,6 +32,7 @@ class Scorer:
         smoothed_steps: see `inrun.Options`.
         contraction: how directions meet factors.
         processes: that train together.
+        sized: whether the size of each sample's own gradient is asked for.
     """
 
     def __init__(
@@ -43,7 +44,10 @@ class Scorer:
         smoothed_steps: int,
         contraction: Contraction,
         processes: Processes,
+        *,
+        sized: bool = False,
     ):
+        self.sized = sized
         self.optimizers, self.processes, self.contraction = optimizers, processes, contraction
         self.direction, self.targets = direction, utility.targets
         self.smoothing = Smoothing(direction, smoothed_steps)

@@ -1,6 +1,6 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
-from inrun.utility._contrast import CONTROL, MARGIN, contrast
+from inrun.utility._contrast import CONTROL, MARGIN, contrast, controls_of
 from inrun.utility._draws import is_repeatable, states_kept
 from inrun.utility._parts import counts_of
 from inrun.utility._passes import (
@@ -30,6 +30,7 @@ __all__ = [
     "LossFunction",
     "Utility",
     "contrast",
+    "controls_of",
     "counts_of",
     "curvature",
     "differentiable_twice",
