@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import Cells, heard, one_line, plain, terminal
+from inrun.cli._terminal import Cells, Terminal, heard, one_line, plain, terminal
 from inrun.ledger import Run
 from inrun.training import read_config
 from inrun.uses import (
@@ -124,7 +124,7 @@ def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:
 
 
 def _checked(
-    console: Console, store: Path, pruning: Pruning, train: Train, trainings: Trainings
+    console: Terminal, store: Path, pruning: Pruning, train: Train, trainings: Trainings
 ) -> Comparison:
     if store.exists():
         console.print(
@@ -135,11 +135,15 @@ def _checked(
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         total = len(ARMS) * (trainings.at_most or trainings.seeds)
         number = bar.add_task("training again", total=total)
-        task = bar.tasks[0]
-        with heard(console, lambda: f"training again: {task.completed:.0f} of {total} done"):
+        with heard(console, f"training again: 0 of {total} done") as at:
+
+            def tick(_: object) -> None:
+                bar.advance(number)
+                at(f"training again: {bar.tasks[0].completed:.0f} of {total} done")
+
             return check_pruning(
                 pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
-                tick=lambda _: bar.advance(number),
+                tick=tick,
             )  # fmt: skip
 
 
