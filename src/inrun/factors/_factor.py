@@ -225,8 +225,10 @@ def _built_squares(
     block = max(1, cost.samples_per_block(one.shape.numel(), dtype.itemsize, cost.CACHED_BYTES))
     squares = [torch.zeros(0, dtype=dtype, device=device)]
     for some in torch.arange(one.samples, device=device).split(block):
-        shares = sum(factor.select(some).materialize(dtype) for factor in factors) * scale
-        squares.append(squared_norms(shares))
+        shares = one.select(some).materialize(dtype)
+        for other in factors[1:]:
+            shares = shares + other.select(some).materialize(dtype)
+        squares.append(squared_norms(shares * scale))
     return torch.cat(squares)
 
 

@@ -104,7 +104,7 @@ def contrast(
     """
     one = bad is not None
     several = {MARGIN: (good, bad, control)} if one else _pairs(good, control)
-    targets, weights = {}, {}
+    targets, weights = dict[str, Any](), dict[str, float]()
     for name, (wanted, unwanted, benign) in several.items():
         _require_alike(name, row_count(wanted), row_count(unwanted))
         beside = CONTROL if one else f"{name} {CONTROL}"

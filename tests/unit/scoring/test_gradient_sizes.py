@@ -154,7 +154,7 @@ def test_the_ranking_divides_each_value_by_its_gradients_size(tmp_path):
         scores.to_dict()
     )
     dropped = inrun.prune(run, 0.5, by="gradient").dropped
-    assert set(dropped.tolist()) <= set(scores[scores < 0].index)
+    assert set(dropped) <= set(scores[scores < 0].index)
     row = {r["name"]: r for r in inrun.confounds(run, by="gradient").table.to_pylist()}
     visits["s"] = visits["gradient_size"]
     visits["s"] /= visits.groupby("step")["s"].transform("mean")
