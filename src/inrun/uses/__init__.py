@@ -9,18 +9,10 @@ from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._gain import Mean, half_interval
+from inrun.uses._harm import HarmProfile, class_harm, harm_profile, harm_sums
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._kept import OwnRows, check_place, write_kept
-from inrun.uses._labels import (
-    HarmProfile,
-    LabelDoubts,
-    class_harm,
-    doubts,
-    harm_profile,
-    harm_sums,
-    label_doubts,
-    note_label_doubts,
-)
+from inrun.uses._labels import LabelDoubts, doubts, label_doubts, note_label_doubts
 from inrun.uses._load import (
     load,
     not_reproducible,

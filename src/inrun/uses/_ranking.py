@@ -32,7 +32,7 @@ from scipy.stats import t as student
 
 from inrun.errors import MisuseError
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
-from inrun.uses._labels import harm_sums
+from inrun.uses._harm import harm_sums
 
 PRIOR = 4.0
 FEWEST = 8  # visits, below which there is no confidence
