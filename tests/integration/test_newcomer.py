@@ -196,7 +196,7 @@ def test_prune_never_drops_a_sample_that_helped(trained):
     harmful = sum(value < 0 for value in run.values()["value"].to_pylist())
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
-    with pytest.raises(inrun.errors.MisuseError, match="'doubt' is not one of harm, label_doubt"):
+    with pytest.raises(inrun.errors.MisuseError, match="'doubt' is not one of gradient, harm"):
         inrun.prune(run, 3, by="doubt")
     doubted = inrun.prune(run, 3, by="label_doubt")
     samples = run.samples().sort_by("doubt_rank")

@@ -86,7 +86,10 @@ def prune(
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
+        str,
+        typer.Option(
+            help="total, normalised, harm (the worst-harmed target), gradient or label_doubt."
+        ),
     ] = "total",
     balanced: Annotated[
         str,

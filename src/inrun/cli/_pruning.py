@@ -98,12 +98,22 @@ def _print_list(console: Console, pruning: Pruning, samples: pa.Table | None) ->
     told = described(dropped.slice(0, SHOWN), samples)
     content = [n for n in ("label", "suggested_label", "text", "file") if n in told.column_names]
     heads = [name.replace("suggested_label", "rather") for name in content]
-    table = Cells("sample", "score", "surely harmful", "value", "visits", "harms most", *heads)
+    ranks = pruning.by == "label_doubt"  # scores are ranks less one more than there are
+    n = pruning.table.num_rows
+    table = Cells(
+        "sample",
+        "doubt rank" if ranks else "score",
+        "surely harmful",
+        "value",
+        "visits",
+        "harms most",
+        *heads,
+    )
     for row, known in zip(dropped.slice(0, SHOWN).to_pylist(), told.to_pylist(), strict=True):
         sure = row["confidence"]
         table.add_row(
             plain(str(row["sample_id"])),
-            f"{row['score']:+.3g}",
+            f"{row['score'] + n + 1:.0f}" if ranks else f"{row['score']:+.3g}",
             "" if sure is None else f"{int(100 * sure)} %",
             f"{row['value']:+.3g}",
             str(row["visits"]),

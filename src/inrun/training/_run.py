@@ -25,7 +25,6 @@ from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._checkpoints import last_whole, require_unchanged
 from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
-from inrun.training._models import quiet
 from inrun.training._samples import samples_of
 from inrun.training._seen import Seen
 from inrun.training._trainer import Bar, RowTrainer, RunScoring, interruptible
@@ -94,8 +93,7 @@ def run_training(
         done, steps = trainer.state.global_step, trainer.state.max_steps
         raise TrainingInterrupt(f"after step {done} of {steps}")
     at("writing the model, and testing it")
-    with quiet():
-        trainer.save_model(str(run / MODEL))
+    trainer.save_model(str(run / MODEL))
     outcome = Outcome(
         trainer.state.global_step, training.score(model), scoring.seconds,
         scoring.overhead, meter.memory,

@@ -34,7 +34,7 @@ from inrun.integrations.transformers import InRun
 from inrun.ledger import Jumps, pack_state, read_state, unpack_state, write_state
 from inrun.replay import Recorder, record
 from inrun.training._checkpoints import STATE, checksums
-from inrun.training._models import INPUTS
+from inrun.training._models import INPUTS, quiet
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen
 from inrun.training._training import TRAJECTORY, Training
@@ -83,6 +83,11 @@ class RowTrainer(Trainer):
         self._batch = dict(inputs)
         given = {name: t for name, t in inputs.items() if name in (*INPUTS, "labels")}
         return super().compute_loss(model, given, return_outputs, num_items_in_batch)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See `Trainer`; without its bar, also where a checkpoint is written."""
+        with quiet():
+            super().save_model(output_dir, _internal_call)
 
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         objective, batch = self._training.task.objective, self._batch
@@ -177,19 +182,20 @@ class RunScoring(InRun):
         """See `InRun`; and a line for people."""
         super().on_log(args, state, control, logs, **kwargs)
         if "loss" in (logs or {}):
-            words = self._words(state, f"loss {float(logs['loss']):.4f}, ")
+            loss, took = f"loss {float(logs['loss']):.4f}, ", f"{self.seconds:.0f} s, "
+            words = self._words(state, loss, took)
             self._console.print(words, soft_wrap=True, highlight=False)
         elif "eval_loss" in (logs or {}):
             self._console.print(f"evaluation: loss {logs['eval_loss']:.4f}", highlight=False)
 
-    def _words(self, state: Any, loss: str = "") -> str:
+    def _words(self, state: Any, loss: str = "", took: str = "") -> str:
         """How far it is."""
         validation = self.attribution.latest.get("closing_loss", float("nan"))
         known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
         left = self.seconds / state.global_step * (state.max_steps - state.global_step)
         return (
             f"step {state.global_step} of {state.max_steps}: {loss}{known}attribution "
-            f"+{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, about {left:.0f} s left"
+            f"+{self.attribution.overhead:.0%} time; {took}about {left:.0f} s left"
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
