@@ -9,6 +9,7 @@ from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._gain import Mean, half_interval
+from inrun.uses._groups import doubted_by_group, look_at_labels
 from inrun.uses._harm import HarmProfile, class_harm, harm_profile, harm_sums
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._kept import OwnRows, check_place, write_kept
@@ -65,6 +66,7 @@ __all__ = [
     "confounds",
     "described",
     "diff",
+    "doubted_by_group",
     "doubts",
     "duplicate_groups",
     "explain",
@@ -78,6 +80,7 @@ __all__ = [
     "jumps",
     "label_doubts",
     "load",
+    "look_at_labels",
     "near_groups",
     "not_reproducible",
     "note_label_doubts",

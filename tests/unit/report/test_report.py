@@ -634,3 +634,19 @@ def test_an_audit_that_saw_classes_without_validation_rows_is_a_doubt(tmp_path):
     write_table(stored.path / "audit.parquet", table, PartId("audit", stored.manifest["run"]))
     said = " ".join(first_screen(contents(stored, None))[3].sentences)
     assert "70% of the rows trained on in the checked steps are of classes that no" in said
+
+
+def test_the_first_screen_names_a_source_by_its_labels_and_says_that_the_loss_rose(tmp_path):
+    rng = np.random.default_rng(0)
+    sample, step = np.tile(np.arange(80), 2), np.arange(160) // 10 + 1
+    values = -rng.random((160, 1))  # all harm, the sources alike
+    stored = stored_run(tmp_path / "run", values, sample, step, list(range(80)))
+    source = np.array(list("nesw"))[np.arange(80) % 4]
+    ranks = np.argsort(np.argsort(source != "w", kind="stable"), kind="stable") + 1  # w's first
+    stored.describe({
+        "sample_id": list(range(80)), "source": source.tolist(), "doubt_rank": ranks.tolist(),
+    })  # fmt: skip
+    fall, _, hurting, _ = first_screen(contents(stored, None))
+    assert fall.answer.startswith("It rose by ")
+    assert hurting.answer == "source w, by its labels"
+    assert "Look at the labels of w: 40% of its samples" in " ".join(hurting.sentences)
