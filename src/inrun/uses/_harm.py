@@ -130,7 +130,8 @@ def harm_by_place(
 def shares(harm_NK: np.ndarray) -> np.ndarray:
     """What part of a sample's harm falls on each class, negative where it helped."""
     size = np.abs(harm_NK).sum(1, keepdims=True)
-    return np.divide(-harm_NK, size, out=np.zeros_like(harm_NK), where=size > 0)
+    found: np.ndarray = np.divide(-harm_NK, size, out=np.zeros_like(harm_NK), where=size > 0)
+    return found
 
 
 def repeats(
