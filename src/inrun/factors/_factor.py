@@ -197,7 +197,7 @@ class Dense(Factor):
 
 def squared_norms(t_K: Tensor) -> Tensor:
     """(K,), without a copy of the squares."""
-    rows = t_K.reshape(len(t_K), -1)
+    rows = t_K.reshape(len(t_K), t_K.shape[1:].numel())
     squared: Tensor = torch.linalg.vecdot(rows, rows)
     return squared
 

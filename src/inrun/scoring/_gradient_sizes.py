@@ -38,8 +38,7 @@ def gradient_sizes(plans: Mapping[str, ParameterPlan], blocks: Sequence[Block]) 
         torch.zeros(block.samples) if square is None else square
         for block, square in zip(blocks, squares, strict=True)
     ]
-    device = found[0].device if found else None
-    return torch.cat([square.to(device) for square in found]).sqrt()
+    return torch.cat([square.to(found[0].device) for square in found]).sqrt()
 
 
 def _scale(plan: ParameterPlan) -> Tensor | float:

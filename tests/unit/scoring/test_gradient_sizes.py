@@ -10,6 +10,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import MisuseError, StoreError
+from inrun.factors import Dense, Indexed, Outer, share_squares
 from inrun.uses import rank
 from tests.oracles import shares as oracle
 from tests.oracles.owner_cases import OWNED
@@ -208,3 +209,12 @@ def test_values_and_weights_are_the_same_with_sizes(tmp_path):
         tables.append(inrun.load(tmp_path / str(sized) / "run").visits())
     for name in tables[0].column_names:
         assert np.array_equal(tables[0][name].to_numpy(), tables[1][name].to_numpy())
+
+
+def test_a_block_of_no_samples_has_no_sizes():
+    """As in a process that the last batch has no rows for."""
+    left, right = torch.zeros(0, 3, 4), torch.zeros(0, 3, 5)
+    for factor in (Outer(left, right), Dense(left), Dense(left[:, 0, 0]),
+                   Indexed(torch.zeros(0, 3).long(), right, 7)):  # fmt: skip
+        assert share_squares([factor], torch.float32).shape == (0,)
+        assert share_squares([factor, factor], torch.float32).shape == (0,)
