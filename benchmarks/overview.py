@@ -56,12 +56,13 @@ def write_page() -> None:
         cited = any(row[-1] for row in rows)
         head = ["number", "here", "elsewhere"] if cited else ["number", "here"]
         table = markdown(head, [row[: len(head)] for row in _said_once(rows)])
-        claim = CLAIMS[topic.name]
-        page = f" [The page]({topic.page})." if topic.page else ""
-        said = (
-            f"{claim.claim} *Control:* {claim.control} `python -m benchmarks.{topic.name}`.{page}"
-        )
-        parts.append(f"## {topic.question}\n\n{said}\n\n{table}")
+        if topic.page:
+            parts.append(f"## [{topic.question}]({topic.page})\n\n{table}")
+        else:
+            claim, control = CLAIMS[topic.name]
+            command = f"`python -m benchmarks.{topic.name}`"
+            said = f"{claim} *Control:* {control} {command}."
+            parts.append(f"## {topic.question}\n\n{said}\n\n{table}")
     PAGE.write_text("\n\n".join(parts) + "\n")
 
 
@@ -330,11 +331,10 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-Each section has the claim, its control, the command and the numbers, computed from
-`benchmarks/results/` by `python -m benchmarks`, which writes this page. Disappointing rows are
-kept. The pages behind the links say on which data and versions; their long tables are CSV files
-under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
-and machines.
+The main numbers of each page, disappointing ones too (`python -m benchmarks` writes this one). The
+pages begin with the claim, the control that could refute it and the command, and say on which data
+and versions; long tables are CSV files under `docs/evidence/tables`. *Elsewhere* are figures as
+papers report them, on their own models and machines.
 
 To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
 measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and

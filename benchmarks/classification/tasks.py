@@ -168,8 +168,8 @@ def _encoder() -> nn.Module:
 
 
 @cache
-def _r8() -> Pool:
-    """Outputs of the frozen layers for at most `CAPPED` texts a topic."""
+def encoded_r8(layer: int) -> Pool:
+    """The encoder's outputs by layer, and masks, for at most `CAPPED` texts per topic."""
     from transformers import AutoTokenizer
 
     texts, labels, names = data.reuters_r8()
@@ -183,11 +183,18 @@ def _r8() -> Pool:
     with torch.no_grad():
         hidden = torch.cat(
             [
-                encoder(input_ids=i, attention_mask=m, output_hidden_states=True).hidden_states[-2]
+                encoder(input_ids=i, attention_mask=m, output_hidden_states=True).hidden_states[
+                    layer
+                ]
                 for i, m in zip(ids.split(64), mask.split(64), strict=True)
             ]
         )
     return Pool((hidden, mask.bool()), labels[rows], tuple(names))
+
+
+def _r8() -> Pool:
+    """What the frozen layers say."""
+    return encoded_r8(-2)
 
 
 class LastLayer(nn.Module):

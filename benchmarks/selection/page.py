@@ -13,7 +13,7 @@ import vl_convert
 
 from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import RECIPES, split
-from benchmarks.compared import Gain, above, below, by_seed, compared, require, sentence
+from benchmarks.compared import Gain, above, below, by_seed, compared, listed, require, sentence
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
@@ -111,21 +111,21 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
     return long_table(f"selection_{figure}", caption, head, rows)
 
 
-def against(
-    cells: Cells, control: str, noise: float, kind: str = "", rate: float | None = None
-) -> dict[str, Gain]:
+def against(cells: Cells, control: str, noise: float, kind: str = "") -> dict[str, Gain]:
     """Gains of arms whose name begins so over another, in points, over seeds."""
-    chosen = [(s, a) for s, a in cells.items() if s.noise == noise and rate in (None, s.rate)]
-
-    def gains(name: str) -> list[float]:
-        return by_seed(
-            chosen,
-            lambda c: c[0].seed,
-            lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
-        )
-
     names = [name for name in arms() if name.startswith(kind) and name != control]
-    return compared({name: gains(name) for name in names})
+    return compared({name: _seeds_gains(cells, name, control, noise) for name in names})
+
+
+def _seeds_gains(
+    cells: Cells, name: str, control: str, noise: float, rate: float | None = None
+) -> list[float]:
+    chosen = [(s, a) for s, a in cells.items() if s.noise == noise and rate in (None, s.rate)]
+    return by_seed(
+        chosen,
+        lambda c: c[0].seed,
+        lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
+    )
 
 
 def _gains(cells: Cells) -> str:
@@ -142,17 +142,31 @@ def _gains(cells: Cells) -> str:
     return markdown(head, rows)
 
 
-def _said(cells: Cells, control: str, kind: str, rates: bool = False) -> str:
-    """A list of what the data say, by labels and, where asked for, by learning rate."""
-    lines = []
+def _horizons(cells: Cells) -> str:
+    """A list of what the data say of online arms, by labels."""
+    found = {noise: against(cells, FIRST, noise, "online") for noise in _noises(cells)}
+    return "\n".join(
+        f"  - {_title(noise)}: {sentence(gains, f'`{FIRST}`', rest=False)}."
+        for noise, gains in found.items()
+    )
+
+
+def _by_rate(cells: Cells, control: str, kind: str) -> str:
+    """Arms above another at a single rate, corrected for arms and rates together."""
+    said = []
     for noise in _noises(cells):
-        for rate in _rates(cells) if rates else (None,):
-            at = "" if rate is None else f", rate {rate:g}"
-            found = against(cells, control, noise, kind, rate)
-            if rate is None or above(found) or below(found):
-                told = sentence(found, f"`{control}`", rest=rate is None)
-                lines.append(f"  - {_title(noise)}{at}: {told}.")
-    return "\n".join(lines)
+        gains = {
+            (name, rate): _seeds_gains(cells, name, control, noise, rate)
+            for rate in _rates(cells)
+            for name in arms()
+            if name.startswith(kind) and name != control
+        }
+        found = compared(gains)
+        chosen = sorted(above(found))
+        for rate in sorted({rate for _, rate in chosen}):
+            names = listed(name for name, at in chosen if at == rate)
+            said.append(f"{names} ({_title(noise)}, {rate:g})")
+    return "; ".join(said) or "none is told"
 
 
 def findings(cells: Cells) -> dict[str, str]:
@@ -169,15 +183,18 @@ def findings(cells: Cells) -> dict[str, str]:
         and all(above(f) == ["full"] for f in chance),
         CLAIMS["selection"].claim,
     )
-    lowest = against(cells, "random", max(_noises(cells)), rate=min(_rates(cells)))[FIRST]
+    offline = [against(cells, "offline, random", noise, "offline") for noise in _noises(cells)]
+    require(not any(above(f) for f in offline), "no offline horizon is told from its control")
+    times = [
+        np.median([a[name]["seconds"] for a in cells.values()])
+        for name in (FIRST, "online 1, rounds 16")
+    ]
     return {
         "ARMS": str(len(arms()) - 1),
-        "RANDOM": _said(cells, "random", ""),
-        "RANDOM_RATES": _said(cells, "random", "", rates=True),
-        "HORIZON": _said(cells, FIRST, "online"),
-        "OFFLINE": _said(cells, "offline, random", "offline"),
-        "OFFLINE_RATES": _said(cells, "offline, random", "offline", rates=True),
-        "LOWEST": f"{lowest.told(1)} points",
+        "RANDOM_RATES": _by_rate(cells, "random", ""),
+        "HORIZON": _horizons(cells),
+        "OFFLINE_RATES": _by_rate(cells, "offline, random", "offline"),
+        "ROUNDS": f"{times[0] / times[1]:.0%}",
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._frequency import Ways
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, require_settings
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Offload
@@ -144,7 +145,7 @@ def attach(
     fit = direction.name == "path" and options.capture == "hold"
     fit &= not momentum_window and not options.gradient_sizes
     windows = scoring.windows(scorer) if fit else None
-    frequency = scoring.frequency(processes, halves, windows)
+    frequency = scoring.frequency(Ways(processes, halves, windows))
     attribution = Attribution(
         model, utility, scorer, window, folder, frequency, extra, options, windows,
         sampled=scoring.sampled,

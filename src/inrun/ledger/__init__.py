@@ -36,6 +36,7 @@ from inrun.ledger._files import (
     write_state,
     write_table,
 )
+from inrun.ledger._judged import normalised_by_step
 from inrun.ledger._jumps import AROUND, JUMP, Jumps, deviations, usual_of
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
@@ -45,7 +46,6 @@ from inrun.ledger._running_totals import (
     Ids,
     RunningTotals,
     normalised,
-    normalised_by_step,
     relative_error,
     target_columns,
 )

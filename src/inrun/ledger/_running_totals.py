@@ -57,14 +57,6 @@ def normalised(values: np.ndarray) -> np.ndarray:
     return values / size if size > 0 else np.zeros_like(values)
 
 
-def normalised_by_step(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The same of many steps' visits: values (V,), each of the step that `steps` (V,) says."""
-    place = np.unique(steps, return_inverse=True)[1]
-    size = (np.bincount(place, np.abs(values)) / np.bincount(place))[place]
-    units: np.ndarray = np.divide(values, size, out=np.zeros_like(values), where=size > 0)
-    return units
-
-
 class Visits(NamedTuple):
     """Visits in their order.
 
