@@ -120,7 +120,7 @@ def require_settings(
             "inrun.Window has its own way to keep shares and its own direction: attach with "
             "estimator='path', momentum_window=0, and no other capture."
         )
-    if options.gradient_sizes and (options.capture == "stream" or isinstance(scoring, Window)):
+    if options.gradient_sizes and (options.capture == "stream" or scoring.only_windows):
         raise MisuseError(
             "gradient_sizes are norms of samples' shares, which capture='stream' and inrun.Window "
             "do not keep. Use capture='hold' or 'offload', with another scoring."

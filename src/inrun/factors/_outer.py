@@ -146,7 +146,7 @@ class Indexed(Factor):
             return ((rows_bTN @ rows_bTN.mT) * same).sum((1, 2)).clamp_min(0)
 
         T = self._index_BT.shape[1]
-        if T > self._V:
+        if self.shape[0] < T:
             return super().squares(dtype)
         block = max(1, cost.samples_per_block(3 * T * T, dtype.itemsize, cost.CACHED_BYTES))
         pairs = zip(self._index_BT.split(block), self._rows_BTN.split(block), strict=True)
