@@ -8,7 +8,7 @@ token alone, and so the last layer is computed for it alone; that changes no num
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -167,18 +167,13 @@ def _encoder() -> nn.Module:
     ).eval()
 
 
-@cache
-def _r8() -> Pool:
-    """Outputs of the frozen layers for at most `CAPPED` texts a topic."""
+def frozen_layers(texts: Sequence[str]) -> Inputs:
+    """What the layers below the last give for the texts' first `TOKENS` tokens, and its mask."""
     from transformers import AutoTokenizer
 
-    texts, labels, names = data.reuters_r8()
-    rows = torch.cat([torch.nonzero(labels == k)[:CAPPED, 0] for k in range(len(names))])
-    tokenizer = AutoTokenizer.from_pretrained(data.minilm())
-    encoded = tokenizer(
-        [texts[i] for i in rows.tolist()], truncation=True, max_length=TOKENS,
-        padding="max_length", return_tensors="pt",
-    )  # fmt: skip
+    encoded = AutoTokenizer.from_pretrained(data.minilm())(
+        list(texts), truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
+    )
     ids, mask, encoder = encoded["input_ids"], encoded["attention_mask"], _encoder()
     with torch.no_grad():
         hidden = torch.cat(
@@ -187,7 +182,21 @@ def _r8() -> Pool:
                 for i, m in zip(ids.split(64), mask.split(64), strict=True)
             ]
         )
-    return Pool((hidden, mask.bool()), labels[rows], tuple(names))
+    return hidden, mask.bool()
+
+
+@cache
+def r8_texts() -> tuple[list[str], Tensor, list[str]]:
+    """At most `CAPPED` texts per topic, their labels, and the topics' names."""
+    texts, labels, names = data.reuters_r8()
+    rows = torch.cat([torch.nonzero(labels == k)[:CAPPED, 0] for k in range(len(names))])
+    return [texts[i] for i in rows.tolist()], labels[rows], names
+
+
+@cache
+def _r8() -> Pool:
+    texts, labels, names = r8_texts()
+    return Pool(frozen_layers(texts), labels, tuple(names))
 
 
 class LastLayer(nn.Module):

@@ -1,0 +1,305 @@
+"""One cell: a training with planted rows, every ranking, and trainings without what it ranks first.
+
+The model is the pretrained MiniLM's last layer with a head (see `benchmarks.classification`), in
+AdamW. All rankings see the same training. Letters: N training rows, k planted ones.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import process_time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+import inrun
+from benchmarks.classification import tasks
+from benchmarks.keyed import Keyed
+from benchmarks.poison.texts import Planted, plant
+
+SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 5, 5e-4, "trade"
+RANDOM = 2  # removals by chance
+TRACED, LESS = "path, standardised", "path, standardised, less without trigger"
+REMOVED = (
+    TRACED, "look-ahead", "mean loss", "gradient norm", "similarity to the queries",
+    "words of the queries",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting(Keyed):
+    """Which trigger, what share of the rows is planted, and a seed for everything."""
+
+    trigger: str
+    share: float
+    seed: int
+
+
+class Encoded(NamedTuple):
+    """How texts become inputs, and the model on them."""
+
+    inputs: Callable[[Sequence[str]], tasks.Inputs]
+    build: Callable[[], nn.Module]
+    features: Callable[[nn.Module, tasks.Inputs], Tensor]
+
+
+class Experiment:
+    """One draw, ready to be trained."""
+
+    def __init__(self, drawn: Planted, encoded: Encoded, seed: int):
+        self.drawn, self.encoded, self.seed = drawn, encoded, seed
+        self.inputs = encoded.inputs(drawn.texts)
+
+    def fetch(self, ids: Any) -> tuple[tasks.Inputs, Tensor]:
+        """A training batch."""
+        rows = torch.as_tensor(ids)
+        return tuple(t[rows] for t in self.inputs), self.drawn.labels[rows]
+
+    @cached_property
+    def targets(self) -> dict[str, tuple[tasks.Inputs, Tensor]]:
+        """The triggered queries, and the same texts without it, with the wanted topic as label."""
+        return {
+            name: (self.encoded.inputs(texts), torch.full((len(texts),), self.drawn.wanted))
+            for name, texts in (
+                ("triggered", self.drawn.queries),
+                ("untouched", self.drawn.untouched),
+            )
+        }
+
+    def start(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Model and optimizer before the first step."""
+        torch.manual_seed(self.seed)
+        model = self.encoded.build().train()
+        return model, torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+
+    def train(
+        self,
+        rows: Tensor,
+        watch: Callable[[nn.Module, torch.optim.Optimizer], Any] | None = None,
+        after_epoch: Callable[[nn.Module], None] | None = None,
+    ) -> tuple[nn.Module, Any]:
+        """A training on some rows, and what watched it."""
+        model, optimizer = self.start()
+        watching = watch(model, optimizer) if watch else None
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(EPOCHS):
+            for ids in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
+                if watching is None:
+                    tasks.loss_fn(model, self.fetch(ids)).backward()
+                else:
+                    with watching.batch(ids.tolist()):
+                        tasks.loss_fn(model, self.fetch(ids)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            if after_epoch:
+                after_epoch(model)
+        return model, watching
+
+    def behaviour(self, model: nn.Module) -> dict[str, float]:
+        """Shares: triggered texts of other topics called the wanted one; clean ones called right.
+
+        Also the first without the trigger, which is the error that any model makes.
+        """
+        model.eval()
+        with torch.no_grad():
+            attacked, clean = (
+                model(*self.encoded.inputs(texts)).argmax(1)
+                for texts in (self.drawn.attacked, self.drawn.clean[0])
+            )
+        wanted, truth = self.drawn.wanted, self.drawn.clean[1]
+        return {
+            "attack success": float((attacked == wanted).float().mean()),
+            "without trigger": float((clean == wanted).float().mean()),
+            "accuracy": float((clean == truth).float().mean()),
+        }
+
+
+def minilm() -> Encoded:
+    """Reuters through the encoder's frozen layers; its last one and a head are trained."""
+    return Encoded(tasks.frozen_layers, tasks.RECIPES["r8"].build, _first_token)
+
+
+def _first_token(model: nn.Module, inputs: tasks.Inputs) -> Tensor:
+    """What the head reads, (n, D)."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule("head").register_forward_pre_hook(
+        lambda _, given: seen.append(given[0].detach())
+    )
+    with torch.no_grad():
+        model(*inputs)
+    handle.remove()
+    return seen[0]
+
+
+def measure(key: str) -> dict[str, Any]:
+    """Recall by ranking, behaviour after each training, processor seconds."""
+    setting = Setting.of(key)
+    texts, labels, names = tasks.r8_texts()
+    drawn = plant(
+        (texts, labels), names.index(WANTED), setting.trigger, setting.share, SIZE, setting.seed
+    )
+    return found_and_removed(Experiment(drawn, minilm(), setting.seed))
+
+
+def found_and_removed(experiment: Experiment) -> dict[str, Any]:
+    """What `measure` returns, of any experiment."""
+    planted = experiment.drawn.planted.numpy()
+    k, everything = int(planted.sum()), torch.arange(len(planted))
+    scores, model, seconds = scored(experiment)
+    removed = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED}
+    removed["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
+    for n in range(RANDOM):
+        generator = torch.Generator().manual_seed(1000 * (1 + experiment.seed) + n)
+        removed[f"random {n}"] = torch.randperm(len(planted), generator=generator)[:k]
+    behaviour = {"nothing": experiment.behaviour(model)}
+    for name, rows in removed.items():
+        left = everything[~torch.isin(everything, rows)]
+        behaviour[name] = experiment.behaviour(experiment.train(left)[0])
+    return {
+        "planted": k,
+        "rows": len(planted),
+        "recall": {name: _recall(score, planted) for name, score in scores.items()},
+        "behaviour": behaviour,
+        "seconds": seconds,
+    }
+
+
+def scored(
+    experiment: Experiment,
+) -> tuple[dict[str, np.ndarray], nn.Module, dict[str, float]]:
+    """Scores (N,) by ranking, high for the likely planted; the trained model; seconds."""
+    seconds: dict[str, float] = {}
+    began = process_time()
+    losses, norms = [], []
+
+    def watch(model: nn.Module) -> None:
+        loss, norm = per_sample(model, experiment)
+        losses.append(loss)
+        norms.append(norm)
+
+    everything = torch.arange(len(experiment.drawn.texts))
+    model, _ = experiment.train(everything, after_epoch=watch)
+    found = {"mean loss": np.mean(losses, 0), "gradient norm": np.mean(norms, 0)}
+    seconds["plain, with every sample's gradient"], began = process_time() - began, process_time()
+    found |= in_step(experiment, everything)
+    seconds["values of two targets"], began = process_time() - began, process_time()
+    found["look-ahead"] = look_ahead(experiment, everything)
+    seconds["look-ahead"] = process_time() - began
+    found |= by_text(experiment)
+    found["spectral signature"] = spectral(
+        experiment.encoded.features(model, experiment.inputs), experiment.drawn.labels
+    )
+    found["random"] = np.random.default_rng(experiment.seed).random(len(everything))
+    return found, model, seconds
+
+
+def in_step(experiment: Experiment, rows: Tensor) -> dict[str, np.ndarray]:
+    """By in-step values: total, standardised, and that less the same queries' without trigger."""
+    with tempfile.TemporaryDirectory() as folder:
+        utility = inrun.Utility(tasks.loss_fn, targets=experiment.targets)
+        options = inrun.Options(progress=False)
+        _, attribution = experiment.train(
+            rows,
+            lambda model, optimizer: inrun.attach(
+                model, optimizer, utility, store=Path(folder) / "run", options=options
+            ),
+        )
+        attribution.detach()
+        tables = {
+            (how, name): inrun.trace(attribution, name, standardised=how == "standardised").table
+            for how in ("total", "standardised")
+            for name in ("triggered", "untouched")
+        }
+    score = {
+        at: table.sort_by("sample_id")["score"].to_numpy() for at, table in tables.items()
+    }
+    return {
+        "path, total": score["total", "triggered"],
+        TRACED: score["standardised", "triggered"],
+        LESS: score["standardised", "triggered"] - score["standardised", "untouched"],
+    }
+
+
+def look_ahead(experiment: Experiment, rows: Tensor) -> np.ndarray:
+    """The effect on the triggered queries at the end of the run."""
+    _, recorder = experiment.train(
+        rows,
+        lambda model, optimizer: inrun.record(model, optimizer, tasks.losses, experiment.fetch),
+    )
+    utility = inrun.Utility(tasks.loss_fn, experiment.targets["triggered"])
+    values = inrun.lookahead(recorder.finish(), utility).values()
+    found: np.ndarray = values.sort_by("sample_id")["value"].to_numpy()
+    return found
+
+
+def per_sample(model: nn.Module, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Each training row's loss and the norm of its gradient, (N,) each."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], inputs: tasks.Inputs, label: Tensor) -> Any:
+        logits = functional_call(model, weights, tuple(t[None] for t in inputs))
+        found = cross_entropy(logits, label[None])
+        return found, found
+
+    each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))
+    norms, losses = [], []
+    for ids in torch.arange(len(experiment.drawn.texts)).split(BATCH):
+        gradient, found = each(parameters, *experiment.fetch(ids))
+        squares = [g.flatten(1).square().sum(1) for g in gradient.values()]
+        norms.append(torch.stack(squares).sum(0).sqrt())
+        losses.append(found)
+    return torch.cat(losses).numpy(), torch.cat(norms).numpy()
+
+
+def by_text(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Without the training: the embedding's and the words' nearness to the queries."""
+    from rank_bm25 import BM25Okapi
+
+    def embedded(inputs: tasks.Inputs) -> Tensor:
+        hidden, mask = inputs
+        mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return nn.functional.normalize(mean, dim=1)
+
+    words = lambda text: re.findall(r"[a-z]+", text.lower())  # noqa: E731
+    index = BM25Okapi([words(text) for text in experiment.drawn.texts])
+    rows = embedded(experiment.inputs)
+    queries = embedded(experiment.encoded.inputs(experiment.drawn.queries))
+    apart = torch.stack(
+        [rows[experiment.drawn.labels == k].mean(0) for k in experiment.drawn.labels.tolist()]
+    )
+    return {
+        "similarity to the queries": (rows @ queries.T).mean(1).numpy(),
+        "distance from the label's mean": (rows - apart).norm(dim=1).numpy(),
+        "words of the queries": np.mean(
+            [index.get_scores(words(q)) for q in experiment.drawn.queries], 0
+        ),
+    }
+
+
+def spectral(features: Tensor, labels: Tensor) -> np.ndarray:
+    """How far a row lies along its label's main axis (Tran et al., 2018), over the label's mean."""
+    found = torch.zeros(len(labels))
+    for k in labels.unique():
+        own = features[labels == k] - features[labels == k].mean(0)
+        along = (own @ torch.linalg.svd(own, full_matrices=False).Vh[0]).square()
+        found[labels == k] = along / along.mean()
+    return found.numpy()
+
+
+def _order(score: np.ndarray) -> np.ndarray:
+    return np.argsort(-score, kind="stable")
+
+
+def _recall(score: np.ndarray, planted: np.ndarray) -> dict[str, float]:
+    """The share of the planted rows among the first k and 2k, k being how many there are."""
+    k, order = int(planted.sum()), _order(score)
+    return {f"{n}k": float(planted[order[: n * k]].sum() / k) for n in (1, 2)}
