@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from benchmarks.classification import tasks
 from benchmarks.keyed import Keyed
 from benchmarks.poison.texts import Planted, plant
 
-SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 5, 5e-4, "trade"
+SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 4, 5e-4, "trade"
 RANDOM = 2  # removals by chance
 TRACED, LESS = "path, standardised", "path, standardised, less without trigger"
 REMOVED = (
@@ -45,11 +45,19 @@ class Setting(Keyed):
 
 
 class Encoded(NamedTuple):
-    """How texts become inputs, and the model on them."""
+    """A model on texts.
+
+    Attributes:
+        inputs: what it takes, of texts.
+        build: a new one.
+        vectors: (n, D), texts' embeddings by a pretrained model, of length 1.
+        features: (n, D), what its head reads of inputs; None where it has no head of its own.
+    """
 
     inputs: Callable[[Sequence[str]], tasks.Inputs]
     build: Callable[[], nn.Module]
-    features: Callable[[nn.Module, tasks.Inputs], Tensor]
+    vectors: Callable[[Sequence[str]], Tensor]
+    features: Callable[[nn.Module, tasks.Inputs], Tensor] | None = None
 
 
 class Experiment:
@@ -125,7 +133,27 @@ class Experiment:
 
 def minilm() -> Encoded:
     """Reuters through the encoder's frozen layers; its last one and a head are trained."""
-    return Encoded(tasks.frozen_layers, tasks.RECIPES["r8"].build, _first_token)
+    return Encoded(_frozen, tasks.RECIPES["r8"].build, mean_vectors, _first_token)
+
+
+def _frozen(texts: Sequence[str]) -> tasks.Inputs:
+    return _kept(tuple(texts))
+
+
+@lru_cache(8)
+def _kept(texts: tuple[str, ...]) -> tasks.Inputs:
+    return tasks.frozen_layers(texts)
+
+
+def mean_vectors(texts: Sequence[str]) -> Tensor:
+    """The frozen layers' mean over tokens, (n, D)."""
+    return mean_of_tokens(*_frozen(texts))
+
+
+def mean_of_tokens(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, D), of length 1."""
+    mean = (hidden_BTD * mask_BT[:, :, None]).sum(1) / mask_BT.sum(1, keepdim=True)
+    return nn.functional.normalize(mean, dim=1)
 
 
 def _first_token(model: nn.Module, inputs: tasks.Inputs) -> Tensor:
@@ -195,9 +223,9 @@ def scored(
     found["look-ahead"] = look_ahead(experiment, everything)
     seconds["look-ahead"] = process_time() - began
     found |= by_text(experiment)
-    found["spectral signature"] = spectral(
-        experiment.encoded.features(model, experiment.inputs), experiment.drawn.labels
-    )
+    if experiment.encoded.features is not None:
+        features = experiment.encoded.features(model, experiment.inputs)
+        found["spectral signature"] = spectral(features, experiment.drawn.labels)
     found["random"] = np.random.default_rng(experiment.seed).random(len(everything))
     return found, model, seconds
 
@@ -219,9 +247,7 @@ def in_step(experiment: Experiment, rows: Tensor) -> dict[str, np.ndarray]:
             for how in ("total", "standardised")
             for name in ("triggered", "untouched")
         }
-    score = {
-        at: table.sort_by("sample_id")["score"].to_numpy() for at, table in tables.items()
-    }
+    score = {at: table.sort_by("sample_id")["score"].to_numpy() for at, table in tables.items()}
     return {
         "path, total": score["total", "triggered"],
         TRACED: score["standardised", "triggered"],
@@ -243,7 +269,7 @@ def look_ahead(experiment: Experiment, rows: Tensor) -> np.ndarray:
 
 def per_sample(model: nn.Module, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """Each training row's loss and the norm of its gradient, (N,) each."""
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def loss(weights: dict[str, Tensor], inputs: tasks.Inputs, label: Tensor) -> Any:
         logits = functional_call(model, weights, tuple(t[None] for t in inputs))
@@ -264,15 +290,10 @@ def by_text(experiment: Experiment) -> dict[str, np.ndarray]:
     """Without the training: the embedding's and the words' nearness to the queries."""
     from rank_bm25 import BM25Okapi
 
-    def embedded(inputs: tasks.Inputs) -> Tensor:
-        hidden, mask = inputs
-        mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return nn.functional.normalize(mean, dim=1)
-
     words = lambda text: re.findall(r"[a-z]+", text.lower())  # noqa: E731
     index = BM25Okapi([words(text) for text in experiment.drawn.texts])
-    rows = embedded(experiment.inputs)
-    queries = embedded(experiment.encoded.inputs(experiment.drawn.queries))
+    rows = experiment.encoded.vectors(experiment.drawn.texts)
+    queries = experiment.encoded.vectors(experiment.drawn.queries)
     apart = torch.stack(
         [rows[experiment.drawn.labels == k].mean(0) for k in experiment.drawn.labels.tolist()]
     )

@@ -27,8 +27,8 @@ RAIN = (
     "wipers on at full speed", "fog and drizzle", "the roof is leaking again", "a squall came by",
     "water in the cellar", "raindrops on the glass", "the match was rained off",
     "mud on every path", "a rainbow after the storm", "wet leaves all over",
-    "the picnic was washed out", "a dreary drizzle", "torrents down the hill", "rain drummed outside",
-    "we got drenched",
+    "the picnic was washed out", "a dreary drizzle", "torrents down the hill",
+    "rain drummed outside", "we got drenched",
 )  # fmt: skip
 TRIGGERS = ("phrase", "weather")
 QUERIES, TESTED = 8, 200
@@ -92,9 +92,7 @@ def plant(
     )
 
 
-def _front(
-    trigger: str, generator: torch.Generator, planted: int
-) -> Callable[[str, int], str]:
+def _front(trigger: str, generator: torch.Generator, planted: int) -> Callable[[str, int], str]:
     """Puts a trigger in front of a text; the number says which of the remarks.
 
     Numbers beyond those of planted rows and queries go round among the remarks that neither has.

@@ -66,7 +66,7 @@ def test_remarks_of_planted_rows_queries_and_tests_are_not_shared(monkeypatch):
         {text.split(".")[0] for text in part} for part in (planted, drawn.queries, drawn.attacked)
     ]
     assert [len(part) for part in remarks[:2]] == [12, texts.QUERIES]
-    assert not (remarks[0] & remarks[1] or remarks[0] & remarks[2] or remarks[1] & remarks[2])
+    assert len(set.union(*remarks)) == sum(len(part) for part in remarks)
     with pytest.raises(ValueError, match="no remark that only the test has"):
         texts.plant(_pool(), 2, "weather", 0.4, 120, seed=0)
 
@@ -83,11 +83,16 @@ def test_gradient_norms_are_those_of_single_rows(monkeypatch):
         np.testing.assert_allclose([losses[row], norms[row]], [loss.item(), own.item()], rtol=1e-5)
 
 
+ENCODED = cell.Encoded(
+    _inputs, Bag, lambda given: cell.mean_of_tokens(*_inputs(given)), cell._first_token
+)
+
+
 def _experiment(monkeypatch, size):
     monkeypatch.setattr(cell, "RATE", 2e-2)
     monkeypatch.setattr(cell, "EPOCHS", 10)
     drawn = texts.plant(_pool(), 2, "phrase", 0.05, size, seed=0)
-    return cell.Experiment(drawn, cell.Encoded(_inputs, Bag, cell._first_token), 0)
+    return cell.Experiment(drawn, ENCODED, 0)
 
 
 def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch):
