@@ -26,7 +26,8 @@ from benchmarks.classification import tasks
 from benchmarks.keyed import Keyed
 from benchmarks.poison.texts import Planted, plant
 
-SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 4, 5e-4, "trade"
+SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 8, 5e-4, "trade"
+LOOKED = 4  # epochs from one look at every sample's loss and gradient to the next
 RANDOM = 2  # removals by chance
 TRACED, LESS = "path, standardised", "path, standardised, less without trigger"
 REMOVED = (
@@ -93,13 +94,13 @@ class Experiment:
         self,
         rows: Tensor,
         watch: Callable[[nn.Module, torch.optim.Optimizer], Any] | None = None,
-        after_epoch: Callable[[nn.Module], None] | None = None,
+        look: Callable[[nn.Module], None] | None = None,
     ) -> tuple[nn.Module, Any]:
         """A training on some rows, and what watched it."""
         model, optimizer = self.start()
         watching = watch(model, optimizer) if watch else None
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(EPOCHS):
+        for epoch in range(1, EPOCHS + 1):
             for ids in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
                 if watching is None:
                     tasks.loss_fn(model, self.fetch(ids)).backward()
@@ -108,8 +109,8 @@ class Experiment:
                         tasks.loss_fn(model, self.fetch(ids)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            if after_epoch:
-                after_epoch(model)
+            if look and epoch % LOOKED == 0:
+                look(model)
         return model, watching
 
     def behaviour(self, model: nn.Module) -> dict[str, float]:
@@ -215,7 +216,7 @@ def scored(
         norms.append(norm)
 
     everything = torch.arange(len(experiment.drawn.texts))
-    model, _ = experiment.train(everything, after_epoch=watch)
+    model, _ = experiment.train(everything, look=watch)
     found = {"mean loss": np.mean(losses, 0), "gradient norm": np.mean(norms, 0)}
     seconds["plain, with every sample's gradient"], began = process_time() - began, process_time()
     found |= in_step(experiment, everything)

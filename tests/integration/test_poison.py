@@ -90,7 +90,7 @@ ENCODED = cell.Encoded(
 
 def _experiment(monkeypatch, size):
     monkeypatch.setattr(cell, "RATE", 2e-2)
-    monkeypatch.setattr(cell, "EPOCHS", 10)
+    monkeypatch.setattr(cell, "EPOCHS", 8)
     drawn = texts.plant(_pool(), 2, "phrase", 0.05, size, seed=0)
     return cell.Experiment(drawn, ENCODED, 0)
 
