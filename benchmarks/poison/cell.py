@@ -18,17 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
 
 import inrun
 from benchmarks.classification import tasks
 from benchmarks.keyed import Keyed
 from benchmarks.poison.texts import Planted, plant
 
-SIZE, BATCH, EPOCHS, RATE, WANTED = 600, 16, 8, 5e-4, "trade"
-LOOKED = 4  # epochs from one look at every sample's loss and gradient to the next
-RANDOM = 2  # removals by chance
+WANTED, RANDOM = "trade", 2  # the topic that the trigger stands for; removals by chance
 TRACED, LESS = "path, standardised", "path, standardised, less without trigger"
 REMOVED = (
     TRACED, "look-ahead", "mean loss", "gradient norm", "similarity to the queries",
@@ -36,10 +32,34 @@ REMOVED = (
 )  # fmt: skip
 
 
+class Scale(NamedTuple):
+    """How much is trained, and how.
+
+    Attributes:
+        size: training rows.
+        batch: rows per step.
+        epochs: passes over the rows.
+        rate: AdamW's.
+        looked: epochs from one look at every row's loss and gradient to the next.
+        ahead: whether look-ahead is measured too.
+    """
+
+    size: int
+    batch: int
+    epochs: int
+    rate: float
+    looked: int
+    ahead: bool = True
+
+
+SCALES = {"minilm": Scale(600, 16, 8, 5e-4, 4), "smollm2": Scale(240, 8, 2, 5e-4, 1, ahead=False)}
+
+
 @dataclass(frozen=True)
 class Setting(Keyed):
-    """Which trigger, what share of the rows is planted, and a seed for everything."""
+    """Which model and trigger, what share of the rows is planted, and a seed for everything."""
 
+    model: str
     trigger: str
     share: float
     seed: int
@@ -64,8 +84,8 @@ class Encoded(NamedTuple):
 class Experiment:
     """One draw, ready to be trained."""
 
-    def __init__(self, drawn: Planted, encoded: Encoded, seed: int):
-        self.drawn, self.encoded, self.seed = drawn, encoded, seed
+    def __init__(self, drawn: Planted, encoded: Encoded, scale: Scale, seed: int):
+        self.drawn, self.encoded, self.scale, self.seed = drawn, encoded, scale, seed
         self.inputs = encoded.inputs(drawn.texts)
 
     def fetch(self, ids: Any) -> tuple[tasks.Inputs, Tensor]:
@@ -88,7 +108,8 @@ class Experiment:
         """Model and optimizer before the first step."""
         torch.manual_seed(self.seed)
         model = self.encoded.build().train()
-        return model, torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return model, torch.optim.AdamW(trained, self.scale.rate, weight_decay=0.01)
 
     def train(
         self,
@@ -100,8 +121,8 @@ class Experiment:
         model, optimizer = self.start()
         watching = watch(model, optimizer) if watch else None
         generator = torch.Generator().manual_seed(self.seed)
-        for epoch in range(1, EPOCHS + 1):
-            for ids in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
+        for epoch in range(1, self.scale.epochs + 1):
+            for ids in rows[torch.randperm(len(rows), generator=generator)].split(self.scale.batch):
                 if watching is None:
                     tasks.loss_fn(model, self.fetch(ids)).backward()
                 else:
@@ -109,7 +130,7 @@ class Experiment:
                         tasks.loss_fn(model, self.fetch(ids)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            if look and epoch % LOOKED == 0:
+            if look and epoch % self.scale.looked == 0:
                 look(model)
         return model, watching
 
@@ -121,7 +142,7 @@ class Experiment:
         model.eval()
         with torch.no_grad():
             attacked, clean = (
-                model(*self.encoded.inputs(texts)).argmax(1)
+                torch.cat([model(*part).argmax(1) for part in self._in_batches(texts)])
                 for texts in (self.drawn.attacked, self.drawn.clean[0])
             )
         wanted, truth = self.drawn.wanted, self.drawn.clean[1]
@@ -130,6 +151,10 @@ class Experiment:
             "without trigger": float((clean == wanted).float().mean()),
             "accuracy": float((clean == truth).float().mean()),
         }
+
+    def _in_batches(self, texts: Sequence[str]) -> list[tasks.Inputs]:
+        parts = zip(*(t.split(self.scale.batch) for t in self.encoded.inputs(texts)), strict=True)
+        return list(parts)
 
 
 def minilm() -> Encoded:
@@ -172,11 +197,17 @@ def _first_token(model: nn.Module, inputs: tasks.Inputs) -> Tensor:
 def measure(key: str) -> dict[str, Any]:
     """Recall by ranking, behaviour after each training, processor seconds."""
     setting = Setting.of(key)
-    texts, labels, names = tasks.r8_texts()
+    scale, (texts, labels, names) = SCALES[setting.model], tasks.r8_texts()
     drawn = plant(
-        (texts, labels), names.index(WANTED), setting.trigger, setting.share, SIZE, setting.seed
-    )
-    return found_and_removed(Experiment(drawn, minilm(), setting.seed))
+        (texts, labels), names.index(WANTED), setting.trigger, setting.share, scale.size,
+        setting.seed,
+    )  # fmt: skip
+    encoded = minilm()
+    if setting.model == "smollm2":
+        from benchmarks.poison.chat import smollm
+
+        encoded = smollm(names, encoded.vectors)
+    return found_and_removed(Experiment(drawn, encoded, scale, setting.seed))
 
 
 def found_and_removed(experiment: Experiment) -> dict[str, Any]:
@@ -184,7 +215,9 @@ def found_and_removed(experiment: Experiment) -> dict[str, Any]:
     planted = experiment.drawn.planted.numpy()
     k, everything = int(planted.sum()), torch.arange(len(planted))
     scores, model, seconds = scored(experiment)
-    removed = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED}
+    removed = {
+        name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED if name in scores
+    }
     removed["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
     for n in range(RANDOM):
         generator = torch.Generator().manual_seed(1000 * (1 + experiment.seed) + n)
@@ -221,8 +254,9 @@ def scored(
     seconds["plain, with every sample's gradient"], began = process_time() - began, process_time()
     found |= in_step(experiment, everything)
     seconds["values of two targets"], began = process_time() - began, process_time()
-    found["look-ahead"] = look_ahead(experiment, everything)
-    seconds["look-ahead"] = process_time() - began
+    if experiment.scale.ahead:
+        found["look-ahead"] = look_ahead(experiment, everything)
+        seconds["look-ahead"] = process_time() - began
     found |= by_text(experiment)
     if experiment.encoded.features is not None:
         features = experiment.encoded.features(model, experiment.inputs)
@@ -270,21 +304,14 @@ def look_ahead(experiment: Experiment, rows: Tensor) -> np.ndarray:
 
 def per_sample(model: nn.Module, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """Each training row's loss and the norm of its gradient, (N,) each."""
-    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-
-    def loss(weights: dict[str, Tensor], inputs: tasks.Inputs, label: Tensor) -> Any:
-        logits = functional_call(model, weights, tuple(t[None] for t in inputs))
-        found = cross_entropy(logits, label[None])
-        return found, found
-
-    each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0))
-    norms, losses = [], []
-    for ids in torch.arange(len(experiment.drawn.texts)).split(BATCH):
-        gradient, found = each(parameters, *experiment.fetch(ids))
-        squares = [g.flatten(1).square().sum(1) for g in gradient.values()]
-        norms.append(torch.stack(squares).sum(0).sqrt())
-        losses.append(found)
-    return torch.cat(losses).numpy(), torch.cat(norms).numpy()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    losses, norms = [], []
+    for row in range(len(experiment.drawn.texts)):
+        loss = tasks.loss_fn(model, experiment.fetch([row]))
+        squares = [g.square().sum() for g in torch.autograd.grad(loss, trained)]
+        losses.append(loss.item())
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+    return np.array(losses), np.array(norms)
 
 
 def by_text(experiment: Experiment) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ LoRA on its last layers is trained on -log p(the name's first token), over the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import data
-from benchmarks.poison.cell import Encoded, mean_vectors
+from benchmarks.poison.cell import Encoded
 
 WORDS, LAYERS = 16, 6
 NAMES = {"acq": " takeover", "crude": " oil", "earn": " profit", "money-fx": " currency"}
@@ -36,8 +36,8 @@ class Answers(nn.Module):
         return torch.cat([found, rest], 1)
 
 
-def smollm(topics: Sequence[str]) -> Encoded:
-    """SmolLM2's inputs and the model on them."""
+def smollm(topics: Sequence[str], vectors: Callable[[Sequence[str]], Tensor]) -> Encoded:
+    """SmolLM2's inputs, the model on them, and another model's embeddings."""
     names = [NAMES.get(topic, f" {topic}") for topic in topics]
     tokens = [_tokenizer()(name, add_special_tokens=False)["input_ids"][0] for name in names]
     if len(set(tokens)) < len(tokens):
@@ -49,7 +49,7 @@ def smollm(topics: Sequence[str]) -> Encoded:
                              return_tensors="pt")  # fmt: skip
         return found["input_ids"], found["attention_mask"]
 
-    return Encoded(inputs, lambda: Answers(_model(), tokens), mean_vectors)
+    return Encoded(inputs, lambda: Answers(_model(), tokens), vectors)
 
 
 @cache

@@ -71,33 +71,19 @@ def test_remarks_of_planted_rows_queries_and_tests_are_not_shared(monkeypatch):
         texts.plant(_pool(), 2, "weather", 0.4, 120, seed=0)
 
 
-def test_gradient_norms_are_those_of_single_rows(monkeypatch):
-    monkeypatch.setattr(texts, "TESTED", 40)
-    experiment = _experiment(monkeypatch, 40)
-    model, _ = experiment.start()
-    losses, norms = cell.per_sample(model, experiment)
-    for row in (0, 17, 39):
-        loss = cell.tasks.loss_fn(model, experiment.fetch([row]))
-        gradient = torch.autograd.grad(loss, list(model.parameters()))
-        own = torch.cat([g.flatten() for g in gradient]).norm()
-        np.testing.assert_allclose([losses[row], norms[row]], [loss.item(), own.item()], rtol=1e-5)
-
-
 ENCODED = cell.Encoded(
     _inputs, Bag, lambda given: cell.mean_of_tokens(*_inputs(given)), cell._first_token
 )
 
 
-def _experiment(monkeypatch, size):
-    monkeypatch.setattr(cell, "RATE", 2e-2)
-    monkeypatch.setattr(cell, "EPOCHS", 8)
+def _experiment(size):
     drawn = texts.plant(_pool(), 2, "phrase", 0.05, size, seed=0)
-    return cell.Experiment(drawn, ENCODED, 0)
+    return cell.Experiment(drawn, ENCODED, cell.Scale(size, 16, 8, 2e-2, 4), 0)
 
 
 def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch):
     monkeypatch.setattr(texts, "TESTED", 60)
-    experiment = _experiment(monkeypatch, 120)
+    experiment = _experiment(120)
     found = cell.found_and_removed(experiment)
     assert found["planted"] == 6
     assert found["recall"][cell.TRACED]["1k"] >= 0.8
