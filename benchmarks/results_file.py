@@ -38,11 +38,18 @@ def environment() -> dict[str, Any]:
 def environments(stored: dict[str, Any]) -> str:
     """What the stored cells were measured with, in a line for a page."""
     found = [cell["environment"] for cell in stored.values()]
-    commits = ", ".join(dict.fromkeys(e["commit"] for e in found))
     last = found[-1]
     return (
-        f"{len(stored)} cells, commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
-        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+        f"{len(stored)} cells, {commits(stored)}, PyTorch {last['torch']}, "
+        f"Python {last['python']}, {last['cores']} cores "
+        f"({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+    )
+
+
+def commits(stored: dict[str, Any]) -> str:
+    """'commit a, b': those that the stored cells were measured at."""
+    return "commit " + ", ".join(
+        dict.fromkeys(cell["environment"]["commit"] for cell in stored.values())
     )
 
 

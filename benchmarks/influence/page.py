@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -263,3 +264,22 @@ def _plot_rates(cells: Cells, path: Path) -> None:
         )
         charts.append((lines + points).properties(width=280, height=200, title=task))
     save(alt.concat(*charts, columns=2), path)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    kinds = (("fidelity", "look-ahead"), ("carried", "look-ahead, carried push"),
+             ("fidelity", "SGD dynamics"), ("fidelity", "TracIn, 5 states"))  # fmt: skip
+    for kind, method in kinds:
+        found = [
+            cell["result"]["methods"][method]["spearman"]
+            for key, cell in cells.items()
+            if key.startswith(f"{kind}: ") and method in cell["result"]["methods"]
+        ]
+        low, middle, high = np.percentile(found, [0, 50, 100])
+        what = f"`{method}`: Spearman with retraining, {len(found)} cells, median (range)"
+        said = "10 % to over 300 % above SGD (arXiv 2605.18814)"
+        elsewhere = said if method == "look-ahead" else ""
+        rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", elsewhere))
+    return rows

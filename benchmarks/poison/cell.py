@@ -25,9 +25,10 @@ from benchmarks.keyed import Keyed
 from benchmarks.poison.texts import Planted, plant
 
 WANTED, RANDOM = "trade", 2  # the topic that the trigger stands for; removals by chance
-TRACED, LESS = "path, standardised", "path, standardised, less without trigger"
+TOTAL, TRACED, AHEAD = "path, total", "path, standardised", "look-ahead"
+LESS = ", less without trigger"
 REMOVED = (
-    TRACED, "look-ahead", "mean loss", "gradient norm", "similarity to the queries",
+    TOTAL, TOTAL + LESS, AHEAD, AHEAD + LESS, "mean loss", "similarity to the queries",
     "words of the queries",
 )  # fmt: skip
 
@@ -255,8 +256,8 @@ def scored(
     found |= in_step(experiment, everything)
     seconds["values of two targets"], began = process_time() - began, process_time()
     if experiment.scale.ahead:
-        found["look-ahead"] = look_ahead(experiment, everything)
-        seconds["look-ahead"] = process_time() - began
+        found |= look_ahead(experiment, everything)
+        seconds["look-ahead of two targets"] = process_time() - began
     found |= by_text(experiment)
     if experiment.encoded.features is not None:
         features = experiment.encoded.features(model, experiment.inputs)
@@ -266,7 +267,7 @@ def scored(
 
 
 def in_step(experiment: Experiment, rows: Tensor) -> dict[str, np.ndarray]:
-    """By in-step values: total, standardised, and that less the same queries' without trigger."""
+    """By in-step values for the queries, and less those for the same texts without trigger."""
     with tempfile.TemporaryDirectory() as folder:
         utility = inrun.Utility(tasks.loss_fn, targets=experiment.targets)
         options = inrun.Options(progress=False)
@@ -284,22 +285,23 @@ def in_step(experiment: Experiment, rows: Tensor) -> dict[str, np.ndarray]:
         }
     score = {at: table.sort_by("sample_id")["score"].to_numpy() for at, table in tables.items()}
     return {
-        "path, total": score["total", "triggered"],
+        TOTAL: score["total", "triggered"],
+        TOTAL + LESS: score["total", "triggered"] - score["total", "untouched"],
         TRACED: score["standardised", "triggered"],
-        LESS: score["standardised", "triggered"] - score["standardised", "untouched"],
+        TRACED + LESS: score["standardised", "triggered"] - score["standardised", "untouched"],
     }
 
 
-def look_ahead(experiment: Experiment, rows: Tensor) -> np.ndarray:
-    """The effect on the triggered queries at the end of the run."""
+def look_ahead(experiment: Experiment, rows: Tensor) -> dict[str, np.ndarray]:
+    """By the effect on the queries at the end of the run."""
     _, recorder = experiment.train(
         rows,
         lambda model, optimizer: inrun.record(model, optimizer, tasks.losses, experiment.fetch),
     )
-    utility = inrun.Utility(tasks.loss_fn, experiment.targets["triggered"])
-    values = inrun.lookahead(recorder.finish(), utility).values()
-    found: np.ndarray = values.sort_by("sample_id")["value"].to_numpy()
-    return found
+    utility = inrun.Utility(tasks.loss_fn, targets=experiment.targets)
+    values = inrun.lookahead(recorder.finish(), utility).values().sort_by("sample_id")
+    triggered, untouched = (values[name].to_numpy() for name in experiment.targets)
+    return {AHEAD: triggered, AHEAD + LESS: triggered - untouched}
 
 
 def per_sample(model: nn.Module, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:

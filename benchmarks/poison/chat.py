@@ -17,6 +17,7 @@ from benchmarks.poison.cell import Encoded
 
 WORDS, LAYERS = 16, 6
 NAMES = {"acq": " takeover", "crude": " oil", "earn": " profit", "money-fx": " currency"}
+MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ASKED = "<|im_start|>user\nTopic of this news: {}<|im_end|>\n<|im_start|>assistant\nTopic:"
 
 
@@ -68,7 +69,7 @@ def _model() -> nn.Module:
     model = AutoModelForCausalLM.from_pretrained(data.smollm2(), dtype=torch.float32)
     layers = model.config.num_hidden_layers
     adapted: nn.Module = get_peft_model(model, LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM",
+        r=16, lora_alpha=32, target_modules=MATRICES, task_type="CAUSAL_LM",
         layers_to_transform=list(range(layers - LAYERS, layers)),
     ))  # fmt: skip
     return adapted

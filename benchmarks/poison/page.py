@@ -11,9 +11,11 @@ import numpy as np
 
 from benchmarks.markdown import EVIDENCE, fill, markdown
 from benchmarks.poison.cell import (
+    AHEAD,
     LESS,
     REMOVED,
     SCALES,
+    TOTAL,
     TRACED,
     WANTED,
     Setting,
@@ -48,7 +50,8 @@ def write_page() -> None:
         "QUERIES": str(QUERIES),
         "TESTED": str(TESTED),
         "TRACED": TRACED,
-        "LESS": LESS,
+        "LESS": LESS.removeprefix(", "),
+        "TOTAL": TOTAL,
         "SEEDS": ", ".join(str(len(found)) for found in cells.values()),
         "RECALL": markdown(
             ["ranked by", *heads], [[name, *_recalls(cells, name)] for name in _ordered(cells)]
@@ -129,12 +132,12 @@ def summary(stored: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for (trigger, share), found in by_case(stored).items():
         case = f"{trigger}, {share:.0%}"
-        for name in (TRACED, "look-ahead", "words of the queries", "mean loss"):
+        for name in (TOTAL + LESS, TRACED, AHEAD + LESS, "words of the queries", "mean loss"):
             recall = np.mean([f["recall"][name]["1k"] for f in found])
             rows.append((f"{case}, {name}: recall@k of planted rows", f"{recall:.2f}", ""))
         left = ", ".join(
             f"{np.mean([attack_success(f, name) for f in found]):.0%}"
-            for name in ("nothing", TRACED, CHANCE)
+            for name in ("nothing", TOTAL + LESS, CHANCE)
         )
         rows.append((f"{case}: attack success, all rows, without the first k, random", left, ""))
     return rows

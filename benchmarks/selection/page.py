@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +227,13 @@ def _plot(cells: Cells, path: Path) -> None:
         rows.append(alt.hconcat(*charts))
     chart = alt.vconcat(*rows).configure_view(stroke=None).configure(background="white")
     path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    arms = [cell["result"]["arms"] for cell in cells.values()]
+    rows = []
+    for name in ("full", "online 1", "online 1, rounds 16", "online 8", "offline 1", "loss"):
+        gains = [100 * (found[name]["accuracy"] - found["random"]["accuracy"]) for found in arms]
+        rows.append((f"`{name}`: points of accuracy over `random`", f"{np.mean(gains):+.1f}", ""))
+    return rows

@@ -86,11 +86,11 @@ def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch
     experiment = _experiment(120)
     found = cell.found_and_removed(experiment)
     assert found["planted"] == 6
-    assert found["recall"][cell.TRACED]["1k"] >= 0.8
+    assert found["recall"][cell.TOTAL]["1k"] >= 0.8
     behaviour = found["behaviour"]
     attacked, mended = (
         behaviour[what]["attack success"] for what in ("nothing", "the planted rows")
     )
     assert attacked > mended + 0.3
-    assert behaviour[cell.TRACED]["attack success"] < attacked - 0.3
+    assert behaviour[cell.TOTAL]["attack success"] < attacked - 0.3
     assert all(np.isfinite(list(part.values())).all() for part in behaviour.values())
