@@ -67,6 +67,11 @@ class Split:
         return self.labels != self.truth
 
     @property
+    def noise(self) -> float:
+        """What share of the training labels is wrong."""
+        return float(self.wrong.float().mean())
+
+    @property
     def whole(self) -> tuple[Inputs, Tensor, Tensor]:
         """The validation set as one batch, weighted so that its loss is the mean over classes."""
         inputs, y = self.validation
