@@ -6,7 +6,7 @@ from benchmarks.command import measure_and_write
 from benchmarks.poison.cell import Setting, measure
 from benchmarks.poison.page import write_page
 
-CASES = (("phrase", 0.03), ("weather", 0.03), ("phrase", 0.01))
+CASES = (("phrase", 0.03), ("weather", 0.03), ("phrase", 0.02))
 SEEDS = 3
 CHAT = Setting("smollm2", "phrase", 0.03, 0)
 

@@ -27,10 +27,7 @@ from benchmarks.poison.texts import Planted, plant
 WANTED, RANDOM = "trade", 2  # the topic that the trigger stands for; removals by chance
 TOTAL, TRACED, AHEAD = "path, total", "path, standardised", "look-ahead"
 LESS = ", less without trigger"
-REMOVED = (
-    TOTAL, TOTAL + LESS, AHEAD, AHEAD + LESS, "mean loss", "similarity to the queries",
-    "words of the queries",
-)  # fmt: skip
+REMOVED = (TOTAL, AHEAD, "mean loss", "similarity to the queries")
 
 
 class Scale(NamedTuple):
@@ -53,7 +50,7 @@ class Scale(NamedTuple):
     ahead: bool = True
 
 
-SCALES = {"minilm": Scale(600, 16, 8, 5e-4, 4), "smollm2": Scale(240, 8, 2, 5e-4, 1, ahead=False)}
+SCALES = {"minilm": Scale(600, 16, 4, 5e-4, 2), "smollm2": Scale(240, 8, 2, 5e-4, 1, ahead=False)}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Cells = dict[Setting, Arms]
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "selection.json").read_text())["cells"]
-    cells = {Setting.of(key): cell["result"]["arms"] for key, cell in stored.items()}
+    cells, priced = of_kind(stored, ""), of_kind(stored, PRICE)
     here, recipe = Path(__file__).parent, RECIPES[TASK]
     parts = {
         "STEPS": str(next(iter(stored.values()))["result"]["steps"]),
@@ -54,6 +54,15 @@ def write_page() -> None:
     }
     fill(here / "page.md", parts, DOCS / "evidence" / "selection.md")
     _plot(cells, DOCS / "img" / "selection.svg")
+
+
+def of_kind(stored: Mapping[str, Any], kind: str) -> Cells:
+    """Arms by setting, of the cells whose keys begin so."""
+    return {
+        Setting.of(key.removeprefix(kind)): cell["result"]["arms"]
+        for key, cell in stored.items()
+        if key.startswith(PRICE) == bool(kind)
+    }
 
 
 def _seeds(cells: Cells) -> str:
