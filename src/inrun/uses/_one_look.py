@@ -19,7 +19,7 @@ since the bend of the optimizer's step is not in it; `STRENGTH` multiplies it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -65,31 +65,40 @@ class ByOneLook:
             self._clip_norm,
         )  # fmt: skip
         after = self._reading.after(step, anticipated, chosen=False)
-        slopes = candidates.contracted(anticipated.taken_back(after))[:, 0]
-        coupling = STRENGTH * coupled(candidates, anticipated.carried_back)
-        return _filled(candidates, places, slopes, coupling)
+        p, slopes, rows = anticipated.taken_back(after), None, []
+        for shares in candidates.built():
+            slopes = met(candidates, shares, p)[0] if slopes is None else slopes
+            rows.append(met(candidates, shares, anticipated.carried_back(shares)))
+        assert slopes is not None
+        A = torch.cat(rows)
+        return _filled(candidates, places, slopes, STRENGTH * coupled(A, candidates.shares_of_mean))
 
 
-def coupled(candidates: Candidates, carried_back: Callable[[Gradient], Gradient]) -> Tensor:
-    """M, (N, N) float64: how a candidate's weight changes another's slope.
+def met(candidates: Candidates, shares: Gradient, directions: Gradient) -> Tensor:
+    """Directions, (K, *shape) per parameter, with all candidates' shares: (K, N) float64.
 
     Args:
         candidates: of one block.
-        carried_back: J^T of gradients, (K, *shape) per parameter.
+        shares: those that are built at the moment.
+        directions: by parameter.
     """
-    n, found = len(candidates), []
-    for shares in candidates.built():
-        back = carried_back(shares)
-        if len(next(iter(shares.values()))) < n:
-            found.append(candidates.contracted(back).T)
-        else:  # all of them are built already
-            parts = [back[name].flatten(1) @ shares[name].flatten(1).T for name in back]
-            found.append(torch.stack(parts).sum(0).double().cpu())
-    f = candidates.shares_of_mean
-    if f is None:  # terms of a sum, whose mean the validation loss is like
-        f = torch.full((n,), float(n), dtype=torch.float64)
-    A = torch.cat(found) * torch.where(f > 0, f.rsqrt(), 0.0)[:, None]
-    return A.T @ A
+    if len(next(iter(shares.values()))) < len(candidates):
+        return candidates.contracted(directions).T
+    parts = [p.flatten(1) @ shares[name].flatten(1).T for name, p in directions.items()]
+    return torch.stack(parts).sum(0).double().cpu()
+
+
+def coupled(A: Tensor, shares_of_mean: Tensor | None) -> Tensor:
+    """M, (N, N): how a candidate's weight changes another's slope.
+
+    Args:
+        A: (N, N), see above.
+        shares_of_mean: (N,), f; None where the loss is a sum, whose mean the validation loss is
+            taken to be like.
+    """
+    f = A.new_full((len(A),), float(len(A))) if shares_of_mean is None else shares_of_mean
+    scaled = A * torch.where(f > 0, f.rsqrt(), 0.0)[:, None]
+    return scaled.T @ scaled
 
 
 def _filled(candidates: Candidates, places: int, slopes: Tensor, coupling: Tensor) -> Chosen:
