@@ -8,13 +8,12 @@ from benchmarks.poison.page import write_page
 
 CASES = (("phrase", 0.03), ("weather", 0.03), ("phrase", 0.02))
 SEEDS = 3
-CHAT = Setting("smollm2", "phrase", 0.03, 0)
 
 
 def grid(quick: bool) -> list[str]:
     """Every case and seed, or one of them."""
-    every = [Setting("minilm", *case, seed).key for seed in range(SEEDS) for case in CASES]
-    return every[:1] if quick else [*every, CHAT.key]
+    every = [Setting(*case, seed).key for seed in range(SEEDS) for case in CASES]
+    return every[:1] if quick else every
 
 
 def main() -> None:

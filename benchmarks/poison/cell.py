@@ -39,25 +39,19 @@ class Scale(NamedTuple):
         epochs: passes over the rows.
         rate: AdamW's.
         looked: epochs from one look at every row's loss and gradient to the next.
-        ahead: whether look-ahead is measured too.
     """
 
-    size: int
-    batch: int
-    epochs: int
-    rate: float
-    looked: int
-    ahead: bool = True
-
-
-SCALES = {"minilm": Scale(600, 16, 4, 5e-4, 2), "smollm2": Scale(240, 8, 2, 5e-4, 1, ahead=False)}
+    size: int = 600
+    batch: int = 16
+    epochs: int = 4
+    rate: float = 5e-4
+    looked: int = 2
 
 
 @dataclass(frozen=True)
 class Setting(Keyed):
-    """Which model and trigger, what share of the rows is planted, and a seed for everything."""
+    """Which trigger, what share of the rows is planted, and a seed for everything."""
 
-    model: str
     trigger: str
     share: float
     seed: int
@@ -70,13 +64,13 @@ class Encoded(NamedTuple):
         inputs: what it takes, of texts.
         build: a new one.
         vectors: (n, D), texts' embeddings by a pretrained model, of length 1.
-        features: (n, D), what its head reads of inputs; None where it has no head of its own.
+        features: (n, D), what its head reads of inputs.
     """
 
     inputs: Callable[[Sequence[str]], tasks.Inputs]
     build: Callable[[], nn.Module]
     vectors: Callable[[Sequence[str]], Tensor]
-    features: Callable[[nn.Module, tasks.Inputs], Tensor] | None = None
+    features: Callable[[nn.Module, tasks.Inputs], Tensor]
 
 
 class Experiment:
@@ -195,17 +189,12 @@ def _first_token(model: nn.Module, inputs: tasks.Inputs) -> Tensor:
 def measure(key: str) -> dict[str, Any]:
     """Recall by ranking, behaviour after each training, processor seconds."""
     setting = Setting.of(key)
-    scale, (texts, labels, names) = SCALES[setting.model], tasks.r8_texts()
+    scale, (texts, labels, names) = Scale(), tasks.r8_texts()
     drawn = plant(
         (texts, labels), names.index(WANTED), setting.trigger, setting.share, scale.size,
         setting.seed,
     )  # fmt: skip
-    encoded = minilm()
-    if setting.model == "smollm2":
-        from benchmarks.poison.chat import smollm
-
-        encoded = smollm(names, encoded.vectors)
-    return found_and_removed(Experiment(drawn, encoded, scale, setting.seed))
+    return found_and_removed(Experiment(drawn, minilm(), scale, setting.seed))
 
 
 def found_and_removed(experiment: Experiment) -> dict[str, Any]:
@@ -213,9 +202,7 @@ def found_and_removed(experiment: Experiment) -> dict[str, Any]:
     planted = experiment.drawn.planted.numpy()
     k, everything = int(planted.sum()), torch.arange(len(planted))
     scores, model, seconds = scored(experiment)
-    removed = {
-        name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED if name in scores
-    }
+    removed = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED}
     removed["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
     for n in range(RANDOM):
         generator = torch.Generator().manual_seed(1000 * (1 + experiment.seed) + n)
@@ -252,13 +239,11 @@ def scored(
     seconds["plain, with every sample's gradient"], began = process_time() - began, process_time()
     found |= in_step(experiment, everything)
     seconds["values of two targets"], began = process_time() - began, process_time()
-    if experiment.scale.ahead:
-        found |= look_ahead(experiment, everything)
-        seconds["look-ahead of two targets"] = process_time() - began
+    found |= look_ahead(experiment, everything)
+    seconds["look-ahead of two targets"] = process_time() - began
     found |= by_text(experiment)
-    if experiment.encoded.features is not None:
-        features = experiment.encoded.features(model, experiment.inputs)
-        found["spectral signature"] = spectral(features, experiment.drawn.labels)
+    features = experiment.encoded.features(model, experiment.inputs)
+    found["spectral signature"] = spectral(features, experiment.drawn.labels)
     found["random"] = np.random.default_rng(experiment.seed).random(len(everything))
     return found, model, seconds
 

@@ -14,10 +14,10 @@ from benchmarks.poison.cell import (
     AHEAD,
     LESS,
     REMOVED,
-    SCALES,
     TOTAL,
     TRACED,
     WANTED,
+    Scale,
     Setting,
 )
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
@@ -41,10 +41,10 @@ def write_page() -> None:
     }
     names = list(next(iter(cells.values()))[0]["recall"])
     parts = {
-        "SIZE": str(SCALES["minilm"].size),
-        "EPOCHS": str(SCALES["minilm"].epochs),
-        "RATE": f"{SCALES['minilm'].rate:g}",
-        "LOOKED": str(SCALES["minilm"].looked),
+        "SIZE": str(Scale().size),
+        "EPOCHS": str(Scale().epochs),
+        "RATE": f"{Scale().rate:g}",
+        "LOOKED": str(Scale().looked),
         "WANTED": WANTED,
         "PHRASE": PHRASE,
         "QUERIES": str(QUERIES),

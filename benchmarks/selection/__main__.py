@@ -7,9 +7,9 @@ from typing import Any
 from benchmarks.command import measure_and_write
 from benchmarks.selection import cell, price
 from benchmarks.selection.cell import Setting
+from benchmarks.selection.price import PRICE
 
 NOISES, RATES, SEEDS = (0.2, 0.0), (1e-3, 3e-3, 1e-2), 5
-PRICE = "price: "
 
 
 def measure(key: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from benchmarks.compared import Gain, above, below, by_seed, compared, require, 
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
+from benchmarks.selection.price import ONE_LOOK, PRICE, STEPS, TIMED
 from inrun.uses import half_interval
+from inrun.uses._one_look import STRENGTH
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("full", "random", "loss")
-FIRST = "online 1"
+FIRST, ROUNDS_16 = "online 1", "online 1, rounds 16"
 COLORS = {"online": "#0b6e8a", "offline": "#e9a23b"}
 RULES = {"full": "#222222", "random": "#8d99ae", "loss": "#b23a48"}
 
@@ -46,6 +48,7 @@ def write_page() -> None:
         "NOISES": " or ".join(_title(noise) for noise in _noises(cells)),
         "SEEDS": _seeds(cells),
         **findings(cells),
+        **_price(cells, priced),
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "ACCURACY": _table(cells, "accuracy", lambda x: _spread(100 * np.array(x), 1)),
         "LOSS": _table(cells, "test_loss", lambda x: _spread(np.array(x), 2)),
@@ -121,7 +124,12 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
 
 
 def against(
-    cells: Cells, control: str, noise: float, kind: str = "", rate: float | None = None
+    cells: Cells,
+    control: str,
+    noise: float,
+    kind: str = "",
+    rate: float | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Gain]:
     """Gains of arms whose name begins so over another, in points, over seeds."""
     chosen = [(s, a) for s, a in cells.items() if s.noise == noise and rate in (None, s.rate)]
@@ -133,8 +141,8 @@ def against(
             lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
         )
 
-    names = [name for name in arms() if name.startswith(kind) and name != control]
-    return compared({name: gains(name) for name in names})
+    chosen_arms = [name for name in names or arms() if name.startswith(kind) and name != control]
+    return compared({name: gains(name) for name in chosen_arms})
 
 
 def _gains(cells: Cells) -> str:
@@ -149,6 +157,37 @@ def _gains(cells: Cells) -> str:
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
     head = ["arm", *(_title(noise) for noise in _noises(cells)), "wrong among trained", "time"]
     return markdown(head, rows)
+
+
+def _price(cells: Cells, priced: Cells) -> dict[str, str]:
+    """The table of arms in turn, and one look beside sixteen rounds over all settings."""
+    names, rows = [*STEPS, *TIMED], []
+    found = {n: against(priced, "random", n, names=names) for n in _noises(priced)}
+    for name in names:
+        told = [f"{g[name].told(1)} ({g[name].p:.3f})" if name in g else "" for g in found.values()]
+        wrong = np.mean([a[name]["wrong"] for s, a in priced.items() if s.noise])
+        steps = np.median([a[name]["steps"] for a in priced.values()])
+        rows.append([name, *told, f"{wrong:.0%}", f"{steps:.0f}", f"{_times(priced, name):.2f}"])
+    head = ["arm", *map(_title, found), "wrong among trained", "steps", "time"]
+    return {
+        "PRICE": markdown(head, rows),
+        "PRICED": str(len(priced)),
+        "ONE_GAIN": f"{_points_over_random(priced, ONE_LOOK):+.1f}",
+        "ONE_TIME": f"{_times(priced, ONE_LOOK):.2f}",
+        "ROUNDS_GAIN": f"{_points_over_random(cells, ROUNDS_16):+.1f}",
+        "ONE_LOOK": ONE_LOOK,
+        "STRENGTH": f"{STRENGTH:g}",
+    }
+
+
+def _times(priced: Cells, name: str) -> float:
+    """Processor time over that of `random`, median over cells."""
+    return float(np.median([a[name]["seconds"] / a["random"]["seconds"] for a in priced.values()]))
+
+
+def _points_over_random(cells: Cells, name: str) -> float:
+    gains = [a[name]["accuracy"] - a["random"]["accuracy"] for a in cells.values()]
+    return 100 * float(np.mean(gains))
 
 
 def _said(cells: Cells, control: str, kind: str, rates: bool = False) -> str:
@@ -174,7 +213,7 @@ def findings(cells: Cells) -> dict[str, str]:
     chance = [against(cells, "random", noise) for noise in _noises(cells)]
     far = {"online 8", "online 16", "online run"}
     require(
-        all("online 1, rounds 16" in above(f) and far <= set(below(f)) for f in nearer)
+        all(ROUNDS_16 in above(f) and far <= set(below(f)) for f in nearer)
         and all(above(f) == ["full"] for f in chance),
         CLAIMS["selection"].claim,
     )
@@ -240,9 +279,10 @@ def _plot(cells: Cells, path: Path) -> None:
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For the page of all benchmarks."""
-    arms = [cell["result"]["arms"] for cell in cells.values()]
-    rows = []
-    for name in ("full", "online 1", "online 1, rounds 16", "online 8", "offline 1", "loss"):
-        gains = [100 * (found[name]["accuracy"] - found["random"]["accuracy"]) for found in arms]
-        rows.append((f"`{name}`: points of accuracy over `random`", f"{np.mean(gains):+.1f}", ""))
+    plain, priced = of_kind(cells, ""), of_kind(cells, PRICE)
+    ours = f"{_points_over_random(priced, ONE_LOOK):+.1f}, {_times(priced, ONE_LOOK):.2f}"
+    rows = [("one look (`rounds=None`): points over `random`, times its time", ours, "")]
+    for name in ("full", FIRST, ROUNDS_16, "online 8", "offline 1", "loss"):
+        gain = f"{_points_over_random(plain, name):+.1f}"
+        rows.append((f"`{name}`: points of accuracy over `random`", gain, ""))
     return rows

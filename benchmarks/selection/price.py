@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks.classification import tasks
 from benchmarks.selection.cell import BATCH, KEPT, Experiment, Setting, judged
 
+PRICE = "price: "  # how these cells' names begin
 ONE_LOOK = "online 1, one look"
 STEPS = ("random", "loss", "full", ONE_LOOK, "online 1, rounds 1")
 TIMED = {"random, equal time": KEPT, "full, equal time": BATCH}
