@@ -12,9 +12,8 @@ the shares' inner products through the step, and no further validation pass:
 
     M = A^T diag(1 / f) A,   A_nj = c_n^T J c_j
 
-Beside changes that a second look measures it has the right shape and not always the right size,
-since the bend of the optimizer's step is not in it; `STRENGTH` multiplies it
-(docs/evidence/selection.md). Letters: N candidates, k places.
+The bend of the optimizer's own step is not in it, for which `STRENGTH` multiplies it
+(docs/evidence/selection.md says how it was chosen). Letters: N candidates, k places.
 """
 
 from __future__ import annotations
