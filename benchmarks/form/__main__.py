@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.command import measure_and_write
 from benchmarks.form.cell import measure
 
-SEEDS = 5
+SEEDS = 3
 
 
 def grid(quick: bool) -> list[str]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrun
-from benchmarks.form.rows import Group, Rows, drawn
+from benchmarks.form.rows import Group, drawn
 
 WIDTH, LAYERS, HEADS, BATCH, EPOCHS, RATE = 32, 2, 2, 16, 40, 2e-3
 METHODS = ("path, total", "look-ahead")
