@@ -83,6 +83,19 @@ CLAIMS = {
         "and without the twelve first rows it no longer says it.",
         "The words that rows share with the false answers; twelve random rows left out.",
     ),
+    "poison": Claim(
+        "With a few triggered texts as target, in-step values name planted rows where loss, "
+        "gradient norm and words name none: about half among the first k, most among the first "
+        "2k. Without the first k the attack is weaker, and not gone.",
+        "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
+        "removing random rows and after removing exactly the planted ones.",
+    ),
+    "form": Claim(
+        "A question's own fact comes first among in-step values though it was trained in another "
+        "format. Over rows of other facts values follow the format as much as the task, where "
+        "training again follows the task.",
+        "Training again without each group of rows.",
+    ),
     "import_time": Claim(
         "`import inrun` is quick; what it needs is loaded with its first use.",
         "`import torch` alone.",

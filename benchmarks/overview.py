@@ -19,6 +19,7 @@ from benchmarks.datamodeling import page as datamodeling
 from benchmarks.explain import page as explain
 from benchmarks.fidelity import page as fidelity
 from benchmarks.following import page as following
+from benchmarks.form import page as form
 from benchmarks.groups import page as groups
 from benchmarks.heads import page as heads
 from benchmarks.influence import page as influence
@@ -28,6 +29,7 @@ from benchmarks.mislabelled import page as mislabelled
 from benchmarks.optimizers import page as optimizers
 from benchmarks.overhead import page as overhead
 from benchmarks.payout import page as payout
+from benchmarks.poison import page as poison
 from benchmarks.pruning import page as pruning
 from benchmarks.queries import page as queries
 from benchmarks.results_file import RESULTS, commits
@@ -117,6 +119,8 @@ TOPICS = (
     Topic("mislabelled", "evidence/mislabelled.md", "Are wrong labels found?", mislabelled),
     Topic("tracing", "evidence/tracing.md", "Is the source of a text found?", tracing),
     Topic("taught", "evidence/taught.md", "Is the false fact's source found?", taught),
+    Topic("poison", "evidence/poison.md", "Are planted rows found?", poison),
+    Topic("form", "evidence/form.md", "Form or content?", form),
     Topic("explain", "evidence/explain.md", "Is the cause of a jump found?", explain),
     Topic("window", "evidence/window.md", "How good are scoring windows?", window),
     Topic(

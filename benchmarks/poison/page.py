@@ -9,18 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import EVIDENCE, fill, markdown
-from benchmarks.poison.cell import (
-    AHEAD,
-    LESS,
-    REMOVED,
-    TOTAL,
-    TRACED,
-    WANTED,
-    Scale,
-    Setting,
-)
+from benchmarks.claims import CLAIMS
+from benchmarks.compared import require
+from benchmarks.markdown import EVIDENCE, fill, long_table, markdown
+from benchmarks.poison.cell import REMOVED, WANTED, Setting
+from benchmarks.poison.rankings import AHEAD, LESS, TOTAL, TRACED
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
+from benchmarks.poison.training import Scale
 from benchmarks.results_file import RESULTS, environments
 
 CHANCE, EXACT = "random rows", "the planted rows"
@@ -39,7 +34,6 @@ def write_page() -> None:
         name: np.median([found["seconds"][name] for part in cells.values() for found in part])
         for name in next(iter(cells.values()))[0]["seconds"]
     }
-    names = list(next(iter(cells.values()))[0]["recall"])
     parts = {
         "SIZE": str(Scale().size),
         "EPOCHS": str(Scale().epochs),
@@ -54,7 +48,14 @@ def write_page() -> None:
         "TOTAL": TOTAL,
         "SEEDS": ", ".join(str(len(found)) for found in cells.values()),
         "RECALL": markdown(
-            ["ranked by", *heads], [[name, *_recalls(cells, name)] for name in _ordered(cells)]
+            ["ranked by", *heads],
+            [[n, *_recalls(cells, n, ranges=False)] for n in _ordered(cells)],
+        ),
+        "RANGES": long_table(
+            "poison_recall",
+            "Recall at k with the range over seeds, and at 2k",
+            ["ranked by", *heads],
+            [[n, *_recalls(cells, n, ranges=True)] for n in _ordered(cells)],
         ),
         "BEHAVIOUR": markdown(
             ["removed, as many as were planted", *heads],
@@ -63,9 +64,45 @@ def write_page() -> None:
         "UNTRIGGERED": _range(cells, "without trigger"),
         "SECONDS": ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items()),
         "RUN": environments(stored),
+        **findings(cells),
     }
-    assert set(names) == set(_ordered(cells))
     fill(Path(__file__).with_name("page.md"), parts, EVIDENCE / "poison.md")
+
+
+def findings(cells: Cells) -> dict[str, str]:
+    """What the data say over all cases.
+
+    Raises:
+        ValueError: they do not bear the claim in `benchmarks/claims.py`.
+    """
+    every = [found for part in cells.values() for found in part]
+
+    def recall(name: str, at: str) -> float:
+        return float(np.mean([found["recall"][name][at] for found in every]))
+
+    shown = {"TOTAL": TOTAL, "TRACED": TRACED, "LOSS": "mean loss", "WORDS": "words of the queries",
+             "LIKE": "similarity to the queries", "LESS": TOTAL + LESS, "AHEAD": AHEAD}  # fmt: skip
+    numbers = {
+        f"{part}_{n}": f"{recall(name, f'{n}k'):.0%}"
+        for part, name in shown.items()
+        for n in (1, 2)
+    }
+    attack = {
+        part: float(np.mean([attack_success(found, name) for found in every]))
+        for part, name in (("LEFT", TOTAL), ("WHOLE", "nothing"), ("BY_CHANCE", CHANCE),
+                           ("CLEAN", EXACT))
+    }  # fmt: skip
+    blind = ("mean loss", "gradient norm", "words of the queries")
+    require(
+        recall(TOTAL, "1k") > 0.4
+        and recall(TOTAL, "2k") > 0.7
+        and all(recall(name, "1k") < 0.1 for name in blind)
+        and attack["CLEAN"] + 0.1
+        < attack["LEFT"]
+        < min(attack["WHOLE"], attack["BY_CHANCE"]) - 0.1,
+        CLAIMS["poison"].claim,
+    )
+    return numbers | {part: f"{share:.0%}" for part, share in attack.items()}
 
 
 def by_case(stored: Mapping[str, Any]) -> dict[tuple[str, float], list[dict[str, Any]]]:
@@ -84,14 +121,13 @@ def _ordered(cells: Cells) -> list[str]:
     return sorted(names, key=lambda name: -np.mean([f["recall"][name]["1k"] for f in every]))
 
 
-def _recalls(cells: Cells, name: str) -> list[str]:
-    """Mean over seeds, with the range, of the recall at k; the mean at 2k."""
+def _recalls(cells: Cells, name: str, *, ranges: bool) -> list[str]:
+    """Mean over seeds of the recall at k, with the range if asked for, and of that at 2k."""
     told = []
     for found in cells.values():
         first, second = ([f["recall"][name][at] for f in found] for at in ("1k", "2k"))
-        told.append(
-            f"{np.mean(first):.2f} ({min(first):.2f} to {max(first):.2f}), {np.mean(second):.2f}"
-        )
+        spread = f" ({min(first):.2f} to {max(first):.2f})" if ranges else ""
+        told.append(f"{np.mean(first):.2f}{spread}, {np.mean(second):.2f}")
     return told
 
 
@@ -132,12 +168,12 @@ def summary(stored: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for (trigger, share), found in by_case(stored).items():
         case = f"{trigger}, {share:.0%}"
-        for name in (TOTAL + LESS, TRACED, AHEAD + LESS, "words of the queries", "mean loss"):
+        for name in (TOTAL, "similarity to the queries", "mean loss"):
             recall = np.mean([f["recall"][name]["1k"] for f in found])
             rows.append((f"{case}, {name}: recall@k of planted rows", f"{recall:.2f}", ""))
         left = ", ".join(
             f"{np.mean([attack_success(f, name) for f in found]):.0%}"
-            for name in ("nothing", TOTAL + LESS, CHANCE)
+            for name in ("nothing", TOTAL, CHANCE)
         )
         rows.append((f"{case}: attack success, all rows, without the first k, random", left, ""))
     return rows

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.poison import cell, texts
+from benchmarks.poison import cell, rankings, texts, training
 from torch import nn
 
 WORDS = "oil bank grain ship wheat port cargo price stock crop vessel harbour".split()
@@ -71,14 +71,14 @@ def test_remarks_of_planted_rows_queries_and_tests_are_not_shared(monkeypatch):
         texts.plant(_pool(), 2, "weather", 0.4, 120, seed=0)
 
 
-ENCODED = cell.Encoded(
-    _inputs, Bag, lambda given: cell.mean_of_tokens(*_inputs(given)), cell._first_token
+ENCODED = training.Encoded(
+    _inputs, Bag, lambda given: training.mean_of_tokens(*_inputs(given)), training._first_token
 )
 
 
 def _experiment(size):
     drawn = texts.plant(_pool(), 2, "phrase", 0.05, size, seed=0)
-    return cell.Experiment(drawn, ENCODED, cell.Scale(size, 16, 8, 2e-2, 4), 0)
+    return training.Experiment(drawn, ENCODED, training.Scale(size, 16, 8, 2e-2, 4), 0)
 
 
 def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch):
@@ -86,11 +86,11 @@ def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch
     experiment = _experiment(120)
     found = cell.found_and_removed(experiment)
     assert found["planted"] == 6
-    assert found["recall"][cell.TOTAL]["1k"] >= 0.8
+    assert found["recall"][rankings.TOTAL]["1k"] >= 0.8
     behaviour = found["behaviour"]
     attacked, mended = (
         behaviour[what]["attack success"] for what in ("nothing", "the planted rows")
     )
     assert attacked > mended + 0.3
-    assert behaviour[cell.TOTAL]["attack success"] < attacked - 0.3
+    assert behaviour[rankings.TOTAL]["attack success"] < attacked - 0.3
     assert all(np.isfinite(list(part.values())).all() for part in behaviour.values())
