@@ -108,9 +108,7 @@ TOPICS = (
         selection,
     ),
     Topic("overhead", "evidence/cost.md", "What does it cost?", overhead),
-    Topic(
-        "following", "evidence/following.md", "What does following owners cost?", following.summary
-    ),
+    Topic("following", "evidence/following.md", "What does following owners cost?", following),
     Topic("heads", "evidence/heads.md", "Does a fused head's memory stay saved?", heads),
     Topic("smollm", "evidence/smollm.md", "On a real language model?", smollm),
     Topic("budget", "evidence/budget.md", "What does spending less cost?", budget),
@@ -131,9 +129,7 @@ TOPICS = (
     ),
     Topic("groups", "evidence/groups.md", "What if a whole source goes?", groups),
     Topic("queries", "evidence/queries.md", "What do many queries cost?", queries),
-    Topic(
-        "statements", "evidence/statements.md", "What may be said of a value?", statements.summary
-    ),
+    Topic("statements", "evidence/statements.md", "What may be said of a value?", statements),
     Topic("import_time", None, "How long does importing take?", import_time),
     Topic("soak", "evidence/soak.md", "Does a long run stay as it is?", soak),
 )

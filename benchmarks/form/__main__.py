@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.command import measure_and_write
 from benchmarks.form.cell import measure
 
-SEEDS = 3
+SEEDS = 5
 
 
 def grid(quick: bool) -> list[str]:
