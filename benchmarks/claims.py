@@ -87,9 +87,10 @@ CLAIMS = {
         "The words that rows share with the false answers; twelve random rows left out.",
     ),
     "poison": Claim(
-        "With a few triggered texts as target, in-step values name planted rows where loss, "
-        "gradient norm and words name none: about half among the first k, most among the first "
-        "2k. Without the first k the attack is weaker, and not gone.",
+        "With a few triggered texts as target, in-step values name about half of k planted rows "
+        "among the first k and most among the first 2k; an embedding's similarity comes near at "
+        "k alone, loss, gradient norm and words name next to none. Without the first k the attack "
+        "is weaker, and not gone.",
         "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
         "removing random rows and after removing exactly the planted ones.",
     ),

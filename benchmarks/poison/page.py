@@ -94,8 +94,8 @@ def findings(cells: Cells) -> dict[str, str]:
     }  # fmt: skip
     blind = ("mean loss", "gradient norm", "words of the queries")
     require(
-        recall(TOTAL, "1k") > 0.4
-        and recall(TOTAL, "2k") > 0.7
+        0.4 < recall(TOTAL, "1k") == max(recall(name, "1k") for name in every[0]["recall"])
+        and 0.7 < recall(TOTAL, "2k") == max(recall(name, "2k") for name in every[0]["recall"])
         and all(recall(name, "1k") < 0.1 for name in blind)
         and attack["CLEAN"] + 0.1
         < attack["LEFT"]
