@@ -26,26 +26,33 @@ demo: $(VENV)/installed
 	@rm -rf $(OUT)
 	OMP_NUM_THREADS=1 $(BIN)/inrun demo --out $(OUT) # so small a model is faster on one thread
 
-# Tests that take a minute in all, of every room up to `uses`; not of several processes.
-UNIT := answers errors kernels cli utility
+# Tests of every room that take a minute in all; of several processes what one can say.
+UNIT := answers errors kernels cli utility demo integrations training
 QUICK := tests/test_layering.py $(wildcard $(UNIT:%=tests/unit/test_%.py) $(UNIT:%=tests/unit/%)) tests/unit/attribution \
-	tests/unit/capture/test_[cr]*.py tests/unit/factors/test_co*.py tests/unit/ledger/test_books.py \
+	tests/unit/capture/test_[bcr]*.py tests/unit/capture/test_scaling.py tests/unit/directions tests/unit/factors/test_co*.py \
+	tests/unit/ledger/test_books.py \
 	tests/unit/ledger/test_documents.py tests/unit/ledger/test_running_totals.py \
 	tests/unit/ledger/test_store.py tests/unit/momentum tests/unit/optim/test_divided.py \
 	tests/unit/optim/test_jacobian.py tests/unit/owners/test_writes.py \
 	tests/unit/replay/test_schedule.py tests/unit/replay/test_recorder.py \
 	tests/unit/scoring/test_gradients.py tests/unit/scoring/test_marks.py tests/unit/truth/test_game.py \
 	tests/unit/uses/test_prune.py tests/unit/uses/test_ranking.py tests/unit/uses/test_rollup.py \
+	tests/unit/report/test_places.py \
 	tests/integration/test_loop.py tests/integration/test_unattributed.py \
-	tests/integration/test_decisions.py
+	tests/integration/test_decisions.py \
+	$(foreach said,sharded_and_threaded_models_are_refused deepspeed_is_refused_and_fsdp2_named, \
+	tests/integration/test_processes.py::test_$(said))
+
+# A file is one process's, which makes its fixtures once; long files come first.
+WHOLE_FILES := --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/installed-dev
 	@echo "==> a part of the tests, in two processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(WHOLE_FILES) $(QUICK)
 
 test: $(VENV)/installed-dev
 	@echo "==> tests, in two processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(WHOLE_FILES)
 
 check: $(VENV)/installed-dev
 	@echo "==> ruff: lint and format"

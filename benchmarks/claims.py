@@ -120,10 +120,9 @@ CLAIMS = {
         "The step, rows and source by gradient norm, validation loss and training loss alone.",
     ),
     "statements": Claim(
-        "Weights by training shares keep large classes from coming out harmful by construction; "
-        'from eight visits on, "surely harmful" says about what the mean of other trainings shows, '
-        "and odd visits against even ones promised no more agreement than another training gave; "
-        "a check by training again may be looked at after every training.",
+        "Training shares keep large classes from coming out harmful by construction; from eight "
+        'visits on "surely harmful" says what other trainings show, and no more agreement is '
+        "promised than another training gave; checks may be looked at after every training.",
         "Other trainings of the same data, another validation set, equal weights, and differences "
         "between trainings that are chance alone.",
     ),

@@ -22,7 +22,7 @@ from benchmarks.following import page as following
 from benchmarks.form import page as form
 from benchmarks.groups import page as groups
 from benchmarks.heads import page as heads
-from benchmarks.influence import page as influence
+from benchmarks.influence import kinds as influence
 from benchmarks.interaction import page as interaction
 from benchmarks.markdown import markdown
 from benchmarks.mislabelled import page as mislabelled

@@ -28,6 +28,7 @@ ROWS = [
     {"answers", "errors"},
 ]
 HEIGHT = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
+CLOSED = set("optim momentum scoring attribution replay truth".split())  # see the test of objects
 TOP = "__init__"  # the package itself: gathers the public names
 
 
@@ -101,6 +102,20 @@ def test_every_method_says_what_it_does_or_its_base_does():
                         if not inspect.getdoc(getattr(kind, method))
                     ]
     assert not silent, silent
+
+
+def test_objects_change_themselves_alone():
+    """No attribute is set on another object after its construction, but torch's own."""
+    of_torch = {"grad", "data", "training", "state", "width"}  # parameters, modules, contexts
+    foreign = []
+    for path in files():
+        if room_of(path) in CLOSED:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+                    if not own and node.attr not in of_torch:
+                        foreign.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.attr}")
+    assert not foreign, foreign
 
 
 def test_threads_are_left_to_the_user():

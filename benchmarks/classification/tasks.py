@@ -172,8 +172,8 @@ def _encoder() -> nn.Module:
     ).eval()
 
 
-def frozen_layers(texts: Sequence[str]) -> Inputs:
-    """What the layers below the last give for the texts' first `TOKENS` tokens, and its mask."""
+def frozen_layers(texts: Sequence[str], layer: int = -2) -> Inputs:
+    """The encoder's outputs by layer for the texts' first `TOKENS` tokens, and the mask."""
     from transformers import AutoTokenizer
 
     encoded = AutoTokenizer.from_pretrained(data.minilm())(
@@ -183,7 +183,9 @@ def frozen_layers(texts: Sequence[str]) -> Inputs:
     with torch.no_grad():
         hidden = torch.cat(
             [
-                encoder(input_ids=i, attention_mask=m, output_hidden_states=True).hidden_states[-2]
+                encoder(input_ids=i, attention_mask=m, output_hidden_states=True).hidden_states[
+                    layer
+                ]
                 for i, m in zip(ids.split(64), mask.split(64), strict=True)
             ]
         )
@@ -199,9 +201,15 @@ def r8_texts() -> tuple[list[str], Tensor, list[str]]:
 
 
 @cache
-def _r8() -> Pool:
+def encoded_r8(layer: int) -> Pool:
+    """The encoder's outputs by layer, and masks, for these texts."""
     texts, labels, names = r8_texts()
-    return Pool(frozen_layers(texts), labels, tuple(names))
+    return Pool(frozen_layers(texts, layer), labels, tuple(names))
+
+
+def _r8() -> Pool:
+    """What the frozen layers say."""
+    return encoded_r8(-2)
 
 
 class LastLayer(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datamodeling.cell import CHOSEN_ON, METHODS, TRAININGS, WEIGHT, Setting
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -27,11 +27,15 @@ def write_page() -> None:
         "DIGITS": _scores(digits),
         "MNIST": _scores(mnist),
         "WAY": _way(digits),
-        "REMOVALS": markdown(
+        "REMOVALS": long_table(
+            "datamodeling_removals",
+            "Rise by method and training",
             ["method", *map(_head, digits)],
             [[name, *(_rises(runs, name) for runs in digits.values())] for name in METHODS],
         ),
-        "SECONDS": markdown(
+        "SECONDS": long_table(
+            "datamodeling_seconds",
+            "Seconds by method and training",
             ["", *map(_head, digits), *map(_head, mnist)],
             [
                 [name, *(_seconds(runs, name) for runs in [*digits.values(), *mnist.values()])]

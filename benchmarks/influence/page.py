@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
 
-from benchmarks.compared import by_seed, compared
+from benchmarks.compared import by_seed, compared, require
 from benchmarks.influence.cell import CARRY, NOISE, PUBLISHED_FRAME, Setting
-from benchmarks.influence.trust import Cells, Record, plot_proxy, ranks, save, verdicts
+from benchmarks.influence.trust import (
+    Cells,
+    Record,
+    plot_proxy,
+    proxy_ranks,
+    ranks,
+    save,
+    verdicts,
+)
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from inrun.replay import ErrorProxy
@@ -22,6 +29,17 @@ TRUTH = f"truth, start moved by {NOISE:g}"
 NO_DECAY = "truth, no weight decay"
 TRUTHS = {TRUTH: "truth_again", NO_DECAY: "truth_without_decay"}
 LINEAR = 0.05
+BESIDE = {
+    "SGD_BELOW": "SGD dynamics",
+    "TRACIN_BELOW": "TracIn, 5 states",
+    "STEP_BELOW": "one step",
+}
+COSTS = {
+    "training, recorded": "a recorded training takes",
+    "look-ahead": "look-ahead takes",
+    "look-ahead, carried push": "the carried push of the samples left out",
+    "look-ahead, carried push, all samples": "that of all samples",
+}
 PLOTTED = (
     "look-ahead", "look-ahead, carried push", "look-ahead, carried push, kinks", "SGD dynamics",
     "one step", *TRUTHS,
@@ -62,9 +80,9 @@ def write_page() -> None:
         "RELIABILITY": _reliability(kinds["fidelity"]),
         "QUERIES": _queries(kinds["queries"]),
         "PUBLISHED": _published(kinds["published"], kinds["fidelity"]),
-        "SGD_BELOW": _above(kinds["fidelity"], "look-ahead", "SGD dynamics"),
-        "TRACIN_BELOW": _above(kinds["fidelity"], "look-ahead", "TracIn, 5 states"),
-        "STEP_BELOW": _above(kinds["fidelity"], "look-ahead", "one step"),
+        **_above(kinds["fidelity"]),
+        "CURVATURE": _curvature(kinds["fidelity"], 1e-3),
+        "CURVATURE_LOW": _curvature(kinds["fidelity"], 1e-5),
         "LINEAR": f"{LINEAR:.0%}",
         "TRUST_FINDINGS": (Path(__file__).parent / "trust.md").read_text().strip(),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
@@ -74,6 +92,8 @@ def write_page() -> None:
         "TRUST": f"{ErrorProxy.TRUST:g}",
         "RANKING": f"{ErrorProxy.RANKING:g}",
         "COST": _cost(kinds["cost"]),
+        "COSTS": _costs(kinds["cost"]),
+        **proxy_ranks(judged),
         "RUN": environments(stored),
         "NOISE": f"{NOISE:g}",
         "CARRY": f"{CARRY}",
@@ -111,18 +131,37 @@ def _summary(cells: Cells) -> str:
     return markdown(["", *_tasks(cells)], rows)
 
 
-def _above(cells: Cells, method: str, other: str) -> str:
-    """In how many tasks and rates a method's mean is above another's, and the difference."""
+def _gain(method: str, other: str) -> Callable[[Record], float]:
+    """Of one cell, by how much a method's Spearman is above another's."""
+    return lambda r: float(r["methods"][method]["spearman"] - r["methods"][other]["spearman"])
 
-    def gain(record: Record) -> float:
-        return float(record["methods"][method]["spearman"] - record["methods"][other]["spearman"])
 
-    both = [(s, r) for s, r in cells.items() if {method, other} <= set(r["methods"])]
+def _above(cells: Cells) -> dict[str, str]:
+    """In how many tasks and rates look-ahead's mean is above others', and the differences.
+
+    Raises:
+        ValueError: one is not told from none.
+    """
     places = [(task, rate) for task in _tasks(cells) for rate in _rates(cells)]
-    means = [np.mean([gain(r) for s, r in both if (s.task, s.rate) == place]) for place in places]
-    draws = by_seed(both, lambda c: (c[0].task, c[0].seed), lambda c: gain(c[1]))
-    told = compared({other: draws})[other].told()
-    return f"in {sum(m > 0 for m in means)} of {len(places)} (difference {told})"
+    draws, wins = {}, {}
+    for name, other in BESIDE.items():
+        gain = _gain("look-ahead", other)
+        both = [(s, r) for s, r in cells.items() if {"look-ahead", other} <= set(r["methods"])]
+        means = [np.mean([gain(r) for s, r in both if (s.task, s.rate) == at]) for at in places]
+        wins[name] = f"in {sum(m > 0 for m in means)} of {len(places)}"
+        draws[name] = by_seed(
+            both, lambda c: (c[0].task, c[0].seed), lambda c, gain=gain: gain(c[1])
+        )
+    found = compared(draws)
+    require(all(x.p < 0.001 for x in found.values()), "look-ahead agrees better than the others.")
+    return {name: f"{wins[name]} ({found[name].told()})" for name in BESIDE}
+
+
+def _curvature(cells: Cells, rate: float) -> str:
+    """What leaving it out costs in Spearman on mlp-relu, over seeds."""
+    gain = _gain("look-ahead", "look-ahead, momentum only")
+    own = [gain(r) for s, r in cells.items() if (s.task, s.rate) == ("mlp-relu", rate)]
+    return compared({"": own})[""].told(3).removeprefix("+")
 
 
 def _tables(cells: Cells) -> str:
@@ -205,7 +244,7 @@ def _published(cells: Cells, ours: Cells) -> str:
         "task", "rate", "method", "no decay, query by query", "decay 0.01, query by query",
         "decay 0.01, mean loss",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("influence_published", "From the published frame to ours", head, rows)
 
 
 def _kinks(cells: Cells) -> str:
@@ -231,7 +270,17 @@ def _cost(cells: Cells) -> str:
     for name in records[0]["growth_mb"]:
         rows.append([f"memory of `{name}`, MB", *(f"{r['growth_mb'][name]:.0f}" for r in records)])
     rows.append(["disk, MB", *(f"{r['disk_mb']:.0f}" for r in records)])
-    return markdown(["", *(setting.task for setting in cells)], rows)
+    caption = "Times of a plain training (medians of three rounds), memory and disk"
+    return long_table("influence_cost", caption, ["", *(s.task for s in cells)], rows)
+
+
+def _costs(cells: Cells) -> str:
+    """The least and the most over tasks."""
+    told = []
+    for name, said in COSTS.items():
+        times = [r["times"][name] for r in cells.values()]
+        told.append(f"{said} {min(times):.1f} to {max(times):.1f}")
+    return ", ".join(told)
 
 
 def _plot_rates(cells: Cells, path: Path) -> None:
@@ -264,22 +313,3 @@ def _plot_rates(cells: Cells, path: Path) -> None:
         )
         charts.append((lines + points).properties(width=280, height=200, title=task))
     save(alt.concat(*charts, columns=2), path)
-
-
-def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """For the page of all benchmarks."""
-    rows = []
-    kinds = (("fidelity", "look-ahead"), ("carried", "look-ahead, carried push"),
-             ("fidelity", "SGD dynamics"), ("fidelity", "TracIn, 5 states"))  # fmt: skip
-    for kind, method in kinds:
-        found = [
-            cell["result"]["methods"][method]["spearman"]
-            for key, cell in cells.items()
-            if key.startswith(f"{kind}: ") and method in cell["result"]["methods"]
-        ]
-        low, middle, high = np.percentile(found, [0, 50, 100])
-        what = f"`{method}`: Spearman with retraining, {len(found)} cells, median (range)"
-        said = "10 % to over 300 % above SGD (arXiv 2605.18814)"
-        elsewhere = said if method == "look-ahead" else ""
-        rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", elsewhere))
-    return rows

@@ -31,6 +31,8 @@ ERRORS: dict[str, Callable[[Record], float]] = {
     "1 - Spearman of `carried push`": lambda r: 1 - float(r["carried"]["spearman"]),
     "relative error of `look-ahead`": lambda r: float(r["tangent"]["relative_error"]),
 }
+FIRST = "relative error of `carried push`"
+ALL = {"ALL": ("mlp-gelu", "mlp-relu"), "GELU": ("mlp-gelu",), "RELU": ("mlp-relu",)}
 ANOTHER = "the same error, another seed"
 
 
@@ -101,6 +103,17 @@ def ranks(cells: Cells) -> str:
         rows.append([*head, ANOTHER, *(_other_seeds(error) for error in errors)])
     head = ["task", "cells", "seeds", "ranked by", *ERRORS]
     return long_table("influence_proxy", "Rank correlation with the measured error", head, rows)
+
+
+def proxy_ranks(cells: Cells) -> dict[str, str]:
+    """By name in the findings: the proxy's and the rate's rank correlation with the error."""
+    told = {}
+    for name, group in ALL.items():
+        grid = seed_by_seed(cells, group)
+        error = [[ERRORS[FIRST](r) for r in records] for records in grid.values()]
+        for measure, short in (("error proxy", "PROXY"), ("learning rate", "RATE")):
+            told[f"{short}_{name}"] = _ranked(_measures(grid)[measure], error).split(" ")[0]
+    return told
 
 
 def verdicts(cells: Cells) -> str:

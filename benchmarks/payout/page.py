@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.payout.cell import NOISE, WINDOWS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -33,8 +33,12 @@ def write_page() -> None:
             [ahead],
         ),
         "LOOK": _table(cells, {"": ("look_ahead", ".3f")}),
-        "BOOKS": _table(cells, {"samples": ("samples", ".2f"), "momentum": ("momentum", ".2f")}),
-        "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}),
+        "BOOKS": _table(
+            cells,
+            {"samples": ("samples", ".2f"), "momentum": ("momentum", ".2f")},
+            long="payout_parts",
+        ),
+        "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}, long="payout_cost"),
         "RUN": environments(stored),
     }
     fill(here / "page.md", parts, DOCS / "evidence" / "payout.md")
@@ -52,9 +56,10 @@ def _row(cells: Cells, number: Callable[[Any], float], form: str) -> list[str]:
 
 
 def _table(
-    cells: Cells, columns: dict[str, tuple[str, str]], more: list[list[str]] | None = None
-) -> str:
-    """A row a window and column, and further rows."""
+    cells: Cells, columns: dict[str, tuple[str, str]], more: list[list[str]] | None = None,
+    long: str = "",
+) -> str:  # fmt: skip
+    """One row per window and column, and further rows; `long` names the file of a long table."""
     rows = [
         [
             f"momentum_window={window}" + (f", {said}" if said else ""),
@@ -63,7 +68,8 @@ def _table(
         for said, (name, form) in columns.items()
         for window in WINDOWS
     ]
-    return markdown(["", *_tasks(cells)], [*rows, *(more or [])])
+    head, rows = ["", *_tasks(cells)], [*rows, *(more or [])]
+    return long_table(long, "By window", head, rows) if long else markdown(head, rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
-import vl_convert
 
 from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import RECIPES, split
-from benchmarks.compared import Gain, above, below, by_seed, compared, require, sentence
+from benchmarks.compared import Gain, above, below, by_seed, compared, listed, require, sentence
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
+from benchmarks.selection.plot import Cells, of_setting, plot, titled
 from benchmarks.selection.price import ONE_LOOK, PRICE, STEPS, TIMED
 from inrun.uses import half_interval
 from inrun.uses._one_look import STRENGTH
@@ -24,11 +23,6 @@ from inrun.uses._one_look import STRENGTH
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("full", "random", "loss")
 FIRST, ROUNDS_16 = "online 1", "online 1, rounds 16"
-COLORS = {"online": "#0b6e8a", "offline": "#e9a23b"}
-RULES = {"full": "#222222", "random": "#8d99ae", "loss": "#b23a48"}
-
-Arms = dict[str, dict[str, Any]]
-Cells = dict[Setting, Arms]
 
 
 def write_page() -> None:
@@ -45,7 +39,7 @@ def write_page() -> None:
         "VALIDATION": str(VALIDATION),
         "TEST": str(len(split(TASK, 0.0, 0).test[1])),
         "PARAMETERS": f"{sum(p.numel() for p in recipe.build().parameters()):,}",
-        "NOISES": " or ".join(_title(noise) for noise in _noises(cells)),
+        "NOISES": " or ".join(titled(noise) for noise in _noises(cells)),
         "SEEDS": _seeds(cells),
         **findings(cells),
         **_price(cells, priced),
@@ -56,7 +50,7 @@ def write_page() -> None:
         "RUN": environments(stored),
     }
     fill(here / "page.md", parts, DOCS / "evidence" / "selection.md")
-    _plot(cells, DOCS / "img" / "selection.svg")
+    plot(cells, DOCS / "img" / "selection.svg")
 
 
 def of_kind(stored: Mapping[str, Any], kind: str) -> Cells:
@@ -70,7 +64,9 @@ def of_kind(stored: Mapping[str, Any], kind: str) -> Cells:
 
 def _seeds(cells: Cells) -> str:
     """How many seeds every setting has, in words where they differ."""
-    counts = {len(_of(cells, noise, rate)) for noise in _noises(cells) for rate in _rates(cells)}
+    counts = {
+        len(of_setting(cells, noise, rate)) for noise in _noises(cells) for rate in _rates(cells)
+    }
     return str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
@@ -90,14 +86,6 @@ def _rates(cells: Cells) -> list[float]:
     return sorted({s.rate for s in cells})
 
 
-def _of(cells: Cells, noise: float, rate: float) -> list[Arms]:
-    return [found for s, found in cells.items() if (s.noise, s.rate) == (noise, rate)]
-
-
-def _title(noise: float) -> str:
-    return f"{100 * noise:g} % wrong labels" if noise else "no wrong labels"
-
-
 def _spread(numbers: np.ndarray, digits: int) -> str:
     if not len(numbers):
         return "not measured"
@@ -111,9 +99,9 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
     rates = _rates(cells)
     rows = [
         [
-            _title(noise),
+            titled(noise),
             name,
-            *(told_as([a[name][figure] for a in _of(cells, noise, r)]) for r in rates),
+            *(told_as([a[name][figure] for a in of_setting(cells, noise, r)]) for r in rates),
         ]
         for noise in _noises(cells)
         for name in arms()
@@ -124,25 +112,22 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
 
 
 def against(
-    cells: Cells,
-    control: str,
-    noise: float,
-    kind: str = "",
-    rate: float | None = None,
-    names: Sequence[str] | None = None,
+    cells: Cells, control: str, noise: float, kind: str = "", names: Sequence[str] = ()
 ) -> dict[str, Gain]:
-    """Gains of arms whose name begins so over another, in points, over seeds."""
+    """Gains of arms (of all, if none are named) whose name begins so over another, in points."""
+    chosen = [name for name in names or arms() if name.startswith(kind) and name != control]
+    return compared({name: _seeds_gains(cells, name, control, noise) for name in chosen})
+
+
+def _seeds_gains(
+    cells: Cells, name: str, control: str, noise: float, rate: float | None = None
+) -> list[float]:
     chosen = [(s, a) for s, a in cells.items() if s.noise == noise and rate in (None, s.rate)]
-
-    def gains(name: str) -> list[float]:
-        return by_seed(
-            chosen,
-            lambda c: c[0].seed,
-            lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
-        )
-
-    chosen_arms = [name for name in names or arms() if name.startswith(kind) and name != control]
-    return compared({name: gains(name) for name in chosen_arms})
+    return by_seed(
+        chosen,
+        lambda c: c[0].seed,
+        lambda c: 100 * (c[1][name]["accuracy"] - c[1][control]["accuracy"]),
+    )
 
 
 def _gains(cells: Cells) -> str:
@@ -155,7 +140,7 @@ def _gains(cells: Cells) -> str:
         wrong = [a[name]["wrong"] for s, a in cells.items() if s.noise]
         times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
-    head = ["arm", *(_title(noise) for noise in _noises(cells)), "wrong among trained", "time"]
+    head = ["arm", *(titled(noise) for noise in _noises(cells)), "wrong among trained", "time"]
     return markdown(head, rows)
 
 
@@ -175,7 +160,7 @@ def _price(cells: Cells, priced: Cells) -> dict[str, str]:
         wrong = np.mean([a[name]["wrong"] for s, a in priced.items() if s.noise])
         steps = np.median([a[name]["steps"] for a in priced.values()])
         rows.append([name, *told, f"{wrong:.0%}", f"{steps:.0f}", f"{_times(priced, name):.2f}"])
-    head = ["arm", *map(_title, found), "wrong among trained", "steps", "time"]
+    head = ["arm", *map(titled, found), "wrong among trained", "steps", "time"]
     return {
         "PRICE": markdown(head, rows),
         "PRICED": str(len(priced)),
@@ -198,17 +183,31 @@ def _points_over_random(cells: Cells, name: str) -> float:
     return 100 * float(np.mean(gains))
 
 
-def _said(cells: Cells, control: str, kind: str, rates: bool = False) -> str:
-    """A list of what the data say, by labels and, where asked for, by learning rate."""
-    lines = []
+def _horizons(cells: Cells) -> str:
+    """A list of what the data say of online arms, by labels."""
+    found = {noise: against(cells, FIRST, noise, "online") for noise in _noises(cells)}
+    return "\n".join(
+        f"  - {titled(noise)}: {sentence(gains, f'`{FIRST}`', rest=False)}."
+        for noise, gains in found.items()
+    )
+
+
+def _by_rate(cells: Cells, control: str, kind: str) -> str:
+    """Arms above another at a single rate, corrected for arms and rates together."""
+    said = []
     for noise in _noises(cells):
-        for rate in _rates(cells) if rates else (None,):
-            at = "" if rate is None else f", rate {rate:g}"
-            found = against(cells, control, noise, kind, rate)
-            if rate is None or above(found) or below(found):
-                told = sentence(found, f"`{control}`", rest=rate is None)
-                lines.append(f"  - {_title(noise)}{at}: {told}.")
-    return "\n".join(lines)
+        gains = {
+            (name, rate): _seeds_gains(cells, name, control, noise, rate)
+            for rate in _rates(cells)
+            for name in arms()
+            if name.startswith(kind) and name != control
+        }
+        found = compared(gains)
+        chosen = sorted(above(found))
+        for rate in sorted({rate for _, rate in chosen}):
+            names = listed(name for name, at in chosen if at == rate)
+            said.append(f"{names} ({titled(noise)}, {rate:g})")
+    return "; ".join(said) or "none is told"
 
 
 def findings(cells: Cells) -> dict[str, str]:
@@ -225,64 +224,16 @@ def findings(cells: Cells) -> dict[str, str]:
         and all(above(f) == ["full"] for f in chance),
         CLAIMS["selection"].claim,
     )
-    lowest = against(cells, "random", max(_noises(cells)), rate=min(_rates(cells)))[FIRST]
+    offline = [against(cells, "offline, random", noise, "offline") for noise in _noises(cells)]
+    require(not any(above(f) for f in offline), "no offline horizon is told from its control")
+    times = [np.median([a[name]["seconds"] for a in cells.values()]) for name in (FIRST, ROUNDS_16)]
     return {
         "ARMS": str(len(arms()) - 1),
-        "RANDOM": _said(cells, "random", ""),
-        "RANDOM_RATES": _said(cells, "random", "", rates=True),
-        "HORIZON": _said(cells, FIRST, "online"),
-        "OFFLINE": _said(cells, "offline, random", "offline"),
-        "OFFLINE_RATES": _said(cells, "offline, random", "offline", rates=True),
-        "LOWEST": f"{lowest.told(1)} points",
+        "RANDOM_RATES": _by_rate(cells, "random", ""),
+        "HORIZON": _horizons(cells),
+        "OFFLINE_RATES": _by_rate(cells, "offline, random", "offline"),
+        "ROUNDS": f"{times[0] / times[1]:.0%}",
     }
-
-
-def _points(cells: Cells, noise: float, rate: float) -> Iterable[dict[str, Any]]:
-    for found in _of(cells, noise, rate):
-        for kind in COLORS:
-            for horizon in HORIZONS:
-                accuracy = found[f"{kind} {told(horizon)}"]["accuracy"]
-                yield {"arm": kind, "horizon": told(horizon), "accuracy": accuracy}
-
-
-def _plot(cells: Cells, path: Path) -> None:
-    names, colors = [*COLORS, *RULES], [*COLORS.values(), *RULES.values()]
-    color = alt.Color("arm:N", title=None, sort=names, scale=alt.Scale(domain=names, range=colors))
-    percent = alt.Axis(format="%")
-    rows = []
-    for noise in _noises(cells):
-        charts = []
-        for rate in _rates(cells):
-            base = alt.Chart(alt.Data(values=list(_points(cells, noise, rate)))).encode(
-                x=alt.X("horizon:N", sort=[told(h) for h in HORIZONS], axis=alt.Axis(labelAngle=0)),
-                color=color,
-            )
-            y = alt.Y(
-                "mean(accuracy):Q", title="test accuracy", axis=percent,
-                scale=alt.Scale(zero=False, domain=[0.6, 0.97], clamp=True),
-            )  # fmt: skip
-            bars = base.mark_errorbar(extent="stderr", clip=True).encode(
-                y=alt.Y("accuracy:Q", title="")
-            )
-            known = [
-                {"arm": name, "accuracy": float(np.mean([a[name]["accuracy"] for a in found]))}
-                for found in [_of(cells, noise, rate)]
-                for name in RULES
-            ]
-            rules = (
-                alt.Chart(alt.Data(values=known))
-                .mark_rule(strokeDash=[4, 3], clip=True)
-                .encode(y=alt.Y("accuracy:Q"), color=color)
-            )
-            lines = base.mark_line(point=True, clip=True).encode(y=y)
-            charts.append(
-                (lines + bars + rules).properties(
-                    width=190, height=170, title=f"{_title(noise)}, rate {rate:g}"
-                )
-            )
-        rows.append(alt.hconcat(*charts))
-    chart = alt.vconcat(*rows).configure_view(stroke=None).configure(background="white")
-    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

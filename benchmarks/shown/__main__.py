@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks.command import measure_and_write
@@ -27,12 +28,22 @@ def write_pages() -> None:
             draw(cell["result"])
             continue
         for name, text in cell["result"].items():
-            (PAGES / f"{name}.txt").write_text(text + "\n")
+            (PAGES / f"{name}.txt").write_text(_thinned(text) + "\n")
 
 
 def main() -> None:
     """Parses the command line, runs, writes."""
     measure_and_write("shown", __doc__, "the pictures' steps alone", grid, measure, write_pages)
+
+
+def _thinned(text: str) -> str:
+    """Of lines of progress in a row the first two and the last."""
+    return re.sub(
+        r"((?:^step \d+ of .*\n){2})(?:^step \d+ of .*\n)+(?=step \d+ of )",
+        r"\1...\n",
+        text,
+        flags=re.M,
+    )
 
 
 if __name__ == "__main__":

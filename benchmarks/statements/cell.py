@@ -13,9 +13,16 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.keyed import Keyed
-from benchmarks.statements.trainings import CLASSES, TRAINING, Digits, Seen, attributed, digits
-from inrun.ledger import normalised
-from inrun.truth._audit_utility import HALVINGS
+from benchmarks.statements.trainings import (
+    TRAINING,
+    Digits,
+    Seen,
+    attributed,
+    digits,
+    inside,
+    normalised_by_visit,
+    visits_table,
+)
 from inrun.uses import agreements, rank
 from inrun.uses._ranking import PRIOR, confidence
 from inrun.uses._rollup import _intervals
@@ -43,9 +50,9 @@ def measure(key: str) -> dict[str, Any]:
 def judged(data: Digits, seen: Sequence[Seen]) -> dict[str, Any]:
     """Of trainings on the same data, each beside the others."""
     labels, wrong = data.labels.numpy(), (data.labels != data.truth).numpy()
-    shares = np.bincount(labels, minlength=CLASSES) / len(labels)
+    shares = np.bincount(labels, minlength=data.classes) / len(labels)
     found: dict[str, Any] = {}
-    for judge, weights in (("even", np.full(CLASSES, 1 / CLASSES)), ("training", shares)):
+    for judge, weights in (("even", np.full(len(shares), 1 / len(shares))), ("training", shares)):
         totals = [one.values.sum(2) @ weights for one in seen]  # (2, N) each
         largest = labels == shares.argmax()
         found[judge] = {
@@ -65,8 +72,10 @@ def _agreements(
     seen: Sequence[Seen], labels: np.ndarray, weights: np.ndarray, visits: int
 ) -> dict[str, dict[str, float]]:
     """By ranking: R as it is stated of one training, and R of two trainings; means."""
-    tables = [_visits(one, weights, visits) for one in seen]
-    names, rows = [str(k) for k in range(CLASSES)], {}
+    tables = [
+        visits_table(one.values[0][:, :visits], one.steps[:, :visits], weights) for one in seen
+    ]
+    names, rows = [str(k) for k in range(len(weights))], {}
     stated = [agreements(table, names, labels.astype(str).tolist()).table for table in tables]
     for place, ranking in enumerate(stated[0]["ranking"].to_pylist()):
         scores = [_scores(table, ranking, names) for table in tables]
@@ -75,57 +84,14 @@ def _agreements(
             "stated": _mean_of(t["another_training"][place].as_py() for t in stated),
             "another training": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])),
             "stated within": _mean_of(t["within_labels"][place].as_py() for t in stated),
-            "within": float(np.mean([_inside(a, b, labels) for a, b in pairs])),
+            "within": float(np.mean([inside(a, b, labels) for a, b in pairs])),
             "between labels": _mean_of(t["between_labels"][place].as_py() for t in stated),
         }
-    rows["validation"] = _validation_halves(seen, weights, visits)
     return rows
-
-
-def _validation_halves(seen: Sequence[Seen], weights: np.ndarray, visits: int) -> dict[str, float]:
-    """Of totals: R of stratified halves at full size, of one and of the mean of many; R really."""
-    rng, found = np.random.default_rng(0), []
-    for one in seen:
-        halves = one.halves[:, :, :, :visits].sum(3)  # (2, 2, N, K)
-        drawn = []
-        for _ in range(HALVINGS):
-            first = rng.random(CLASSES) < 0.5
-            a, b = (np.where(f, halves[0, 0], halves[0, 1]) @ weights for f in (first, ~first))
-            drawn.append(np.corrcoef(a, b)[0, 1])
-        mean = max(float(np.mean(drawn)), 0.0)
-        a, b = halves.mean(1) @ weights
-        single = max(drawn[0], 0.0)
-        real = np.corrcoef(a, b)[0, 1]
-        found.append((2 * mean / (1 + mean), 2 * single / (1 + single), real))
-    stated, single, real = np.mean(found, 0).tolist()
-    return {"stated": stated, "single": single, "another validation set": real}
-
-
-def _visits(one: Seen, weights: np.ndarray, visits: int) -> pa.Table:
-    """A training's first visits as a run has them, judged by the first set."""
-    values, steps = one.values[0][:, :visits], one.steps[:, :visits]
-    order = np.argsort(steps.ravel(), kind="stable")
-    total = values @ weights
-    columns = {"value": total, "value_normalised": _normalised(total, steps)}
-    columns |= {str(k): values[:, :, k] for k in range(CLASSES)}
-    ids = np.repeat(np.arange(len(steps)), visits)
-    return pa.table(
-        {"step": steps.ravel()[order], "sample_id": ids[order]}
-        | {name: column.ravel()[order] for name, column in columns.items()}
-    )
 
 
 def _scores(table: pa.Table, ranking: str, names: Sequence[str]) -> np.ndarray:
     return rank(table, names, ranking).scores
-
-
-def _inside(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> float:
-    """R of what is left without each label's mean."""
-    left = []
-    for x in (a, b):
-        mean = np.bincount(labels, x) / np.maximum(np.bincount(labels), 1)
-        left.append(x - mean[labels])
-    return float(np.corrcoef(*left)[0, 1])
 
 
 def _mean_of(numbers: Iterable[float | None]) -> float:
@@ -162,7 +128,7 @@ def _sources(one: Seen, weights: np.ndarray, seed: int) -> dict[str, dict[str, f
 
 def _claims(seen: Sequence[Seen], weights: np.ndarray, visits: int) -> dict[str, Any]:
     """Confidence and expected positives of each training, from its first so many visits."""
-    x = [_normalised(s.values[0][:, :visits] @ weights, s.steps[:, :visits]) for s in seen]
+    x = [normalised_by_visit(s.values[0][:, :visits] @ weights, s.steps[:, :visits]) for s in seen]
     means = np.stack([part.mean(1) for part in x])
     n = len(means[0])
     row = np.repeat(np.arange(n), visits)
@@ -181,10 +147,3 @@ def _claims(seen: Sequence[Seen], weights: np.ndarray, visits: int) -> dict[str,
         came.append(float((others[:, drop] > 0).mean(0).sum()))
         told.setdefault("claims", []).append(float(claimed.sum()))
     return {**told, "expected positive": expected, "positive again": came}
-
-
-def _normalised(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    found = np.zeros_like(values)
-    for step in np.unique(steps):
-        found[steps == step] = normalised(values[steps == step])
-    return found

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import inrun
 from benchmarks.keyed import Keyed
-from benchmarks.statements.trainings import CLASSES, EPOCHS, Digits, Seen, attributed, digits
+from benchmarks.statements.trainings import EPOCHS, Digits, Seen, attributed, digits
 from inrun.uses import doubts
 from inrun.uses._wrong_labels import SEPARATED, counted
 
@@ -39,7 +39,7 @@ def measure(key: str) -> dict[str, Any]:
     given = truth.copy()
     for row in rng.permutation(len(truth))[: round(setting.noise * len(truth))]:
         own = int(truth[row])
-        others = [k for k in range(CLASSES) if k != own] if alike is None else alike[own]
+        others = [k for k in range(data.classes) if k != own] if alike is None else alike[own]
         given[row] = others[int(rng.integers(len(others)))]
     planted = inrun.plant(given.tolist(), instead=alike, seed=setting.data)
     seen = attributed(replace(data, labels=torch.tensor(planted.labels)), setting.data, 1)
@@ -52,7 +52,7 @@ def _counted(
     seen: Seen, labels: np.ndarray, is_planted: np.ndarray, wrong: np.ndarray, visits: int
 ) -> dict[str, Any]:
     values, steps = seen.values[0][:, :visits], seen.steps[:, :visits]
-    harm = np.zeros((len(labels), CLASSES))
+    harm = np.zeros((len(labels), values.shape[2]))
     for step in np.unique(steps):
         rows = np.nonzero(steps == step)
         size = np.abs(values[rows]).mean()
@@ -85,6 +85,6 @@ def told(
 def _alike(data: Digits) -> dict[int, list[int]]:
     """By class, the two whose mean image is nearest."""
     x, y = data.images.numpy(), data.truth.numpy()
-    means = np.stack([x[y == k].mean(0) for k in range(CLASSES)])
+    means = np.stack([x[y == k].mean(0) for k in range(data.classes)])
     far = ((means[:, None] - means[None]) ** 2).sum(2)
-    return {k: [int(c) for c in np.argsort(far[k])[1:3]] for k in range(CLASSES)}
+    return {k: [int(c) for c in np.argsort(far[k])[1:3]] for k in range(data.classes)}

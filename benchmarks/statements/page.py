@@ -12,9 +12,10 @@ import numpy as np
 
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.statements import audits, flips, sections
+from benchmarks.statements import audits, flips, halves, sections, tails
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
-from inrun.uses._wrong_labels import SEPARATED
+from benchmarks.statements.measured import halved_rows, halved_table, tails_table, tails_told
+from inrun.uses._wrong_labels import CLEAR, SEPARATED
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "statements.md"
 
@@ -25,6 +26,8 @@ def write_page() -> None:
     cells = _by_setting(stored)
     flipped = [(flips.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "flips")]
     audited = [(audits.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "audit")]
+    halved = [(halves.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "halves")]
+    simulated = [(tails.Setting.of(key), c["result"]) for key, c in _of_kind(stored, "tails")]
     parts = {
         "TRAININGS": str(TRAININGS),
         "OTHERS": str(TRAININGS - 1),
@@ -33,13 +36,17 @@ def write_page() -> None:
         "JUDGES": _judges(cells),
         "SURE": _sure(cells),
         "AGAIN": _again(cells),
-        "STATED": _stated(cells, flipped, audited),
+        "STATED": _stated(cells, flipped, audited) + halved_rows(halved),
         "AGREEMENTS": _agreements(cells),
-        "VALIDATION": _validation(cells),
+        "VALIDATION": halved_table(halved),
+        "HALVED": f"{halves.TRAININGS} trainings in each of {len(halved)} draws",
+        "CONFUSED": _confused(flipped),
+        "TAILS": tails_table(simulated),
+        "TAILS_TOLD": tails_told(simulated),
+        "CLEAR": f"{CLEAR:.2f}",
         "SOURCES": _sources(cells),
         "ASSIGNMENTS": str(ASSIGNMENTS),
         "COUNTS": _counts(flipped),
-        "CALIBRATION": markdown(["probability", "rows", "stated", "wrong"], _calibrated(flipped)),
         "SEPARATED": f"{SEPARATED:.2f}",
         "AUDITS": _audits(audited),
         "RUN": environments(stored),
@@ -49,6 +56,7 @@ def write_page() -> None:
 
 
 Cells = dict[Setting, dict[str, Any]]
+LATE = ("8", "16")  # visits
 
 
 def _stated(
@@ -61,29 +69,38 @@ def _stated(
     clean = [cell["training"] for s, cell in cells.items() if s.noise == 0]
     rows = [["share of the largest class harmful, clean imbalanced digits, by training shares",
              "small", _mean(clean, "largest class harmful")]]  # fmt: skip
-    for visits in ("8", "16"):
+    sure = {name: [] for name in ("stated", "mean of others", "next")}
+    again: dict[str, list[str]] = {"expected positive": [], "positive again": []}
+    for visits in LATE:
         claims = _sum(trained, visits, "claims")
-        stated, others, again = (
-            f"{_sum(trained, visits, n) / claims:.3f}" for n in ("stated", "mean of others", "next")
-        )
-        measured = f"{others}; in the next training {again}"
-        rows.append([f"surely harmful, {visits} visits", stated, measured])
-    for visits in ("8", "16"):
+        for name, told in sure.items():
+            told.append(f"{_sum(trained, visits, name) / claims:.3f}")
         count = sum(len(r["visits"][visits]["claims"]) for r in trained)
-        told = [_sum(trained, visits, n) / count for n in ("expected positive", "positive again")]
-        name = f"of {DROPPED} lowest, positive in another training, {visits} visits"
-        rows.append([name, *(f"{x:.2f}" for x in told)])
-    for visits in ("2", "4", "8", "16"):
-        found = [r["agreements"][visits]["normalised"] for r in trained]
-        told = [f"{np.mean([x[n] for x in found]):.2f}" for n in ("stated", "another training")]
-        over = sum(x["stated"] > x["another training"] + 0.05 for x in found)
-        rows.append([f"R with another training, {visits} visits", told[0],
-                     f"{told[1]}; stated too high in {over} of {len(found)}"])  # fmt: skip
+        for name, told in again.items():
+            told.append(f"{_sum(trained, visits, name) / count:.2f}")
+    stated, others, following = map(", ".join, sure.values())
+    rows.append(["surely harmful, 8 and 16 visits", stated,
+                 f"{others}; in the next training {following}"])  # fmt: skip
+    rows.append([f"of {DROPPED} lowest, positive in another training, 8 and 16 visits",
+                 *map(", ".join, again.values())])  # fmt: skip
+    found = [[r["agreements"][v]["normalised"] for r in trained] for v in ("2", *LATE)]
+    stated, real = (
+        ", ".join(f"{np.mean([x[name] for x in part]):.2f}" for part in found)
+        for name in ("stated", "another training")
+    )
+    over = (sum(x["stated"] > x["another training"] + 0.05 for x in part) for part in found)
+    rows.append(["R with another training, 2, 8 and 16 visits", stated,
+                 f"{real}; too high in {', '.join(map(str, over))} of {len(trained)}"])  # fmt: skip
+    equal = [x["single rows"] for r in trained for x in r["sources"]]
+    told = [f"{np.mean([x[name] for x in equal]):.3f}" for name in ("values hold", "one is named")]
+    rows.append(["ten equal sources: all intervals hold; one is told", "0.95; 0.05",
+                 "; ".join(told)])  # fmt: skip
     counted = [r[v] for _, r in flipped for v in ("8", "16") if r[v]["told"]]
     rows.append(["the interval holds how many labels are wrong", "0.95",
                  f"{_covered(counted)} of {len(counted)} counts"])  # fmt: skip
-    for bounds, _, stated, came in _calibrated(flipped):
-        rows.append([f"probability that a label is wrong, {bounds}", stated, came])
+    bounds, n, stated, came = map(", ".join, zip(*_calibrated(flipped), strict=True))
+    rows.append([f"a label is wrong, {bounds} ({n} rows)", stated, came])
+    rows += sections.stated()
     wrong = [r for s, r in audited if s.audit == "3-of-10-classes"]
     named = sum("Classes without validation rows" in r["named"] for r in wrong)
     rows.append(["an audit names a validation set of 3 of 10 classes", "always",
@@ -127,7 +144,8 @@ def _mean(results: list[dict[str, Any]], name: str) -> str:
 def _judges(cells: Cells) -> str:
     names = ("auc", "largest class harmful", "other validation set")
     rows = [[*key, *(_mean(r, name) for name in names)] for key, r in _groups(cells).items()]
-    return markdown(["data", "judged", *names], rows)
+    head = ["data", "judged", *names]
+    return long_table("statements_judges", "300 samples", head, rows)
 
 
 def _sum(results: list[dict[str, Any]], visits: str, name: str) -> float:
@@ -143,7 +161,7 @@ def _sure(cells: Cells) -> str:
             shares = [f"{x / claims:.3f}" for x in told] if claims else ["", "", ""]
             rows.append([*key, visits, f"{claims:.0f}", *shares])
     head = ["data", "judged", "visits", "claims", "stated", "mean of others", "next"]
-    return long_table("statements_sure", "Surely harmful, as a table", head, rows)
+    return long_table("statements_sure", "Surely harmful", head, rows)
 
 
 def _again(cells: Cells) -> str:
@@ -154,7 +172,7 @@ def _again(cells: Cells) -> str:
             told = [_sum(results, visits, n) for n in ("expected positive", "positive again")]
             rows.append([*key, visits, *(f"{x / count:.2f}" for x in told)])
     head = ["data", "judged", "visits", "expected", "came"]
-    return long_table("statements_again", "Positive in another training, as a table", head, rows)
+    return long_table("statements_again", "Positive in another training", head, rows)
 
 
 def _agreements(cells: Cells) -> str:
@@ -171,25 +189,7 @@ def _agreements(cells: Cells) -> str:
                 [ranking, visits, *known, "" if np.isnan(said[0]) else f"{over} of {len(found)}"]
             )
     head = ["ranking", "visits", *names, "stated too high"]
-    return long_table("statements_trainings", "Another training, as a table", head, rows)
-
-
-def _validation(cells: Cells) -> str:
-    """Stratified halves against another set, by data and visits: mean and standard deviation."""
-    names, rows = ("stated", "single", "another validation set"), []
-    kinds = dict.fromkeys((s.shares, s.noise) for s in cells)
-    for shares, noise in kinds:
-        for visits in ("2", "4", "8", "16"):
-            found = [
-                c["training"]["agreements"][visits]["validation"]
-                for s, c in cells.items()
-                if (s.shares, s.noise) == (shares, noise)
-            ]
-            every = [[x[name] for x in found] for name in names]
-            said = [f"{np.mean(x):.2f} ± {np.std(x):.2f}" for x in every]
-            rows.append([f"{shares}, {noise:.0%} wrong", visits, *said])
-    head = ["data", "visits", "many halvings", "one halving", "another set"]
-    return long_table("statements_validation", "Another validation set, as a table", head, rows)
+    return long_table("statements_trainings", "Another training", head, rows)
 
 
 def _sources(cells: Cells) -> str:
@@ -199,12 +199,13 @@ def _sources(cells: Cells) -> str:
     for kind in found[0]:
         shares = [f"{np.mean([x[kind][name] for x in found]):.3f}" for name in names]
         rows.append([kind, f"{ASSIGNMENTS * len(found):,}", *shares])
-    return markdown(["rows", "tables", *names], rows)
+    head = ["rows", "tables", *names]
+    return long_table("statements_sources", "Equal sources", head, rows)
 
 
 def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
     rows = []
-    for shares in ("balanced", "mnist"):
+    for shares in ("balanced", "mnist", "r8"):
         for kind in flips.KINDS:
             own = [r for s, r in flipped if (s.shares, s.flips) == (shares, kind)]
             for visits in ("4", "8", "16") if own else ():
@@ -217,7 +218,17 @@ def _counts(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
                 )  # fmt: skip
     head = ["data", "wrong labels", "visits", "counted", "covered", "covered if all were counted",
             "count less truth", "mean separation"]  # fmt: skip
-    return long_table("statements_counts", "Counts of wrong labels, as a table", head, rows)
+    return long_table("statements_counts", "Counts", head, rows)
+
+
+def _confused(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> str:
+    """How many intervals of confused classes held."""
+    said = []
+    for visits in ("8", "16"):
+        told = [r[visits] for s, r in flipped if s.flips == "confused" and r[visits]["told"]]
+        held = sum(r["low"] <= r["wrong"] <= r["high"] for r in told)
+        said.append(f"{held} of {len(told)} at {visits} visits")
+    return f"Of confused classes {' and '.join(said)} intervals held; those counts were too high."
 
 
 def _covered(found: Sequence[dict[str, Any]]) -> str:
@@ -238,7 +249,7 @@ def _calibrated(flipped: Sequence[tuple[flips.Setting, dict[str, Any]]]) -> list
         n, said, came = (sum(r[name][k] for r in told) for name in ("rows", "said", "came"))
         if n:
             bounds = f"{low:.1f} to {min(high, 1.0):.1f}"
-            rows.append([bounds, f"{n:,}", f"{said / n:.3f}", f"{came / n:.3f}"])
+            rows.append([bounds, str(n), f"{said / n:.3f}", f"{came / n:.3f}"])
     return rows
 
 
@@ -252,4 +263,5 @@ def _audits(audited: Sequence[tuple[audits.Setting, dict[str, Any]]]) -> str:
             gains = [r["label gain"] for r in own if r["label gain"] is not None]
             rows.append([name.replace("-", " "), str(len(own)), said,
                          f"{np.mean(gains):.2f}" if gains else ""])  # fmt: skip
-    return markdown(["made wrong", "audits", "named (in how many)", "label gain"], rows)
+    head = ["made wrong", "audits", "named (in how many)", "label gain"]
+    return long_table("statements_audits", "Causes", head, rows)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import long_table, markdown
+from benchmarks.compared import LEVEL, above, compared
+from benchmarks.markdown import long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import checks, judges
 from inrun.uses import half_interval
@@ -39,6 +40,7 @@ def parts() -> dict[str, str]:
         "POOL": str(checks.TRAININGS),
         "JUDGED": _judged(judged),
         "JUDGED_PRUNED": _pruned(judged),
+        **_told(judged),
         "CHECKED": _checked(checked),
         "AUDITED": _audited(checked),
         "SAMPLED": _sampled(checked),
@@ -78,7 +80,7 @@ def _judged(cells: Cells) -> str:
             each = [[r["judged"][judge][name] for r in results] for judge in ("even", "training")]
             row.append("" if None in each[0] else ", ".join(f"{np.mean(x):.3f}" for x in each))
         rows.append(row)
-    caption = "What judges whole data sets, as a table"
+    caption = "Whole data sets"
     return long_table("statements_judged", caption, ["data", *names], rows)
 
 
@@ -99,6 +101,28 @@ def gain_of_shares(task: str, noise: float, balance: str) -> str:
     )
 
 
+def _told(cells: Cells) -> dict[str, str]:
+    """What is told of training shares less even weights, corrected for its comparisons."""
+    areas, pruned = {}, {}
+    for title, results in _groups(cells).items():
+        both = [[r["judged"][judge]["auc"] for r in results] for judge in ("training", "even")]
+        if None not in both[0]:
+            areas[title] = [a - b for a, b in zip(*both, strict=True)]
+        for balance in ("plain", "balanced"):
+            for figure, name in enumerate(("accuracy", "class mean of accuracy")):
+                pruned[f"{title}, {balance}, {name}"] = [
+                    points(r, "training", balance, figure) - points(r, "even", balance, figure)
+                    for r in results
+                ]
+    return {
+        "AUC_TOLD": "; ".join(above(compared(areas))),
+        "PRUNINGS": str(len(pruned)),
+        "PRUNED_TOLD": "; ".join(
+            f"{name} ({gain.told()})" for name, gain in compared(pruned).items() if gain.p < LEVEL
+        ),
+    }
+
+
 def _pruned(cells: Cells) -> str:
     """By how much training shares prune better than even weights, in points."""
     rows = []
@@ -114,12 +138,26 @@ def _pruned(cells: Cells) -> str:
         rows.append(row)
     figures = ("accuracy", "class mean of accuracy")
     named = [f"{balance}: {figure}" for balance in ("plain", "balanced") for figure in figures]
-    caption = "Pruning by training shares less evenly, as a table"
+    caption = "Pruning"
     return long_table("statements_pruned", caption, ["data", *named], rows)
 
 
 def _mean(cells: Cells, read: Callable[[dict[str, Any]], float]) -> str:
     return f"{np.mean([read(cell['result']) for cell in cells.values()]):.3f}"
+
+
+def stated() -> list[list[str]]:
+    """Of checks and sampled totals, for the table of claims."""
+    checked = _read("checks")
+    rows = [
+        [SAID[name], STATED[list(SAID).index(name)],
+         _mean(checked, lambda r, n=name: r["checks"]["trainings"][n])]
+        for name in ("supported by 20 looks", "next inside", "smallest seen")
+    ]  # fmt: skip
+    held = _mean(checked, lambda r: r["totals"]["8"]["Student's t"])
+    rows.append(["totals of `Sampled(8)` within Student's interval", "0.95", held])
+    held = _mean(checked, lambda r: r["audits"]["6"]["order"])
+    return [*rows, ["the median of 6 audit checks in its interval", "0.95", held]]
 
 
 def _checked(cells: Cells) -> str:
@@ -130,7 +168,8 @@ def _checked(cells: Cells) -> str:
             for kind in ("trainings", "normal")
         ]
         rows.append([said, stated, *each])
-    return markdown(["", "stated", "differences of trainings", "normal differences"], rows)
+    head = ["", "stated", "differences of trainings", "normal differences"]
+    return long_table("statements_checks", "Checks", head, rows)
 
 
 def _audited(cells: Cells) -> str:
@@ -144,7 +183,8 @@ def _audited(cells: Cells) -> str:
         ]
         for n in checks.AUDITS
     ]
-    return markdown(["checks", "bootstrap of the median, as before", "between two checks"], rows)
+    head = ["checks", "bootstrap of the median, as before", "between two checks"]
+    return long_table("statements_medians", "Audits", head, rows)
 
 
 def _sampled(cells: Cells) -> str:
@@ -158,4 +198,5 @@ def _sampled(cells: Cells) -> str:
         ]
         for every in checks.EVERY
     ]
-    return markdown(["", *(f"{name} standard errors" for name in checks.QUANTILES)], rows)
+    head = ["", *(f"{name} standard errors" for name in checks.QUANTILES)]
+    return long_table("statements_sampled", "Sampled totals", head, rows)

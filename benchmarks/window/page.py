@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.window.cell import Setting
 
@@ -42,7 +42,9 @@ def write_page() -> None:
         "cosine",
     ]
     parts = {
-        "AGREEMENT": markdown([*head, "lowest R of a seed"], rows),
+        "AGREEMENT": long_table(
+            "window", "Agreement by task, rate and window", [*head, "lowest R of a seed"], rows
+        ),
         "ENVIRONMENTS": environments(stored),
     }
     fill(TEMPLATE, parts, PAGE)

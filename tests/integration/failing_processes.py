@@ -1,11 +1,9 @@
 """Validation that is not finite in one process of several; what each process says of it.
 
-`torchrun --nproc-per-node=2 failing_processes.py FOLDER`. After the failure all go on training.
+Two processes run `main`. After the failure all go on training.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -138,10 +136,8 @@ def at_attach(what, folder):
     return {"said": said, "steps": attribution.ledger()["step"].to_pylist()}
 
 
-def main():
-    folder = Path(sys.argv[1])
+def main(folder):
     dist.init_process_group("gloo")
-    torch.set_num_threads(1)
     found = {
         f"{what}, {where}, {how}": case(what, fails, how)
         for what in WHAT
@@ -152,7 +148,3 @@ def main():
     found["attach"] = {what: at_attach(what, folder) for what in AT_ATTACH}
     (folder / f"said-{dist.get_rank()}").write_text(json.dumps(found))
     leave_together()
-
-
-if __name__ == "__main__":
-    main()

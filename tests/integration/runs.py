@@ -67,12 +67,18 @@ def adamw(model):
 
 
 class Run:
-    """A training run with clipping, attribution attached, and the truth of chosen steps."""
+    """A training run with clipping, attribution attached, and the truth of chosen steps.
+
+    `played` keeps what the coalitions of a step came to, and its weights, for other runs of the
+    same training: no estimator changes it, and both games are in one table.
+    """
 
     def __init__(
-        self, name, estimator, capture="hold", optimizer=adamw, samples=SAMPLES, **options
-    ):
+        self, name, estimator, capture="hold", optimizer=adamw, samples=SAMPLES, played=None,
+        **options,
+    ):  # fmt: skip
         build, self.draw, self.terms = RUNS[name]
+        self.played, self.taken = {} if played is None else played, 0
         torch.manual_seed(0)
         self.model = build().double()
         self.optimizer = optimizer(self.model)
@@ -93,6 +99,7 @@ class Run:
 
     def step(self, game=None):
         """(values, exact values or None) of one step."""
+        self.taken += 1
         batch = self.draw(self.generator, self.samples)
         with self.attribution.batch(range(self.samples)):
             self.loss_fn(self.model, batch).backward()
@@ -104,6 +111,16 @@ class Run:
         return self.total - before, truth
 
     def truth(self, batch, norm, game):
+        if self.taken not in self.played:
+            weights = [p.detach().clone() for p in self.model.parameters()]
+            self.played[self.taken] = (weights, self.coalitions(batch, norm))
+        weights, table = self.played[self.taken]
+        assert all(
+            torch.equal(*pair) for pair in zip(weights, self.model.parameters(), strict=True)
+        )
+        return shapley.values_of(table, game)
+
+    def coalitions(self, batch, norm):
         clip = min(1.0, 0.5 / (norm + 1e-6)) / self.samples
         parameters = dict(self.model.named_parameters())
         shares = oracle.shares(
@@ -111,7 +128,7 @@ class Run:
             self.samples, parameters,
         )  # fmt: skip
         judge = lambda m: self.loss_fn(m, self.validation)  # noqa: E731
-        return shapley.step_values(self.model, self.optimizer, shares, judge, game)
+        return shapley.utility_table(self.model, self.optimizer, shares, judge)
 
 
 def agreement(name, estimator, game, steps, **options):

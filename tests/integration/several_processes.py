@@ -1,12 +1,10 @@
 """Trains the same global batches on as many processes as there are, and saves what came of it.
 
-`torchrun --nproc-per-node=W several_processes.py FOLDER`; imported, the same on one process.
+Several processes run `main`; `run` alone is the same on one process.
 """
 
 import json
-import sys
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -387,10 +385,8 @@ def refusals(folder):
     (folder / f"said-{rank}").write_text(json.dumps(said))
 
 
-def main():
-    folder = Path(sys.argv[1])
+def main(folder):
     dist.init_process_group("gloo")
-    torch.set_num_threads(1)
     for name, options in CASES.items():
         run(folder, name, **options)
     dist.barrier()
@@ -399,7 +395,3 @@ def main():
     audit(folder)
     untouched(folder)
     leave_together()
-
-
-if __name__ == "__main__":
-    main()

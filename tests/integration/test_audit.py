@@ -14,9 +14,10 @@ import inrun
 from inrun.cli._main import app
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.truth import median_interval
-from tests.integration.runs import Run
+from tests.integration.runs import RUNS, Run
 from tests.settings import flat
 
+PLAYED = {name: {} for name in RUNS}
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 4}  # a check at each step
 
 
@@ -32,7 +33,8 @@ def data(rows=80):
 
 def train(
     steps=12, *, audit=None, rate=1e-2, micro=1, samples=12, validation=None, targets=None,
-    build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW, train_loss=F.cross_entropy,
+    weights=None, build=None, loss=loss_fn, clip=None, kind=torch.optim.AdamW,
+    train_loss=F.cross_entropy,
     **options,
 ):  # fmt: skip
     """(audit, model) after a short run."""
@@ -45,7 +47,7 @@ def train(
     attribution = inrun.attach(
         model,
         optimizer,
-        inrun.Utility(loss, held_out, targets=targets),
+        inrun.Utility(loss, held_out, targets=targets, weights=weights),
         **flat(progress=False, **options),
     )
     found = attribution.audit(**audit) if audit else None
@@ -68,7 +70,7 @@ def train(
 def test_truth_is_the_oracles(name, estimator):
     """With as many groups as samples the groups are the samples, in an order that was drawn."""
     game = {"path": "shared", "path-given": "given"}[estimator]
-    run = Run(name, estimator)
+    run = Run(name, estimator, played=PLAYED[name])
     audit = run.attribution.audit(**ALWAYS | {"groups": 6})
     for step in range(3):
         values, truth = run.step(game)
@@ -208,11 +210,12 @@ def test_numbers_that_numpy_draws_are_named_and_nothing_else():
 
 def test_own_labels_are_compared_with_shuffled_ones():
     x, y = data()
-    right = train(60, audit=ALWAYS, rate=3e-2)[0].report()
-    wrong = train(60, audit=ALWAYS, rate=3e-2, validation=(x[40:], y[40:].roll(1)))[0].report()
+    few = ALWAYS | {"groups": 3}  # who is in a coalition plays no part here
+    right = train(60, audit=few, rate=3e-2)[0].report()
+    wrong = train(60, audit=few, rate=3e-2, validation=(x[40:], y[40:].roll(1)))[0].report()
     assert right.label_gain > 0.6 > 0.3 > wrong.label_gain
     by_class = {str(k): (x[40:][y[40:] == k], y[40:][y[40:] == k]) for k in range(3)}
-    several = train(60, audit=ALWAYS, rate=3e-2, targets=by_class)[0]
+    several = train(60, audit=few, rate=3e-2, targets=by_class)[0]
     assert several.report().label_gain > 0.6
     assert several.table()["validation_classes"].to_pylist()[0] == 3
     assert "shuffled labels" in str(right)
@@ -324,9 +327,15 @@ def test_targets_are_judged_by_their_weighted_sum():
     halves = {"a": (x[40:60], y[40:60]), "b": (x[60:], y[60:])}
     together, _ = train(4, audit=ALWAYS, smoothed_steps=0)
     apart, _ = train(4, audit=ALWAYS, targets=halves, smoothed_steps=0)
-    for one, two in zip(together.table().to_pylist(), apart.table().to_pylist(), strict=True):
-        np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
-        np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)
+    weights = {"a": 0.5, "b": 0.5, "beside": 0.0}
+    more, _ = train(
+        4, audit=ALWAYS, targets=halves | {"beside": halves["a"]}, weights=weights, smoothed_steps=0
+    )
+    for other in (apart, more):
+        for one, two in zip(together.table().to_pylist(), other.table().to_pylist(), strict=True):
+            np.testing.assert_allclose(one["truth"], two["truth"], rtol=1e-9)
+            np.testing.assert_allclose(one["values"], two["values"], rtol=1e-9)
+            assert one["validation_rows"] == two["validation_rows"] == 40
 
 
 @pytest.mark.parametrize(

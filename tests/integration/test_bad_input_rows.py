@@ -127,7 +127,7 @@ TESTS = {
         "folders that a killed":
             "folders_of_held_in_are_gone_with_the_resuming_run_at_the_latest",
     },
-    "unit/utility/test_parts.py": {
+    "unit/utility/test_rows.py": {
         "named targets given": "targets_that_are_given_as_a_batch_are_told_how_to_be_given",
         "`Utility(batch_size=n)` or": "a_loss_that_parts_do_not_add_up_to_is_refused_at_attach",
         "`Utility(batch_size=n)` that": "what_is_no_number_of_rows_is_refused",

@@ -5,6 +5,7 @@ The clock is the test's: a plain step takes 1 second, and what scoring adds is s
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 import inrun
 from inrun.attribution import _budget
+from inrun.attribution._frequency import Ways
 from inrun.distributed import Processes
 
 F = nn.functional
@@ -45,7 +47,9 @@ class Run:
         self.windows = None
         if inside is not None:
             self.windows = SimpleNamespace(is_open=False, audits=False, told=[], length=1)
-        self.budget = _budget.WithinBudget(share, Processes(), halves is not None, self.windows)
+            self.windows.set_length = partial(setattr, self.windows, "length")
+        ways = Ways(Processes(), halves is not None, self.windows)
+        self.budget = _budget.WithinBudget(share, ways)
         self.step, self.begun, self.weights, self.lengths = 0, clock.now, [], []
         self._waiting, self._scored_before = 0, False
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ def folder(tmp_path_factory):
     """A fresh folder with the user's script, after it has run."""
     place = tmp_path_factory.mktemp("own")
     shutil.copy(HERE / "own_loop.py", place / "mine.py")
-    subprocess.run([sys.executable, "mine.py"], cwd=place, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        runpy.run_path("mine.py", run_name="__main__")
     return place
 
 
@@ -96,7 +99,7 @@ def test_report_takes_samples_from_a_file(folder, said, refused):
 
 
 def test_explain_names_a_step_its_books_and_its_rows(folder, said, refused):
-    text = shell(folder, "explain", "run", "--worst", "2", "--out", "unused.csv")
+    text = said("explain", "run", "--worst", "2", "--out", "unused.csv")
     assert text.count("It began in step") == 2
     assert not (folder / "unused.csv").exists()
     said("explain", "run", "--from", "2", "--to", "4", "--out", "visits.csv")
@@ -124,7 +127,7 @@ def test_diff_lays_two_runs_side_by_side(folder, said, refused):
 
 
 def test_rollup_adds_up_to_the_books(folder, said, refused):
-    text = shell(folder, "rollup", "run", "--out", "by.csv", "--page", "by.html")
+    text = said("rollup", "run", "--out", "by.csv", "--page", "by.html")
     assert "momentum" in text
     assert "delivered by more than one group" in text
     with open(folder / "by.csv") as file:
@@ -143,7 +146,7 @@ def test_rollup_adds_up_to_the_books(folder, said, refused):
 
 
 def test_prune_writes_what_is_kept_and_says_that_it_is_unchecked(folder, said, refused):
-    text = shell(folder, "prune", "run", "--drop", "10%", "--out", "kept.jsonl")
+    text = said("prune", "run", "--drop", "10%", "--out", "kept.jsonl")
     assert "this is a list, not a suggestion" in text
     kept = [json.loads(line) for line in (folder / "kept.jsonl").read_text().splitlines()]
     n = len(own_loop.TRAINING)
@@ -200,7 +203,7 @@ def test_trace_finds_the_sentence_that_a_query_repeats(folder, said, refused):
     """An exact query: the training sentence itself, by all samples' effects at the end."""
     source = own_loop.TRAINING[40]
     name = query_of(folder, "query.txt", own_loop.DATA[source][0])
-    text = shell(folder, "trace", "run", "--query", name, "--entry", "mine:again", "--top", "3",
+    text = said("trace", "run", "--query", name, "--entry", "mine:again", "--top", "3",
                 "--out", "ranking.csv", "--page", "trace.html")  # fmt: skip
     assert f"1. {source} " in text
     with open(folder / "ranking.csv") as file:

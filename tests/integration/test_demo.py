@@ -2,14 +2,14 @@
 
 import json
 import re
-import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 import inrun
+from inrun.cli import main
 from inrun.report import Page, Section, Table, charts
 from tests.integration.fresh import Fresh
 
@@ -92,21 +92,33 @@ def test_the_report_is_one_small_file_that_loads_nothing(demo):
     assert run.audit().num_rows >= 1  # as many as a busy machine has time for
 
 
-def test_a_second_demo_into_the_same_folder_is_one_clear_line(demo):
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """The command in this process, which has imported it: (exit code, output, errors)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inrun", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own
+    return run
+
+
+def test_a_second_demo_into_the_same_folder_is_one_clear_line(demo, command):
     folder, _ = demo
-    command = [str(Path(sys.executable).with_name("inrun")), "demo", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "holds a demo already" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = command("demo", "--out", str(folder))
+    assert code == 2
+    assert "holds a demo already" in errors
+    assert "Traceback" not in errors
 
 
-def test_the_command_explains_itself():
-    command = str(Path(sys.executable).with_name("inrun"))
-    said = subprocess.run([command], capture_output=True, text=True, check=False).stdout
-    assert "demo" in said
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    assert version.stdout.strip() == inrun.__version__
+def test_the_command_explains_itself(command):
+    assert "demo" in command()[1]
+    code, version, _ = command("--version")
+    assert code == 0
+    assert version.strip() == inrun.__version__
 
 
 def test_text_from_the_data_stays_text(tmp_path):

@@ -11,6 +11,7 @@ from inrun.ledger import residual_shares
 from tests.integration.runs import RUNS, Run, agreement
 
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
+PLAYED = {name: {} for name in RUNS}
 
 
 @cache
@@ -18,7 +19,7 @@ def result(name, estimator, game, capture="hold"):
     """({step: R}, residuals from step 5 on)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found, run = agreement(name, estimator, game, STEPS, capture=capture)
+        found, run = agreement(name, estimator, game, STEPS, capture=capture, played=PLAYED[name])
     residuals = residual_shares(run.attribution.ledger())[4:]
     return {step: r for step, r, _ in found}, residuals
 

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -139,9 +138,14 @@ def trained(readme, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "readme"
     shutil.copytree(readme, folder, ignore=shutil.ignore_patterns("inrun-run", "kept.csv"))
     columns = "--text-column review --label-column stars --source-column shop".split()
-    command = ["train", "--model", "MODEL", "--data", "train.csv", *columns]
-    run = [sys.executable, "-c", "from inrun.cli import main; main()", *command]
-    subprocess.run(run, cwd=folder, check=True, capture_output=True)
+    command = ["inrun", "train", "--model", "MODEL", "--data", "train.csv", *columns]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # the command puts its own
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
     return folder
 
 

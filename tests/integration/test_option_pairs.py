@@ -5,7 +5,7 @@ from the entries; what is asked here beyond that is that a step's visits add up 
 `samples`, that no number is NaN without a note, and that training is bit for bit as without inrun.
 """
 
-import copy
+import functools
 import itertools
 import warnings
 
@@ -48,6 +48,7 @@ OPTIONS = {
     "slots": [True],
 }  # fmt: skip
 
+TRAINS = ("optimizer", "blocks", "clip", "unattributed", "freeze")  # what training itself has
 VALUES = [(name, value) for name, values in OPTIONS.items() for value in values]
 PAIRS = [(a, b) for a, b in itertools.combinations(VALUES, 2) if a[0] != b[0]]
 
@@ -130,6 +131,17 @@ def data():
     )
 
 
+@pytest.fixture(scope="module")
+def plainly(data):
+    """The model that training comes to without inrun, once for all pairs with the same settings."""
+
+    @functools.cache
+    def model(settings):
+        return trained(data, dict(settings), None, attached=False)[0]
+
+    return lambda chosen: model(tuple((name, chosen[name]) for name in TRAINS if name in chosen))
+
+
 def check(model, plain, attribution):
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -154,7 +166,7 @@ def check(model, plain, attribution):
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(f"{n}={v}" for n, v in pair))
-def test_a_pair_of_options_runs_with_closed_books_or_is_refused(pair, data, tmp_path):
+def test_a_pair_of_options_runs_with_closed_books_or_is_refused(pair, data, plainly, tmp_path):
     chosen = dict(pair)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InRunWarning)
@@ -165,5 +177,4 @@ def test_a_pair_of_options_runs_with_closed_books_or_is_refused(pair, data, tmp_
             assert len(said) > 40, said  # why, and what to do instead
             assert said.rstrip().endswith((".", ")", '"', "'")), said
             return
-    plain, _ = trained(data, copy.copy(chosen), tmp_path, attached=False)
-    check(model, plain, attribution)
+    check(model, plainly(chosen), attribution)

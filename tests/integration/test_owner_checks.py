@@ -13,9 +13,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import inrun
 from inrun.capture._replaying import WithinBounds
 from inrun.errors import InRunWarning
-from inrun.owners import Map, _registry
+from inrun.owners import Map, _operation
 from inrun.owners._entries import Entries
-from inrun.owners._registry import Registered
+from inrun.owners._operation import Registered
 from tests.settings import flat
 
 B = 6
@@ -85,7 +85,7 @@ def reverse(h):
 
 def believed(monkeypatch, name, rule):
     """A wrong rule for an operation, as a mistake in it would be."""
-    monkeypatch.setitem(_registry._BY_NAME, name, Registered("wrong", rule, False, False, False))
+    monkeypatch.setitem(_operation._BY_NAME, name, Registered("wrong", rule, False, False, False))
 
 
 def rowwise(op):

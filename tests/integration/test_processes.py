@@ -1,4 +1,4 @@
-"""DistributedDataParallel under torchrun: values and books are those of one process."""
+"""DistributedDataParallel on two and three processes: values and books are those of one process."""
 
 import json
 import re

@@ -222,7 +222,7 @@ def test_the_same_look_finds_reads_where_there_are_more(elsewhere, monkeypatch):
     run = Run(clip=by_value).steps(2)
     with watched(monkeypatch) as (_, found):
         run.step()
-    assert any("scoring/_changes.py" in line for line in found)
+    assert any("scoring/_gradients.py" in line for line in found)
 
 
 def test_what_is_wrong_is_said_with_the_step(elsewhere):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,11 +201,11 @@ def test_the_config_runs_again_to_the_same_values(shop, classified):
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from inrun.cli import main
 from inrun.training import _trainer
 
-if sys.argv.pop(1) == "step":
+def kill_in_a_step():
     plain = _trainer.RowTrainer.training_step
 
     def step(self, *arguments, **settings):
@@ -213,7 +214,8 @@ if sys.argv.pop(1) == "step":
         return plain(self, *arguments, **settings)
 
     _trainer.RowTrainer.training_step = step
-else:  # while the fifth checkpoint is written
+
+def kill_in_a_checkpoint():  # while the fifth one is written
     plain = _trainer.write_state
 
     def write(path, state):
@@ -222,24 +224,46 @@ else:  # while the fifth checkpoint is written
         plain(path, state)
 
     _trainer.write_state = write
-main()
+
+codes = {}
+for place, arguments in json.loads(sys.argv[1]).items():  # forks: the imports are paid for once
+    if not os.fork():
+        {"step": kill_in_a_step, "checkpoint": kill_in_a_checkpoint}[place]()
+        sys.argv = ["inrun", *arguments]
+        main()
+    codes[place] = os.waitstatus_to_exitcode(os.wait()[1])
+json.dump(codes, open("codes.json", "w"))
 """
+KINDS = {
+    "checkpoint": ("bert",),
+    "step": ("gpt", "--task", "causal-lm", "--keep-tokens"),
+}
 
 
-@pytest.mark.parametrize(("kind", "place"), [("texts", "checkpoint"), ("tokens", "step")])
-def test_a_run_that_was_killed_goes_on_to_the_same_end(shop, tmp_path, kind, place):
-    setting = {
-        "texts": ("--model", shop / "bert"),
-        "tokens": ("--model", shop / "gpt", "--task", "causal-lm", "--keep-tokens"),
-    }[kind]
-    arguments = ("train", *setting, "--data", shop / "train.jsonl", "--from-scratch", "--batch", 8,
-                 "--epochs", 2)  # fmt: skip
-    inrun_command(tmp_path, *arguments, "--out", "whole")
-    command = [sys.executable, "-c", KILLED, place, *map(str, arguments)]
-    done = subprocess.run(
-        [*command, "--save-every", "0", "--out", "cut"], cwd=tmp_path, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def killed(shop, tmp_path_factory):
+    """The folder of two runs that were killed, by place, and what each was started with."""
+    folder = tmp_path_factory.mktemp("killed")
+    started = {
+        place: ["train", "--model", str(shop / model), *more, "--data", str(shop / "train.jsonl"),
+                "--from-scratch", "--batch", "8", "--epochs", "2"]
+        for place, (model, *more) in KINDS.items()
+    }  # fmt: skip
+    asked = {place: [*a, "--save-every", "0", "--out", place] for place, a in started.items()}
+    subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(asked)], cwd=folder, check=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes == dict.fromkeys(KINDS, -signal.SIGKILL)
+    return folder, started
+
+
+@pytest.mark.parametrize("place", KINDS)
+def test_a_run_that_was_killed_goes_on_to_the_same_end(killed, tmp_path, place):
+    folder, started = killed
+    shutil.copytree(folder / place, tmp_path / "cut")
+    inrun_command(tmp_path, *started[place], "--out", "whole")
     said = inrun_command(tmp_path, "train", "--resume", "cut")
     assert "Trained 10 steps" in said
     whole, cut = (inrun.load(tmp_path / name) for name in ("whole", "cut"))
@@ -250,7 +274,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(shop, tmp_path, kind, pla
     trained = [open_training(tmp_path / name).trained() for name in ("whole", "cut")]
     for p, q in zip(*(model.parameters() for model in trained), strict=True):
         assert torch.equal(p, q)
-    if kind == "tokens":
+    if place == "step":
         tokens = [pq.read_table(tmp_path / name / "tokens") for name in ("whole", "cut")]
         assert tokens[0].to_pylist() == tokens[1].to_pylist()
     assert not (tmp_path / "cut" / "checkpoints").exists()

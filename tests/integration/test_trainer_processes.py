@@ -1,4 +1,4 @@
-"""accelerate, the Trainer and TRL under torchrun: values and books are those of one process."""
+"""accelerate, the Trainer and TRL on four processes: values and books are those of one process."""
 
 import numpy as np
 import pyarrow.parquet as pq

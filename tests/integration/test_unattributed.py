@@ -244,13 +244,14 @@ def test_a_missing_block_is_not_hidden_by_a_penalty():
         block(attribution, model, data, list(range(ROWS)))
 
 
-def test_in_an_audit_it_plays_as_the_past_does():
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_in_an_audit_it_plays_as_the_past_does(when):
     model, data, validation = setting()
     optimizer = adam(model)
     attribution = attach(model, optimizer, validation, capture="hold")
     audit = attribution.audit(seconds=60, steps=8, groups=3)
     for _ in range(8):
-        one_step(attribution, model, optimizer, data, "after", "norm")
+        one_step(attribution, model, optimizer, data, when, "norm")
         optimizer.step()
         optimizer.zero_grad()
     table = audit.table()

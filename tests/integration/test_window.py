@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import inrun
-from inrun.capture import _probe
+from inrun.capture import _block_sums
 from inrun.capture._measured import Measuring
 from inrun.ledger import windows_in
 from inrun.ledger._windows import least_agreement
@@ -56,6 +56,22 @@ class Derived(nn.Module):
         x = self.norm(F.linear(x[:, :36], first).tanh() @ second.t())
         x = x @ self.t.to(x.dtype)
         return self.head(x.tanh() @ self.t[torch.arange(35, -1, -1)])
+
+
+class Experts(nn.Module):
+    """Two tokens per sample, each with one of four experts, all in one product."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.head = nn.Parameter(torch.randn(4, 36, 36) / 6), nn.Linear(36, 3)
+
+    def forward(self, x):
+        tokens = x[:, :72].reshape(-1, 36)
+        expert = 2 * (tokens[:, 0] > 0) + (tokens[:, 1] > 0).long()
+        order = expert.argsort(stable=True)
+        ends = torch.bincount(expert, minlength=4).cumsum(0)
+        met = torch.ops.transformers.grouped_mm_fallback(tokens[order], self.w, ends)
+        return self.head(met.tanh()[order.argsort()].reshape(len(x), 2, 36).mean(1))
 
 
 MODELS = {
@@ -158,7 +174,7 @@ def attributed(make, optimizer_of, scoring, targets=1, store=None, state_at=None
     return attribution, model, saved
 
 
-def twin(make, optimizer_of, direction, length, rank, targets, complete=()):
+def twin(make, optimizer_of, direction, length, rank, targets, complete=(), stacks=()):
     """{step: (N, K)} of all steps but the first, by plain autograd and the oracle."""
     x, y = data()
     utility, seen = validation(targets), {"shares": {}, "rates": {}, "ends": {}, "square": {}}
@@ -195,7 +211,7 @@ def twin(make, optimizer_of, direction, length, rank, targets, complete=()):
         steps = list(range(first, min(first + length, STEPS + 1)))
         values, starts = window_values(
             seen["ends"][first - 1], seen["ends"][steps[-1]], [seen["shares"][s] for s in steps],
-            [seen["rates"][s] for s in steps], rank, starts, complete,
+            [seen["rates"][s] for s in steps], rank, starts, complete, stacks,
         )  # fmt: skip
         found |= dict(zip(steps, values, strict=True))
     return found
@@ -210,11 +226,11 @@ def visits_of(attribution, targets):
     return {int(step): columns[steps == step] for step in np.unique(steps)}
 
 
-def agree(make, kind, tmp_path, length=3, rank=36, targets=1, complete=()):
+def agree(make, kind, tmp_path, length=3, rank=36, targets=1, complete=(), stacks=()):
     optimizer_of, direction = OPTIMIZERS[kind]
     scoring = inrun.Window(length, rank=rank, exact=1)
     attribution, _, _ = attributed(make, optimizer_of, scoring, targets, tmp_path / "run")
-    expected = twin(make, optimizer_of, direction, length, rank, targets, complete)
+    expected = twin(make, optimizer_of, direction, length, rank, targets, complete, stacks)
     found = visits_of(attribution, targets)
     assert sorted(found) == list(range(1, STEPS + 1))
     for step, values in expected.items():
@@ -239,6 +255,12 @@ def test_several_targets_have_one_direction_each(tmp_path):
 
 def test_weights_that_are_used_through_a_view_or_a_copy(tmp_path):
     agree(Derived, "adamw", tmp_path, complete={"w"})
+
+
+@pytest.mark.parametrize("rank", [3, 36])
+def test_experts_have_bases_of_their_own(rank, tmp_path):
+    pytest.importorskip("transformers.integrations.moe")
+    agree(Experts, "adamw", tmp_path, rank=rank, stacks={"w"})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -534,8 +556,8 @@ def test_a_window_that_is_open_when_the_attribution_is_dropped_is_told():
 def measured(monkeypatch):
     """How many gradients each measurement read, where large ones are those of 100 numbers."""
     counts, measure = [], Measuring.measure
-    monkeypatch.setattr(_probe, "LARGE", 100)
-    monkeypatch.setattr(_probe, "FIRST_STEPS", 2)
+    monkeypatch.setattr(_block_sums, "LARGE", 100)
+    monkeypatch.setattr(_block_sums, "FIRST_STEPS", 2)
     monkeypatch.setattr(
         Measuring, "measure", lambda self, given: counts.append(len(given)) or measure(self, given)
     )
@@ -554,7 +576,7 @@ def test_gradients_that_are_measured_in_turn_give_the_same_values(after, measure
     assert all(0 < count < whole for count in measured[5:])
     # where nothing was written to gradients they are not read again before the step
     assert len(measured[5:]) == (18 if after else 9)
-    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    monkeypatch.setattr(_block_sums, "LARGE", 10**9)
     tables = [
         a.values()["value"].to_numpy() for a in (in_turn, trained_by_hand(3, 11, after=after))
     ]
@@ -578,7 +600,7 @@ def by_steps(attribution, model):
 @pytest.mark.parametrize("after", [by_groups, by_steps])
 def test_factors_of_steps_and_of_layers_are_each_one_s_own(after, measured, monkeypatch):
     in_turn = trained_by_hand(3, 11, after=after)
-    monkeypatch.setattr(_probe, "LARGE", 10**9)
+    monkeypatch.setattr(_block_sums, "LARGE", 10**9)
     always = trained_by_hand(3, 11, after=after)
     tables = [a.values()["value"].to_numpy() for a in (in_turn, always)]
     np.testing.assert_allclose(*tables, rtol=1e-9)

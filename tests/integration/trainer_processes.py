@@ -1,12 +1,10 @@
 """Trainers and accelerate on as many processes as there are: the same global batches, their values.
 
-`torchrun --nproc-per-node=W trainer_processes.py FOLDER`; imported, the same on one process.
+Several processes run `main`; a case alone is the same on one process.
 """
 
 import os
-import sys
 import warnings
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -127,7 +125,3 @@ def main(folder):
             pq.write_table(attribution.ledger(), folder / f"{case.__name__}-ledger.parquet")
         del attribution
     leave_together()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -24,8 +24,8 @@ def stepped(model, optimizer, gradients):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def utility_table(model, optimizer, shares, loss, history):
-    """{coalition (tuple of players): V(w) - V(w')}; in 'shared' the last player is the past."""
+def utility_table(model, optimizer, shares, loss):
+    """{coalition (tuple of players): V(w) - V(w')}, in which the last player is the past."""
     n = len(next(iter(shares.values())))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     judge = copy.deepcopy(model)
@@ -42,12 +42,9 @@ def utility_table(model, optimizer, shares, loss, history):
         for coalition in combinations(range(n), size):
             gradient = {name: s[list(coalition)].sum(0) for name, s in shares.items()}
             after = stepped(model, optimizer, gradient)
-            if history == "given":
-                table[coalition] = start - value(after)
-            else:
-                table[(*coalition, n)] = start - value(after)
-                without = {k: before[k] + after[k] - idle[k] for k in after}
-                table[coalition] = start - value(without)
+            table[(*coalition, n)] = start - value(after)
+            without = {k: before[k] + after[k] - idle[k] for k in after}
+            table[coalition] = start - value(without)
     return table
 
 
@@ -64,8 +61,14 @@ def shapley(table, players):
     return values
 
 
+def values_of(table, history):
+    """Shapley values of the samples, (n,) float64; in 'given' the past is in every coalition."""
+    n = max(map(max, filter(None, table)))
+    if history == "given":
+        table = {c: table[(*c, n)] for c in table if n not in c}
+    return shapley(table, n + (history == "shared"))[:n]
+
+
 def step_values(model, optimizer, shares, loss, history):
     """Shapley values of the samples in the step's game, (n,) float64."""
-    n = len(next(iter(shares.values())))
-    table = utility_table(model, optimizer, shares, loss, history)
-    return shapley(table, n + (history == "shared"))[:n]
+    return values_of(utility_table(model, optimizer, shares, loss), history)

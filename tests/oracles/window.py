@@ -30,20 +30,22 @@ def adam_direction(g_K, state, group, square):
     return g_K * (1 - b1) / (1 - b1**step) / (v.sqrt() + group["eps"])
 
 
-def bases(Q_MN, start_Nr, rank):
-    """(L, R) by one step of a power iteration; from random numbers where none is known by two."""
+def bases(Q_MN, start_Nr, rank, place=(1, 0)):
+    """(L, R) by one step of a power iteration; from random numbers where none is known by two.
+
+    `place`: of how many matrices it is which, of one target.
+    """
     rank = min(rank, *Q_MN.shape)
     if start_Nr is None:
         generator = torch.Generator().manual_seed(0)
-        random = torch.randn(
-            1, Q_MN.shape[1], rank, generator=generator, dtype=Q_MN.dtype
-        )  # of one target
-        start_Nr = Q_MN.T @ torch.linalg.qr(Q_MN @ random[0]).Q
+        shape = place[0], Q_MN.shape[1], rank
+        random = torch.randn(shape, generator=generator, dtype=Q_MN.dtype)[place[1]]
+        start_Nr = Q_MN.T @ torch.linalg.qr(Q_MN @ random).Q
     left = torch.linalg.qr(Q_MN @ start_Nr).Q
     return left, torch.linalg.qr(Q_MN.T @ left).Q
 
 
-def window_values(opening, closing, shares, rates, rank, starts, complete=()):
+def window_values(opening, closing, shares, rates, rank, starts, complete=(), stacks=()):
     """([(N, K) per step], the next window's starts by parameter).
 
     Args:
@@ -54,16 +56,23 @@ def window_values(opening, closing, shares, rates, rank, starts, complete=()):
         rank: of the bases.
         starts: by parameter and target, the last window's right basis.
         complete: parameters whose bases hold everything, since each part of them has its own.
+        stacks: parameters that are stacks of matrices, each with bases of its own.
     """
     found, following = [0.0] * len(shares), {}
     for name, Q_K in opening.items():
         pairs = []
         for k, (first, last) in enumerate(zip(Q_K, closing[name], strict=True)):
             if first.ndim > 1 and first.numel() > 1024 and name not in complete:
-                shape, first, last = first.shape, first.flatten(1), last.flatten(1)
-                left, right = bases(first, starts.get((name, k)), rank)
-                following[name, k] = right
-                first, kept = (left @ (left.T @ Q @ right) @ right.T for Q in (first, last))
+                shape = first.shape
+                # one matrix, or each of a stack
+                each = [(Q if name in stacks else Q[None]).flatten(2) for Q in (first, last)]
+                parts = []
+                for e, (a, b) in enumerate(zip(*each, strict=True)):
+                    left, right = bases(a, starts.get((name, k, e)), rank, (len(each[0]), e))
+                    following[name, k, e] = right
+                    parts.append([left @ (left.T @ Q @ right) @ right.T for Q in (a, b)])
+                first, kept = (torch.stack(some) for some in zip(*parts, strict=True))
+                last = each[1]
                 captured = kept.norm() / last.norm()
                 last = first if captured < 0.7 else kept / captured
                 # the opening end as it is, where the closing one is not to be trusted

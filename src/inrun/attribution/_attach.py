@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inrun.attribution._attribution import Attribution
+from inrun.attribution._frequency import Ways
 from inrun.attribution._options import CAPTURES, CONTRACTIONS, Options, require_settings
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Offload
@@ -134,7 +135,7 @@ def attach(
     scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
     fit = direction.name == "path" and options.capture == "hold" and not momentum_window
     windows = scoring.windows(scorer) if fit else None
-    frequency = scoring.frequency(processes, halves, windows)
+    frequency = scoring.frequency(Ways(processes, halves, windows))
     attribution = Attribution(
         model, utility, scorer, window, folder, frequency, extra, options, windows,
         sampled=scoring.sampled,

@@ -83,13 +83,11 @@ class Attribution(Batches, Results):
         last = self.latest
         if not last:
             return f"<Attribution: no step scored yet; targets: {', '.join(self.targets)}>"
-        as_small = (
-            " (the last: rounding of losses in single precision)" if is_rounding(last) else ""
-        )
+        small = " (the last: rounding of losses in single precision)" if is_rounding(last) else ""
         return (
             f"<Attribution: last scored step {last['step']}, validation loss "
             f"{last['closing_loss']:.4g}; covered {self.covered:.3f}, residual "
-            f"{self.residual_share:.2%} of the ledger's entries{as_small}; targets: "
+            f"{self.residual_share:.2%} of the ledger's entries{small}; targets: "
             f"{', '.join(self.targets)}>"
         )
 
@@ -119,7 +117,7 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters.
         """
         self._refuse_detached()
-        if self._windows is not None and not self._loop.leave_windows():
+        if not self._loop.leave_windows():
             raise NotSupportedError(
                 "An audit needs the shares of the steps that it plays out, and a scoring window "
                 "keeps sketches of them. Audit a run with scoring=inrun.EveryStep()."
@@ -130,8 +128,8 @@ class Attribution(Batches, Results):
                 "are sharded (fully_shard). Audit a run of a smaller model, or one under "
                 "DistributedDataParallel."
             )
-        schedule = AuditSchedule(seconds, steps, self._loop.taken + 1, seed)
         scorer, loop = self._scorer, self._loop
+        schedule = AuditSchedule(seconds, steps, loop.taken + 1, seed)
         auditor = Auditor(
             loop.watch.stopped, loop.advice.once, self._model, scorer.optimizers.members,
             AuditUtility(self._utility, self._model, scorer.processes), schedule, groups,
@@ -163,7 +161,7 @@ class Attribution(Batches, Results):
             NotSupportedError: sharded parameters, or a store and several processes.
         """
         self._refuse_detached()
-        if self._windows is not None and not self._loop.leave_windows():
+        if not self._loop.leave_windows():
             raise NotSupportedError(
                 "Values per token need each step's own direction, and a scoring window has one for "
                 "all its steps. Attach with scoring=inrun.EveryStep()."
@@ -183,8 +181,6 @@ class Attribution(Batches, Results):
         )  # fmt: skip
         loop.listen(tokens)
         return tokens
-
-    # ---- from one process to the next
 
     @property
     def attached(self) -> bool:
@@ -256,10 +252,9 @@ class Attribution(Batches, Results):
 
 
 def _warn_unheld(this: weakref.ref[Any], watch: Stopwatch) -> None:
-    """Says that an attribution went out of use before it had anything to score.
+    """Says that an attribution was collected before it had anything to score.
 
-    It is called when it is collected; at the end of the program, when it may still be held, it says
-    nothing.
+    At the end of the program, when it may still be held, it says nothing.
     """
     if this() is None and not watch.started:
         warnings.warn(
@@ -280,12 +275,9 @@ def _release(
 ) -> None:
     """Takes hooks off the optimizers and the line off the screen, and stores what still waits.
 
-    Steps of a scoring window that is open cannot be valued without its closing pass: it says so.
-
-    Steps that momentum still pays are stored with what they have.
-
     It is called by `detach`, and where that was never called when the attribution goes out of use
-    or the program ends.
+    or the program ends. Steps of a scoring window that is open cannot be valued without its closing
+    pass: it says so. Steps that momentum still pays are stored with what they have.
     """
     hooks.remove()
     line.close()

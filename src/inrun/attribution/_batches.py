@@ -149,7 +149,6 @@ class Batches:
             yield
 
     def _before_step(self, k: int, args: Any, kwargs: Any) -> Arguments | None:
-        """The k-th optimizer is about to step; what its step is to be called with, if changed."""
         changed = None if self._loop.paused else with_closure_run(args, kwargs)
         self.close_batch(skipped=gave_nothing(changed))
         with Resting():
@@ -157,12 +156,10 @@ class Batches:
         return changed
 
     def _after_step(self, k: int) -> None:
-        """The k-th optimizer has stepped."""
         with Resting():
             self._loop.after(k)
 
     def _stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer that is not attached has stepped, on this model or on another."""
         if not self._loop.paused:
             self._loop.stranger_stepped(optimizer)
 

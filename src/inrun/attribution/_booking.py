@@ -17,16 +17,7 @@ from inrun.scoring import Scored, Step
 
 
 class Booking:
-    """Takes scored steps in, in their order.
-
-    Args:
-        record: that keeps them.
-        line: that shows the last one.
-        watch: of the attribution's own time.
-        advice: that is given.
-        processes: that train together.
-        window: of momentum; None pays nobody.
-    """
+    """Takes scored steps in, in their order."""
 
     def __init__(
         self,
@@ -42,12 +33,7 @@ class Booking:
         self.scored = 0
 
     def book(self, step: Step, scored: Scored) -> None:
-        """Books a step of this process's samples, and those of the others, and what it paid.
-
-        Raises:
-            MisuseError: somebody wrote into what a step's shares are made of.
-            StoreError: what waits could not be kept, or was lost.
-        """
+        """Books a step of this process's samples, and those of the others, and what it paid."""
         ids, values = gathered_step(self._processes, step.ids, scored.values)
         entries = scored.entries._replace(samples=values.sum(0))
         if self._processes.size > 1:  # each has its own part of what is no sample's
@@ -88,9 +74,8 @@ class Booking:
     def pay_out(self, *, parted: bool = False) -> None:
         """Pays all steps that wait what momentum did for them so far.
 
-        Args:
-            parted: this process may have left the others, which are not waited for: of several
-                processes nobody is paid.
+        With `parted` this process may have left the others, which are not waited for: of several
+        processes nobody is paid.
         """
         if self._window is None:
             return
@@ -121,7 +106,6 @@ class Booking:
         return [Paid(step, gathered_step(self._processes, [], v)[1]) for step, v in found]
 
     def close(self) -> None:
-        """Leaves no file."""
         if self._window is not None:
             self._window.close()
 

@@ -26,10 +26,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from inrun.attribution._frequency import Frequency, draw
-from inrun.distributed import Processes
+from inrun.attribution._frequency import Frequency, Ways, draw
 from inrun.ledger import TOLD
-from inrun.scoring import AUDITED, LONGEST, Windows
+from inrun.scoring import AUDITED, LONGEST
 
 KINDS = {"plain": 24, "first": 9, "exact": 9, "opening": 9, "inside": 24, "border": 9, "audited": 9}
 """Kinds of step, and how many times of each are looked at: left out; scored among the unusual first
@@ -44,8 +43,6 @@ MOST = 1000  # steps that one scored step may stand for
 REPAID = 100  # steps in which what was spent beyond the share is to come in again
 CHECKED = 50  # steps after which a training of which every step is scored is looked at again
 AGAIN = 4  # times the step at which windows were given up, when they are tried again
-
-
 KEPT = (
     "begins", "length", "n", "place", "counts", "costs", "paid", "guess", "again", "tried", "way",
     "words",
@@ -67,21 +64,10 @@ class _Began(NamedTuple):
 
 
 class WithinBudget(Frequency):
-    """Asked at each step's beginning; see the module.
+    """Asked at each step's beginning; see the module."""
 
-    Args:
-        share: of the training's time that scoring may add.
-        processes: whose times are averaged.
-        halves: whether validation rows can be split into halves.
-        windows: that can be used; None where there are none.
-    """
-
-    def __init__(
-        self, share: float, processes: Processes, halves: bool = False,
-        windows: Windows | None = None,
-    ):  # fmt: skip
-        self._share, self._processes, self._halves = share, processes, halves
-        self._windows = windows
+    def __init__(self, share: float, ways: Ways):
+        self._share, (self._processes, self._halves, self._windows) = share, ways
         self._begins = self._length = 0  # of the present stratum, or of what is scored as a whole
         self._n, self._place = FIRST, -1  # steps that a scored one stands for; the one drawn
         self._times = {kind: deque[float](maxlen=most) for kind, most in KINDS.items()}
@@ -209,9 +195,8 @@ class WithinBudget(Frequency):
             audits = extra / AUDITED
             fits = self._shortest(self._allowed(step), audits)
             fits = fits or self._shortest(self._share, audits)
-            seen = [
-                w.cosine for w in windows.told[self._tried - 1 :][-3:] if w.steps <= (fits or 0)
-            ]
+            last = windows.told[self._tried - 1 :][-3:]
+            seen = [w.cosine for w in last if w.steps <= (fits or 0)]
             turned = len(seen) == 3 and median(seen) < TOLD
             if fits is None or turned:
                 self._again = AGAIN * step
@@ -227,7 +212,8 @@ class WithinBudget(Frequency):
             )
         self.parts = 1  # both ends of a window see the same rows
         self.windowed = True
-        windows.length = self._n = self._length = n
+        self._n = self._length = n
+        windows.set_length(n)
         return True
 
     def _of_windows(self, n: int) -> float:
@@ -271,24 +257,21 @@ class WithinBudget(Frequency):
     def _decide(self, way: str, words: str) -> None:
         """Takes a way to score; where it is another one than before, that is news."""
         if way != self._way:
-            self._way, self.news = way, words
+            self._way, self._news = way, words
         self._words = words
 
     # ---- from outside
 
     def leave_windows(self) -> bool:
-        """See `Frequency.leave_windows`."""
         self._windows, self.windowed, self._began = None, False, None
         return True
 
     def state(self) -> dict[str, Any]:
-        """What is under way, what was decided, and the times that were taken."""
         kept = copy.deepcopy({name: getattr(self, f"_{name}") for name in KEPT})
         times = {kind: list(seen) for kind, seen in self._times.items()}
         return {**kept, "times": times, "parts": self.parts, "windowed": self.windowed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the choice and the times of a checkpoint."""
         for name in KEPT:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
         self.parts, self.windowed = state["parts"], state["windowed"]
@@ -298,7 +281,6 @@ class WithinBudget(Frequency):
         self._began = None
 
     def describe(self) -> dict[str, Any]:
-        """The budget, what it led to, and what it is expected to cost."""
         window = float(self._length) if self.windowed else 0.0
         every = 1.0 if self.windowed else float(self._n)
         told = {

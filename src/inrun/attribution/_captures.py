@@ -18,16 +18,8 @@ from inrun.utility import Utility
 class Captures:
     """Holds the present one.
 
-    `here`: whether no device is waited for to read what blocks leave.
-
-    Args:
-        kind: in which way factors are kept.
-        model: that is trained.
-        optimizers: whose parameters are watched.
-        utility: whose rows try the capture out.
-        processes: that train together.
-        advice: that is given.
-        sums: whether the self-test compares sums of shares.
+    `here`: whether no device is waited for to read what blocks leave. `sums`: whether the self-test
+    compares sums of shares.
     """
 
     def __init__(
@@ -69,11 +61,7 @@ class Captures:
             self._advice.of_random_loss(self._model, self._utility, capture.called)
 
     def _named(self) -> dict[str, Tensor]:
-        """The optimizers' trainable parameters, under the names that the model gives them.
-
-        Raises:
-            MisuseError: none of them is the model's.
-        """
+        """The optimizers' trainable parameters, under the names that the model gives them."""
         names = {id(p): name for name, p in self._model.named_parameters()}
         trained = {
             names.get(id(p), f"param_groups[{g}].params[{i}]"): p
@@ -91,30 +79,19 @@ class Captures:
 
 
 class Before:
-    """What `.grad` was when it was looked at.
-
-    Args:
-        parameters: by name.
-    """
+    """What `.grad` was when it was looked at: a backward pass adds in place."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         self._parameters = dict(parameters)
-        self._there = {n: p.grad for n, p in parameters.items()}
-        self._versions = {n: g._version for n, g in self._there.items() if g is not None}
-        self._before = {
-            n: g.detach().clone() for n, g in self._there.items() if g is not None
-        }  # a backward pass adds in place
+        self._there = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+        self._versions = {n: g._version for n, g in self._there.items()}
+        self._before = {n: g.detach().clone() for n, g in self._there.items()}
 
     def added(self) -> dict[str, Tensor]:
-        """What came in since, of the parameters that got anything."""
         found: dict[str, Tensor] = {}
         for name, p in self._parameters.items():
-            now = p.grad
-            if now is None or (
-                now is self._there[name] and now._version == self._versions.get(name)
-            ):
-                continue
-            before = self._before.get(name)
-            difference = now.detach().clone() if before is None else now.detach() - before
-            found[name] = difference
+            now, before = p.grad, self._before.get(name)
+            same = now is self._there.get(name)
+            if now is not None and not (same and now._version == self._versions[name]):
+                found[name] = now.detach().clone() if before is None else now.detach() - before
         return found

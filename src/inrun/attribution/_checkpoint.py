@@ -7,6 +7,7 @@ operation. An audit that was going on is in it too, and goes on where the loop b
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,21 +25,17 @@ from inrun.scoring import Scorer, Windows
 class Checkpoint:
     """Gathers the parts' states and hands them out again.
 
-    Args:
-        kind: what must be the same in both runs: estimator, targets, weights.
-        loop: counts.
-        scorer: remembers forecasts and ranks.
-        window: of momentum, which remembers ranks of its own.
-        record: the totals and the books.
-        windows: of scoring, if there are any.
+    `kind` is what must be the same in both runs: estimator, targets, weights.
     """
 
     def __init__(
         self, kind: Mapping[str, Any], loop: Loop, scorer: Scorer, window: Payouts | None,
         record: Record, windows: Windows | None = None,
     ):  # fmt: skip
-        self._kind, self._loop, self._scorer = kind, loop, scorer
-        self._window, self._record, self._windows = window, record, windows
+        self._kind, self._loop, self._record = kind, loop, record
+        self._processes = scorer.processes
+        paying = None if window is None else window.contraction
+        self._parts: dict[str, Any] = {"scorer": scorer, "paying": paying, "windows": windows}
 
     def state(self, ids: IdReader) -> dict[str, Any]:
         """What a checkpoint needs, as plain tensors and strings; see `Attribution.state_dict`."""
@@ -50,31 +47,25 @@ class Checkpoint:
                 "the step."
             )
         self._loop.close_window()
-        scorer, tensors = self._scorer.state()
-        record, tables = self._record.state(self._loop.booking.owed())
-        paying, ranks = ({}, {}) if self._window is None else self._window.contraction.state()
-        windows, bases = ({}, {}) if self._windows is None else self._windows.state()
+        kept: dict[str, Any] = {"record": self._record.state(self._loop.booking.owed())}
+        for name, part in self._parts.items():
+            kept[name] = ({}, {}) if part is None else part.state()
         header = {
-            "windows": windows,
             "kind": self._kind,
             "taken": self._loop.taken,
             "scored": self._loop.booking.scored,
             "frequency": self._loop.frequency.state(),
             "ids": ids.kind,
-            "scorer": scorer,
-            "paying": paying,
-            "record": record,
             "audit": self._loop.audit_state(),
+            **{name: told for name, (told, _) in kept.items()},
         }
-        parts = {"scorer": tensors, "paying": ranks, "record": tables, "windows": bases}
-        named = {f"{part}/{n}": t for part, found in parts.items() for n, t in found.items()}
+        named = {f"{part}/{n}": t for part, (_, found) in kept.items() for n, t in found.items()}
         return pack_state(header, named)
 
     def restore(self, state: Mapping[str, Any]) -> IdReader:
         """See `Attribution.load_state_dict`.
 
-        Returns:
-            Who reads ids of the kind that the run had.
+        It returns who reads ids of the kind that the run had.
         """
         header, tensors = unpack_state(state)
         try:
@@ -99,19 +90,16 @@ class Checkpoint:
         if self._loop.inside or self._loop.pending:
             raise MisuseError("load_state_dict() came within a step. Call it before the loop.")
 
-        def part(prefix: str) -> dict[str, Any]:
-            cut = len(prefix)
-            return {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
-
-        self._record.restore(header["record"], part("record/"))
-        processes = self._scorer.processes
-        if processes.size > 1 and header["record"]["store"] is not None:
-            self._record.take_books(processes.gathered(self._record.stored_books())[0])
-        self._scorer.restore(header["scorer"], part("scorer/"))
-        if self._window is not None:
-            self._window.contraction.restore(header["paying"], part("paying/"))
-        if self._windows is not None:
-            self._windows.restore(header["windows"], part("windows/"))
+        found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, t in tensors.items():
+            of, _, own = name.partition("/")
+            found[of][own] = t
+        self._record.restore(header["record"], found["record"])
+        if self._processes.size > 1 and header["record"]["store"] is not None:
+            self._record.take_books(self._processes.gathered(self._record.stored_books())[0])
+        for of, part in self._parts.items():
+            if part is not None:
+                part.restore(header[of], found[of])
         ids = IdReader(header["ids"])
         self._loop.frequency.restore(header["frequency"])
         self._loop.booking.go_on(header["scored"])

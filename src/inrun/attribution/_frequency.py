@@ -10,22 +10,41 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
+
+from inrun.distributed import Processes
+from inrun.scoring import Windows
 
 SEED = 20_260_229  # of the draws; mixed with the step or window, so that nothing needs to be kept
+
+
+class Ways(NamedTuple):
+    """In which ways a training can be scored beside step by step.
+
+    `halves`: whether validation rows can be split into halves. `windows`: None where there are
+    none.
+    """
+
+    processes: Processes
+    halves: bool
+    windows: Windows | None
 
 
 class Frequency(ABC):
     """Asked at each step's beginning, in the order of steps.
 
     `parts`: into how many the validation rows are to be split, where they are not split yet.
-    `windowed`: whether the step that was asked of last is one of a scoring window. `news`: what was
-    decided since it was last read.
+    `windowed`: whether the step that was asked of last is one of a scoring window.
     """
 
     parts = 1
     windowed = False
-    news = ""
+    _news = ""
+
+    def take_news(self) -> str:
+        """What was decided since this was last asked."""
+        news, self._news = self._news, ""
+        return news
 
     @abstractmethod
     def weight(self, step: int) -> float:
@@ -55,7 +74,6 @@ class All(Frequency):
         self._exact = exact
 
     def weight(self, step: int) -> float:
-        """Always 1: each step stands for itself."""
         self.windowed = self._exact is not None and step > self._exact
         return 1.0
 
@@ -67,7 +85,6 @@ class OneInEach(Frequency):
         self._n = n
 
     def weight(self, step: int) -> float:
-        """That n in the one step of each n that was drawn; 0 in the others."""
         window, place = divmod(step - 1, self._n)
         return float(self._n) if place == draw(window, self._n) else 0.0
 
@@ -79,7 +96,6 @@ class Coin(Frequency):
         self._probability = probability
 
     def weight(self, step: int) -> float:
-        """One over the probability where the draw fell on this step; else 0."""
         scored = Random(SEED + step).random() < self._probability
         return 1 / self._probability if scored else 0.0
 

@@ -62,7 +62,6 @@ class LiveLine:
         self._live.update(Text(text), refresh=True)
 
     def close(self) -> None:
-        """Takes the line off the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -92,7 +91,6 @@ class Stopwatch:
 
     @property
     def started(self) -> bool:
-        """Whether there was a first block."""
         return self._started is not None
 
     @contextmanager

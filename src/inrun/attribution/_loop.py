@@ -75,9 +75,7 @@ class Loop(Passes):
     def go_on(self, taken: int, audit: Mapping[str, Any] | None) -> None:
         """Nothing is under way in a run that goes on.
 
-        Args:
-            taken: how many steps there were.
-            audit: of the audit that goes on with it: the one there is, or the next that begins.
+        The audit is for the one there is, or for the next that begins.
         """
         self.taken = taken
         self.forget(moved=True)
@@ -164,7 +162,6 @@ class Loop(Passes):
                 self.capture.step_over()
 
     def stranger_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer that is not attached has stepped."""
         moved = [p for group in optimizer.param_groups for p in group["params"]]
         validation = self._scorer.validation
         if validation.surroundings.holds(moved):
@@ -201,23 +198,22 @@ class Loop(Passes):
 
     def _with_news(self, results: list[tuple[Step, Scored]]) -> list[tuple[Step, Scored]]:
         """With what the budget decided in the note of the first of them."""
-        news = self.frequency.news
-        if not news or not results:
+        news = self.frequency.take_news() if results else ""
+        if not news:
             return results
-        self.frequency.news = ""
         (step, scored), *rest = results
         note = "; ".join(filter(None, (scored.entries.note, f"the budget's choice: {news}")))
         return [(step, scored._replace(entries=scored.entries._replace(note=note))), *rest]
 
     def leave_windows(self) -> bool:
         """Goes on without scoring windows, which an audit cannot do with; False where it cannot."""
-        if not self.frequency.leave_windows():
-            return False
-        self.close_window()
+        if self._windows is not None:
+            if not self.frequency.leave_windows():
+                return False
+            self.close_window()
         return True
 
     def close_window(self) -> None:
-        """See `Passes.close_window`: by a validation pass now."""
         if self._windows is not None:
             with self.watch:
                 for past, scored in self._windows.close(self.capture):

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from inrun.attribution._scoring import EveryStep, Scoring, Window
+from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Hold, Offload, Stream
 from inrun.directions import Direction, direction_of
 from inrun.errors import MisuseError
@@ -92,9 +92,6 @@ def require_settings(
 
     Returns:
         The estimator's direction.
-
-    Raises:
-        MisuseError: a setting that is not known, or two that do not fit each other.
     """
     scoring = EveryStep() if scoring is None else scoring
     options = Options() if options is None else options
@@ -111,7 +108,7 @@ def require_settings(
             f"estimator {direction.name!r} needs passes or shares that are there only after the "
             "backward pass. Use capture='hold' with it."
         )
-    if isinstance(scoring, Window) and (
+    if scoring.only_windows and (
         direction.name != "path" or options.capture != "hold" or momentum_window
     ):
         raise MisuseError(

@@ -21,17 +21,7 @@ from inrun.truth import Auditor
 
 
 class Passes(ABC):
-    """The step under way while it is open.
-
-    Args:
-        captures: what sees passes.
-        scorer: that outlives steps.
-        window: of momentum, if there is one.
-        frequency: which steps are scored.
-        advice: that is given.
-        watch: of the attribution's own time.
-        windows: of scoring, if steps are scored in windows.
-    """
+    """The step under way while it is open."""
 
     def __init__(
         self,
@@ -49,18 +39,13 @@ class Passes(ABC):
         self.taken = 0  # steps
         self._step: Step | None = None
         self._block: Block | None = None  # that is open
-        self._inside = False  # a block, or a pass of no sample
+        self.inside = False  # a block, or a pass of no sample
         self._auditor: Auditor | None = None
 
     @property
     def capture(self) -> Capture:
         """What sees blocks now."""
         return self._captures.now
-
-    @property
-    def inside(self) -> bool:
-        """Whether a block is open."""
-        return self._inside
 
     @property
     def ended(self) -> bool:
@@ -89,19 +74,17 @@ class Passes(ABC):
             self._begin_pass(step)
             sees = None
             if self._auditor is not None:
-                sees = self._auditor.block_begins(
-                    self.capture, step.number, len(names), first=not step.owned
-                )
+                sees = self._auditor.block_begins(len(names))
         watch = Watch(
             self._contract(step), sees, sees is not None, step.number, step.sketches, step.audited
         )
-        self._inside = True
+        self.inside = True
         with Resting():
             try:
                 with self.capture.block(owned, watch, at_backward=at_backward) as self._block:
                     yield
             finally:
-                self._inside = False
+                self.inside = False
                 block, self._block = self._block, None
                 if block is not None and block.ended:
                     with self.watch:
@@ -127,6 +110,8 @@ class Passes(ABC):
             known = None if self._windows is None else self._windows.names
             if known is not None and known != list(self.capture.trained):
                 self.close_window()  # parameters were added, frozen or thawed
+            if self._auditor is not None:
+                self._auditor.step_begins(self.capture, step.number)
         self.advice.of_compiled(self.capture.compiled)
         if self.capture.contracts_early:
             # the opening gradient is asked of all processes, and the backward pass is everyone's
@@ -150,11 +135,11 @@ class Passes(ABC):
         with self.watch:
             self._begin_pass(step)
             before = Before(self.capture.trained)
-        self._inside = True
+        self.inside = True
         try:
             yield
         finally:
-            self._inside = False
+            self.inside = False
         with self.watch:
             added = before.added()
             self._scorer.processes.require_alike("the end of a block")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -63,7 +62,7 @@ class Record:
         self._first = first  # of several processes the first has the store
         self.targets = tuple(targets)
         self._targets, self._weights, self._folder = targets, weights, folder
-        self._running_totals, self._extra = RunningTotals(targets, weights, extra), extra
+        self._running_totals = RunningTotals(targets, weights, extra)
         self._ledger: list[dict[str, object]] = []
         self._residual = self._size = 0.0
         self._unknown = False  # whether of any step the residual is not known
@@ -75,12 +74,7 @@ class Record:
     ) -> None:
         """Adds one step.
 
-        Args:
-            step: its number.
-            ids: of its samples.
-            scored: values and books.
-            weight: how many steps it stands for.
-            waits: whether momentum still pays its samples, so that the store gets it later.
+        With `waits` momentum still pays its samples, so that the store gets it later.
         """
         rows = ledger_rows(
             step, scored.estimator, len(ids), self._targets, self._weights, scored.entries, weight
@@ -185,27 +179,23 @@ class Record:
     def state(self, owed: Sequence[Paid] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint keeps: with a store its position, without one the books.
 
-        Args:
-            owed: what momentum would pay now to the steps that wait. A run that goes on from the
-                state has these steps closed; this one goes on as if there were no checkpoint.
+        A run that goes on from it has the steps closed to which momentum owes something; this one
+        goes on as if there were no checkpoint.
         """
-        paid = self
-        if owed:
-            paid = Record(self._targets, self._weights, None, extra=self._extra)
-            paid._running_totals = self._running_totals.copy()
-            paid._ledger = copy.deepcopy(self._ledger)
-        rows = {(row["step"], row["target"]): row for row in paid._ledger} if owed else {}
-        tables: dict[str, Tensor] = {}
-        for step, values in owed:
-            waiting = self._waiting[step]
-            own = [rows.get((r["step"], r["target"]), dict(r)) for r in waiting.rows]
-            paid._waiting[step] = waiting._replace(rows=own)
-            paid.pay_out(step, values)
+        totals, tables = self._running_totals, dict[str, Tensor]()
+        totals = totals.copy() if owed else totals
+        closed: dict[object, dict[str, object]] = {}
+        for step, paid_NK in owed:
+            ids, values, rows = self._waiting[step]
+            totals.add(step, ids, values + paid_NK, paid_BK=paid_NK)
+            paid = [{**r, "paid_out": self._of_target(str(r["target"]), paid_NK)} for r in rows]
+            closed |= {(row["step"], row["target"]): row for row in paid}
             if self._folder is not None:
-                tables |= _settled(step, waiting.ids, waiting.values, values, own)
-        tables["values"] = as_tensor(paid._running_totals.state())
+                tables |= _settled(step, ids, values, paid_NK, paid)
+        tables["values"] = as_tensor(totals.state())
         if self._folder is None:
-            tables["ledger"] = as_tensor(pa.Table.from_pylist(paid._ledger, schema=LEDGER))
+            books = [closed.get((row["step"], row["target"]), row) for row in self._ledger]
+            tables["ledger"] = as_tensor(pa.Table.from_pylist(books, schema=LEDGER))
         return {
             "store": None if self._folder is None else self._folder.position(),
             "settled": [step for step, _ in owed] if self._folder is not None else [],
@@ -216,12 +206,7 @@ class Record:
         }, tables
 
     def restore(self, header: Mapping[str, Any], tables: Mapping[str, Tensor]) -> None:
-        """Goes back to what `state` gave.
-
-        Raises:
-            MisuseError: there was a store and is none now, or the other way round.
-            StoreError: it is another run's store, or not whole.
-        """
+        """Goes back to what `state` gave."""
         stored_elsewhere = not self._first and self._folder is None
         if (header["store"] is None) != (self._folder is None) and not stored_elsewhere:
             there = "without a store" if header["store"] is None else "with a store"

@@ -10,6 +10,7 @@ from inrun.attribution._loop import Loop
 from inrun.attribution._record import Record
 from inrun.ledger import TOTAL, expectation
 from inrun.scoring import Scorer, Windows
+from inrun.utility import HALF
 
 
 class Results:
@@ -22,8 +23,8 @@ class Results:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of the utility's targets."""
-        return self._record.targets
+        """Names of the utility's targets, `HALF` left out."""
+        return tuple(name for name in self._record.targets if name != HALF)
 
     def values(self) -> pa.Table:
         """What each sample contributed, over the run so far.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from inrun.attribution._budget import WithinBudget
-from inrun.attribution._frequency import All, Coin, Frequency, OneInEach
-from inrun.distributed import Processes
+from inrun.attribution._frequency import All, Coin, Frequency, OneInEach, Ways
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.scoring import Scorer, Windows
 
@@ -32,6 +32,8 @@ class Scoring(ABC):
         MisuseError: a number that is none of parts or steps.
     """
 
+    only_windows: ClassVar[bool] = False
+
     validation_parts: int = 1
     validation_every: int = 1
 
@@ -52,22 +54,11 @@ class Scoring(ABC):
         """Whether steps may be left out."""
 
     @abstractmethod
-    def frequency(
-        self, processes: Processes, halves: bool = False, windows: Windows | None = None
-    ) -> Frequency:
-        """What is asked at each step's beginning.
-
-        Args:
-            processes: of the training.
-            halves: whether validation rows can be split into halves.
-            windows: what `windows` gave, if they can be used.
-        """
+    def frequency(self, ways: Ways) -> Frequency:
+        """What is asked at each step's beginning."""
 
     def windows(self, scorer: Scorer) -> Windows | None:
         """The windows that share a direction; None where each step has its own.
-
-        Args:
-            scorer: of the training.
 
         Raises:
             NotSupportedError: windows are not known for its model or its optimizers.
@@ -87,10 +78,7 @@ class EveryStep(Scoring):
 
     sampled = False
 
-    def frequency(
-        self, processes: Processes, halves: bool = False, windows: Windows | None = None
-    ) -> Frequency:
-        """Every step."""
+    def frequency(self, ways: Ways) -> Frequency:
         return All()
 
 
@@ -132,10 +120,7 @@ class Sampled(Scoring):
         """Whether steps are left out."""
         return self.every != 1
 
-    def frequency(
-        self, processes: Processes, halves: bool = False, windows: Windows | None = None
-    ) -> Frequency:
-        """One step of each n, or each by itself with a probability."""
+    def frequency(self, ways: Ways) -> Frequency:
         if self.every == 1:
             return All()
         return Coin(float(self.every)) if self.every < 1 else OneInEach(int(self.every))
@@ -173,6 +158,7 @@ class Window(Scoring):
     exact: int = 10
     books: bool = True
     sampled = False
+    only_windows = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,10 +175,7 @@ class Window(Scoring):
                 "validation_parts and validation_every. Longer windows cost less."
             )
 
-    def frequency(
-        self, processes: Processes, halves: bool = False, windows: Windows | None = None
-    ) -> Frequency:
-        """Every step: a window scores all of its steps."""
+    def frequency(self, ways: Ways) -> Frequency:
         return All(self.exact)
 
     def windows(self, scorer: Scorer) -> Windows:
@@ -202,11 +185,7 @@ class Window(Scoring):
 
 
 def _windows(scorer: Scorer, steps: int | None, rank: int = 16, *, books: bool = True) -> Windows:
-    """Windows whose direction is formed before their steps.
-
-    Raises:
-        NotSupportedError: see `Scoring.windows`.
-    """
+    """Windows whose direction is formed before their steps."""
     for member, rule in zip(scorer.optimizers.members, scorer.optimizers.rules, strict=True):
         if not rule.elementwise or rule.jumps:
             raise NotSupportedError(
@@ -254,14 +233,11 @@ class Budget(Scoring):
                 "scoring may add, such as 0.05, or use inrun.attach only where needed."
             )
 
-    def frequency(
-        self, processes: Processes, halves: bool = False, windows: Windows | None = None
-    ) -> Frequency:
-        """What the times that are taken while it trains decide."""
-        return WithinBudget(float(self.share), processes, halves, windows)
+    def frequency(self, ways: Ways) -> Frequency:
+        return WithinBudget(float(self.share), ways)
 
     def windows(self, scorer: Scorer) -> Windows | None:
-        """See `Scoring.windows`: where they are not known others are chosen among."""
+        # where they are not known others are chosen among
         if self.validation_parts > 1 or self.validation_every > 1:
             return None
         try:

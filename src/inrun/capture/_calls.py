@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._graph import nodes_behind
+from inrun.capture._functions import nodes_behind
 from inrun.capture._mode import CaptureMode
-from inrun.capture._replaying import WithinBounds, leaves, mapped, tensors_in
+from inrun.capture._replaying import WithinBounds, mapped
 from inrun.operations import RandomState, repeated
 from inrun.owners import Axes, Map, Ownership
+from inrun.utility import tensors_in
 
 
 class CannotReplayError(Exception):
@@ -54,11 +55,7 @@ class ModelCall:
     raw: bool = False  # whether there is data among them of which it is not known whose it is
 
     def check_untouched(self) -> None:
-        """Raises where an argument was overwritten since.
-
-        Raises:
-            CannotReplayError: its numbers are not those that the model saw.
-        """
+        """Raises CannotReplayError where an argument was overwritten since."""
         for path, t in tensors_in("", [self.args, self.kwargs]):
             if t._version != self.versions[path]:
                 raise CannotReplayError("the model's inputs were overwritten within the block")
@@ -68,9 +65,7 @@ class ModelCall:
     ) -> dict[str, Tensor]:
         """Makes the call again; floating-point outputs by where they lie.
 
-        Args:
-            model: the model.
-            give: told of each argument's followed map.
+        `give` is told of each argument's followed map.
         """
 
         def again(t: Tensor) -> Tensor:
@@ -109,12 +104,7 @@ class ModelCall:
         ]  # fmt: skip
 
     def alone(self, model: nn.Module, sample: int) -> dict[str, Tensor]:
-        """Makes the call with one sample's entries alone.
-
-        Raises:
-            CannotReplayError: they cannot be taken out, or the model does not take them.
-        """
-        self._refuse_numbers()
+        """Makes the call with one sample's entries alone, or raises CannotReplayError."""
         args = [self._of(value, sample) for value in self.args]
         kwargs = {name: self._of(value, sample) for name, value in self.kwargs.items()}
         if any(value is _GONE for value in (*args, *kwargs.values())):
@@ -135,13 +125,6 @@ class ModelCall:
         whole = [s for s in sets if len(s) > 1] or sets
         return sorted(set.intersection(*whole)) if whole else []
 
-    def _refuse_numbers(self) -> None:
-        for value in leaves([self.args, self.kwargs]):
-            if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
-                raise CannotReplayError(
-                    f"the model is called with the number {value}, which may be the batch's size"
-                )
-
     def _of(self, value: Any, sample: int) -> Any:
         if isinstance(value, Tensor):
             codes = self.meant.get(id(value))
@@ -157,6 +140,10 @@ class ModelCall:
             if found and not kept:
                 return _GONE
             return type(value)(*kept) if hasattr(value, "_fields") else type(value)(kept)
+        if isinstance(value, int) and not isinstance(value, bool) and value == self.samples > 1:
+            raise CannotReplayError(
+                f"the model is called with the number {value}, which may be the batch's size"
+            )
         return value
 
 
@@ -164,11 +151,7 @@ _GONE: Any = object()  # what belongs to other samples as a whole
 
 
 def taken(t: Tensor, codes: Tensor, sample: int) -> Any:
-    """The entries of one sample, which must lie in rows and columns of their own.
-
-    Raises:
-        CannotReplayError: they do not.
-    """
+    """One sample's entries; CannotReplayError unless they lie in rows and columns of their own."""
     mask = codes == sample
     axes = [i for i, size in enumerate(codes.shape) if size != 1]
     if not bool(mask.any()):
@@ -185,14 +168,7 @@ def taken(t: Tensor, codes: Tensor, sample: int) -> Any:
 
 
 class Calls:
-    """Keeps the model's outermost calls of a block.
-
-    Args:
-        owned: what the block's caller says of ids.
-        axes: where the batch lies in tensors that enter.
-        mode: of the block.
-        first_only: whether the first call is enough, without gradients.
-    """
+    """Keeps the model's outermost calls of a block: with `first_only` one, without gradients."""
 
     def __init__(self, owned: Ownership, axes: Axes, mode: CaptureMode, *, first_only: bool):
         self._owned, self._axes, self._mode, self._owners = owned, axes, mode, mode.owners
@@ -227,7 +203,6 @@ class Calls:
         )  # fmt: skip
 
     def after(self, model: nn.Module, output: Any) -> None:
-        """The model has been called."""
         call, self.open = self.open, None
         if call is None:
             return

@@ -7,115 +7,27 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from inrun.capture._block_setting import compiled_parts, uncompiled
-from inrun.capture._calls import ModelCall
+from inrun.capture._block import NOBODY, Block, Watch
+from inrun.capture._block_setting import compiled_parts, opaque_calls, uncompiled
 from inrun.capture._coverage import Coverage
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._graph import opaque_calls
 from inrun.capture._inputs import Inputs
 from inrun.capture._mode import CaptureMode
 from inrun.capture._owner_checks import OwnerChecks
 from inrun.capture._recomputed import Recomputed
+from inrun.capture._recorded import Missed
 from inrun.capture._sources import GatheredParameters, Root
-from inrun.capture._uses import Missed, Use
+from inrun.capture._uses import Use
 from inrun.distributed import Processes, is_sharded
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import NotSupportedError
 from inrun.factors import Dense, Factor
 from inrun.owners import Owners, Ownership, ownership
-
-
-class Sketch(NamedTuple):
-    """What a scoring window keeps of one factor: in which basis, and the numbers there."""
-
-    basis: Any
-    numbers: Tensor
-
-
-Contract = Callable[[str, Sequence[Factor]], list[Tensor]]
-"""(parameter's name, factors) -> values (B, K) of each, called inside the backward pass."""
-
-
-class Watch(NamedTuple):
-    """Who looks on while a block runs.
-
-    `contract`: what `stream` contracts with. `factor` sees each factor by its parameter's name.
-    `calls`: whether the model's calls are kept. `step`: the number of the step under way. `sketch`:
-    what a scoring window keeps in place of factors; None keeps factors. `factors`: whether they are
-    kept beside sketches, too.
-    """
-
-    contract: Contract | None = None
-    factor: Callable[[str, Factor], None] | None = None
-    calls: bool = False
-    step: int = 1
-    sketch: Callable[[str, Factor], Sketch] | None = None
-    factors: bool = False
-
-
-NOBODY = Watch()
-
-
-class Block:
-    """One `batch` block: after its end, factors by parameter (`hold`) or values (`stream`).
-
-    `owned`: whether its shares are samples'; if not, it is one share, which is nobody's.
-    """
-
-    def __init__(
-        self,
-        samples: int,
-        copies: weakref.WeakValueDictionary[Any, Tensor],
-        *,
-        owned: bool = True,
-    ):
-        self.samples, self.owned = samples, owned
-        self._copies, self.ended = copies, False
-        self.factors: dict[str, list[Factor]] = {}
-        self.sketches: dict[str, list[Sketch]] = {}
-        self.values_BK: Tensor | None = None
-        self.calls: list[ModelCall] = []  # of the model in it, where they are wanted
-        self._versions: list[tuple[str, Tensor, int]] = []
-
-    def keep(self, name: str, factor: Factor) -> None:
-        """Keeps a factor until the step is over, when weights that it is made of are others."""
-        if any(isinstance(t, nn.Parameter) for t in factor.held):
-            factor = factor.mapped(self._as_it_is)
-        self.factors.setdefault(name, []).append(factor)
-        self._versions += [(name, t, t._version) for t in factor.held]
-
-    def _as_it_is(self, t: Tensor) -> Tensor:
-        """A copy of a parameter, one for all blocks of a step."""
-        if not isinstance(t, nn.Parameter):
-            return t
-        key = id(t), t._version
-        found = self._copies.get(key)
-        if found is None:
-            found = self._copies[key] = t.detach().clone()
-        return found
-
-    def forget_calls(self) -> None:
-        """The model's calls are not needed any more."""
-        self.calls = []
-
-    def check_untouched(self) -> None:
-        """Raises if something that the factors refer to was overwritten.
-
-        Raises:
-            MisuseError: for instance an input buffer that was refilled with the next batch.
-        """
-        for name, t, version in self._versions:
-            if t._version != version:
-                raise MisuseError(
-                    f"A tensor of shape {tuple(t.shape)} that the shares of {name} are made of was "
-                    "overwritten in place before the optimizer's step. Do not refill input buffers "
-                    "between backward() and step(), or attach with capture='stream'."
-                )
 
 
 class Capture(ABC):
@@ -136,6 +48,7 @@ class Capture(ABC):
         self.processes = processes or Processes()
         self.inputs = Inputs(model)
         self.coverage = Coverage(model, trained)
+        self.stacks: set[str] = set()  # parameters of which each matrix met rows of its own
         self.check = GradientCheck(trained, processes=self.processes)
         self.sharded = any(map(is_sharded, trained.values()))
         self.called = self.processes if self.sharded else Processes()  # by its passes
@@ -170,11 +83,7 @@ class Capture(ABC):
 
     @contextmanager
     def block(
-        self,
-        owned: Ownership | int,
-        watch: Watch = NOBODY,
-        *,
-        at_backward: bool = False,
+        self, owned: Ownership | int, watch: Watch = NOBODY, *, at_backward: bool = False
     ) -> Iterator[Block]:
         """Records what runs inside; the block that it gives is filled when it ends.
 
@@ -191,7 +100,7 @@ class Capture(ABC):
         """
         owned = ownership(owned) if isinstance(owned, int) else owned
         block, mode = Block(owned.samples, self._copies), self.mode(owned)
-        self.check.discard_block()
+        self.check.sums.discard()
         self._note_reduction()
         calls = self.owner_checks.begin(mode, owned, step=watch.step, keeps_calls=watch.calls)
 
@@ -236,7 +145,7 @@ class Capture(ABC):
         self._reduced = self.processes.reducing()
 
     def _fill(self, block: Block, mode: CaptureMode, watch: Watch) -> None:
-        self._require_uses(mode)
+        mode.require_uses()
         self.low_precision |= any(use.low_precision for use in mode.uses)
         self._collect(block, mode, watch)
         for use in mode.uses:
@@ -274,7 +183,7 @@ class Capture(ABC):
         """
         flags = self.check.finish()
         if flags:
-            self.coverage.measured(self.check.norms, self.check.gaps)
+            self.coverage.measured(self.check.scaling.norms, self.check.gaps)
         return flags
 
     def next_step(self) -> None:
@@ -291,17 +200,12 @@ class Capture(ABC):
         self.owner_checks.step_over()
 
     def unowned(self, added: Mapping[str, Tensor], watch: Watch = NOBODY) -> Block:
-        """The block of a gradient that is no sample's, known to the invariant, not yet compared.
-
-        Args:
-            added: what it added to `.grad`, by parameter name.
-            watch: who looks on.
-        """
+        """The block of a gradient that is no sample's, `added` to `.grad` by parameter name."""
         block = Block(1, self._copies, owned=False)
-        self.check.discard_block()
+        self.check.sums.discard()
         for name, gradient in added.items():
             factor = Dense(gradient.unsqueeze(0))
-            self.check.add(name, factor)
+            self.check.sums.add(name, factor)
             self._hold(block, name, factor, watch)
         gradients = {name: p.grad for name, p in self.trained.items()}
         self.check.end_block(gradients, self.low_precision, unowned=True)
@@ -321,44 +225,6 @@ class Capture(ABC):
     def _hold(self, block: Block, name: str, factor: Factor, watch: Watch) -> None:
         """What becomes of a factor that was built outside of a block's passes."""
 
-    def _require_uses(self, mode: CaptureMode) -> None:
-        """Raises where nothing can be scored, each cause in words of its own."""
-        entries = mode.owners.entries
-        if not mode.operations:
-            raise MisuseError(
-                "No torch operation ran inside attribution.batch(ids). Run the forward and the "
-                "backward pass inside the block."
-            )
-        if not entries.any and not mode.uses:
-            raise MisuseError(entries.missing())
-        if not mode.uses and mode.missed:
-            m = mode.missed[0]
-            raise MisuseError(
-                f"No sample's share can be told in this block; {m.names[0]}: {m.reason}. Samples "
-                "that lie in rows of their own, or slots= where rows hold several, can be told "
-                "apart."
-            )
-        if not mode.uses:
-            raise MisuseError(
-                "No operation inside attribution.batch(ids) used a parameter that the attached "
-                "optimizer trains together with the samples' data. The forward pass ran outside "
-                "the block or under no_grad (as in losses with backward passes of their own: the "
-                "cached ones of sentence-transformers), another model ran, or a part is compiled "
-                "in a way that PyTorch cannot switch off. Run this model's forward pass with its "
-                "graph, and one backward pass, inside."
-            )
-        if not mode.started_from and not any(use.reached for use in mode.uses):
-            raise MisuseError(
-                "No gradient came back inside attribution.batch(ids). Call loss.backward() inside "
-                "the block: shares are read while it runs."
-            )
-        if not any(use.reached for use in mode.uses) and not mode.skipped:
-            raise MisuseError(
-                "The backward pass inside attribution.batch(ids) reached no parameter's use that "
-                "the block saw: the loss does not depend on this forward pass, or its gradient was "
-                "detached."
-            )
-
     @property
     def _builds_early(self) -> bool:
         """Whether factors are built inside the backward pass."""
@@ -366,7 +232,9 @@ class Capture(ABC):
 
     def _register(self, name: str, how: str, factor: Factor, watch: Watch) -> None:
         self.coverage.saw(name, how)
-        self.check.add(name, factor, early=self._builds_early)
+        self.check.sums.add(name, factor, early=self._builds_early)
+        if factor.is_stack:
+            self.stacks.add(name)
         if watch.factor is not None:
             watch.factor(name, factor)
 

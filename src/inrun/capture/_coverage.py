@@ -59,7 +59,6 @@ class Coverage:
             self._checked.setdefault(name, {})[how] = step
 
     def not_checked(self, how: str, why: str) -> None:
-        """A check could not be made."""
         self._unchecked[how] = why
 
     def updated(self, squares: Mapping[str, Tensor]) -> None:
@@ -94,7 +93,6 @@ class Coverage:
         return 1.0 - sum(shares.get(name, 0.0) for name in self.gaps)
 
     def explain(self, name: str) -> str:
-        """Why a parameter is not captured."""
         return self._why_not.get(
             name,
             "no torch operation was seen to use it: code that PyTorch compiled, or that is hidden "
@@ -111,25 +109,16 @@ class Coverage:
         batches that agreed, each with its last step, or 'not checked: ' and why).
         """
         shares = self._shares()
-        rows = [self._row(name, p, shares) for name, p in self._trained.items()]
-        rows += [
-            {
-                **self._facts(name, p),
-                "status": "not trained",
-                "captured_as": "",
-                "update_share": 0.0,
-                "owners": "",
-                "owners_checked": "",
-            }
-            for name, p in self._untrained.items()
-        ]
+        rows = [{**_facts(name, p), **self._row(name, shares)} for name, p in self._trained.items()]
+        nothing = {"captured_as": "", "update_share": 0.0, "owners": "", "owners_checked": ""}
+        rest = {"status": "not trained", **nothing}
+        rows += [{**_facts(name, p), **rest} for name, p in self._untrained.items()]
         return pa.Table.from_pylist(rows)
 
-    def _row(self, name: str, p: Tensor, shares: Mapping[str, float]) -> dict[str, object]:
+    def _row(self, name: str, shares: Mapping[str, float]) -> dict[str, object]:
         how = sorted(self._how.get(name, ()))
         missed = name in self.gaps
         return {
-            **self._facts(name, p),
             "status": "not captured" if missed else "captured" if how else "no gradient",
             "captured_as": self.explain(name) if missed else ", ".join(how),
             "update_share": shares.get(name, 0.0),
@@ -144,10 +133,7 @@ class Coverage:
             return f"not checked: {'; '.join(reasons)}"
         return ", ".join(f"{how} step {step}" for how, step in done.items())
 
-    @staticmethod
-    def _facts(name: str, p: Tensor) -> dict[str, object]:
-        return {
-            "parameter": name,
-            "shape": "x".join(str(n) for n in p.shape) or "1",
-            "elements": p.numel(),
-        }
+
+def _facts(name: str, p: Tensor) -> dict[str, object]:
+    shape = "x".join(str(n) for n in p.shape) or "1"
+    return {"parameter": name, "shape": shape, "elements": p.numel()}

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from inrun.capture._capture import Block, Capture, Watch
+from inrun.capture._block import Block, Watch
+from inrun.capture._capture import Capture
 from inrun.capture._mode import CaptureMode
 from inrun.capture._uses import Use
 from inrun.factors import Dense, Factor, compute_dtype, shares_are_less

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture._calls import Calls
-from inrun.capture._replaying import tensors_in
 from inrun.errors import MisuseError
 from inrun.owners import Axes, Entries, Map, Owners, Ownership, Roots
+from inrun.utility import tensors_in
 
 
 class Inputs:
@@ -34,25 +34,17 @@ class Inputs:
         self.notes: dict[str, None] = {}
 
     def entries(self, owned: Ownership) -> Entries:
-        """Gives the tensors that enter one block their maps."""
         return Entries(owned, self.axes, self._roots)
 
     def lies(self, axis: int, known: Mapping[tuple[int, bool], int]) -> None:
         """Says where the batch lies in tensors that enter.
 
-        Args:
-            axis: where nothing else is known.
-            known: by number of axes, and whether numbers are floating-point.
+        `known` is by number of axes and whether numbers are floating-point, `axis` for all others.
         """
         self.axes = Axes(axis, known)
 
     def learn(self, batch: Sequence[Tensor], entered: Sequence[Tensor]) -> None:
-        """Takes note of a validation pass.
-
-        Args:
-            batch: the tensors of the validation batch.
-            entered: all tensors that entered the pass: the others are no samples' data.
-        """
+        """Takes note of a validation pass: what `entered` beside its batch is no samples' data."""
         own = {id(t) for t in batch}
         self._kept = [t for t in entered if id(t) not in own]
         self.constants = frozenset(id(t) for t in self._kept)
@@ -63,8 +55,7 @@ class Inputs:
     ) -> Iterator[None]:
         """Takes note of the outermost model call while the block runs.
 
-        Raises:
-            MisuseError: nothing that the model is called with is any sample's.
+        Raises MisuseError where nothing that the model is called with is any sample's.
         """
         depth = 0
 
@@ -75,12 +66,15 @@ class Inputs:
             depth += 1
             if depth == 1:
                 owners.in_model = True
-                if learning:
-                    self._note_call(owners, args, kwargs)
-                else:
-                    self._called(owners, args, kwargs)
-                if calls is not None:
-                    with torch._C.DisableTorchFunction():
+                given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+                with torch._C.DisableTorchFunction():
+                    if learning:
+                        for path, t in tensors_in("", given):
+                            m = owners.of(t)
+                            self._called_with[path] = t.ndim, () if m is None else m.varying
+                    else:
+                        self._called(owners, given)
+                    if calls is not None:
                         calls.before(model, args, kwargs)
 
         def after(model: nn.Module, _: Any, output: Any) -> None:
@@ -93,37 +87,20 @@ class Inputs:
                 with torch._C.DisableTorchFunction():
                     calls.after(model, output)
 
-        handles = [
-            self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-            self._model.register_forward_hook(after, always_call=True),
-        ]
-        try:
+        first = self._model.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+        with first, self._model.register_forward_hook(after, always_call=True):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _note_call(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        with torch._C.DisableTorchFunction():
-            for path, t in _named(args, kwargs):
-                m = owners.of(t)
-                self._called_with[path] = t.ndim, () if m is None else m.varying
-
-    def _called(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        with torch._C.DisableTorchFunction():
-            named = list(_named(args, kwargs))
-            maps = {path: owners.of(t) for path, t in named}
-            if not all(m is not None for m in maps.values()) and self._take_lists(
-                owners, args, kwargs
-            ):
-                return
-            if any(m is not None for m in maps.values()):
-                self._compare_axes(owners, named, maps)
-                self._note_order(maps)
-                return
-            if self._take_data(owners, named):
-                return
-        if named and not owners.entries.any:
+    def _called(self, owners: Owners, given: Mapping[Any, Any]) -> None:
+        named = list(tensors_in("", given))
+        maps = {path: owners.of(t) for path, t in named}
+        if None in maps.values() and self._take_lists(owners, given):
+            return
+        if any(m is not None for m in maps.values()):
+            self._compare_axes(owners, named, maps)
+            self._note_order(maps)
+            return
+        if not self._take_data(owners, named) and named and not owners.entries.any:
             raise MisuseError(owners.entries.missing())
 
     def _compare_axes(
@@ -156,7 +133,7 @@ class Inputs:
                     "block, or say so with rows=."
                 ] = None
 
-    def _take_lists(self, owners: Owners, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def _take_lists(self, owners: Owners, given: Mapping[Any, Any]) -> bool:
         """A list with one item per sample: each item is its sample's as a whole.
 
         Also where some of them just happen to be as long as there are samples; but not where the
@@ -165,9 +142,9 @@ class Inputs:
         taken = False
         if owners.entries.owned.given:
             return False
-        for place, value in (*((str(i), v) for i, v in enumerate(args)), *kwargs.items()):
+        for place, value in given.items():
             if isinstance(value, (list, tuple)) and len(value) == owners.samples:
-                paths = [path for path, _ in tensors_in(place, value)]
+                paths = [path for path, _ in tensors_in(f".{place}", value)]
                 if any(self._called_with.get(path, (0, ()))[1] for path in paths):
                     continue
                 for sample, item in enumerate(value):
@@ -202,10 +179,3 @@ def _reordered(m: Map) -> bool:
     flat = m.codes.flatten()
     falls = len(flat) > 1 and bool((flat[1:] < flat[:-1]).any())
     return falls and len(torch.unique(flat)) == len(flat)
-
-
-def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for place, value in enumerate(args):
-        yield from tensors_in(str(place), value)
-    for name, value in kwargs.items():
-        yield from tensors_in(name, value)

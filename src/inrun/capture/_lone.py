@@ -18,53 +18,41 @@ come.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inrun.capture._block_setting import opaque_calls
 from inrun.capture._calls import CannotReplayError, ModelCall, same_state, taken
-from inrun.capture._graph import opaque_calls
 from inrun.capture._mode import CaptureMode
 from inrun.capture._probe import Probe, norm_of
-from inrun.capture._tinted import tolerance_of_ratio
+from inrun.capture._tinted import Verdict, tolerance_of_ratio
 from inrun.capture._uses import Use
 from inrun.operations import RandomState
+from inrun.utility import swapped
 
 Found = dict[str, Tensor]
-
-
-class LoneVerdict(NamedTuple):
-    """Parameters that agreed, those that did not and why, and what is to be told besides."""
-
-    right: frozenset[str]
-    wrong: Mapping[str, str]
-    note: str = ""
 
 
 def lone(
     call: ModelCall, mode: CaptureMode, model: nn.Module, trained: Mapping[str, Tensor],
     sample: int, hidden: Callable[[], AbstractContextManager[None]],
-) -> LoneVerdict:  # fmt: skip
+) -> Verdict:  # fmt: skip
     """Makes the call twice and compares.
 
-    Args:
-        call: kept in a training block.
-        mode: a new one, for the call with all samples.
-        model: the model.
-        trained: the parameters by name.
-        sample: that is to be alone.
-        hidden: makes a context in which calls leave no trace, so that both find the same model.
-
-    Raises:
-        CannotReplayError: there is nothing to compare.
+    `mode` is a new one, for the call with all samples; `hidden` makes a context in which calls
+    leave no trace, so that both find the same model. Raises CannotReplayError where there is
+    nothing to compare.
     """
     call.check_untouched()
     with torch.enable_grad():
         with hidden():
             before = RandomState.now(model.parameters())
-            whole = _under(mode, call, model)
+            mode.owners.entries.any = mode.owners.in_model = True
+            with opaque_calls(mode.opaque), mode:
+                whole = call.whole(model, mode.owners.give)
             if not same_state(before, RandomState.now(model.parameters())):
                 raise CannotReplayError("the model draws random numbers in evaluation mode too")
         maps = {path: mode.owners.of(t) for path, t in whole.items() if t.requires_grad}
@@ -82,13 +70,6 @@ def lone(
             raise CannotReplayError("the model is called with data that ids do not divide")
         with hidden():
             return found.verdict()
-
-
-def _under(mode: CaptureMode, call: ModelCall, model: nn.Module) -> Found:
-    """The call with all samples, under the capture."""
-    mode.owners.entries.any = mode.owners.in_model = True
-    with opaque_calls(mode.opaque), mode:
-        return call.whole(model, mode.owners.give)
 
 
 class _Comparison:
@@ -109,11 +90,15 @@ class _Comparison:
         self._products: dict[str, Tensor] = {}  # of the sample's shares with them
         self.same = self._has_outputs_of(sample)
 
-    def verdict(self) -> LoneVerdict:
+    def verdict(self) -> Verdict:
         shares = self._captured()
         if self.same:
             self._outputs = {}
-            wrong = self._differing(shares, self._of_lone())
+            gradients = {
+                path: taken(g, self._codes[path], self._sample)
+                for path, g in self._gradients.items()
+            }
+            wrong = self._differing(shares, self._gradient(self._own, gradients))
             why = "its share in the batch is not the gradient that the sample alone has"
             return self._verdict(shares, wrong, why)
         other = next((s for s in self._samples() if self._has_outputs_of(s)), None)
@@ -134,10 +119,10 @@ class _Comparison:
 
     def _verdict(
         self, shares: Mapping[str, Tensor], wrong: set[str], why: str, note: str = ""
-    ) -> LoneVerdict:
+    ) -> Verdict:
         told = dict.fromkeys(sorted(wrong), f"{why} (a lone sample)")
         right = frozenset() if note else frozenset(set(shares) - wrong)
-        return LoneVerdict(right, told, note)
+        return Verdict(right, told, note)
 
     def _samples(self) -> Sequence[int]:
         return sorted({s for codes in self._codes.values() for s in codes.unique().tolist()})
@@ -172,21 +157,12 @@ class _Comparison:
     def _take(self, use: Use) -> None:
         with torch.no_grad():
             for name, _, factor in use.factors():
-                self._take_coarser(factor.held)
+                # a layer may compute in less than its parameters' precision
+                kinds = [t.dtype for t in factor.held if t.is_floating_point()]
+                self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
                 product = self._probes[name].of_shares(factor)[self._sample]
                 self._products[name] = self._products.get(name, product.new_zeros(())) + product
         use.release()
-
-    def _take_coarser(self, tensors: Sequence[Tensor]) -> None:
-        """A layer may compute in less than its parameters' precision."""
-        kinds = [t.dtype for t in tensors if t.is_floating_point()]
-        self._dtype = max([self._dtype, *kinds], key=lambda d: torch.finfo(d).eps)
-
-    def _of_lone(self) -> Found:
-        gradients = {
-            path: taken(g, self._codes[path], self._sample) for path, g in self._gradients.items()
-        }
-        return self._gradient(self._own, gradients)
 
     def _of_outputs(self) -> Found:
         """The gradient of the sample's outputs in the batch, through all samples' slots."""
@@ -194,11 +170,8 @@ class _Comparison:
             path: g * (self._codes[path] == self._sample).to(g.device)
             for path, g in self._gradients.items()
         }
-        self._mode.tinting = lambda *_: None
-        try:
+        with swapped(self._mode, "tinting", lambda *_: None):
             return self._gradient(self._outputs, gradients)
-        finally:
-            self._mode.tinting = None
 
     def _gradient(self, outputs: Found, gradients: Found, *, retain: bool = False) -> Found:
         """Each parameter's gradient, as its product with the probe and its norm, (2,)."""
@@ -213,15 +186,13 @@ class _Comparison:
 
             return take
 
-        hooks = [p.register_hook(measure(name)) for name, p in parameters.items()]
-        try:
+        with ExitStack() as hooks:
+            for name, p in parameters.items():
+                hooks.callback(p.register_hook(measure(name)).remove)
             torch.autograd.grad(
                 [outputs[path] for path in paths], list(parameters.values()),
                 [gradients[path] for path in paths], retain_graph=retain, allow_unused=True,
             )  # fmt: skip
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     def _differing(self, shares: Mapping[str, Tensor], own: Found) -> set[str]:

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.capture._probe import Probes
+from inrun.capture._probe import Probes, is_small
 from inrun.capture._reading import Reading
-from inrun.capture._small import is_small, of_gradients
 from inrun.distributed import Processes, is_sharded, parts
 
 
@@ -33,7 +32,7 @@ class Measuring:
         names = list(gradients)
         if names != self._grouped[0]:
             self._grouped = names, self._groups(names)
-        rows = [of_gradients(self._probes, group, gradients) for group in self._grouped[1]]
+        rows = [self._probes.of_gradients(group, gradients) for group in self._grouped[1]]
         return Rows.of(list(zip(self._grouped[1], rows, strict=True)))
 
     def _groups(self, names: list[str]) -> list[list[str]]:
@@ -42,7 +41,7 @@ class Measuring:
         for name in names:
             p = self._parameters[name]
             alike.setdefault(
-                (p.shape, self._probes.place(name)) if is_small(p) else name, []
+                (p.shape, self._probes.places[name]) if is_small(p) else name, []
             ).append(name)
         return list(alike.values())
 
@@ -72,7 +71,6 @@ class Measured(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether both are numbers."""
         return math.isfinite(self.probe) and math.isfinite(self.norm)
 
 
@@ -84,7 +82,6 @@ class Found(dict[str, Measured]):
 
     @cached_property
     def finite(self) -> bool:
-        """Whether all numbers are finite."""
         return all(map(math.isfinite, chain.from_iterable(self.values())))
 
     @cached_property
@@ -139,6 +136,14 @@ class Rows(NamedTuple):
         return found
 
 
+Versions = dict[str, tuple[int, int]]
+
+
+def versions_of(gradients: Mapping[str, Tensor]) -> Versions:
+    """What tells whether something wrote to a gradient, or put another in its place."""
+    return {name: (id(g), g._version) for name, g in gradients.items()}
+
+
 class Ended(NamedTuple):
     """A block that was not compared yet: its shares' sums, gradients, and names with shares.
 
@@ -151,11 +156,10 @@ class Ended(NamedTuple):
     low_precision: bool
     skipped: Mapping[str, str]
     reduced: bool
-    versions: Mapping[str, tuple[int, int]]
-    unowned: bool = False
+    versions: Versions
+    unowned: bool
 
     def summed(self) -> dict[str, Summed]:
-        """Shares' sums, by parameter name."""
         owned = 0.0 if self.unowned else 1.0
         rows = self.sums.read()
         return {name: Summed(total, size, owned) for name, (total, size) in rows.items()}

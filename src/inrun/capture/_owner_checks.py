@@ -21,29 +21,21 @@ from inrun.capture._block_setting import uncompiled
 from inrun.capture._calls import Calls, CannotReplayError, ModelCall
 from inrun.capture._coverage import Coverage
 from inrun.capture._inputs import Inputs
-from inrun.capture._lone import LoneVerdict, lone
+from inrun.capture._lone import lone
 from inrun.capture._mode import CaptureMode
+from inrun.capture._recorded import Missed
 from inrun.capture._replaying import replaying
-from inrun.capture._tinted import Borders, CannotTellError, Start, tinted
-from inrun.capture._uses import Missed
+from inrun.capture._tinted import Borders, CannotTellError, Start, Verdict, tinted
 from inrun.distributed import Processes
 from inrun.owners import Ownership
+from inrun.utility import swapped
 
 MOST_SEQUENCES = 5  # that are tinted in one run
 RARER = 1.5, 4.0  # times as late as the last lone sample comes the next, between these
 
 
 class OwnerChecks:
-    """Decides when blocks are checked, and keeps what was found.
-
-    Args:
-        model: whose blocks they are.
-        trained: its scored parameters by name.
-        coverage: that is told.
-        inputs: what is known of tensors that enter.
-        processes: that train together.
-        sharded: whether parameters are.
-    """
+    """Decides when blocks are checked, and keeps what was found."""
 
     def __init__(
         self, model: nn.Module, trained: Mapping[str, Tensor], coverage: Coverage,
@@ -66,11 +58,7 @@ class OwnerChecks:
     ) -> Calls | None:
         """A block begins: who is to keep its calls of the model, if anybody.
 
-        Args:
-            mode: of the block.
-            owned: its samples.
-            step: the number of the step under way.
-            keeps_calls: whether all of them are asked for, by an audit.
+        `step` is the number of the step under way; `keeps_calls`: an audit asks for all of them.
         """
         self._step = step
         self._borders = None
@@ -91,12 +79,8 @@ class OwnerChecks:
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Calls of the model that are made inside leave no trace."""
-        before, self._inputs.silent = self._inputs.silent, True
-        try:
-            with replaying(self.model):
-                yield
-        finally:
-            self._inputs.silent = before
+        with swapped(self._inputs, "silent", True), replaying(self.model):
+            yield
 
     def forget(self, mode: CaptureMode) -> None:
         """Lets go of the graph's nodes, whose hooks know the mode: no collector finds such a ring.
@@ -106,12 +90,7 @@ class OwnerChecks:
         self._borders = mode.owners.sums = None
 
     def end(self, calls: Calls | None, new_mode: Callable[[], CaptureMode]) -> None:
-        """A block has ended; its call of the model waits for the step's end, see `lone`.
-
-        Args:
-            calls: of the model in it.
-            new_mode: makes a mode for the same samples.
-        """
+        """A block has ended; its call of the model waits for the step's end, see `step_over`."""
         if calls is not None and self._wants_lone:
             self._waiting = next(iter(calls.found), None), new_mode
 
@@ -121,20 +100,29 @@ class OwnerChecks:
             return
         (call, new_mode), self._waiting = self._waiting, None
         low, high = RARER
-        self._next_lone = self._step + max(
-            1, int(self._step * self._rng.uniform(low - 1, high - 1))
-        )
-        try:
-            found = self._lone(call, new_mode())
-        except CannotReplayError as reason:
-            self._coverage.not_checked("lone", str(reason))
-        except Exception as error:  # the model is the user's: it need not run in evaluation mode
-            why = f"the model cannot be called again ({_first_line(error)})"
-            self._coverage.not_checked("lone", why)
-        else:
+        later = self._step * self._rng.uniform(low - 1, high - 1)
+        self._next_lone = self._step + max(1, int(later))
+        # the model is the user's: it need not run in evaluation mode
+        failing = "the model cannot be called again"
+        found = self._checked("lone", lambda: self._lone(call, new_mode()), failing)
+        if found is not None:
             self._note(found)
 
-    def _lone(self, call: ModelCall | None, mode: CaptureMode) -> LoneVerdict:
+    def _checked(self, how: str, check: Callable[[], Verdict], failing: str) -> Verdict | None:
+        """What a check found; None, and told why, where it could not be made."""
+        try:
+            found = check()
+        except (CannotReplayError, CannotTellError) as reason:
+            self._coverage.not_checked(how, str(reason))
+            return None
+        except Exception as error:
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            self._coverage.not_checked(how, f"{failing} ({line[:160]})")
+            return None
+        self._coverage.checked(found.right, how, self._step)
+        return found
+
+    def _lone(self, call: ModelCall | None, mode: CaptureMode) -> Verdict:
         if call is None:
             raise CannotReplayError("the model was not called inside the block")
         there = call.present()
@@ -144,8 +132,7 @@ class OwnerChecks:
         with uncompiled():
             return lone(call, mode, self.model, self._trained, sample, self.hidden)
 
-    def _note(self, found: LoneVerdict) -> None:
-        self._coverage.checked(found.right, "lone", self._step)
+    def _note(self, found: Verdict) -> None:
         new = {name: why for name, why in found.wrong.items() if name not in self.refused}
         if found.note:
             self.notes[found.note] = None
@@ -176,19 +163,16 @@ class OwnerChecks:
 
     def _tint(self, mode: CaptureMode, borders: Borders, starts: Sequence[Start]) -> None:
         parameters = list(self._trained.values())
-        try:
+
+        def check() -> Verdict:
             with torch._C.DisableTorchFunction():
-                found = tinted(mode, borders, starts, self.model, parameters, alone=self._alone)
-        except CannotTellError as reason:
-            self._coverage.not_checked("tinted", str(reason))
-            return
-        except Exception as error:  # a graph that cannot be passed twice: anybody's nodes are in it
-            why = f"a second backward pass failed ({_first_line(error)})"
-            self._coverage.not_checked("tinted", why)
-            return
-        self._coverage.checked(found.right, "tinted", self._step)
-        self.refused |= found.wrong
-        self._refuse(mode, found.wrong)
+                return tinted(mode, borders, starts, self.model, parameters, alone=self._alone)
+
+        # a graph that cannot be passed twice: anybody's nodes are in it
+        found = self._checked("tinted", check, "a second backward pass failed")
+        if found is not None:
+            self.refused |= found.wrong
+            self._refuse(mode, found.wrong)
 
     @staticmethod
     def _refuse(mode: CaptureMode, wrong: Mapping[str, str]) -> None:
@@ -199,8 +183,3 @@ def _with_gradients(starts: Sequence[Tensor], given: Any) -> list[Start]:
     gradients = [given] if given is None or isinstance(given, Tensor) else list(given)
     gradients += [None] * (len(starts) - len(gradients))
     return list(zip(starts, gradients, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:160]

@@ -6,11 +6,9 @@ out wrongly is seen with near certainty. Signs would not do: gradients of a soft
 zero over the classes, and of two classes a pair of equal signs sees nothing at all.
 
 Directions are drawn anew for every step, as windows into two rows of numbers that stay where the
-parameters are: a draw costs two integers, and every process makes the same draws.
-
-`CheckSchedule` says whose shares are compared in a step: of large ones a quarter, in turn. Shares
-are wrong because of the model or the loop, and in every step alike: a rule, a hook, a penalty: no
-reason to read each layer's activations once more for it in every step.
+parameters are: a draw costs two integers, and every process makes the same draws. Small parameters
+of one shape are met together, a few operations for all. Letters: P parameters of one shape (M, N),
+B samples, T positions.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from torch import Tensor
 
 from inrun.capture import _reading
 from inrun.distributed import is_sharded, own_part, part_of
-from inrun.factors import Factor, compute_dtype
+from inrun.factors import SMALL, Dense, Factor, Outer, compute_dtype
 
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
@@ -68,24 +66,16 @@ class Probe:
             left = self._left.reshape(-1, *(1 for _ in shape[1:])).expand(shape)
             direction = part_of(left, on) * part_of(self._right.expand(shape), on)
             return (direction * gradient.detach()).sum()
-        return self._left @ (self._as_matrix(gradient) @ self._right.reshape(-1))
+        matrix = gradient.detach().to(self._left.dtype).reshape(self.rows[0], self.columns.numel())
+        return self._left @ (matrix @ self._right.reshape(-1))
 
     def and_norm(self, gradient: Tensor) -> Tensor:
         """<r, gradient> and the gradient's norm, (2,) float64."""
         return torch.stack((self.of_gradient(gradient).double(), norm_of(gradient.detach())))
 
-    def _as_matrix(self, gradient: Tensor) -> Tensor:
-        shape = self.rows[0], self.columns.numel()
-        return gradient.detach().to(self._left.dtype).reshape(shape)
-
 
 class Probes:
-    """All parameters' directions, drawn together.
-
-    Args:
-        parameters: by name.
-        seed: of all draws.
-    """
+    """All parameters' directions, drawn together."""
 
     def __init__(self, parameters: Mapping[str, Tensor], seed: int):
         generator = torch.Generator().manual_seed(seed)
@@ -95,24 +85,20 @@ class Probes:
         self._unset: dict[str, tuple[int, int]] = {}  # of directions that were not asked for yet
         self._sides: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         places = {name: (p.device, compute_dtype(p)) for name, p in parameters.items()}
+        self.places = places  # where a parameter's direction is, and in which precision
         self._numbers = {
             place: self._row_pair(place, [n for n, at in places.items() if at == place], generator)
             for place in dict.fromkeys(places.values())
         }
-        self._places = places
 
     def __getitem__(self, name: str) -> Probe:
         probe, begin = self._probes[name], self._unset.pop(name, None)
         if begin is not None:
-            lefts, rights = self._numbers[self._places[name]]
+            lefts, rights = self._numbers[self.places[name]]
             probe.point(
                 _window(lefts, begin[0], probe.rows), _window(rights, begin[1], probe.columns)
             )
         return probe
-
-    def place(self, name: str) -> tuple[torch.device, torch.dtype]:
-        """Where a parameter's direction is, and in which precision."""
-        return self._places[name]
 
     def sides(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Directions' two factors, (P, rows) and (P, columns), of one shape and place."""
@@ -122,7 +108,7 @@ class Probes:
         return self._sides[key]
 
     def _sides_now(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        probe, numbers = self._probes[names[0]], self._numbers[self._places[names[0]]]
+        probe, numbers = self._probes[names[0]], self._numbers[self.places[names[0]]]
         if not self._begins or numbers[0].device.type != "cpu":  # begins would wait for the device
             lefts, rights = zip(*(self[name].sides for name in names), strict=True)
             return torch.stack(lefts), torch.stack(rights)
@@ -145,6 +131,42 @@ class Probes:
         self._unset = dict(self._begins)
         self._sides = {}
 
+    def of_gradients(self, names: Sequence[str], gradients: Mapping[str, Tensor]) -> Tensor:
+        """<r, gradient> and the gradient's norm, (P, 2) float64, of parameters of one shape."""
+        if len(names) == 1:  # nobody to be met together with
+            (name,) = names
+            return self[name].and_norm(own_part(gradients[name])).unsqueeze(0)
+        left_PM, right_PN = self.sides(names)
+        P, M = left_PM.shape
+        G_PMN = torch.stack([gradients[name] for name in names]).reshape(P, M, right_PN.shape[1])
+        met_PM1 = G_PMN.to(left_PM.dtype) @ right_PN.unsqueeze(2)
+        along_P = (left_PM.unsqueeze(1) @ met_PM1).reshape(-1)
+        wide = None if G_PMN.device.type == "mps" else torch.float64
+        norms_P = torch.linalg.vector_norm(G_PMN, dim=(1, 2), dtype=wide)
+        return torch.stack([along_P.double(), norms_P.double()], 1)
+
+    def of_small_shares(
+        self, factors: Sequence[tuple[str, Factor]]
+    ) -> list[tuple[list[str], Tensor]]:
+        """The sums of <r, share_b> and of their sizes, (P, 2) float64, of small shares' groups.
+
+        A parameter that is used several times is there as often.
+        """
+        found: list[tuple[list[str], Tensor]] = []
+        alike: dict[object, list[tuple[str, Factor]]] = {}
+        for name, factor in factors:
+            kind = self.places[name], *((t.shape, t.dtype, t.device) for t in factor.held)
+            alike.setdefault(kind, []).append((name, factor))
+        for members in alike.values():
+            names = [name for name, _ in members]
+            if len(members) == 1:
+                met_PB = self[names[0]].of_shares(members[0][1]).unsqueeze(0)
+            else:
+                held = zip(*(factor.held for _, factor in members), strict=True)
+                met_PB = _met(*self.sides(names), *(torch.stack(tensors) for tensors in held))
+            found.append((names, torch.stack([met_PB.sum(1), met_PB.abs().sum(1)], 1).double()))
+        return found
+
     def _row_pair(
         self, place: tuple[torch.device, torch.dtype], names: list[str], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -158,6 +180,31 @@ class Probes:
             torch.randn(PLACES + n, generator=generator).to(device, dtype) for n in lengths
         )
         return left, right
+
+
+def is_small(parameter: Tensor, factor: Factor | None = None, size: int = 0) -> bool:
+    """Whether a parameter, or its shares of so many numbers, are better met together with others'.
+
+    Of shares that are outer products it must be few numbers.
+    """
+    plain = parameter.numel() <= SMALL and not is_sharded(parameter)
+    if factor is None or not plain or type(factor) is Dense:
+        return plain
+    return type(factor) is Outer and size <= SMALL
+
+
+def _met(left_PM: Tensor, right_PN: Tensor, *held: Tensor) -> Tensor:
+    """(P, B) of shares (P, B, *shape), or of outer products (P, B, T, M) and (P, B, T, N)."""
+    P, B = held[0].shape[:2]
+    M, N = left_PM.shape[1], right_PN.shape[1]
+    if len(held) == 1:
+        rows_PBM = held[0].reshape(P, B * M, N).to(left_PM) @ right_PN.unsqueeze(2)
+        return (rows_PBM.reshape(P, B, M) @ left_PM.unsqueeze(2)).squeeze(2)
+    left, right = (
+        t.to(side).flatten(1, 2) @ side.unsqueeze(2)
+        for t, side in zip(held, (left_PM, right_PN), strict=True)
+    )
+    return (left * right).reshape(held[0].shape[:3]).sum(2)
 
 
 def norm_of(gradient: Tensor) -> Tensor:
@@ -211,72 +258,10 @@ def is_single(gradient: Tensor) -> bool:
 def tolerance(parameter: Tensor, low_precision: bool, computed: float = 0.0) -> float:
     """How far sums may differ, relative to their terms, for the arithmetic that made them.
 
-    Args:
-        parameter: whose gradient it is.
-        low_precision: whether half precision took part.
-        computed: the largest eps of what the shares are made of: a layer may compute in less.
+    `computed`: the largest eps of what the shares are made of: a layer may compute in less than
+    its parameter's precision.
     """
     if low_precision or parameter.dtype in (torch.bfloat16, torch.float16):
         return 5e-2
     single = parameter.dtype != torch.float64 or computed > DOUBLE
     return 2e-3 if single else 1e-8
-
-
-LARGE = 65_536  # elements that a factor holds; smaller ones are compared in every step
-FIRST_STEPS = 8  # in which all are compared
-PHASES = 4
-
-
-class CheckSchedule:
-    """Asked for each factor of a step; the answer is one for all of a parameter's.
-
-    Args:
-        always: whether all are compared in every step.
-    """
-
-    def __init__(self, *, always: bool):
-        self._always = always
-        self._large: list[str] = []
-        self._met: dict[str, None] = {}  # large ones that this step was the first to show
-        self._now: set[str] = set()
-        self.steps = 0
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether some are left out in this step."""
-        return not self._always and self.steps >= FIRST_STEPS
-
-    def stop_turns(self) -> None:
-        """From now on all are compared in every step."""
-        self._always = True
-
-    def compares(self, name: str) -> bool:
-        """Whether a parameter's are compared in this step, as far as it is known."""
-        return self._always or name in self._now or name not in self._large
-
-    def asks(self, name: str, size: int) -> bool:
-        """Whether this parameter's shares are to be compared in this step.
-
-        Args:
-            name: of the parameter.
-            size: how many numbers its factor holds.
-        """
-        if not self.compares(name):
-            return False
-        if size > LARGE:
-            self._met[name] = None
-        return True
-
-    def next_step(self, blocks: int) -> None:
-        """Goes on to those of the next step.
-
-        Args:
-            blocks: of the step that is over. Whether earlier blocks are in a gradient at all is
-                told by the comparison too, so that where they accumulate all are compared.
-        """
-        self.steps += 1
-        self._large += [name for name in self._met if name not in self._large]
-        self._met = {}
-        every = self.steps < FIRST_STEPS or blocks > 1
-        phases = 1 if every else max(1, min(PHASES, len(self._large)))
-        self._now = set(self._large[self.steps % phases :: phases])

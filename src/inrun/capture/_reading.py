@@ -18,11 +18,7 @@ from torch import Tensor
 
 
 class Reading:
-    """Tensors for the host to read.
-
-    Args:
-        tensors: small ones, to which nobody writes any more.
-    """
+    """Small tensors, to which nobody writes any more, for the host to read."""
 
     def __init__(self, *tensors: Tensor):
         self._found = [t.detach() for t in tensors]
@@ -59,7 +55,6 @@ def is_elsewhere(device: torch.device) -> bool:
 
 
 def _fetch(readings: list[Reading]) -> None:
-    """Brings the tensors of all to the CPU."""
     tensors = {id(t): t for reading in readings for t in reading._found}
     by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
     for t in tensors.values():

@@ -51,8 +51,6 @@ class _Region:
 
 
 class Place(NamedTuple):
-    """An operation of a region."""
-
     region: _Region
     number: int
 

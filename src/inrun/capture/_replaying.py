@@ -21,18 +21,6 @@ _BY_INDEX = frozenset(
 )  # fmt: skip
 
 
-def tensors_in(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in nested containers, with where they lie."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from tensors_in(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from tensors_in(f"{path}.{place}", item)
-
-
 @contextmanager
 def replaying(model: nn.Module) -> Iterator[None]:
     """As `undisturbed`; also what modules keep in attributes of their own is as before."""
@@ -99,14 +87,3 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         found = [mapped(item, change) for item in value]
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
     return value
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value

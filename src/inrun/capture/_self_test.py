@@ -5,16 +5,16 @@ One pass over a few rows of the validation batch, on the side, in evaluation mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._block_setting import uncompiled
+from inrun.capture._block_setting import opaque_calls, uncompiled
 from inrun.capture._capture import Capture
 from inrun.capture._gradient_check import GradientCheck
-from inrun.capture._graph import opaque_calls
 from inrun.capture._uses import Use
 from inrun.distributed import agreed
 from inrun.operations import replace
@@ -31,36 +31,35 @@ from inrun.utility import (
 
 ROWS = 3
 
+Loss = Callable[[Any], Tensor]
+
 
 def self_test(capture: Capture, model: nn.Module, utility: Utility, *, sums: bool = True) -> None:
-    """Learns what enters a validation pass, and checks the invariant on its gradient.
-
-    Args:
-        capture: of the trained parameters.
-        model: the model.
-        utility: its validation batches.
-        sums: whether the invariant is checked.
+    """Learns what enters a validation pass, and with `sums` checks the invariant on its gradient.
 
     Raises:
         InvariantError: shares do not sum to the gradient.
         ReplaceLayerError: a layer whose gradients cannot be divided is in use.
     """
     axis = utility.rows_axis
+    target, whole = next(iter(utility.batches.items()))
+    loss = partial(loss_of, utility, model, target)
     with uncompiled():
-        for target, whole in utility.batches.items():
-            batch = _few_rows(capture, model, utility, target, whole)
-            capture.inputs.lies(axis, _axes(capture, model, utility, target, whole))
-            _learn(capture, model, utility, target, [*tensors_of(batch), *tensors_of(whole)], batch)
-            if sums:
-                _check_sums(capture, model, utility, target, batch)
-            return
+        batch = _few_rows(capture, model, loss, whole, axis)
+        capture.inputs.lies(axis, _axes(capture, model, loss, whole, axis))
+        mode = capture.mode(ownership(row_count(batch, axis) or 1))
+        mode.owners.entered = []
+        watched = capture.inputs.watched(mode.owners, learning=True)
+        with undisturbed(model), watched, torch.no_grad(), opaque_calls(mode.opaque), mode:
+            loss(batch)
+        own = [*tensors_of(batch), *tensors_of(whole)]
+        capture.inputs.learn(own, mode.owners.entered)
+        if sums:
+            _check_sums(capture, model, loss, batch)
 
 
-def _few_rows(
-    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object
-) -> object:
+def _few_rows(capture: Capture, model: nn.Module, loss: Loss, batch: Any, axis: int) -> Any:
     """A few rows of the batch, or all of it where loss_fn takes no fewer."""
-    axis = utility.rows_axis
     rows = row_count(batch, axis)
     counts = capture.called.gathered(rows)
     rows = None if None in counts else min(counts)
@@ -70,7 +69,7 @@ def _few_rows(
 
     def tried() -> object:
         with undisturbed(model), torch.no_grad():
-            loss_of(utility, model, target, few)
+            loss(few)
         return few
 
     try:
@@ -79,25 +78,8 @@ def _few_rows(
         return batch
 
 
-def _learn(
-    capture: Capture, model: nn.Module, utility: Utility, target: str, own: Sequence[Tensor],
-    batch: object,
-) -> None:  # fmt: skip
-    mode = capture.mode(ownership(row_count(batch, utility.rows_axis) or 1))
-    mode.owners.entered = []
-    with (
-        undisturbed(model),
-        capture.inputs.watched(mode.owners, learning=True),
-        torch.no_grad(),
-        opaque_calls(mode.opaque),
-        mode,
-    ):
-        loss_of(utility, model, target, batch)
-    capture.inputs.learn(own, mode.owners.entered)
-
-
 def _axes(
-    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: Any
+    capture: Capture, model: nn.Module, loss: Loss, batch: Any, axis: int
 ) -> dict[tuple[int, bool], int]:
     """Where the batch lies, by number of axes and kind of numbers, where not all in one axis.
 
@@ -106,7 +88,7 @@ def _axes(
     or the sum, of theirs.
     """
     tensors = tensors_of(batch)
-    if len(tensors) < 2 or row_count(batch, utility.rows_axis) is not None:
+    if len(tensors) < 2 or row_count(batch, axis) is not None:
         return {}
     common = set.intersection(*[set(t.shape) for t in tensors])
     if len(common) != 1 or (size := common.pop()) < ROWS:
@@ -115,20 +97,19 @@ def _axes(
     if any(len(axes) != 1 for axes in places.values()):
         return {}
 
-    def loss(rows: list[int]) -> float:
+    def loss_on(rows: list[int]) -> float:
         index = torch.tensor(rows)
 
         def few(t: Tensor) -> Tensor:
             return t.index_select(places[id(t)][0], index.to(t.device)) if id(t) in places else t
 
         with undisturbed(model), torch.no_grad():
-            return float(loss_of(utility, model, target, replace(batch, few)))
+            return float(loss(replace(batch, few)))
 
     rows = range(ROWS)
     try:
-        together, *each = agreed(
-            capture.called, lambda: [loss([*rows]), *(loss([row]) for row in rows)]
-        )
+        parts = [[*rows], *([row] for row in rows)]
+        together, *each = agreed(capture.called, lambda: [loss_on(part) for part in parts])
     except Exception:  # loss_fn is the user's: rows do not lie there
         return {}
     total = sum(each)
@@ -138,9 +119,7 @@ def _axes(
     return {(t.ndim, t.is_floating_point()): places[id(t)][0] for t in tensors}
 
 
-def _check_sums(
-    capture: Capture, model: nn.Module, utility: Utility, target: str, batch: object
-) -> None:
+def _check_sums(capture: Capture, model: nn.Module, loss: Loss, batch: Any) -> None:
     """The invariant for the gradient of the validation loss, all rows taken for one sample."""
     check = GradientCheck(capture.trained, processes=capture.called)
     parameters = list(capture.trained.values())
@@ -151,15 +130,15 @@ def _check_sums(
         def add(use: Use) -> None:
             for name, how, factor in use.factors():
                 capture.coverage.saw(name, how)
-                check.add(name, factor)
+                check.sums.add(name, factor)
             use.pending.clear()
 
         if capture.sharded:  # weights, which a rule may need, are whole in the backward pass alone
             mode.when_complete = torch.no_grad()(add)
         with opaque_calls(mode.opaque), mode:
-            loss = loss_of(utility, model, target, batch)
+            value = loss(batch)
         capture.called.meet()  # the backward pass is a call to the others
-        gradients = gradients_of(loss, model, parameters)
+        gradients = gradients_of(value, model, parameters)
         reached = [use for use in mode.uses if use.reached]
         for use in reached:
             if use.pending:

@@ -11,7 +11,7 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,9 @@ class Root:
 
     @property
     def roots(self) -> tuple[Root, ...]:
-        """Itself: what a derived tensor says of what lies behind it."""
         return (self,)
 
     def pull_back(self, factor: Factor) -> Iterator[tuple[str, Factor]]:
-        """(parameter's name, its shares): nothing lies between."""
         yield self.name, factor
 
 
@@ -119,22 +117,35 @@ class DerivedTensor:
 Source = Root | DerivedTensor
 
 
+def scored_roots(sources: Iterable[Source]) -> set[Root]:
+    """The parameters behind these that the attributed optimizer trains."""
+    return {root for source in sources for root in source.roots if root.scored}
+
+
 class GatheredParameters:
     """Looks gathered copies up by the name under which the model holds them at that moment.
 
     A copy stays the same object from pass to pass, with its storage freed in between, so that it is
     looked up once. What it holds can be read only inside the forward and the backward pass.
-
-    Args:
-        model: with modules under `fully_shard`.
-        trained: the sharded parameters by name.
     """
 
     def __init__(self, model: nn.Module, trained: Mapping[str, Tensor]):
         self._model, self._trained = model, set(trained)
         self._known: dict[int, Root] = {}
 
-    def root_of(self, t: Tensor) -> Root | None:
+    def learn(
+        self, given: Sequence[Tensor], sources: dict[int, Source], constants: set[int]
+    ) -> None:
+        """Takes note of parameters that were put in sharded ones' places."""
+        for t in given:
+            if isinstance(t, nn.Parameter) and id(t) not in sources and id(t) not in constants:
+                root = self._root_of(t)
+                if root is not None and (root.scored or t.requires_grad):
+                    sources[id(t)] = root
+                elif root is not None:
+                    constants.add(id(t))
+
+    def _root_of(self, t: Tensor) -> Root | None:
         """The parameter; None while the model does not hold `t`, as when FSDP is still making it.
 
         Raises:

@@ -19,13 +19,15 @@ the reverse of the parameters' order, in which gradients mostly come.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._capture import Block, Capture, Watch
-from inrun.capture._mode import CaptureMode, unseen
+from inrun.capture._block import Block, Watch
+from inrun.capture._block_setting import unseen
+from inrun.capture._capture import Capture
+from inrun.capture._mode import CaptureMode
 from inrun.distributed import Processes
 from inrun.factors import Factor
 
@@ -55,15 +57,10 @@ class Stream(Capture):
             return contract
 
         self._turns.begin()
-        handles = [
-            p.register_post_accumulate_grad_hook(on_gradient(name))
-            for name, p in self.trained.items()
-        ]
-        try:
+        with ExitStack() as stack:
+            for name, p in self.trained.items():
+                stack.callback(p.register_post_accumulate_grad_hook(on_gradient(name)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _contract_reached(self, block: Block, mode: CaptureMode, name: str, watch: Watch) -> None:
         factors: list[tuple[str, Factor]] = []
@@ -108,7 +105,6 @@ class ReductionOrder:
         self.begin()
 
     def begin(self) -> None:
-        """A block begins."""
         self._next, self._ready, self._came = 0, set[str](), dict[str, None]()
 
     def ready(self, name: str) -> Iterator[str]:
@@ -125,8 +121,7 @@ class ReductionOrder:
     def rest(self, late: set[str]) -> Iterator[str]:
         """The backward pass is over: who has had no turn yet, and who must have another.
 
-        Args:
-            late: those of which something came in after their turn, in this process.
+        `late` are those of which something came in after their turn, in this process.
         """
         if self._processes.size == 1:
             return

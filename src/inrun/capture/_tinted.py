@@ -15,18 +15,19 @@ Letters: B samples, P rows of a use's output (samples, or slots that have an own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from inrun.capture._graph import Node, custom, nodes_behind, put_back
+from inrun.capture._functions import Node, custom, nodes_behind, put_back
 from inrun.capture._mode import CaptureMode
 from inrun.capture._uses import Use
 from inrun.operations import Slots
 from inrun.owners import MIXED, SUM, UNKNOWN, Op
 from inrun.owners import Map as OwnerMap
-from inrun.utility import restored
+from inrun.utility import restored, swapped
 
 Start = tuple[Tensor, Tensor | None]
 """What a backward pass begins with, and the gradient that it is given."""
@@ -37,10 +38,11 @@ class CannotTellError(Exception):
 
 
 class Verdict(NamedTuple):
-    """Parameters whose uses agreed, and the others with what is wrong."""
+    """Parameters that agreed, the others with what is wrong, and what is to be told besides."""
 
     right: frozenset[str]
     wrong: Mapping[str, str]
+    note: str = ""
 
 
 class _Border(NamedTuple):
@@ -62,7 +64,6 @@ class Borders:
         self.partial = ""  # an operation that sums over samples in some slots and not in others
 
     def __call__(self, op: Op, maps: Sequence[OwnerMap | None]) -> None:
-        """Sees an operation; see `Owners.sums`."""
         if not any(m is not None and m.low <= SUM for m in maps):
             return
         arguments = tuple(
@@ -72,7 +73,7 @@ class Borders:
         )
         graded = [
             (out, m) for out, m in zip(op.outs, maps, strict=True)
-            if m is not None and out.grad_fn is not None and bool((m.codes == SUM).any())
+            if m is not None and out.grad_fn is not None and m.has(SUM)
         ]  # fmt: skip
         if not arguments or not graded:
             return
@@ -86,18 +87,9 @@ def tinted(
     mode: CaptureMode, borders: Borders, starts: Sequence[Start], model: nn.Module,
     parameters: Sequence[Tensor], *, alone: bool,
 ) -> Verdict:  # fmt: skip
-    """Runs both passes and compares.
+    """Runs both passes and compares; CannotTellError where nothing can be compared.
 
-    Args:
-        mode: that saw the forward pass.
-        borders: that it came upon.
-        starts: of the backward pass that is about to run.
-        model: whose random state, buffers and hooks are left alone.
-        parameters: the trained ones.
-        alone: whether this process is the only one.
-
-    Raises:
-        CannotTellError: nothing can be compared.
+    `alone`: whether this process is the only one.
     """
     _refuse(mode, borders, starts, model)
     behind = nodes_behind([t.grad_fn for t, _ in starts])
@@ -129,7 +121,7 @@ def _refuse(mode: CaptureMode, borders: Borders, starts: Sequence[Start], model:
         m = owners.of(t)
         for code, what in ((MIXED, "samples interact before the loss"),
                            (UNKNOWN, "whose the loss's terms are is not known")):  # fmt: skip
-            if m is not None and bool((m.codes == code).any()):
+            if m is not None and m.has(code):
                 raise CannotTellError(f"{what} ({m.why})")
     passing = [note for note, graded in owners.interactions.items() if graded]
     if passing:
@@ -192,18 +184,14 @@ class _Passes:
         self, starts: Sequence[Start], parameters: Sequence[Tensor], edges: Sequence[_Edge]
     ) -> None:
         """One backward pass, tinted at these edges."""
-        self._mode.tinting = self._receive
-        handles = [node.register_hook(self._hook(places)) for node, places in edges]
         tensors, gradients = [t for t, _ in starts], [g for _, g in starts]
-        try:
+        with swapped(self._mode, "tinting", self._receive), ExitStack() as hooks:
+            for node, places in edges:
+                hooks.callback(node.register_hook(self._hook(places)).remove)
             torch.autograd.grad(
                 tensors, [p for p in parameters if p.requires_grad], gradients,
                 retain_graph=True, allow_unused=True,
             )  # fmt: skip
-        finally:
-            self._mode.tinting = None
-            for handle in handles:
-                handle.remove()
         self._tinted = True
 
     def _hook(self, places: Mapping[int, OwnerMap]) -> Any:
@@ -234,7 +222,6 @@ class _Passes:
             self._first[key] = use, products.cpu(), torch.linalg.vector_norm(flat, dim=1).cpu()
 
     def verdict(self) -> Verdict:
-        """Compares the two."""
         largest = max(
             (float(n.max()) for _, _, n in self._first.values() if n.numel()), default=0.0
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inrun.capture._sources import Source
+from inrun.capture._sources import Source, scored_roots
 from inrun.errors import NotSupportedError
 from inrun.factors import Factor, by_owner
 from inrun.operations import (
@@ -30,20 +29,6 @@ LONG = 16_384  # numbers that are held, from which on it is asked whether shares
 _HALF = (torch.float16, torch.bfloat16)
 
 
-@dataclass
-class Missed:
-    """A use whose shares cannot be told: of which parameters, why, and whether it mattered.
-
-    `term`: a term of parameters alone, added to the loss: its gradient is of no sample, and the
-    invariant will say so.
-    """
-
-    names: tuple[str, ...]
-    reason: str
-    reached: bool
-    term: bool = False
-
-
 @cache
 def _captured_as(name: str, kind: type[Factor]) -> str:
     return f"{name}: {kind.__name__.lower()}"
@@ -56,8 +41,8 @@ class Use:
     """
 
     __slots__ = (
-        "_args", "_awaited", "_complex", "_gradients", "_kinds", "_kwargs", "_layouts", "_pending",
-        "_random", "function", "low_precision", "name", "owners", "reached", "samples", "sources",
+        "_args", "_awaited", "_complex", "_gradients", "_kinds", "_kwargs", "_pending", "_random",
+        "function", "layouts", "low_precision", "name", "owners", "reached", "samples", "sources",
     )  # fmt: skip
 
     def __init__(
@@ -83,7 +68,7 @@ class Use:
 
         self._args: Sequence[Any] = replace(args, let_go)
         self._kwargs: Mapping[str, Any] = replace(dict(kwargs), let_go) if kwargs else kwargs
-        self._layouts, self._random = layouts, random
+        self.layouts, self._random = layouts, random  # whose the slots of each output are
         self._gradients: list[Tensor | None] = [None] * len(layouts)
         self.reached = False  # whether the backward pass came through
         # half precision took part, so that sums agree to two digits only
@@ -124,7 +109,6 @@ class Use:
 
     @property
     def _given(self) -> list[Tensor]:
-        """The tensors among its arguments."""
         return outputs_of([self._args, *self._kwargs.values()])
 
     @property
@@ -142,9 +126,7 @@ class Use:
     @property
     def roots(self) -> set[str]:
         """Names of the scored parameters behind this use."""
-        return {
-            root.name for source in self.sources.values() for root in source.roots if root.scored
-        }
+        return {root.name for root in scored_roots(self.sources.values())}
 
     def receive(self, output: int, gradient: Tensor) -> None:
         """Adds an output's gradient: a second backward pass through the same graph adds up."""
@@ -154,11 +136,6 @@ class Use:
             self._complex |= gradient.is_complex()
             before = self._gradients[output]
             self._gradients[output] = gradient if before is None else before + gradient
-
-    @property
-    def layouts(self) -> Sequence[Layout | Slots | None]:
-        """Whose the slots of each output are."""
-        return self._layouts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,8 +161,8 @@ class Use:
         numbers = sum(t.numel() for t in held)
         if len(held) < 2 or numbers < LONG:
             return False
-        roots = {root for source in self.sources.values() for root in source.roots if root.scored}
-        return 2 * self.samples * sum(root.parameter.numel() for root in roots) <= numbers
+        shares = sum(root.parameter.numel() for root in scored_roots(self.sources.values()))
+        return 2 * self.samples * shares <= numbers
 
     def factors(self, only: str | None = None) -> Iterator[tuple[str, str, Factor]]:
         """(parameter's name, how it was captured, its shares) for every parameter behind it."""
@@ -199,14 +176,13 @@ class Use:
                     yield parameter, _captured_as(self.name, type(factor)), factor
 
     def release(self) -> None:
-        """Lets go of arguments and gradients."""
         self._args, self._kwargs = (), {}
         self._gradients = []
 
     @property
     def strays(self) -> bool:
         """Whether slots of no sample carry gradient."""
-        for gradient, layout in zip(self._gradients, self._layouts, strict=True):
+        for gradient, layout in zip(self._gradients, self.layouts, strict=True):
             if isinstance(layout, Slots) and gradient is not None:
                 at_slots = gradient.ndim or not layout.axes  # a sum's gradient lies at none
                 if at_slots and layout.strays(gradient):
@@ -219,7 +195,7 @@ class Use:
         one = len(self._gradients) == 1 or (operation is not None and operation.per_row)
         if operation is not None and one and not self._complex:
             arguments = operation.bind(self._args, self._kwargs)
-            layout = next((at for at in self._layouts if at is not None), None)
+            layout = next((at for at in self.layouts if at is not None), None)
             named = [name for name, value in arguments.items() if id(value) == tensor_id]
             if len(named) == 1 and self.reached and layout is not None:
                 factor = self._by_rule(operation, arguments, named[0], layout)
@@ -251,7 +227,7 @@ class Use:
                 "weights that its shares are computed from were put in parts again (fully_shard). "
                 "Keep this module's weights whole: call fully_shard on other modules only."
             )
-        gradients = list(zip(self._gradients, self._layouts, strict=True))
+        gradients = list(zip(self._gradients, self.layouts, strict=True))
         with repeated(self._random):
             return fallback(
                 self.function, self._args, self._kwargs, tensor, gradients, self.samples

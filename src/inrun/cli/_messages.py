@@ -37,9 +37,9 @@ def introduce(console: Console, training: Any) -> None:
 
 
 def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
-    """What it took, how well it did, what the books say, which labels to look at."""
+    """What it took, how well it did, what the books say, how far to rely on the ranking."""
     from inrun.ledger import load_run
-    from inrun.uses import note_label_doubts
+    from inrun.uses import agreement, note_label_doubts
 
     run = load_run(folder)
     doubted = note_label_doubts(run)
@@ -49,7 +49,10 @@ def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
         f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
         soft_wrap=True,
     )
-    for line in _books(run, training.config, outcome.steps):
+    told = _books(run, training.config, outcome.steps)
+    if run.ledger().num_rows:
+        told += agreement(run).sentences()
+    for line in told:
         console.print(line, soft_wrap=True, highlight=False)
     if doubted is not None:
         console.print(_doubtful(run))

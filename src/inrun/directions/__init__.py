@@ -6,8 +6,7 @@ and the leave-one-out marginal.
 """
 
 from inrun.directions._direction import Direction, Game, Gradients, Pulled, SampleDirection
-from inrun.directions._methods import SGD, Linearized, SGDSecond, Tangent
-from inrun.directions._path import Path, PathGiven
+from inrun.directions._methods import SGD, Linearized, Path, PathGiven, SGDSecond, Tangent
 from inrun.directions._smoothed import PathSmoothed, evaluations
 from inrun.errors import MisuseError
 

@@ -54,7 +54,6 @@ class PathSmoothed(SampleDirection):
         return move.slope()
 
     def gradient(self, at: Gradients, move: Move[Any, Any]) -> Tensor:
-        """Mean of the opening and the closing gradient."""
         return torch.lerp(at.opening, closing_or_opening(at), 0.5)
 
     def values(self, move: Move[Any, Any], shares_B: Tensor, gradient_K: Tensor) -> Tensor:

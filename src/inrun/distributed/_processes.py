@@ -39,31 +39,19 @@ class Processes:
         return True
 
     def require_together(self) -> None:
-        """Raises where a process may stop before the others.
-
-        Raises:
-            NotSupportedError: the model trains under `Join`.
-        """
+        """Raises NotSupportedError under `Join`, where a process may stop before the others."""
 
     def require_alike(self, place: str) -> None:
-        """Raises where the processes have come to different places, before they wait for ever.
+        """Raises where the processes have come to different `PLACES`, before they wait for ever.
 
-        Args:
-            place: one of `PLACES`.
-
-        Raises:
-            MisuseError: said in every process.
+        The MisuseError is said in every process.
         """
 
     def meet(self, failed: Exception | None = None) -> None:
         """Raises where a process failed in what all of them are at; see `agreed`.
 
-        Args:
-            failed: what was raised in this one.
-
-        Raises:
-            MisuseError: it failed in another process, which is not to be waited for.
-            Exception: `failed`.
+        `failed` is what was raised in this one; of another process it is a MisuseError, and nobody
+        waits for it.
         """
         if failed is not None:
             raise failed
@@ -94,12 +82,10 @@ class Processes:
 
 
 class Several(Processes):
-    """The processes of a `torch.distributed` group.
+    """The processes of a `torch.distributed` group; each call is one collective of all of them.
 
-    Args:
-        group: None is the default group.
-        reducing: see `Processes.reducing`; None where nothing tells.
-        joined: whether the model's wrapper trains under `torch.distributed.algorithms.Join` now.
+    `reducing`: see `Processes.reducing`. `joined`: whether the model's wrapper trains under
+    `torch.distributed.algorithms.Join` now.
     """
 
     def __init__(
@@ -115,11 +101,9 @@ class Several(Processes):
         self._apart: Several | None = None
 
     def reducing(self) -> bool:
-        """Whether gradients are reduced in this backward pass."""
         return self._reducing is None or self._reducing()
 
     def require_together(self) -> None:
-        """Raises under `Join`, where processes end at different steps."""
         if self._joined is not None and self._joined():
             raise NotSupportedError(
                 "The model trains under Join, where a process that has run out of batches takes no "
@@ -130,7 +114,6 @@ class Several(Processes):
             )
 
     def require_alike(self, place: str) -> None:
-        """Compares the places that all processes have come to."""
         code = PLACES.index(place)
         spread = torch.tensor([code, -code], dtype=torch.int32, device=self._device)
         dist.all_reduce(spread, dist.ReduceOp.MAX, group=self._group)
@@ -146,7 +129,6 @@ class Several(Processes):
             )
 
     def meet(self, failed: Exception | None = None) -> None:
-        """See `Processes`."""
         (fine,) = self.all([failed is None])
         if fine:
             return
@@ -160,7 +142,6 @@ class Several(Processes):
         raise error
 
     def apart(self) -> Processes:
-        """See `Processes`; the first call is made by all processes at once."""
         if self._apart is None:
             ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
             some = len(ranks) < dist.get_world_size()
@@ -168,25 +149,21 @@ class Several(Processes):
         return self._apart
 
     def mean(self, t: Tensor) -> Tensor:
-        """The mean over the group's processes, by one all-reduce."""
         reduced = t.to(self._device, copy=True).contiguous()
         dist.all_reduce(reduced, group=self._group)
         return (reduced / self.size).to(t.device)
 
     def all(self, holds: Sequence[bool]) -> list[bool]:
-        """Which of these hold in every process, by one all-reduce."""
         flags = torch.tensor(list(holds), dtype=torch.int32, device=self._device)
         dist.all_reduce(flags, dist.ReduceOp.MIN, group=self._group)
         return [bool(flag) for flag in flags.tolist()]
 
     def gathered(self, rows: Any) -> list[Any]:
-        """Every process's object, by rank, by one all-gather."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, rows, group=self._group)
         return found
 
     def rows(self, t: Tensor) -> tuple[Tensor, int]:
-        """Every process's rows, by rank, and where this one's begin; counts may differ."""
         counts = self.gathered(len(t))
         most = max(counts)
         padded = t.new_zeros(most, *t.shape[1:], device=self._device)

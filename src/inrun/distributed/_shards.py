@@ -9,9 +9,10 @@ targets.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,6 @@ from inrun.errors import MisuseError, NotSupportedError
 
 
 def is_sharded(t: Any) -> bool:
-    """Whether a tensor is spread over processes."""
     kind: Any = type(t)
     return _of_shards(kind)
 
@@ -53,7 +53,7 @@ def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def parts(p: Tensor) -> int:
     """In how many different parts a parameter is held; 1 for a plain one."""
-    return _product(size for size, _, dim in _axes(p) if dim is not None)
+    return math.prod(size for size, _, dim in _axes(p) if dim is not None)
 
 
 def part_of(whole_K: Tensor, p: Tensor, leading: int = 0) -> Tensor:
@@ -67,11 +67,7 @@ def part_of(whole_K: Tensor, p: Tensor, leading: int = 0) -> Tensor:
 
 
 def whole(own_K: Tensor, p: Tensor) -> Tensor:
-    """Gathers every process's part (K, *part); all processes of the parameter call it.
-
-    Returns:
-        (K, *shape of the parameter).
-    """
+    """Every process's part (K, *part) as (K, *shape); all processes of the parameter call it."""
     if not is_sharded(p):
         return own_K
     from torch.distributed.tensor import DTensor, Shard
@@ -83,7 +79,7 @@ def whole(own_K: Tensor, p: Tensor) -> Tensor:
     ]
     gathered: Tensor = DTensor.from_local(
         own_K.contiguous(), p.device_mesh, placements, run_check=False,  # type: ignore[attr-defined]
-        shape=shape, stride=_strides(shape),
+        shape=shape, stride=torch.empty(shape, device="meta").stride(),
     ).full_tensor()  # fmt: skip
     return gathered
 
@@ -97,17 +93,6 @@ def _axes(p: Tensor) -> list[tuple[int, int, int | None]]:
         (mesh.size(i), mesh.get_local_rank(i), placement.dim if placement.is_shard() else None)
         for i, placement in enumerate(p.placements)  # type: ignore[attr-defined]
     ]
-
-
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(_product(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _product(numbers: Any) -> int:
-    product = 1
-    for number in numbers:
-        product *= int(number)
-    return product
 
 
 def fully_sharded(model: nn.Module) -> list[Any]:
@@ -130,14 +115,10 @@ def meeting(model: nn.Module, processes: Processes) -> Iterator[None]:
         with torch._C.DisableTorchFunction():  # no mode that looks on sees it
             processes.meet()
 
-    hooks = [
-        module.register_forward_pre_hook(meet, prepend=True) for module in fully_sharded(model)
-    ]
-    try:
+    with ExitStack() as stack:
+        for module in fully_sharded(model):
+            stack.callback(module.register_forward_pre_hook(meet, prepend=True).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _groups(model: nn.Module) -> list[Any]:
@@ -164,11 +145,7 @@ def _waits(managed: Any) -> bool:
 
 
 def require_readable(model: nn.Module, processes: int) -> None:
-    """Raises where shards are not those of data parallelism alone.
-
-    Args:
-        model: with sharded parameters.
-        processes: how many train together.
+    """Raises where shards are not those of data parallelism alone, over so many processes.
 
     Raises:
         NotSupportedError: tensor parallelism, parts on the CPU, a divisor of the user's own.

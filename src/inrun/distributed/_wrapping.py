@@ -69,10 +69,8 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Wrapping]:
 def processes_of(wrapping: Wrapping, asked: Any) -> Processes:
     """The processes that share the gradient.
 
-    Args:
-        wrapping: of the model.
-        asked: 'auto' for the wrapper's group, or the default group where one is running; None for
-            this process alone; or a group.
+    `asked` is 'auto' for the wrapper's group, or the default group where one is running; None for
+    this process alone; or a group.
     """
     if asked is None:
         return Processes()
@@ -96,13 +94,9 @@ def require_sharded(
 ) -> None:
     """Raises where a model with sharded parameters is asked for what only whole ones can do.
 
-    Args:
-        model: that is trained.
-        processes: how many train it together.
-        trained: the parameters that the optimizers hold.
-        mixing: an optimizer that mixes a parameter's elements, if one does.
-        differentiating: the estimator, if it needs a second derivative.
-        streaming: whether directions are formed inside the backward pass.
+    `mixing` is an optimizer that mixes a parameter's elements, `differentiating` an estimator that
+    needs a second derivative, if there are any; `streaming` forms directions inside the backward
+    pass.
 
     Raises:
         NotSupportedError: one of these, parameters that are left out, or other shards than those of

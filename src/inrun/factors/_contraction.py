@@ -16,8 +16,16 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.factors import cost
 from inrun.factors._factor import Factor
-from inrun.factors._measured import Numbers, Reader, mean_square, total
-from inrun.factors._trial import CHECK_EVERY, LOWEST_RANK, Trial, factorize
+from inrun.factors._trial import (
+    CHECK_EVERY,
+    LOWEST_RANK,
+    Numbers,
+    Reader,
+    Trial,
+    factorize,
+    mean_square,
+    total,
+)
 
 
 class Contraction(ABC):
@@ -76,10 +84,6 @@ class DenseContraction(Contraction):
         return "dense"
 
 
-Compared = Sequence[tuple[Trial, bool]]
-"""Ranks that were compared in a step, and whether they were in use."""
-
-
 class LowRankContraction(Contraction):
     """Through a low rank where that costs less, with its error measured.
 
@@ -114,7 +118,8 @@ class LowRankContraction(Contraction):
         self._known: dict[str, dict[int, Trial]] = {}  # by parameter, then by map of it
         self._steps = 0
         self._values: list[list[Tensor]] = []  # of this step's parameters
-        self._ended: tuple[list[Trial], Compared, Numbers] | None = None  # not judged yet
+        # not judged yet: ranks that met something, those that were compared and whether in use
+        self._ended: tuple[list[Trial], list[tuple[Trial, bool]], Numbers] | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         self._judge()
@@ -145,7 +150,7 @@ class LowRankContraction(Contraction):
             kept = self._known.setdefault(name, {})[number] = Trial(self._fixed_rank)
         if kept.waits:
             return [factor.contract(directions_K) for factor in factors]
-        matrices = _as_matrices(directions_K)
+        matrices = directions_K.flatten(2)
         low = factorize(matrices, kept.start(directions_K), kept.rank)
         kept.see(matrices, low.right)
         found = [factor.contract_low_rank(low, directions_K) for factor in factors]
@@ -292,7 +297,3 @@ def _alike(directions: Sequence[Tensor]) -> list[list[int]]:
     for number, tensor in enumerate(directions):
         found.setdefault(id(tensor), []).append(number)
     return list(found.values())
-
-
-def _as_matrices(directions_K: Tensor) -> Tensor:
-    return directions_K.reshape(*directions_K.shape[:2], -1)

@@ -46,21 +46,12 @@ class Convolution(Buildable):
     """input (B, S, C, *space) and output gradient (B, S, G*O, *space'); S images per sample."""
 
     def __init__(self, input_BS: Tensor, gradient_BS: Tensor, geometry: Geometry):
+        super().__init__(geometry.weight, input_BS, gradient_BS)
         self._input_BS, self._gradient_BS, self._geometry = input_BS, gradient_BS, geometry
-
-    @property
-    def shape(self) -> torch.Size:
-        """The kernel's."""
-        return self._geometry.weight
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Input and output gradient."""
-        return (self._input_BS, self._gradient_BS)
+        self._rest = (geometry,)
 
     @property
     def each(self) -> int:
-        """Images and output positions."""
         return self._gradient_BS.shape[1] * self._gradient_BS.shape[3:].numel()
 
     def push(self, Q: Tensor) -> Tensor:
@@ -143,12 +134,6 @@ class Convolution(Buildable):
         b_BGTO = self._outputs(everything, dtype)
         total = torch.einsum("bgto,bgti->goi", b_BGTO, self._patches(everything, dtype))
         return total.reshape(self.shape)
-
-    def select(self, samples: Tensor) -> Convolution:
-        return Convolution(self._input_BS[samples], self._gradient_BS[samples], self._geometry)
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Convolution:
-        return Convolution(change(self._input_BS), change(self._gradient_BS), self._geometry)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Factor.contract_rank_one`: a convolution with one output channel per group."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,16 @@ def compute_dtype(parameter: Tensor) -> torch.dtype:
 
 
 class Factor(ABC):
-    """Gradient shares of B samples for one parameter."""
+    """Gradient shares of B samples for one parameter, whose `shape` it has.
+
+    `held`: the tensors that it keeps alive, and that must stay as they are; the first has a row
+    per sample. A form is made of them and of what `_rest` names.
+    """
+
+    _rest: tuple[Any, ...] = ()
+
+    def __init__(self, shape: torch.Size, *held: Tensor):
+        self.shape, self.held = shape, held
 
     @abstractmethod
     def contract(self, directions_K: Tensor) -> Tensor:
@@ -67,6 +77,30 @@ class Factor(ABC):
         return torch.stack(met) if met else nothing
 
     @property
+    def is_stack(self) -> bool:
+        """Whether shares are those of a stack of matrices, each of which met rows of its own."""
+        return False
+
+    def sketch_stack(self, left_KEMr: Tensor, right_KENr: Tensor) -> Tensor:
+        """As `sketch`, of each matrix of a stack (E, M, N) in bases of its own: (B, K, E, r, r)."""
+        shares_BEMN = self.materialize(left_KEMr.dtype)
+        return left_KEMr.mT @ shares_BEMN.unsqueeze(1) @ right_KENr
+
+    def sketch_stack_of(
+        self, owner_P: Tensor, samples: int, left_KEMr: Tensor, right_KENr: Tensor
+    ) -> Tensor:
+        """As `sketch_stack`, summed over the slots (P,) of each owner."""
+        each = self.sketch_stack(left_KEMr, right_KENr)
+        return each.new_zeros(samples, *each.shape[1:]).index_add_(0, owner_P, each)
+
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a sketch is the product of, each (B, K, T, r): summed over T, and over slots.
+
+        None of a form whose shares are no sums of outer products.
+        """
+        return None
+
+    @property
     def samples(self) -> int:
         """B."""
         return len(self.held[0])
@@ -76,17 +110,23 @@ class Factor(ABC):
         """How many rows a matrix would have to multiply, B * T where there is one."""
         return 0
 
-    @abstractmethod
     def materialize(self, dtype: torch.dtype) -> Tensor:
-        """The shares themselves, (B, *shape of the parameter): large, for few samples or steps."""
+        """The shares themselves, (B, *shape of the parameter): large, for few samples or steps.
 
-    @abstractmethod
+        Here sample by sample from `total`; each form has one of the two by itself.
+        """
+        rows = [self.select(torch.tensor([b])).total(dtype) for b in range(self.samples)]
+        return torch.stack(rows) if rows else self.held[0].new_zeros(0, *self.shape, dtype=dtype)
+
     def select(self, samples: Tensor) -> Factor:
         """The shares of these samples alone, in this order; `samples` holds their numbers."""
+        return self.mapped(lambda t: t[samples])
 
-    @abstractmethod
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Factor:
         """The same shares with each of the held tensors changed, as by a move to another device."""
+        form: Any = type(self)
+        made: Factor = form(*map(change, self.held), *self._rest)
+        return made
 
     def on(self, device: torch.device) -> Factor:
         """The same shares, held on a device: itself where they are there."""
@@ -106,18 +146,7 @@ class Factor(ABC):
             right: (all other axes,); of shape (1,) for a vector parameter.
         """
         direction = torch.outer(left, right.reshape(-1)).reshape(left.shape + right.shape)
-        shape = self.shape
-        return self.contract(direction.reshape(1, *shape)).squeeze(1)
-
-    @property
-    @abstractmethod
-    def shape(self) -> torch.Size:
-        """The parameter's shape."""
-
-    @property
-    @abstractmethod
-    def held(self) -> tuple[Tensor, ...]:
-        """The tensors that this factor keeps alive, and that must stay as they are."""
+        return self.contract(direction.reshape(1, *self.shape)).squeeze(1)
 
 
 class Buildable(Factor):
@@ -160,17 +189,8 @@ class Dense(Factor):
     """The shares themselves, (B, *shape): biases, gains, scalars, and whatever has no rule."""
 
     def __init__(self, shares_B: Tensor):
+        super().__init__(shares_B.shape[1:], shares_B)
         self._shares_B = shares_B
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the parameter."""
-        return self._shares_B.shape[1:]
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """All B shares."""
-        return (self._shares_B,)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         B, K = self._shares_B.shape[0], directions_K.shape[0]
@@ -183,12 +203,6 @@ class Dense(Factor):
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         return self._shares_B.to(dtype)
-
-    def select(self, samples: Tensor) -> Dense:
-        return Dense(self._shares_B[samples])
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Dense:
-        return Dense(change(self._shares_B))
 
 
 def shares_are_less(factor: Factor) -> bool:
@@ -205,31 +219,19 @@ def shares_are_less(factor: Factor) -> bool:
 class Derived(Factor):
     """A parameter that was used through a linear map of it: a slice, a view, a cast, a row.
 
+    `inner`: the shares of what came of the map.
+
     With s = L p the tensor that the operation really consumed, <Q, share_p> = <L Q, share_s>: the
     direction is pushed through the map and meets the shares of s.
     """
 
     def __init__(self, shape: torch.Size, linear_map: Callable[[Tensor], Tensor], inner: Factor):
-        self._shape, self._map, self._inner = shape, linear_map, inner
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the parameter."""
-        return self._shape
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Of the shares of s."""
-        return self._inner.held
+        super().__init__(shape, *inner.held)
+        self._map, self.inner = linear_map, inner
 
     def contract(self, directions_K: Tensor) -> Tensor:
         inner, pushed_K = self.reduced(directions_K)
         return inner.contract(pushed_K)
-
-    @property
-    def inner(self) -> Factor:
-        """The shares of s."""
-        return self._inner
 
     def derive(self, direction: Tensor) -> Tensor:
         """L p, of anything that has the parameter's shape."""
@@ -238,31 +240,31 @@ class Derived(Factor):
     def reduced(self, directions_K: Tensor) -> tuple[Factor, Tensor]:
         """See `Factor.reduced`: the directions are pushed through the map."""
         pushed = [self._map(Q).to(Q.dtype) for Q in directions_K]
-        none = directions_K.new_zeros(0, *self._inner.shape)
-        return self._inner.reduced(torch.stack(pushed) if pushed else none)
+        none = directions_K.new_zeros(0, *self.inner.shape)
+        return self.inner.reduced(torch.stack(pushed) if pushed else none)
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.materialize`: the map's transpose, one sample at a time."""
-        return self._pulled(self._inner.materialize(dtype))
+        return self._pulled(self.inner.materialize(dtype))
 
     def select(self, samples: Tensor) -> Derived:
-        return Derived(self._shape, self._map, self._inner.select(samples))
+        return Derived(self.shape, self._map, self.inner.select(samples))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Derived:
-        return Derived(self._shape, self._map, self._inner.mapped(change))
+        return Derived(self.shape, self._map, self.inner.mapped(change))
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: the map is linear, so one sum goes through its transpose."""
-        return self._pulled(self._inner.total(dtype).unsqueeze(0))[0]
+        return self._pulled(self.inner.total(dtype).unsqueeze(0))[0]
 
     def _pulled(self, shares: Tensor) -> Tensor:
         """The map's transpose of each."""
         with torch.enable_grad():
             p = torch.zeros(
-                self._shape, dtype=shares.dtype, device=shares.device, requires_grad=True
+                self.shape, dtype=shares.dtype, device=shares.device, requires_grad=True
             )
             s = self._map(p)
         pulled = [
             torch.autograd.grad(s, p, share.to(s.dtype), retain_graph=True)[0] for share in shares
         ]
-        return torch.stack(pulled) if pulled else shares.new_zeros(0, *self._shape)
+        return torch.stack(pulled) if pulled else shares.new_zeros(0, *self.shape)

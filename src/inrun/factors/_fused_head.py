@@ -149,24 +149,14 @@ class FusedHead(Factor):
         self, hidden_BTN: Tensor, target_BT: Tensor, log_BT: Tensor, coefficients: Coefficients,
         head: Head, *, of_bias: bool = False,
     ):  # fmt: skip
+        shape = head.weight.shape[:1] if of_bias else head.weight.shape
+        super().__init__(shape, hidden_BTN, target_BT, log_BT, *coefficients.held, *head.held)
         self._hidden_BTN, self._target_BT, self._log_BT = hidden_BTN, target_BT, log_BT
         self._coefficients, self._head, self._of_bias = coefficients, head, of_bias
         self._dtype = log_BT.dtype
 
     @property
-    def shape(self) -> torch.Size:
-        """(V, N), or (V,)."""
-        return self._head.weight.shape[:1] if self._of_bias else self._head.weight.shape
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """States, numbers per position, and the head's own tensors."""
-        own = self._hidden_BTN, self._target_BT, self._log_BT
-        return (*own, *self._coefficients.held, *self._head.held)
-
-    @property
     def positions(self) -> int:
-        """B * T."""
         return 0 if self._of_bias else self._target_BT.numel()
 
     def contract(self, directions_K: Tensor) -> Tensor:
@@ -196,12 +186,6 @@ class FusedHead(Factor):
         if self._of_bias:
             return rows_BT1.sum((1, 2)) * right.reshape(())
         return (rows_BT1.squeeze(2) * (self._hidden_BTN.to(right.dtype) @ right)).sum(1)
-
-    def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`: sample by sample."""
-        rows = [self.select(torch.tensor([b])).total(dtype) for b in range(self.samples)]
-        empty = self._hidden_BTN.new_zeros(0, *self.shape, dtype=dtype)
-        return torch.stack(rows) if rows else empty
 
     @torch.no_grad()
     def total(self, dtype: torch.dtype) -> Tensor:

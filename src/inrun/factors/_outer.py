@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inrun.factors import cost
 from inrun.factors._factor import Buildable, Factor
+from inrun.factors._owned import products_by_owner
 from inrun.factors._trial import LowRank
 
 
@@ -47,24 +48,15 @@ def thin(rows_BTM: Tensor, sides_KMr: Tensor) -> Tensor:
 
 
 class Outer(Buildable):
-    """left (B, T, M) and right (B, T, N)."""
+    """left (B, T, M) and right (B, T, N); shares (M, N)."""
 
     def __init__(self, left_BTM: Tensor, right_BTN: Tensor):
+        shape = torch.Size((left_BTM.shape[2], right_BTN.shape[2]))
+        super().__init__(shape, left_BTM, right_BTN)
         self._left_BTM, self._right_BTN = left_BTM, right_BTN
 
     @property
-    def shape(self) -> torch.Size:
-        """(M, N)."""
-        return torch.Size((self._left_BTM.shape[2], self._right_BTN.shape[2]))
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Both factors."""
-        return (self._left_BTM, self._right_BTN)
-
-    @property
     def each(self) -> int:
-        """T."""
         return self._left_BTM.shape[1]
 
     def push(self, Q: Tensor) -> Tensor:
@@ -75,9 +67,14 @@ class Outer(Buildable):
         thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: two thin products."""
+        return thin(self._left_BTM, left_KMr), thin(self._right_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
         """See `Factor.sketch`: both sides' coordinates, then r x r products."""
-        return thin(self._left_BTM, left_KMr).mT @ thin(self._right_BTN, right_KNr)
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def _in_blocks(
         self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
@@ -101,18 +98,11 @@ class Outer(Buildable):
 
     @property
     def positions(self) -> int:
-        """B * T."""
         return self._left_BTM.shape[0] * self._left_BTM.shape[1]
 
     def shares(self, samples: slice, dtype: torch.dtype) -> Tensor:
         left, right = self._left_BTM[samples].to(dtype), self._right_BTN[samples].to(dtype)
         return torch.bmm(left.transpose(1, 2), right)
-
-    def select(self, samples: Tensor) -> Outer:
-        return Outer(self._left_BTM[samples], self._right_BTN[samples])
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Outer:
-        return Outer(change(self._left_BTM), change(self._right_BTN))
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product."""
@@ -124,20 +114,11 @@ class Outer(Buildable):
 
 
 class Indexed(Factor):
-    """index (B, T) into V rows, and the rows' gradients (B, T, N)."""
+    """index (B, T) into V rows, and the rows' gradients (B, T, N); shares (V, N)."""
 
     def __init__(self, index_BT: Tensor, rows_BTN: Tensor, table_rows: int):
-        self._index_BT, self._rows_BTN, self._V = index_BT.long(), rows_BTN, table_rows
-
-    @property
-    def shape(self) -> torch.Size:
-        """(V, N)."""
-        return torch.Size((self._V, self._rows_BTN.shape[2]))
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Indices and rows."""
-        return (self._index_BT, self._rows_BTN)
+        self._index_BT, self._rows_BTN, self._rest = index_BT.long(), rows_BTN, (table_rows,)
+        super().__init__(torch.Size((table_rows, rows_BTN.shape[2])), self._index_BT, rows_BTN)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`: gather and dot."""
@@ -145,21 +126,20 @@ class Indexed(Factor):
         dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
 
+    def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Factor.coordinates`: rows of the left basis are looked up."""
+        return left_KMr[:, self._index_BT].transpose(0, 1), thin(self._rows_BTN, right_KNr)
+
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: rows of the left basis are looked up."""
-        return left_KMr[:, self._index_BT].transpose(0, 1).mT @ thin(self._rows_BTN, right_KNr)
+        """See `Factor.sketch`: r x r products of both sides' coordinates."""
+        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
+        return left_BKTr.mT @ right_BKTr
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         B, T, N = self._rows_BTN.shape
-        shares = torch.zeros(B, self._V, N, dtype=dtype, device=self._rows_BTN.device)
+        shares = torch.zeros(B, self.shape[0], N, dtype=dtype, device=self._rows_BTN.device)
         index = self._index_BT.unsqueeze(2).expand(B, T, N)
         return shares.scatter_add_(1, index, self._rows_BTN.to(dtype))
-
-    def select(self, samples: Tensor) -> Indexed:
-        return Indexed(self._index_BT[samples], self._rows_BTN[samples], self._V)
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> Indexed:
-        return Indexed(change(self._index_BT), change(self._rows_BTN), self._V)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one sum by row."""
@@ -171,21 +151,16 @@ class Indexed(Factor):
 
 
 class GroupedOuter(Factor):
-    """left (B, T, M), right (B, T, N), group (B, T) from 0 to E, of which E is none."""
+    """left (B, T, M), right (B, T, N), group (B, T) from 0 to E, of which E is none.
+
+    Shares are (E, M, N).
+    """
 
     def __init__(self, left_BTM: Tensor, right_BTN: Tensor, group_BT: Tensor, groups: int):
-        self._left_BTM, self._right_BTN = left_BTM, right_BTN
-        self._group_BT, self._E = group_BT, groups
-
-    @property
-    def shape(self) -> torch.Size:
-        """(E, M, N)."""
-        return torch.Size((self._E, self._left_BTM.shape[2], self._right_BTN.shape[2]))
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """Both factors and the groups."""
-        return (self._left_BTM, self._right_BTN, self._group_BT)
+        shape = torch.Size((groups, left_BTM.shape[2], right_BTN.shape[2]))
+        super().__init__(shape, left_BTM, right_BTN, group_BT)
+        self._left_BTM, self._right_BTN, self._group_BT = left_BTM, right_BTN, group_BT
+        self._rest = (groups,)
 
     def contract(self, directions_K: Tensor) -> Tensor:
         """See `Factor.contract`: each direction meets the rows of each group."""
@@ -201,10 +176,33 @@ class GroupedOuter(Factor):
         padded = torch.cat([left, left.new_zeros(1)])
         return (padded[self._group_BT] * met_BT).sum(1)
 
-    def materialize(self, dtype: torch.dtype) -> Tensor:
-        """See `Factor.materialize`: sample by sample."""
-        rows = [self.select(torch.tensor([b])).total(dtype) for b in range(self.samples)]
-        return torch.stack(rows) if rows else self._left_BTM.new_zeros(0, *self.shape, dtype=dtype)
+    @property
+    def is_stack(self) -> bool:
+        """See `Factor.is_stack`."""
+        return True
+
+    def sketch_stack(self, left_KEMr: Tensor, right_KENr: Tensor) -> Tensor:
+        """See `Factor.sketch_stack`."""
+        each = torch.arange(self.samples, device=self._group_BT.device)
+        return self.sketch_stack_of(each, self.samples, left_KEMr, right_KENr)
+
+    def sketch_stack_of(
+        self, owner_P: Tensor, samples: int, left_KEMr: Tensor, right_KENr: Tensor
+    ) -> Tensor:
+        """As `sketch_stack` where rows are slots with an owner each, (P,): two thin products.
+
+        Of the rows of each group; their products are then summed by owner and group.
+        """
+        P, T = self._group_BT.shape
+        K, E, _, r = left_KEMr.shape
+        sides = [s.new_zeros(P * T, K, 1, r) for s in (left_KEMr, right_KENr)]
+        for e, rows, left, right in self._by_group(left_KEMr.dtype):
+            sides[0][rows] = thin(left.unsqueeze(1), left_KEMr[:, e])
+            sides[1][rows] = thin(right.unsqueeze(1), right_KENr[:, e])
+        group = self._group_BT.flatten()
+        run = owner_P.repeat_interleave(T) * E + group.clamp(max=E - 1)  # of no group: zeros
+        found: Tensor = products_by_owner(run, samples * E, *sides).unflatten(0, (samples, E))
+        return found.transpose(1, 2)
 
     def total(self, dtype: torch.dtype) -> Tensor:
         """See `Factor.total`: one matrix product per group."""
@@ -213,18 +211,11 @@ class GroupedOuter(Factor):
             found[e] = left.T @ right
         return found
 
-    def select(self, samples: Tensor) -> GroupedOuter:
-        return self.mapped(lambda t: t[samples])
-
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> GroupedOuter:
-        left, right, group = map(change, self.held)
-        return GroupedOuter(left, right, group, self._E)
-
     def _by_group(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """(group, its rows, both factors there), for groups that have rows."""
         group, order = self._group_BT.flatten().sort(stable=True)
-        counts = torch.bincount(group, minlength=self._E + 1).tolist()
+        counts = torch.bincount(group, minlength=self.shape[0] + 1).tolist()
         left, right = (t.flatten(0, 1) for t in (self._left_BTM, self._right_BTN))
-        for e, rows in enumerate(order.split(counts)[: self._E]):
+        for e, rows in enumerate(order.split(counts)[:-1]):
             if len(rows):
                 yield e, rows, left[rows].to(dtype), right[rows].to(dtype)

@@ -18,6 +18,8 @@ from inrun.factors import cost
 from inrun.factors._factor import Dense, Factor
 from inrun.factors._trial import LowRank
 
+TOGETHER = 8  # slots per sample from which on a sample's are multiplied together
+
 
 def by_owner(slots: Factor, owner_P: Tensor, samples: int) -> Factor:
     """Shares of B samples from those of P slots; small ones are summed at once."""
@@ -32,26 +34,48 @@ def _summed(values_P: Tensor, owner_P: Tensor, samples: int) -> Tensor:
     return values_P.new_zeros(samples, *values_P.shape[1:]).index_add_(0, owner_P, values_P)
 
 
+def products_by_owner(
+    owner_P: Tensor, samples: int, left_PKTr: Tensor, right_PKTr: Tensor
+) -> Tensor:
+    """Each owner's sum over its slots of left^T right, (B, K, r, r).
+
+    An owner's slots are multiplied together where it has many; else, and on a GPU, which would wait
+    for the counts, one by one, so many at a time that their products stay in a cache.
+    """
+    P, K, _, r = left_PKTr.shape
+    found = left_PKTr.new_zeros(samples, K, r, right_PKTr.shape[3])
+    if len(owner_P) >= TOGETHER * samples and owner_P.device.type == "cpu":
+        return _by_run(found, owner_P, left_PKTr, right_PKTr)
+    block = max(1, cost.samples_per_block(K * r * r, found.element_size(), cost.CACHED_BYTES))
+    for start in range(0, P, block):
+        some = slice(start, start + block)
+        found.index_add_(0, owner_P[some], left_PKTr[some].mT @ right_PKTr[some])
+    return found
+
+
+def _by_run(found: Tensor, owner_P: Tensor, left_PKTr: Tensor, right_PKTr: Tensor) -> Tensor:
+    """Fills (B, K, r, r) with each owner's sum over its slots of left^T right."""
+    if not bool((owner_P[1:] >= owner_P[:-1]).all()):
+        owner_P, order = owner_P.sort()
+        left_PKTr, right_PKTr = left_PKTr[order], right_PKTr[order]
+    sides = (t.transpose(0, 1).flatten(1, 2) for t in (left_PKTr, right_PKTr))
+    counts = (left_PKTr.shape[2] * torch.bincount(owner_P, minlength=len(found))).tolist()
+    runs = zip(*(side.split(counts, 1) for side in sides), strict=True)
+    for b, (left, right) in enumerate(runs):
+        torch.bmm(left.mT, right, out=found[b])
+    return found
+
+
 class Owned(Factor):
     """Slots (a factor of P rows), and the owner of each (P,), from 0 to B-1."""
 
     def __init__(self, slots: Factor, owner_P: Tensor, samples: int):
+        super().__init__(slots.shape, *slots.held, owner_P)
         self._slots, self._owner_P, self._samples = slots, owner_P, samples
 
     @property
-    def shape(self) -> torch.Size:
-        """Of the parameter."""
-        return self._slots.shape
-
-    @property
     def samples(self) -> int:
-        """B."""
         return self._samples
-
-    @property
-    def held(self) -> tuple[Tensor, ...]:
-        """The slots' tensors, and their owners."""
-        return (*self._slots.held, self._owner_P)
 
     @property
     def positions(self) -> int:
@@ -65,7 +89,10 @@ class Owned(Factor):
         return self._by_sample(self._slots.contract_low_rank(low, directions_K))
 
     def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: so many slots at a time that their r x r numbers stay in a cache."""
+        """See `Factor.sketch`: of other forms so many slots at a time that a cache holds them."""
+        pair = self._slots.coordinates(left_KMr, right_KNr)
+        if pair is not None:
+            return products_by_owner(self._owner_P, self._samples, *pair)
         K, _, r = left_KMr.shape
         found = left_KMr.new_zeros(self._samples, K, r, right_KNr.shape[2])
         block = max(1, cost.samples_per_block(K * r * r, found.element_size(), cost.CACHED_BYTES))
@@ -73,6 +100,15 @@ class Owned(Factor):
             part = self._slots.select(some.to(self._owner_P.device))
             found.index_add_(0, self._owner_P[some], part.sketch(left_KMr, right_KNr))
         return found
+
+    @property
+    def is_stack(self) -> bool:
+        """See `Factor.is_stack`."""
+        return self._slots.is_stack
+
+    def sketch_stack(self, left_KEMr: Tensor, right_KENr: Tensor) -> Tensor:
+        """See `Factor.sketch_stack`."""
+        return self._slots.sketch_stack_of(self._owner_P, self._samples, left_KEMr, right_KENr)
 
     def contract_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
         return self._by_sample(self._slots.contract_rank_one(left, right))

@@ -7,7 +7,8 @@ iteration that starts from the last one's basis,
 
 and a share C is kept as L^T C R, so that <Q, C> = <S, L^T C R> wherever L and R hold all of Q. Any
 later direction Q' meets the same numbers by L^T Q' R; how much of it the bases capture is the ratio
-of |L^T Q' R| and |Q'|. Shares that are no larger than a sketch, or no matrices, are kept whole.
+of |L^T Q' R| and |Q'|. Shares that are no larger than a sketch, or no matrices, are kept whole. A
+stack of E matrices (experts) has bases, and numbers, of each: shapes below get an axis E after K.
 Letters: B samples, K directions, M and N a matrix's axes, P its elements, r the rank.
 """
 
@@ -35,19 +36,31 @@ class Basis:
         Q_K: the directions.
         rank: r, where the tensor is large enough for it.
         start_KNr: the right basis of nearby directions, if there is one.
+        stacked: whether the parameter is a stack of matrices; a start of one tells it, too.
     """
 
-    def __init__(self, Q_K: Tensor, rank: int, start_KNr: Tensor | None = None):
+    def __init__(
+        self, Q_K: Tensor, rank: int, start_KNr: Tensor | None = None, *, stacked: bool = False
+    ):
         self.whole = Q_K.ndim < 3 or Q_K[0].numel() <= WHOLE
+        self.stacked = Q_K.ndim == 4 and (
+            stacked or (start_KNr is not None and start_KNr.ndim == 4)
+        )
         self.energy = squared_norms(Q_K)
         if self.whole:
             self._dtype = Q_K.dtype
             self.opening = Q_K.reshape(len(Q_K), -1).clone()
             return
-        Q_KMN = Q_K.flatten(2)
-        rank = min(rank, *Q_KMN.shape[1:])
-        fits = start_KNr is not None and start_KNr.shape == (len(Q_K), Q_KMN.shape[2], rank)
-        self._hold(*factorize(Q_KMN, start_KNr if fits else None, rank))
+        Q_KMN = self._as_matrices(Q_K)
+        *stack, M, N = Q_KMN.shape
+        rank = min(rank, M, N)
+        fits = start_KNr is not None and start_KNr.shape == (*stack, N, rank)
+        start = start_KNr.reshape(-1, N, rank) if fits and start_KNr is not None else None
+        low = factorize(Q_KMN.reshape(-1, M, N), start, rank)
+        self._hold(*(side.reshape(*stack, -1, rank) for side in low))
+
+    def _as_matrices(self, Q_K: Tensor) -> Tensor:
+        return Q_K if self.stacked else Q_K.flatten(2)
 
     def _hold(self, left_KMr: Tensor, right_KNr: Tensor) -> None:
         self.left = left_KMr
@@ -61,10 +74,11 @@ class Basis:
         """
         following = object.__new__(Basis)
         following.whole, following.energy = self.whole, squared_norms(Q_K)
+        following.stacked = self.stacked
         if self.whole:
             following._dtype, following.opening = Q_K.dtype, Q_K.reshape(len(Q_K), -1).clone()
             return following.opening, following
-        Q_KMN = Q_K.flatten(2)
+        Q_KMN = self._as_matrices(Q_K)
         Y_KMr = Q_KMN @ self.right
         left: Tensor = torch.linalg.qr(Y_KMr).Q
         following._hold(left, Q_KMN.mT @ left)
@@ -79,13 +93,13 @@ class Basis:
         """What is kept of shares: (B, K, r, r), or (B, P)."""
         if self.whole:
             return factor.materialize(self._dtype).flatten(1)
-        return factor.sketch(self.left, self.right)
+        return (factor.sketch_stack if self.stacked else factor.sketch)(self.left, self.right)
 
     def meet(self, kept: Tensor, ends: Tensor) -> Tensor:
         """(B, K): directions in these bases with the shares that were kept."""
         if self.whole:
             return kept @ ends.T
-        return torch.einsum("bkij,kij->bk", kept, ends)
+        return torch.einsum("bkp,kp->bk", kept.flatten(2), ends.flatten(1))
 
     def told(self, shape: torch.Size) -> Tensor:
         """The opening directions as far as the bases hold them, (K, *shape)."""

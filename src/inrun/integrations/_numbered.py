@@ -21,8 +21,6 @@ KEY = "inrun_ids"
 
 
 class Item(NamedTuple):
-    """A dataset's item and its position."""
-
     position: int
     content: Any
 
@@ -123,11 +121,7 @@ def taken_out(batch: Any) -> tuple[Owned | None, Any]:
 
 
 def require_column(item: Any, column: str) -> None:
-    """Raises if an item has no id.
-
-    Raises:
-        MisuseError: it is no mapping with that key.
-    """
+    """Raises MisuseError if an item is no mapping with that key."""
     if not isinstance(item, Mapping) or column not in item:
         has = f"it has {', '.join(item)}" if isinstance(item, Mapping) else "it is no dict"
         raise MisuseError(
@@ -138,11 +132,7 @@ def require_column(item: Any, column: str) -> None:
 
 
 class Numbering:
-    """A loader whose batches carry ids, from `begin` to `undo`.
-
-    Args:
-        loader: a `DataLoader`, or `accelerate`'s wrapper of one.
-    """
+    """A `DataLoader`, or accelerate's wrapper of one, whose batches carry ids, until `undo`."""
 
     def __init__(self, loader: Any):
         self._loader: DataLoader[Any] = getattr(loader, "base_dataloader", loader)
@@ -150,14 +140,9 @@ class Numbering:
         self.collate = cast(Callable[[list[Any]], Any], self._loader.collate_fn)
 
     def begin(self, column: str | None, examples: Sequence[Sequence[Any]] | None = None) -> None:
-        """Numbers the items.
+        """Numbers the items; see `NumberedCollate`.
 
-        Args:
-            column: see `NumberedCollate`.
-            examples: see `NumberedCollate`.
-
-        Raises:
-            MisuseError: an iterable data set without a column of ids: items have no positions.
+        Raises MisuseError for an iterable data set without a column of ids.
         """
         if isinstance(self.dataset, IterableDataset):
             if column is None:
@@ -170,7 +155,6 @@ class Numbering:
         self._loader.collate_fn = NumberedCollate(self.collate, column, examples)
 
     def undo(self) -> None:
-        """The loader as it was."""
         self._put(self.dataset)
         self._loader.collate_fn = self.collate
 
@@ -180,5 +164,4 @@ class Numbering:
         object.__setattr__(self._loader, "dataset", dataset)
 
     def first(self) -> Any:
-        """An item of the data set."""
         return next(iter(self.dataset))

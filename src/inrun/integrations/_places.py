@@ -116,8 +116,7 @@ def _places_of_each(
 ) -> dict[str, Tensor]:
     """The places of the rows of each tensor in which they are found; of others nothing is said.
 
-    Raises:
-        MisuseError: the batch's tokens are not those that its items have alone.
+    Raises MisuseError where the batch's tokens are not those that its items have alone.
     """
     with torch.random.fork_rng(devices=[]), states_kept():
         alone = [collate(_copies([item])) for item in items]
@@ -216,12 +215,7 @@ def _is_packed(item: Any) -> bool:
 def merged(
     names: Sequence[Any], places: Tensor | Mapping[str, Tensor] | Sequence[int] | None
 ) -> Owned:
-    """An id that comes several times, as the pieces of an example do, is one sample.
-
-    Args:
-        names: ids of the pieces.
-        places: see `collated`.
-    """
+    """An id that comes several times, as the pieces of an example do, is one sample."""
     if places is None:
         return Owned(names)
     ids = list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""The trainer that calls the callback: its own loss, when it begins, and what it leaves behind.
+"""The trainer that calls the callback: when its loss begins, that loss on validation rows.
 
 A callback is given no trainer, but is called by one. The trainer's `compute_loss` is where a block
 begins: there ids are taken out of the batch, before anything is made of it, and however often the
@@ -15,8 +15,8 @@ require_extra("transformers", "transformers", "accelerate")
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from transformers import Trainer, TrainerCallback
 
 from inrun.errors import MisuseError
 from inrun.integrations._numbered import KEY, taken_out
-from inrun.integrations._places import Owned
-from inrun.utility import states_kept, undisturbed
+from inrun.integrations._places import Owned, collated
+from inrun.utility import LossFunction, Utility, states_kept, swapped, undisturbed
 
 _COUNTED = (  # what trainers note while they compute a loss, for their logs
     "_metrics", "_total_train_tokens", "_logs", "_pending_metrics", "_pending_extra_logs",
@@ -35,11 +35,7 @@ _COUNTED = (  # what trainers note while they compute a loss, for their logs
 
 
 def trainer_of(callback: TrainerCallback) -> Trainer:
-    """The trainer that is calling a callback's method now.
-
-    Raises:
-        MisuseError: the method was called by something else.
-    """
+    """The trainer that is calling a callback's method now; MisuseError where something else is."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         found = frame.f_locals.get("self")
@@ -54,13 +50,9 @@ def trainer_of(callback: TrainerCallback) -> Trainer:
 class WatchedLoss:
     """A trainer's `compute_loss`, of which each training batch is told; until `undo`.
 
-    Trainers that make their batches themselves (GRPO, RLOO: completions of prompts) have the ids
-    handed on from prompts to rows.
-
-    Args:
-        trainer: the trainer.
-        begin: called with what rides in a training batch, before its loss is computed.
-        failed: called where computing it fails.
+    `begin` is called with what rides in a training batch before its loss is computed, `failed`
+    where computing it fails. Trainers that make their batches themselves (GRPO, RLOO: completions
+    of prompts) have the ids handed on from prompts to rows.
     """
 
     def __init__(
@@ -81,7 +73,6 @@ class WatchedLoss:
             vars(trainer)["_generate_and_score_completions"] = self._handed_on
 
     def undo(self) -> None:
-        """The trainer as it was."""
         for name, before in self._before.items():
             vars(self._trainer).pop(name, None)
             if before is not None:
@@ -105,7 +96,6 @@ class WatchedLoss:
 
 
 def makes_rollouts(trainer: Any) -> bool:
-    """Whether a trainer generates its batches from prompts."""
     return hasattr(trainer, "_generate_and_score_completions")
 
 
@@ -113,12 +103,8 @@ class OwnLoss:
     """(model, batch) -> the loss that a trainer itself computes, a mean over the batch.
 
     DFT's gradient is that of no loss, as its weights are the detached probabilities: values are
-    then measured in the log-likelihood.
-
-    Args:
-        trainer: the trainer.
-        twice: whether it is differentiated twice, which TRL's fused head cannot be: of a model
-            that is given labels it is then the model's own loss, from logits.
+    then measured in the log-likelihood. TRL's fused head cannot be differentiated `twice`: the loss
+    of a model that is given labels is then the model's own, from logits.
     """
 
     def __init__(self, trainer: Any, *, twice: bool = False):
@@ -126,13 +112,11 @@ class OwnLoss:
         self.reference = getattr(trainer, "ref_model", None)  # seen by who asks what may move
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """See the class.
-
-        Raises:
-            MisuseError: the trainer computes none.
-        """
+        """See the class; MisuseError where the trainer computes none."""
         trainer = self._trainer
-        with uncounted(trainer), _of_a_loss(trainer.args), trainer.compute_loss_context_manager():
+        kind = getattr(trainer.args, "loss_type", None)
+        of_a_loss = swapped(trainer.args, "loss_type", "nll") if kind == "dft" else nullcontext()
+        with uncounted(trainer), of_a_loss, trainer.compute_loss_context_manager():
             batch = dict(taken_out(batch)[1])
             try:
                 if self._twice and "labels" in batch:
@@ -147,18 +131,6 @@ class OwnLoss:
                     "InRun(..., loss_fn=...), a function (model, batch) -> loss."
                 ) from error
         return loss
-
-
-@contextmanager
-def _of_a_loss(args: Any) -> Iterator[None]:
-    kind = getattr(args, "loss_type", None)
-    if kind == "dft":
-        args.loss_type = "nll"
-    try:
-        yield
-    finally:
-        if kind == "dft":
-            args.loss_type = kind
 
 
 @contextmanager
@@ -191,3 +163,48 @@ def rollouts(trainer: Any, items: list[Any]) -> dict[str, Any]:
             )
             made["old_per_token_logps"] = found[0]
     return {**made, KEY: torch.tensor(0)}
+
+
+def utility_of(
+    validation: Any,
+    loss_fn: LossFunction,
+    batch_of: Callable[[list[Any]], Any],
+    columns: set[str] | None,
+    rows: int,
+) -> Utility:
+    """A utility from the first rows of a data set, or of data sets by target.
+
+    A `Utility` is taken as it is. `batch_of` makes items a batch. Only the `columns` that training
+    items have are taken; None: items are no dicts.
+
+    Raises:
+        MisuseError: no rows.
+    """
+    if isinstance(validation, Utility):
+        return validation
+
+    def taken(name: str, dataset: Any) -> Any:
+        items = [dataset[i] for i in range(min(rows, len(dataset)))]
+        if not items:
+            raise MisuseError(f"The validation data {name!r} is empty: nothing to judge by.")
+        if columns is not None:
+            items = [{key: item[key] for key in item if key in columns} for item in items]
+        return batch_of(items)
+
+    if isinstance(validation, Mapping):
+        return Utility(loss_fn, targets={n: taken(str(n), d) for n, d in validation.items()})
+    return Utility(loss_fn, taken("validation", validation))
+
+
+def held_out(
+    collate: Callable[[list[Any]], Any], device: torch.device, items: list[Any]
+) -> dict[str, Any]:
+    """A validation batch as the training loader would make it, on the model's device.
+
+    Where rows are not one per sample, it gets a tensor without rows, so that it is never cut along
+    them: a pair's rows belong together.
+    """
+    with torch.random.fork_rng(devices=[]), states_kept():
+        batch, places = collated(collate, items)
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return moved if places is None else {**moved, KEY: torch.tensor(0)}

@@ -16,7 +16,7 @@ from typing import Any
 from inrun.attribution import Attribution, Options, attach
 from inrun.errors import MisuseError
 from inrun.integrations import _outcome
-from inrun.integrations._trackers import MLflow, TensorBoard, Tracker, WeightsAndBiases
+from inrun.integrations._outcome import MLflow, TensorBoard, Tracker, WeightsAndBiases
 from inrun.utility import Utility
 
 try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,12 +21,10 @@ from inrun.attribution import Attribution, Options, attach
 from inrun.distributed import IN_AN_ENGINE
 from inrun.errors import MisuseError, NotSupportedError
 from inrun.integrations import _outcome
-from inrun.integrations._described import describe
+from inrun.integrations._datasets import describe, examples_of
 from inrun.integrations._numbered import KEY, Numbering, require_column
-from inrun.integrations._packed import examples_of
+from inrun.integrations._outcome import Tracker, configured
 from inrun.integrations._places import Owned
-from inrun.integrations._trackers import Tracker, configured
-from inrun.integrations._validation import held_out, utility_of
 from inrun.utility import LossFunction
 
 try:
@@ -36,9 +34,11 @@ try:
     from inrun.integrations._trainer import (
         OwnLoss,
         WatchedLoss,
+        held_out,
         makes_rollouts,
         rollouts,
         trainer_of,
+        utility_of,
     )
 except ImportError as error:
     raise ImportError(
@@ -162,12 +162,11 @@ class InRun(TrainerCallback):
         """
         self.attribution.close_batch()
         if not self._blocks:
-            self._fail(
-                MisuseError(
-                    "No sample ids came to the trainer's compute_loss. They ride in the batch "
-                    f"under {KEY!r}: a training_step of your own must call "
-                    "self.compute_loss(model, inputs), with all inputs."
-                )
+            self._end()
+            raise MisuseError(
+                "No sample ids came to the trainer's compute_loss. They ride in the batch "
+                f"under {KEY!r}: a training_step of your own must call "
+                "self.compute_loss(model, inputs), with all inputs."
             )
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
@@ -249,7 +248,9 @@ class InRun(TrainerCallback):
         self._watched = WatchedLoss(trainer, self._before_loss, self._lost)
         if state.is_world_process_zero:
             folder = Path(os.getenv("TENSORBOARD_LOGGING_DIR") or f"{args.output_dir}/runs")
-            self._trackers = configured(_names(args.report_to), folder / "inrun")
+            given = args.report_to
+            names = [given] if isinstance(given, str) else list(given or [])
+            self._trackers = configured(names, folder / "inrun")
 
     def _before_loss(self, owned: Owned) -> None:
         self._blocks += 1
@@ -259,10 +260,6 @@ class InRun(TrainerCallback):
         """A loss could not be computed here, maybe not in other processes: nobody is waited for."""
         self.attribution.__exit__(type(error), error, None)
         self._end()
-
-    def _fail(self, error: Exception) -> NoReturn:
-        self._end()
-        raise error
 
     def _end(self) -> None:
         """Takes hooks and numbers off; may be called twice."""
@@ -298,7 +295,3 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     if isinstance(given, str) and Path(given).name == name:
         return Path(given)
     return Path(str(args.output_dir)) / name
-
-
-def _names(report_to: str | list[str] | None) -> list[str]:
-    return [report_to] if isinstance(report_to, str) else list(report_to or [])

@@ -36,6 +36,7 @@ from inrun.ledger._files import (
     write_state,
     write_table,
 )
+from inrun.ledger._judged import normalised_by_step
 from inrun.ledger._jumps import AROUND, JUMP, Jumps, deviations, usual_of
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
@@ -92,6 +93,7 @@ __all__ = [
     "load_run",
     "machine",
     "normalised",
+    "normalised_by_step",
     "opened_picture",
     "pack_state",
     "png",

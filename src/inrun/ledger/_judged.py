@@ -21,13 +21,14 @@ from inrun.errors import MisuseError
 from inrun.ledger._books import LEDGER, TOTAL
 from inrun.ledger._run import Run
 from inrun.ledger._running_totals import normalised
+from inrun.utility import HALF
 
 
 class JudgedRun(Run):
     """The run under other weights; everything that it is asked for is recomputed from the files.
 
     Of a run with a momentum window, `paid_out` is not known (NaN) by visit: it was stored of the
-    total alone. The books have it.
+    total alone. The books have it. The same goes for `HALF`, whose rows have the run's own weights.
     """
 
     def __init__(self, path: Path, parts: dict[str, list[Path]], weights: Mapping[str, float]):
@@ -44,10 +45,10 @@ class JudgedRun(Run):
             total = sum(w * table[name].to_numpy() for name, w in self._given.items())
             step = np.unique(table["step"].to_numpy(), return_inverse=True)[1]
             size = table["weight"].to_numpy() if self.extra == "standard_error" else 1.0
-            scaled = np.asarray(size * _normalised_by_step(total / size, step))
+            scaled = np.asarray(size * normalised_by_step(total / size, step))
             table = _with(table, value=total, value_normalised=scaled)
-            if self.extra == "paid_out":
-                table = _with(table, paid_out=np.full(table.num_rows, np.nan))
+            for name in {"paid_out", HALF} & set(table.column_names):
+                table = _with(table, **{name: np.full(table.num_rows, np.nan)})
             yield table
 
     def books(self) -> pa.Table:
@@ -90,7 +91,8 @@ def judged(run: Run, weights: Mapping[str, float]) -> Run:
     return JudgedRun(run.path, run.parts, {name: given[name] / total for name in names})
 
 
-def _normalised_by_step(total: np.ndarray, step: np.ndarray) -> np.ndarray:
+def normalised_by_step(total: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """`normalised` of each step's values, by the visits' steps, both (B,)."""
     found = np.zeros_like(total)
     order = np.argsort(step, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(step[order])) + 1):

@@ -25,6 +25,7 @@ from inrun.ledger._running_totals import (
     visits_schema,
 )
 from inrun.ledger._samples import FILES, samples_table
+from inrun.utility import HALF
 
 
 def load_run(path: str | os.PathLike[str], *, incomplete: bool = False) -> Run:
@@ -85,14 +86,19 @@ class Run:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of the utility's targets."""
+        """Names of the utility's targets, `HALF` left out."""
+        return tuple(name for name in self._columns if name != HALF)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
         return tuple(self.manifest["targets"])
 
     @property
     def weights(self) -> dict[str, float]:
         """What each target counts in the total; they add up to 1. Older runs' count equally."""
-        given = self.manifest.get("weights") or [1 / len(self.targets)] * len(self.targets)
-        return dict(zip(self.targets, map(float, given), strict=True))
+        given = self.manifest.get("weights") or [1 / len(self._columns)] * len(self._columns)
+        weights = dict(zip(self._columns, map(float, given), strict=True))
+        return {name: weights[name] for name in self.targets}
 
     @property
     def parts(self) -> dict[str, list[Path]]:
@@ -124,10 +130,10 @@ class Run:
         Visits are added up in the order in which they were stored, one part at a time: the sums are
         bit for bit those of the live run, and memory grows with samples, not with visits.
         """
-        running_totals = RunningTotals(self.targets, [1.0] * len(self.targets), self.extra)
+        running_totals = RunningTotals(self._columns, [1.0] * len(self._columns), self.extra)
         for part in self._visits():
             running_totals.fold(stored_visits(part))
-        return running_totals.table().cast(values_schema(self._id_type, self.targets, self.extra))
+        return running_totals.table().cast(values_schema(self._id_type, self._columns, self.extra))
 
     def visits(self) -> pa.Table:
         """One row per visit: step, sample_id, value, value_normalised, and one column per target.
@@ -141,7 +147,7 @@ class Run:
         return pa.concat_tables(self._visits())
 
     def _visits(self) -> Iterator[pa.Table]:
-        schema = visits_schema(self._id_type, self.targets, self.extra)
+        schema = visits_schema(self._id_type, self._columns, self.extra)
         for part, table in self._read_parts("visits"):
             visits = require_columns(part, table, schema)
             yield visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE

@@ -28,12 +28,7 @@ _open: weakref.WeakSet[OwnFolder] = weakref.WeakSet()
 
 
 class OwnFolder:
-    """A folder of one's own within the given one, which must be there.
-
-    Raises:
-        OSError: nothing can be made there.
-        StoreError: it cannot be locked.
-    """
+    """A folder of one's own within the given one, which must be there."""
 
     def __init__(self, within: Path):
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=within))
@@ -45,8 +40,7 @@ class OwnFolder:
     def adopt(self, run: str | None) -> None:
         """Says whose the folder is, and removes those that an ended process of its has left.
 
-        Args:
-            run: the stored run's id, whose lock is held; None without a store.
+        `run` is the stored run's id, whose lock is held; None without a store.
         """
         if run is not None:
             self._lock.say(run=run)

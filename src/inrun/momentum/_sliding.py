@@ -21,7 +21,7 @@ class SlidingSum:
     X_t = enters_t * sum over s > t of term_s * (product of kept_r, t < r < s).
 
     `_older`: (enters_t, X_t up to the turn, product of what was kept since t up to there) of steps
-    before the last turn; `_newer`: (term, kept, enters) of the steps since. `_since`: the sum of
+    before the last turn; `_newer`: (term, kept, enters) of the steps since. `since`: the sum of
     the newer terms as the step of the turn sees it, `_kept` what was kept from there till now.
 
     Args:
@@ -33,31 +33,26 @@ class SlidingSum:
         self._tensor_store = tensor_store
         self._older: deque[tuple[float, Kept | None, float]] = deque()
         self._newer: list[tuple[Kept | None, float, float]] = [(None, 1.0, 0.0)] * missed
-        self._since: Tensor | None = None
+        self.since: Tensor | None = None
         self._kept = 1.0
         self.term_bytes = 0
 
     def push(self, term: Tensor | None, kept: float, enters: float) -> None:
-        """One step on."""
         self.term_bytes = self.term_bytes if term is None else term.numel() * term.element_size()
         if term is not None and self._older:
-            self._since = (
-                term * self._kept if self._since is None
-                else self._since.add_(term, alpha=self._kept)
+            self.since = (
+                term * self._kept if self.since is None
+                else self.since.add_(term, alpha=self._kept)
             )  # fmt: skip
         self._kept *= kept
         self._newer.append((None if term is None else self._tensor_store.keep(term), kept, enters))
 
     def pop(self) -> Tensor | None:
-        """X of the oldest step, which is dropped; None where it is 0.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
-        """
+        """X of the oldest step, which is dropped; None where it is 0."""
         if not self._older:
             self._turn()
         enters, reached, kept = self._older.popleft()
-        since = None if self._since is None or not kept else self._since * kept
+        since = None if self.since is None or not kept else self.since * kept
         if reached is None:
             whole = since
         else:
@@ -65,13 +60,9 @@ class SlidingSum:
         return None if whole is None or enters == 0 else whole.mul_(enters)
 
     def cut(self) -> None:
-        """Nothing that is remembered acts any more: every X stays what it is now.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
-        """
+        """Nothing that is remembered acts any more: every X stays what it is now."""
         before, self._older = self._older, deque()
-        since = self._since
+        since = self.since
         self._turn()
         for enters, reached, kept in reversed(before):
             if since is not None and kept:
@@ -99,18 +90,15 @@ class SlidingSum:
             if reached is not None:
                 own = reached * kept if own is None else own.add_(reached, alpha=kept)
             reached, product = own, product * kept
-        self._newer, self._since, self._kept = [], None, 1.0
+        self._newer, self.since, self._kept = [], None, 1.0
 
     def so_far(self) -> Iterator[tuple[int, Tensor]]:
         """X of each step that is held, by its place, 0 the oldest; where it is not 0.
 
         Nothing is changed.
-
-        Raises:
-            StoreError: a part of it is not where it was kept.
         """
         for place, (enters, reached, kept) in enumerate(self._older):
-            since = None if self._since is None or not kept else self._since * kept
+            since = None if self.since is None or not kept else self.since * kept
             whole = since if reached is None else reached.look() if since is None \
                 else since.add_(reached.look())  # fmt: skip
             if whole is not None and enters:
@@ -139,12 +127,6 @@ class SlidingSum:
         found = [reached for _, reached, _ in self._older] + [term for term, _, _ in self._newer]
         return [k for k in found if k is not None]
 
-    @property
-    def since(self) -> Tensor | None:
-        """What is held besides."""
-        return self._since
-
     def clear(self) -> None:
-        """Lets everything go."""
         for k in self.kept():
             k.let_go()

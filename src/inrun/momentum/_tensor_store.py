@@ -40,7 +40,6 @@ class Holding:
         return Holding(self.memory + other.memory, self.disk + other.disk)
 
     def times(self, n: int) -> Holding:
-        """So often."""
         return Holding(n * self.memory, n * self.disk)
 
 
@@ -57,11 +56,7 @@ class Kept:
         self._version = t._version
 
     def look(self) -> Tensor:
-        """The tensor, which stays where it is.
-
-        Raises:
-            StoreError: its file is gone or cannot be read.
-        """
+        """The tensor, which stays where it is."""
         assert self.held is not None
         return self.held
 
@@ -159,8 +154,7 @@ class TensorStore:
     def adopt(self, run: str | None) -> None:
         """Says whose it is, and clears away what killed processes left in its place.
 
-        Args:
-            run: the stored run's id, whose lock is held; None without a store.
+        `run` is the stored run's id, whose lock is held; None without a store.
         """
 
     def close(self) -> None:
@@ -171,24 +165,17 @@ class OnHost(TensorStore):
     """Copies on the CPU of tensors that are elsewhere."""
 
     def keep(self, t: Tensor) -> Kept:
-        """A copy, or the tensor itself where it is on the CPU."""
         return Kept(t) if self.leaves(t) else _Moved(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """Whether it is on the CPU."""
         return t.device == HOST
 
     def free(self, device: torch.device) -> int | None:
-        """Bytes that are left on the CPU."""
         return _free_memory(HOST)
 
 
 class OnDisk(TensorStore):
-    """A file each, in a folder of its own within the given one, which must be there.
-
-    Raises:
-        StoreError: it is not there, or nothing can be written into it.
-    """
+    """A file each, in a folder of its own within the given one, which must be there."""
 
     can_refuse = True
 
@@ -203,7 +190,6 @@ class OnDisk(TensorStore):
         self._folder, self._numbers = self._own.path, itertools.count()
 
     def adopt(self, run: str | None) -> None:
-        """Locks the folder for the run, and removes those of ended processes."""
         self._own.adopt(run)
 
     def keep(self, t: Tensor) -> Kept:
@@ -220,31 +206,23 @@ class OnDisk(TensorStore):
             return Kept(t)
 
     def leaves(self, t: Tensor) -> bool:
-        """Never: what waits is a file."""
         return False
 
     def held(self, size: int) -> Holding:
-        """On disk alone."""
         return Holding(0, size)
 
     def free(self, device: torch.device) -> int | None:
-        """Bytes that are left on the disk."""
         try:
             return shutil.disk_usage(self._folder).free
         except OSError:
             return None
 
     def close(self) -> None:
-        """Removes the folder."""
         self._own.close()
 
 
 def tensor_store_of(place: str | os.PathLike[str] | None) -> TensorStore:
-    """The tensor_store that was asked for: None where tensors are, 'cpu', or a folder.
-
-    Raises:
-        StoreError: no such folder, or no place in it.
-    """
+    """The tensor_store that was asked for: None where tensors are, 'cpu', or a folder."""
     if place is None:
         return TensorStore()
     return OnHost() if place == "cpu" else OnDisk(place)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Moves, Reading
+from inrun.capture import Block, Moves
 from inrun.errors import MisuseError
 from inrun.factors import Factor
 from inrun.momentum._tensor_store import Kept, TensorStore
@@ -43,12 +43,6 @@ class WaitingStep:
     """Factors of a step's blocks and what they are multiplied by, with their tensors in a store.
 
     The factors refer to stand-ins. A tensor that several of them share is kept once.
-
-    Args:
-        step: its number.
-        blocks: its samples.
-        scales: by parameter, what the shares are multiplied by.
-        tensor_store: where tensors are put.
     """
 
     def __init__(
@@ -105,43 +99,15 @@ class WaitingStep:
         return [[f.mapped(back) for f in part.get(name, [])] for part in self._factors]
 
     def scale(self, name: str) -> Tensor | float:
-        """What a parameter's shares are multiplied by."""
         scale = self.scales[name]
         return scale.look() if isinstance(scale, Kept) else scale
 
     def nothing(self, targets: int) -> np.ndarray:
-        """(N, K) of zeros."""
         return np.zeros((sum(self.samples), targets))
 
     def let_go(self) -> None:
-        """Its samples are paid."""
         for kept in self.kept:
             kept.let_go()
-
-
-class StepValues:
-    """Values (N, K) of a step's blocks, added up on the devices where they are computed."""
-
-    def __init__(self, samples: Sequence[int], targets: int):
-        self._samples, self._K = list(samples), targets
-        self._by_device: dict[torch.device, list[Tensor]] = {}
-
-    def add(self, block: int, values_BK: Tensor) -> None:
-        """Adds to one block's."""
-        # mps has no doubles
-        wide = torch.float32 if values_BK.device.type == "mps" else torch.float64
-        rows = self._by_device.setdefault(
-            values_BK.device,
-            [values_BK.new_zeros(n, self._K, dtype=wide) for n in self._samples],
-        )
-        rows[block] += values_BK
-
-    def fetch(self) -> np.ndarray:
-        """(N, K) float64."""
-        total = np.zeros((sum(self._samples), self._K))
-        for rows in Reading(*map(torch.cat, self._by_device.values())).wait():
-            total += rows.double().numpy()
-        return total
 
 
 def overwritten(step: int, touched: tuple[str, Tensor]) -> MisuseError:

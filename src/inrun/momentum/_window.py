@@ -28,21 +28,15 @@ from inrun.errors import InRunError, StoreError
 from inrun.factors import Contraction, DenseContraction
 from inrun.momentum._sliding import SlidingSum
 from inrun.momentum._tensor_store import Holding, Kept, TensorStore, holding
-from inrun.momentum._waiting import Memories, Paid, StepValues, WaitingStep, overwritten
+from inrun.momentum._waiting import Memories, Paid, WaitingStep, overwritten
 from inrun.optim import Memory, Move
-from inrun.scoring import Edited, MemoryMark, mark_of
+from inrun.scoring import BlockValues, Edited, MemoryMark, contracted, mark_of
 
 
 class Payouts:
     """The steps whose samples are still being paid.
 
-    Args:
-        window: W.
-        contraction: how directions meet factors; not the one of immediate values, whose directions
-            have other ranks.
-        targets: K.
-        tensor_store: where factors and sums wait.
-        processes: those that the samples are spread over; each pays its own.
+    `contraction` is not the one of immediate values, whose directions have other ranks.
     """
 
     def __init__(
@@ -50,14 +44,11 @@ class Payouts:
         window: int,
         contraction: Contraction,
         targets: int,
-        tensor_store: TensorStore | None = None,
-        processes: Processes | None = None,
+        tensor_store: TensorStore,
+        processes: Processes,
     ):
         self.window, self.contraction, self._K = window, contraction, targets
-        self._tensor_store, self._processes = (
-            tensor_store or TensorStore(),
-            processes or Processes(),
-        )
+        self._tensor_store, self._processes = tensor_store, processes
         self._parameters: dict[str, Tensor] = {}
         self._left: dict[str, MemoryMark | None] = {}
         self._ended: set[str] = set()
@@ -67,17 +58,12 @@ class Payouts:
 
     @property
     def waiting(self) -> int:
-        """How many steps are held."""
         return len(self._held)
 
     # ---- as steps go by
 
     def remember(self, moving: Mapping[str, tuple[Move[Any, Any], Tensor]]) -> Memories:
-        """Before a step: how parameters' earlier gradients will act in it.
-
-        Args:
-            moving: by name, what the optimizer does and the parameter.
-        """
+        """Before a step: how parameters' earlier gradients will act in it."""
         found = {name: mark_of(move.memorized()) for name, (move, _) in moving.items()}
         return Memories(
             {name: move.memory() for name, (move, _) in moving.items()},
@@ -175,12 +161,7 @@ class Payouts:
         return nothing
 
     def complain(self) -> None:
-        """Raises what went wrong since it was last asked, if anything did.
-
-        Raises:
-            MisuseError: somebody wrote into what a step's shares are made of.
-            StoreError: the disk refused or lost something.
-        """
+        """Raises what went wrong since it was last asked, if anything did."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -190,7 +171,6 @@ class Payouts:
         self._tensor_store.adopt(run)
 
     def close(self) -> None:
-        """Leaves no file."""
         self._clear()
         self._tensor_store.close()
 
@@ -210,7 +190,7 @@ class Payouts:
         held, touched = self._held[0], self._held[0].touched
         if touched is not None:
             self._failure = self._failure or overwritten(held.step, touched)
-        values = StepValues(held.samples, self._K)
+        values = BlockValues(held.samples, self._K)
         try:
             for name, sliding in self._sums.items():
                 direction = sliding.pop()  # also where nobody is paid, so that queues stay in step
@@ -230,7 +210,7 @@ class Payouts:
         name: str,
         direction: Tensor,
         contraction: Contraction,
-        values: StepValues,
+        values: BlockValues,
         pays: bool = True,
     ) -> None:
         """What one parameter pays: to be called by all processes where it is sharded."""
@@ -240,21 +220,14 @@ class Payouts:
             return
         direction = whole(direction, p)
         factors = held.factors(name) if pays else []
-        everything = [factor.on(direction.device) for part in factors for factor in part]
-        if everything:
-            found = iter(contraction.contract(name, everything, direction))
-            for number, part in enumerate(factors):
-                for _ in part:
-                    values.add(number, next(found))
+        if any(factors):
+            for number, values_BK in contracted(contraction, name, factors, direction):
+                values.add(number, values_BK)
 
     @torch.no_grad()
     def owed(self) -> list[Paid]:
-        """What is still in the momentum: what `settle` would pay now, exactly. Nothing is changed.
-
-        Raises:
-            StoreError: the disk lost something.
-        """
-        values = [StepValues(held.samples, self._K) for held in self._held]
+        """What is still in the momentum: what `pay_out` would pay now, exactly; changes nothing."""
+        values = [BlockValues(held.samples, self._K) for held in self._held]
         for name, sliding in self._sums.items():
             for place, direction in sliding.so_far():
                 held = self._held[place]
@@ -279,7 +252,8 @@ class Payouts:
 
     def held(self) -> Holding:
         """What is held for steps that are still being paid: each storage once."""
-        return holding(self._shelved()) + self._aside()
+        sums = [k for s in self._sums.values() for k in s.kept()]
+        return holding(self._of(self._held) + sums) + self._aside()
 
     def expected(self) -> Holding:
         """The same when the window is full, if steps go on like the last one.
@@ -305,9 +279,6 @@ class Payouts:
     def on_disk(self) -> bool:
         """Whether they wait in files."""
         return self._tensor_store.can_refuse
-
-    def _shelved(self) -> list[Kept]:
-        return self._of(self._held) + [k for s in self._sums.values() for k in s.kept()]
 
     @staticmethod
     def _of(steps: Iterable[WaitingStep]) -> list[Kept]:

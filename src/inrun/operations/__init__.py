@@ -1,12 +1,21 @@
-"""Rules from an operation's arguments and output gradient to gradient shares, one file a family.
+"""Rules from an operation's arguments and output gradient to gradient shares, one file per family.
 
 `find(name)` gives an operation's rule; what has none goes to `fallback`, which is slow and right.
 A new operation is one function under `@operation(...)`: see CONTRIBUTING.md.
 """
 
-from inrun.operations import elementwise, embedding, fused_head, matrix, normalization
-from inrun.operations._call import Call, Layout, Slots
-from inrun.operations._registry import Operation, Rule, find, inside, is_in_place, operation
+from inrun.operations import elementwise, fused_head, matrix
+from inrun.operations._call import (
+    Call,
+    Layout,
+    Operation,
+    Rule,
+    Slots,
+    find,
+    inside,
+    is_in_place,
+    operation,
+)
 from inrun.operations.fallback import RandomState, fallback, outputs_of, repeated, replace
 
 __all__ = [
@@ -17,14 +26,12 @@ __all__ = [
     "Rule",
     "Slots",
     "elementwise",
-    "embedding",
     "fallback",
     "find",
     "fused_head",
     "inside",
     "is_in_place",
     "matrix",
-    "normalization",
     "operation",
     "outputs_of",
     "repeated",

@@ -47,15 +47,9 @@ def fallback(
     gradients: Sequence[tuple[Tensor | None, Layout | Slots | None]],
     samples: int,
 ) -> Dense:
-    """Shares of `parameter`, one of the tensors among the arguments.
+    """Shares of `parameter`, one of the tensors among the operation's arguments.
 
-    Args:
-        function: the operation.
-        args: its positional arguments, as it was called.
-        kwargs: its named arguments.
-        parameter: the tensor whose shares are asked for.
-        gradients: for each output its gradient (None: the loss does not use it) and layout.
-        samples: B.
+    `gradients`: for each output its gradient (None: the loss does not use it) and layout.
     """
     leaf = parameter.detach().clone().requires_grad_()
 

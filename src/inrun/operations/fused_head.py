@@ -15,8 +15,7 @@ from torch import Tensor
 
 from inrun.errors import NotSupportedError
 from inrun.factors import Coefficients, Factor, FusedHead, Head, partition
-from inrun.operations._call import Call
-from inrun.operations._registry import operation
+from inrun.operations._call import Call, operation
 
 
 @operation(

@@ -1,17 +1,23 @@
 """Optimizers' update rules as pure functions, and the one reader of a live optimizer's state."""
 
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState
-from inrun.optim._derivative import Along, StepDerivative, derivative_of
+from inrun.optim._adam import AdamRule
+from inrun.optim._derivative import (
+    Along,
+    PostStepTerms,
+    derivative_of,
+    paired,
+    post_step_terms_of,
+)
 from inrun.optim._divided import ElementwiseRule
 from inrun.optim._hooks import Arguments, StepHooks, gave_nothing, with_closure_run
 from inrun.optim._jacobian import Jacobian, MatrixRule, gauss_hermite, gauss_legendre
 from inrun.optim._live import copies, skipped, state_copy
+from inrun.optim._moments import AdamSetting, AdamState
 from inrun.optim._move import Move, as_rows, each_piece, joined
-from inrun.optim._post_step_terms import PostStepTerms, paired, post_step_terms_of
-from inrun.optim._reader import move_of, moves, register, rule_for, tested, trained_parameters
-from inrun.optim._rule import Diagonal, History, Memory, Momentum, PostStep, Rule, Slope
+from inrun.optim._reader import register, rule_for, tested
+from inrun.optim._rule import Diagonal, History, Memory, Momentum, Rule, Slope
 from inrun.optim._sgd import SGDRule, SGDSetting, SGDState
-from inrun.optim._together import Together
+from inrun.optim._together import Together, moves, trained_parameters
 
 __all__ = [
     "AdamRule",
@@ -27,14 +33,12 @@ __all__ = [
     "Memory",
     "Momentum",
     "Move",
-    "PostStep",
     "PostStepTerms",
     "Rule",
     "SGDRule",
     "SGDSetting",
     "SGDState",
     "Slope",
-    "StepDerivative",
     "StepHooks",
     "Together",
     "as_rows",
@@ -45,7 +49,6 @@ __all__ = [
     "gauss_legendre",
     "gave_nothing",
     "joined",
-    "move_of",
     "moves",
     "paired",
     "post_step_terms_of",

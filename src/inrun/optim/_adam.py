@@ -1,18 +1,8 @@
-"""Adam and AdamW as `torch.optim` does them, with amsgrad, maximize and either kind of decay.
+"""Adam's forms that are written out for speed, each for what most runs are made of.
 
-Letters: x = (maximize ? -g : g) + e the gradient that enters the moments, e = decay * w where decay
-is coupled (Adam's L2) and 0 where it is not (AdamW: `apart`); b1, b2 the betas; t the step's number
-from 1; c1 = 1 - b1^t, c2 = 1 - b2^t.
+Letters and the step itself are in `_moments.py`.
 
-    M(x) = b1 m + (1 - b1) x
-    V(x) = b2 v + (1 - b2) x^2, with amsgrad max(v_max, that)
-    A(x) = sqrt(V(x) / c2) + eps
-    d    = lr * (M(x) / (c1 A(x)) + apart * w)
-
-Slope, tangent and null update follow from `displacement` by divided differences (`_divided.py`).
-Three forms are written out for speed, each for what most runs are made of:
-
-- the slope where nothing but the gradient enters, e = 0, without amsgrad:
+- The slope where nothing but the gradient enters, e = 0, without amsgrad:
   (1 - b1)/A(x) - b1 m (1 - b2) x / (c2 (r + r0) A(x) A(0)), r = sqrt(V(x)/c2), r0 = sqrt(V(0)/c2);
 - the same told from the moments after the step (`AfterAdam`);
 - the derivative in weight, moments and gradient (`AdamDerivative`), where autograd would give
@@ -31,154 +21,19 @@ Where eps is 0, or too small to matter, r0 may be 0: then d(e) has nothing to di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from inrun.optim._derivative import Along, StepDerivative
-from inrun.optim._divided import ElementwiseRule
+from inrun.optim._derivative import Along, PostStepTerms, StepDerivative
+from inrun.optim._moments import AdamSetting, AdamState, MomentsRule, corrections
 from inrun.optim._move import Move, changed
-from inrun.optim._rule import (
-    Diagonal,
-    History,
-    Linearized,
-    Live,
-    Memory,
-    Momentum,
-    PostStep,
-    Slope,
-    entering,
-    numbers_of,
-    steps_seen,
-)
+from inrun.optim._post_step_terms import AdamPostStepTerms
+from inrun.optim._rule import Diagonal, History, Linearized, PostStep, Slope, entering
 
 MOST_DECAY = 0.5  # of a weight in one step, if what it was is to be told from what it became
 NO_EPS = 1e-15  # roots of float32's smallest numbers are no smaller than a ten-thousandth of it
-
-
-class AdamState(NamedTuple):
-    """Moments before the step, and how many steps they have seen.
-
-    `v_max`: amsgrad's. `product`: NAdam's P up to the step before, a number in a tensor.
-    """
-
-    m: Tensor
-    v: Tensor
-    v_max: Tensor | None
-    steps: int
-    product: Tensor | None = None
-
-
-class AdamSetting(NamedTuple):
-    """The parameter group's numbers. `decay` is added to the gradient, `apart` shrinks weights."""
-
-    lr: float
-    b1: float
-    b2: float
-    eps: float
-    decay: float
-    apart: float
-    maximize: bool
-    momentum_decay: float = 0.0
-
-
-class MomentsRule(ElementwiseRule[AdamState, AdamSetting]):
-    """What all rules have in common that keep a mean gradient m beside what divides it."""
-
-    second: ClassVar[str] = "exp_avg_sq"
-
-    def __init__(self, *, decoupled: bool = False):
-        self._decoupled, self.momentum = decoupled, MeanGradient(self)
-
-    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
-        return self._reader(group)(state, weight)
-
-    def reader(self, group: Live) -> Callable[[Live, Tensor], Any]:
-        """See `Rule.reader`: the group's numbers are read once."""
-        plain = type(self).read is MomentsRule.read  # else others read the state otherwise
-        return self._reader(group) if plain else super().reader(group)
-
-    def _reader(self, group: Live) -> Callable[[Live, Tensor], tuple[AdamState, AdamSetting]]:
-        lr, eps, decay = numbers_of(group, "lr", "eps", "weight_decay")
-        b1, b2 = (float(beta) for beta in group["betas"])
-        apart, largest = group.get("decoupled_weight_decay", self._decoupled), group.get("amsgrad")
-        setting = AdamSetting(
-            lr, b1, b2, eps, 0.0 if apart else decay, decay if apart else 0.0, group["maximize"],
-            float(group.get("momentum_decay", 0.0)),
-        )  # fmt: skip
-
-        def read(state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
-            if "exp_avg" not in state or self.second not in state or largest:
-                # one number, however large the weight
-                zero = weight.new_zeros(()).expand_as(weight)
-                state = {"exp_avg": zero, self.second: zero, "max_exp_avg_sq": zero, **state}
-            m, v = state["exp_avg"], state[self.second]
-            v_max = state["max_exp_avg_sq"] if largest else None
-            return AdamState(m, v, v_max, steps_seen(state), state.get("mu_product")), setting
-
-        return read
-
-    def _first(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        return h.b1 * s.m + (1 - h.b1) * x
-
-    def _second(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        return h.b2 * s.v + (1 - h.b2) * (x * x)
-
-    def _update(self, x: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        """The displacement but for the learning rate and decay that is apart."""
-        second = self._second(x, s, h)
-        if s.v_max is not None:
-            second = torch.maximum(second, s.v_max)
-        c1, c2 = _corrections(s.steps + 1, h)
-        return self._first(x, s, h) * (1 / c1) / (torch.sqrt(second * (1 / c2)) + h.eps)
-
-    def displacement(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
-        moved = h.lr * self._update(entering(g, w, h), s, h)
-        return moved + h.lr * h.apart * w if h.apart else moved
-
-    def history(self, w: Tensor, s: AdamState, h: AdamSetting) -> History:
-        """See `Rule.history`; decay that is apart adds what it says."""
-        if h.decay or not h.apart:
-            return super().history(w, s, h)
-        return History(self.without_gradient(w, s, self.without_decay(h)), h.lr * h.apart * w)
-
-    def guarded(self, s: AdamState, h: AdamSetting, square: float) -> AdamState:
-        """See `Rule.guarded`: b2 v becomes b2 v + (1 - b2) * square."""
-        return s._replace(v=s.v + (1 - h.b2) / h.b2 * square) if h.b2 else s
-
-    def advance(self, g: Tensor, w: Tensor, s: AdamState, h: AdamSetting) -> AdamState:
-        x = entering(g, w, h)
-        second = self._second(x, s, h)
-        largest = None if s.v_max is None else torch.maximum(s.v_max, second)
-        return AdamState(self._first(x, s, h), second, largest, s.steps + 1, s.product)
-
-    def window(self, s: AdamState, h: AdamSetting) -> float:
-        """See `Rule.window`; a maximum forgets nothing."""
-        return super().window(s, h) if s.v_max is None else math.inf
-
-
-class MeanGradient(Momentum):
-    """Of rules whose d(0) is proportional to the mean gradient m: its slope is d(0) with m = 1."""
-
-    def __init__(self, rule: MomentsRule):
-        self._rule = rule
-
-    def memory(self, w: Tensor, s: AdamState, h: AdamSetting) -> Memory:
-        enters, unit = (-1.0 if h.maximize else 1.0) * (1 - h.b1), s._replace(m=torch.ones_like(w))
-        slope = self._rule.displacement(torch.zeros_like(w), w, unit, self._rule.without_decay(h))
-        # where v is 0, so was every gradient; where nothing is left of it d(0) counts 0
-        acts = (s.v > 0) & torch.isfinite(slope)
-        return Memory(torch.where(acts, slope, 0.0), h.b1, enters)
-
-    def remembered(self, s: AdamState) -> Tensor | None:
-        return s.m if s.steps else None
-
-
-def _corrections(step: int, h: AdamSetting) -> tuple[float, float]:
-    """c1 and c2."""
-    return 1 - h.b1**step, 1 - h.b2**step
 
 
 def _tiny(t: Tensor) -> float:
@@ -212,7 +67,7 @@ class AfterAdam(PostStep):
 
     def numbers(self, s: AdamState, h: AdamSetting, scale: float = 1.0) -> tuple[float, ...]:
         """See `PostStep.numbers`; s.steps counts the step already. The first has no momentum."""
-        c1, c2 = _corrections(s.steps, h)
+        c1, c2 = corrections(s.steps, h)
         sign, rate = (-1.0 if h.maximize else 1.0), h.lr * c2**0.5 / c1
         first, shrunk = s.steps == 1, h.lr * h.apart
         return (
@@ -247,8 +102,8 @@ class LinearizedAdam(Linearized):
 
     def _over_previous(self, numerator: Tensor, s: AdamState, h: AdamSetting) -> Tensor:
         second = s.v if s.v_max is None else s.v_max
-        root = (second / _corrections(max(s.steps, 1), h)[1]).sqrt_()
-        rate = h.lr / _corrections(s.steps + 1, h)[0]
+        root = (second / corrections(max(s.steps, 1), h)[1]).sqrt_()
+        rate = h.lr / corrections(s.steps + 1, h)[0]
         return torch.where(root == 0, 0.0, rate * numerator / (root + h.eps))
 
     def slope(self, w: Tensor, s: AdamState, h: AdamSetting) -> Diagonal:
@@ -279,7 +134,7 @@ class AdamDerivative(StepDerivative):
         if s.v_max is not None:
             free = second > s.v_max
             second = torch.where(free, second, s.v_max)
-        c1, c2 = _corrections(s.steps + 1, h)
+        c1, c2 = corrections(s.steps + 1, h)
         r = (second / c2).sqrt()
         inverse = h.lr / c1 / (r + h.eps)
         bend = -inverse * first / (2 * c2 * r * (r + h.eps))
@@ -319,7 +174,7 @@ class AdamDerivative(StepDerivative):
         rule, w, h = move.rule, move.weight, move.setting
         state = rule.advance(gradient, w, move.state, h)
         moments = tuple(part for part in state[:3] if isinstance(part, Tensor))
-        c1, c2 = _corrections(state.steps, h)
+        c1, c2 = corrections(state.steps, h)
         root = (moments[-1] * (1 / c2)).sqrt_().add_(h.eps)
         change = (state.m / root).mul_(-h.lr / c1)
         if not h.eps:  # nothing has touched these elements
@@ -335,6 +190,11 @@ class AdamDerivative(StepDerivative):
         state = s._replace(m=s.m + dm, v=(s.v + dv).clamp(min=0), v_max=largest)
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
 
+    def following(self, move: Move[AdamState, AdamSetting], steps: int) -> PostStepTerms:
+        if move.state.v_max is None:
+            return AdamPostStepTerms(steps)
+        return super().following(move, steps)
+
 
 class AdamRule(MomentsRule):
     """`torch.optim.Adam` and `torch.optim.AdamW`; which of the two is read from the group."""
@@ -347,7 +207,7 @@ class AdamRule(MomentsRule):
         """See `Rule.slope`: written out where nothing but the gradient enters."""
         if h.eps < NO_EPS or h.decay or s.v_max is not None:
             return super().slope(g, w, s, h)
-        (c1, c2), sign = _corrections(s.steps + 1, h), -1.0 if h.maximize else 1.0
+        (c1, c2), sign = corrections(s.steps + 1, h), -1.0 if h.maximize else 1.0
         rate = sign * h.lr / c1
         square = s.v * (h.b2 / c2)
         r = torch.addcmul(square, g, g, value=(1 - h.b2) / c2).clamp_(min=_tiny(square)).sqrt_()
@@ -361,7 +221,7 @@ class AdamRule(MomentsRule):
         """See `Rule.null_slope`: written out where nothing but the gradient enters."""
         if h.eps < NO_EPS or h.decay or s.v_max is not None:
             return super().null_slope(w, s, h)
-        c1, c2 = _corrections(s.steps + 1, h)
+        c1, c2 = corrections(s.steps + 1, h)
         gain = (-1.0 if h.maximize else 1.0) * (1 - h.b1) * h.lr / c1
         return Diagonal((s.v * (h.b2 / c2)).sqrt_().add_(h.eps).reciprocal_().mul_(gain))
 

@@ -1,6 +1,6 @@
 """Optimizers with Adam's moments, put together otherwise.
 
-Adamax, NAdam and RAdam of `torch.optim`, with x, M, V, c1, c2 as in `_adam.py`:
+Adamax, NAdam and RAdam of `torch.optim`, with x, M, V, c1, c2 as in `_moments.py`:
 
     Adamax  d = lr / c1 * M / max(b2 u, |x| + eps)
     NAdam   d = lr * ((1 - mu) / (1 - P) * x + mu' / (1 - P mu') * M) / (sqrt(V / c2) + eps)
@@ -34,8 +34,9 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState, MomentsRule
+from inrun.optim._adam import AdamRule
 from inrun.optim._divided import ElementwiseRule
+from inrun.optim._moments import AdamSetting, AdamState, MomentsRule, Read
 from inrun.optim._rule import Live, PostStep, numbers_of
 
 BLOCK = 256  # elements of a bitsandbytes moment that share one scale
@@ -125,6 +126,8 @@ class ScheduleFreeSetting(NamedTuple):
 class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetting]):
     """`schedulefree.AdamWScheduleFree`."""
 
+    mean_square = "v"
+
     def read(
         self, group: Live, state: Live, weight: Tensor
     ) -> tuple[ScheduleFreeState, ScheduleFreeSetting]:
@@ -151,12 +154,6 @@ class ScheduleFreeAdamWRule(ElementwiseRule[ScheduleFreeState, ScheduleFreeSetti
         moved = h.lr * (1 - h.b1 * (1 - h.share)) * self._update(g, w, s, h)
         return moved + h.share * (w - s.z)
 
-    def guarded(
-        self, s: ScheduleFreeState, h: ScheduleFreeSetting, square: float
-    ) -> ScheduleFreeState:
-        """With the gradient's square seen once more in the second moment."""
-        return s._replace(v=s.v + (1 - h.b2) / h.b2 * square) if h.b2 else s
-
     def advance(
         self, g: Tensor, w: Tensor, s: ScheduleFreeState, h: ScheduleFreeSetting
     ) -> ScheduleFreeState:
@@ -178,22 +175,31 @@ class RoundedAdamRule(AdamRule):
 class TorchAORule(RoundedAdamRule):
     """`torchao.optim`: Adam and AdamW with 8-bit, 4-bit or float8 moments."""
 
-    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
-        full = {n: _unpacked(t) if isinstance(t, Tensor) else t for n, t in state.items()}
-        return super().read({**group, "maximize": False}, full, weight)
+    def reader(self, group: Live) -> Read:
+        read = super().reader({**group, "maximize": False})
+
+        def unpacked(state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+            full = {n: _unpacked(t) if isinstance(t, Tensor) else t for n, t in state.items()}
+            return read(full, weight)
+
+        return unpacked
 
 
 class BitsAndBytesRule(RoundedAdamRule):
     """`bitsandbytes.optim`: Adam and AdamW, paged or not; decay is decoupled in all of them."""
 
-    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+    def reader(self, group: Live) -> Read:
         plain = {**group, "betas": group["betas"][:2], "maximize": False, "amsgrad": False}
-        moments = {}
-        if state:
-            names = ("exp_avg", "exp_avg_sq")
-            moments = {name: _moment(state, k) for k, name in enumerate(names, start=1)}
-            moments["step"] = state["step"]
-        return super().read(plain, moments, weight)
+        read = super().reader(plain)
+
+        def unpacked(state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
+            if not state:
+                return read({}, weight)
+            first, second = _moment(state, 1), _moment(state, 2)
+            full = {"exp_avg": first, "exp_avg_sq": second, "step": state["step"]}
+            return read(full, weight)
+
+        return unpacked
 
 
 def _unpacked(value: Tensor) -> Tensor:
@@ -215,11 +221,7 @@ def _moment(state: Mapping[str, Any], number: int) -> Tensor:
 
 
 def quantized_rule(optimizer: torch.optim.Optimizer) -> RoundedAdamRule | None:
-    """The rule of one of these packages' Adams; None for any other optimizer.
-
-    Raises:
-        NotSupportedError: options that change the step in a way that has no rule here.
-    """
+    """The rule of one of these packages' Adams; None for any other optimizer."""
     package = type(optimizer).__module__.split(".")[0]
     if package == "torchao" and hasattr(optimizer, "is_adamw"):
         return TorchAORule(decoupled=bool(optimizer.is_adamw))

@@ -8,6 +8,10 @@ finds 0 * inf, nothing has touched an element yet, and the slope counts 0, as in
 that is not of the weight's shape (Adafactor's rows and columns) is carried flat, filled up with
 zeros to the weight's size.
 
+A removed sample leaves changed moments behind, which act in later steps. `PostStepTerms` gathers
+these steps from the last one backward, and says at any point what a change of the moments is worth.
+Letters: R changes (rows), K targets, n elements.
+
 The gradient in the consumed gradient, q, is the direction of look-ahead. Tensors may have leading
 axes (K targets, or samples) before the move's own shape.
 """
@@ -15,6 +19,7 @@ axes (K targets, or samples) before the move's own shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,6 +76,10 @@ class StepDerivative(ABC):
         moments = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
         return Along(new.weight - old.weight, moments)
 
+    def following(self, move: Move[Any, Any], steps: int) -> PostStepTerms:
+        """Terms of moves such as this; where no formula is known for all, `steps` are played."""
+        return Stepped(steps)
+
 
 class AutomaticDerivative(StepDerivative):
     """Any rule whose displacement and state are differentiable in weight, gradient and state."""
@@ -110,11 +119,6 @@ class AutomaticDerivative(StepDerivative):
         return Along(w.reshape(like), tuple(m.reshape(like) for m in moments))
 
     def moved(self, move: Move[Any, Any], gradient: Tensor) -> Along:
-        """See `StepDerivative.moved`.
-
-        Raises:
-            NotSupportedError: the rule mixes a parameter's elements.
-        """
         _require_elementwise(move)
         rule, w, s, h = move.rule, move.weight, move.state, move.setting
         after = rule.advance(gradient, w, s, h)
@@ -189,11 +193,7 @@ _AUTOMATIC = AutomaticDerivative()
 
 
 def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
-    """The derivative that belongs to a rule: written out, or by automatic differentiation.
-
-    Raises:
-        NotSupportedError: the rule jumps, or its state's next value is not known.
-    """
+    """The derivative that belongs to a rule: written out, or by automatic differentiation."""
     why = None
     if rule.jumps:
         why = "steps by signs, whose derivative is 0 almost everywhere and says nothing"
@@ -207,3 +207,64 @@ def derivative_of(rule: Rule[Any, Any]) -> StepDerivative:
             "training again (inrun.truth.retrain), or train with a smooth rule."
         )
     return rule.derivative or _AUTOMATIC
+
+
+def post_step_terms_of(move: Move[Any, Any], steps: int) -> PostStepTerms:
+    """Terms to which nothing has been added yet; with 0 steps to first order."""
+    return derivative_of(move.rule).following(move, steps) if steps else FirstOrder()
+
+
+class PostStepTerms(ABC):
+    """The steps that follow, of parameters that move alike."""
+
+    @abstractmethod
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
+        """The change of the loss that other moments make, (R, K) float64.
+
+        Args:
+            new: what the step before those that follow would have left, moments (R, n).
+            old: what it did leave, moments (n,).
+            after: the loss's gradient in the state that it left, (K, n).
+        """
+
+    @abstractmethod
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+        """That step now belongs to those that follow; arguments as for `loss_change`."""
+
+
+class FirstOrder(PostStepTerms):
+    """To first order at once: exact where the rule is affine."""
+
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
+        total = new.weight.new_zeros((), dtype=torch.float64)
+        for changed, kept, gradient in zip(new.moments, old.moments, after.moments, strict=True):
+            total = total + paired(changed - kept, gradient)
+        return total.expand(len(new.weight), len(after.weight))
+
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+        """See `PostStepTerms.advance`: nothing is kept."""
+
+
+class Stepped(PostStepTerms):
+    """Step by step through the rule's own formulas, for so many steps; the rest to first order."""
+
+    def __init__(self, steps: int):
+        self._later: deque[tuple[Move[Any, Any], Along]] = deque(maxlen=steps)
+
+    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
+        total = new.weight.new_zeros((), dtype=torch.float64)
+        change = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
+        for move, then in self._later:
+            moved, change = derivative_of(move.rule).carried(move, change)
+            total, after = total + paired(moved, then.weight), then
+        for part, gradient in zip(change, after.moments, strict=True):
+            total = total + paired(part, gradient)
+        return total.expand(len(new.weight), len(after.weight))
+
+    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
+        self._later.appendleft((move, after))
+
+
+def paired(change: Tensor, gradient: Tensor) -> Tensor:
+    """(R, n) and (K, n) to (R, K), added up in double precision."""
+    return change.double() @ gradient.double().T

@@ -21,7 +21,6 @@ gradient's, whose slope is the plain quotient.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -231,11 +230,10 @@ def _operators_seen() -> Iterator[None]:
 
 
 class ElementwiseRule(Rule[State, Setting]):
-    """A rule that treats each element alone: slope and tangent are read off its displacement."""
+    """A rule that treats each element alone: slope and tangent are read off its displacement.
 
-    @abstractmethod
-    def displacement(self, g: Tensor, w: Tensor, s: State, h: Setting) -> Tensor:
-        """See `Rule.displacement`; in operators and functions that `Divided` knows."""
+    It is written in operators and functions that `Divided` knows.
+    """
 
     def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
         """See `Rule.without_gradient`; where a part of it is 0 / 0, the part is 0."""

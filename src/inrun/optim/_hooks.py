@@ -33,11 +33,8 @@ class Stepped(Protocol):
 class StepHooks:
     """Hooks that hold whoever is told weakly: dropping it takes nothing but a call for nothing.
 
-    Args:
-        told: of steps.
-        optimizers: whose steps.
-        stranger: how the one told is told of steps of any other optimizer there is; nothing else
-            sees a fused one move weights.
+    `stranger` is how the one told is told of steps of any other optimizer there is: nothing else
+    sees a fused one move weights.
     """
 
     def __init__(
@@ -89,11 +86,7 @@ class StepHooks:
             stranger(one, optimizer)
 
     def require_in_place(self) -> None:
-        """Raises where hooks are gone.
-
-        Raises:
-            MisuseError: somebody else took them off.
-        """
+        """Raises where hooks are gone."""
         if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in self._handles):
             raise MisuseError(
                 "The attribution's hooks were taken off the optimizer by somebody else, so its "

@@ -30,7 +30,6 @@ from inrun.optim._rule import (
 )
 
 PIECE = 65_536
-_SECOND = {"v", "square", "total"}  # what states call the squares that divide a step
 
 Arrays = tuple[Tensor, Any, Any]
 """Weight, gradient or gradients, and state of one parameter, or of a piece of it."""
@@ -129,9 +128,9 @@ class Move(Generic[State, Setting]):
             weight, rows, state = arrays
             guarded = rule.guarded(state, setting, square)
             found = cast(Diagonal, rule.null_slope(weight, guarded, setting)).coefficient
-            if square == 0:  # what divides an untouched element is 0, or it is divided by nothing
-                for name in _SECOND & set(getattr(state, "_fields", ())):
-                    found = torch.where(getattr(state, name) == 0, 0.0, found)
+            if square == 0 and rule.mean_square is not None:
+                # what divides an untouched element is 0, or it is divided by nothing
+                found = torch.where(getattr(state, rule.mean_square) == 0, 0.0, found)
             return [row * found for row in rows]
 
         rows = tuple(gradient_K)
@@ -232,9 +231,7 @@ def joined(moves: list[Move[Any, Any]]) -> Move[Any, Any]:
 def in_pieces(arrays: Arrays, compute: Callable[[Arrays], Parts]) -> Parts:
     """`compute`, elementwise in all arrays, on pieces where that is faster.
 
-    Args:
-        arrays: the parameter's.
-        compute: gives tensors of the arrays' shape, or numbers that are the same for all elements.
+    `compute` gives tensors of the arrays' shape, or numbers that are the same for all elements.
     """
     if not _divisible(arrays):
         return compute(arrays)

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim._adam import AdamRule
 from inrun.optim._jacobian import MatrixRule
+from inrun.optim._moments import Read
 from inrun.optim._rule import Live, Rule, numbers_of
 
 
@@ -145,8 +146,8 @@ class PublishedMuonRule(MuonRule):
 class AuxAdamRule(AdamRule):
     """AdamW of the groups that Muon leaves to it."""
 
-    def read(self, group: Live, state: Live, weight: Tensor) -> tuple[AdamState, AdamSetting]:
-        return super().read({**group, "maximize": False, "amsgrad": False}, state, weight)
+    def reader(self, group: Live) -> Read:
+        return super().reader({**group, "maximize": False, "amsgrad": False})
 
 
 class MuonWithAuxAdamRule(PublishedMuonRule):
@@ -155,5 +156,4 @@ class MuonWithAuxAdamRule(PublishedMuonRule):
     _aux = AuxAdamRule(decoupled=True)
 
     def of(self, group: Live) -> Rule[Any, Any]:
-        """See `Rule.of`."""
         return self if group["use_muon"] else self._aux

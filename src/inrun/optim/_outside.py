@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from inrun.errors import NotSupportedError
-from inrun.optim._adafactor import TransformersAdafactorRule
 from inrun.optim._adam_variants import ScheduleFreeAdamWRule, quantized_rule
 from inrun.optim._divided import ElementwiseRule
+from inrun.optim._elementwise import LionRule
 from inrun.optim._jacobian import MatrixRule
-from inrun.optim._lamb import LambRule
 from inrun.optim._muon import MuonWithAuxAdamRule, PublishedMuonRule
+from inrun.optim._per_tensor import LambRule, TransformersAdafactorRule
 from inrun.optim._rule import Live, Rule
-from inrun.optim._signs import LionRule
 
 Found = Rule[Any, Any]
 Displacement = Callable[[Tensor, Tensor, Mapping[str, Any], Mapping[str, Any]], Tensor]
@@ -55,11 +54,7 @@ def _lamb(optimizer: torch.optim.Optimizer) -> Found:
 
 
 def _muon(optimizer: torch.optim.Optimizer) -> Found | None:
-    """The rule of the classes that Muon's author publishes; others of these names have none.
-
-    Raises:
-        NotSupportedError: those that divide the work among processes, where there are several.
-    """
+    """The rule of the classes that Muon's author publishes; others of these names have none."""
     name = type(optimizer).__name__
     aux = name.endswith("WithAuxAdam")
     for group in optimizer.param_groups:
@@ -123,11 +118,7 @@ _REFUSED = {
 
 
 def outside_rule(optimizer: torch.optim.Optimizer) -> Found | None:
-    """The rule of an optimizer that torch does not have; None where it is not known.
-
-    Raises:
-        NotSupportedError: it is known, and cannot be scored; the message says why.
-    """
+    """The rule of an optimizer that torch does not have; None where it is not known."""
     name = type(optimizer).__name__
     quantized = quantized_rule(optimizer)
     if quantized is not None:

@@ -1,10 +1,4 @@
-"""What a change of the moments does after its step: through every later step to a later loss.
-
-A removed sample leaves changed moments behind. While the later steps' gradients stay as recorded,
-what becomes of the change is known without a graph: moments are carried by the rule, each later
-step moves the weights a little otherwise, and what that is worth is the loss's gradient in the
-state after that step. `PostStepTerms` gathers these steps from the last one backward and says at
-any point what a change of the moments is worth. Letters: R changes (rows), K targets, n elements.
+"""What a change of Adam's moments does after its step: through every later step to a later loss.
 
 Adam's moments are linear in moments: j steps later a change (dm, dv) has become (b1^j dm, b2^j dv).
 Only the step itself bends, through the root of the second moment. With M, V what the recorded step
@@ -27,77 +21,18 @@ far elements of all rows, J steps.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import deque
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inrun.optim._adam import AdamRule, AdamSetting
-from inrun.optim._derivative import Along, derivative_of
+from inrun.optim._derivative import Along, PostStepTerms
+from inrun.optim._moments import AdamSetting
 from inrun.optim._move import Move
-from inrun.optim._sgd import SGDRule
 
 ORDER = 6
 DENSE = 0.2
 BLOCK = 1 << 18
-
-
-class PostStepTerms(ABC):
-    """The steps that follow, of parameters that move alike."""
-
-    @abstractmethod
-    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
-        """The change of the loss that other moments make, (R, K) float64.
-
-        Args:
-            new: what the step before those that follow would have left, moments (R, n).
-            old: what it did leave, moments (n,).
-            after: the loss's gradient in the state that it left, (K, n).
-        """
-
-    @abstractmethod
-    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """That step now belongs to those that follow; arguments as for `loss_change`."""
-
-
-class FirstOrder(PostStepTerms):
-    """To first order at once: exact where the rule is affine."""
-
-    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
-        total = new.weight.new_zeros((), dtype=torch.float64)
-        for changed, kept, gradient in zip(new.moments, old.moments, after.moments, strict=True):
-            total = total + paired(changed - kept, gradient)
-        return total.expand(len(new.weight), len(after.weight))
-
-    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        """See `PostStepTerms.advance`: nothing is kept."""
-
-
-class Stepped(PostStepTerms):
-    """Step by step through the rule's own formulas, for so many steps; the rest to first order."""
-
-    def __init__(self, steps: int):
-        self._later: deque[tuple[Move[Any, Any], Along]] = deque(maxlen=steps)
-
-    def loss_change(self, new: Along, old: Along, after: Along) -> Tensor:
-        total = new.weight.new_zeros((), dtype=torch.float64)
-        change = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
-        for move, then in self._later:
-            moved, change = derivative_of(move.rule).carried(move, change)
-            total, after = total + paired(moved, then.weight), then
-        for part, gradient in zip(change, after.moments, strict=True):
-            total = total + paired(part, gradient)
-        return total.expand(len(new.weight), len(after.weight))
-
-    def advance(self, move: Move[Any, Any], old: Along, after: Along) -> None:
-        self._later.appendleft((move, after))
-
-
-def paired(change: Tensor, gradient: Tensor) -> Tensor:
-    """(R, n) and (K, n) to (R, K), added up in double precision."""
-    return change.double() @ gradient.double().T
 
 
 def _series() -> tuple[tuple[float, ...], ...]:
@@ -117,11 +52,7 @@ SERIES = _series()
 
 
 class AdamPostStepTerms(PostStepTerms):
-    """Of Adam and AdamW, without amsgrad.
-
-    Args:
-        steps: for how many steps far elements are played.
-    """
+    """Of Adam and AdamW, without amsgrad."""
 
     def __init__(self, steps: int):
         self._near: Tensor | None = None
@@ -266,18 +197,3 @@ class _Played:
         root = _positive(torch.addcmul(square, faded_2 * over_c2, dv)).sqrt_().add_(eps)
         change = torch.addcmul(first, faded, dm).div_(root).sub_(still)
         return torch.stack([(gain * change).sum(0, dtype=torch.float64) for gain in gains])
-
-
-def post_step_terms_of(move: Move[Any, Any], steps: int) -> PostStepTerms:
-    """Terms to which nothing has been added yet.
-
-    Args:
-        move: one of those that will be added.
-        steps: for how many steps at most the real rule is played where no formula is known for all
-            of them; 0 asks for first order.
-    """
-    if steps == 0 or type(move.rule) is SGDRule:  # SGD is affine
-        return FirstOrder()
-    if type(move.rule) is AdamRule and move.state.v_max is None:
-        return AdamPostStepTerms(steps)
-    return Stepped(steps)

@@ -1,27 +1,20 @@
-"""The one place that looks into a live optimizer: its class, its groups, its state."""
+"""Which update rule a live optimizer goes by: torch's, known ones of others, registered ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from inrun.distributed import is_sharded, own_part, own_state
 from inrun.errors import MisuseError, NotSupportedError
-from inrun.optim._adafactor import AdafactorRule
 from inrun.optim._adam import AdamRule
 from inrun.optim._adam_variants import AdamaxRule, NAdamRule, RAdamRule
-from inrun.optim._device_numbers import DeviceNumbers, Numbers, told
-from inrun.optim._live import consumed_gradient
-from inrun.optim._move import Move
+from inrun.optim._elementwise import AdadeltaRule, AdagradRule, RMSpropRule, RpropRule
 from inrun.optim._muon import MuonRule
 from inrun.optim._outside import Displacement, outside_rule, written
+from inrun.optim._per_tensor import AdafactorRule
 from inrun.optim._rule import Rule
-from inrun.optim._second_moments import AdadeltaRule, AdagradRule, RMSpropRule
 from inrun.optim._sgd import ASGDRule, SGDRule
-from inrun.optim._signs import RpropRule
 
 _RULES: dict[type[torch.optim.Optimizer], Rule[Any, Any]] = {
     torch.optim.SGD: SGDRule(),
@@ -102,10 +95,6 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule[Any, Any]:
 
     A subclass counts as its parent only where it inherits the parent's `step`: a class that
     steps differently moves differently.
-
-    Raises:
-        MisuseError: not a `torch.optim.Optimizer`.
-        NotSupportedError: no rule is known for its class, or a group asks for `differentiable`.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise MisuseError(
@@ -151,132 +140,6 @@ def tested(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer).__module__.split(".")[0] == "torch"
 
 
-def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Every parameter of every group, in the optimizer's order.
-
-    Those without elements are left out: no step moves them.
-    """
-    return [p for group in optimizer.param_groups for p in group["params"] if p.numel()]
-
-
-def device_numbers(optimizer: torch.optim.Optimizer, rule: Rule[Any, Any]) -> DeviceNumbers | None:
-    """What the optimizer keeps on devices and the rule reads as numbers, one of torch's own.
-
-    None for others: what they keep under the same names nobody knows here, and a rule of the user's
-    is given its state as it is.
-    """
-    return DeviceNumbers(optimizer) if rule in _RULES.values() else None
-
-
-def moves(
-    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], numbers: Numbers | None = None
-) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
-    """(parameter, its move) for each parameter that the coming step will change.
-
-    A parameter without a gradient is skipped, as the optimizer skips it. Of a sharded parameter
-    the move is that of this process's part. `numbers` that are known already are not asked for.
-    """
-    for group in optimizer.param_groups:
-        ruled = _of_group(rule, group, numbers)
-        for p in group["params"]:
-            if p.grad is not None and p.numel():
-                gradient = consumed_gradient(optimizer, p)
-                yield p, _move(optimizer, ruled, p, gradient, numbers)
-
-
-def moved(
-    optimizer: torch.optim.Optimizer,
-    rule: Rule[Any, Any],
-    before: Mapping[int, Move[Any, Any]],
-    numbers: Numbers | None = None,
-) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
-    """(parameter, its move read again after the step), of the gradient that was consumed.
-
-    A fused step under a gradient scaler unscales `.grad` itself, and loops clear it.
-
-    Args:
-        optimizer: that has stepped.
-        rule: the optimizer's.
-        before: moves by the parameter's id, as they were read before the step.
-        numbers: see `moves`.
-    """
-    for group in optimizer.param_groups:
-        ruled = _of_group(rule, group, numbers)
-        for p in group["params"]:
-            was = before.get(id(p))
-            if was is not None:
-                after = _move(optimizer, ruled, p, was.gradient, numbers)
-                after.setting = was.setting
-                yield p, after
-
-
-def standing(
-    optimizer: torch.optim.Optimizer, rule: Rule[Any, Any], numbers: Numbers | None = None
-) -> Iterator[tuple[Tensor, Move[Any, Any]]]:
-    """(parameter, the move that its state is ready for), whether there is a gradient or not.
-
-    The weight stands in the gradient's place: what is asked of it must not need one.
-    """
-    for group in optimizer.param_groups:
-        ruled = _of_group(rule, group, numbers)
-        for p in group["params"]:
-            if p.requires_grad and p.numel():
-                weight = own_part(p.detach())
-                yield p, _move(optimizer, ruled, p, weight, numbers)
-
-
-def _of_group(
-    rule: Rule[Any, Any], group: Mapping[str, Any], numbers: Numbers | None
-) -> tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]]:
-    """A group's rule, and its `Rule.reader`."""
-    known = told(group, numbers)
-    ruled = rule.of(known)
-    return ruled, ruled.reader(known)
-
-
-def _move(
-    optimizer: torch.optim.Optimizer,
-    ruled: tuple[Rule[Any, Any], Callable[[Mapping[str, Any], Tensor], Any]],
-    p: Tensor,
-    gradient: Tensor,
-    numbers: Numbers | None,
-) -> Move[Any, Any]:
-    rule, read = ruled
-    live, weight = told(optimizer.state.get(p, {}), numbers), own_part(p.detach())
-    if rule.rounds:  # these keep little and compute in full
-        weight, gradient = weight.float(), gradient.float()
-    live = own_state(live) if is_sharded(p) else live
-    return Move(rule, weight, gradient, *read(live, weight))
-
-
-def move_of(
-    optimizer: torch.optim.Optimizer,
-    rule: Rule[Any, Any],
-    p: Tensor,
-    times: float,
-    mean: Callable[[Tensor], Tensor] | None = None,
-    numbers: Numbers | None = None,
-) -> Move[Any, Any]:
-    """One parameter's move if its present gradient, times a number, were consumed.
-
-    Args:
-        optimizer: that holds it.
-        rule: the optimizer's.
-        p: the parameter.
-        times: the number.
-        mean: what becomes of the gradient first, as the mean over processes, of which this one
-            may have none.
-        numbers: that are known already, and not asked for.
-
-    Raises:
-        MisuseError: the optimizer does not hold the parameter.
-    """
-    for group in optimizer.param_groups:
-        if any(q is p for q in group["params"]) and (p.grad is not None or mean is not None):
-            given = p.grad is not None
-            gradient = consumed_gradient(optimizer, p) if given else torch.zeros_like(p)
-            gradient = gradient if mean is None else mean(gradient)
-            gradient = gradient if times == 1.0 else gradient * times
-            ruled = _of_group(rule, group, numbers)
-            return _move(optimizer, ruled, p, gradient, numbers)
-    raise MisuseError("A parameter left the optimizer while its gradient was computed.")
+def from_torch(rule: Rule[Any, Any]) -> bool:
+    """Whether it is the rule of one of torch's own optimizers."""
+    return rule in _RULES.values()

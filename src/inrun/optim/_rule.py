@@ -13,12 +13,10 @@ g; where a formula is 0 / 0 because nothing has touched the element yet (no grad
 before), it is 0: no sample moved it. Where d(0) has nothing to divide by (eps = 0) it is 0 too, and
 all of d(g) is the gradient's.
 
-What only some rules have stands beside them, as objects that a rule holds or not:
-
-    linearized     slope and history at the previous step's moments (arXiv 2602.00329)
-    momentum       how gradients of earlier steps still act in this one
-    post_step      slope and history again, told from the state that the step left behind
-    derivative     the step's linear maps in weight, state and gradient (`_derivative.py`)
+What only some rules have stands beside them, as objects that a rule holds or not: `linearized`
+(slope and history at the previous step's moments, arXiv 2602.00329), `momentum` (how gradients of
+earlier steps still act in this one), `post_step` (slope and history again, told from the state that
+the step left behind) and `derivative` (its linear maps, see `_derivative.py`).
 
 A slope J takes a change of the consumed gradient to a change of the displacement. Attribution needs
 it transposed: for a validation gradient v, <v, J share_b> = <J^T v, share_b>, so that one pull of v
@@ -130,16 +128,10 @@ class Momentum(ABC):
         """The tensor that earlier gradients are remembered in; None where there is none (yet)."""
 
 
-Terms = Callable[..., tuple[Tensor, Tensor, Tensor]]
-
-
 class PostStep(ABC):
-    """Slope and history of a step that was taken, from nothing that was kept before it.
+    """Slope and history of a step that was taken, exact but for the rounding of its state."""
 
-    It is exact but for the rounding of the state.
-    """
-
-    terms: Terms
+    terms: Callable[..., tuple[Tensor, Tensor, Tensor]]
     """(g, w', *arrays, numbers) -> slope, momentum's displacement, decay's displacement.
 
     Elementwise, in torch operations that compile into one loop."""
@@ -184,23 +176,22 @@ class Rule(ABC, Generic[State, Setting]):
     post_step: ClassVar[PostStep | None] = None
     derivative: ClassVar[StepDerivative | None] = None
 
+    mean_square: ClassVar[str | None] = None
+    """The state's field with the mean of squares (with rate `b2`) that divides the step."""
+
     elementwise: ClassVar[bool] = True
     """Whether each element's displacement depends on that element's gradient alone."""
-
     rounds: ClassVar[bool] = False
     """Whether the state is rounded after each step, so that what it becomes is not known."""
-
     advances: ClassVar[bool] = True
     """Whether `advance` is known."""
-
     jumps: bool = False
     """Whether d is made of steps, as signs are, where no quadrature sees where they lie."""
-
     affine: bool = False
     """Whether d is affine in g, so that nothing of it is like a sign."""
 
     def of(self, group: Live) -> Rule[Any, Any]:
-        """The rule of a parameter group: itself, where all groups step alike."""
+        """The rule of a parameter group, where not all groups step alike."""
         return self
 
     @abstractmethod
@@ -225,10 +216,8 @@ class Rule(ABC, Generic[State, Setting]):
     def history(self, w: Tensor, s: State, h: Setting) -> History:
         """d(0), in its two parts: without decay, and what decay adds."""
         whole, undecayed = self.without_gradient(w, s, h), self.without_decay(h)
-        if undecayed == h:
-            return History(whole, 0.0)
-        momentum = self.without_gradient(w, s, undecayed)
-        return History(momentum, whole - momentum)
+        momentum = whole if undecayed == h else self.without_gradient(w, s, undecayed)
+        return History(momentum, 0.0 if momentum is whole else whole - momentum)
 
     def without_gradient(self, w: Tensor, s: State, h: Setting) -> Tensor:
         """d(0), and 0 where the formula has nothing to divide by."""
@@ -258,7 +247,11 @@ class Rule(ABC, Generic[State, Setting]):
         The null update of a young or rarely touched element is divided by next to nothing, while
         the step itself is divided by its gradient too.
         """
-        return s
+        state, b2 = cast(Any, s), float(getattr(h, "b2", 0.0))
+        if self.mean_square is None or not b2:
+            return s
+        seen = getattr(state, self.mean_square) + (1 - b2) / b2 * square
+        return cast(State, state._replace(**{self.mean_square: seen}))
 
     @abstractmethod
     def advance(self, g: Tensor, w: Tensor, s: State, h: Setting) -> State:
@@ -276,16 +269,12 @@ class Rule(ABC, Generic[State, Setting]):
     def steps_taken(self, s: State) -> int | None:
         """How many steps ago the rule acted like a sign of the gradient; None where it never does.
 
-        Adam's first steps are nearly signs, where a straight path says little; the attribution then
-        smooths. A rule that takes signs always says 0, one that is affine in g says None.
+        Adam's first steps are nearly signs, where a straight path says little: they are smoothed.
         """
         return None if self.affine else int(getattr(s, "steps", 0))
 
     def window(self, s: State, h: Setting) -> float:
-        """Over how many gradients the size that divides the step is averaged: 1 / (1 - b2).
-
-        Infinite where none is forgotten, or where nothing divides the step.
-        """
+        """Over how many gradients what divides the step is averaged: 1 / (1 - b2), or infinite."""
         b2 = float(getattr(h, "b2", 1.0))
         return 1 / (1 - b2) if b2 < 1 else math.inf
 

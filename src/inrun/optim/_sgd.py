@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.optim._derivative import Along, StepDerivative
+from inrun.optim._derivative import Along, FirstOrder, PostStepTerms, StepDerivative
 from inrun.optim._move import Move
 from inrun.optim._rule import (
     Diagonal,
@@ -60,8 +60,6 @@ class SGDState(NamedTuple):
 
 
 class SGDSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     momentum: float
     dampening: float
@@ -152,6 +150,9 @@ class SGDDerivative(StepDerivative):
         state = SGDState(buffer if buffer is None or not moments else buffer + moments[0])
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
 
+    def following(self, move: Move[SGDState, SGDSetting], steps: int) -> PostStepTerms:
+        return FirstOrder()
+
 
 class SGDRule(AffineRule[SGDState, SGDSetting]):
     """`torch.optim.SGD`."""
@@ -192,8 +193,6 @@ class ASGDState(NamedTuple):
 
 
 class ASGDSetting(NamedTuple):
-    """The parameter group's numbers."""
-
     lr: float
     lambd: float
     alpha: float

@@ -1,18 +1,17 @@
 """Owners follow the data: which sample every slot of every tensor of a block belongs to.
 
-`Owners` gives each operation's outputs their `Map`. `pointwise`, `moves`, `joins`, `contractions`,
-`along` and `layers` hold the rules, one registered function a family; `exchanged` asks an operation
-itself. See docs/samples.md.
+`Owners` gives each operation's outputs their `Map`. `pointwise`, `moves`, `lookups`,
+`contractions`, `along` and `layers` hold the rules, one registered function per family; `exchanged`
+asks an operation itself. See docs/samples.md.
 """
 
-from inrun.owners import along, contractions, joins, layers, moves, pointwise
+from inrun.owners import along, contractions, layers, lookups, moves, pointwise
 from inrun.owners._entries import Axes, Entries, Ownership, Roots, ownership
 from inrun.owners._exchange import exchanged
 from inrun.owners._follower import Owners, root_kind
 from inrun.owners._ids import IdReader, read_ids
 from inrun.owners._map import MIXED, NONE, SUM, UNKNOWN, Map, adopted
-from inrun.owners._operation import Op
-from inrun.owners._registry import families, find, rule
+from inrun.owners._operation import Op, families, find, rule
 
 __all__ = [
     "MIXED",
@@ -33,8 +32,8 @@ __all__ = [
     "exchanged",
     "families",
     "find",
-    "joins",
     "layers",
+    "lookups",
     "moves",
     "ownership",
     "pointwise",

@@ -29,7 +29,6 @@ class Ownership(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Whether owners are the caller's word."""
         return any(said is not None for said in (self.rows, self.slots, self.tensors))
 
     def along(self, t: Tensor, axes: Axes) -> tuple[int, Tensor | None]:
@@ -50,7 +49,6 @@ class Axes(NamedTuple):
     known: Mapping[tuple[int, bool], int] | None = None
 
     def of(self, t: Tensor) -> int:
-        """The axis of the batch."""
         known = self.known or {}
         return known.get((t.ndim, t.is_floating_point()), self.default)
 
@@ -137,13 +135,7 @@ class Roots:
 
 
 class Entries:
-    """Gives tensors that enter a block their maps.
-
-    Args:
-        owned: what the caller said.
-        axes: where the batch lies.
-        roots: maps of earlier blocks.
-    """
+    """Gives tensors that enter a block their maps; `roots` are those of earlier blocks."""
 
     def __init__(self, owned: Ownership, axes: Axes, roots: Roots):
         self.owned, self._axes, self._roots = owned, axes, roots

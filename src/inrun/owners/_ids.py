@@ -14,11 +14,7 @@ Ids = list[int] | list[str]
 
 
 class IdReader:
-    """Reads ids as ints or as strings, whichever the first batch had; never a mixture.
-
-    Args:
-        kind: what they were before: 'int', 'str', or None.
-    """
+    """Reads ids as ints or as strings ('int', 'str'), as the first batch had; never a mixture."""
 
     def __init__(self, kind: str | None = None) -> None:
         self._kind = None if kind is None else {"int": int, "str": str}[kind]

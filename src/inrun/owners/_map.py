@@ -73,9 +73,12 @@ class Map:
         """Whether no slot has an owner, and all are the same for all samples."""
         return self.low == NONE == self.high
 
+    def has(self, code: int) -> bool:
+        """Whether a code, or a sample, is among its numbers."""
+        return self.low <= code <= self.high and bool((self.codes == code).any())
+
     @property
     def ndim(self) -> int:
-        """Axes."""
         return self.codes.ndim
 
     @property
@@ -89,13 +92,7 @@ class Map:
         return tuple(i for i, size in enumerate(self.codes.shape) if size != 1)
 
     def remembered(self, key: Hashable, make: Callable[[], T], *keep: Any) -> T:
-        """What an operation made of this map, made only once.
-
-        Args:
-            key: the operation and its arguments.
-            make: called where the key is new.
-            keep: objects whose ids are in the key.
-        """
+        """What an operation made of this map, made only once; ids in the key are of `keep`."""
         try:
             found: T | None = self.memo.get(key)
         except TypeError:  # an argument that cannot be hashed
@@ -105,13 +102,29 @@ class Map:
             self.kept += keep
         return found
 
+    def in_front(self, ndim: int) -> Map:
+        """The same map with axes of length 1 in front, so that it has as many as that."""
+        if self.ndim >= ndim:
+            return self
+        shape = (1,) * (ndim - self.ndim) + tuple(self.shape)
+        return self.remembered(("axes", ndim), lambda: self.derived(self.codes.reshape(shape)))
+
+    def without(self, axes: Sequence[int]) -> Map:
+        """The same map without axes, along which it has length 1."""
+        gone = frozenset(axis % self.ndim for axis in axes) if self.ndim else frozenset()
+
+        def make() -> Map:
+            kept = [n for i, n in enumerate(self.shape) if i not in gone]
+            return self.derived(self.codes.reshape(kept))
+
+        return self.remembered(("without", gone), make)
+
     def derived(self, codes: Tensor) -> Map:
         """A map of something made of this one's tensor."""
         return Map(codes, self.why, self.how)
 
 
 def uniform(code: int, ndim: int, why: str = "") -> Map:
-    """All slots alike."""
     return Map(torch.full((1,) * ndim, code, dtype=torch.int32), why)
 
 
@@ -136,12 +149,8 @@ def squeezed(codes: Tensor) -> Tensor:
 def adopted(codes: Tensor, samples: int, *, alone: bool) -> Tensor:
     """NONE becomes the owner of its row, where along one axis all others have that one owner.
 
-    So the class token in front of a sample's patches goes with its sample.
-
-    Args:
-        codes: of a tensor that was put together.
-        samples: B.
-        alone: whether also a row by which owners do not vary at all may adopt.
+    So the class token in front of a sample's patches goes with its sample. With `alone` also a row
+    by which owners do not vary at all may adopt.
     """
     none = codes == NONE
     if not bool(none.any()):
@@ -161,11 +170,7 @@ def adopted(codes: Tensor, samples: int, *, alone: bool) -> Tensor:
 def collapsed(m: Map, axes: Sequence[int], *, linear: bool, why: str) -> Map:
     """Owners of what combines all entries along these axes; they stay, with length 1.
 
-    Args:
-        m: the map.
-        axes: that are combined.
-        linear: whether by adding, so that terms of several samples stay a SUM.
-        why: the operation's name.
+    `linear`: by adding, so that terms of several samples stay a SUM. `why`: the operation's name.
     """
     axes = tuple(sorted({axis % m.ndim for axis in axes})) if m.ndim else ()
     flat = all(m.codes.shape[axis] == 1 for axis in axes)
@@ -201,14 +206,9 @@ def _combined(t: Tensor, axes: tuple[int, ...], linear: bool) -> Tensor:
 
 
 def joined(a: Map, b: Map, ndim: int, *, adds: bool, why: str) -> Map:
-    """Owners of what combines two broadcast tensors entry by entry.
+    """Owners of what combines two broadcast tensors entry by entry, with so many axes.
 
-    Args:
-        a: one tensor's map.
-        b: the other's.
-        ndim: axes of the result.
-        adds: whether the operation is linear in the two together (a sum, a difference).
-        why: the operation's name.
+    `adds`: the operation is linear in the two together (a sum, a difference).
     """
     if a is b and (adds or a.low > SUM or a.low == UNKNOWN) and a.ndim == ndim:
         return a
@@ -217,8 +217,7 @@ def joined(a: Map, b: Map, ndim: int, *, adds: bool, why: str) -> Map:
 
 
 def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
-    x = a.codes.reshape((1,) * (ndim - a.ndim) + tuple(a.shape))
-    y = b.codes.reshape((1,) * (ndim - b.ndim) + tuple(b.shape))
+    x, y = a.in_front(ndim).codes, b.in_front(ndim).codes
     how = "exchanged" if "exchanged" in (a.how, b.how) else a.how
     same = torch.where(x == SUM, SUM if adds else MIXED, x)
     mixed = (x == MIXED) | (y == MIXED)
@@ -229,6 +228,25 @@ def _joined(a: Map, b: Map, ndim: int, adds: bool, why: str) -> Map:
     if found.low < NONE and min(a.low, b.low) >= NONE:
         found.why = why
     return found
+
+
+def combined_at(
+    places: Tensor, codes: Tensor, axis: int, size: Sequence[int], base: Tensor | None, clash: int
+) -> Tensor:
+    """Owners after entries were put together along an axis, each at its place.
+
+    `places` are as `scatter_reduce` takes them, `base` the owners of what was there before, `clash`
+    the code where several samples came together.
+    """
+    low = torch.full(tuple(size), _LARGE, dtype=torch.int32)
+    high = torch.full(tuple(size), NONE, dtype=torch.int32)
+    if base is not None:
+        low, high = torch.where(base == NONE, low, base), torch.where(base == NONE, high, base)
+    smallest = torch.where(codes == NONE, _LARGE, codes).to(torch.int32)
+    low = low.scatter_reduce(axis, places, smallest, "amin")
+    high = high.scatter_reduce(axis, places, codes.to(torch.int32).contiguous(), "amax")
+    one = torch.where(low == high, low, torch.where(low < NONE, torch.minimum(low, high), clash))
+    return torch.where(low == _LARGE, NONE, one).to(torch.int32)
 
 
 def is_statistic(statistic: Map, of: Map) -> bool:
@@ -253,6 +271,6 @@ def reshaped(codes: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
     if same and all(size == 1 for size in codes.shape[len(before) - same :]):
         cut = len(before) - same
         head = codes.reshape(codes.shape[:cut]).expand(before[:cut])
-        moved = compressed(head.reshape(after[: len(after) - same]))
+        moved = squeezed(head.reshape(after[: len(after) - same]))
         return moved.reshape(*moved.shape, *([1] * same))
     return squeezed(codes.expand(before).reshape(after))

@@ -1,16 +1,21 @@
-"""One operation as the rules see it: what went in, whose it was, and what came out."""
+"""One operation as the rules see it, and the table of rules, by the name of the torch function.
+
+A rule is a function from an `Op` to the maps of its outputs. It gives None where it cannot tell:
+then the operation is decided by exchange (see `_exchange`), or else is UNKNOWN.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from inrun.operations import RandomState
-from inrun.owners._map import MIXED, NONE, UNKNOWN, Map, is_statistic, joined, uniform
+from inrun.owners._map import NONE, UNKNOWN, Map, is_statistic, joined, uniform
 
 Found = list[Map | None]
 """A map for each output, None where it is the same for all samples."""
@@ -61,16 +66,13 @@ class Op:
 
     @property
     def out(self) -> Tensor:
-        """The first tensor that came out."""
         return self.outs[0]
 
     def every(self, m: Map | None) -> Found:
-        """The same map for all outputs."""
         return [m] * len(self.outs)
 
-    def unknown(self, why: str = "") -> Found:
-        """For all outputs: owners are not known."""
-        return [uniform(UNKNOWN, out.ndim, why or self.name) for out in self.outs]
+    def unknown(self) -> Found:
+        return [uniform(UNKNOWN, out.ndim, self.name) for out in self.outs]
 
     def join(
         self,
@@ -90,17 +92,23 @@ class Op:
         rest = self._together(given, ndim, adds=adds, noted=False)
         if main is None or rest is None:
             return main if rest is None else rest
-        return _filled(main, rest)
+        if not main.has(NONE):
+            return main
+        # the second where the first says that nobody owns a slot
+        key = ("filled", id(rest))
+        codes = main.codes, rest.codes
+        return main.remembered(
+            key, lambda: main.derived(torch.where(codes[0] == NONE, codes[1], codes[0])), rest
+        )
 
     def _together(self, maps: Sequence[Map], ndim: int, *, adds: bool, noted: bool) -> Map | None:
         """The join of some of the maps; a number of the whole batch leaves slots their owner."""
         found: Map | None = None
         for m in maps:
+            m = m.in_front(ndim)
             if found is None:
-                found = _axes(m, ndim)
-                continue
-            m = _axes(m, ndim)
-            if is_statistic(m, found) or is_statistic(found, m):
+                found = m
+            elif is_statistic(m, found) or is_statistic(found, m):
                 if noted:
                     self.interactions.append(self.name)
                 found = found if is_statistic(m, found) else m
@@ -124,29 +132,86 @@ def led(
     return (kwargs[leading],), rest
 
 
-def _axes(m: Map, ndim: int) -> Map:
-    """The same map with axes of length 1 in front."""
-    if m.ndim >= ndim:
-        return m
-    shape = (1,) * (ndim - m.ndim) + tuple(m.shape)
-    return m.remembered(("axes", ndim), lambda: m.derived(m.codes.reshape(shape)))
+Rule = Callable[[Op], Found | None]
+R = TypeVar("R", bound=Rule)
 
 
-def _filled(main: Map, rest: Map) -> Map:
-    """The first map, and the second where the first says that nobody owns a slot."""
-    if NONE not in (main.low, main.high) and not _has(main, NONE):
-        return main
+class Registered(NamedTuple):
+    """A rule.
 
-    def make() -> Map:
-        return main.derived(torch.where(main.codes == NONE, rest.codes, main.codes))
+    `refined`: where it says MIXED, an exchange may know better (masks, zeros), and is tried.
+    `pointwise`: entries that meet numbers alone keep their owners. `rows`: so do rows of the first
+    argument, whose last axis is summed away.
+    """
 
-    return main.remembered(("filled", id(rest)), make, rest)
+    family: str
+    rule: Rule
+    refined: bool
+    pointwise: bool
+    rows: bool
 
 
-def _has(m: Map, code: int) -> bool:
-    return m.low <= code <= m.high and bool((m.codes == code).any())
+_BY_NAME: dict[str, Registered] = {}
+_BY_FUNCTION: dict[Any, Registered] = {}
 
 
-def is_mixed(m: Map | None) -> bool:
-    """Whether samples are mixed in some of its slots."""
-    return m is not None and _has(m, MIXED)
+def rule(
+    names: str, *functions: Any, refined: bool = False, pointwise: bool = False,
+    rows: bool = False,
+) -> Callable[[R], R]:  # fmt: skip
+    """Registers a rule for torch functions; see `Registered`.
+
+    Their names are as `func.__name__` says them, separated by blanks; the in-place form (`add_`,
+    `__iadd__`) has the same rule. Functions are those that share their name with others, such as
+    getters of properties.
+    """
+
+    def register(function: R) -> R:
+        entry = Registered(function.__name__, function, refined, pointwise, rows)
+        _BY_NAME.update(dict.fromkeys(names.split(), entry))
+        _BY_FUNCTION.update(dict.fromkeys(functions, entry))
+        return function
+
+    return register
+
+
+def rule_of_first(
+    named: str, *functions: Any, refined: bool = False
+) -> Callable[[Callable[[Op, Map], Found | None]], Rule]:
+    """Registers a rule that asks for the first argument's map, and is asked where there is one."""
+
+    def register(function: Callable[[Op, Map], Found | None]) -> Rule:
+        @rule(named, *functions, refined=refined)
+        @wraps(function)
+        def of_first(op: Op) -> Found | None:
+            m = op.first
+            return op.every(None) if m is None else function(op, m)
+
+        return of_first
+
+    return register
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def find(function: Callable[..., Any], name: str) -> Registered | None:
+    """The rule of an operation, if it has one."""
+    found = _BY_FUNCTION.get(function) if name in ("__get__", "unfold") else None
+    return found or _BY_NAME.get(name) or _BY_NAME.get(stem(name))
+
+
+def stem(name: str) -> str:
+    """A name without the sign of its in-place form."""
+    if name.startswith("__i") and name.endswith("__"):
+        return f"__{name[3:]}"
+    return name.removesuffix("_") if not name.endswith("__") else name
+
+
+def families() -> dict[str, list[str]]:
+    """Every family of operations with the names that it holds, for the documentation."""
+    found: dict[str, list[str]] = {}
+    for name, entry in _BY_NAME.items():
+        found.setdefault(entry.family, []).append(name)
+    return found

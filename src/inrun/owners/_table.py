@@ -45,7 +45,6 @@ class Table:
         return row[1]
 
     def put(self, t: Tensor, entry: Any) -> None:
-        """Takes note of a tensor's map."""
         self._rows[id(t)] = (weakref.ref(t), entry)
 
     def write(self, t: Tensor, before: Map | None, after: Map | None) -> None:

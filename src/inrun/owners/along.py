@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from inrun.owners._map import Map, collapsed, squeezed
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule, stem
+from inrun.owners._operation import Found, Op, rule, rule_of_first, stem
 from inrun.owners.pointwise import kept, several
 
 _DIM_AT = {"normalize": 2, "topk": 2, "kthvalue": 2, "glu": 1, "norm": 2, "quantile": 2,
@@ -30,62 +29,59 @@ def _dim(op: Op, default: Any) -> Any:
     return default if given is None else given
 
 
-@rule(
+@rule_of_first(
     "softmax log_softmax softmin normalize gumbel_softmax glu logcumsumexp cummax cummin cumprod "
     "gradient",
     refined=True,
 )
-def along(op: Op) -> Found:
+def along(op: Op, m: Map) -> Found:
     """Each entry by all entries along one axis."""
     axis = _dim(op, _DIM_UNSAID.get(stem(op.name), -1))
     axes = axis if isinstance(axis, (list, tuple)) else (axis,)
-    return _kept_along(op, axes, linear=False)
+    return _kept_along(op, m, axes)
 
 
-@rule("renorm", refined=True)
-def renorm(op: Op) -> Found:
+@rule_of_first("renorm", refined=True)
+def renorm(op: Op, m: Map) -> Found:
     """Each entry by the norm of its part of the tensor: over all axes but one."""
     ndim, own = op.args[0].ndim, op.get(2, "dim")
-    return _kept_along(op, [i for i in range(ndim) if i != own % ndim], linear=False)
+    return _kept_along(op, m, [i for i in range(ndim) if i != own % ndim])
 
 
-@rule("cumsum diff trapezoid cumulative_trapezoid", refined=True)
-def running_sum(op: Op) -> Found:
+@rule_of_first("cumsum diff trapezoid cumulative_trapezoid", refined=True)
+def running_sum(op: Op, m: Map) -> Found:
     """Sums of the entries up to each."""
     if stem(op.name) == "trapezoid":
-        return reduced_by(op, (_dim(op, -1),), linear=True)
-    return _kept_along(op, (_dim(op, -1),), linear=True)
+        return _reduced_by(op, m, (_dim(op, -1),), linear=True)
+    return _kept_along(op, m, (_dim(op, -1),), linear=True)
 
 
-def _kept_along(op: Op, axes: Sequence[int], *, linear: bool) -> Found:
-    m = op.first
-    if m is None:
-        return op.every(None)
+def _kept_along(op: Op, m: Map, axes: Sequence[int], *, linear: bool = False) -> Found:
     m = m if linear else kept(op, m)
     return op.every(collapsed(m, axes, linear=linear, why=op.name))
 
 
-@rule("layer_norm rms_norm", refined=True)
-def layer_norm(op: Op) -> Found:
+@rule_of_first("layer_norm rms_norm", refined=True)
+def layer_norm(op: Op, m: Map) -> Found:
     """Over the last axes."""
     shape = op.get(1, "normalized_shape")
     count = len(shape) if isinstance(shape, (list, tuple)) else 1
-    return _kept_along(op, range(-count, 0), linear=False)
+    return _kept_along(op, m, range(-count, 0))
 
 
-@rule("group_norm instance_norm local_response_norm", refined=True)
-def group_norm(op: Op) -> Found:
+@rule_of_first("group_norm instance_norm local_response_norm", refined=True)
+def group_norm(op: Op, m: Map) -> Found:
     """Over everything within a row."""
     start = 2 if op.name == "instance_norm" else 1
-    return _kept_along(op, range(start, op.args[0].ndim), linear=False)
+    return _kept_along(op, m, range(start, op.args[0].ndim))
 
 
-@rule(
+@rule_of_first(
     "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 "
     "fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn",
     refined=True,
 )
-def fourier(op: Op) -> Found:
+def fourier(op: Op, m: Map) -> Found:
     """Every frequency of all entries along the axes."""
     several_axes = op.name.endswith(("n", "2"))
     default: Any = (-2, -1) if op.name.endswith("2") else -1
@@ -93,15 +89,12 @@ def fourier(op: Op) -> Found:
         default = tuple(range(op.args[0].ndim))
     axis = op.get(2, "dim", default)
     axes = axis if several_axes and isinstance(axis, (list, tuple)) else (axis,)
-    return _kept_along(op, default if axis is None else axes, linear=True)
+    return _kept_along(op, m, default if axis is None else axes, linear=True)
 
 
-@rule("fft_fftshift fft_ifftshift")
-def shifted(op: Op) -> Found:
+@rule_of_first("fft_fftshift fft_ifftshift")
+def shifted(op: Op, m: Map) -> Found:
     """Entries in another order."""
-    m = op.first
-    if m is None:
-        return [None]
     axes = op.get(1, "dim", None)
     axes = range(m.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
     if all(m.shape[axis] == 1 for axis in axes):
@@ -109,36 +102,24 @@ def shifted(op: Op) -> Found:
     return [m.derived(op.function(m.codes.expand(op.args[0].shape), *op.args[1:], **op.kwargs))]
 
 
-@rule(
+@rule_of_first(
     "sum mean nansum nanmean var std prod amax amin any all norm logsumexp "
     "count_nonzero std_mean var_mean linalg_vector_norm linalg_norm nanmedian aminmax quantile "
     "nanquantile",
     refined=True,
 )
-def reduced(op: Op) -> Found:
+def reduced(op: Op, m: Map) -> Found:
     """All entries along the axes in one."""
     axis = _dim(op, None)
     whole = axis is None or axis == () or axis == []
     axes = range(op.args[0].ndim) if whole else (axis,) if isinstance(axis, int) else axis
-    return reduced_by(op, axes, linear=stem(op.name) in ("sum", "mean", "nansum", "nanmean"))
+    return _reduced_by(op, m, axes, linear=stem(op.name) in ("sum", "mean", "nansum", "nanmean"))
 
 
-def reduced_by(op: Op, axes: Sequence[int], *, linear: bool) -> Found:
+def _reduced_by(op: Op, m: Map, axes: Sequence[int], *, linear: bool = False) -> Found:
     """The maps of outputs from which the axes are gone, or where they are 1."""
-    m = op.first
-    if m is None:
-        return op.every(None)
     c = collapsed(m if linear else kept(op, m), axes, linear=linear, why=op.name)
-    return [c if out.ndim == c.ndim else _dropped(c, axes) for out in op.outs]
-
-
-def _dropped(c: Map, axes: Sequence[int]) -> Map:
-    gone = frozenset(axis % c.ndim for axis in axes)
-
-    def make() -> Map:
-        return c.derived(c.codes.reshape([n for i, n in enumerate(c.shape) if i not in gone]))
-
-    return c.remembered(("drop", gone), make)
+    return [c if out.ndim == c.ndim else c.without(axes) for out in op.outs]
 
 
 @rule("max min median mode kthvalue argmax argmin", refined=True)
@@ -153,24 +134,22 @@ def chosen(op: Op) -> Found | None:
     if axis is None and stem(op.name) in ("mode", "kthvalue"):
         axis = -1
     if axis is None:
-        return reduced_by(op, range(x.ndim), linear=False)
+        return _reduced_by(op, m, range(x.ndim))
     if len(op.outs) < 2 or m.shape[axis] == 1:
-        return reduced_by(op, (axis,), linear=False)
+        return _reduced_by(op, m, (axis,))
     index = op.outs[1].detach().cpu()
     keep = index.ndim == x.ndim
     places = index if keep else index.unsqueeze(axis)
     codes = m.codes.expand(x.shape).gather(axis, places)
     codes = codes if keep else codes.squeeze(axis)
     found = m.derived(squeezed(codes))
-    return [found, *reduced_by(op, (axis,), linear=False)[1:]]
+    return [found, *_reduced_by(op, m, (axis,))[1:]]
 
 
-@rule("sort topk msort argsort", refined=True)
-def ordered(op: Op) -> Found:
+@rule_of_first("sort topk msort argsort", refined=True)
+def ordered(op: Op, m: Map) -> Found:
     """Entries along an axis in their order."""
-    m, x, name = op.first, op.args[0], stem(op.name)
-    if m is None:
-        return op.every(None)
+    x, name = op.args[0], stem(op.name)
     axis = 0 if name == "msort" else _dim(op, -1)
     places = collapsed(kept(op, m), (axis,), linear=False, why=op.name)
     if name == "argsort":

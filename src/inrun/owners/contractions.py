@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from inrun.owners._map import NONE, Map, collapsed
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule, stem
+from inrun.owners._operation import Found, Op, rule, stem
 from inrun.owners.pointwise import kept
 
 Letters = Sequence[Hashable]
@@ -23,13 +22,9 @@ Letters = Sequence[Hashable]
 def contract(
     op: Op, operands: Sequence[tuple[Tensor, Letters]], out: Letters, *, linear: bool = True
 ) -> Map | None:
-    """Owners of a contraction.
+    """Owners of a contraction, `operands` and `out` with one letter per axis.
 
-    Args:
-        op: the operation.
-        operands: tensors with one letter per axis.
-        out: the result's letters.
-        linear: whether products are added up as they are.
+    `linear`: products are added up as they are.
     """
     mapped = [(t, letters, op.map_of(t)) for t, letters in operands]
     if all(m is None for _, _, m in mapped):
@@ -56,12 +51,9 @@ def contract(
 
 
 def _apart(
-    op: Op,
-    m: Map,
-    operands: Sequence[tuple[Tensor, Letters]],
-    space: Letters,
+    op: Op, m: Map, operands: Sequence[tuple[Tensor, Letters]], space: Letters,
     gone: tuple[int, ...],
-) -> Map | None:
+) -> Map | None:  # fmt: skip
     """Owners without the terms that are zero: a routing mask or a block-diagonal graph adds none.
 
     Only zeros of operands without gradients count. A zero of an activation or a parameter still
@@ -102,7 +94,7 @@ def linear(op: Op) -> Found:
             return [None]
         m = collapsed(first, (-1,), linear=True, why=op.name)
         if weight.ndim == 1:
-            return [m.remembered("last", lambda: m.derived(m.codes[..., 0]))]
+            return [m.without((-1,))]
         return [m]
     rows = tuple(("row", i) for i in range(x.ndim - 1))
     own = ("o",) if weight.ndim == 2 else ()
@@ -137,17 +129,10 @@ def matmul(op: Op) -> Found | None:
 
 
 def _product(op: Op, x: Tensor, y: Tensor) -> Map | None:
-    if x.ndim == 1 and y.ndim == 1:
-        return contract(op, [(x, ("k",)), (y, ("k",))], ())
-    if x.ndim == 1:
-        batch = _batch(y.ndim - 2)
-        return contract(op, [(x, ("k",)), (y, (*batch, "k", "n"))], (*batch, "n"))
-    if y.ndim == 1:
-        batch = _batch(x.ndim - 2)
-        return contract(op, [(x, (*batch, "m", "k")), (y, ("k",))], (*batch, "m"))
     left, right = _batch(x.ndim - 2), _batch(y.ndim - 2)
-    batch = left if len(left) > len(right) else right
-    return contract(op, [(x, (*left, "m", "k")), (y, (*right, "k", "n"))], (*batch, "m", "n"))
+    rows, columns = ("m",) if x.ndim > 1 else (), ("n",) if y.ndim > 1 else ()
+    operands = [(x, (*left, *rows, "k")), (y, (*right, "k", *columns))]
+    return contract(op, operands, (*max(left, right, key=len), *rows, *columns))
 
 
 def _batch(count: int) -> tuple[int, ...]:
@@ -241,9 +226,8 @@ def distances(op: Op) -> Found:
     """Distances of all pairs of rows."""
     x, y = op.get(0, "x1"), op.get(1, "x2")
     left, right = _batch(x.ndim - 2), _batch(y.ndim - 2)
-    batch = left if len(left) > len(right) else right
     operands = [(x, (*left, "m", "k")), (y, (*right, "n", "k"))]
-    return [contract(op, operands, (*batch, "m", "n"), linear=False)]
+    return [contract(op, operands, (*max(left, right, key=len), "m", "n"), linear=False)]
 
 
 @rule("cosine_similarity pairwise_distance", refined=True)
@@ -256,9 +240,7 @@ def compare(op: Op) -> Found | None:
     if m is None:
         return [None]
     m = collapsed(kept(op, m), (axis,), linear=False, why=op.name)
-    if m.ndim == op.out.ndim:
-        return [m]
-    return [m.derived(m.codes.select(axis % ndim, 0))]
+    return [m if m.ndim == op.out.ndim else m.without((axis,))]
 
 
 @rule("bilinear", refined=True)

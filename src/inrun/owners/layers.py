@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, Map, collapsed, uniform
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import names, rule
-from inrun.owners.moves import spread_owners
+from inrun.owners._map import MIXED, NONE, Map, adopted, collapsed, squeezed, uniform
+from inrun.owners._operation import Found, Op, names, rule, rule_of_first
+from inrun.owners.lookups import spread_owners
+from inrun.owners.moves import host
 from inrun.owners.pointwise import kept
 
 
@@ -36,9 +36,8 @@ def images(op: Op) -> Found | None:
         if op.out.ndim == m.ndim:
             return op.every(m)
         shape = (m.shape[0],) + (1,) * (op.out.ndim - 1)
-        return op.every(
-            m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))
-        )
+        rows = m.remembered(("rows", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))
+        return op.every(rows)
     return None if x.ndim else op.every(m)
 
 
@@ -85,6 +84,25 @@ def recurrent(op: Op) -> Found | None:
 def _alike(state: Map, rows: Map) -> bool:
     a, b = torch.broadcast_tensors(state.codes.reshape(-1), rows.codes.reshape(-1))
     return torch.equal(a, b)
+
+
+@rule_of_first("_pack_padded_sequence")
+def pack(op: Op, m: Map) -> Found:
+    """Steps of all sequences, the longest sequences first."""
+    codes = m.codes.expand(*op.args[0].shape[:2], *m.shape[2:])
+    data, _ = op.function(codes.double(), *host(op.args[1:]), **host(op.kwargs))
+    return [m.derived(squeezed(data.to(torch.int32))), *[None] * (len(op.outs) - 1)]
+
+
+@rule_of_first("_pad_packed_sequence")
+def unpack(op: Op, m: Map) -> Found:
+    """The same back: padding belongs to its sequence."""
+    x, sizes = op.args[:2]
+    codes = m.codes.expand(x.shape[0], *m.shape[1:]).double()
+    batch_first, total = op.get(2, "batch_first"), op.get(4, "total_length", 0)
+    padded, _ = op.function(codes, sizes.cpu(), batch_first, float(NONE), total)
+    owners = adopted(padded.to(torch.int32), op.samples, alone=True)
+    return [m.derived(squeezed(owners)), *[None] * (len(op.outs) - 1)]
 
 
 @rule("scaled_dot_product_attention", refined=True)
@@ -161,15 +179,11 @@ def loss(op: Op) -> Found | None:
     m = kept(op, m)
     if op.out.ndim == 0:
         m = collapsed(m, _of_one_term(op, ndim), linear=False, why=op.name)
-        m = collapsed(m, range(ndim), linear=True, why=op.name)
-        whole = m
-        return [whole.remembered("scalar", lambda: whole.derived(whole.codes.reshape(())))]
+        return [collapsed(m, range(ndim), linear=True, why=op.name).without(range(ndim))]
     if op.out.ndim == ndim and op.name != "ctc_loss":
         return [m]
     axes = _term_axes(op, ndim)
-    m = collapsed(m, axes, linear=False, why=op.name)
-    gone = {axis % ndim for axis in axes}
-    return [m.derived(m.codes.reshape([n for i, n in enumerate(m.shape) if i not in gone]))]
+    return [collapsed(m, axes, linear=False, why=op.name).without(axes)]
 
 
 _LAST = names(
@@ -223,5 +237,5 @@ def embedding_bag(op: Op) -> Found | None:
     if offsets is None:
         return None
     bags = torch.bucketize(torch.arange(len(index)), offsets.cpu(), right=True) - 1
-    found = spread_owners(bags, m.codes.expand(len(index)), op.out.shape[0], why=op.name)
-    return [found.derived(found.codes.unsqueeze(1)), *rest]
+    codes = spread_owners(bags, m.codes.expand(len(index)), op.out.shape[0])
+    return [Map(codes.unsqueeze(1), op.name), *rest]

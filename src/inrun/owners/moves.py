@@ -1,48 +1,56 @@
-"""Operations that move entries and change none: done to the map as well.
+"""Operations that move entries and change none, put tensors together, or write a part of one.
 
-Also those by index, whose maps depend on data and are made anew each time.
+What is done to the tensors is done to their maps. Slots of no one (a class token in front of
+patches, zeros that are written over) are adopted by their row where all others of it have one
+owner; see `adopted`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from inrun.owners._map import MIXED, NONE, Map, adopted, compressed, reshaped, squeezed
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import rule
+from inrun.operations import replace
+from inrun.owners._map import (
+    MIXED,
+    NONE,
+    SUM,
+    Map,
+    adopted,
+    combined_at,
+    compressed,
+    reshaped,
+    squeezed,
+)
+from inrun.owners._operation import Found, Op, rule, rule_of_first, stem
 
 _GETTERS = [getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH")]
 _SAME = [getattr(torch.Tensor, name).__get__ for name in ("data", "real", "imag")]
 
 
-@rule("view reshape flatten unflatten view_as reshape_as ravel _unsafe_view _reshape_alias")
-def reshape(op: Op) -> Found | None:
+@rule_of_first(
+    "view reshape flatten unflatten view_as reshape_as ravel _unsafe_view _reshape_alias"
+)
+def reshape(op: Op, m: Map) -> Found | None:
     """Other axes over the same entries."""
-    m, x, out = op.first, op.args[0], op.out
-    if m is None:
-        return op.every(None)
+    x, out = op.args[0], op.out
     if x.numel() != out.numel():  # view(dtype) into another size
         return None
     key = ("reshape", x.shape, out.shape)
     return [m.remembered(key, lambda: m.derived(reshaped(m.codes, x.shape, out.shape)))]
 
 
-@rule("expand expand_as broadcast_to")
-def expand(op: Op) -> Found:
+@rule_of_first("expand expand_as broadcast_to")
+def expand(op: Op, m: Map) -> Found:
     """Axes of length 1 spread, and axes put in front."""
-    m = op.first
-    if m is None or m.ndim == op.out.ndim:
-        return [m]
-    shape = (1,) * (op.out.ndim - m.ndim) + tuple(m.shape)
-    return [m.remembered(("axes", op.out.ndim), lambda: m.derived(m.codes.reshape(shape)))]
+    return [m.in_front(op.out.ndim)]
 
 
-@rule(
+@rule_of_first(
     "transpose permute swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze tile repeat "
     "repeat_interleave select narrow chunk split tensor_split split_with_sizes unbind diagonal "
     "rot90 flip roll fliplr flipud unfold unsafe_chunk unsafe_split unsafe_split_with_sizes vsplit "
@@ -50,11 +58,9 @@ def expand(op: Op) -> Found:
     *_GETTERS,
     torch.Tensor.unfold,
 )
-def move(op: Op) -> Found:
+def move(op: Op, m: Map) -> Found:
     """Whatever the operation does, done to the map."""
-    m, x = op.first, op.args[0]
-    if m is None:
-        return op.every(None)
+    x = op.args[0]
     if any(isinstance(a, Tensor) for a in (*op.args[1:], *op.kwargs.values())):
         return _moved(op, m, x)  # by numbers that may be others next time
     rest = tuple(tuple(a) if isinstance(a, (list, torch.Size)) else a for a in op.args[1:])
@@ -68,261 +74,199 @@ def _moved(op: Op, m: Map, x: Tensor) -> Found:
     codes = m.codes.expand(x.shape)
     if op.name == "as_strided":  # by the storage's order, which the map has not
         codes = torch.empty_like(x, dtype=torch.int32, device="cpu").copy_(codes)
-    moved = op.function(codes, *host(op.args[1:]), **_host_named(op.kwargs))
+    moved = op.function(codes, *host(op.args[1:]), **host(op.kwargs))
     several = [moved] if isinstance(moved, Tensor) else list(moved)
     return [m.derived(squeezed(compressed(codes))) for codes in several]
 
 
-def host(values: Sequence[Any]) -> list[Any]:
+def host(value: Any) -> Any:
     """Arguments with their tensors on the CPU, where the maps are."""
-    return [
-        v.detach().cpu() if isinstance(v, Tensor)
-        else type(v)(host(v)) if type(v) in (list, tuple)
-        else v
-        for v in values
-    ]  # fmt: skip
+    return replace(value, lambda t: t.detach().cpu())
 
 
-def _host_named(named: Any) -> dict[str, Any]:
-    return dict(zip(named, host(list(named.values())), strict=True))
-
-
-@rule("view_as_real view_as_complex", *_SAME)
-def complex_view(op: Op) -> Found:
+@rule_of_first("view_as_real view_as_complex", *_SAME)
+def complex_view(op: Op, m: Map) -> Found:
     """Pairs of numbers along a last axis, or one complex number."""
-    m, out = op.first, op.out
-    if m is None or m.ndim == out.ndim:
+    out = op.out
+    if m.ndim == out.ndim:
         return [m]
     if out.ndim > m.ndim:
         return [m.remembered("unsqueeze", lambda: m.derived(m.codes.unsqueeze(-1)))]
     return [m.remembered("last", lambda: m.derived(squeezed(m.codes)[..., 0]))]
 
 
-@rule("__getitem__")
-def get_item(op: Op) -> Found | None:
-    """`x[index]`, by whatever index."""
-    x, index = op.args
-    m = op.first
-    parts = index if isinstance(index, tuple) else (index,)
-    by_data = not all(_plain(p) for p in parts)
-    if m is None:
-        return _table(op, x, parts) if by_data else op.every(None)
-    if not by_data:
-        key = ("get", x.shape, str(parts))
-        return [m.remembered(key, lambda: m.derived(compressed(m.codes.expand(x.shape)[index])))]
-    parts = tuple(_as_tensor(p) for p in host(parts))
-    used = sum(_axes_of(p) for p in parts)
-    if any(p is Ellipsis for p in parts):
-        codes = m.codes.expand(x.shape)
-    else:
-        codes = m.codes.expand(*x.shape[:used], *m.shape[used:])
-    return [m.derived(squeezed(compressed(codes[parts])))]
-
-
-def _plain(part: Any) -> bool:
-    """Whether a part of an index says all by its text, so that it can be remembered by it."""
-    if isinstance(part, slice):
-        return all(_plain(p) for p in (part.start, part.stop, part.step))
-    return part is None or part is Ellipsis or isinstance(part, (int, np.integer))
-
-
-def _as_tensor(part: Any) -> Any:
-    """An array, or a sequence of numbers, as the tensor that it is taken for."""
-    return part if _plain(part) or isinstance(part, (slice, Tensor)) else torch.as_tensor(part)
-
-
-def _axes_of(part: Any) -> int:
-    """How many axes of the tensor a part of an index takes."""
-    if part is None:
-        return 0
-    if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
-        return part.ndim
-    return 0 if part is Ellipsis or isinstance(part, (bool, np.bool_)) else 1
-
-
-def _table(op: Op, x: Tensor, parts: tuple[Any, ...]) -> Found | None:
-    """What is the same for all, read by the samples' own indices."""
-    indices = [(p, op.map_of(p)) for p in parts if isinstance(p, Tensor)]
-    if all(m is None for _, m in indices):
-        return op.every(None)
-    if any(_axes_of(p) > 1 or p.dtype == torch.bool for p, _ in indices):
-        if len(parts) != 1:
-            return None
-        (mask, m) = indices[0]
-        assert m is not None
-        codes = m.codes.expand(mask.shape)[mask.cpu()]
-        return [m.derived(squeezed(codes.reshape(-1, *(1,) * (op.out.ndim - 1))))]
-    # the indices' own axes, where they come to lie in the result
-    shape = torch.broadcast_shapes(*[p.shape for p, _ in indices])
-    places = [i for i, p in enumerate(parts) if isinstance(p, (Tensor, list, int))]
-    together = places == list(range(places[0], places[-1] + 1))
-    if any(p is Ellipsis for p in parts):
-        return None
-    before = sum(1 for p in parts[: places[0]] if p is None or isinstance(p, slice))
-    lead = before if together else 0
-    m = op.join([(p, i) for p, i in indices if i is not None])
-    assert m is not None
-    codes = m.codes.reshape(m.shape[m.ndim - min(m.ndim, len(shape)) :])
-    codes = codes.reshape((1,) * (len(shape) - codes.ndim) + tuple(codes.shape))
-    after = op.out.ndim - lead - len(shape)
-    return [m.derived(codes.reshape((1,) * lead + tuple(codes.shape) + (1,) * after))]
-
-
-@rule("index_select")
-def index_select(op: Op) -> Found | None:
-    """Entries along one axis, by number."""
-    m, axis, index = op.first, op.get(1, "dim"), op.get(2, "index")
-    if m is None:
-        return _looked_up(op, index, axis)
-    if m.shape[axis] == 1:
-        return [m]
-    return [m.derived(squeezed(m.codes.index_select(axis, index.cpu())))]
-
-
-def _looked_up(op: Op, index: Any, axis: int) -> Found:
-    """A table that is the same for all, of whose entries samples take their own."""
-    m = op.map_of(index)
-    if m is None:
-        return op.every(None)
-    shape = [1] * op.out.ndim
-    shape[axis] = m.codes.numel()
-    return [m.derived(m.codes.reshape(shape))]
-
-
-@rule("gather take_along_dim")
-def gather(op: Op) -> Found | None:
-    """Entries along one axis, each by a number of its own."""
-    named = op.name == "take_along_dim"
-    index = op.get(1, "indices") if named else op.get(2, "index")
-    axis = op.get(2, "dim") if named else op.get(1, "dim")
-    m, x = op.first, op.args[0]
-    if axis is None:
-        return None
-    if m is None:
-        own = op.map_of(index)
-        return [own]
-    axis %= x.ndim
-    if m.shape[axis] == 1 and all(
-        s == 1 or s == o for s, o in zip(m.shape, op.out.shape, strict=True)
-    ):
-        return [m]
-    codes = m.codes.expand(x.shape)
-    if named:
-        return [m.derived(squeezed(torch.take_along_dim(codes, index.cpu(), axis)))]
-    return [m.derived(squeezed(codes.gather(axis, index.cpu())))]
-
-
-@rule("masked_select take")
-def select_flat(op: Op) -> Found | None:
-    """Entries in a row, by a mask or by their number."""
-    m, x, by = op.first, op.args[0], op.args[1] if len(op.args) > 1 else None
-    if by is None:
-        return None
-    if m is None:  # the same for all, read by the samples' own numbers
-        own = op.map_of(by)
-        if own is None or op.name == "take":
-            return op.every(own)
-        shape = torch.broadcast_shapes(x.shape, by.shape)
-        codes = own.codes.expand(by.shape).expand(shape)
-        return [own.derived(squeezed(codes[by.cpu().expand(shape)]))]
-    if op.name == "take":
-        return [m.derived(squeezed(m.codes.expand(x.shape).take(by.cpu())))]
-    shape = torch.broadcast_shapes(x.shape, by.shape)
-    codes = m.codes.expand(shape) if m.ndim == len(shape) else m.codes.expand(x.shape).expand(shape)
-    return [m.derived(squeezed(codes[by.cpu().expand(shape)]))]
-
-
-@rule("embedding")
-def embedding(op: Op) -> Found:
-    """Rows of a table."""
-    m = op.map_of(op.get(0, "input"))
-    if m is None:
-        return [None]
-    return [m.remembered("unsqueeze", lambda: m.derived(m.codes.unsqueeze(-1)))]
-
-
-@rule("one_hot")
-def one_hot(op: Op) -> Found | None:
-    """A new last axis."""
-    return embedding(op)
-
-
-@rule("_pack_padded_sequence")
-def pack(op: Op) -> Found:
-    """Steps of all sequences, the longest sequences first."""
-    m, x = op.first, op.args[0]
-    if m is None:
-        return op.every(None)
-    codes = m.codes.expand(*x.shape[:2], *m.shape[2:])
-    data, _ = op.function(codes.double(), *host(op.args[1:]), **_host_named(op.kwargs))
-    return [m.derived(squeezed(data.to(torch.int32))), *[None] * (len(op.outs) - 1)]
-
-
-@rule("_pad_packed_sequence")
-def unpack(op: Op) -> Found | None:
-    """The same back: padding belongs to its sequence."""
-    m, x, sizes = op.first, op.args[0], op.args[1]
-    if m is None:
-        return op.every(None)
-    codes = m.codes.expand(x.shape[0], *m.shape[1:]).double()
-    batch_first, total = op.get(2, "batch_first"), op.get(4, "total_length", 0)
-    padded, _ = op.function(codes, sizes.cpu(), batch_first, float(NONE), total)
-    owners = adopted(padded.to(torch.int32), op.samples, alone=True)
-    return [m.derived(squeezed(owners)), *[None] * (len(op.outs) - 1)]
-
-
-@rule("unique _unique2 unique_consecutive")
-def unique(op: Op) -> Found | None:
-    """Distinct values: an owner where one sample alone has the value."""
-    m, x = op.first, op.args[0]
-    if m is None:
-        return op.every(None)
-    axis = op.kwargs.get("dim")
-    if axis is not None and x.ndim > 1 and m.varying not in ((), (axis % x.ndim,)):
-        return None
-    values = x.detach().cpu()
-    own = m.codes.expand(x.shape)
-    if axis is not None and x.ndim > 1:
-        own = m.codes.reshape(-1).expand(x.shape[axis])
-        _, back = values.unique(dim=axis, return_inverse=True)
-    elif op.name == "unique_consecutive":
-        _, back = values.unique_consecutive(return_inverse=True)
-    else:
-        _, back = values.unique(return_inverse=True)
-    distinct = int(op.out.shape[axis or 0])
-    found = spread_owners(back.flatten(), own.flatten(), distinct, why=op.name)
-    shape = [1] * op.out.ndim
-    shape[axis or 0] = distinct
-    maps: Found = [Map(squeezed(found.codes.reshape(shape)), found.why, m.how)]
-    for out in op.outs[1:]:
-        whole = out.shape == x.shape
-        maps.append(m.derived(m.codes) if whole and axis is None else None)
-    return maps
-
-
-def spread_owners(
-    places: Tensor, owners: Tensor, length: int, *, why: str, clash: int = MIXED
-) -> Map:
-    """Owners of what several slots were put together into, (length,).
-
-    Args:
-        places: of each slot in the result, (n,).
-        owners: of each slot, (n,).
-        length: of the result.
-        why: the operation's name.
-        clash: the code where several samples came together.
-    """
-    large = 2**30
-    some = owners != NONE
-    low = torch.full((length,), large, dtype=torch.int32)
-    high = torch.full((length,), NONE, dtype=torch.int32)
-    low.scatter_reduce_(0, places[some], owners[some].to(torch.int32), "amin")
-    high.scatter_reduce_(0, places[some], owners[some].to(torch.int32), "amax")
-    codes = torch.where(low == large, NONE, torch.where(low == high, low, clash))
-    return Map(codes.to(torch.int32), why)
-
-
 @rule("as_tensor asarray tensor")
 def made_of(op: Op) -> Found | None:
     """A tensor as it is, or a copy; one that is put together of several is asked."""
     return op.every(op.first) if op.args and isinstance(op.args[0], Tensor) else None
+
+
+@rule("cat concat concatenate stack hstack vstack dstack column_stack row_stack")
+def put_together(op: Op) -> Found:
+    """Tensors side by side along one axis."""
+    parts = [(t, op.map_of(t)) for t in op.args[0]] if op.args else list(
+        zip(op.tensors, op.maps, strict=True)
+    )  # fmt: skip
+    if all(m is None for _, m in parts):
+        return [None]
+    if op.name not in ("cat", "concat", "concatenate", "stack"):
+        return [_by_running(op, parts)]
+    stacked, ndim = op.name == "stack", op.out.ndim
+    parts = [(t, m) for t, m in parts if stacked or t.ndim == ndim]  # cat takes empty vectors
+    axis = op.get(1, "dim", op.kwargs.get("axis", 0)) % ndim
+    maps = [m for _, m in parts]
+    first = maps[0]
+    if first is not None and all(m is first for m in maps):
+        wide = stacked or first.shape[axis] == 1
+        if wide and first.owned and (first.varying or op.samples == 1):
+            codes = first.codes
+            if not stacked:
+                return [first]
+            return [
+                first.remembered(("stacked", axis), lambda: first.derived(codes.unsqueeze(axis)))
+            ]
+    key = ("cat", stacked, axis, *[(id(m), t.shape) for t, m in parts])
+    known = next(m for m in maps if m is not None)
+    make = partial(_cat, parts, axis, stacked=stacked, ndim=ndim, samples=op.samples)
+    return [known.remembered(key, make, *maps)]
+
+
+def _cat(
+    parts: Sequence[tuple[Tensor, Map | None]], axis: int, *, stacked: bool, ndim: int, samples: int
+) -> Map:
+    owned = [None if m is None else m.codes for _, m in parts]
+    pieces = [None if c is None else c.unsqueeze(axis) if stacked else c for c in owned]
+    lengths = [1 if stacked else t.shape[axis] for t, _ in parts]
+    known = [p for p in pieces if p is not None]
+    size = [max(p.shape[i] for p in known) for i in range(ndim)]
+    laid = []
+    for codes, length in zip(pieces, lengths, strict=True):
+        shape = [length if i == axis else n for i, n in enumerate(size)]
+        none = torch.full((1,) * ndim, NONE, dtype=torch.int32)
+        laid.append((none if codes is None else codes).expand(shape))
+    m = next(m for _, m in parts if m is not None)
+    return m.derived(squeezed(adopted(torch.cat(laid, axis), samples, alone=not stacked)))
+
+
+def _by_running(op: Op, parts: Sequence[tuple[Tensor, Map | None]]) -> Map:
+    """The rarer ways to put tensors side by side, done to the maps."""
+    none = torch.tensor(NONE, dtype=torch.int32)
+    laid = [(none if m is None else m.codes).expand(t.shape) for t, m in parts]
+    m = next(m for _, m in parts if m is not None)
+    return m.derived(squeezed(adopted(op.function(laid), op.samples, alone=True)))
+
+
+@rule("pad constant_pad_nd")
+def pad(op: Op) -> Found | None:
+    """Constants around, or entries repeated there."""
+    m, x = op.first, op.args[0]
+    if m is None:
+        return [None]
+    mode = "constant" if op.name != "pad" else op.get(2, "mode", "constant")
+    widths = tuple(op.get(1, "pad"))
+    if mode == "constant":
+        axes = [x.ndim - 1 - i for i in range(len(widths) // 2) if any(widths[2 * i : 2 * i + 2])]
+        if all(m.shape[axis] == 1 for axis in axes) and m.owned:
+            return [m]  # adopted
+        codes = torch.nn.functional.pad(m.codes.expand(x.shape), widths, value=NONE)
+        return [m.derived(squeezed(adopted(codes, op.samples, alone=True)))]
+    codes = torch.nn.functional.pad(m.codes.expand(x.shape).double(), widths, mode=mode)
+    return [m.derived(squeezed(codes.to(torch.int32)))]
+
+
+@rule("__setitem__ index_put index_copy scatter masked_scatter slice_scatter select_scatter "
+      "diagonal_scatter index_fill")  # fmt: skip
+def overwrite(op: Op) -> Found | None:
+    """A part of a tensor overwritten by another, or by a number."""
+    name = stem(op.name)
+    if name == "index_put" and op.get(3, "accumulate", False):
+        return accumulate(op)
+    if op.kwargs.get("reduce") is not None:
+        return None
+    target = op.args[0]
+    source = {
+        "__setitem__": (2, "value"),
+        "index_put": (2, "values"),
+        "index_copy": (3, "source"),
+        "scatter": (3, "src"),
+        "masked_scatter": (2, "source"),
+        "index_fill": (3, "value"),
+    }
+    place, named = source.get(name, (1, "src"))
+    value = op.get(place, named)
+    before, written = op.first, op.map_of(value)
+    if before is None and written is None:
+        return op.every(None)
+    codes = _laid(before, target.shape).clone()
+    new = torch.tensor(NONE, dtype=torch.int32) if written is None else written.codes
+    if isinstance(value, Tensor) and new.ndim in (0, value.ndim):
+        new = new.expand(value.shape)
+    if name == "__setitem__":
+        index = host(op.args[1])
+        codes[index] = new.reshape(new.shape[max(0, new.ndim - codes[index].ndim) :])
+    else:
+        args, kwargs = [codes, *host(op.args[1:])], host(dict(op.kwargs))
+        if name == "masked_scatter" and isinstance(value, Tensor):
+            new = new.reshape(-1) if new.ndim == value.ndim else new
+        if named in kwargs or len(args) <= place:
+            kwargs[named] = new
+        else:
+            args[place] = new
+        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
+        codes = function(*args, **kwargs)
+    m = before if before is not None else written
+    assert m is not None
+    return [m.derived(squeezed(adopted(codes, op.samples, alone=False)))]
+
+
+def _laid(m: Map | None, shape: torch.Size) -> Tensor:
+    codes = torch.tensor(NONE, dtype=torch.int32) if m is None else m.codes
+    return codes.expand(shape)
+
+
+@rule("index_add scatter_add scatter_reduce index_reduce")
+def accumulate(op: Op) -> Found | None:
+    """Parts of a tensor added to: terms of several samples make a SUM there."""
+    name, target = stem(op.name), op.args[0]
+    put, by_index = name == "index_put", name.startswith("index")
+    source = op.get(2, "values") if put else op.get(3, "source" if by_index else "src")
+    before, written = op.first, op.map_of(source)
+    if before is None and written is None:
+        return op.every(None)
+    if not isinstance(source, Tensor):
+        return op.every(before)
+    axis = 0 if put else op.get(1, "dim") % max(target.ndim, 1)
+    index = _one_index(op.get(1, "indices")) if put else op.get(2, "index")
+    if index is None:
+        return None
+    places, size = index.cpu().long(), list(target.shape)
+    base = None if before is None else _laid(before, target.shape)
+    codes = _laid(written, source.shape)
+    if by_index:
+        codes = codes.expand(*target.shape[:axis], index.numel(), *target.shape[axis + 1 :])
+        # only the axes along which owners vary, or the index runs
+        own = [m.in_front(target.ndim).shape for m in (before, written) if m is not None]
+        keep = [i == axis or any(shape[i] > 1 for shape in own) for i in range(target.ndim)]
+        cut = tuple(slice(None) if kept else slice(0, 1) for kept in keep)
+        codes, base = codes[cut], None if base is None else base[cut]
+        size = [n if kept else 1 for n, kept in zip(size, keep, strict=True)]
+        places = places.reshape([-1 if i == axis else 1 for i in range(target.ndim)])
+        places = places.expand(codes.shape)
+    else:
+        codes = codes[tuple(slice(0, n) for n in places.shape)]
+    linear = name in ("index_add", "scatter_add", "index_put")
+    linear = linear or op.get(4, "reduce") in ("sum", "mean")
+    found = combined_at(places, codes, axis, size, base, SUM if linear else MIXED)
+    m = before if before is not None else written
+    assert m is not None
+    result = m.derived(squeezed(adopted(found, op.samples, alone=False)))
+    if result.low < NONE <= m.low:
+        result.why = op.name
+    return [result]
+
+
+def _one_index(indices: Sequence[Tensor | None]) -> Tensor | None:
+    """The places along the first axis, where `index_put` is given no more than these."""
+    first, *rest = indices
+    plain = first is not None and first.dtype != torch.bool and first.ndim == 1
+    return first if plain and all(i is None for i in rest) else None

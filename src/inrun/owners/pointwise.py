@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from inrun.owners._map import MIXED, NONE, SUM, Map, collapsed, squeezed
-from inrun.owners._operation import Found, Op
-from inrun.owners._registry import names, rule, stem
+from inrun.owners._operation import Found, Op, names, rule, rule_of_first, stem
 
 _UNARY = """
 to float half double bfloat16 type long int bool short char byte contiguous clone detach cpu cuda
@@ -42,22 +41,19 @@ _LINEAR_UNARY = names(
 )
 
 
-@rule(_UNARY)
-def unary(op: Op) -> Found:
+@rule_of_first(_UNARY)
+def unary(op: Op, m: Map) -> Found:
     """Each entry by itself."""
-    m = op.first
-    return op.every(None if m is None else kept(op, m))
+    return op.every(kept(op, m))
 
 
 def kept(op: Op, m: Map) -> Map:
     """The map itself; what is not linear makes a SUM one of several samples."""
-    if m.low != SUM and (m.low >= NONE or not bool((m.codes == SUM).any())):
+    if not m.has(SUM) or stem(op.name) in _LINEAR_UNARY:
         return m
-    if stem(op.name) in _LINEAR_UNARY:
-        return m
-    key = "nonlinear"
+    codes = m.codes
     return m.remembered(
-        key, lambda: Map(torch.where(m.codes == SUM, MIXED, m.codes), m.why or op.name, m.how)
+        "nonlinear", lambda: Map(torch.where(codes == SUM, MIXED, codes), m.why or op.name, m.how)
     )
 
 
@@ -118,7 +114,7 @@ def _scaled(op: Op, parts: list[tuple[Tensor, Map | None]], linear: bool) -> Map
 
 
 @rule("masked_fill where", refined=True)
-def choose(op: Op) -> Found:
+def choose(op: Op) -> Found | None:
     """One tensor's entries or another's: the mask is a number."""
     if len(op.args) == 1 and not op.kwargs:
         return places(op)
@@ -142,10 +138,7 @@ def _by_mask(op: Op, mask: Any, data: list[tuple[Tensor, Map | None]], m: Map) -
     maps = [own for _, own in data]
     if len(maps) != 2 or any(own is None or own.low < NONE for own in maps):
         return m
-    yes, no = (
-        own.codes.reshape((1,) * (op.out.ndim - own.ndim) + tuple(own.shape))
-        for own in maps if own is not None
-    )  # fmt: skip
+    yes, no = (own.in_front(op.out.ndim).codes for own in maps if own is not None)
     return Map(squeezed(torch.where(mask.cpu(), yes, no)))
 
 
@@ -178,15 +171,13 @@ def created(op: Op) -> Found:
     return op.every(None)
 
 
-@rule("nonzero argwhere")
-def places(op: Op) -> Found:
+@rule_of_first("nonzero argwhere")
+def places(op: Op, m: Map) -> Found:
     """Places of entries that are not zero: each is its entry's sample's.
 
     Places that depend on several samples, such as the experts that any token goes to, are numbers.
     """
-    m, x, out = op.first, op.args[0], op.out
-    if m is None:
-        return op.every(None)
+    x, out = op.args[0], op.out
     listed = out.ndim == 2 and len(op.outs) == 1  # (n, axes); else one tensor per axis
     at = out.unbind(1) if listed else op.outs
     codes = squeezed(m.codes.expand(x.shape)[tuple(i.detach().cpu() for i in at)])
@@ -206,8 +197,7 @@ def bucket(op: Op) -> Found:
     return op.every(op.join([(values, op.map_of(values)), (bounds, by)]))
 
 
-@rule("multinomial")
-def drawn(op: Op) -> Found:
+@rule_of_first("multinomial")
+def drawn(op: Op, m: Map) -> Found:
     """Numbers drawn by each row's weights."""
-    m = op.first
-    return [None if m is None else collapsed(m, (-1,), linear=False, why=op.name)]
+    return [collapsed(m, (-1,), linear=False, why=op.name)]

@@ -2,21 +2,18 @@
 
 from inrun.replay._agreement import unexpected
 from inrun.replay._ahead import AnticipatedStep, Rollout
-from inrun.replay._between import lookahead_between, reweighted
 from inrun.replay._carried import Carried
+from inrun.replay._comparisons import gradient_likeness, tracin
 from inrun.replay._folder import Ids
 from inrun.replay._gradient import KINK_WIDTH
-from inrun.replay._groups import lookahead_groups
-from inrun.replay._likeness import GradientLikeness, gradient_likeness
 from inrun.replay._lookahead import Lookahead, lookahead, looked_ahead
+from inrun.replay._many import lookahead_between, lookahead_groups, reweighted
 from inrun.replay._proxy import ErrorProxy
 from inrun.replay._recorder import GIBIBYTE, Recorder, record
 from inrun.replay._removal import push_named, removal_named
 from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
-from inrun.replay._schedule import kept_states
-from inrun.replay._snapshot import drawn_since, random_state, undisturbed_random
+from inrun.replay._snapshot import drawn_since, kept_states, random_state, undisturbed_random
 from inrun.replay._sweep import Method, as_sgd, curve, lookahead_parts, windows
-from inrun.replay._tracin import tracin
 from inrun.replay._trajectory import Replayable, Trajectory, is_recording, open_trajectory
 
 __all__ = [
@@ -26,7 +23,6 @@ __all__ = [
     "Carried",
     "ErrorProxy",
     "Fetch",
-    "GradientLikeness",
     "Ids",
     "Lookahead",
     "Losses",

@@ -125,12 +125,7 @@ def unexpected(before: float, now: float, limit: float | None) -> str | None:
 
 
 def marks(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Marks:
-    """Of the weights and the optimizer's state, and of which parameters it holds.
-
-    Args:
-        named: the recorded parameters by name.
-        optimizer: that steps them.
-    """
+    """Of the weights and the optimizer's state, and of which parameters it holds."""
     held = {id(p) for p in trained_parameters(optimizer)}
     marked: dict[str, Tensor] = {}
     for name, p in named.items():

@@ -27,7 +27,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from inrun.optim import Rule, moves
+from inrun.optim import Rule
 from inrun.replay import _snapshot
 from inrun.replay._agreement import check_first_step
 from inrun.replay._carried import Carried, alike
@@ -38,7 +38,8 @@ from inrun.replay._replica import (
     Task,
     clipping,
     gradient_norm,
-    modules_at_rest,
+    length,
+    moves_of,
     settings_of,
     states_for_blocks,
 )
@@ -70,16 +71,9 @@ class AnticipatedStep:
         raw: Mapping[str, Tensor],
         clip_norm: float | None,
     ):
-        self._parameters, self._raw = parameters, raw
-        for name, p in parameters.items():
-            p.grad = raw.get(name)
-        self._norm = gradient_norm(parameters)
+        self._parameters, self._raw, self._norm = parameters, raw, length(raw.values())
         self._clip = clipping(self._norm, clip_norm)
-        if self._clip < 1.0:
-            for name, part in raw.items():
-                parameters[name].grad = self._clip * part
-        names = {id(p): name for name, p in parameters.items()}
-        self._moves = [(names[id(p)], move) for p, move in moves(optimizer, rule)]
+        self._moves = moves_of(optimizer, rule, parameters, raw, self._clip)
 
     def consumed(self) -> dict[str, Tensor]:
         """The gradient that the step takes in, by parameter."""
@@ -104,9 +98,8 @@ class AnticipatedStep:
     def taken_back(self, after: Carried) -> dict[str, Tensor]:
         """p, (1, *shape) per parameter.
 
-        Args:
-            after: the loss's gradient in the state after the step, in the weights alone where that
-                is `young`; it is not changed.
+        `after` is the loss's gradient in the state after the step, in the weights alone where that
+        is `young`; it is not changed.
         """
         with torch.no_grad():
             if self.young:
@@ -150,14 +143,7 @@ def summed_gradients(
 
 
 class Rollout:
-    """Looks ahead of a live training; the training itself is left alone.
-
-    Args:
-        model: that is trained.
-        optimizer: of a smooth rule.
-        task: what an anticipated step computes: `losses` and `fetch` as for `inrun.record`.
-        utility: the validation loss.
-    """
+    """Looks ahead of a live training; the training itself is left alone."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, utility: Utility
@@ -170,18 +156,11 @@ class Rollout:
     def check(self, ids: Ids, random: Mapping[str, Tensor] | None) -> None:
         """Holds `losses` and `fetch` against the loop's own gradient, which is in `.grad`.
 
-        Args:
-            ids: of the block that made it.
-            random: random state before the block, where it drew numbers.
-
-        Raises:
-            MisuseError: the terms do not add up to the training loss, or belong to other rows.
-            InvariantError: the same pass does not give the same gradient twice.
+        `random` is the random state before the block, where it drew numbers.
         """
         if random is not None:
             self._keeper.keep_random(1, states_for_blocks([random]))
         step = self._step(1, ids, random=random is not None)
-        self._begin()
         snapshot = _snapshot.take(self._live, self._model, self._optimizer)
         norm = gradient_norm(self._live)
         check_first_step(self._replica, replace(step, norm=norm), snapshot, self._live)
@@ -191,15 +170,11 @@ class Rollout:
     ) -> list[Carried]:
         """The loss's gradient in the states after the first steps, one target.
 
-        The loss is that after `len(batches) + 1` steps.
-
-        Args:
-            gradient: what the coming step consumes, clipped already, by parameter.
-            batches: ids of the steps after it.
-            wanted: for how many states it is asked, at least one.
+        The loss is that after `len(batches) + 1` steps. `gradient` is what the coming step
+        consumes, clipped already, `batches` are the ids of the steps after it, and it is
+        asked for `wanted` states, at least one.
         """
         replica = self._replica
-        self._begin()
         replica.put(_snapshot.take(self._live, self._model, self._optimizer))
         replica.set_groups(self._step(1, []))
         for name, p in replica.parameters.items():
@@ -225,10 +200,8 @@ class Rollout:
                 found.append(carried.copy())
         return found[::-1]
 
-    def _begin(self) -> None:
-        self._replica.modes = [modules_at_rest(self._model)]
-
     def _step(self, number: int, ids: Ids, *, random: bool = False) -> Step:
         """A step of one block with the settings that the groups have now."""
         groups = tuple(settings_of(group) for group in self._optimizer.param_groups)
-        return Step(number, (Block(ids, 0, random),), groups, 0.0, 1.0)
+        block = Block(ids, self._replica.mode_of(self._model), random)
+        return Step(number, (block,), groups, 0.0, 1.0)

@@ -47,9 +47,14 @@ def _number(part: Any) -> Any:
 class Carried:
     """(w, moments) of every parameter, (K, n) each; zero at first. No tensor is written to."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], targets: int):
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        targets: int,
+        parts: Mapping[str, Along] | None = None,
+    ):
         self._parameters, self._targets = parameters, targets
-        self._parts: dict[str, Along] = {}
+        self._parts = dict(parts or {})
 
     def of(self, names: Names, moments: int) -> Along:
         """The part of these parameters, side by side, with at least so many moments."""
@@ -75,9 +80,7 @@ class Carried:
 
     def copy(self) -> Carried:
         """The same, to be carried elsewhere."""
-        twin = Carried(self._parameters, self._targets)
-        twin._parts = dict(self._parts)
-        return twin
+        return Carried(self._parameters, self._targets, self._parts)
 
     def pull(
         self, moves: Mapping[Names, Move[Any, Any]]

@@ -73,6 +73,9 @@ class Memory:
     def __repr__(self) -> str:
         return "memory"
 
+    def create(self) -> None:
+        """Nothing: it is empty."""
+
     def add(self, step: Step) -> None:
         """Appends a step."""
         self._steps.append(step)
@@ -126,7 +129,6 @@ class Folder:
         return repr(str(self.path))
 
     def create(self) -> None:
-        """Makes a new folder."""
         if (self.path / MANIFEST).exists() or (self.path / "steps.jsonl").exists():
             raise StoreError(
                 f"{self.path} holds a recorded run already. Name a new folder, or remove it first."
@@ -187,7 +189,6 @@ class Folder:
             raise StoreError(f"Step {step.number} could not be recorded: {error}") from error
 
     def steps(self) -> list[Step]:
-        """All steps."""
         found: list[Step] = []
         groups: tuple[Mapping[str, Any], ...] = ()
         path = self.path / "steps.jsonl"
@@ -208,28 +209,22 @@ class Folder:
         return self.path / "states" / f"{state:08d}.safetensors"
 
     def keep(self, state: int, snapshot: _snapshot.Snapshot) -> None:
-        """Writes a state."""
         _snapshot.write(self._state(state), snapshot)
 
     def give_up(self, states: Sequence[int]) -> None:
-        """Removes states."""
         for state in states:
             self._state(state).unlink(missing_ok=True)
 
     def state(self, state: int) -> _snapshot.Snapshot:
-        """A kept state."""
         return self._read(self._state(state))
 
     def kept(self) -> list[int]:
-        """Numbers of the kept states, ascending."""
         return sorted(int(path.stem) for path in (self.path / "states").glob("*.safetensors"))
 
     def keep_random(self, step: int, states: dict[str, Tensor]) -> None:
-        """Writes a step's random states."""
         _snapshot.write(self.path / "random" / f"{step:08d}.safetensors", states)
 
     def random(self, step: int) -> dict[str, Tensor]:
-        """A step's random states."""
         return self._read(self.path / "random" / f"{step:08d}.safetensors")
 
     def _require(self, path: Path) -> None:
@@ -254,7 +249,6 @@ class Folder:
         return _snapshot.read(path)
 
     def size(self) -> int:
-        """Bytes on disk."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
 

@@ -20,7 +20,7 @@ block, K directions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from math import pi, sqrt
 from typing import Any, NamedTuple
@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrun.optim import Move, as_rows, moves
+from inrun.optim import Move, as_rows
 from inrun.replay._folder import Step
-from inrun.replay._replica import Losses, Replica, clipping
+from inrun.replay._replica import Losses, Replica, clipping, length, moves_of
 from inrun.replay._snapshot import undisturbed_random
 from inrun.utility import EachCall, differentiable_twice
 
@@ -123,8 +123,7 @@ class StepGradient:
         self.shares_of_mean: list[Tensor] = []
         self._only = self._graph(0) if len(step.blocks) == 1 else None
         self.raw = self._summed()
-        lengths = [torch.linalg.vector_norm(g) for g in self.raw.values()]
-        self.norm = float(torch.linalg.vector_norm(torch.stack(lengths))) if lengths else 0.0
+        self.norm = length(self.raw.values())
         self.clip = clipping(self.norm, replica.task.clip_norm)
 
     def _graph(self, number: int, parts: Losses | None = None) -> Graph:
@@ -154,19 +153,13 @@ class StepGradient:
         total: dict[str, Tensor] = {}
         for graph in self.graphs():
             self.shares_of_mean.append(graph.shares_of_mean)
-            for name, gradient in zip(self._names, graph.gradients, strict=True):
-                if gradient is not None:
-                    found = gradient.detach()
-                    total[name] = total[name] + found if name in total else found
+            found = [None if g is None else g.detach() for g in graph.gradients]
+            add_up(total, zip(self._names, found, strict=True))
         return total
 
     def moves(self) -> list[tuple[str, Move[Any, Any]]]:
-        """What the optimizer is about to do, by parameter."""
-        names = {id(p): name for name, p in self._replica.parameters.items()}
-        for name, p in self._replica.parameters.items():
-            raw = self.raw.get(name)
-            p.grad = raw if raw is None or self.clip == 1.0 else self.clip * raw
-        return [(names[id(p)], m) for p, m in moves(self._replica.optimizer, self._replica.rule)]
+        replica = self._replica
+        return moves_of(replica.optimizer, replica.rule, replica.parameters, self.raw, self.clip)
 
     def consumed_to_raw(self, q: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Takes a derivative in the consumed gradient to one in the raw: see `unclipped`."""
@@ -188,9 +181,7 @@ class StepGradient:
         contractions = []
         for graph in self.graphs():
             rows, *products = self._pulled(graph, directions, [graph.omega, *parameters])
-            for name, product in zip(self._names, products, strict=curvature):
-                if product is not None:
-                    curved[name] = curved[name] + product if name in curved else product
+            add_up(curved, zip(self._names, products, strict=curvature))
             assert rows is not None
             contractions.append(rows.T.double().cpu())
         return curved, contractions
@@ -220,6 +211,13 @@ class StepGradient:
             if gradient is not None and gradient.requires_grad and name in directions
         ]
         return pulled_back([g for g, _ in used], [p for _, p in used], inputs)
+
+
+def add_up(total: dict[str, Tensor], found: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Adds to sums by name what is there."""
+    for name, part in found:
+        if part is not None:
+            total[name] = total[name] + part if name in total else part
 
 
 def unclipped(

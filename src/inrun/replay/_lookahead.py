@@ -93,10 +93,17 @@ def _check_samples(run: Trajectory, push: str, samples: Collection[object] | Non
             "samples chooses what push='finite' is done for; the tangent push gives all samples at "
             "no more cost. Leave samples out, or pass push='finite'."
         )
-    strangers = set(samples) - set(run.sample_ids())
-    if strangers or not samples:
-        what = f"the sample {min(map(repr, strangers))}" if strangers else "no sample at all"
+    what = run.unvisited(samples)
+    if what is not None:
         raise MisuseError(f"samples names {what}, which the run never visited.")
+
+
+def value_columns(utility: Utility, values: np.ndarray) -> dict[str, Any]:
+    """`value`, the weighted total of values (n, K), and with several targets one column each."""
+    columns: dict[str, Any] = {"value": values @ np.asarray(utility.weights)}
+    if len(utility.targets) > 1:
+        columns |= {target: values[:, k] for k, target in enumerate(utility.targets)}
+    return columns
 
 
 class Lookahead(Answer):
@@ -140,7 +147,6 @@ class Lookahead(Answer):
             `step`, `sample_id`, `value`, `ends_at` (the state that the value looks ahead to), and
             with several targets one column each.
         """
-        targets = self._utility.targets
         asked = [~np.isnan(values_BK[:, 0]) for *_, values_BK in self._parts]
         values = np.concatenate(
             [part[-1][keep] for part, keep in zip(self._parts, asked, strict=True)]
@@ -152,15 +158,16 @@ class Lookahead(Answer):
             if kept
         ]
         steps, ids, ends = zip(*rows, strict=True)
-        columns: dict[str, Any] = {
-            "step": pa.array(steps),
-            "sample_id": pa.array(ids),
-            "value": values @ np.asarray(self._utility.weights),
-            "ends_at": pa.array(ends),
-        }
-        if len(targets) > 1:
-            columns |= {target: values[:, k] for k, target in enumerate(targets)}
-        return pa.table(columns)
+        columns = value_columns(self._utility, values)
+        return pa.table(
+            {
+                "step": pa.array(steps),
+                "sample_id": pa.array(ids),
+                "value": columns.pop("value"),
+                "ends_at": pa.array(ends),
+                **columns,
+            }
+        )
 
     def values(self) -> pa.Table:
         """Every sample, in the order of ids.

@@ -34,7 +34,7 @@ from torch import Tensor
 from inrun.optim import as_rows
 from inrun.replay._carried import Carried, alike
 from inrun.replay._folder import Ids, Step
-from inrun.replay._gradient import StepGradient, pulled_back
+from inrun.replay._gradient import StepGradient, add_up, pulled_back
 from inrun.replay._removal import Removal
 from inrun.replay._trajectory import Trajectory
 from inrun.utility import Utility, curvature, losses_of
@@ -131,14 +131,8 @@ def second_order(
 ) -> tuple[float, float]:
     """The second order of removal over the first, and its standard error.
 
-    Args:
-        run: the recorded run.
-        utility: the validation loss.
-        removal: what taking out means.
-        values: of every sample, to first order.
-        groups: into how many the steps are split; each sample belongs to its first step's.
-        mixtures: with random signs, one per group.
-        seed: of the groups and signs.
+    Each sample belongs to its first step's group, and there are `mixtures` with random signs per
+    group.
     """
     group_of, count = _split(run, groups, seed)
     ids = list(group_of)
@@ -207,8 +201,7 @@ def _through(
     gradient = StepGradient(run.replica, step)
     moved = {n: d for n, d in carried.weights().items() if n in gradient.raw}
     change = gradient.contract(moved)[0] if moved else {}
-    for name, source in _sources(run, step, gradient, mixture, removal).items():
-        change[name] = change[name] + source if name in change else source
+    add_up(change, _sources(run, step, gradient, mixture, removal).items())
     with torch.no_grad():
         raw = {name: change[name] for name in gradient.raw if name in change}
         carried.push(alike(gradient.moves()), gradient.consumed_to_raw(raw))
@@ -224,7 +217,5 @@ def _sources(
         rows = torch.eye(len(block.ids), dtype=torch.float64)
         weights = removal(rows, graph.shares_of_mean).T @ mixture(block.ids)  # (B, K)
         sources = pulled_back([graph.terms], [weights.T.to(graph.terms)], parameters)
-        for name, source in zip(names, sources, strict=True):
-            if source is not None:
-                found[name] = found[name] + source if name in found else source
+        add_up(found, zip(names, sources, strict=True))
     return found

@@ -26,12 +26,10 @@ from inrun.replay._replica import (
     Replica,
     Task,
     gradient_norm,
-    modules_at_rest,
     settings_of,
     states_for_blocks,
 )
-from inrun.replay._schedule import Schedule
-from inrun.replay._snapshot import drawn_since, random_state
+from inrun.replay._snapshot import Schedule, drawn_since, random_state
 from inrun.replay._trajectory import Trajectory
 
 GIBIBYTE = 2**30
@@ -95,8 +93,7 @@ def record(
         )
     keeper = Memory() if folder is None else Folder(Path(folder))
     replica = Replica(model, optimizer, Task(losses, fetch, clip_norm, weights), keeper)
-    if isinstance(keeper, Folder):
-        keeper.create()
+    keeper.create()
     return Recorder(model, optimizer, replica, keeper, budget, steps)
 
 
@@ -116,9 +113,8 @@ class Recorder:
         self._replica, self._keeper = replica, keeper
         self._parameters = _snapshot.names_of(model, optimizer)
         snapshot = _snapshot.take(self._parameters, model, optimizer)
-        moments = 3 * _snapshot.size_of(
-            snapshot
-        )  # Adam's, which a young optimizer has not made yet
+        # thrice: Adam's moments, which a young optimizer has not made yet
+        moments = 3 * _snapshot.size_of(snapshot)
         self._schedule = Schedule(budget // max(1, moments), steps)
         self._budget = budget
         self._blocks: list[tuple[Block, dict[str, Tensor] | None]] = []
@@ -142,17 +138,14 @@ class Recorder:
             what = "was finished" if self._trajectory is not None else "is inside a block already"
             raise MisuseError(f"This recorder {what}: no block can begin.")
         names, before = self._ids.read(ids), random_state(self._model)
-        resting = modules_at_rest(self._model)
+        mode = self._replica.mode_of(self._model)
         self._inside = True
         try:
             yield
         finally:
             self._inside = False
-        if resting not in self._replica.modes:
-            self._replica.modes.append(resting)
         drew = drawn_since(before, self._model)
-        block = Block(names, self._replica.modes.index(resting), drew)
-        self._blocks.append((block, before if drew else None))
+        self._blocks.append((Block(names, mode, drew), before if drew else None))
         self._norm = gradient_norm(self._parameters)
 
     def _before_step(self, k: int, args: Any, kwargs: Any) -> None:

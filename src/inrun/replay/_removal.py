@@ -57,11 +57,7 @@ PUSHES = ("tangent", "finite")
 
 
 def removal_named(name: str) -> Removal:
-    """The meaning of that name.
-
-    Raises:
-        MisuseError: there is none.
-    """
+    """The meaning of that name."""
     if name not in REMOVALS:
         raise MisuseError(f"removal {name!r} is not one of {', '.join(REMOVALS)}.")
     return REMOVALS[name]
@@ -109,11 +105,6 @@ class FinitePush:
 
     It needs the rows' shares themselves: `chunk` of them are in memory at a time, and what an
     post_step_terms keeps of `carry` steps.
-
-    Args:
-        samples: ids to do it for; None for all.
-        carry: steps that changed moments are played for.
-        chunk: rows at a time.
     """
 
     def __init__(self, samples: Collection[object] | None, carry: int, chunk: int = 16):
@@ -217,10 +208,6 @@ class JointPush(FinitePush):
     An element that only one source has touched stands still without the source, which the sum over
     its samples cannot say: without any one of them the others still move it. A group's value is
     that of the first of its rows in the block; the others have 0.
-
-    Args:
-        group_of: by sample id, its group.
-        carry: see `FinitePush`.
     """
 
     def __init__(self, group_of: Mapping[object, object], carry: int):
@@ -246,11 +233,7 @@ def _weights(rows: list[int], shares_of_mean: Tensor, removal: Removal) -> Tenso
 
 
 def push_named(name: str, samples: Collection[object] | None = None, carry: int = 40) -> Push:
-    """The push of that name.
-
-    Raises:
-        MisuseError: there is none.
-    """
+    """The push of that name."""
     if name not in PUSHES:
         raise MisuseError(f"push {name!r} is not one of {', '.join(PUSHES)}.")
     return FinitePush(samples, carry) if name == "finite" else tangent

@@ -6,14 +6,14 @@ Letters: B rows of a block.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError
-from inrun.optim import rule_for
+from inrun.optim import Move, Rule, moves, rule_for
 from inrun.replay import _snapshot
 from inrun.replay._folder import Block, Ids, Keeper, Step
 from inrun.replay._snapshot import set_random_state, undisturbed_random
@@ -41,11 +41,7 @@ class Task:
         self.losses, self.fetch, self.clip_norm, self.weights = losses, fetch, clip_norm, weights
 
     def terms(self, model: nn.Module, ids: Ids) -> tuple[Tensor, Any]:
-        """(B,) loss terms with a graph, and the batch.
-
-        Raises:
-            MisuseError: not one term per row.
-        """
+        """(B,) loss terms with a graph, and the batch."""
         batch = self.fetch(ids)
         terms = self.losses(model, batch)
         if not isinstance(terms, Tensor) or terms.shape != (len(ids),):
@@ -69,13 +65,18 @@ class Replica:
     """Model and optimizer of its own, in whatever state it was put."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, keeper: Keeper
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        keeper: Keeper,
+        modes: Sequence[tuple[str, ...]] = (),
     ):
         self.rule = rule_for(optimizer)
         _snapshot.names_of(model, optimizer)
         self.model, self.optimizer = copy.deepcopy((model, optimizer))
         self.task, self._keeper = task, keeper
-        self.modes: list[Sequence[str]] = []
+        self.modes = list(modes)  # by number, which modules are in evaluation mode
         self.parameters = _snapshot.names_of(self.model, self.optimizer)
         self._modules = list(self.model.named_modules())
         self.double = all(p.dtype == torch.float64 for p in self.parameters.values())
@@ -86,8 +87,14 @@ class Replica:
         """Into a recorded state; with `lend` only to look at it, not to step on."""
         _snapshot.place(snapshot, self.parameters, self.model, self.optimizer, lend=lend)
 
+    def mode_of(self, model: nn.Module) -> int:
+        """The number of the mode that a model is in now."""
+        resting = tuple(name for name, module in model.named_modules() if not module.training)
+        if resting not in self.modes:
+            self.modes.append(resting)
+        return self.modes.index(resting)
+
     def take(self) -> _snapshot.Snapshot:
-        """A copy of the state it is in."""
         return _snapshot.take(self.parameters, self.model, self.optimizer)
 
     def set_groups(self, step: Step) -> None:
@@ -112,10 +119,8 @@ class Replica:
     ) -> float:
         """The step's gradient into `.grad`, as the loop's backward passes left it; its length.
 
-        Args:
-            step: the recorded step.
-            without: samples that are left out of every block they are in.
-            renormalise: the loss is then the mean over those that remain.
+        Samples in `without` are left out of every block they are in; with `renormalise` the loss is
+        the mean over those that remain.
         """
         self.optimizer.zero_grad()
         with undisturbed_random(self.model), torch.enable_grad():
@@ -126,7 +131,7 @@ class Replica:
                     terms = self._left(terms, batch, block, without, renormalise)
                 if terms.requires_grad:
                     terms.sum().backward()
-        return self.gradient_norm()
+        return gradient_norm(self.parameters)
 
     def terms(self, ids: Ids) -> tuple[Tensor, Any]:
         """(B,) terms of this model, and the batch; sees whether it computes in less than double."""
@@ -158,10 +163,6 @@ class Replica:
             terms = terms / float(shares[stays.cpu()].sum())
         return terms
 
-    def gradient_norm(self) -> float:
-        """Length of the present gradient over all parameters."""
-        return gradient_norm(self.parameters)
-
     def consume(self) -> None:
         """Clips and steps, as the loop did."""
         if self.task.clip_norm is not None:
@@ -180,8 +181,28 @@ class Replica:
 
 def gradient_norm(parameters: Mapping[str, Tensor]) -> float:
     """Length of the gradient over all parameters that have one."""
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters.values() if p.grad is not None]
+    return length(p.grad for p in parameters.values() if p.grad is not None)
+
+
+def length(tensors: Iterable[Tensor]) -> float:
+    """Of all tensors as one vector."""
+    norms = [torch.linalg.vector_norm(t) for t in tensors]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def moves_of(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule[Any, Any],
+    parameters: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor],
+    clip: float,
+) -> list[tuple[str, Move[Any, Any]]]:
+    """What an optimizer is about to do by parameter; it leaves the clipped gradient in `.grad`."""
+    for name, p in parameters.items():
+        part = raw.get(name)
+        p.grad = part if part is None or clip == 1.0 else clip * part
+    names = {id(p): name for name, p in parameters.items()}
+    return [(names[id(p)], move) for p, move in moves(optimizer, rule)]
 
 
 def clipping(norm: float, limit: float | None) -> float:
@@ -200,11 +221,6 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
         if key != "params" and isinstance(value, (bool, int, float, str, list, type(None))):
             settings[key] = value
     return settings
-
-
-def modules_at_rest(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that are in evaluation mode."""
-    return tuple(name for name, module in model.named_modules() if not module.training)
 
 
 def states_for_blocks(states: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:

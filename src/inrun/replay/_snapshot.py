@@ -1,4 +1,6 @@
-"""A state of training as named tensors: what one optimizer step changes, and nothing else.
+"""States of a training as named tensors, and which of a run's are kept.
+
+A state is what one optimizer step changes, and nothing else:
 
     parameter/<name>        each parameter that the optimizer holds
     state/<name>/<key>      the optimizer's tensors for it, moments and step counts
@@ -6,13 +8,17 @@
 
 Frozen parameters are not in it: no step changes them. Beside it stands the random state of the
 devices that a model lives on, by device: {'cpu': state, 'cuda:0': state, ...}.
+
+A run of T steps has the states 0 to T. Those at multiples of an interval are kept, with the last;
+going backward, each segment between two kept states is played again from its first one. Letters: T
+steps, n interval, C states that the budget has room for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import ceil, isqrt, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +76,7 @@ def place(
 ) -> None:
     """Puts model and optimizer into that state; the snapshot stays what it is.
 
-    Args:
-        snapshot: the state.
-        named: as from `names_of`.
-        model: the model.
-        optimizer: the optimizer.
-        lend: the optimizer reads the snapshot's own tensors; it must not step then.
-
-    Raises:
-        StoreError: the snapshot is of another model.
+    With `lend` the optimizer reads the snapshot's own tensors, and must not step.
     """
     buffers = dict(model.named_buffers())
     missing = sorted(f"parameter/{n}" for n in named if f"parameter/{n}" not in snapshot)
@@ -123,17 +121,15 @@ def _fitting(key: str, target: Tensor | None, value: Tensor) -> Tensor:
 
 
 def distance(a: Snapshot, b: Snapshot) -> float:
-    """Length of the difference of two states' parameters, over all of them."""
     total = sum(
         float((a[key].double() - b[key].double()).square().sum())
         for key in a
         if key.startswith("parameter/")
     )
-    return math.sqrt(total)
+    return sqrt(total)
 
 
 def size_of(snapshot: Snapshot) -> int:
-    """Bytes of the tensors."""
     return sum(t.numel() * t.element_size() for t in snapshot.values())
 
 
@@ -150,7 +146,6 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> Snapshot:
-    """Loads tensors, onto the CPU."""
     try:
         return load_file(path)
     except Exception as error:  # a broken file makes the parser raise errors of any kind
@@ -193,3 +188,72 @@ def undisturbed_random(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         set_random_state(before)
+
+
+def interval_for(steps: int, capacity: int) -> int:
+    """The interval for a run whose length is known.
+
+    Every state where they all fit; every sqrt(T)-th where those fit (more would only save memory
+    in the replay, which holds at most one segment); else as many as fit.
+
+    Args:
+        steps: T.
+        capacity: C, at least 2.
+
+    Example:
+        >>> [interval_for(100, capacity) for capacity in (200, 50, 5)]
+        [1, 10, 25]
+    """
+    if steps + 1 <= capacity:
+        return 1
+    root = max(1, isqrt(steps - 1) + 1)
+    if ceil(steps / root) + 1 <= capacity:
+        return root
+    return ceil(steps / max(1, capacity - 1))
+
+
+def kept_states(steps: int, capacity: int) -> int:
+    """How many states a run of a known length keeps, the last one among them.
+
+    Example:
+        >>> [kept_states(100, capacity) for capacity in (200, 50, 5)]
+        [101, 11, 5]
+    """
+    return ceil(steps / interval_for(steps, max(2, capacity))) + 1
+
+
+class Schedule:
+    """Says which state to keep next, and which kept ones to give up, as training goes.
+
+    Without a known length every state is kept until the budget is full; then the interval doubles
+    and every second one goes.
+    """
+
+    def __init__(self, capacity: int, steps: int | None = None):
+        self.capacity = max(2, capacity)
+        self.interval = 1 if steps is None else interval_for(steps, self.capacity)
+        self.kept: list[int] = []
+
+    def due(self, state: int) -> bool:
+        """Whether the state after this many steps is to be kept."""
+        return state % self.interval == 0
+
+    def keep(self, state: int) -> list[int]:
+        """Notes a kept state; returns the states that must go to make room for a last one."""
+        self.kept.append(state)
+        gone: list[int] = []
+        while len(self.kept) >= self.capacity:
+            self.interval *= 2
+            gone += [s for s in self.kept if s % self.interval]
+            self.kept = [s for s in self.kept if s % self.interval == 0]
+        return gone
+
+
+def stops(first: int, last: int, copies: int) -> list[int]:
+    """States to hold on the way from `first` to `last`, at most `copies`, `first` among them.
+
+    Example:
+        >>> stops(0, 6, 8), stops(0, 6, 3)
+        ([0, 1, 2, 3, 4, 5], [0, 2, 4])
+    """
+    return list(range(first, last, ceil((last - first) / copies)))

@@ -47,19 +47,11 @@ class Horizon(NamedTuple):
     weights: Mapping[int, float]
     ends: frozenset[int]
 
-    @property
-    def whole(self) -> bool:
-        """Whether only the run's last state counts."""
-        return set(self.weights) == {max(self.ends)} and len(self.ends) == 1
-
 
 def windows(length: int | None, steps: int) -> Horizon:
     """The run cut at multiples of `length` and at its end; each step looks to its window's end.
 
     A length of 1 is the step's own effect, None the effect on the run's last state.
-
-    Raises:
-        MisuseError: no length of at least 1.
     """
     if length is not None and length < 1:
         raise MisuseError(f"horizon is {length}; it counts steps, at least 1, None for all.")
@@ -68,11 +60,7 @@ def windows(length: int | None, steps: int) -> Horizon:
 
 
 def curve(weights: Mapping[int, float], steps: int) -> Horizon:
-    """A weighted sum of the validation loss at chosen states of the whole run.
-
-    Raises:
-        MisuseError: states that the run does not have.
-    """
+    """A weighted sum of the validation loss at chosen states of the whole run."""
     outside = [s for s in weights if not 1 <= s <= steps]
     if outside or not weights:
         raise MisuseError(
@@ -110,7 +98,8 @@ class Method(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether only the run's last state counts, along its own optimizer's steps."""
-        return self.reading is None and self.horizon.whole
+        weights, ends = self.horizon
+        return self.reading is None and len(ends) == 1 and set(weights) == set(ends)
 
 
 class StepValues(NamedTuple):
@@ -196,9 +185,6 @@ def lookahead_parts(
 
     Returns:
         By id, (T, K) float64.
-
-    Raises:
-        MisuseError: the parts do not add up to the rows' losses.
     """
     found: dict[object, Tensor] = {}
     wanted = set(samples)

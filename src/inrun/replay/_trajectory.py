@@ -18,8 +18,7 @@ from inrun.errors import MisuseError, StoreError
 from inrun.replay._agreement import check_norm, check_state
 from inrun.replay._folder import MANIFEST, Folder, Keeper, Step
 from inrun.replay._replica import Fetch, Losses, Replica, Task
-from inrun.replay._schedule import stops
-from inrun.replay._snapshot import Snapshot, undisturbed_random
+from inrun.replay._snapshot import Snapshot, stops, undisturbed_random
 
 COPIES = 16
 
@@ -55,6 +54,13 @@ class Trajectory:
         seen = dict.fromkeys(i for s in self.steps for block in s.blocks for i in block.ids)
         return list(seen)  # type: ignore[return-value]  # all of one kind
 
+    def unvisited(self, ids: Collection[object]) -> str | None:
+        """What of these it never visited, in words; None where it visited all."""
+        strangers = set(ids) - set(self.sample_ids())
+        if strangers:
+            return f"the sample {min(map(repr, strangers))}"
+        return None if ids else "no sample at all"
+
     def check(self) -> None:
         """Plays the whole run again.
 
@@ -81,9 +87,8 @@ class Trajectory:
             MisuseError: none is named, or one was never visited.
         """
         left_out = frozenset([without] if isinstance(without, (int, str)) else without)
-        strangers = left_out - set(self.sample_ids())
-        if strangers or not left_out:
-            what = f"the sample {min(map(repr, strangers))}" if strangers else "no sample at all"
+        what = self.unvisited(left_out)
+        if what is not None:
             raise MisuseError(f"The run never visited {what}, which it is to be trained without.")
         touched = (
             number
@@ -230,23 +235,13 @@ class Replayable(NamedTuple):
 
 
 def is_recording(folder: Path) -> bool:
-    """Whether a recorded run is there."""
     return os.path.isfile(folder / MANIFEST)
 
 
 def open_trajectory(folder: str | os.PathLike[str], by: Replayable) -> Trajectory:
-    """A recorded run, in another process.
-
-    Args:
-        folder: where it was recorded.
-        by: model, optimizer and losses as they were.
-
-    Raises:
-        StoreError: no finished run is there, or a part of it is torn.
-    """
+    """A recorded run, in another process."""
     place = Folder(Path(folder))
     manifest = place.manifest()
     task = Task(by.losses, by.fetch, manifest["clip_norm"], by.weights)
-    replica = Replica(by.model, by.optimizer, task, place)
-    replica.modes = [tuple(mode) for mode in manifest["modes"]]
-    return Trajectory(place, replica)
+    modes = [tuple(mode) for mode in manifest["modes"]]
+    return Trajectory(place, Replica(by.model, by.optimizer, task, place, modes))

@@ -74,7 +74,7 @@ def _hurting(of: Contents) -> Paragraph:
     more, _ = groups(of, best=True)
     if not said:
         said = ["No label or source is less helpful on average than chance would make it."]
-    head = ", ".join(worst) if worst else "None beyond chance"
+    head = ", ".join(worst) if worst else "None is told to hurt"
     return Paragraph("Which source or class hurts?", [*said, *surely(of), *more], head)
 
 

@@ -158,8 +158,9 @@ def _share(chosen: np.ndarray) -> str:
 def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
     """A sentence each for label and source on the level whose mean is furthest out, and its name.
 
-    Of L levels with `FEW` samples or more, one is named only where its mean differs from that of
-    all samples beyond a two-sided 95 % limit for L comparisons.
+    Of L levels with `FEW` samples or more, one is in a sentence only where its mean differs from
+    that of all samples beyond a two-sided 95 % limit for L comparisons. Its name is given only
+    where it lies on its side of 0 beyond that limit too: what helps less than others does no harm.
     """
     said, named, value = [], [], of.values["value"].to_numpy()
     for name, cells in grouping_columns(of.table):
@@ -169,12 +170,13 @@ def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
         mean = np.bincount(row, value, len(levels)) / count
         spread = np.sqrt(np.bincount(row, (value - mean[row]) ** 2) / np.maximum(count - 1, 1))
         large = count >= FEW
-        away = (mean - value.mean()) / np.maximum(spread / np.sqrt(count), 1e-300)
+        sign, error = 1 if best else -1, np.maximum(spread / np.sqrt(count), 1e-300)
         limit = norm.ppf(1 - 0.025 / max(1, large.sum()))
-        out = np.flatnonzero(large & ((away > limit) if best else (away < -limit)))
+        out = np.flatnonzero(large & (sign * (mean - value.mean()) / error > limit))
         if len(out):
-            at = out[mean[out].argmax() if best else mean[out].argmin()]
-            named.append(f"{name} {levels[at]}")
+            at = out[(sign * mean[out]).argmax()]
+            if sign * mean[at] / error[at] > limit:
+                named.append(f"{name} {levels[at]}")
             said.append(
                 f"By {name}, the {'most' if best else 'least'} helpful on average is {levels[at]}: "
                 f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."

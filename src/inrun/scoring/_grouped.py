@@ -100,13 +100,7 @@ def directions_of(group: Sequence[Member], directions: Tensor) -> Mapping[str, T
 def met_together(
     group: Sequence[Member], directions_Kn: Tensor, block: Block
 ) -> tuple[list[Tensor], Mapping[str, Tensor]]:
-    """Contributions (B, K) of many parameters each; the directions (K, *shape) that are left.
-
-    Args:
-        group: small parameters.
-        directions_Kn: theirs, one after the other.
-        block: the samples.
-    """
+    """Contributions (B, K) of many parameters each; the directions (K, *shape) that are left."""
     vectors = [m for m in group if not _is_matrix(m)]
     shares_Bn = _dense_together([m.name for m in vectors], block)
     if shares_Bn is None:
@@ -135,9 +129,7 @@ def _outer_together(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Contributions (B, K) of small outer products, a product for each shape; what is left.
 
-    Args:
-        directions: (K, M, N) by name.
-        block: the samples, whose factors b (B, T, M) and a (B, T, N) are taken.
+    Factors b (B, T, M) and a (B, T, N) meet directions (K, M, N).
     """
     alike: dict[object, list[str]] = {}
     rest = dict(directions)

@@ -95,12 +95,7 @@ def mark_of(memory: Tensor | None) -> MemoryMark | None:
 
 
 class Edited:
-    """Whose memory is another than the one that was left there.
-
-    Args:
-        left: by name, after the last scored step that moved the parameter.
-        found: by name, before this one.
-    """
+    """Whose memory is another than the one that was left there."""
 
     def __init__(
         self, left: Mapping[str, MemoryMark | None], found: Mapping[str, MemoryMark | None]
@@ -118,18 +113,12 @@ class Edited:
         self._compared, self._differ = list(compared), Reading(*compared.values())
 
     def names(self) -> list[str]:
-        """Of them."""
         differ = zip(self._compared, self._differ.wait(), strict=True)
         return self._gone + [name for name, is_other in differ if is_other]
 
 
 class Surroundings:
-    """Looks around a model.
-
-    Args:
-        model: that is trained.
-        loss_fn: that judges it.
-    """
+    """Looks around a model."""
 
     def __init__(self, model: nn.Module, loss_fn: object):
         self._model = model
@@ -138,7 +127,6 @@ class Surroundings:
         self._elsewhere = [t for i, t in found.items() if i not in own]
 
     def mark(self, trained: Mapping[str, Tensor]) -> SurroundingsMark:
-        """As they are now."""
         ids = {id(p) for p in trained.values()}
         parameters, buffers = own_tensors(self._model)
         others = [p for p in parameters if id(p) not in ids]

@@ -86,12 +86,7 @@ class ParameterPlan(ABC):
 
     @abstractmethod
     def pull(self, at: Gradients, moved: Move[Any, Any] | None) -> Pulled:
-        """The direction that shares meet, and the books, in compute precision.
-
-        Args:
-            at: the validation gradients.
-            moved: the move read again after the step.
-        """
+        """The direction that shares meet, and the books, in compute precision."""
 
 
 @dataclass(eq=False)
@@ -102,11 +97,9 @@ class ReadBefore(ParameterPlan):
     history: History
 
     def null(self) -> Tensor | float:
-        """The displacement by momentum and decay together."""
         return self.history.momentum + self.history.decay
 
     def along(self) -> Tensor | None:
-        """The slope times the gradient that is consumed."""
         return self.slope.along(self.move.gradient)
 
     def gradient(self, at: Gradients) -> Tensor:
@@ -122,7 +115,6 @@ class ReadBefore(ParameterPlan):
         return Pulled(self.slope.transposed(gradient_K, self.share_scale), *entries)
 
     def _entries(self, at: Gradients, gradient_K: Tensor) -> tuple[Tensor, Tensor]:
-        """What momentum and decay did, each (K,)."""
         along_KP = as_rows(self.direction.history_gradient(at, gradient_K))
         momentum, decay = (
             along_KP @ displaced.reshape(-1).to(along_KP.dtype)
@@ -144,7 +136,6 @@ class SampleBySample(ReadBefore):
         return Pulled(None, *self._entries(at, self.gradient(at)))
 
     def values(self, at: Gradients, shares_B: Tensor) -> Tensor:
-        """Each sample's share in its own direction, (B, K)."""
         direction = cast(SampleDirection, self.direction)
         return direction.values(self.move, shares_B * self.share_scale, self.gradient(at))
 
@@ -211,17 +202,6 @@ def plan_parameter(
     held: bool,
     processes: int = 1,
 ) -> ParameterPlan:
-    """The plan of one parameter.
-
-    Args:
-        optimizer: the number of the one that holds it.
-        p: the parameter.
-        move: read before the step.
-        direction: the method.
-        scale: see `ParameterPlan`.
-        held: whether its shares are still to be contracted.
-        processes: how many share the batch.
-    """
     if direction.forms_after_step(move):
         return SettledAfter(optimizer, p, direction, move, scale, held, processes)
     each = direction.by_sample
@@ -256,11 +236,6 @@ class RuleCheck:
                 self._expected[name] = kind, plan.move.weight - moved, _size(moved)
 
     def after(self, plans: Mapping[str, ParameterPlan]) -> None:
-        """Compares.
-
-        Raises:
-            InvariantError: the optimizer did something else; the message says by how much.
-        """
         for name, (kind, expected, moved) in self._expected.items():
             if name not in plans:
                 continue  # its optimizer did not step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrun.capture import Block, Capture
-from inrun.directions import Direction, Game
+from inrun.directions import Direction
 from inrun.distributed import Processes
 from inrun.factors import Contraction
 from inrun.optim import Together
@@ -22,17 +22,7 @@ from inrun.utility import Utility
 
 
 class Scorer:
-    """One of a run.
-
-    Args:
-        model: that is trained.
-        optimizers: that train it.
-        utility: that judges.
-        direction: the method.
-        smoothed_steps: see `inrun.Options`.
-        contraction: how directions meet factors.
-        processes: that train together.
-    """
+    """One of a run."""
 
     def __init__(
         self,
@@ -55,13 +45,7 @@ class Scorer:
 
     @property
     def estimator(self) -> str:
-        """The method's name."""
         return self.direction.name
-
-    @property
-    def game(self) -> Game:
-        """Whose Shapley values are meant."""
-        return self.direction.game
 
     @property
     def one_direction(self) -> bool:
@@ -88,7 +72,6 @@ class Scorer:
         capture.coverage.updated(squares)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint keeps."""
         contraction, tensors = self.contraction.state()
         header = {
             "forecast": self.forecast.numbers(), "checked": self.rule_check.steps,
@@ -97,7 +80,6 @@ class Scorer:
         return header, tensors
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes back to what `state` gave."""
         self.forecast = Forecast(*header["forecast"])
         self.rule_check = RuleCheck(header["checked"])
         self.validation.go_to(max(0, header["passes"] - 1))  # the last one is done again
@@ -108,11 +90,8 @@ class Forecast:
     """What `stream` expects to become of a gradient that is still coming in: what did last time.
 
     A direction that is formed inside the backward pass does not know yet how many micro-batches
-    will be added nor by how much the sum will be clipped or unscaled.
-
-    Args:
-        scale: consumed gradient over the sum of the blocks', in the last step.
-        blocks: how many it had.
+    will be added nor by how much the sum will be clipped or unscaled. `scale` is the consumed
+    gradient over the sum of the blocks' in the last step, which had so many `blocks`.
     """
 
     def __init__(self, scale: float = 1.0, blocks: float = 1) -> None:
@@ -129,9 +108,5 @@ class Forecast:
         return [self._scale, self._blocks]
 
     def factor(self, blocks_now: int) -> float:
-        """Consumed gradient over the gradient so far.
-
-        Args:
-            blocks_now: of the step under way, with the one whose backward pass runs.
-        """
+        """Consumed gradient over the gradient so far."""
         return self._scale * max(1.0, self._blocks / blocks_now)

@@ -5,34 +5,29 @@
     taken    an optimizer has stepped; with several, others may follow
     scored   the closing pass was run, and values are known
 
-Everything that is known of one step is in one object; to forget the step is to let it go.
-Letters: B samples of a block, N of the step, K targets.
+Everything that is known of one step is in one object; to forget the step is to let it go. While it
+is open it is in `_open_step.py`. Letters: N samples of the step, K targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from inrun.capture import Block, Capture, Reading, Sketch, not_finite
+from inrun.capture import Capture, Reading, not_finite
 from inrun.directions import Gradients
 from inrun.errors import MisuseError
-from inrun.factors import Factor, compute_dtype
-from inrun.ledger import Ids
 from inrun.optim import Move
 from inrun.scoring._gradients import circumstances, common_scale, norms_of, scales_of
 from inrun.scoring._grouped import Member, groups_of
+from inrun.scoring._open_step import OpenStep, Stage
 from inrun.scoring._plan import ParameterPlan, plan_parameter, smoothing_work
-from inrun.scoring._scored import Scored, read
 from inrun.scoring._scorer import Scorer
-from inrun.scoring._sums import DirectionWatcher, Sums
+from inrun.scoring._sums import DirectionWatcher, Scored, Sums, read
 from inrun.utility import Evaluation
-
-Stage = Enum("Stage", ["OPEN", "READ", "TAKEN", "SCORED"])
 
 
 class MomentumMemory(Protocol):
@@ -42,25 +37,14 @@ class MomentumMemory(Protocol):
         """What is told when the step is scored, as `Step.memory`."""
 
 
-class Step:
-    """One step; `audited`: whether factors are kept beside sketches.
-
-    Args:
-        scorer: what outlives it.
-        number: counted from 1.
-        weight: how many steps it stands for; 0 where it is not scored.
-        window: of momentum, if there is one.
-    """
-
-    audited = False
+class Step(OpenStep):
+    """One step, through all its stages."""
 
     def __init__(
         self, scorer: Scorer, number: int, weight: float, window: MomentumMemory | None = None
     ):
-        self.number, self.weight, self.stage = number, weight, Stage.OPEN
-        self._scorer, self._window = scorer, window
-        self._ended: list[tuple[Ids, Block]] = []
-        self._opening: Evaluation | None = None
+        super().__init__(scorer, number, weight)
+        self._window = window
         self._moving: dict[str, tuple[int, Tensor, Move[Any, Any]]] = {}
         self._plans: dict[str, ParameterPlan] = {}
         self._after: dict[str, Move[Any, Any]] = {}  # of optimizers that stepped before others
@@ -71,71 +55,6 @@ class Step:
         self.memory: Any = None
         self.stepped: set[int] = set()  # numbers of the optimizers that have
         self._overflowed: dict[int, str] = {}  # of which a gradient is not finite: they will skip
-
-    # ---- open
-
-    def begin_pass(self, capture: Capture) -> None:
-        """A forward and a backward pass begin: `stream` needs the opening gradient within."""
-        if capture.contracts_early:
-            self._opening = self._scorer.validation.opening(capture)
-            self._scorer.optimizers.block_begins()
-
-    def contract(self, capture: Capture, name: str, factors: Sequence[Factor]) -> list[Tensor]:
-        """Values (B, K) of factors inside the backward pass: what `stream` contracts with.
-
-        Of several processes all call it for a parameter, also those that have no factors of it.
-        """
-        p, scorer = capture.trained[name], self._scorer
-        mean = scorer.processes.apart().mean if scorer.processes.size > 1 else None
-        move = scorer.optimizers.move_of(p, scorer.forecast.factor(len(self._ended) + 1), mean)
-        if not factors:
-            return []
-        assert self._opening is not None
-        opening = Gradients(self._opening.gradients[name])
-        gradient_K = scorer.direction.gradient(opening, move).to(compute_dtype(p))
-        Q = scorer.direction.slope(move).transposed(gradient_K)
-        return [values.double() for values in scorer.contraction.contract(name, factors, Q)]
-
-    def add(self, ids: Ids, block: Block) -> None:
-        """A block ended."""
-        self._ended.append((ids, block))
-
-    def finish(self, capture: Capture) -> bool:
-        """Compares blocks with the gradients; True where some turned out not to be in them.
-
-        The loop zeroed the gradients after those: they count no more. Nor does one that is wrong.
-
-        Raises:
-            InvariantError: a block's shares do not sum to the gradient.
-        """
-        unread = capture.check.unread
-        try:
-            flags = capture.finish()
-        except BaseException:
-            del self._ended[len(self._ended) - unread :]
-            raise
-        for block in self.blocks:  # a gap is one for the whole step
-            for name in capture.check.excluded:
-                block.factors.pop(name, None)
-        if not any(flags):
-            return False
-        del self._ended[: len(self._ended) - flags[::-1].index(True) - 1]
-        return True
-
-    @property
-    def blocks(self) -> list[Block]:
-        """Those that count, in their order."""
-        return [block for _, block in self._ended]
-
-    @property
-    def owned(self) -> list[Block]:
-        """Those of samples among them."""
-        return [block for block in self.blocks if block.owned]
-
-    @property
-    def ids(self) -> Ids:
-        """Of all samples."""
-        return [i for ids, _ in self._ended for i in ids]  # type: ignore[return-value]  # of one kind
 
     # ---- read
 
@@ -157,7 +76,8 @@ class Step:
         names = {id(p): name for name, p in capture.trained.items()}
         moves = [(k, p, m) for k, p, m in self._scorer.optimizers.moves() if id(p) in names]
         self._moving = {names[id(p)]: (k, p, move) for k, p, move in moves}
-        capture.check.consume({name: m.gradient for name, (_, _, m) in self._moving.items()})
+        gradients = {name: m.gradient for name, (_, _, m) in self._moving.items()}
+        capture.check.scaling.consume(gradients, compared=not capture.check.unread)
 
     def plan(self, capture: Capture, first: int = 0) -> None:
         """Says of what each parameter's direction will be made, now that blocks were compared.
@@ -166,9 +86,6 @@ class Step:
             capture: what the blocks were seen by.
             first: the number of the optimizer that steps first. A gradient scaler skips others of
                 which a gradient is not finite, each for itself.
-
-        Raises:
-            MisuseError: no sample accounts for what became of a gradient.
         """
         scorer, blocks, plans = self._scorer, self.blocks, {}
         with torch.no_grad():
@@ -202,20 +119,12 @@ class Step:
         streamed = any(block.values_BK is not None for block in self.blocks)
         if len(self._scorer.optimizers.members) == 1 or streamed:  # their values are summed already
             return []
-        bad = capture.check.overflowed()
+        bad = capture.check.scaling.overflowed()
         found = {k: name for name, (k, _, _) in self._moving.items() if name in bad and k != first}
         self._overflowed = found
         names = [name for name, (k, _, _) in self._moving.items() if k in found]
         self._moving = {n: moving for n, moving in self._moving.items() if moving[0] not in found}
         return names
-
-    def pass_by(self, *, skips: bool) -> None:
-        """In place of being read, a step that is not scored.
-
-        Args:
-            skips: whether the optimizer will not move anything.
-        """
-        self.stage = Stage.OPEN if skips else Stage.READ
 
     def share_scale(self, name: str) -> Tensor | float:
         """What to multiply a parameter's shares by, once the step was read."""
@@ -223,8 +132,7 @@ class Step:
 
     @property
     def game(self) -> Any:
-        """Whose Shapley values are meant."""
-        return self._scorer.game
+        return self._scorer.direction.game
 
     @property
     def age(self) -> int | None:
@@ -255,12 +163,7 @@ class Step:
         return {names[id(p)]: move for k in stepped for p, move in optimizers.moved(k, before)}
 
     def require_unchanged(self, k: int) -> None:
-        """Before another optimizer of the same step: its gradients must be those that were read.
-
-        Raises:
-            MisuseError: they were changed since the first of the optimizers stepped, or one of them
-                is not finite.
-        """
+        """Before another optimizer of the same step: its gradients must be those that were read."""
         if k in self._overflowed:
             raise not_finite(self._overflowed[k])
         now = norms_of({n: p for n, p in self._plans.items() if p.optimizer == k})
@@ -275,12 +178,7 @@ class Step:
     # ---- scored
 
     def score(self, capture: Capture, watcher: DirectionWatcher | None = None) -> Scored:
-        """Contracts the directions, now that the closing gradient is known.
-
-        Raises:
-            MisuseError: a number is not finite, or something that shares are made of was written
-                to.
-        """
+        """Contracts the directions, now that the closing gradient is known."""
         self._keep_only_stepped()
         scorer, blocks = self._scorer, self.blocks
         scorer.rule_check.after(self._plans)
@@ -310,17 +208,8 @@ class Step:
         """Steps whose values are known now that this one was taken, in their order."""
         return [(self, self.score(capture, watcher))]
 
-    @property
-    def sketches(self) -> Callable[[str, Factor], Sketch] | None:
-        """What is kept of a parameter's factor in its place; None keeps factors."""
-        return None
-
     def _keep_only_stepped(self) -> None:
-        """Drops what was planned for optimizers that did not step.
-
-        Raises:
-            MisuseError: it is in the values already.
-        """
+        """Drops what was planned for optimizers that did not step."""
         if len(self.stepped) == len(self._scorer.optimizers.members):
             return
         kept = {n: plan for n, plan in self._plans.items() if plan.optimizer in self.stepped}

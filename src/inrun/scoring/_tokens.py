@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from inrun.capture import Capture
 from inrun.errors import InvariantError, MisuseError
 from inrun.ledger import TokenFolder
-from inrun.owners import ownership
+from inrun.owners import IdReader, ownership
 from inrun.scoring._scorer import Scorer
 from inrun.utility import differentiable_twice, undisturbed
 
@@ -46,11 +46,7 @@ class _Pass:
 
 
 def require_whole_directions(scorer: Scorer, capture: Capture, *, window: bool) -> None:
-    """Refuses settings under which a value is not one direction's product with a share.
-
-    Raises:
-        MisuseError: names the setting.
-    """
+    """Refuses settings under which a value is not one direction's product with a share."""
     exact = scorer.contraction.exact
     if capture.contracts_early or not exact or not scorer.one_direction:
         raise MisuseError(
@@ -78,7 +74,7 @@ class Tokens:
         folder: TokenFolder | None,
     ):
         self._model, self._trained = model, trained
-        self._pending = pending
+        self._pending, self._ids = pending, IdReader()
         self._weights, self._losses, self._folder = np.asarray(weights), token_losses, folder
         self._passes: list[_Pass] = []
         self._before: dict[str, Tensor] = {}
@@ -109,7 +105,7 @@ class Tokens:
         Raises:
             MisuseError: places out of range, or for each of several tensors.
         """
-        names = [i.item() if hasattr(i, "item") else i for i in ids]
+        names = self._ids.read(ids)
         owned = ownership(len(names), rows, slots)
         if owned.tensors is not None:
             raise MisuseError(
@@ -241,11 +237,7 @@ class Tokens:
 
 
 def _by_sample(found_RT: np.ndarray, one: _Pass) -> Sequence[np.ndarray]:
-    """Each sample's terms in their order, from rows that may hold several or a part of one.
-
-    Raises:
-        MisuseError: the terms are not as many as the places that were given.
-    """
+    """Each sample's terms in their order, from rows that may hold several or a part of one."""
     if one.owners is None:
         return list(found_RT)
     owners = one.owners

@@ -39,7 +39,7 @@ class Validation:
         self._utility = utility
         self.surroundings = Surroundings(model, utility.loss_fn)
         self._last: _Pass | None = None
-        self._passes = 0
+        self.passes = 0  # that were run
         self._age = 0  # steps that the last pass's gradient has been taken for the present one's
         self._other: Tensor | None = None
         self._disturbed = self._edited = False
@@ -141,8 +141,8 @@ class Validation:
     def _fresh(self, capture: Capture, *, checked: bool = True) -> Evaluation:
         """A pass over the rows whose turn it is."""
         self._age = 0
-        found = self._evaluate(capture, self._passes, checked=checked)
-        self._passes += 1
+        found = self._evaluate(capture, self.passes, checked=checked)
+        self.passes += 1
         return found
 
     def _kept(
@@ -150,7 +150,7 @@ class Validation:
     ) -> Evaluation:
         weights = WeightsMark(capture.trained.values())
         around = self.surroundings.mark(capture.trained)
-        part = self._passes - 1 if part is None else part
+        part = self.passes - 1 if part is None else part
         self._last = _Pass(evaluation, weights, around, part)
         return evaluation
 
@@ -182,8 +182,8 @@ class Validation:
         if direction.needs_null:
             null = {plan.parameter: plan.null() for plan in plans.values()}
             with displaced(null):
-                extra["null"] = self._evaluate(capture, self._passes).gradients
-                self._passes += 1
+                extra["null"] = self._evaluate(capture, self.passes).gradients
+                self.passes += 1
         if direction.needs_curvature:
             along = {name: plan.along() for name, plan in plans.items()}
             there = {name: t for name, t in along.items() if t is not None}
@@ -194,14 +194,9 @@ class Validation:
             extra["curvature"] = {n: self._processes.mean(t) for n, t in found.items()}
         return extra
 
-    @property
-    def passes(self) -> int:
-        """How many were run."""
-        return self._passes
-
     def go_to(self, passes: int) -> None:
         """Goes on from a checkpoint: which rows a pass looks at goes by its number."""
-        self._passes, self._last, self._age = passes, None, 0
+        self.passes, self._last, self._age = passes, None, 0
 
 
 def _unknown(targets: int) -> Tensor:

@@ -73,6 +73,7 @@ class OpenWindow:
         self._bases: dict[tuple[str, View | None], Basis] = {}
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
+        self._used: set[int] = set()  # bases that sketches are kept in
         moves = self._moves(capture)
         (rests,) = scorer.processes.all([last is not None and last.holds(opening, moves)])
         if last is not None and rests:
@@ -80,7 +81,8 @@ class OpenWindow:
         else:
             for name, move in moves.items():
                 Q_K = self._directions(capture, name, move, opening)
-                self._bases[name, None] = Basis(Q_K, rank, starts.get(name))
+                stacked = name in capture.stacks
+                self._bases[name, None] = Basis(Q_K, rank, starts.get(name), stacked=stacked)
         self.weights: dict[str, Tensor] | None = None
         self._gradients: Mapping[str, Tensor] = {}
         if books:
@@ -116,6 +118,10 @@ class OpenWindow:
         """What is kept of a factor, inside the backward pass."""
         basis = self._bases[name, None]
         if not isinstance(factor, Derived):
+            if factor.is_stack and not (basis.whole or basis.stacked or id(basis) in self._used):
+                told_K = basis.told(factor.shape)  # no step before this window showed a stack
+                basis = self._bases[name, None] = Basis(told_K, self._rank, stacked=True)
+            self._used.add(id(basis))
             return Sketch(basis, basis.keep(factor))
         own, view = factor.shape, view_of(factor)
         if view == view_of(Derived(own, lambda t: t, factor.inner)):  # a cast
@@ -123,7 +129,7 @@ class OpenWindow:
         found = None if view is None else self._bases.get((name, view))
         if found is None:
             _, pushed_K = factor.reduced(basis.told(own))
-            found = Basis(pushed_K, self._rank)
+            found = Basis(pushed_K, self._rank, stacked=factor.inner.is_stack)
             if view is None:  # what it is mapped by stays with it, without its activations
                 bare = factor.mapped(lambda t: t.to("meta"))
                 self._pushed.append((name, found, lambda Q_K: bare.reduced(Q_K)[1]))

@@ -21,10 +21,10 @@ from inrun.factors import Factor
 from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.optim import Move
 from inrun.scoring._gradients import scales_of
-from inrun.scoring._scored import Scored
+from inrun.scoring._open_step import Stage
 from inrun.scoring._scorer import Scorer
-from inrun.scoring._step import Stage, Step
-from inrun.scoring._sums import DirectionWatcher
+from inrun.scoring._step import Step
+from inrun.scoring._sums import DirectionWatcher, Scored
 from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
 
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
@@ -57,6 +57,10 @@ class Windows:
         step = WindowedStep(self._scorer, number, self)
         return AuditedStep(self._scorer, number, step) if self.audits else step
 
+    def set_length(self, steps: int) -> None:
+        """How many steps the next window has."""
+        self.length = steps
+
     @property
     def is_open(self) -> bool:
         """Whether steps wait for their window's end."""
@@ -87,7 +91,7 @@ class Windows:
 
         Of large ones, which are measured in turn, as they were last measured.
         """
-        for name, norm in capture.check.norms.items():
+        for name, norm in capture.check.scaling.norms.items():
             scale = step.share_scale(name)
             if isinstance(scale, float) and scale and isfinite(norm):  # else nothing moves it
                 # shares are of one process, the gradient of all
@@ -232,7 +236,7 @@ class WindowedStep(Step):
         """See `Step.begin_pass`: the first of a window runs its opening pass."""
         self.open(capture)
         if len(self._scorer.optimizers.members) == 1:  # of others one may skip for one gradient
-            capture.check.measure_in_turn()
+            capture.check.scaling.measure_in_turn()
 
     def open(self, capture: Capture) -> None:
         """Opens its window, if it is the first."""

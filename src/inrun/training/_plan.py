@@ -201,7 +201,7 @@ def _disk(training: Training, model: nn.Module, scored: float, seconds: float) -
     target and one for the total. A token is 8 bytes and about as much for its text.
     """
     config, steps = training.config, training.steps()
-    targets = len({training.target_name(sample) for sample in training.judges()})
+    targets = len(training.utility().targets)
     columns = targets if targets > 1 else 0
     visits = int(scored * len(training.ids) * config.epochs)
     parts = 2 * (1 + max(visits // PART_VISITS, int(seconds // PART_SECONDS)))

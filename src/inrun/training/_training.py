@@ -23,12 +23,13 @@ from inrun.training._objectives import ANSWERS, Batch, NextToken, SeveralClasses
 from inrun.training._rows import Row
 from inrun.training._samples import Id, Sample, Splits, names_of, read_splits
 from inrun.training._texts import Texts, task_of
-from inrun.utility import Utility
+from inrun.utility import HALF, Utility
 
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass per step
 TEXTS = ("text-classification", "regression", "multi-label", "causal-lm")
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
+EACH = "each"  # in a batch: what each row's summed loss is multiplied by
 
 
 class Training:
@@ -155,7 +156,31 @@ class Training:
             batch = self.collate(next(iter(groups.values())))
             return Utility(self.loss_fn, targets=self._by_label(batch) or {"validation": batch})
         targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
-        return Utility(self.loss_fn, targets=targets, weights=self._weights(groups))
+        weights = self._weights(groups) or dict.fromkeys(targets, 1.0)
+        if self.config.validation_parts > 1 or self.config.budget is not None:
+            return Utility(self.loss_fn, targets=targets, weights=weights)
+        half = self._half({_safe(name): groups[name] for name in sorted(groups)}, targets, weights)
+        return Utility(
+            self.loss_fn, targets=targets | {HALF: half}, weights=weights | {HALF: 0.0}
+        )  # fmt: skip
+
+    def _half(
+        self,
+        groups: Mapping[str, Sequence[Sample]],
+        targets: Mapping[str, Batch],
+        weights: Mapping[str, float],
+    ) -> Batch:
+        """See `HALF`: half of each target's rows, at random; odd numbers are rounded in turn."""
+        rng, most = np.random.default_rng(self.config.seed), False
+        chosen: list[Sample] = []
+        each: list[float] = []
+        for name, samples in groups.items():
+            size = (len(samples) + most) // 2
+            most ^= len(samples) % 2 == 1
+            chosen += [samples[i] for i in rng.permutation(len(samples))[:size].tolist()]
+            labels = float(self.weights(targets[name]).sum())
+            each += [weights[name] / sum(weights.values()) / max(labels, 1.0)] * size
+        return self.collate(chosen) | {EACH: torch.tensor(each, device=self.device)}
 
     def _by_label(self, batch: Batch) -> dict[str, Batch]:
         """Of several classes per row one target each: the same rows, asked for that class alone."""
@@ -216,7 +241,9 @@ class Training:
         return self.token_terms(model, batch).sum(1)
 
     def loss_fn(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The batch's mean loss, over its labels."""
+        """The batch's mean loss, over its labels; of a half what it adds to the total."""
+        if EACH in batch:
+            return self.label_losses(model, batch).sum(1) @ batch[EACH]
         return self.losses(model, batch).sum()
 
     def weights(self, batch: Batch) -> Tensor:

@@ -3,7 +3,6 @@
 An `Auditor` plays random steps of a run out while it trains, and compares.
 """
 
-from inrun.truth._agreement import Agreement, agreement
 from inrun.truth._audit import (
     AUDIT,
     Audit,
@@ -16,10 +15,17 @@ from inrun.truth._audit import (
 from inrun.truth._audit_utility import AuditUtility
 from inrun.truth._auditor import Auditor
 from inrun.truth._causes import UNJUDGED, Cause
-from inrun.truth._game import MOST_PLAYERS, Sampled, StepGame, sample_shares, shapley_values
+from inrun.truth._game import (
+    MOST_PLAYERS,
+    Agreement,
+    Sampled,
+    StepGame,
+    agreement,
+    sample_shares,
+    shapley_values,
+)
 from inrun.truth._removals import DatamodelingScore, RemovalCurve, lds, removal_curve
-from inrun.truth._results import TrainingResults, read_results
-from inrun.truth._retrain import Retrainable, retrain, retrained
+from inrun.truth._retrain import Retrainable, TrainingResults, read_results, retrain, retrained
 from inrun.truth._schedule import AuditSchedule
 
 __all__ = [

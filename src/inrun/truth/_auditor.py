@@ -28,10 +28,9 @@ from inrun.directions import Game
 from inrun.distributed import Processes, agreed
 from inrun.errors import MisuseError
 from inrun.factors import Factor
-from inrun.truth._agreement import agreement
 from inrun.truth._audit import Audit
 from inrun.truth._audit_utility import AuditUtility
-from inrun.truth._game import StepGame, shapley_values
+from inrun.truth._game import StepGame, agreement, shapley_values
 from inrun.truth._group_shares import GroupShares
 from inrun.truth._schedule import AuditSchedule
 
@@ -77,18 +76,8 @@ def _aside(method: Callable[..., Result]) -> Callable[..., Result | None]:
 class Auditor:
     """Carries an audit out, of the training's way: decides, listens, plays, compares.
 
-    Args:
-        stopped: a context in which time counts neither as training nor as attribution.
-        warn: says why an audit ended.
-        model: that is trained.
-        optimizers: that train it.
-        utility: that judges.
-        schedule: which steps are checked.
-        groups: how many in each check; None for as many as time allows.
-        processes: that train together.
-
-    Raises:
-        MisuseError: a number of groups that cannot be compared or played out.
+    `stopped` is a context in which time counts neither as training nor as attribution, `warn` says
+    why an audit ended, and `groups` None takes as many as time allows.
     """
 
     def __init__(
@@ -110,7 +99,6 @@ class Auditor:
         self._groups = groups or FIRST
         self._shares: GroupShares | None = None
         self._played: dict[str, Any] | None = None
-        self._no_ones: list[Mapping[str, Tensor]] = []  # gradients of no sample in the step
         self._seconds = 0.0  # that the step under way has cost so far
         self.audit = Audit()
 
@@ -135,21 +123,21 @@ class Auditor:
             "checks made before stay in the audit's table."
         )
 
-    def block_begins(
-        self, capture: Capture, step: int, samples: int, *, first: bool
-    ) -> Callable[[str, Factor], None] | None:
-        """Before a block: who wants to see its factors, if the step is drawn."""
+    def step_begins(self, capture: Capture, step: int) -> None:
+        """Before a step's first pass, be it of samples or of none: whether it is drawn."""
         if self.over:
-            return None
-        if first:
-            self.cancel()
-            self._seconds = 0.0
-            if self._schedule.wants(step):
-                rng = self._schedule.rng
-                if self._processes.size > 1:  # whose draws are everyone's
-                    rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
-                self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
-        if self._shares is None:
+            return
+        self.cancel()
+        self._seconds = 0.0
+        if self._schedule.wants(step):
+            rng = self._schedule.rng
+            if self._processes.size > 1:  # whose draws are everyone's
+                rng = np.random.default_rng([self._schedule.seed, step, self._processes.rank])
+            self._shares = GroupShares(capture.trained, self._groups, rng, self._processes)
+
+    def block_begins(self, samples: int) -> Callable[[str, Factor], None] | None:
+        """Before a block: who wants to see its factors, if the step is drawn."""
+        if self.over or self._shares is None:
             return None
         self._shares.begin_block(samples)
         return self._sees
@@ -174,12 +162,11 @@ class Auditor:
 
     def cancel(self) -> None:
         """The step is not scored, or samples of it dropped out: another will be checked."""
-        self._shares, self._played, self._no_ones = None, None, []
+        self._shares, self._played = None, None
 
     def unattributed(self, gradients: Mapping[str, Tensor]) -> None:
-        """Gradient that is no sample's came into a drawn step."""
         if self._shares is not None:
-            self._no_ones.append(dict(gradients))
+            self._shares.unattributed(gradients)
 
     @_aside
     def before_step(self, step: ReadStep) -> None:
@@ -201,12 +188,12 @@ class Auditor:
                 f"train on at least {FEWEST} samples a step"
             )
         with torch.no_grad():
-            shares = {
-                name: sums[:players] * step.share_scale(name)
-                for name, sums in self._shares.of_everyone().items()
+            shares = self._shares.consumed(players, step.share_scale)
+            fixed = {  # gradients that no factor explains act in every coalition
+                name: p.grad
+                for name, p in self._model.named_parameters()
+                if p.grad is not None and name not in shares
             }
-            shares = self._with_no_one(shares, step)
-            fixed = self._unowned(shares)
 
         def play() -> tuple[StepGame, float, float | None, np.ndarray]:
             game = StepGame(
@@ -243,40 +230,8 @@ class Auditor:
         }
 
     def _mean(self, numbers: np.ndarray) -> np.ndarray:
-        """Over processes."""
         mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()
         return mean
-
-    def _unowned(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of parameters that no factor explains: they act in every coalition."""
-        return {
-            name: p.grad
-            for name, p in self._model.named_parameters()
-            if p.grad is not None and name not in shares
-        }
-
-    def _with_no_one(self, shares: dict[str, Tensor], step: ReadStep) -> dict[str, Tensor]:
-        """The groups' shares, and as one more player the gradients that are of no sample.
-
-        It is a player as the past is one: samples' values come of the path on which all of the
-        gradient comes in together.
-        """
-        names = dict.fromkeys(name for gradients in self._no_ones for name in gradients)
-        if not names:
-            return shares
-        players = next(iter(shares.values())).shape[0]
-        joined: dict[str, Tensor] = {}
-        for name in dict.fromkeys([*shares, *names]):
-            own = [gradients[name] for gradients in self._no_ones if name in gradients]
-            sums = shares.get(name)
-            if sums is None:
-                sums = torch.zeros(players, *own[0].shape, dtype=own[0].dtype, device=own[0].device)
-            last = torch.zeros_like(sums[:1])
-            if own:
-                everyones = self._processes.mean(torch.stack(own).sum(0)) * self._processes.size
-                last[0] = everyones * step.share_scale(name)
-            joined[name] = torch.cat([sums, last])
-        return joined
 
     @_aside
     def after_step(
@@ -284,19 +239,15 @@ class Auditor:
     ) -> pa.Table | None:
         """Compares the step's values with the truth.
 
-        Args:
-            step: its number.
-            values_NK: of this process's samples.
-            facts: the columns of `AUDIT` that the attribution knows.
-
-        Returns:
-            All checks so far; None where this step was not played out.
+        `values_NK` are of this process's samples, `facts` the columns of `AUDIT` that the
+        attribution knows. It returns all checks so far, None where this step was not played
+        out.
         """
         played, shares = self._played, self._shares
         self.cancel()
         if played is None or shares is None:
             return None
-        totals = values_NK @ self._utility.weights
+        totals = values_NK @ self._utility.of_values
         own = np.bincount(shares.labels, totals, minlength=played["players"])
         values = self._mean(own) * self._processes.size
         truth = played["truth"][:, 0]

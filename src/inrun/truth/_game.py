@@ -189,17 +189,6 @@ class StepGame:
             found[player], before = after - before, after
         return found
 
-    def leave_one_out(self) -> np.ndarray:
-        """U(all) - U(all but the player), (n, K)."""
-        everyone = 2**self.all_players - 1
-        return np.stack(
-            [self.utility(everyone) - self.utility(everyone ^ 1 << i) for i in range(self.players)]
-        )
-
-    def singletons(self) -> np.ndarray:
-        """U(the player alone) - U(nobody), (n, K); in 'given' nobody means the past alone."""
-        return np.stack([self.utility(1 << i) - self.utility(0) for i in range(self.players)])
-
 
 def _grouped(shares: Mapping[str, Tensor], groups: Sequence[object] | None) -> dict[str, Tensor]:
     if groups is None:
@@ -237,3 +226,42 @@ def shapley_values(table: np.ndarray) -> np.ndarray:
         marginal = table[without | 1 << i] - table[without]
         values.append(np.tensordot(weights[sizes[without]], marginal, axes=1))
     return np.array(values)
+
+
+class Agreement(NamedTuple):
+    """Pearson's and Spearman's R, the ratio of the sums, and the whole vector's relative error.
+
+    Correlations say little where the true values hardly differ, and are NaN where they do not
+    differ at all; the relative error then tells.
+    """
+
+    pearson: float
+    spearman: float
+    sum_ratio: float
+    relative_error: float
+
+
+def agreement(values: np.ndarray, truth: np.ndarray) -> Agreement:
+    """Compares values with the truth, both (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> agreement(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+        Agreement(pearson=1.0, spearman=1.0, sum_ratio=2.0, relative_error=1.0)
+    """
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    total, size = float(b.sum()), float(np.linalg.norm(b))
+    return Agreement(
+        _correlation(a, b),
+        _correlation(rankdata(a), rankdata(b)),
+        float(a.sum()) / total if total else float("nan"),
+        float(np.linalg.norm(a - b)) / size if size else float("nan"),
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    da, db = a - a.mean(), b - b.mean()
+    spread = float(np.sqrt((da @ da) * (db @ db)))
+    return float(da @ db) / spread if spread > 0 else float("nan")

@@ -10,7 +10,7 @@ Letters: G groups.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from inrun.capture import Block, Capture
 from inrun.distributed import Processes
 from inrun.factors import Factor, compute_dtype
-from inrun.truth._labels import trained_labels
+from inrun.truth._audit_utility import trained_labels
 from inrun.truth._own_gradients import CHECKED, own_gradients
 
 
@@ -41,6 +41,7 @@ class GroupShares:
         self._off = self._size = 0.0  # squared: own gradients less captured shares, captured shares
         self._told: dict[str, None] = {}
         self._trained_labels: Counter[int] = Counter()
+        self._no_ones: list[Mapping[str, Tensor]] = []  # gradients of no sample in the step
         self.sums: dict[str, Tensor] = {}
 
     def begin_block(self, samples: int) -> None:
@@ -51,7 +52,6 @@ class GroupShares:
         self._labels.append(self._block)
 
     def add(self, name: str, factor: Factor) -> None:
-        """Adds one factor of the present block."""
         p = self._trained[name]
         dtype = compute_dtype(p)
         if name not in self._now:
@@ -66,12 +66,12 @@ class GroupShares:
         for name in capture.check.excluded:  # gaps as a whole, which act in every coalition
             self._now.pop(name, None)
             self.sums.pop(name, None)
-        own = own_gradients(capture, block.calls, self._block, self._groups, self._now)
-        self._told[own.owners] = None
+        own, owners = own_gradients(capture, block.calls, self._block, self._groups, self._now)
+        self._told[owners] = None
         self._trained_labels += trained_labels(block.calls)
         for name, captured in self._now.items():
-            sums = own.sums.get(name, captured)
-            if name in own.sums:
+            sums = own.get(name, captured)
+            if name in own:
                 self._off += float((sums - captured).double().square().sum())
                 self._size += float(captured.double().square().sum())
             before = self.sums.get(name)
@@ -105,7 +105,31 @@ class GroupShares:
         """The group of each sample of this process, in the step's order."""
         return torch.cat(self._labels).numpy()
 
-    def of_everyone(self) -> dict[str, Tensor]:
+    def unattributed(self, gradients: Mapping[str, Tensor]) -> None:
+        """Gradients that are no sample's came into the step."""
+        self._no_ones.append(dict(gradients))
+
+    def consumed(self, players: int, scale: Callable[[str], Tensor | float]) -> dict[str, Tensor]:
+        """The groups' shares times `scale(name)`, and last the gradients that are no sample's.
+
+        Those are a player as the past is one: samples' values come of the path on which all of the
+        gradient comes in together.
+        """
+        shares = {name: sums[:players] * scale(name) for name, sums in self._of_everyone().items()}
+        names = [name for gradients in self._no_ones for name in gradients]
+        for name in dict.fromkeys([*shares, *names]) if names else ():
+            own = [gradients[name] for gradients in self._no_ones if name in gradients]
+            sums = shares.get(name)
+            if sums is None:
+                sums = own[0].new_zeros(players, *own[0].shape)
+            last = torch.zeros_like(sums[:1])
+            if own:
+                everyones = self._processes.mean(torch.stack(own).sum(0)) * self._processes.size
+                last[0] = everyones * scale(name)
+            shares[name] = torch.cat([sums, last])
+        return shares
+
+    def _of_everyone(self) -> dict[str, Tensor]:
         """Sums over the groups' samples in all processes, in units of the mean gradient's."""
         if self._processes.size == 1:
             return self.sums

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,8 @@ CHECKED = "checked"
 Found = dict[str, Tensor]
 
 
-class Own(NamedTuple):
-    """Sums over groups by parameter, (G, *shape), of those that could be judged; and a sentence."""
-
-    sums: Mapping[str, Tensor]
-    owners: str
+Own = tuple[Mapping[str, Tensor], str]
+"""Sums over groups by parameter, (G, *shape), of those that could be judged; and a sentence."""
 
 
 def own_gradients(
@@ -48,9 +44,9 @@ def own_gradients(
         captured: by parameter name, (G, *shape): sums of the shares that are judged.
     """
     if not captured:
-        return Own({}, "not checked: no share was captured")
+        return {}, "not checked: no share was captured"
     if capture.sharded:
-        return Own({}, "not checked: parameters are sharded")
+        return {}, "not checked: parameters are sharded"
     parameters = {name: capture.trained[name] for name in captured}
     known = next(iter(capture.coverage.interactions), "")
     try:
@@ -65,11 +61,11 @@ def own_gradients(
             for replay in replays:
                 replay.add_to(sums, label_B, groups)
     except CannotReplayError as reason_why:
-        return Own({}, f"not checked: {reason_why}")
+        return {}, f"not checked: {reason_why}"
     except Exception as error:  # the model is the user's: it need not take the same call twice
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        return Own({}, f"not checked: the model cannot be called again ({line[:120]})")
-    return Own(sums, f"{CHECKED}, but {reason}" if reason else CHECKED)
+        return {}, f"not checked: the model cannot be called again ({line[:120]})"
+    return sums, f"{CHECKED}, but {reason}" if reason else CHECKED
 
 
 def _reproduced(captured: Mapping[str, Tensor], totals: Sequence[Found]) -> tuple[list[str], str]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.truth._agreement import agreement
+from inrun.truth._game import agreement
 from inrun.truth._retrain import Retrainable, Retraining, Tick, untold
 from inrun.utility import Utility
 
@@ -137,17 +137,9 @@ def lds(
     table = []
     for method, array in arrays.items():
         said = np.stack([array[rows].sum(0) for rows in drawn])
-        score, error = _score(said, rises, together=1 + halves)
-        table.append(
-            {
-                "method": method,
-                "score": score,
-                "low": max(-1.0, score - 1.96 * error),
-                "high": min(1.0, score + 1.96 * error),
-                "targets": rises.shape[1],
-                "subsets": subsets,
-            }
-        )
+        score = _score(said, rises, together=1 + halves)
+        extent = {"targets": rises.shape[1], "subsets": subsets}
+        table.append({"method": method, **score, **extent})
     ceiling = _ceiling(rises) if halves else None
     return DatamodelingScore(pa.Table.from_pylist(table), losses, left_out, ceiling)
 
@@ -205,17 +197,11 @@ def removal_curve(
     table = []
     for share in shares:
         chance = [rises["random", share, n] for n in range(controls)]
-        table += [
-            {
-                "method": method,
-                "share": share,
-                "samples": len(groups["top", share, method]),
-                "rise": float(rises["top", share, method]),
-                "random": float(np.mean(chance)),
-                "random_high": float(np.max(chance)),
-            }
-            for method in arrays
-        ]
+        by_chance = {"random": float(np.mean(chance)), "random_high": float(np.max(chance))}
+        for method in arrays:
+            count, rise = len(groups["top", share, method]), float(rises["top", share, method])
+            row = {"method": method, "share": share, "samples": count, "rise": rise}
+            table.append({**row, **by_chance})
     return RemovalCurve(pa.Table.from_pylist(table), controls)
 
 
@@ -278,11 +264,11 @@ def _columns(
     return ids, found
 
 
-def _score(said: np.ndarray, done: np.ndarray, together: int) -> tuple[float, float]:
-    """Mean rank correlation over targets, and its standard error; both (subsets, targets).
+def _score(said: np.ndarray, done: np.ndarray, together: int) -> dict[str, float]:
+    """Mean rank correlation over targets of (subsets, targets), and its 95 % interval.
 
-    The error adds what the targets differ by to what the subsets differ by (leaving out one at a
-    time, or as many as were drawn `together`), so it is rather too large than too small.
+    Its standard error adds what the targets differ by to what the subsets differ by (leaving out
+    one at a time, or as many as were drawn `together`): rather too large than too small.
     """
     of_targets = _rank_correlations(said, done)
     n, targets = len(done) // together, done.shape[1]
@@ -291,7 +277,9 @@ def _score(said: np.ndarray, done: np.ndarray, together: int) -> tuple[float, fl
     variance = (n - 1) * float(np.var(each))
     if targets > 1:
         variance += float(np.var(of_targets, ddof=1)) / targets
-    return float(np.mean(of_targets)), float(np.sqrt(variance))
+    score, error = float(np.mean(of_targets)), float(np.sqrt(variance))
+    low, high = max(-1.0, score - 1.96 * error), min(1.0, score + 1.96 * error)
+    return {"score": score, "low": low, "high": high}
 
 
 def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

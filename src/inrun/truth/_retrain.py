@@ -2,13 +2,21 @@
 
     value_i = V(trained without i) - V(trained with all),    positive: the sample helped
 
-Same start, same order, same random numbers. One training a sample: slow, and the only judge.
+Same start, same order, same random numbers. One training per sample: slow, and the only judge.
+Results are kept in a file, one line with the question, then one line per training, each with its
+digest, so that a check that was stopped goes on:
+
+    {"results": "pruning", ...}                        what was asked
+    {"of": ["pruned", 0], "found": [0.9312, 12.4]}     what was trained, and its numbers
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -16,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from inrun.errors import MisuseError
-from inrun.truth._results import TrainingResults
+from inrun.errors import MisuseError, StoreError
+from inrun.ledger import Log
 from inrun.utility import Utility, losses_of
 
 Tick = Callable[[int, int], None]
@@ -57,20 +65,68 @@ class _WithoutEach(Dataset[list[float]]):
         return [float(loss) for loss in losses_of(self._utility, model)]
 
 
+class TrainingResults:
+    """Numbers by what was trained, in memory and in a file.
+
+    `kind` is 'pruning', 'selection' or 'retraining', `question` whatever JSON holds. What the file
+    holds already is known.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, kind: str, question: Mapping[str, Any]):
+        self._log = Log(None if path is None else Path(path))
+        self.question: dict[str, Any] = json.loads(json.dumps({"results": kind, **question}))
+        if not self._log.lines:
+            self._log.append(self.question)
+        asked, self.known = _read(Path(path or ""), self._log)
+        if not _alike(asked, self.question):
+            raise StoreError(
+                f"{path} holds the results of another {kind}, of another run, utility or "
+                "choice of samples. Name a new file."
+            )
+
+    def add(self, of: Any, found: Sequence[float]) -> None:
+        self.known[of] = list(found)
+        self._log.append({"of": of, "found": self.known[of]})
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], dict[Any, list[float]]]:
+    """The question of a file, and its numbers by what was trained."""
+    if not path.is_file():
+        raise StoreError(f"{path} cannot be read: there is no such file.")
+    return _read(path, Log(path))
+
+
+def _read(path: Path, log: Log) -> tuple[dict[str, Any], dict[Any, list[float]]]:
+    try:
+        question, *lines = log.lines
+        known = {_key(line["of"]): list(line["found"]) for line in lines}
+        kind = question["results"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{path} holds no results of trainings ({error}).") from error
+    if not isinstance(kind, str):
+        raise StoreError(f"{path} holds no results of trainings.")
+    return question, known
+
+
+def _key(of: Any) -> Any:
+    return tuple(of) if isinstance(of, list) else of
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two questions are the same; numbers with a fraction to six digits."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[name], b[name]) for name in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return bool(a == b)
+
+
 class Retraining:
     """A run trained again without samples or groups of samples, each once, with a file of results.
 
-    Args:
-        run: a recorded run.
-        utility: the validation loss.
-        removal: 'renormalise' or 'drop', see `inrun.lookahead`.
-        processes: how many train at a time; 0 trains in this one.
-        store: a file that keeps each result as it comes, or None.
-        question: what else the file is the answer to.
-
-    Raises:
-        StoreError: the file is of another question.
-        MisuseError: no such removal, or processes on a GPU.
+    `question` is what else the file is the answer to; see `retrain` for the rest.
     """
 
     def __init__(
@@ -110,9 +166,7 @@ class Retraining:
     def without(self, groups: Mapping[Any, Any], tick: Tick = untold) -> list[list[float]]:
         """By group, the targets' losses after training without it.
 
-        Args:
-            groups: by the name that the file knows it by, a sample's id or several.
-            tick: says how far it is.
+        `groups` has a sample's id or several, by the name that the file knows them by.
         """
         known = self._results.known
         left = [name for name in groups if name not in known]

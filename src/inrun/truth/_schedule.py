@@ -20,9 +20,6 @@ class AuditSchedule:
         steps: that the audit is spread over; where training goes on for longer, over as many again.
         first: the first step that may be drawn.
         seed: of the draws.
-
-    Raises:
-        MisuseError: no time, or no steps.
     """
 
     def __init__(self, seconds: float, steps: int, first: int, seed: int):
@@ -43,13 +40,7 @@ class AuditSchedule:
         return self._next is not None and step >= self._next
 
     def done(self, step: int, seconds: float, next_cost: float | None = None) -> None:
-        """Takes note of a check, and draws the next step that the remaining time pays for.
-
-        Args:
-            step: that was played out, or given up.
-            seconds: that this took.
-            next_cost: what the next check is expected to take, where it differs.
-        """
+        """Takes note of a check, and draws the next step that the remaining time pays for."""
         self.spent += seconds
         self._cost = next_cost or seconds or self._cost
         self._begins = max(self._begins, step + 1)
@@ -58,14 +49,12 @@ class AuditSchedule:
         self._next = self._draw()
 
     def state(self) -> dict[str, Any]:
-        """Where it is: whatever JSON holds."""
         return {
             "random": self.rng.bit_generator.state, "spent": self.spent, "cost": self._cost,
             "begins": self._begins, "ends": self._ends, "next": self._next,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`, with the seconds that this schedule was given."""
         self.rng.bit_generator.state = state["random"]
         self.spent, self._cost = state["spent"], state["cost"]
         self._begins, self._ends = state["begins"], state["ends"]
@@ -73,7 +62,6 @@ class AuditSchedule:
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left."""
         return self.seconds - self.spent
 
     def _draw(self) -> int | None:

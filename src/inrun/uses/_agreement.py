@@ -8,6 +8,10 @@ from eight visits on it is at or below them, but for the harm profile, whose mos
 chosen by both halves alike. For that the early half of the visits is put beside the late one, from
 `FEWEST` visits on.
 
+Values are linear in the validation loss. Where a run has the target `HALF`, of half of the
+validation rows, the rest of the total is that of the other half: scores by either are what two runs
+would give that are judged by these rows alone. Their R is left as it is, of half as many rows.
+
 Samples of one label are alike, and a ranking may agree because labels do. So R within labels is
 given too, of what is left once each label's mean is taken off, and between labels lies
 
@@ -25,11 +29,12 @@ import pyarrow as pa
 
 from inrun.answers import Answer
 from inrun.errors import StoreError
-from inrun.ledger import Run
+from inrun.ledger import Run, normalised_by_step
 from inrun.truth import noise_ceiling
 from inrun.uses._labels import harm_sums
 from inrun.uses._ranking import FEWEST, visit_places
 from inrun.uses._samples import Valued, described, samples_of
+from inrun.utility import HALF
 
 SCHEMA = pa.schema(
     [
@@ -37,9 +42,12 @@ SCHEMA = pa.schema(
         ("another_training", pa.float64()),
         ("within_labels", pa.float64()),
         ("between_labels", pa.float64()),
+        ("validation_halves", pa.float64()),
+        ("halves_within_labels", pa.float64()),
     ]
 )
 COLUMNS = {"normalised": "value_normalised", "total": "value"}
+NAMES = {"normalised": "normalised values", "total": "totals"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +59,8 @@ class Agreement(Answer):
             was measured, `total`, with several targets `harm`):
             `another_training`, the correlation R to expect at least; `within_labels`, the same
             without what lies between labels; `between_labels`, the share of the scores' variance
-            that lies there. Null where the run cannot tell.
+            that lies there; `validation_halves`, R of the scores by one half of the validation rows
+            with those by the other, and `halves_within_labels`. Null where the run cannot tell.
         visits: median number of visits of a sample.
         another_validation: R of a step's values with those by another validation set of as many
             rows, from the run's audit; None where it has none.
@@ -64,7 +73,7 @@ class Agreement(Answer):
     def sentences(self) -> list[str]:
         """Both agreements."""
         first = self.table.slice(0, 1).to_pylist()[0]
-        r, within, between = (first[n] for n in self.table.column_names[1:])
+        r, within, between = (first[n] for n in self.table.column_names[1:4])
         if r is None:
             said = [
                 "With another training: not known, since most samples were visited once. Rankings "
@@ -79,13 +88,30 @@ class Agreement(Answer):
             ]
         if between is not None:
             said.append(f"{between:.0%} of the variance of normalised values lies between labels.")
-        said.append(
+        return said + self._validation()
+
+    def _validation(self) -> list[str]:
+        said = []
+        rows = {row["ranking"]: row for row in self.table.to_pylist()}
+        known = [name for name in COLUMNS if rows[name]["validation_halves"] is not None]
+        if known:
+            each = []
+            for name in known:
+                inside = rows[name]["halves_within_labels"]
+                within = "" if inside is None else f", within a label {inside:.2f}"
+                each.append(f"of {NAMES[name]} R is {rows[name]['validation_halves']:.2f}{within}")
+            said.append(
+                "With other validation rows: one half of them against the other half, "
+                f"{'; '.join(each)}. It is one division of the rows, and of half as many."
+            )
+        if self.another_validation is not None:
+            said.append(
+                "With another validation set of as many rows: R "
+                f"{self.another_validation:.2f} in a step (audit, halves of the validation rows)."
+            )
+        return said or [
             "With another validation set: not known; an audit measures it, by halves of its rows."
-            if self.another_validation is None
-            else "With another validation set of as many rows: R "
-            f"{self.another_validation:.2f} in a step (audit, halves of the validation rows)."
-        )
-        return said
+        ]
 
 
 def agreement(run: Valued, samples: pa.Table | None = None) -> Agreement:
@@ -121,6 +147,7 @@ def agreements(
         x = visits[column].to_numpy()
         halves = [_means(x, row, place % 2 == odd, len(ids)) for odd in (0, 1)]
         rows.append(_row(name, halves, np.bincount(row, x), level))
+        rows[-1] |= _validation_halves(visits, name, row, level)
     if len(targets) > 1:
         enough, late = n[row] >= FEWEST, 2 * place >= n[row]
         halves = [_harm(visits.filter(enough & (late == half)), targets, ids) for half in (0, 1)]
@@ -161,6 +188,27 @@ def _row(
     if level is not None and scores.var() > 0:
         row["between_labels"] = float(1 - _within(scores, level).var() / scores.var())
     return row
+
+
+def _validation_halves(
+    visits: pa.Table, ranking: str, row: np.ndarray, level: np.ndarray | None
+) -> dict[str, float | None]:
+    """R of the scores by either half of the validation rows, where the run has `HALF`."""
+    if HALF not in visits.column_names:
+        return {}
+    first = visits[HALF].to_numpy()
+    if not np.isfinite(first).all():  # of a run that is judged by other weights
+        return {}
+    parts = [first, visits["value"].to_numpy() - first]
+    if ranking == "normalised":
+        step = np.unique(visits["step"].to_numpy(), return_inverse=True)[1]
+        size = visits["weight"].to_numpy() if "weight" in visits.column_names else 1.0
+        parts = [size * normalised_by_step(x / size, step) for x in parts]
+    a, b = (np.bincount(row, x) for x in parts)
+    found = {"validation_halves": _correlation(a, b)}
+    if level is not None:
+        found["halves_within_labels"] = _correlation(_within(a, level), _within(b, level))
+    return found
 
 
 def _within(x: np.ndarray, level: np.ndarray) -> np.ndarray:

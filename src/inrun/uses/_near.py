@@ -51,17 +51,27 @@ def _runs(text: str) -> frozenset[int]:
 
 
 def _buckets(sets: list[frozenset[int]]) -> list[list[int]]:
-    """Places of sets that share a band, two or more in each."""
+    """Places of sets (none empty) that share a band, two or more in each."""
+    if not sets:
+        return []
     rng = np.random.default_rng(0)
     factors = rng.integers(1, PRIME, (BANDS * HASHES, 1))
     terms = rng.integers(0, PRIME, (BANDS * HASHES, 1))
-    found: dict[tuple[int, bytes], list[int]] = {}
-    for place, own in enumerate(sets):
-        hashes = np.fromiter(own, dtype=np.int64, count=len(own)) % PRIME
-        smallest = ((factors * hashes + terms) % PRIME).min(1).reshape(BANDS, HASHES)
-        for band, least in enumerate(smallest):
-            found.setdefault((band, least.tobytes()), []).append(place)
-    return [bucket for bucket in found.values() if len(bucket) > 1]
+    counts = np.array([len(own) for own in sets])
+    hashes = np.fromiter(itertools.chain.from_iterable(sets), dtype=np.int64) % PRIME
+    begins = counts.cumsum() - counts
+    smallest = np.stack([
+        np.minimum.reduceat((factor * hashes + term) % PRIME, begins)
+        for factor, term in zip(factors, terms, strict=True)
+    ])  # fmt: skip
+    found = []
+    for band, least in enumerate(smallest.reshape(BANDS, HASHES, -1)):
+        _, number, count = np.unique(least, axis=1, return_inverse=True, return_counts=True)
+        shared = np.flatnonzero(count[number] > 1)
+        shared = shared[np.argsort(number[shared], kind="stable")]
+        ends = np.flatnonzero(np.diff(number[shared])) + 1
+        found += [(part.tolist(), band) for part in np.split(shared, ends) if len(part)]
+    return [bucket for bucket, _ in sorted(found, key=lambda one: (one[0][0], one[1]))]
 
 
 def _alike(one: frozenset[int] | None, other: frozenset[int] | None) -> bool:

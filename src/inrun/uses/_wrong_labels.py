@@ -17,7 +17,11 @@ them, or has learnt too little. With a the AUC of planted against all other rows
 
     separation = (a - w / 2) / (1 - w)
 
-is the AUC of planted flips against right labels, and must be `SEPARATED` or more.
+is the AUC of planted flips against right labels, and must be `SEPARATED` or more, a limit set by
+trainings on digits. Where right labels' doubts have heavy tails (Student's t of three degrees of
+freedom), more than `FALSE` of the right labels look wrong below `CLEAR`: the count is then too
+high, and its interval may not reach down to the truth. It cannot be seen from the order of doubts,
+so it is said.
 
 A row's probability is that of its place in the order: with r(s) the isotonic share of planted flips
 at doubt s, each weighing W / M, p = r / (1 - r), 1 at most. A fit to few flips is steeper than the
@@ -46,6 +50,7 @@ from inrun.uses._samples import Valued
 
 LEAST, SHARE = 60, 0.1  # rows to plant: at least so many, and this share
 QUANTILES, FALSE, SEPARATED, DRAWS = (0.3, 0.5, 0.7), 0.02, 0.94, 400
+CLEAR = 0.97  # separation, below which heavy tails make counts too high
 FITS = 100  # of these draws, for probabilities: each takes a pass over all rows
 NONE_BELOW = 3.7  # the upper end of an exact 95 % interval for a count of which none was seen
 
@@ -127,6 +132,12 @@ class WrongLabels(Answer):
             f"About {self.count:.0f} of {self.table.num_rows:,} labels are wrong (95 % interval "
             f"{self.low:.0f} to {self.high:.0f}), if they are wrong as the planted ones are. "
             f"{told} {self.separation:.2f}."
+            + (
+                f" Below {CLEAR} the count is too high where more than {FALSE:.0%} of the right "
+                "labels look as wrong as these."
+                if self.separation < CLEAR
+                else ""
+            )
         ]
 
 

@@ -6,9 +6,8 @@ Letters: K targets. Gradients are kept by parameter name as (K, *shape of the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,8 @@ from torch import Tensor, nn
 from inrun.distributed import is_sharded, own_part, reduced_gradients
 from inrun.errors import MisuseError
 from inrun.factors import few
-from inrun.utility._draws import drawn
-from inrun.utility._parts import kinds_of, no_kind, parts_of
-from inrun.utility._rows import row_count, tensors_of
-from inrun.utility._twice import differentiable_twice
-from inrun.utility._undisturbed import undisturbed
+from inrun.utility._loss import in_parts, loss_of
+from inrun.utility._undisturbed import differentiable_twice, undisturbed
 from inrun.utility._utility import Utility
 
 
@@ -39,56 +35,12 @@ class Evaluation:
     rows: int = 0
 
 
-def loss_of(utility: Utility, model: nn.Module, target: str, batch: Any) -> Tensor:
-    """One target's loss, checked.
-
-    Raises:
-        MisuseError: `loss_fn` returned no scalar tensor.
-    """
-    try:
-        loss = drawn(utility, model, batch)
-    except RuntimeError as error:
-        _explain_devices(model, batch, target, error)
-        raise
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        if isinstance(batch, Mapping) and not any(isinstance(v, Tensor) for v in batch.values()):
-            raise MisuseError(
-                f"loss_fn failed on the validation batch, a dict of {', '.join(map(str, batch))} "
-                f"({type(error).__name__}: {error}). A dict is one batch; where its keys are "
-                "names of targets, give it as Utility(loss_fn, targets=...)."
-            ) from error
-        raise
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise MisuseError(
-            f"loss_fn returned {found} for target {target!r}; it must return one number as a "
-            "tensor, the loss that a value is measured in. Reduce it, for instance with .mean()."
-        )
-    return loss.reshape(())
-
-
-def _explain_devices(model: nn.Module, batch: Any, target: str, error: RuntimeError) -> None:
-    """Says it where loss_fn failed because the batch is not where the model is."""
-    there = {str(p.device) for p in model.parameters()}
-    here = {str(t.device) for t in tensors_of(batch)}
-    if here and there and not here & there:
-        raise MisuseError(
-            f"loss_fn failed on target {target!r}, whose batch is on {', '.join(sorted(here))} "
-            f"while the model is on {', '.join(sorted(there))}. Move the validation batch to the "
-            "model's device, and build the optimizer after moving the model."
-        ) from error
-
-
 def evaluate(
     utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor], *, checked: bool = True
 ) -> Evaluation:
-    """Losses and gradients of every target.
+    """Losses and gradients of every target at the model's weights, by parameter name.
 
-    Args:
-        utility: the targets.
-        model: at the weights to evaluate.
-        parameters: the trained parameters by name.
-        checked: whether to wait for the losses; if not, the caller reads them and `finite_sums`.
+    Not `checked`, it does not wait for the losses: the caller reads them and `finite_sums`.
 
     Raises:
         MisuseError: a loss or a gradient is not finite, or there is no graph to any trained
@@ -99,7 +51,7 @@ def evaluate(
     with undisturbed(model):
         for target, batch in utility.batches.items():
             loss, gradients = None, None
-            for part, share in _in_parts(utility, model, target, batch):
+            for part, share in in_parts(utility, model, target, batch):
                 of_part = loss_of(utility, model, target, part)
                 of_part = of_part if share == 1.0 else of_part * share
                 _require_graph(target, of_part)
@@ -136,48 +88,8 @@ def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
         return [a.add_(b) for a, b in zip(sums, more, strict=True)]
 
 
-def _in_parts(
-    utility: Utility, model: nn.Module, target: str, batch: Any
-) -> Iterator[tuple[Any, float]]:
-    """Parts of a batch, and what their losses are multiplied by; the whole where it fits."""
-    size, axis, scale = utility.batch_size, utility.rows_axis, utility.scales.get(target, 1.0)
-    if size is None or (row_count(batch, axis) or 0) <= size:
-        yield batch, scale
-        return
-    kinds = loss_kinds(utility, model, target, batch)
-    if not kinds:
-        raise no_kind(target, "passing it in parts (batch_size)")
-    for part, share in parts_of(batch, size, axis, kinds[0]):
-        yield part, share * scale
-
-
-def loss_kinds(utility: Utility, model: nn.Module, target: str, batch: Any) -> list[str]:
-    """What a target's loss may be, see `kinds_of`; found out once, by a few rows."""
-    if target not in utility.kinds:
-        with undisturbed(model):
-            utility.kinds[target] = kinds_of(
-                lambda part: loss_of(utility, model, target, part), batch,
-                utility.rows_axis, utility.batch_size,
-            )  # fmt: skip
-    return utility.kinds[target]
-
-
-def require_divisible(utility: Utility, model: nn.Module) -> None:
-    """Tries whether every target's loss can be passed in parts, where it is to be.
-
-    Raises:
-        MisuseError: one cannot.
-    """
-    for target, batch in utility.batches.items():
-        next(_in_parts(utility, model, target, batch))
-
-
 def require_finite(targets: Sequence[str], losses: Tensor) -> None:
-    """Refuses losses that nothing can be judged by.
-
-    Raises:
-        MisuseError: one is not finite.
-    """
+    """Raises MisuseError for losses that are not finite: nothing can be judged by them."""
     bad = [t for t, loss in zip(targets, losses.tolist(), strict=True) if not math.isfinite(loss)]
     if bad:
         raise MisuseError(
@@ -193,16 +105,15 @@ def finite_sums(evaluation: Evaluation) -> Tensor:
     Sums are quick. One of finite numbers overflows where they are huge: `require_finite_gradients`
     looks again.
     """
-    found = [t.sum(dtype=_wide(t)).isfinite() for t in few(evaluation.gradients.values())]
+    found = [
+        t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite()
+        for t in few(evaluation.gradients.values())
+    ]
     return torch.stack([t.to(found[0].device) for t in found]) if found else torch.ones(0).bool()
 
 
 def require_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()) -> None:
-    """Refuses gradients that nothing can be judged by.
-
-    Raises:
-        MisuseError: one is not finite; it waits for the device.
-    """
+    """Raises MisuseError for gradients that are not finite; it waits for the device."""
     if bool(finite_sums(evaluation).all()):
         return
     for name, g in evaluation.gradients.items():
@@ -216,10 +127,6 @@ def require_finite_gradients(evaluation: Evaluation, targets: Sequence[str] = ()
                 "half precision that overflows. Step around the point in loss_fn (add a small "
                 "number under the root), or leave the rows out that lie on it."
             )
-
-
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def gradients_of(loss: Tensor, model: nn.Module, parameters: list[Tensor]) -> list[Tensor]:
@@ -239,7 +146,7 @@ def losses_of(utility: Utility, model: nn.Module, *, checked: bool = True) -> Te
         losses = [
             torch.stack([
                 loss_of(utility, model, t, part).double() * share
-                for part, share in _in_parts(utility, model, t, batch)
+                for part, share in in_parts(utility, model, t, batch)
             ]).sum()
             for t, batch in utility.batches.items()
         ]  # fmt: skip
@@ -255,15 +162,7 @@ def curvature(
     """H_k g for every target's Hessian H_k and one vector g, by a double backward pass.
 
     Operations that have no right second derivative run by their formulas: `differentiable_twice`.
-
-    Args:
-        utility: the targets.
-        model: at the weights to differentiate at.
-        parameters: the trained parameters by name.
-        along: g, by parameter name; parameters that it leaves out count as 0.
-
-    Returns:
-        By parameter name, (K, *shape).
+    `along` is g, by parameter name; parameters that it leaves out count as 0. By name, (K, *shape).
     """
     used = [parameters[name] for name in along]
     names = list(parameters)
@@ -271,7 +170,7 @@ def curvature(
     with undisturbed(model), differentiable_twice():
         for target, batch in utility.batches.items():
             row = [torch.zeros_like(p) for p in parameters.values()]
-            for part, share in _in_parts(utility, model, target, batch):
+            for part, share in in_parts(utility, model, target, batch):
                 loss = loss_of(utility, model, target, part) * share
                 first = _gradients(loss, used, create_graph=True)
                 product = sum(

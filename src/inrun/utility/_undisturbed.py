@@ -5,6 +5,12 @@ module, random state of every device in use, buffers (running statistics, caches
 the user hung on parameters stay silent. Hooks on modules run, since a model may need them to give
 its output. Gradients come from `torch.autograd.grad`, which does not touch `.grad`; sharded
 parameters, which it does not reach, are put in parts again.
+
+Graphs that are differentiated twice, where torch's second derivative is missing or wrong:
+
+- Fused attention has no second derivative: its plain kernel runs instead.
+- `torch._weight_norm` has one that is wrong where it is taken along one axis (`gradgradcheck` fails
+  in torch 2.13): its formula v * g / |v| runs instead.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from inrun.distributed import is_sharded, own_part, sharded_afterwards
@@ -27,7 +35,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(restored(model))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_checkpoints_without_reentry())
+        stack.enter_context(swapped(checkpoint, "CheckpointFunction", _WithoutReentry))
         layers = [m for m in model.modules() if _has_checkpoint(m)]
         stack.enter_context(sharded_afterwards(model))
         try:
@@ -78,7 +86,10 @@ def _restore(buffer: Tensor, before: Tensor) -> None:
 
 
 class _WithoutReentry:
-    """Stands in for the re-entrant checkpoint: the other kind, on the same function."""
+    """Stands in for the re-entrant checkpoint: the other kind, on the same function.
+
+    `torch.autograd.grad` cannot pass a re-entrant one, nor can its layers be seen.
+    """
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -88,14 +99,14 @@ class _WithoutReentry:
 
 
 @contextmanager
-def _checkpoints_without_reentry() -> Iterator[None]:
-    """`torch.autograd.grad` cannot pass a re-entrant checkpoint, nor can its layers be seen."""
-    before = checkpoint.CheckpointFunction
-    checkpoint.CheckpointFunction = _WithoutReentry  # type: ignore[assignment,misc]
+def swapped(holder: Any, name: str, value: Any) -> Iterator[Any]:
+    """An attribute has another value inside; gives the one that it had, and has again."""
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
-        yield
+        yield before
     finally:
-        checkpoint.CheckpointFunction = before  # type: ignore[misc]
+        setattr(holder, name, before)
 
 
 def _has_checkpoint(module: nn.Module) -> bool:
@@ -118,11 +129,8 @@ def _checkpoint_in_evaluation(layer: nn.Module) -> Iterator[None]:
 
     def func(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def evaluated(*given: Any, **named: Any) -> Any:
-            before, layer.training = layer.training, False
-            try:
+            with swapped(layer, "training", False):
                 return function(*given, **named)
-            finally:
-                layer.training = before
 
         return checkpointed(evaluated, *args, **kwargs)
 
@@ -170,3 +178,39 @@ def displaced(displacements: Mapping[Tensor, Tensor | float]) -> Iterator[None]:
             p.data = data
         for p, part in own.items():
             part.copy_(kept[p])
+
+
+Call = Callable[[Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
+
+
+class EachCall(TorchFunctionMode):
+    """While it is on, `call(function, args, kwargs)` is made in place of every torch function."""
+
+    def __init__(self, call: Call):
+        super().__init__()
+        self._call = call
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What `call` returns."""
+        return self._call(func, args, kwargs or {})
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Every operation with a right second derivative; values and first derivatives as ever."""
+    with sdpa_kernel(SDPBackend.MATH), EachCall(_with_formulas):
+        yield
+
+
+def _with_formulas(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return (_weight_norm if func is torch._weight_norm else func)(*args, **kwargs)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))

@@ -20,6 +20,13 @@ _RESERVED = {
     "weight", "paid_out", "standard_error", "variance",
 }  # fmt: skip
 
+HALF = "half of the validation rows"
+"""A target of weight 0, with every other validation row, each weighed as in the total.
+
+What is left of the total is that of the other half: the two say how far other validation rows would
+rank the samples alike (`inrun.agreement`).
+"""
+
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
@@ -114,6 +121,13 @@ class Utility:
         made._parts = _parts(made.batches, self.rotating, self.rows_axis)
         return made
 
+    def judging(self) -> Utility:
+        """The same of the targets that count in the total."""
+        weights = {n: w for n, w in zip(self.targets, self.weights, strict=True) if w > 0}
+        made = self.on({name: self.batches[name] for name in weights})
+        made.weights = tuple(weights.values())
+        return made
+
     def scaled(self, scales: Mapping[str, float]) -> Utility:
         """The same with losses that are multiplied by numbers, one per target."""
         made = copy.copy(self)
@@ -128,12 +142,7 @@ class Utility:
     def split(self, parts: int, every: int = 1) -> Utility:
         """The same, of whose rows each pass looks at one of so many parts, after so many steps.
 
-        Args:
-            parts: see `inrun.EveryStep`.
-            every: see `inrun.EveryStep`.
-
-        Raises:
-            MisuseError: fewer rows than parts, or rows that cannot be told apart.
+        Raises MisuseError for fewer rows than parts, or rows that cannot be told apart.
         """
         made = copy.copy(self)
         made.rotating, made.refresh = parts, every

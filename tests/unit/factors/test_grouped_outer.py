@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inrun.factors import GroupedOuter, Outer, Owned
+from inrun.factors import Dense, GroupedOuter, Outer, Owned
 
 B, T, M, N, E = 3, 4, 5, 2, 4
 GROUPS = {
@@ -19,6 +19,13 @@ def normal(*shape, seed=0):
 
 
 SIDES = normal(2, E, 3, seed=5), normal(2, M * N, 4, seed=6)  # two directions' bases
+
+
+STACK = normal(2, E, M, 2, seed=7), normal(2, E, N, 2, seed=8)  # of each expert its own
+
+
+def stacked(shares):
+    return STACK[0].mT @ shares.unsqueeze(1) @ STACK[1]
 
 
 def sketched(shares):
@@ -47,6 +54,9 @@ def test_shares_are_those_of_each_groups_rows(groups):
     met = torch.einsum("bemn,e,mn->b", expected, one, rest)
     torch.testing.assert_close(factor.contract_rank_one(one, rest), met)
     torch.testing.assert_close(factor.sketch(*SIDES), sketched(expected))
+    torch.testing.assert_close(factor.sketch_stack(*STACK), stacked(expected))
+    assert factor.is_stack
+    torch.testing.assert_close(Dense(expected).sketch_stack(*STACK), stacked(expected))
 
 
 def test_rows_in_the_experts_order_are_summed_by_owner():
@@ -63,3 +73,6 @@ def test_rows_in_the_experts_order_are_summed_by_owner():
     met = torch.einsum("bemn,e,mn->b", expected, one, rest)
     torch.testing.assert_close(factor.contract_rank_one(one, rest), met)
     torch.testing.assert_close(factor.sketch(*SIDES), sketched(expected))
+    torch.testing.assert_close(factor.sketch_stack(*STACK), stacked(expected))
+    assert factor.is_stack
+    torch.testing.assert_close(Dense(expected).sketch_stack(*STACK), stacked(expected))

@@ -3,8 +3,7 @@
 import torch
 
 from inrun.directions import Gradients
-from inrun.optim import Move
-from inrun.optim._adam import AdamRule, AdamSetting, AdamState
+from inrun.optim import AdamRule, AdamSetting, AdamState, Move
 
 SHAPE = (37, 211)  # of no round number, so that parts and blocks end unevenly
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}

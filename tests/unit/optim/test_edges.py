@@ -12,8 +12,8 @@ from transformers.optimization import Adafactor
 
 from inrun.directions import PathSmoothed
 from inrun.optim import Along, Move, derivative_of, moves, rule_for
-from inrun.optim._adam import MomentsRule
 from inrun.optim._adam_variants import BitsAndBytesRule, RoundedAdamRule, TorchAORule
+from inrun.optim._moments import MomentsRule
 from inrun.optim._muon import AuxAdamRule
 from inrun.optim._outside import WrittenElementwise, WrittenMatrix
 from inrun.optim._rule import Rule

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from inrun.optim import Along, derivative_of, moves, paired, post_step_terms_of, rule_for
-from inrun.optim._post_step_terms import ORDER, SERIES, AdamPostStepTerms, Stepped
+from inrun.optim._derivative import Stepped
+from inrun.optim._post_step_terms import ORDER, SERIES, AdamPostStepTerms
 
 ELEMENTS, STEPS, ROWS, TARGETS = 40, 9, 5, 2
 ROUNDING = 2e-15  # what the differences of real steps have lost

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from inrun.owners import families
-from inrun.owners._registry import names as named
+from inrun.owners._operation import names as named
 
 CALLS = {}  # name: list of calls
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrun.replay._schedule import Schedule, interval_for, stops
+from inrun.replay._snapshot import Schedule, interval_for, stops
 
 
 @given(st.integers(1, 500), st.integers(2, 60), st.booleans())

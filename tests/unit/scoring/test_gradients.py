@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inrun.scoring._changes import Precision, factor_between
+from inrun.scoring._gradients import Precision, factor_between
 
 
 def explains(raw, changed, dtype=None, computed=0.0):

@@ -59,15 +59,6 @@ def test_permutations_come_near_the_exact_values_within_their_errors():
     assert (few.standard_errors > 2 * sampled.standard_errors).all()
 
 
-def test_leave_one_out_and_singletons_are_the_ends_of_the_game():
-    model, optimizer, shares, utility = prepared(3)
-    game = StepGame(model, optimizer, shares, utility, history="given")
-    for i in range(3):
-        rest = 0b111 ^ 1 << i
-        assert game.leave_one_out()[i] == game.utility(0b111) - game.utility(rest)
-        assert game.singletons()[i] == game.utility(1 << i) - game.utility(0)
-
-
 def test_the_shared_table_holds_the_given_game_up_to_the_past_alone():
     model, optimizer, shares, utility = prepared(3)
     shared = StepGame(model, optimizer, shares, utility).table()

@@ -6,6 +6,7 @@ import pytest
 
 import inrun
 from inrun.uses import agreements
+from inrun.utility import HALF
 from tests.integration.stored import random_run
 
 
@@ -75,3 +76,17 @@ def test_a_stored_run_answers(tmp_path):
     found = inrun.agreement(run)
     assert found.table["ranking"].to_pylist() == ["normalised", "total", "harm"]
     assert "an audit measures it" in str(found)
+
+
+def test_halves_of_the_validation_rows_are_correlated_as_they_are():
+    rng = np.random.default_rng(5)
+    first, second = rng.normal(size=(2, 4, 30)) + np.linspace(-1, 1, 30)
+    found = agreements(table(first + second, {HALF: first}), ["all"])
+    total = np.corrcoef(first.sum(0), second.sum(0))[0, 1]
+    assert row(found, "total")["validation_halves"] == pytest.approx(total)
+    unit = [sum(x / np.abs(x).mean() for x in half) for half in (first, second)]
+    normalised = np.corrcoef(*unit)[0, 1]
+    assert row(found, "normalised")["validation_halves"] == pytest.approx(normalised)
+    assert row(found, "normalised")["halves_within_labels"] is None
+    unknown = agreements(table(first + second, {HALF: first * np.nan}), ["all"])
+    assert row(unknown, "total")["validation_halves"] is None
