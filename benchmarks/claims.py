@@ -35,8 +35,11 @@ CLAIMS = {
     ),
     "selection": Claim(
         "Filling the batch's places one by one beats fewer rounds, and looking one step ahead "
-        "beats eight and more. Over all learning rates no selection is told from chance.",
-        "As many samples chosen by chance and by the largest loss; training on all candidates.",
+        "beats eight and more; over all learning rates none of these is told from chance. One look "
+        "(`rounds=None`) gains as much as sixteen rounds at under twice the time of a random "
+        "choice. In as much time plain training gains more.",
+        "As many samples chosen by chance and by the largest loss; training on all candidates; "
+        "plain training for the same time.",
     ),
     "overhead": Claim(
         "The longer a scoring window, the nearer to plain throughput; 95 % is not reached at these "
@@ -82,6 +85,20 @@ CLAIMS = {
         "Of the twelve among 400 chat rows that teach SmolLM2-135M a false fact, most come first, "
         "and without the twelve first rows it no longer says it.",
         "The words that rows share with the false answers; twelve random rows left out.",
+    ),
+    "poison": Claim(
+        "With a few triggered texts as target, in-step values name about half of k planted rows "
+        "among the first k and most among the first 2k; an embedding's similarity comes near at "
+        "k alone, loss, gradient norm and words name next to none. Without the first k the attack "
+        "is weaker, and not gone.",
+        "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
+        "removing random rows and after removing exactly the planted ones.",
+    ),
+    "form": Claim(
+        "A question's own fact comes first among in-step values though it was trained in another "
+        "format. Over rows of other facts values follow the format as much as the task, where "
+        "training again follows the task.",
+        "Training again without each group of rows.",
     ),
     "import_time": Claim(
         "`import inrun` is quick; what it needs is loaded with its first use.",

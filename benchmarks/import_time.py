@@ -10,6 +10,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,16 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Each statement's time over that of importing torch, the median of the rounds' ratios."""
     torch = np.array(seconds[REFERENCE])
     return {name: float(np.median(np.array(s) / torch)) for name, s in seconds.items()}
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    found = ratios(cells["import"]["result"])
+    return [
+        (f"`{statement}`, processor time over that of `{REFERENCE}`", f"{ratio:.2f}", "")
+        for statement, ratio in found.items()
+        if statement != REFERENCE
+    ]
 
 
 def main() -> None:

@@ -38,11 +38,18 @@ def environment() -> dict[str, Any]:
 def environments(stored: dict[str, Any]) -> str:
     """What the stored cells were measured with, in a line for a page."""
     found = [cell["environment"] for cell in stored.values()]
-    commits, last = len({e["commit"] for e in found}), found[-1]
-    at = f"commit {last['commit']}" + (f" and {commits - 1} others" if commits > 1 else "")
+    several, last = len({e["commit"] for e in found}), found[-1]
+    at = f"commit {last['commit']}" + (f" and {several - 1} others" if several > 1 else "")
     return (
         f"{len(stored)} cells, {at}, PyTorch {last['torch']}, Python {last['python']}, "
         f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+    )
+
+
+def commits(stored: dict[str, Any]) -> str:
+    """'commit a, b': those that the stored cells were measured at."""
+    return "commit " + ", ".join(
+        dict.fromkeys(cell["environment"]["commit"] for cell in stored.values())
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,20 @@ def _plot(cells: Cells, path: Path) -> None:
         charts.append(points.properties(width=260, height=200, title=task))
     chart = alt.hconcat(*charts).configure_view(stroke=None).configure(background="white")
     path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+
+    def mean(way: str, what: str) -> float:
+        return float(np.mean([cell["result"][way][what] for cell in cells.values()]))
+
+    return [
+        (f"`{shown}`: R of the totals with scoring everything", f"{mean(way, 'pearson'):.3f}", "")
+        for way, shown in (
+            ("validation_parts=2", "validation_parts=2"),
+            ("validation_parts=10", "validation_parts=10"),
+            ("Sampled(5)", "scoring=inrun.Sampled(5)"),
+            ("stream", "stream"),
+        )
+    ]

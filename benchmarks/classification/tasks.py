@@ -8,7 +8,7 @@ token alone, and so the last layer is computed for it alone; that changes no num
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,6 +65,11 @@ class Split:
     def wrong(self) -> Tensor:
         """Which training labels are wrong, (n,) bool."""
         return self.labels != self.truth
+
+    @property
+    def noise(self) -> float:
+        """What share of the training labels is wrong."""
+        return float(self.wrong.float().mean())
 
     @property
     def whole(self) -> tuple[Inputs, Tensor, Tensor]:
@@ -167,18 +172,13 @@ def _encoder() -> nn.Module:
     ).eval()
 
 
-@cache
-def encoded_r8(layer: int) -> Pool:
-    """The encoder's outputs by layer, and masks, for at most `CAPPED` texts per topic."""
+def frozen_layers(texts: Sequence[str], layer: int = -2) -> Inputs:
+    """The encoder's outputs by layer for the texts' first `TOKENS` tokens, and the mask."""
     from transformers import AutoTokenizer
 
-    texts, labels, names = data.reuters_r8()
-    rows = torch.cat([torch.nonzero(labels == k)[:CAPPED, 0] for k in range(len(names))])
-    tokenizer = AutoTokenizer.from_pretrained(data.minilm())
-    encoded = tokenizer(
-        [texts[i] for i in rows.tolist()], truncation=True, max_length=TOKENS,
-        padding="max_length", return_tensors="pt",
-    )  # fmt: skip
+    encoded = AutoTokenizer.from_pretrained(data.minilm())(
+        list(texts), truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
+    )
     ids, mask, encoder = encoded["input_ids"], encoded["attention_mask"], _encoder()
     with torch.no_grad():
         hidden = torch.cat(
@@ -189,7 +189,22 @@ def encoded_r8(layer: int) -> Pool:
                 for i, m in zip(ids.split(64), mask.split(64), strict=True)
             ]
         )
-    return Pool((hidden, mask.bool()), labels[rows], tuple(names))
+    return hidden, mask.bool()
+
+
+@cache
+def r8_texts() -> tuple[list[str], Tensor, list[str]]:
+    """At most `CAPPED` texts per topic, their labels, and the topics' names."""
+    texts, labels, names = data.reuters_r8()
+    rows = torch.cat([torch.nonzero(labels == k)[:CAPPED, 0] for k in range(len(names))])
+    return [texts[i] for i in rows.tolist()], labels[rows], names
+
+
+@cache
+def encoded_r8(layer: int) -> Pool:
+    """The encoder's outputs by layer, and masks, for these texts."""
+    texts, labels, names = r8_texts()
+    return Pool(frozen_layers(texts, layer), labels, tuple(names))
 
 
 def _r8() -> Pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,14 @@ def write_page() -> None:
         "RUN": environments(cells),
     }  # fmt: skip
     fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "explain.md")
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for asked in ("explain", "training loss", "validation loss", "gradient norm"):
+        found = [cell["result"][asked] for cell in cells.values()]
+        told = ("step",) if asked in NO_ROWS else ("step", "rows", "source")
+        each = ", ".join(f"{sum(one[what] for one in found)}" for what in told)
+        rows.append((f"`{asked}`: {', '.join(told)} right, of {len(found)}", each, ""))
+    return rows

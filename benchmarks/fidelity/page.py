@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks.fidelity import plots, tables
-from benchmarks.fidelity.reading import cells_of, plain, stored
+from benchmarks.fidelity.reading import cells_of, plain, stored, values
 from benchmarks.markdown import fill
 
+CLOSED = 5  # the step from which on the page of all benchmarks sums up
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -30,3 +35,20 @@ def write_page() -> None:
         "RUN": tables.run(stored("fidelity")),
     }
     fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "fidelity.md")
+
+
+def summary(_: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    chosen = plain(cells_of("fidelity"))
+    records = [record for found in chosen.values() for record in found]
+    models = len({setting.task for setting in chosen})
+    where = f"median R over {models} models, from step {CLOSED} on"
+    rows = []
+    for name, what, elsewhere in (
+        ("path, attached", "`path` as attached", ""),
+        ("linearized", "`linearized`, the published estimator", "> 0.99 (arXiv 2602.00329)"),
+        ("sgd", "`sgd` under AdamW", "about 0.11 (arXiv 2602.00329)"),
+    ):
+        median = np.nanmedian(values(records, name, "pearson", CLOSED))
+        rows.append((f"{what}: {where}", f"{median:.4f}", elsewhere))
+    return rows

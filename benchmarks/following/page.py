@@ -59,3 +59,12 @@ def _failed(found: Mapping[str, Mapping[str, Any]]) -> str:
         for side, said in result["failed"].items()
     ]
     return "\n".join(lines) or "None."
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    return [
+        (f"{size}: a step over that of the version before", f"{ratio[0]:.2f}", "")
+        for size, cell in cells.items()
+        if (ratio := cell["result"].get("now / before"))
+    ]

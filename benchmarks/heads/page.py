@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.heads.cell import LAYERS, MEGABYTE, ROWS, STEPS, TOKENS, VOCABULARY, WAYS, WIDTHS
 from benchmarks.markdown import fill, markdown
@@ -33,3 +35,15 @@ def write_page() -> None:
         "RUN": environments(cells),
     }
     fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "heads.md")
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for key, cell in cells.items():
+        width, way = key.split(": ")
+        alone = cells[f"{width}: fused"]["result"]["peak_bytes"]
+        if way != "fused":
+            what = f"{WAYS[way]}, width {width}: peak memory over training alone"
+            rows.append((what, f"{cell['result']['peak_bytes'] / alone:.3f}", ""))
+    return rows

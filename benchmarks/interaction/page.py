@@ -87,3 +87,17 @@ def _signs(cells: Mapping[str, Any]) -> str:
         rows.append([task.shown, *each])
     head = ["loss or layer", *(SHOWN[name] for name in OPTIMIZERS)]
     return long_table("interaction_signs", "Same sign as with rows left out", head, rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for name, task in TASKS.items():
+        records = [r for optimizer in OPTIMIZERS for r in found(cells, name, optimizer)]
+        each = [
+            f"{np.nanmedian(measured(records, game, 'pearson')):.3f}"
+            for game in ("own slots", "left out")
+        ]
+        rows.append((task.shown, ", ".join(each), ""))
+    said = "median R with exact values of own slots, and of rows left out"
+    return [(f"{rows[0][0]}: {said}", *rows[0][1:]), *rows[1:]]

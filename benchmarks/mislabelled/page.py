@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,12 @@ def _cost(cells: Cells) -> str:
         for key, said in names.items()
     ]  # fmt: skip
     return markdown(["", *tasks], rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for detector in ("label doubts", "mean loss", "margin (AUM)", "cleanlab, self-confidence"):
+        auc = np.mean([cell["result"]["found"][detector]["auc"] for cell in cells.values()])
+        rows.append((f"`{detector}`: AUC, mean of {len(cells)} cells", f"{auc:.4f}", ""))
+    return rows

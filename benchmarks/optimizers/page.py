@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
 from benchmarks.results_file import RESULTS
 
+MOVING = 8  # the step from which on the page of all benchmarks sums up
 DOCS = Path(__file__).parents[2] / "docs"
 FROM = 8
 TASKS = {"mlp-mnist": "MLP on MNIST", "gpt2-brown": "GPT-2 config on the Brown corpus"}
@@ -142,3 +143,18 @@ def _run(stored: dict[str, Any]) -> str:
         f"{last['torch']}, Python {last['python']}, {last['cores']} cores, "
         f"{last['gpu'] or 'no GPU'}."
     )
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    medians = [
+        np.nanmedian([
+            record["estimates"]["attached"]["pearson"]
+            for record in cell["result"]
+            if record["step"] >= MOVING
+        ])
+        for cell in cells.values()
+    ]  # fmt: skip
+    names = len({key.split("optimizer=")[1].split(" ")[0] for key in cells})
+    what = f"{names} optimizers on two models: median R with exact values, the lowest of them"
+    return [(what, f"{min(medians):.4f}", "")]

@@ -104,3 +104,15 @@ def _many(cells: Mapping[str, Any]) -> str:
     head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean",
             "times plain + validation, median", "commit"]  # fmt: skip
     return markdown(head, rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for size, found in by_size(cells).items():
+        said = "95 % of plain throughput (arXiv 2602.00329)" if not rows else ""
+        names = ("window 10", "window 1", "every step")
+        shares = [(name, kept(found, name)) for name in names]
+        told = ", ".join(f"{name} {share:.1%}" for name, share in shares if share is not None)
+        rows.append((f"of plain throughput, {size.words}", told, said))
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,19 @@ def _table(
     ]
     head, rows = ["", *_tasks(cells)], [*rows, *(more or [])]
     return long_table(long, "By window", head, rows) if long else markdown(head, rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+
+    def mean(window: int, what: str) -> float:
+        return float(np.mean([cell["result"][str(window)][what] for cell in cells.values()]))
+
+    return [
+        (
+            f"AUC of the total value for wrong labels, without and with momentum_window={window}",
+            f"{mean(0, 'auc'):.3f}, {mean(window, 'auc'):.3f}",
+            "",
+        )
+        for window in (20, 40)
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +182,18 @@ def _plot(cells: Cells, path: Path) -> None:
     chart = alt.concat(*charts, columns=2).configure_view(stroke=None)
     chart = chart.configure(background="white")
     path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for ranking in ("path, total, balanced", "mean loss", "sgd, total", "linearized, total"):
+        gains = []
+        for cell in cells.values():
+            accuracy = cell["result"]["accuracy"]
+            if ranking in accuracy:
+                ours, control = accuracy[ranking], accuracy["random, balanced"]
+                gains.append(100 * np.mean([ours[share] - control[share] for share in control]))
+        what = f"`{ranking}`: points of accuracy over random pruning, mean of {len(gains)}"
+        rows.append((what, f"{np.mean(gains):+.2f}", ""))
+    return rows

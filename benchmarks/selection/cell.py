@@ -87,7 +87,9 @@ class Experiment:
             optimizer.zero_grad()
         return model if recorder is None else recorder.finish()
 
-    def online(self, by: str, horizon: int | None = 1, rounds: int = 4) -> tuple[nn.Module, float]:
+    def online(
+        self, by: str, horizon: int | None = 1, rounds: int | None = 4
+    ) -> tuple[nn.Module, float]:
         """The model, and what share of the chosen rows has a wrong label."""
         model, optimizer = self.start()
         loop = inrun.select.Loop(tasks.losses, self.data.fetch, steps=self.steps)
@@ -122,10 +124,9 @@ def measure(key: str) -> dict[str, Any]:
         began = time.perf_counter()
         model, wrong = train()
         seconds = time.perf_counter() - began
-        found[name] = _judged(experiment, model) | {"wrong": wrong, "seconds": round(seconds, 2)}
+        found[name] = judged(experiment, model) | {"wrong": wrong, "seconds": round(seconds, 2)}
 
-    noise = float(experiment.data.wrong.float().mean())
-    arm("full", lambda: (experiment.plain(everything, BATCH), noise))
+    arm("full", lambda: (experiment.plain(everything, BATCH), experiment.data.noise))
     arm("random", lambda: experiment.online("random"))
     arm("loss", lambda: experiment.online("loss"))
     for horizon in HORIZONS:
@@ -147,7 +148,8 @@ def measure(key: str) -> dict[str, Any]:
     return {"arms": found, "steps": experiment.steps}
 
 
-def _judged(experiment: Experiment, model: nn.Module) -> dict[str, float]:
+def judged(experiment: Experiment, model: nn.Module) -> dict[str, float]:
+    """Test loss and accuracy."""
     model.eval()
     with torch.no_grad():
         loss = float(tasks.loss_fn(model, experiment.data.test))

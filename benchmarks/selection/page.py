@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
-import vl_convert
 
 from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import RECIPES, split
@@ -17,22 +15,20 @@ from benchmarks.compared import Gain, above, below, by_seed, compared, listed, r
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
+from benchmarks.selection.plot import Cells, of_setting, plot, titled
+from benchmarks.selection.price import ONE_LOOK, PRICE, STEPS, TIMED
 from inrun.uses import half_interval
+from inrun.uses._one_look import STRENGTH
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("full", "random", "loss")
-FIRST = "online 1"
-COLORS = {"online": "#0b6e8a", "offline": "#e9a23b"}
-RULES = {"full": "#222222", "random": "#8d99ae", "loss": "#b23a48"}
-
-Arms = dict[str, dict[str, Any]]
-Cells = dict[Setting, Arms]
+FIRST, ROUNDS_16 = "online 1", "online 1, rounds 16"
 
 
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "selection.json").read_text())["cells"]
-    cells = {Setting.of(key): cell["result"]["arms"] for key, cell in stored.items()}
+    cells, priced = of_kind(stored, ""), of_kind(stored, PRICE)
     here, recipe = Path(__file__).parent, RECIPES[TASK]
     parts = {
         "STEPS": str(next(iter(stored.values()))["result"]["steps"]),
@@ -43,9 +39,10 @@ def write_page() -> None:
         "VALIDATION": str(VALIDATION),
         "TEST": str(len(split(TASK, 0.0, 0).test[1])),
         "PARAMETERS": f"{sum(p.numel() for p in recipe.build().parameters()):,}",
-        "NOISES": " or ".join(_title(noise) for noise in _noises(cells)),
+        "NOISES": " or ".join(titled(noise) for noise in _noises(cells)),
         "SEEDS": _seeds(cells),
         **findings(cells),
+        **_price(cells, priced),
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "ACCURACY": _table(cells, "accuracy", lambda x: _spread(100 * np.array(x), 1)),
         "LOSS": _table(cells, "test_loss", lambda x: _spread(np.array(x), 2)),
@@ -53,12 +50,23 @@ def write_page() -> None:
         "RUN": environments(stored),
     }
     fill(here / "page.md", parts, DOCS / "evidence" / "selection.md")
-    _plot(cells, DOCS / "img" / "selection.svg")
+    plot(cells, DOCS / "img" / "selection.svg")
+
+
+def of_kind(stored: Mapping[str, Any], kind: str) -> Cells:
+    """Arms by setting, of the cells whose keys begin so."""
+    return {
+        Setting.of(key.removeprefix(kind)): cell["result"]["arms"]
+        for key, cell in stored.items()
+        if key.startswith(PRICE) == bool(kind)
+    }
 
 
 def _seeds(cells: Cells) -> str:
     """How many seeds every setting has, in words where they differ."""
-    counts = {len(_of(cells, noise, rate)) for noise in _noises(cells) for rate in _rates(cells)}
+    counts = {
+        len(of_setting(cells, noise, rate)) for noise in _noises(cells) for rate in _rates(cells)
+    }
     return str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
@@ -78,14 +86,6 @@ def _rates(cells: Cells) -> list[float]:
     return sorted({s.rate for s in cells})
 
 
-def _of(cells: Cells, noise: float, rate: float) -> list[Arms]:
-    return [found for s, found in cells.items() if (s.noise, s.rate) == (noise, rate)]
-
-
-def _title(noise: float) -> str:
-    return f"{100 * noise:g} % wrong labels" if noise else "no wrong labels"
-
-
 def _spread(numbers: np.ndarray, digits: int) -> str:
     if not len(numbers):
         return "not measured"
@@ -99,9 +99,9 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
     rates = _rates(cells)
     rows = [
         [
-            _title(noise),
+            titled(noise),
             name,
-            *(told_as([a[name][figure] for a in _of(cells, noise, r)]) for r in rates),
+            *(told_as([a[name][figure] for a in of_setting(cells, noise, r)]) for r in rates),
         ]
         for noise in _noises(cells)
         for name in arms()
@@ -111,10 +111,12 @@ def _table(cells: Cells, figure: str, told_as: Callable[[list[float]], str]) -> 
     return long_table(f"selection_{figure}", caption, head, rows)
 
 
-def against(cells: Cells, control: str, noise: float, kind: str = "") -> dict[str, Gain]:
-    """Gains of arms whose name begins so over another, in points, over seeds."""
-    names = [name for name in arms() if name.startswith(kind) and name != control]
-    return compared({name: _seeds_gains(cells, name, control, noise) for name in names})
+def against(
+    cells: Cells, control: str, noise: float, kind: str = "", names: Sequence[str] = ()
+) -> dict[str, Gain]:
+    """Gains of arms (of all, if none are named) whose name begins so over another, in points."""
+    chosen = [name for name in names or arms() if name.startswith(kind) and name != control]
+    return compared({name: _seeds_gains(cells, name, control, noise) for name in chosen})
 
 
 def _seeds_gains(
@@ -138,15 +140,54 @@ def _gains(cells: Cells) -> str:
         wrong = [a[name]["wrong"] for s, a in cells.items() if s.noise]
         times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
-    head = ["arm", *(_title(noise) for noise in _noises(cells)), "wrong among trained", "time"]
+    head = ["arm", *(titled(noise) for noise in _noises(cells)), "wrong among trained", "time"]
     return markdown(head, rows)
+
+
+def _price(cells: Cells, priced: Cells) -> dict[str, str]:
+    """The table of arms in turn, and one look beside sixteen rounds over all settings.
+
+    Raises:
+        ValueError: they do not bear the claim in `benchmarks/claims.py`.
+    """
+    ours, theirs = _points_over_random(priced, ONE_LOOK), _points_over_random(cells, ROUNDS_16)
+    plain = _points_over_random(priced, next(iter(TIMED)))
+    require(theirs - 0.5 < ours < plain and _times(priced, ONE_LOOK) < 2, CLAIMS["selection"].claim)
+    names, rows = [*STEPS, *TIMED], []
+    found = {n: against(priced, "random", n, names=names) for n in _noises(priced)}
+    for name in names:
+        told = [f"{g[name].told(1)} ({g[name].p:.3f})" if name in g else "" for g in found.values()]
+        wrong = np.mean([a[name]["wrong"] for s, a in priced.items() if s.noise])
+        steps = np.median([a[name]["steps"] for a in priced.values()])
+        rows.append([name, *told, f"{wrong:.0%}", f"{steps:.0f}", f"{_times(priced, name):.2f}"])
+    head = ["arm", *map(titled, found), "wrong among trained", "steps", "time"]
+    return {
+        "PRICE": markdown(head, rows),
+        "PRICED": str(len(priced)),
+        "ONE_GAIN": f"{ours:+.1f}",
+        "ONE_TIME": f"{_times(priced, ONE_LOOK):.2f}",
+        "ROUNDS_GAIN": f"{theirs:+.1f}",
+        "ONE_LOOK": ONE_LOOK,
+        "ROUNDS_TIME": f"{_times(cells, ROUNDS_16):.0f}",
+        "STRENGTH": f"{STRENGTH:g}",
+    }
+
+
+def _times(priced: Cells, name: str) -> float:
+    """Seconds over those of `random`, median over cells."""
+    return float(np.median([a[name]["seconds"] / a["random"]["seconds"] for a in priced.values()]))
+
+
+def _points_over_random(cells: Cells, name: str) -> float:
+    gains = [a[name]["accuracy"] - a["random"]["accuracy"] for a in cells.values()]
+    return 100 * float(np.mean(gains))
 
 
 def _horizons(cells: Cells) -> str:
     """A list of what the data say of online arms, by labels."""
     found = {noise: against(cells, FIRST, noise, "online") for noise in _noises(cells)}
     return "\n".join(
-        f"  - {_title(noise)}: {sentence(gains, f'`{FIRST}`', rest=False)}."
+        f"  - {titled(noise)}: {sentence(gains, f'`{FIRST}`', rest=False)}."
         for noise, gains in found.items()
     )
 
@@ -165,7 +206,7 @@ def _by_rate(cells: Cells, control: str, kind: str) -> str:
         chosen = sorted(above(found))
         for rate in sorted({rate for _, rate in chosen}):
             names = listed(name for name, at in chosen if at == rate)
-            said.append(f"{names} ({_title(noise)}, {rate:g})")
+            said.append(f"{names} ({titled(noise)}, {rate:g})")
     return "; ".join(said) or "none is told"
 
 
@@ -179,16 +220,13 @@ def findings(cells: Cells) -> dict[str, str]:
     chance = [against(cells, "random", noise) for noise in _noises(cells)]
     far = {"online 8", "online 16", "online run"}
     require(
-        all("online 1, rounds 16" in above(f) and far <= set(below(f)) for f in nearer)
+        all(ROUNDS_16 in above(f) and far <= set(below(f)) for f in nearer)
         and all(above(f) == ["full"] for f in chance),
         CLAIMS["selection"].claim,
     )
     offline = [against(cells, "offline, random", noise, "offline") for noise in _noises(cells)]
     require(not any(above(f) for f in offline), "no offline horizon is told from its control")
-    times = [
-        np.median([a[name]["seconds"] for a in cells.values()])
-        for name in (FIRST, "online 1, rounds 16")
-    ]
+    times = [np.median([a[name]["seconds"] for a in cells.values()]) for name in (FIRST, ROUNDS_16)]
     return {
         "ARMS": str(len(arms()) - 1),
         "RANDOM_RATES": _by_rate(cells, "random", ""),
@@ -198,49 +236,12 @@ def findings(cells: Cells) -> dict[str, str]:
     }
 
 
-def _points(cells: Cells, noise: float, rate: float) -> Iterable[dict[str, Any]]:
-    for found in _of(cells, noise, rate):
-        for kind in COLORS:
-            for horizon in HORIZONS:
-                accuracy = found[f"{kind} {told(horizon)}"]["accuracy"]
-                yield {"arm": kind, "horizon": told(horizon), "accuracy": accuracy}
-
-
-def _plot(cells: Cells, path: Path) -> None:
-    names, colors = [*COLORS, *RULES], [*COLORS.values(), *RULES.values()]
-    color = alt.Color("arm:N", title=None, sort=names, scale=alt.Scale(domain=names, range=colors))
-    percent = alt.Axis(format="%")
-    rows = []
-    for noise in _noises(cells):
-        charts = []
-        for rate in _rates(cells):
-            base = alt.Chart(alt.Data(values=list(_points(cells, noise, rate)))).encode(
-                x=alt.X("horizon:N", sort=[told(h) for h in HORIZONS], axis=alt.Axis(labelAngle=0)),
-                color=color,
-            )
-            y = alt.Y(
-                "mean(accuracy):Q", title="test accuracy", axis=percent,
-                scale=alt.Scale(zero=False, domain=[0.6, 0.97], clamp=True),
-            )  # fmt: skip
-            bars = base.mark_errorbar(extent="stderr", clip=True).encode(
-                y=alt.Y("accuracy:Q", title="")
-            )
-            known = [
-                {"arm": name, "accuracy": float(np.mean([a[name]["accuracy"] for a in found]))}
-                for found in [_of(cells, noise, rate)]
-                for name in RULES
-            ]
-            rules = (
-                alt.Chart(alt.Data(values=known))
-                .mark_rule(strokeDash=[4, 3], clip=True)
-                .encode(y=alt.Y("accuracy:Q"), color=color)
-            )
-            lines = base.mark_line(point=True, clip=True).encode(y=y)
-            charts.append(
-                (lines + bars + rules).properties(
-                    width=190, height=170, title=f"{_title(noise)}, rate {rate:g}"
-                )
-            )
-        rows.append(alt.hconcat(*charts))
-    chart = alt.vconcat(*rows).configure_view(stroke=None).configure(background="white")
-    path.write_text(vl_convert.vegalite_to_svg(chart.to_json()))
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    plain, priced = of_kind(cells, ""), of_kind(cells, PRICE)
+    ours = f"{_points_over_random(priced, ONE_LOOK):+.1f}, {_times(priced, ONE_LOOK):.2f}"
+    rows = [("one look (`rounds=None`): points over `random`, times its time", ours, "")]
+    for name in ("full", FIRST, ROUNDS_16, "online 8", "offline 1", "loss"):
+        gain = f"{_points_over_random(plain, name):+.1f}"
+        rows.append((f"`{name}`: points of accuracy over `random`", gain, ""))
+    return rows

@@ -93,3 +93,21 @@ def _exact(cells: Mapping[str, Any]) -> str:
             ])  # fmt: skip
     head = ["training", "step", "shared history: R, error", "given history: R, error"]
     return markdown([*head, "sum over exact sum"], rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for kind, what in KINDS.items():
+        records = cells[f"{kind}: exact"]["result"]["records"]
+        r = [record["agreement"]["shared"]["pearson"] for record in records]
+        shares = cells[f"{kind}: attributed"]["result"]["residual_shares"]
+        left, _ = throughput(cells[f"{kind}: in turns"]["result"])
+        rows.append(
+            (f"{what}: R with exact values per step, the lowest of {len(r)}", f"{min(r):.4f}", "")
+        )
+        rows.append(
+            (f"{what}: residual of the books per step, the highest", f"{max(shares):.2%}", "")
+        )
+        rows.append((f"{what}: share of plain throughput", f"{left:.0%}", ""))
+    return rows

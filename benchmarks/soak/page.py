@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,19 @@ def _tables(found: dict[str, dict[str, Any]]) -> str:
     ]  # fmt: skip
     head = ["capture", "up to step", "processor time of a step", "memory", "tensors alive"]
     return long_table("soak", "Every tenth of both runs", head, rows)
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for key, cell in cells.items():
+        capture, steps = key.split()
+        stretches = cell["result"]["stretches"]
+        first, last = stretches[0], stretches[-1]
+        what = f"`{capture}`, {int(steps):,} steps: last tenth beside the first"
+        ours = ", ".join(
+            f"{last[name] / first[name]:.2f} times the {said}"
+            for name, said in (("milliseconds", "time a step"), ("megabytes", "memory"))
+        )
+        rows.append((what, ours, ""))
+    return rows

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,16 @@ def write_page() -> None:
         "RUN": environments(cells),
     }
     fill(Path(__file__).parent / "page.md", parts, EVIDENCE / "taught.md")
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for key, cell in cells.items():
+        result = cell["result"]
+        found = [result["recall"]["12"][by] for by in ("by value", "by words")]
+        false = ", ".join(str(n) for n in result["false answers"].values())
+        rows.append((f"{key}: recall@12 by value, by words", "{:.2f}, {:.2f}".format(*found), ""))
+        what = "false answers of 4: all rows, without the first twelve, without random ones"
+        rows.append((f"{key}: {what}", false, ""))
+    return rows

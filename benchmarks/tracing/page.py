@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +62,16 @@ def _table(ranks: Ranks) -> tuple[list[str], list[list[str]]]:
 def _cell(ranks: list[int]) -> str:
     found = np.asarray(ranks)
     return f"{np.median(found):g} ({np.mean(found == 1):.0%}, {np.mean(found <= 10):.0%})"
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    ranks: dict[str, Mapping[str, list[float]]] = {}
+    for cell in cells.values():
+        ranks |= cell["result"]["ranks"]
+    rows = []
+    for method in ("path, standardised", "sgd, standardised", "BM25", "embedding similarity"):
+        each = ", ".join(f"{np.median(numbers):g}" for numbers in ranks[method].values())
+        distances = ", ".join(ranks[method])
+        rows.append((f"`{method}`: median rank of the source ({distances})", each, ""))
+    return rows

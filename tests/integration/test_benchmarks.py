@@ -1,8 +1,12 @@
 """Benchmarks fit the library, and the games that they play out are the games that they say."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from benchmarks.claims import CLAIMS
 from benchmarks.compared import above, below, by_seed, compared, require, sentence
 from benchmarks.gradient_sizes import measure
 from benchmarks.interaction.cell import SAMPLES, Cell, Setting
@@ -10,7 +14,10 @@ from benchmarks.overhead.__main__ import grid
 from benchmarks.overhead.cell import Cell as Cost
 from benchmarks.overhead.cell import times
 from benchmarks.overhead.methods import METHODS, Size, method_of
+from benchmarks.overview import TOPICS
+from benchmarks.results_file import RESULTS
 
+DOCS = Path(__file__).parents[2] / "docs"
 MINIATURE = Size(layers=1, width=64, batch=2, tokens=8, vocabulary=50)
 
 
@@ -73,3 +80,17 @@ def test_holms_correction_lets_no_smaller_p_value_be_further_from_a_claim():
 def test_gains_are_averaged_within_a_seed():
     cells = [(0, 1.0), (1, 5.0), (0, 3.0)]
     assert by_seed(cells, lambda c: c[0], lambda c: c[1]) == [2.0, 5.0]
+
+
+def test_every_claim_has_its_section_with_rows_and_a_page_that_the_site_lists():
+    listed = (DOCS / "index.md").read_text().split("evidence/")
+    pages = {part.split("\n")[0] for part in listed}
+    assert {topic.name for topic in TOPICS} == set(CLAIMS)
+    for topic in TOPICS:
+        cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
+        rows = topic.source.summary(cells)
+        assert len(rows) >= 1
+        assert all(what and ours for what, ours, _ in rows), topic.name
+        if topic.page:
+            assert topic.page.removeprefix("evidence/").removesuffix(".md") in pages
+            assert (DOCS / topic.page).exists()

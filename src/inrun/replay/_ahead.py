@@ -109,6 +109,28 @@ class AnticipatedStep:
                 _, q = after.copy().pull(alike(self._moves))
             return unclipped(q, self._raw, self._norm, self._clip)
 
+    def carried_back(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `taken_back`, of any gradients in the weights, (K, *shape) per parameter.
+
+        Where every rule is elementwise the derivative is one number per element, read off once.
+        """
+        if all(move.rule.elementwise for _, move in self._moves):
+            with torch.no_grad():
+                slopes = self._consumed_slopes()
+                q = {name: slopes[name] * gradients[name] for name in slopes}
+                return unclipped(q, self._raw, self._norm, self._clip)
+        carried = Carried(self._parameters, len(next(iter(gradients.values()))))
+        carried.add_to_weights(gradients)
+        return self.taken_back(carried)
+
+    def _consumed_slopes(self) -> dict[str, Tensor]:
+        ones = {name: torch.ones_like(move.gradient)[None] for name, move in self._moves}
+        if self.young:
+            return {name: -move.slope().transposed(ones[name]) for name, move in self._moves}
+        carried = Carried(self._parameters, 1)
+        carried.add_to_weights(ones)
+        return carried.pull(alike(self._moves))[1]
+
 
 def summed_gradients(
     utility: Utility, model: nn.Module, parameters: Mapping[str, Tensor]

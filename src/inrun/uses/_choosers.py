@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,13 @@ class Chosen(NamedTuple):
     scores: Tensor
 
 
+class Chooser(Protocol):
+    """Says who of a block is trained on."""
+
+    def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
+        """Fills k places, fewer than there are candidates, in the optimizer's step from 0."""
+
+
 class ByValue:
     """Greedily by K-step value, in rounds.
 
@@ -200,7 +207,8 @@ class ByValue:
             self._optimizer, self._rule, self._parameters, raw, self._clip_norm
         )
         after = self._reading.after(step, anticipated, chosen=bool(rows))
-        return candidates.values(anticipated.taken_back(after), rows, places)
+        slopes = candidates.contracted(anticipated.taken_back(after))[:, 0]
+        return candidates.worth(slopes, candidates.filled(rows, places))
 
 
 class AtRandom:
@@ -232,6 +240,3 @@ class ByLoss:
             losses = losses / candidates.shares_of_mean.clamp(min=torch.finfo(losses.dtype).tiny)
         order = losses.argsort(descending=True, stable=True)
         return Chosen(sorted(order[:places].tolist()), losses)
-
-
-Chooser = ByValue | AtRandom | ByLoss

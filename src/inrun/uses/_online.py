@@ -22,6 +22,7 @@ from inrun.uses._choosers import (
     NextState,
     Upcoming,
 )
+from inrun.uses._one_look import ByOneLook
 from inrun.uses._online_selection import OnlineSelection
 from inrun.utility import Utility
 
@@ -56,7 +57,7 @@ def online(
     *,
     by: str = "value",
     horizon: int | None = 1,
-    rounds: int = 4,
+    rounds: int | None = 4,
     loop: Loop | None = None,
 ) -> OnlineSelection:
     """Trains on the best of each batch of candidates, from now to `detach()`.
@@ -94,7 +95,8 @@ def online(
         by: 'value', or as a control 'random' or 'loss' (the largest losses first).
         horizon: at how many steps' distance the validation loss is read; None is the run's end.
         rounds: in how many parts the places are filled. After each the step is looked at anew, with
-            those that were chosen in it.
+            those that were chosen in it. None fills them one by one after a single look: what the
+            chosen do to the others' values is told from the candidates' gradients.
         loop: what the loop does besides: needed if it clips, if its loss is a sum, for horizons
             above 1, and for by='loss'.
 
@@ -114,7 +116,7 @@ def anticipating(
     keep: int | float,
     by: str,
     horizon: int | None,
-    rounds: int,
+    rounds: int | None,
     loop: Loop,
     *,
     every: int | None = None,
@@ -155,9 +157,13 @@ def anticipating(
             rollout = Rollout(model, optimizer, task, utility)
             every = every or max(1, min(4, (horizon or loop.steps or 1) // 4))
             reading = Ahead(
-                near, rollout, upcoming or drawn, horizon, every, loop.steps, moves=rounds > 1
-            )
-        chooser = ByValue(optimizer, parameters, reading, loop.clip_norm, rounds)
+                near, rollout, upcoming or drawn, horizon, every, loop.steps,
+                moves=rounds is not None and rounds > 1,
+            )  # fmt: skip
+        if rounds is None:
+            chooser = ByOneLook(optimizer, parameters, reading, loop.clip_norm)
+        else:
+            chooser = ByValue(optimizer, parameters, reading, loop.clip_norm, rounds)
     return OnlineSelection(
         model, optimizer, parameters, capture, chooser, keep, loop.reduction, drawn, rollout,
         loop.clip_norm,
@@ -165,7 +171,12 @@ def anticipating(
 
 
 def _check(
-    keep: int | float, by: str, horizon: int | None, rounds: int, every: int | None, loop: Loop
+    keep: int | float,
+    by: str,
+    horizon: int | None,
+    rounds: int | None,
+    every: int | None,
+    loop: Loop,
 ) -> None:
     if by not in BY:
         raise MisuseError(f"by {by!r} is not one of {', '.join(BY)}.")
@@ -175,7 +186,7 @@ def _check(
             f"keep is {keep}: pass a number of rows of each block, at least 1, or a share of them "
             "between 0 and 1."
         )
-    if rounds < 1 or (every is not None and every < 1):
+    if (rounds is not None and rounds < 1) or (every is not None and every < 1):
         raise MisuseError(f"rounds is {rounds} and every is {every}; both count from 1.")
     if loop.reduction not in ("mean", "sum"):
         raise MisuseError(f"reduction {loop.reduction!r} is not one of mean, sum.")

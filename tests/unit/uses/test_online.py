@@ -116,7 +116,11 @@ def test_the_gradient_is_that_of_training_on_the_chosen_alone(name):
         near(loop.present(), loop.gradient(selection.chosen), 1e-6 if name == "llama" else 1e-12)
 
 
-@pytest.mark.parametrize("how", [{}, {"horizon": 3}, {"by": "random"}, {"by": "loss"}])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"horizon": 3}, {"rounds": None}, {"rounds": None, "horizon": 3}, {"by": "random"},
+     {"by": "loss"}],
+)  # fmt: skip
 def test_training_is_plain_training_on_the_chosen(how):
     loop, twin = Loop(clip=0.4), Loop(clip=0.4)
     batches = [candidates(step) for step in range(6)]

@@ -1,0 +1,1 @@
+"""Whether values follow what rows say or how they are written: `python -m benchmarks.form`."""

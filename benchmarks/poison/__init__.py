@@ -1,0 +1,1 @@
+"""Whether planted rows with a trigger are found, and what is left of them without those found."""
