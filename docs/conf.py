@@ -67,7 +67,7 @@ _FOREIGN = (
 # Names that signatures show and that nobody has to build: type variables and records of the inside.
 _INSIDE = (
     "Setting|State|Settled|Step|Sample|Passage|Card|Results|Memory|Arm|Waiting|Valued|Processes|"
-    "Scoring|Scorer|Windows|Frequency|Losses|Fetch|Buildable|Capture|Block|ReadStep|Batches|Check"
+    "Scoring|Scorer|Windows|Frequency|Ways|Losses|Fetch|Buildable|Capture|Block|ReadStep|Batches|Check"
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({_FOREIGN})(\..*)?"),
