@@ -38,11 +38,11 @@ def environment() -> dict[str, Any]:
 def environments(stored: dict[str, Any]) -> str:
     """What the stored cells were measured with, in a line for a page."""
     found = [cell["environment"] for cell in stored.values()]
-    last = found[-1]
+    several, last = len({e["commit"] for e in found}), found[-1]
+    at = f"commit {last['commit']}" + (f" and {several - 1} others" if several > 1 else "")
     return (
-        f"{len(stored)} cells, {commits(stored)}, PyTorch {last['torch']}, "
-        f"Python {last['python']}, {last['cores']} cores "
-        f"({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+        f"{len(stored)} cells, {at}, PyTorch {last['torch']}, Python {last['python']}, "
+        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
     )
 
 

@@ -69,10 +69,10 @@ def times(size: Size, kind: type[Method]) -> dict[str, Any]:
     large = sum(p.numel() for p in plain.model.parameters()) > LARGE
     warm_up = LARGE_WARM_UP if large else WARM_UP
     method = _made(kind, size, device, exact=warm_up)
-    batches = _Batches(size, device)
+    batches = Batches(size, device)
     for _ in range(warm_up):
         method.step(*batches.next())
-    _timed(plain, *batches.next(), device)
+    timed(plain, *batches.next(), device)
     turns = max(TURNS, -(-10 // method.turn)) if method.turn < 10 else 4
     if large:
         turns = -(-LARGE_STEPS // method.turn)
@@ -81,7 +81,7 @@ def times(size: Size, kind: type[Method]) -> dict[str, Any]:
         pairs = []
         for _ in range(method.turn):
             ids, batch = batches.next()
-            pairs.append([_timed(each, ids, batch, device) for each in (plain, method)])
+            pairs.append([timed(each, ids, batch, device) for each in (plain, method)])
         alone, with_it = (sum(column) / method.turn for column in zip(*pairs, strict=True))
         found["plain"].append(alone)
         found["seconds"].append(with_it)
@@ -98,7 +98,7 @@ def _made(kind: type[Method], size: Size, device: torch.device, exact: int) -> M
     return kind(size, device)
 
 
-class _Batches:
+class Batches:
     """Batches in turn, each with ids of its own."""
 
     def __init__(self, size: Size, device: torch.device):
@@ -113,7 +113,8 @@ class _Batches:
         return ids, self._sequences[rows].to(self._device)
 
 
-def _timed(method: Method, ids: range, batch: torch.Tensor, device: torch.device) -> float:
+def timed(method: Method, ids: range, batch: torch.Tensor, device: torch.device) -> float:
+    """Seconds of one step: the process's own, on a GPU of the clock."""
     now = time.perf_counter if device.type == "cuda" else time.process_time
     _wait(device)
     began = now()
@@ -160,7 +161,7 @@ def _peak(key: str) -> int:
 
 def _steps(kind: type[Method], size: Size, device: torch.device, count: int) -> None:
     method = _made(kind, size, device, exact=1)
-    batches = _Batches(size, device)
+    batches = Batches(size, device)
     for _ in range(count):
         method.step(*batches.next())
     method.detach()

@@ -156,7 +156,11 @@ class Attributed(Method):
 
     def __init__(self, size: Size, device: torch.device, exact: int = 10):
         super().__init__(size, device)
-        self.attribution = inrun.attach(
+        self.attribution = self.attach(exact)
+
+    def attach(self, exact: int) -> inrun.Attribution:
+        """Attached; `exact` as of `scoring`."""
+        return inrun.attach(
             self.model,
             self.optimizer,
             inrun.Utility(self.loss_fn, self.validation),

@@ -37,13 +37,10 @@ def main() -> None:
 
 
 def _thinned(text: str) -> str:
-    """Of lines of progress in a row the first two and the last."""
-    return re.sub(
-        r"((?:^step \d+ of .*\n){2})(?:^step \d+ of .*\n)+(?=step \d+ of )",
-        r"\1...\n",
-        text,
-        flags=re.M,
-    )
+    """The first two and the last of lines of progress in a row; each paragraph once."""
+    progress = r"((?:^step \d+ of .*\n){2})(?:^step \d+ of .*\n)+(?=step \d+ of )"
+    text = re.sub(progress, r"\1...\n", text, flags=re.M)
+    return "\n\n".join(dict.fromkeys(text.split("\n\n")))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ def write_page() -> None:
     parts = {
         "RECALL": markdown(["model", "ranked", *(f"recall@{k}" for k in sizes)], recall),
         "GONE": markdown(["model", *TRAININGS, "processor time"], gone),
-        "SAID": "\n".join(found[list(found)[-1]]["said"]),
         "RUN": environments(cells),
     }
     fill(Path(__file__).parent / "page.md", parts, EVIDENCE / "taught.md")

@@ -34,9 +34,9 @@ CASES = {
     "smoothed": {"smoothed_steps": 3},
     "given": {"estimator": "path-given"},
     "second": {"estimator": "sgd-second"},
-    "accumulated": {"smoothed_steps": 0, "parts": 2},
+    "accumulated": {"smoothed_steps": 0, "parts": 2, "gradient_sizes": True},
     "uneven": {"smoothed_steps": 0, "rows": 7},  # of three processes the last has one row
-    "fewer": {"smoothed_steps": 2, "rows": 2},  # and here none
+    "fewer": {"smoothed_steps": 2, "rows": 2, "gradient_sizes": True},  # and here none
     "clipped by value": {"smoothed_steps": 0, "value_clip": 0.02},
     "split validation": {"smoothed_steps": 0, "split": True},
     "unequal validation": {"smoothed_steps": 0, "split": "unequal"},
@@ -56,7 +56,9 @@ CASES = {
     "streamed, fewer": {"capture": "stream", "rows": 2},
     "streamed, split validation": {"capture": "stream", "split": True},
     "paid out": {"smoothed_steps": 0, "momentum_window": 2},
-    "paid out, fewer": {"smoothed_steps": 0, "momentum_window": 3, "rows": 2, "parts": 2},
+    "paid out, fewer": {
+        "smoothed_steps": 0, "momentum_window": 3, "rows": 2, "parts": 2, "gradient_sizes": True,
+    },
     "sampled": {"smoothed_steps": 0, "every": 2},
     "windows": {"scoring": inrun.Window(2, exact=1), "smoothed_steps": 0},
     "windows, accumulated": {
@@ -94,7 +96,9 @@ CASES = {
     "sharded and replicated": {"smoothed_steps": 2, "sharded": True, "replicas": True},
     "sharded, offloaded": {"smoothed_steps": 2, "sharded": True, "capture": "offload"},
     "sharded, fewer": {"smoothed_steps": 2, "sharded": True, "rows": 2},
-    "sharded, clipped by value": {"smoothed_steps": 0, "sharded": True, "value_clip": 0.02},
+    "sharded, clipped by value": {
+        "smoothed_steps": 0, "sharded": True, "value_clip": 0.02, "gradient_sizes": True,
+    },
     "sharded, split validation": {"smoothed_steps": 0, "sharded": True, "split": True},
     "sharded, low rank": {
         "smoothed_steps": 0, "sharded": True, "contraction": LowRankContraction(rank=2),

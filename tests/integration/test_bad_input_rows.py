@@ -206,6 +206,10 @@ TESTS = {
     "unit/uses/test_diff.py": {
         "`inrun.diff` of runs": "ids_of_another_kind_are_refused",
     },
+    "unit/scoring/test_gradient_sizes.py": {
+        "`gradient_sizes` with": "what_cannot_be_had_is_refused",
+        '`by="gradient"` of a run': "what_cannot_be_had_is_refused",
+    },
     "unit/utility/test_contrast.py": {
         "good and bad answers": "answers_to_other_numbers_of_prompts_are_refused",
     },

@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import above, below, by_seed, compared, require, sentence
+from benchmarks.gradient_sizes import measure
 from benchmarks.interaction.cell import SAMPLES, Cell, Setting
 from benchmarks.overhead.__main__ import grid
 from benchmarks.overhead.cell import Cell as Cost
@@ -36,6 +37,15 @@ def test_every_way_to_train_is_timed(monkeypatch):
         ratios = [a / b for a, b in zip(found["seconds"], found["plain"], strict=True)]
         assert found["ratio"] == ratios
     assert {Cost.of(key).method for key in grid(small=False, large=False)} == {*METHODS, "plain"}
+
+
+def test_what_gradient_sizes_cost_is_timed(monkeypatch):
+    monkeypatch.setattr("benchmarks.gradient_sizes.WARM_UP", 0)
+    monkeypatch.setattr("benchmarks.gradient_sizes.TURNS", 1)
+    found = measure(MINIATURE)
+    assert found["with / plain"] == pytest.approx(
+        found["with / without"] * found["without / plain"], rel=0.05
+    )
 
 
 @pytest.mark.parametrize(("loss", "interacts"), [("cross-entropy", False), ("info-nce", True)])

@@ -14,7 +14,7 @@ import pytest
 
 import inrun
 from inrun.cli import main
-from inrun.training import TrainConfig, Training, _plan, _trainer, plan_training, run_training
+from inrun.training import TrainConfig, Training, _plan, plan_training, run_training
 from tests.integration.train_data import jsonl, model_folder, table, texts
 
 README = Path(__file__).parents[2] / "README.md"
@@ -200,7 +200,7 @@ def test_prune_never_drops_a_sample_that_helped(trained):
     harmful = sum(value < 0 for value in run.values()["value"].to_pylist())
     assert len(most.dropped) == harmful < most.asked
     assert f"{most.asked} were asked for" in most.sentences()[0]
-    with pytest.raises(inrun.errors.MisuseError, match="'doubt' is not one of harm, label_doubt"):
+    with pytest.raises(inrun.errors.MisuseError, match="'doubt' is not one of gradient, harm"):
         inrun.prune(run, 3, by="doubt")
     doubted = inrun.prune(run, 3, by="label_doubt")
     samples = run.samples().sort_by("doubt_rank")
@@ -220,17 +220,23 @@ def test_a_file_that_is_not_the_one_trained_on_is_not_cut(trained, said, monkeyp
 
 
 def test_lines_come_while_it_trains_and_a_plan_ends_in_time(shop, tmp_path, monkeypatch, capsys):
-    from inrun.cli._terminal import terminal
+    from inrun.cli._terminal import heard, terminal
 
-    monkeypatch.setattr(_trainer, "SILENCE", 0.0)
     monkeypatch.setattr(_plan, "LONGEST", 0.0)
     config = TrainConfig(
         "text-classification", str(shop / "bert"), str(shop / "train.csv"), from_scratch=True,
         batch=8, trainer={"logging_strategy": "no"},
     )  # fmt: skip
-    training, told = Training(config), []
-    run_training(training, tmp_path / "run", terminal())
-    assert len(re.findall(r"^step \d+ of 15: ", capsys.readouterr().out, re.M)) == 15
+    training, told, console = Training(config), [], terminal()
+    with heard(console, "loading", 1e-3) as at:
+        run_training(training, tmp_path / "run", console, at=at)
+    said = capsys.readouterr().out
+    phases = [r"loading \(", r"attaching.* \(", "step 1 of 15, the first, is the longest",
+              r"step 1 of 15: validation loss .* left \(", r"step \d+ of 15: ",
+              "writing the model"]  # fmt: skip
+    places = [re.search(f"^{phase}", said, re.M) for phase in phases]
+    assert all(places), said
+    assert [p.start() for p in places[:4]] == sorted(p.start() for p in places[:4])
     planned = plan_training(training, told.append)
     assert planned.steps == 15
     assert told[0].startswith("Training 8 steps plainly")

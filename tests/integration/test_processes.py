@@ -44,6 +44,12 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
         np.testing.assert_allclose(
             found["value"].to_numpy(), expected["value"].to_numpy(), rtol=rtol, atol=size
         )
+    if "gradient_sizes" in script.CASES[name]:
+        order = [("step", "ascending"), ("sample_id", "ascending")]
+        sizes, alone = (
+            run.visits().sort_by(order)["gradient_size"].to_numpy() for run in (stored, one[name])
+        )
+        np.testing.assert_allclose(sizes, alone, rtol=1e-9)
     books, truth = stored.ledger(), one[name].ledger()
     assert books["visits"].equals(truth["visits"])
     for entry in ("opening_loss", "closing_loss", *ENTRIES):

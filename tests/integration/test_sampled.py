@@ -187,7 +187,7 @@ class Clock:
 def test_a_budget_finds_the_frequency_that_keeps_it(monkeypatch, share, every):
     clock = Clock()
     monkeypatch.setattr(_budget, "time", clock)
-    budget = _budget.WithinBudget(share, inrun.distributed.Processes())
+    budget = _budget.WithinBudget(share, _budget.Ways(inrun.distributed.Processes()))
     weights = []
     for step in range(1, 4000):
         weights.append(budget.weight(step))
@@ -207,14 +207,14 @@ def test_a_budget_halves_the_validation_rows_before_it_leaves_steps_out(
 ):
     clock = Clock()
     monkeypatch.setattr(_budget, "time", clock)
-    budget = _budget.WithinBudget(share, inrun.distributed.Processes(), halves=True)
+    budget = _budget.WithinBudget(share, _budget.Ways(inrun.distributed.Processes(), halves=True))
     for step in range(1, 4000):
         scored = budget.weight(step) > 0
         clock.now += 1.0 + scored * (0.3 if budget.parts == 1 else 0.15)
     told = budget.describe()
     assert (told["parts"], told["every"]) == (parts, every)
     assert told["expected"] <= share * 1.0001
-    again = _budget.WithinBudget(share, inrun.distributed.Processes(), halves=True)
+    again = _budget.WithinBudget(share, _budget.Ways(inrun.distributed.Processes(), halves=True))
     again.restore(budget.state())
     assert again.describe() == told
 

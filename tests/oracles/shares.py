@@ -17,3 +17,14 @@ def shares(model, terms, samples, parameters):
             if gradient is not None:
                 out[name][i] = gradient
     return out
+
+
+def sizes(model, terms):
+    """Norms (B,) of the gradients of all trained parameters: `terms[i](model)` is sample i's term
+    of the batch loss, computed from sample i alone."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norms = []
+    for term in terms:
+        gradients = torch.autograd.grad(term(model), trained, allow_unused=True)
+        norms.append(sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5)
+    return torch.tensor(norms, dtype=torch.float64)

@@ -104,6 +104,11 @@ def attach(
         estimator=estimator, scoring=scoring, momentum_window=momentum_window, options=options,
     )  # fmt: skip
     scoring, options = scoring or EveryStep(), options or Options()
+    if options.gradient_sizes and store is None:
+        raise MisuseError(
+            "gradient_sizes are kept beside each visit, and visits are in a store only: attach "
+            "with store='some/folder'."
+        )
     if scoring.validation_parts > 1 or scoring.validation_every > 1:
         utility = utility.split(scoring.validation_parts, scoring.validation_every)
     model, wrapping = unwrapped_model(model)
@@ -124,6 +129,7 @@ def attach(
             lambda: None if processes.rank else RunFolder(
                 store, estimator=direction.name, targets=utility.targets,
                 weights=utility.weights, resume=resume, extra=extra,
+                sized=options.gradient_sizes,
             ),
         )  # fmt: skip
     contraction, window = _contraction(options.contraction), None
@@ -132,8 +138,12 @@ def attach(
         paying = copy.deepcopy(contraction)
         tensor_store = tensor_store_of(place)
         window = Payouts(momentum_window, paying, len(utility.targets), tensor_store, processes)
-    scorer = Scorer(model, optimizers, utility, direction, smoothed, contraction, processes)
-    fit = direction.name == "path" and options.capture == "hold" and not momentum_window
+    scorer = Scorer(
+        model, optimizers, utility, direction, smoothed, contraction, processes,
+        sized=options.gradient_sizes,
+    )  # fmt: skip
+    fit = direction.name == "path" and options.capture == "hold"
+    fit &= not momentum_window and not options.gradient_sizes
     windows = scoring.windows(scorer) if fit else None
     frequency = scoring.frequency(Ways(processes, halves, windows))
     attribution = Attribution(

@@ -40,7 +40,10 @@ class Booking:
             unowned = torch.as_tensor(np.asarray(entries.unattributed))
             summed = self._processes.mean(unowned) * self._processes.size
             entries = entries._replace(unattributed=summed.numpy())
-        everyones = scored._replace(values=values, entries=entries)
+        sizes = scored.sizes
+        if sizes is not None:
+            sizes = gathered_step(self._processes, [], sizes)[1]
+        everyones = scored._replace(values=values, entries=entries, sizes=sizes)
         self.scored += 1
         paid: list[Paid] = []
         if self._window is not None:

@@ -26,8 +26,8 @@ class Ways(NamedTuple):
     """
 
     processes: Processes
-    halves: bool
-    windows: Windows | None
+    halves: bool = False
+    windows: Windows | None = None
 
 
 class Frequency(ABC):

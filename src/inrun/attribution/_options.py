@@ -42,6 +42,10 @@ class Options:
         held_in: where the steps of the momentum window are held: 'cpu', or a folder on a disk with
             room, which is left empty again; else where `capture` keeps factors ('offload': on the
             CPU). Values are the same.
+        gradient_sizes: keep the norm of each sample's own gradient beside each of its visits, for
+            the ranking 'gradient' and `inrun.confounds`. It takes a store, and captures that hold
+            shares (no 'stream', no `inrun.Window`; `inrun.Budget` chooses none). What it costs:
+            `python -m benchmarks.gradient_sizes`.
         progress: show a line with loss, residual and overhead where there is a terminal.
         self_test: check on a few validation rows that shares sum to the gradient.
         process_group: of the processes whose gradients are averaged: 'auto' is that of a
@@ -61,6 +65,7 @@ class Options:
     contraction: str | Contraction = "auto"
     smoothed_steps: int = 10
     held_in: str | os.PathLike[str] | None = None
+    gradient_sizes: bool = False
     progress: bool = True
     self_test: bool = True
     process_group: Any = "auto"
@@ -114,6 +119,11 @@ def require_settings(
         raise MisuseError(
             "inrun.Window has its own way to keep shares and its own direction: attach with "
             "estimator='path', momentum_window=0, and no other capture."
+        )
+    if options.gradient_sizes and (options.capture == "stream" or scoring.only_windows):
+        raise MisuseError(
+            "gradient_sizes are norms of samples' shares, which capture='stream' and inrun.Window "
+            "do not keep. Use capture='hold' or 'offload', with another scoring."
         )
     window = momentum_window
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:

@@ -45,6 +45,7 @@ class _Waiting(NamedTuple):
     ids: Ids
     values: np.ndarray
     rows: list[dict[str, object]]
+    sizes: np.ndarray | None
 
 
 class Record:
@@ -88,20 +89,20 @@ class Record:
         if self._folder is None:
             self._ledger += rows
         if waits:
-            self._waiting[step] = _Waiting(ids, scored.values, rows)
+            self._waiting[step] = _Waiting(ids, scored.values, rows, scored.sizes)
             return
         self._running_totals.add(step, ids, scored.values, weight)
         if self._folder is not None:
-            self._folder.add(step, ids, scored.values, rows, weight)
+            self._folder.add(step, ids, scored.values, rows, weight, sizes=scored.sizes)
 
     def pay_out(self, step: int, paid_NK: np.ndarray) -> None:
         """Adds what momentum paid to a step's samples; after this nothing is owed to them."""
-        ids, values, rows = self._waiting.pop(step)
+        ids, values, rows, sizes = self._waiting.pop(step)
         self._running_totals.add(step, ids, values + paid_NK, paid_BK=paid_NK)
         for row in rows:
             row["paid_out"] = self._of_target(str(row["target"]), paid_NK)
         if self._folder is not None:
-            self._folder.add(step, ids, values + paid_NK, rows, paid_BK=paid_NK)
+            self._folder.add(step, ids, values + paid_NK, rows, paid_BK=paid_NK, sizes=sizes)
 
     def _of_target(self, target: str, values_NK: np.ndarray) -> float:
         """The sum over samples, of one target or of their total."""
@@ -186,12 +187,12 @@ class Record:
         totals = totals.copy() if owed else totals
         closed: dict[object, dict[str, object]] = {}
         for step, paid_NK in owed:
-            ids, values, rows = self._waiting[step]
+            ids, values, rows, _ = self._waiting[step]
             totals.add(step, ids, values + paid_NK, paid_BK=paid_NK)
             paid = [{**r, "paid_out": self._of_target(str(r["target"]), paid_NK)} for r in rows]
             closed |= {(row["step"], row["target"]): row for row in paid}
             if self._folder is not None:
-                tables |= _settled(step, ids, values, paid_NK, paid)
+                tables |= _settled(step, self._waiting[step]._replace(rows=paid), paid_NK)
         tables["values"] = as_tensor(totals.state())
         if self._folder is None:
             books = [closed.get((row["step"], row["target"]), row) for row in self._ledger]
@@ -218,9 +219,11 @@ class Record:
             self._folder.go_to(header["store"])
             for step in header.get("settled", ()):
                 visits, values, paid, rows = (tables[f"{step}/{part}"] for part in CLOSED)
+                sizes = tables.get(f"{step}/sizes")
                 self._folder.add(
                     step, as_table(visits)["sample_id"].to_pylist(), (values + paid).numpy(),
                     as_table(rows).to_pylist(), paid_BK=paid.numpy(),
+                    sizes=None if sizes is None else sizes.numpy(),
                 )  # fmt: skip
             self._folder.flush()
         elif "ledger" in tables:
@@ -250,16 +253,14 @@ class Record:
         return self._folder
 
 
-def _settled(
-    step: int,
-    ids: Ids,
-    values_NK: np.ndarray,
-    paid_NK: np.ndarray,
-    rows: list[dict[str, object]],
-) -> dict[str, Tensor]:
+def _settled(step: int, waiting: _Waiting, paid_NK: np.ndarray) -> dict[str, Tensor]:
     """A step that waits, as the store gets it where a run goes on from the state."""
     parts = (
-        as_tensor(pa.table({"sample_id": ids})), torch.from_numpy(values_NK.copy()),
-        torch.from_numpy(paid_NK.copy()), as_tensor(pa.Table.from_pylist(rows, schema=LEDGER)),
+        as_tensor(pa.table({"sample_id": waiting.ids})), torch.from_numpy(waiting.values.copy()),
+        torch.from_numpy(paid_NK.copy()),
+        as_tensor(pa.Table.from_pylist(waiting.rows, schema=LEDGER)),
     )  # fmt: skip
-    return {f"{step}/{name}": part for name, part in zip(CLOSED, parts, strict=True)}
+    found = {f"{step}/{name}": part for name, part in zip(CLOSED, parts, strict=True)}
+    if waiting.sizes is not None:
+        found[f"{step}/sizes"] = torch.from_numpy(waiting.sizes.copy())
+    return found

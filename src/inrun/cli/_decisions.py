@@ -19,7 +19,7 @@ from inrun.cli._options import (
     TextColumn,
     samples_of,
 )
-from inrun.cli._terminal import Cells, plain, terminal
+from inrun.cli._terminal import Cells, Progress, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 
@@ -41,7 +41,9 @@ def report(
     stored = inrun.load(run)
     told = samples_of(stored, samples, id_column, text_column, pictures)
     path = out or run / "report.html"
-    write_report(stored, path, samples=told, judge=judge)
+    with Progress() as at:
+        at("writing the page")
+        write_report(stored, path, samples=told, judge=judge)
     console = terminal()
     if told is None:
         console.print(
@@ -84,7 +86,10 @@ def prune(
         ),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="total, normalised, harm (the worst-harmed target) or label_doubt.")
+        str,
+        typer.Option(
+            help="total, normalised, harm (the worst-harmed target), gradient or label_doubt."
+        ),
     ] = "total",
     balanced: Annotated[
         str,

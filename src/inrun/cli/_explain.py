@@ -10,7 +10,7 @@ from rich.console import Console
 
 import inrun
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
-from inrun.cli._terminal import Cells, one_line, plain, terminal
+from inrun.cli._terminal import Cells, Progress, one_line, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.training import open_training
@@ -75,5 +75,7 @@ def _again(run: Path, found: inrun.Explanation) -> str:
     if not trains_itself(run):
         raise not_reproducible(run, "how to train again; inrun.explain_again does it in Python")
     training = open_training(run)
-    again = inrun.explain_again(found, training.trajectory(), training.utility())
+    with Progress() as at:
+        at("training the steps again without the rows")
+        again = inrun.explain_again(found, training.trajectory(), training.utility())
     return "\n".join(again.sentences())

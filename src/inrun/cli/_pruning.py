@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrun.cli._entry import entry as load_entry
-from inrun.cli._terminal import Cells, heard, one_line, plain, terminal
+from inrun.cli._terminal import Cells, Terminal, heard, one_line, plain, terminal
 from inrun.ledger import Run
 from inrun.training import read_config
 from inrun.uses import (
@@ -98,12 +98,22 @@ def _print_list(console: Console, pruning: Pruning, samples: pa.Table | None) ->
     told = described(dropped.slice(0, SHOWN), samples)
     content = [n for n in ("label", "suggested_label", "text", "file") if n in told.column_names]
     heads = [name.replace("suggested_label", "rather") for name in content]
-    table = Cells("sample", "score", "surely harmful", "value", "visits", "harms most", *heads)
+    ranks = pruning.by == "label_doubt"  # scores are ranks less one more than there are
+    n = pruning.table.num_rows
+    table = Cells(
+        "sample",
+        "doubt rank" if ranks else "score",
+        "surely harmful",
+        "value",
+        "visits",
+        "harms most",
+        *heads,
+    )
     for row, known in zip(dropped.slice(0, SHOWN).to_pylist(), told.to_pylist(), strict=True):
         sure = row["confidence"]
         table.add_row(
             plain(str(row["sample_id"])),
-            f"{row['score']:+.3g}",
+            f"{row['score'] + n + 1:.0f}" if ranks else f"{row['score']:+.3g}",
             "" if sure is None else f"{int(100 * sure)} %",
             f"{row['value']:+.3g}",
             str(row["visits"]),
@@ -124,7 +134,7 @@ def _results_file(stored: Run, pruning: Pruning, trainings: Trainings) -> Path:
 
 
 def _checked(
-    console: Console, store: Path, pruning: Pruning, train: Train, trainings: Trainings
+    console: Terminal, store: Path, pruning: Pruning, train: Train, trainings: Trainings
 ) -> Comparison:
     if store.exists():
         console.print(
@@ -135,11 +145,15 @@ def _checked(
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         total = len(ARMS) * (trainings.at_most or trainings.seeds)
         number = bar.add_task("training again", total=total)
-        task = bar.tasks[0]
-        with heard(console, lambda: f"training again: {task.completed:.0f} of {total} done"):
+        with heard(console, f"training again: 0 of {total} done") as at:
+
+            def tick(_: object) -> None:
+                bar.advance(number)
+                at(f"training again: {bar.tasks[0].completed:.0f} of {total} done")
+
             return check_pruning(
                 pruning, train, seeds=trainings.seeds, at_most=trainings.at_most, store=store,
-                tick=lambda _: bar.advance(number),
+                tick=tick,
             )  # fmt: skip
 
 

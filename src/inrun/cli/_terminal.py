@@ -15,7 +15,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -45,7 +45,14 @@ def plain(text: object) -> str:
 
 
 class Terminal(Console):
-    """A console that shows text as text."""
+    """A console that shows text as text; `spoke` is when it last printed something."""
+
+    spoke = 0.0
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """See `Console.print`."""
+        super().print(*objects, **how)
+        self.spoke = time.monotonic()
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -60,21 +67,29 @@ class Terminal(Console):
 
 @contextmanager
 def heard(
-    console: Console, says: Callable[[], str], seconds: float | None = None
-) -> Iterator[None]:
-    """Off a terminal, where no bar moves, a line every ten seconds until the block is left."""
-    ended, began = threading.Event(), time.monotonic()
+    console: Terminal, what: str, seconds: float | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Off a terminal, where no bar moves, a line whenever none was printed for ten seconds.
+
+    Args:
+        console: where they go, and whose other lines count.
+        what: the command is at, until what is yielded here was told otherwise.
+        seconds: in place of ten.
+    """
+    ended, began, said = threading.Event(), time.monotonic(), [what]
+    console.spoke = began
 
     def speak() -> None:
-        while not ended.wait(seconds or SILENCE):
-            text = plain(f"{says()} ({time.monotonic() - began:.0f} s)")
-            console.print(text, soft_wrap=True, highlight=False)
+        while not ended.wait(max(0.0, console.spoke + (seconds or SILENCE) - time.monotonic())):
+            if time.monotonic() - console.spoke >= (seconds or SILENCE):
+                text = plain(f"{said[0]} ({time.monotonic() - began:.0f} s)")
+                console.print(text, soft_wrap=True, highlight=False)
 
     speaker = threading.Thread(target=speak, daemon=True)
     if not console.is_terminal:
         speaker.start()
     try:
-        yield
+        yield lambda now: said.__setitem__(0, now)
     finally:
         ended.set()
         if speaker.ident is not None:
@@ -172,18 +187,19 @@ class Progress:
     """
 
     def __init__(self, seconds: float | None = None):
-        console, self._what = terminal(stderr=True), "starting"
+        console = terminal(stderr=True)
         self._shown = console.status("") if console.is_terminal else None
-        self._lines = heard(console, lambda: self._what, seconds)
+        self._lines = heard(console, "starting", seconds)
 
     def __call__(self, what: str, done: int = 0, every: int = 0) -> None:
         """The command is at `what`, of which so many are done."""
-        self._what = f"{what}, {done:,} of {every:,}" if every else what
+        what = f"{what}, {done:,} of {every:,}" if every else what
+        self._at(what)
         if self._shown is not None:
-            self._shown.update(plain(self._what))
+            self._shown.update(plain(what))
 
     def __enter__(self) -> Progress:
-        self._lines.__enter__()
+        self._at = self._lines.__enter__()
         if self._shown is not None:
             self._shown.start()
         return self

@@ -14,7 +14,7 @@ from rich.text import Text
 import inrun
 from inrun.cli._entry import entry as load_entry
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn
-from inrun.cli._terminal import one_line, plain, printable, terminal
+from inrun.cli._terminal import Progress, one_line, plain, printable, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
@@ -74,10 +74,12 @@ def trace(
         recorded, utility = questioned(run, query, again, entry, trajectory)
         asked = utility.batches.items()
         queries = {name: str(row.get("text", "")) for name, row in asked}
-        found = inrun.trace(
-            recorded, utility, method=method, standardised=standardised,
-            token_losses=again.token_losses, top=top,
-        )  # fmt: skip
+        with Progress() as at:
+            at(f"playing the recording of {len(recorded.steps):,} steps back")
+            found = inrun.trace(
+                recorded, utility, method=method, standardised=standardised,
+                token_losses=again.token_losses, top=top,
+            )  # fmt: skip
         tokens = again.tokens
         first = found.table["sample_id"][0].as_py()
         id_type = "string" if isinstance(first, str) else "int64"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from inrun.cli._messages import finish, introduce
-from inrun.cli._terminal import command, plain, terminal
+from inrun.cli._terminal import Terminal, command, heard, plain, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen
 
@@ -88,19 +89,27 @@ def train(
     Go on after a cut:
       inrun train --resume inrun-run
     """  # noqa: D301 (typer keeps the lines that follow \b)
-    from inrun.training import TrainingInterrupt, has_checkpoint, require_new, run_training
-
     console = terminal()
+    console.quiet = os.environ.get("RANK", "0") != "0"  # one process speaks for all
     folder = out if resume is None else resume
     setting = _setting(options) if resume is None else read_config(resume)
+    with heard(console, "loading the model and the rows") as at:
+        _trained(console, setting, folder, resume is not None, at)
+
+
+def _trained(
+    console: Terminal, setting: TrainConfig, folder: Path, resume: bool, at: Callable[[str], None]
+) -> None:
+    """Trains, or goes on, and says what came of it; `at` is told what it is doing."""
+    from inrun.training import TrainingInterrupt, has_checkpoint, require_new, run_training
+
     setting.require_place()
-    if resume is None:
+    if not resume:
         require_new(folder)
     training = Training(setting, folder)
-    console.quiet = bool(training.arguments.process_index)  # one process speaks for all
     introduce(console, training)
     try:
-        outcome = run_training(training, folder, console, resume=resume is not None)
+        outcome = run_training(training, folder, console, resume=resume, at=at)
     except TrainingInterrupt as cut:
         console.print(f"\nStopped {plain(cut)}.")
         if has_checkpoint(folder):
@@ -108,6 +117,7 @@ def train(
             console.print(f"Go on with: {plain(again)}", soft_wrap=True)
         sys.exit(130)
     if not console.quiet:
+        at("looking for doubtful labels")
         finish(console, training, folder, outcome)
 
 

@@ -8,11 +8,19 @@ hook is known here.
 
 from inrun.factors._contraction import Contraction, DenseContraction, LowRankContraction
 from inrun.factors._convolution import Convolution, Geometry
-from inrun.factors._factor import Dense, Derived, Factor, compute_dtype, shares_are_less
+from inrun.factors._factor import (
+    Dense,
+    Derived,
+    Factor,
+    compute_dtype,
+    share_squares,
+    shares_are_less,
+    squared_norms,
+)
 from inrun.factors._fused_head import Coefficients, FusedHead, Head, partition
 from inrun.factors._outer import GroupedOuter, Indexed, Outer
 from inrun.factors._owned import Owned, by_owner
-from inrun.factors._sketch import Basis, View, squared_norms, view_of
+from inrun.factors._sketch import Basis, View, view_of
 from inrun.factors._trial import LowRank, factorize
 from inrun.factors.cost import SMALL, few, flat
 
@@ -42,6 +50,7 @@ __all__ = [
     "few",
     "flat",
     "partition",
+    "share_squares",
     "shares_are_less",
     "squared_norms",
     "view_of",

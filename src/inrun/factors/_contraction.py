@@ -19,12 +19,11 @@ from inrun.factors._factor import Factor
 from inrun.factors._trial import (
     CHECK_EVERY,
     LOWEST_RANK,
-    Numbers,
     Reader,
     Trial,
+    Waiting,
     factorize,
     mean_square,
-    total,
 )
 
 
@@ -119,7 +118,7 @@ class LowRankContraction(Contraction):
         self._steps = 0
         self._values: list[list[Tensor]] = []  # of this step's parameters
         # not judged yet: ranks that met something, those that were compared and whether in use
-        self._ended: tuple[list[Trial], list[tuple[Trial, bool]], Numbers] | None = None
+        self._ended: tuple[list[Trial], list[tuple[Trial, bool]], Tensor | Waiting] | None = None
 
     def contract(self, name: str, factors: Sequence[Factor], directions_K: Tensor) -> list[Tensor]:
         self._judge()
@@ -203,14 +202,12 @@ class LowRankContraction(Contraction):
                 k.end_step()
             return
         compared = [(k, k.admitted) for k in active if k.difference is not None]
-        numbers = Numbers(
-            total([mean_square(found) for found in values]),
-            [k.size for k in active],
-            [k.difference for k, _ in compared],
-            [k.seen for k in active],
-            reader,
-        )
-        self._ended = active, compared, numbers
+        squares = [t for t in map(mean_square, values) if t is not None]
+        whole = torch.stack([t.to(squares[0].device) for t in squares]).sum(0)
+        rows = [whole, *(k.size for k in active), *(k.difference for k, _ in compared)]
+        rows += [row for k in active if k.seen is not None for row in k.seen]
+        sent = torch.stack([t.to(whole) for t in rows if t is not None])
+        self._ended = active, compared, sent if reader is None else reader(sent)
 
     def forget_step(self) -> None:
         """Drops what was compared in a step that is not scored."""
@@ -229,8 +226,11 @@ class LowRankContraction(Contraction):
         ended, self._ended = self._ended, None
         if ended is None:
             return
-        active, compared, numbers = ended
-        whole, sizes, wrong, seen = numbers.read()
+        active, compared, sent = ended
+        whole, *rows = (sent if isinstance(sent, Tensor) else sent.wait()[0]).tolist()
+        n, m = len(active), len(active) + len(compared)
+        sizes, wrong = rows[:n], rows[n:m]
+        seen = [list(pair) for pair in zip(rows[m::2], rows[m + 1 :: 2], strict=True)]
         found = dict(zip(map(id, active), zip(sizes, seen, strict=True), strict=True))
         for (k, again), difference in zip(compared, wrong, strict=True):
             k.learn(difference, *found[id(k)], again=again)

@@ -11,7 +11,7 @@ a matrix, P its elements.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,10 @@ class Factor(ABC):
         met = [sides[0] @ share.reshape(len(share), -1) @ sides[1] for share in shares]
         nothing = left_KMr.new_zeros(0, len(left_KMr), left_KMr.shape[2], right_KNr.shape[2])
         return torch.stack(met) if met else nothing
+
+    def squares(self, dtype: torch.dtype) -> Tensor:
+        """|share_b|^2, (B,), without building shares where that is less work."""
+        return _built_squares([self], dtype)
 
     @property
     def is_stack(self) -> bool:
@@ -205,6 +209,43 @@ class Dense(Factor):
         return self._shares_B.to(dtype)
 
 
+def squared_norms(t_K: Tensor) -> Tensor:
+    """(K,), without a copy of the squares."""
+    rows = t_K.reshape(len(t_K), t_K.shape[1:].numel())
+    squared: Tensor = torch.linalg.vecdot(rows, rows)
+    return squared
+
+
+def share_squares(
+    factors: Sequence[Factor], dtype: torch.dtype, scale: Tensor | float = 1.0
+) -> Tensor:
+    """|scale * share_b|^2, (B,), of one parameter, a share being the sum over its uses.
+
+    Args:
+        factors: of the uses, at least one.
+        dtype: in which it is computed.
+        scale: a number, or elementwise (*shape of the parameter).
+    """
+    if len(factors) == 1 and not (isinstance(scale, Tensor) and scale.ndim):
+        return factors[0].squares(dtype) * scale**2
+    return _built_squares(factors, dtype, scale)
+
+
+def _built_squares(
+    factors: Sequence[Factor], dtype: torch.dtype, scale: Tensor | float = 1.0
+) -> Tensor:
+    """The same from the shares themselves, a block of samples at a time."""
+    one, device = factors[0], factors[0].held[0].device
+    block = max(1, cost.samples_per_block(one.shape.numel(), dtype.itemsize, cost.CACHED_BYTES))
+    squares = [torch.zeros(0, dtype=dtype, device=device)]
+    for some in torch.arange(one.samples, device=device).split(block):
+        shares = one.select(some).materialize(dtype)
+        for other in factors[1:]:
+            shares = shares + other.select(some).materialize(dtype)
+        squares.append(squared_norms(shares * scale))
+    return torch.cat(squares)
+
+
 def shares_are_less(factor: Factor) -> bool:
     """Whether the shares themselves are half of what is held at most, and cheap to build.
 
@@ -228,6 +269,11 @@ class Derived(Factor):
     def __init__(self, shape: torch.Size, linear_map: Callable[[Tensor], Tensor], inner: Factor):
         super().__init__(shape, *inner.held)
         self._map, self.inner = linear_map, inner
+
+    @property
+    def samples(self) -> int:
+        """B, which where slots lie anywhere is not their number."""
+        return self.inner.samples
 
     def contract(self, directions_K: Tensor) -> Tensor:
         inner, pushed_K = self.reduced(directions_K)

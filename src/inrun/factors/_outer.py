@@ -38,6 +38,11 @@ def _met_once(left_M: Tensor, right_N: Tensor, left_bTM: Tensor, right_bTN: Tens
     return ((left_bTM @ left_M) * (right_bTN @ right_N)).sum(1)
 
 
+def _grams_met(left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
+    grams = left_bTM @ left_bTM.mT, right_bTN @ right_bTN.mT
+    return (grams[0] * grams[1]).sum((1, 2)).clamp_min(0)
+
+
 def thin(rows_BTM: Tensor, sides_KMr: Tensor) -> Tensor:
     """Each position's coordinates in each basis, (B, K, T, r): one product of two matrices."""
     B, T, M = rows_BTM.shape
@@ -66,6 +71,13 @@ class Outer(Buildable):
         """See `Factor.contract_low_rank`: two thin products."""
         thin = [self._in_blocks(partial(_met, L, R), L.dtype, 0) for L, R in zip(*low, strict=True)]
         return torch.stack(thin, 1)
+
+    def squares(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.squares`: <L L^T, R R^T>, two T x T products, where they are less work."""
+        T, (M, N) = self.each, self.shape
+        if T * (M + N) >= M * N:
+            return super().squares(dtype)
+        return self._in_blocks(_grams_met, dtype, 3 * T)
 
     def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
         """See `Factor.coordinates`: two thin products."""
@@ -125,6 +137,20 @@ class Indexed(Factor):
         rows = self._rows_BTN.to(directions_K.dtype)
         dots = [(Q[self._index_BT] * rows).sum((1, 2)) for Q in directions_K]
         return torch.stack(dots, 1) if dots else rows.new_zeros(len(rows), 0)
+
+    def squares(self, dtype: torch.dtype) -> Tensor:
+        """See `Factor.squares`: products of the rows of one place in the table."""
+
+        def met(index_bT: Tensor, rows_bTN: Tensor) -> Tensor:
+            same = index_bT.unsqueeze(2) == index_bT.unsqueeze(1)
+            return ((rows_bTN @ rows_bTN.mT) * same).sum((1, 2)).clamp_min(0)
+
+        T = self._index_BT.shape[1]
+        if self.shape[0] < T:
+            return super().squares(dtype)
+        block = max(1, cost.samples_per_block(3 * T * T, dtype.itemsize, cost.CACHED_BYTES))
+        pairs = zip(self._index_BT.split(block), self._rows_BTN.split(block), strict=True)
+        return torch.cat([met(index, rows.to(dtype)) for index, rows in pairs])
 
     def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
         """See `Factor.coordinates`: rows of the left basis are looked up."""

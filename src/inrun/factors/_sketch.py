@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inrun.factors._factor import Derived, Factor
+from inrun.factors._factor import Derived, Factor, squared_norms
 from inrun.factors._trial import factorize
 
 WHOLE = 1024  # elements of a parameter up to which shares are kept themselves
@@ -106,13 +106,6 @@ class Basis:
         if self.whole:
             return self.opening.reshape(-1, *shape)
         return (self.left @ self.opening @ self.right.mT).reshape(-1, *shape)
-
-
-def squared_norms(t_K: Tensor) -> Tensor:
-    """(K,), without a copy of the squares."""
-    rows = t_K.reshape(len(t_K), -1)
-    squared: Tensor = torch.linalg.vecdot(rows, rows)
-    return squared
 
 
 def view_of(factor: Derived) -> View | None:

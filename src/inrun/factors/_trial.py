@@ -17,8 +17,7 @@ did, for each of K targets in that target's own units:
     error   the same over the mean square of all parameters' contributions to the step, summed
 
 and two say what it was tried on: the directions' energy |Q|^2, and what the rank misses of it,
-|Q|^2 - |L^T Q|^2. Where either jumps the trial says nothing any more. `Numbers` are a step's, on
-their way to the host. B samples.
+|Q|^2 - |L^T Q|^2. Where either jumps the trial says nothing any more. B samples.
 """
 
 from __future__ import annotations
@@ -211,9 +210,6 @@ def _plus(before: Tensor | None, now: Tensor | None) -> Tensor | None:
     return now if before is None else before if now is None else before + now
 
 
-Rows = list[list[float]]
-
-
 def mean_square(values: Sequence[Tensor]) -> Tensor | None:
     """(K,) over the samples of values (B, K); None where there are none."""
     flat = [v for v in values if v.numel()]
@@ -221,12 +217,6 @@ def mean_square(values: Sequence[Tensor]) -> Tensor | None:
         return None
     narrow = flat[0].device.type == "mps"  # it has no doubles
     return torch.cat(flat).to(torch.float32 if narrow else torch.float64).square().mean(0)
-
-
-def total(squares: Sequence[Tensor | None]) -> Tensor:
-    """The sum of those that are there."""
-    found = [t for t in squares if t is not None]
-    return torch.stack([t.to(found[0].device) for t in found]).sum(0)
 
 
 class Waiting(Protocol):
@@ -238,33 +228,3 @@ class Waiting(Protocol):
 
 Reader = Callable[[Tensor], Waiting]
 """Sends a tensor to the host, for reading it when there is other work for the device."""
-
-
-class Numbers:
-    """A step's mean squares, for the host to read.
-
-    `whole` of all contributions (K,), `sizes` of some parameters', `wrong` of what is wrong in
-    some, `seen` energies and what is missed of them, (2, K) each; read at once without a `reader`.
-    """
-
-    def __init__(
-        self,
-        whole: Tensor,
-        sizes: Sequence[Tensor | None],
-        wrong: Sequence[Tensor | None],
-        seen: Sequence[Tensor | None],
-        reader: Reader | None,
-    ):
-        self._sizes, self._wrong = len(sizes), len(wrong)
-        rows = [whole, *sizes, *wrong, *(row for two in seen if two is not None for row in two)]
-        there = torch.stack([t.to(whole.device, whole.dtype) for t in rows if t is not None])
-        self._sent = there if reader is None else reader(there)
-
-    def read(self) -> tuple[list[float], Rows, Rows, list[Rows]]:
-        """Of all contributions; of each size; of each difference; of what each saw."""
-        there = self._sent if isinstance(self._sent, Tensor) else self._sent.wait()[0]
-        rows: Rows = there.tolist()
-        first, last = 1 + self._sizes, 1 + self._sizes + self._wrong
-        seen = rows[last:]
-        pairs = [seen[i : i + 2] for i in range(0, len(seen), 2)]
-        return rows[0], rows[1:first], rows[first:last], pairs

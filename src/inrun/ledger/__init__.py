@@ -41,6 +41,7 @@ from inrun.ledger._jumps import AROUND, JUMP, Jumps, deviations, usual_of
 from inrun.ledger._lock import Lock, machine
 from inrun.ledger._run import Run, books_of, load_run
 from inrun.ledger._running_totals import (
+    GRADIENT_SIZE,
     Extra,
     Ids,
     RunningTotals,
@@ -60,6 +61,7 @@ __all__ = [
     "BOOKS",
     "CIRCUMSTANCES",
     "ENTRIES",
+    "GRADIENT_SIZE",
     "JUMP",
     "LEDGER",
     "NO_PASS",

@@ -43,7 +43,7 @@ class JudgedRun(Run):
     def _visits(self) -> Iterator[pa.Table]:
         for table in super()._visits():
             total = sum(w * table[name].to_numpy() for name, w in self._given.items())
-            step = np.unique(table["step"].to_numpy(), return_inverse=True)[1]
+            step = table["step"].to_numpy()
             size = table["weight"].to_numpy() if self.extra == "standard_error" else 1.0
             scaled = np.asarray(size * normalised_by_step(total / size, step))
             table = _with(table, value=total, value_normalised=scaled)

@@ -99,6 +99,7 @@ _FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "weights": _weights,
     "id_type": lambda m: m.get("id_type", "none") in (None, "int64", "string"),
     "extra": lambda m: m.get("extra") in (None, "standard_error", "paid_out"),
+    "sized": lambda m: m.get("sized", False) in (True, False),
     "run": lambda m: isinstance(m.get("run", "" if m["format"] == OLDER else None), str),
     "parts": lambda m: _counts(m, "parts"),
     "unsealed": lambda m: _counts(m, "unsealed"),

@@ -124,6 +124,11 @@ class Run:
         found: Extra = self.manifest.get("extra")
         return found
 
+    @property
+    def sized(self) -> bool:
+        """Whether visits have their sample's `gradient_size`."""
+        return bool(self.manifest.get("sized"))
+
     def values(self) -> pa.Table:
         """One row per sample: see `Attribution.values`.
 
@@ -140,14 +145,15 @@ class Run:
 
         Where only some steps were scored, also `weight`: how many steps the visit's step stands
         for, and what its values are multiplied by. Where momentum is paid out, `paid_out`: how much
-        of the value that is.
+        of the value that is. With `Options(gradient_sizes=True)`, `gradient_size`: the norm of the
+        sample's own part of the gradient in that step, as the optimizer consumed it.
         """
         if not self._parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")
         return pa.concat_tables(self._visits())
 
     def _visits(self) -> Iterator[pa.Table]:
-        schema = visits_schema(self._id_type, self._columns, self.extra)
+        schema = visits_schema(self._id_type, self._columns, self.extra, sized=self.sized)
         for part, table in self._read_parts("visits"):
             visits = require_columns(part, table, schema)
             yield visits.filter(pc.is_finite(visits["value"]))  # see NOT_FINITE

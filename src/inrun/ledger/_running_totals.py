@@ -35,10 +35,17 @@ def target_columns(targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(targets) if len(targets) > 1 else ()
 
 
-def visits_schema(id_type: pa.DataType, targets: Sequence[str], extra: Extra = None) -> pa.Schema:
+GRADIENT_SIZE = "gradient_size"
+"""The column of each visit's own gradient's norm, of runs that were asked for it."""
+
+
+def visits_schema(
+    id_type: pa.DataType, targets: Sequence[str], extra: Extra = None, *, sized: bool = False
+) -> pa.Schema:
     """Columns of stored visits; `weight` is how many steps the visit's step stands for."""
     last = {"standard_error": ["weight"], "paid_out": ["paid_out"], None: []}[extra]
     numbers = ["value", "value_normalised", *target_columns(targets), *last]
+    numbers += [GRADIENT_SIZE] * sized
     return pa.schema(
         [("step", pa.int64()), ("sample_id", id_type), *((name, pa.float64()) for name in numbers)]
     )
@@ -54,18 +61,20 @@ class Visits(NamedTuple):
     """Visits in their order.
 
     `names` are ids, each once, and `codes` (B,) says which one a visit's is; `numbers` are the
-    columns of `visits_schema` after the id, each (B,) float64.
+    columns of `visits_schema` after the id, each (B,) float64, but for `sizes`, the gradients'.
     """
 
     steps: np.ndarray
     names: Ids
     codes: np.ndarray
     numbers: list[np.ndarray]
+    sizes: np.ndarray | None = None
 
     def table(self, schema: pa.Schema) -> pa.Table:
         """The visits in the columns of `visits_schema`."""
         ids = pa.array(self.names).take(pa.array(self.codes))
-        return pa.table([pa.array(self.steps), ids, *self.numbers], schema=schema)
+        sizes = [] if self.sizes is None else [self.sizes]
+        return pa.table([pa.array(self.steps), ids, *self.numbers, *sizes], schema=schema)
 
 
 def visits_of_step(
@@ -77,6 +86,7 @@ def visits_of_step(
     extra: Extra = None,
     weight: float = 1.0,
     paid_BK: np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
 ) -> Visits:
     """One step's visits.
 
@@ -88,6 +98,7 @@ def visits_of_step(
         extra: the column that this kind of run has besides.
         weight: how many steps the step stands for.
         paid_BK: how much of the values momentum paid out.
+        sizes: the norms of their own gradients, (B,), where they are kept.
     """
     total = _weighted(values_BK, target_weights)
     numbers = [weight * total, weight * normalised(total)]
@@ -97,7 +108,8 @@ def visits_of_step(
         numbers.append(np.full(len(ids), float(weight)))
     if extra == "paid_out":
         numbers.append(0 * total if paid_BK is None else _weighted(paid_BK, target_weights))
-    return Visits(np.full(len(ids), step, dtype=np.int64), ids, np.arange(len(ids)), numbers)
+    steps = np.full(len(ids), step, dtype=np.int64)
+    return Visits(steps, ids, np.arange(len(ids)), numbers, sizes)
 
 
 def stored_visits(table: pa.Table) -> Visits:
@@ -109,7 +121,7 @@ def stored_visits(table: pa.Table) -> Visits:
         table["step"].to_numpy(),
         encoded.dictionary.to_pylist(),
         encoded.indices.to_numpy().astype(np.int64),
-        [table[name].to_numpy() for name in table.column_names[2:]],
+        [table[name].to_numpy() for name in table.column_names[2:] if name != GRADIENT_SIZE],
     )
 
 

@@ -3,7 +3,8 @@
     run.json                 what the run is: format, estimator, targets, weights, id type
     visits/000000.parquet    step, sample_id, value, value_normalised, one column per target; where
                              only some steps were scored, `weight`: how many this one stands for;
-                             where momentum is paid out, `paid_out`: how much of the value that is
+                             where momentum is paid out, `paid_out`: how much of the value that
+                             is; where it was asked for, `gradient_size`
     ledger/000000.parquet    the ledger, see `inrun.ledger.LEDGER`
     coverage.parquet         how each parameter was captured, at the run's last flush
     tokens/000000.parquet    values per token, where they are kept: `_tokens.py`
@@ -61,6 +62,7 @@ class RunFolder:
         resume: the folder may hold a run that is to be continued: from a position that is loaded,
             or else from the start.
         extra: the column that this kind of run has besides.
+        sized: whether visits have the size of their sample's own gradient.
 
     Raises:
         StoreError: the folder holds a run already and is not resumed, or that run is another kind
@@ -77,6 +79,7 @@ class RunFolder:
         block_visits: int = 16384,
         resume: bool = False,
         extra: Extra = None,
+        sized: bool = False,
     ):
         self.path = store_path(path)
         self._manifest: dict[str, Any] = {
@@ -87,12 +90,13 @@ class RunFolder:
             "weights": list(weights),
             "id_type": None,
             "extra": extra,
+            "sized": sized,
             "sign": "positive values lowered the validation loss",
             "unit": "validation loss",
             "parts": dict.fromkeys(KINDS, 0),
             "digests": dict.fromkeys(KINDS, ""),
         }
-        self._targets, self._extra = tuple(targets), extra
+        self._targets, self._extra, self._sized = tuple(targets), extra, sized
         self._weights = np.asarray(weights)
         self._block_visits, self._resume = block_visits, resume
         self._visits: list[Visits] = []
@@ -159,7 +163,8 @@ class RunFolder:
         return str(self._manifest["run"])
 
     def _take_over(self, manifest: dict[str, Any]) -> None:
-        for name in ("estimator", "targets", "weights", "extra"):
+        manifest.setdefault("sized", False)  # earlier versions had none
+        for name in ("estimator", "targets", "weights", "extra", "sized"):
             if manifest.get(name) != self._manifest[name]:
                 raise StoreError(
                     f"{self.path} holds a run with {name} {manifest.get(name)!r}, and this one has "
@@ -251,6 +256,7 @@ class RunFolder:
         rows: list[dict[str, object]],
         weight: float = 1.0,
         paid_BK: np.ndarray | None = None,
+        sizes: np.ndarray | None = None,
     ) -> None:
         """Adds one step: its visits and its rows of the ledger.
 
@@ -261,6 +267,7 @@ class RunFolder:
             rows: of the ledger.
             weight: how many steps it stands for.
             paid_BK: how much of the values momentum paid out.
+            sizes: of the samples' own gradients, (B,), where the run has them.
         """
         self._begin()
         if ids and self._manifest["id_type"] is None:
@@ -268,7 +275,7 @@ class RunFolder:
         if ids:
             visits = visits_of_step(
                 step, ids, values_BK, self._weights,
-                extra=self._extra, weight=weight, paid_BK=paid_BK,
+                extra=self._extra, weight=weight, paid_BK=paid_BK, sizes=sizes,
             )  # fmt: skip
             self._visits.append(visits)
             self._waiting += len(ids)
@@ -316,7 +323,7 @@ class RunFolder:
 
     def _waiting_visits(self) -> pa.Table:
         id_type = pa.string() if self._manifest["id_type"] == "string" else pa.int64()
-        schema = visits_schema(id_type, self._targets, self._extra)
+        schema = visits_schema(id_type, self._targets, self._extra, sized=self._sized)
         return pa.concat_tables([visits.table(schema) for visits in self._visits])
 
     def write_audit(self, checks: pa.Table) -> None:

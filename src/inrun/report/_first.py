@@ -15,7 +15,7 @@ from inrun.errors import StoreError
 from inrun.ledger import known_residual_shares, totals
 from inrun.report._page import Paragraph
 from inrun.report._payload import Contents
-from inrun.report._words import covered_column, groups, helped, surely
+from inrun.report._words import covered_column, doubted_sources, groups, helped, surely
 from inrun.truth import UNJUDGED
 from inrun.truth import report as audit_report
 from inrun.uses import confounds, judge_notes
@@ -45,7 +45,8 @@ def _fall(of: Contents) -> Paragraph:
         )
     if not np.isfinite(opening - closing):
         return Paragraph(question, [*said, *helped(of)], "Not known")
-    head = f"{opening - closing:.3g}: from {opening:.3g} to {closing:.3g}"
+    rose = "It rose by " if closing > opening else ""
+    head = f"{rose}{abs(opening - closing):.3g}: from {opening:.3g} to {closing:.3g}"
     return Paragraph(question, [*said, *helped(of)], head)
 
 
@@ -71,6 +72,9 @@ def _labels(of: Contents) -> Paragraph:
 
 def _hurting(of: Contents) -> Paragraph:
     said, worst = groups(of, best=False)
+    for sentence, name in doubted_sources(of):
+        said.append(sentence)
+        worst.append(name)
     more, _ = groups(of, best=True)
     if not said:
         said = ["No label or source is less helpful on average than chance would make it."]
@@ -97,7 +101,7 @@ def _trust(of: Contents) -> Paragraph:
     _coverage(of, found)
     audited = _audit(of, found)
     found.doubtful.extend(judge_notes(of.run, of.table))
-    found.doubtful.extend(confounds(of.run, samples=of.table).sentences()[1:])
+    found.doubtful.extend(confounds(of.run, samples=of.table).warnings())
     if of.outlier.any():
         size = np.abs(of.values["value"].to_numpy())
         share = size[of.outlier].sum() / size.sum()

@@ -69,7 +69,7 @@ def _distribution() -> alt.TopLevelMixin:
 def _steps() -> alt.TopLevelMixin:
     """Columns: step, value, sign, id."""
     value = alt.Y(
-        "value:Q", title="value, [unit] (symmetric log)",
+        "value:Q", title="value, [unit]",
         scale=alt.Scale(type="symlog", constant={"expr": "constant"}),
         axis=alt.Axis(labelExpr=SCALED, tickCount=5),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from inrun.ledger import (
 )
 from inrun.report._payload import Contents, grouping_columns
 from inrun.truth import report as audit_report
-from inrun.uses import FEWEST, TIMES, agreement, confounds
+from inrun.uses import FEWEST, TIMES, agreement, confounds, doubted_by_group, look_at_labels
 
 SURE = 0.95
 FEW = 5
@@ -106,7 +106,7 @@ def evidence(of: Contents) -> list[str]:
     windows = expectation(windows_in(ledger))
     if windows:
         said.append(f"{windows[0].upper()}{windows[1:]}.")
-    said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).sentences()[:1]]
+    said += [*_sampled(of), *_audited(of), *confounds(of.run, samples=of.table).correlations()]
     names, counts = np.unique(ledger["estimator"].to_pylist(), return_counts=True)
     steps = ", ".join(f"{name} in {count:,}" for name, count in zip(names, counts, strict=True))
     said.append(
@@ -182,3 +182,18 @@ def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
                 f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."
             )
     return said, named
+
+
+def doubted_sources(of: Contents) -> list[tuple[str, str]]:
+    """A sentence and a name for each source whose labels are more doubtful than by chance."""
+    found = []
+    for name, cells in grouping_columns(of.table):
+        if name == "source":
+            levels, row = np.unique(cells, return_inverse=True)
+            doubted = doubted_by_group(of.table, row, len(levels))
+            found += [
+                (look_at_labels(level, at["doubtful"]), f"source {level}, by its labels")
+                for level, at in zip(levels.tolist(), doubted, strict=True)
+                if at["doubted"]
+            ]
+    return found

@@ -33,7 +33,10 @@ class Scorer:
         smoothed_steps: int,
         contraction: Contraction,
         processes: Processes,
+        *,
+        sized: bool = False,
     ):
+        self.sized = sized
         self.optimizers, self.processes, self.contraction = optimizers, processes, contraction
         self.direction, self.targets = direction, utility.targets
         self.smoothing = Smoothing(direction, smoothed_steps)

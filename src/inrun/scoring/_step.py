@@ -21,6 +21,7 @@ from inrun.capture import Capture, Reading, not_finite
 from inrun.directions import Gradients
 from inrun.errors import MisuseError
 from inrun.optim import Move
+from inrun.scoring._gradient_sizes import gradient_sizes
 from inrun.scoring._gradients import circumstances, common_scale, norms_of, scales_of
 from inrun.scoring._grouped import Member, groups_of
 from inrun.scoring._open_step import OpenStep, Stage
@@ -190,12 +191,15 @@ class Step(OpenStep):
         with torch.no_grad():
             self._members = self._with_gradients(opening, closing)
             sums = self._sums(watcher)
+            sizes = gradient_sizes(self._plans, blocks) if scorer.sized else None
             scorer.contraction.end_step(Reading)
             used = {plan.direction.name for plan in self._plans.values()}
             estimator = "path-smoothed" if "path-smoothed" in used else scorer.estimator
             unowned = [not block.owned for block in blocks for _ in range(block.samples)]
             try:
-                found = read(sums, (opening, closing), scorer.targets, estimator, unowned, other)
+                found = read(
+                    sums, (opening, closing), scorer.targets, estimator, unowned, other, sizes
+                )
             except MisuseError:
                 scorer.contraction.forget_step()
                 raise

@@ -192,11 +192,15 @@ class Sums:
 
 
 class Scored(NamedTuple):
-    """A step's result: values (N, K) in the blocks' order, its books, the method really used."""
+    """A step's result: values (N, K) in the blocks' order, its books, the method really used.
+
+    `sizes` (N,) are those of the samples' own gradients, where they were asked for.
+    """
 
     values: np.ndarray
     entries: Entries
     estimator: str
+    sizes: np.ndarray | None = None
 
 
 def read(
@@ -206,16 +210,18 @@ def read(
     estimator: str,
     unowned: Sequence[bool],
     other: Tensor | None,
+    sizes: Tensor | None = None,
 ) -> Scored:
     """A step's result: its numbers, in one transfer from the device.
 
     `unowned` says of each share of the step whether it is no sample's, `other` is what changed the
-    loss before the opening pass, (K,).
+    loss before the opening pass, (K,), `sizes` are every share's, where they were asked for.
     """
     none = torch.zeros(len(targets), dtype=torch.float64)
     losses = Reading(*(found.losses for found in passes), none if other is None else other)
     looks = not (passes[1].checked or sums.sharded)  # where each process has its own parts
     finite = Reading(finite_sums(passes[1])) if looks else None
+    asked = None if sizes is None else Reading(sizes)
     values, momentum, decay = sums.told()
     opening, closing, moved = (t.double().numpy() for t in losses.wait())
     for found, each in zip(passes, (opening, closing), strict=True):
@@ -232,7 +238,8 @@ def read(
     no_ones = np.array(unowned, dtype=bool)
     owned, rest = values[~no_ones], values[no_ones]
     entries = Entries(opening, closing, owned.sum(0), momentum, decay, rest.sum(0), moved, note)
-    return Scored(owned, entries, estimator)
+    own_sizes = None if asked is None else asked.wait()[0].double().numpy()[~no_ones]
+    return Scored(owned, entries, estimator, own_sizes)
 
 
 def _require_values(passes: Sequence[Evaluation], *found: np.ndarray) -> None:

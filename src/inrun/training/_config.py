@@ -103,6 +103,9 @@ class TrainConfig:
     held_in: str | None = _setting(
         None, "Where the momentum window's steps wait: cpu, or a folder. Default: as --capture."
     )
+    gradient_sizes: bool = _setting(
+        False, "Keep the size of each row's own gradient, for the ranking 'gradient'."
+    )
     keep_tokens: bool = _setting(False, "Values for each token (causal-lm).")
     record: bool = _setting(False, "Record the run, for look-ahead.")
     audit: bool = _setting(
@@ -171,7 +174,7 @@ class TrainConfig:
             "momentum_window": self.momentum_window,
             "options": Options(
                 capture=self.capture, contraction="dense" if whole else self.contraction,
-                held_in=self.held_in, progress=False,
+                held_in=self.held_in, gradient_sizes=self.gradient_sizes, progress=False,
                 smoothed_steps=0 if whole else Options.smoothed_steps,
             ),
         }  # fmt: skip

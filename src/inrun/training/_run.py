@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._checkpoints import last_whole, require_unchanged
 from inrun.training._config import PROBABILITIES
 from inrun.training._measured import Meter
-from inrun.training._models import quiet
 from inrun.training._samples import samples_of
 from inrun.training._seen import Seen
 from inrun.training._trainer import Bar, RowTrainer, RunScoring, interruptible
@@ -55,9 +55,21 @@ class TrainingInterrupt(Exception):  # noqa: N818 (a signal, no error)
 
 
 def run_training(
-    training: Training, run: Path, console: Console, *, resume: bool = False
+    training: Training,
+    run: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    at: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Trains with attribution, and writes everything into the run's folder.
+
+    Args:
+        training: what is trained.
+        run: the folder.
+        console: where lines go that say how far it is.
+        resume: whether the folder holds the beginning of it.
+        at: is told what is being done.
 
     Raises:
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
@@ -69,7 +81,7 @@ def run_training(
         if not resume:
             _opened(training, run)
     meter = Meter(training.device)
-    scoring = RunScoring(training, run, console)
+    scoring = RunScoring(training, run, console, at)
     samples = training.splits.training
     trainer = RowTrainer(
         training, model, arguments, samples, scoring,
@@ -80,8 +92,8 @@ def run_training(
     if scoring.interrupted:
         done, steps = trainer.state.global_step, trainer.state.max_steps
         raise TrainingInterrupt(f"after step {done} of {steps}")
-    with quiet():
-        trainer.save_model(str(run / MODEL))
+    at("writing the model, and testing it")
+    trainer.save_model(str(run / MODEL))
     outcome = Outcome(
         trainer.state.global_step, training.score(model), scoring.seconds,
         scoring.overhead, meter.memory,

@@ -17,7 +17,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
@@ -34,13 +34,12 @@ from inrun.integrations.transformers import InRun
 from inrun.ledger import Jumps, pack_state, read_state, unpack_state, write_state
 from inrun.replay import Recorder, record
 from inrun.training._checkpoints import STATE, checksums
-from inrun.training._models import INPUTS
+from inrun.training._models import INPUTS, quiet
 from inrun.training._samples import Sample
 from inrun.training._seen import Seen
 from inrun.training._training import TRAJECTORY, Training
 
 APART = 20  # steps between two jumps of the loss that are told
-SILENCE = 10.0  # seconds without a line, off a terminal
 
 
 class RowTrainer(Trainer):
@@ -85,6 +84,11 @@ class RowTrainer(Trainer):
         given = {name: t for name, t in inputs.items() if name in (*INPUTS, "labels")}
         return super().compute_loss(model, given, return_outputs, num_items_in_batch)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See `Trainer`; without its bar, also where a checkpoint is written."""
+        with quiet():
+            super().save_model(output_dir, _internal_call)
+
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         objective, batch = self._training.task.objective, self._batch
         losses = objective.losses(outputs["logits"], batch)
@@ -106,17 +110,18 @@ class RunScoring(InRun):
         training: what is trained.
         run: its folder.
         console: where the lines go that say how far it is.
+        at: is told what is being done.
     """
 
-    def __init__(self, training: Training, run: Path, console: Console):
+    def __init__(self, training: Training, run: Path, console: Console, at: Callable[[str], None]):
         config = training.config
         super().__init__(
             training.utility(), ids="sample_id", store=run, **config.attach_settings()
         )  # fmt: skip
-        self._training, self._run, self._console = training, run, console
+        self._training, self._run, self._console, self._at = training, run, console, at
         self.seen = Seen(training.places(), len(training.columns))
         self.interrupted, self.overhead, self._before = False, 0.0, 0.0
-        self._began = self._saved = self._told = time.monotonic()
+        self._began = self._saved = time.monotonic()
         self._tokens: Tokens | None = None
         self._recorder: Recorder | None = None
         self._jumps, self._jumped = Jumps(), -APART
@@ -133,6 +138,7 @@ class RunScoring(InRun):
         """Attaches, and goes on with a checkpoint's state where there is one."""
         self._began = self._saved = time.monotonic()
         training, config = self._training, self._training.config
+        self._at("attaching, with a check on a few validation rows")
         if config.record:  # before there are hooks, since it copies the model
             self._recorder = record(
                 kwargs["model"], kwargs["optimizer"].optimizer, training.losses, training.fetch,
@@ -147,6 +153,7 @@ class RunScoring(InRun):
             self._tokens = self.attribution.per_token(training.label_losses, self._run)
         if state.global_step:
             self._restore(_checkpoint(args, state), state.is_world_process_zero)
+        self._at(f"step {state.global_step + 1} of {state.max_steps}, the first, is the longest")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves once in a while; after the keyboard's interrupt saves and stops.
@@ -154,8 +161,7 @@ class RunScoring(InRun):
         A step whose loss jumped is told.
         """
         row = self.attribution.latest
-        if not self._console.is_terminal and time.monotonic() - self._told > SILENCE:
-            self._tell(state)
+        self._at(self._words(state))
         words = self._jumps.words(row) if row.get("step") == state.global_step else None
         if words and state.global_step - self._jumped >= APART:
             self._jumped = state.global_step
@@ -176,21 +182,21 @@ class RunScoring(InRun):
         """See `InRun`; and a line for people."""
         super().on_log(args, state, control, logs, **kwargs)
         if "loss" in (logs or {}):
-            self._tell(state, f"loss {float(logs['loss']):.4f}, ")
+            loss, took = f"loss {float(logs['loss']):.4f}, ", f"{self.seconds:.0f} s, "
+            words = self._words(state, loss, took)
+            self._console.print(words, soft_wrap=True, highlight=False)
         elif "eval_loss" in (logs or {}):
             self._console.print(f"evaluation: loss {logs['eval_loss']:.4f}", highlight=False)
 
-    def _tell(self, state: Any, loss: str = "") -> None:
-        """A line of how far it is."""
-        self._told = time.monotonic()
+    def _words(self, state: Any, loss: str = "", took: str = "") -> str:
+        """How far it is."""
         validation = self.attribution.latest.get("closing_loss", float("nan"))
         known = f"validation loss {validation:.4f}, " if isfinite(validation) else ""
         left = self.seconds / state.global_step * (state.max_steps - state.global_step)
-        self._console.print(
+        return (
             f"step {state.global_step} of {state.max_steps}: {loss}{known}attribution "
-            f"+{self.attribution.overhead:.0%} time; {self.seconds:.0f} s, about {left:.0f} s left",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+            f"+{self.attribution.overhead:.0%} time; {took}about {left:.0f} s left"
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `InRun`, whose state is written last: a checkpoint that has it is whole."""

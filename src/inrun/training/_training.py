@@ -17,12 +17,13 @@ from inrun.errors import MisuseError, StoreError
 from inrun.ledger import png
 from inrun.replay import Replayable, Trajectory, open_trajectory
 from inrun.training._cells import columns_of, content_column, read_cells
+from inrun.training._chats import task_of
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._models import Task, transformers
 from inrun.training._objectives import ANSWERS, Batch, NextToken, SeveralClasses
 from inrun.training._rows import Row
 from inrun.training._samples import Id, Sample, Splits, names_of, read_splits
-from inrun.training._texts import Texts, task_of
+from inrun.training._texts import Texts
 from inrun.utility import HALF, Utility
 
 MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass per step

@@ -9,18 +9,11 @@ from inrun.uses._diff import Difference, diff
 from inrun.uses._explain import Explanation, explain, jumps
 from inrun.uses._explained_again import TrainedAgain, explain_again
 from inrun.uses._gain import Mean, half_interval
+from inrun.uses._groups import doubted_by_group, look_at_labels
+from inrun.uses._harm import HarmProfile, class_harm, harm_profile, harm_sums
 from inrun.uses._judges import JUDGES, judge_notes, judged_as, judged_classes, unjudged
 from inrun.uses._kept import OwnRows, check_place, write_kept
-from inrun.uses._labels import (
-    HarmProfile,
-    LabelDoubts,
-    class_harm,
-    doubts,
-    harm_profile,
-    harm_sums,
-    label_doubts,
-    note_label_doubts,
-)
+from inrun.uses._labels import LabelDoubts, doubts, label_doubts, note_label_doubts
 from inrun.uses._load import (
     load,
     not_reproducible,
@@ -73,6 +66,7 @@ __all__ = [
     "confounds",
     "described",
     "diff",
+    "doubted_by_group",
     "doubts",
     "duplicate_groups",
     "explain",
@@ -86,6 +80,7 @@ __all__ = [
     "jumps",
     "label_doubts",
     "load",
+    "look_at_labels",
     "near_groups",
     "not_reproducible",
     "note_label_doubts",

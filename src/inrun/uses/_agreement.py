@@ -31,7 +31,7 @@ from inrun.answers import Answer
 from inrun.errors import StoreError
 from inrun.ledger import Run, normalised_by_step
 from inrun.truth import noise_ceiling
-from inrun.uses._labels import harm_sums
+from inrun.uses._harm import harm_sums
 from inrun.uses._ranking import FEWEST, visit_places
 from inrun.uses._samples import Valued, described, samples_of
 from inrun.utility import HALF

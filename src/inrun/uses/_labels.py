@@ -1,9 +1,4 @@
-"""Which target a sample harms most, and which labels look wrong.
-
-Each step's values are divided by their mean size over samples and targets, so that early steps,
-where losses fall fastest, do not outweigh; summed by sample and target they are its harm profile.
-With one target per class, the most harmed one is the class that the sample's label denies: a 3 that
-is labelled 8 harms the threes.
+"""Which labels look wrong, by what training met at them and by the harm they do.
 
 With h_k the share of a sample's harm profile that falls on class k (its normalised value for that
 class, negated, over the sum of all classes' sizes), p_k its mean probability of class k while it
@@ -12,13 +7,12 @@ was trained, and y its label:
     suggested   the class k other than y with the largest h_k + p_k
     doubt       the mean of two ranks from 0 to 1: of the mean loss, and of (h_k + p_k) - p_y
 
-Neither part alone is as good; `python -m benchmarks.mislabelled` compares them.
-Letters: N samples, K classes or targets.
+Neither part alone is as good; `python -m benchmarks.mislabelled` compares them. Harm that does not
+repeat within a run is left out, see `_harm.py`. Letters: N samples, K classes or targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,73 +25,8 @@ from inrun.answers import Answer
 from inrun.errors import MisuseError
 from inrun.ledger import PartId, Run, read_table, samples_table
 from inrun.training import ANSWERS, PROBABILITIES
+from inrun.uses._harm import class_harm, harm_by_place, harm_sums, repeats, shares
 from inrun.uses._samples import Valued
-
-
-@dataclass(frozen=True, repr=False)
-class HarmProfile(Answer):
-    """What `inrun.harm_profile` returns.
-
-    Attributes:
-        table: one row per sample, in the order of ids: `sample_id`, `worst_target`, and
-            `worst_value`, the normalised value for that target (the more negative, the more harm).
-    """
-
-    table: pa.Table
-
-    def sentences(self) -> list[str]:
-        """How often each target is the worst-harmed one."""
-        counts = pc.value_counts(self.table["worst_target"]).to_pylist()
-        counts.sort(key=lambda entry: -entry["counts"])
-        told = ", ".join(f"{entry['values']} by {entry['counts']:,}" for entry in counts[:8])
-        return [f"{self.table.num_rows:,} samples; most harmed: {told}."]
-
-
-def harm_profile(run: Valued) -> HarmProfile:
-    """The most harmed target of every sample.
-
-    Args:
-        run: a stored run or a live attribution, of a utility with at least two targets.
-
-    Raises:
-        MisuseError: fewer than two targets, or an attribution without a store.
-        StoreError: the run holds no visits.
-    """
-    targets = run.targets
-    ids, sums = harm_sums(run.visits(), targets)
-    worst = sums.argmin(1)
-    return HarmProfile(
-        pa.table(
-            {
-                "sample_id": ids,
-                "worst_target": [targets[k] for k in worst],
-                "worst_value": sums[np.arange(len(ids)), worst],
-            }
-        )
-    )
-
-
-def harm_sums(visits: pa.Table, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids in their order, (n,), and their normalised values by target, (n, K).
-
-    Raises:
-        MisuseError: fewer than two targets.
-    """
-    if len(targets) < 2:
-        raise MisuseError(
-            "A harm profile compares targets and needs at least two: give the utility one named "
-            "batch per class, domain or query."
-        )
-    ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
-    step = visits["step"].to_numpy()
-    values_BK = np.stack([visits[target].to_numpy() for target in targets], 1)
-    size, count = np.zeros(step.max() + 1), np.zeros(step.max() + 1)
-    np.add.at(size, step, np.abs(values_BK).mean(1))
-    np.add.at(count, step, 1)
-    mean_size = np.divide(size, count, out=np.ones_like(size), where=size > 0)
-    sums = np.zeros((len(ids), len(targets)))
-    np.add.at(sums, row, values_BK / mean_size[step][:, None])
-    return ids, sums
 
 
 class Doubts(NamedTuple):
@@ -127,9 +56,7 @@ def doubts(
             f"Label doubts need {n} labels and losses and harm of shape {(n, classes)}, not "
             f"{labels.shape}, {losses.shape} and {harm_NK.shape}."
         )
-    size = np.abs(harm_NK).sum(1, keepdims=True)
-    shares = np.divide(-harm_NK, size, out=np.zeros_like(harm_NK), where=size > 0)
-    claim: np.ndarray = shares + probabilities_NK
+    claim: np.ndarray = shares(harm_NK) + probabilities_NK
     rows = np.arange(n)
     own = probabilities_NK[rows, labels]
     claim[rows, labels] = -np.inf
@@ -142,15 +69,6 @@ def _ranks(x: np.ndarray) -> np.ndarray:
     return (rankdata(x) - 1) / max(1, len(x) - 1)  # type: ignore[no-any-return]
 
 
-def class_harm(sums_NT: np.ndarray, targets: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """`harm_sums` by class, (N, K): the targets' columns in the classes' order, 0 for the rest."""
-    found = np.zeros((len(sums_NT), len(classes)))
-    for k, name in enumerate(classes):
-        if name in targets:
-            found[:, k] = sums_NT[:, list(targets).index(name)]
-    return found
-
-
 @dataclass(frozen=True, repr=False)
 class LabelDoubts(Answer):
     """What `inrun.label_doubts` returns.
@@ -159,16 +77,21 @@ class LabelDoubts(Answer):
         table: one row per label, the most doubtful first: `sample_id`, `label`,
             `suggested_label`, and `doubt_rank`, 1 for the most doubtful. Where samples have several
             labels, also `place`: which of the classes, or which word by number and text.
+        by_harm: whether harm took part: where it did not repeat within the run it does not.
     """
 
     table: pa.Table
+    by_harm: bool = True
 
     def sentences(self) -> list[str]:
         """How to read it."""
         return [
             f"{self.table.num_rows:,} labels, the most doubtful first. The order says which label "
             "to look at first, not how probably it is wrong: inrun.wrong_labels does."
-        ]
+        ] + [
+            "By losses and probabilities alone: the samples' harm in the later half of the steps "
+            "does not go with that in the earlier one."
+        ] * (not self.by_harm)
 
 
 def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
@@ -202,8 +125,11 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
         )
     if not run.ledger().num_rows:
         raise MisuseError("No step was scored, so there are no values to doubt a label by.")
-    table = _of_numbers(*numbers) if numbers else _of_classes(run, known)  # type: ignore[arg-type]
-    return LabelDoubts(table.sort_by("doubt_rank"))
+    if numbers:
+        return LabelDoubts(_of_numbers(*numbers).sort_by("doubt_rank"))
+    assert known is not None
+    table, by_harm = _of_classes(run, known)
+    return LabelDoubts(table.sort_by("doubt_rank"), by_harm)
 
 
 def _of_numbers(ids: Any, labels: np.ndarray, predictions: np.ndarray) -> pa.Table:
@@ -213,7 +139,8 @@ def _of_numbers(ids: Any, labels: np.ndarray, predictions: np.ndarray) -> pa.Tab
     })  # fmt: skip
 
 
-def _of_classes(run: Valued, known: _Seen) -> pa.Table:
+def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
+    """The table, and whether harm took part."""
     ids, sums = _harm(run, known)
     place = {sample_id: row for row, sample_id in enumerate(ids.tolist())}
     strangers = [i for i in place if i not in set(known.ids)]
@@ -226,13 +153,16 @@ def _of_classes(run: Valued, known: _Seen) -> pa.Table:
     labels = [known.labels[row] for row in rows]
     own = np.array([known.classes.index(str(label)) for label in labels])
     harm, places = sums[[place[known.ids[row]] for row in rows]], None
+    by_harm = True
     if known.places is None:
-        harm = class_harm(harm, run.targets, known.classes)
+        labelled = {known.ids[row]: k for row, k in zip(rows, own.tolist(), strict=True)}
+        by_harm = repeats(run.visits(), run.targets, known.classes, labelled)
+        harm = by_harm * class_harm(harm, run.targets, known.classes)
     else:
         places = [known.places[row] for row in rows]
-        harm = _by_place(harm, run.targets, places, own, known.classes)
+        harm = harm_by_place(harm, run.targets, places, own, known.classes)
     found = doubts(harm, own, known.losses[rows], known.probabilities[rows])
-    return pa.table(
+    table = pa.table(
         {
             "sample_id": pa.array([known.ids[row] for row in rows], pa.array(ids).type),
             **({"place": places} if places and any(places) else {}),
@@ -241,6 +171,7 @@ def _of_classes(run: Valued, known: _Seen) -> pa.Table:
             "doubt_rank": rankdata(-found.doubt, method="min").astype(np.int64),
         }
     )
+    return table, by_harm
 
 
 def _harm(run: Valued, known: _Seen) -> tuple[np.ndarray, np.ndarray]:
@@ -259,29 +190,6 @@ def _harm(run: Valued, known: _Seen) -> tuple[np.ndarray, np.ndarray]:
             "name the utility's targets by classes."
         )
     return harm_sums(run.visits(), run.targets)
-
-
-def _by_place(
-    sums_NT: np.ndarray,
-    targets: Sequence[str],
-    places: Sequence[str],
-    own: np.ndarray,
-    choices: Sequence[str],
-) -> np.ndarray:
-    """Harm of a yes or a no to the target of that name, (N, 2); none where there is no such target.
-
-    It speaks for the other choice, as a share of the sample's harm to all targets.
-    """
-    found = np.zeros((len(sums_NT), len(choices)))
-    number = {name: k for k, name in enumerate(targets)}
-    known = np.array([place in number for place in places])
-    if len(choices) != 2 or not known.any():
-        return found
-    rows = np.flatnonzero(known)
-    harm = sums_NT[rows, [number[place] for place in places if place in number]]
-    found[rows, 1 - own[rows]] = harm
-    found[rows, own[rows]] = np.abs(sums_NT[rows]).sum(1) - np.abs(harm)
-    return found
 
 
 def note_label_doubts(run: Run) -> LabelDoubts | None:

@@ -115,7 +115,8 @@ def prune(
         drop: a share of the visited samples as a float below 1, a number of them as an int, or the
             ids of those to leave out, such as a source's: then nothing is chosen, and balance is
             that of the random control.
-        by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), or 'label_doubt' of
+        by: 'total' (default), 'normalised', 'harm' (the worst-harmed target), 'gradient' (values
+            over the size of the sample's own gradient, where that was kept), or 'label_doubt' of
             the samples, as a run of `inrun train` has them. Totals that are not balanced can empty
             a class at high shares.
         balanced: a column of the samples every level of which loses the same share; 'auto' is the

@@ -5,6 +5,9 @@ A ranking gives every visit a number whose sum over a sample's visits is its sco
     total        the values themselves, which add up to the books and favour early steps
     normalised   each step's values over their mean size
     harm         the normalised values for the one target that the sample harmed most
+    gradient     the values over the size of the sample's own gradient in that step, in units of the
+                 step's mean: a sample is not high for being large alone. Of runs that keep sizes,
+                 `inrun.Options(gradient_sizes=True)`
 
 The confidence that a sample is harmful asks, for every ranking alike, whether the normalised values
 of its visits could have a mean of 0. Visits of one training are not independent draws: neighbours
@@ -28,7 +31,8 @@ import pyarrow as pa
 from scipy.stats import t as student
 
 from inrun.errors import MisuseError
-from inrun.uses._labels import harm_sums
+from inrun.ledger import GRADIENT_SIZE, normalised_by_step
+from inrun.uses._harm import harm_sums
 
 PRIOR = 4.0
 FEWEST = 8  # visits, below which there is no confidence
@@ -62,7 +66,24 @@ def _by_harm(visits: pa.Table, targets: Sequence[str]) -> Ranked:
     return Ranked(ids, sums[np.arange(len(ids)), worst], _confidence(visits, row), worst)
 
 
+def _by_gradient(visits: pa.Table, targets: Sequence[str]) -> Ranked:
+    if GRADIENT_SIZE not in visits.column_names:
+        raise MisuseError(
+            "The run did not keep the sizes of its samples' gradients, which by='gradient' divides "
+            "by. Train with options=inrun.Options(gradient_sizes=True), or `inrun train "
+            "--gradient-sizes`."
+        )
+    ids, row = _rows(visits)
+    value, size = visits["value"].to_numpy(), visits[GRADIENT_SIZE].to_numpy()
+    x = np.divide(value, size, out=np.zeros_like(value), where=size > 0)
+    x = normalised_by_step(x, visits["step"].to_numpy())
+    if "weight" in visits.column_names:  # of a step that stands for several
+        x = x * visits["weight"].to_numpy()
+    return Ranked(ids, np.bincount(row, x, len(ids)), _confidence(visits, row))
+
+
 RANKINGS: dict[str, Callable[[pa.Table, Sequence[str]], Ranked]] = {
+    "gradient": _by_gradient,
     "harm": _by_harm,
     "normalised": _by_column("value_normalised"),
     "total": _by_column("value"),
@@ -151,9 +172,9 @@ def rank(visits: pa.Table, targets: Sequence[str], by: str | None = None) -> Ran
     Args:
         visits: see `Run.visits`.
         targets: the utility's targets.
-        by: 'harm', 'normalised' or 'total'; None as in `ranking_named`.
+        by: 'harm', 'normalised', 'total' or 'gradient'; None as in `ranking_named`.
 
     Raises:
-        MisuseError: no such ranking.
+        MisuseError: no such ranking, or the run did not keep what it is made of.
     """
     return RANKINGS[ranking_named(by, targets)](visits, targets)

@@ -1,6 +1,6 @@
 """Validation losses and their gradients, with one target or several, and no trace in training."""
 
-from inrun.utility._contrast import CONTROL, contrast
+from inrun.utility._contrast import CONTROL, contrast, controls_of
 from inrun.utility._loss import is_repeatable, loss_of, require_divisible, states_kept, weighed
 from inrun.utility._passes import (
     Evaluation,
@@ -32,6 +32,7 @@ __all__ = [
     "LossFunction",
     "Utility",
     "contrast",
+    "controls_of",
     "curvature",
     "differentiable_twice",
     "displaced",

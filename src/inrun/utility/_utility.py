@@ -17,7 +17,7 @@ from inrun.utility._rows import row_count, take_rows
 
 _RESERVED = {
     "total", "step", "sample_id", "value", "value_normalised", "visits", "first_step", "last_step",
-    "weight", "paid_out", "standard_error", "variance",
+    "weight", "paid_out", "standard_error", "variance", "gradient_size",
 }  # fmt: skip
 
 HALF = "half of the validation rows"

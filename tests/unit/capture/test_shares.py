@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inrun.capture import Hold, Offload, Stream, Watch, self_test
-from inrun.factors import LowRank, Owned
+from inrun.factors import LowRank, Owned, share_squares
 from inrun.owners import ownership
 from inrun.utility import Utility
 from tests.oracles import shares as oracle
@@ -68,6 +68,8 @@ def test_shares_are_each_samples_own_gradient(case, samples):
         chosen = torch.arange(samples - 1, -1, -2)
         picked = sum(factor.select(chosen).materialize(p.dtype) for factor in factors)
         close(picked, expected[name][chosen], case.tolerance)
+        squares = expected[name].reshape(samples, -1).square().sum(1)
+        close(share_squares(factors, p.dtype), squares, 2 * case.tolerance)
         for K in (1, 3, 40):  # more directions than positions: shares are materialized
             Q = torch.randn(K, *p.shape, dtype=p.dtype)
             pushed = sum(factor.contract(Q) for factor in factors)

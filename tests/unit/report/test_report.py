@@ -153,21 +153,52 @@ def test_issues_are_counted_and_their_names_select(page, run):
     assert sorted(map(int, page.ids())) == [7, 9]
 
 
+def importable(records, tasks, labels):
+    """What argilla 2.8's Record.from_dict and its upload, and label-studio-sdk 2.1's LabelInterface
+    (validate_task, validate_prediction) ask of a file; both took such files when this was written.
+    """
+    (field,) = {name for record in records for name in record["fields"]}
+    for record in records:
+        assert isinstance(record["id"], str)
+        assert isinstance(record["fields"][field], str)
+        assert all(type(v) in (int, float, str) for v in record["metadata"].values())
+        assert set(record["suggestions"]) <= {"label"}
+        for suggestion in record["suggestions"].values():
+            assert set(suggestion) == {"value", "score", "agent"}
+            assert suggestion["value"] in labels
+        assert record["responses"] == record["vectors"] == {}
+    for task in tasks:
+        assert set(task) == {"data", "predictions"}
+        assert isinstance(task["data"][field], str)  # the variable of the object that is labelled
+        (prediction,) = task["predictions"]
+        assert isinstance(prediction["model_version"], str)
+        for region in prediction["result"]:
+            assert set(region) == {"from_name", "to_name", "type", "value"}
+            names = (region["from_name"], region["to_name"], region["type"])
+            assert names == ("label", field, "choices")
+            assert set(region["value"]) == {"choices"}
+            assert set(region["value"]["choices"]) <= labels
+
+
 def test_a_selection_goes_back_as_rows_and_to_annotation_tools(page):
     page.filtered(lambda p: p.select_option("#show", "contradicting"))
     rows = [json.loads(line) for line in page.downloaded("jsonl").splitlines()]
     assert sorted(row["sample_id"] for row in rows) == ["7", "9"]
     assert {row["text"] for row in rows} == {description()["text"][i] for i in (7, 9)}
-    for record in json.loads(page.downloaded("argilla")):
+    records, tasks = (json.loads(page.downloaded(kind)) for kind in ("argilla", "labelstudio"))
+    importable(records, tasks, {"0", "1", "2", *TARGETS})
+    for record in records:
         assert set(record) == {
             "id", "fields", "metadata", "suggestions", "responses", "vectors"
         }  # fmt: skip
         assert record["fields"]["text"] == description()["text"][int(record["id"])]
         assert record["metadata"]["given_label"] == str(int(record["id"]) % 3)
-    for task in json.loads(page.downloaded("labelstudio")):
+    for task in tasks:
         assert task["data"]["text"] == description()["text"][int(task["data"]["sample_id"])]
-        (prediction,) = task["predictions"]
-        assert all(r["type"] == "choices" for r in prediction["result"])
+    page.filtered(lambda p: p.click("#filters button[type=reset]"))
+    records, tasks = (json.loads(page.downloaded(kind)) for kind in ("argilla", "labelstudio"))
+    assert len(records) == len(tasks) == SAMPLES
+    importable(records, tasks, {"0", "1", "2", *TARGETS})
 
 
 def test_axes_have_plain_numbers_and_say_their_unit(page):
@@ -603,3 +634,19 @@ def test_an_audit_that_saw_classes_without_validation_rows_is_a_doubt(tmp_path):
     write_table(stored.path / "audit.parquet", table, PartId("audit", stored.manifest["run"]))
     said = " ".join(first_screen(contents(stored, None))[3].sentences)
     assert "70% of the rows trained on in the checked steps are of classes that no" in said
+
+
+def test_the_first_screen_names_a_source_by_its_labels_and_says_that_the_loss_rose(tmp_path):
+    rng = np.random.default_rng(0)
+    sample, step = np.tile(np.arange(80), 2), np.arange(160) // 10 + 1
+    values = -rng.random((160, 1))  # all harm, the sources alike
+    stored = stored_run(tmp_path / "run", values, sample, step, list(range(80)))
+    source = np.array(list("nesw"))[np.arange(80) % 4]
+    ranks = np.argsort(np.argsort(source != "w", kind="stable"), kind="stable") + 1  # w's first
+    stored.describe({
+        "sample_id": list(range(80)), "source": source.tolist(), "doubt_rank": ranks.tolist(),
+    })  # fmt: skip
+    fall, _, hurting, _ = first_screen(contents(stored, None))
+    assert fall.answer.startswith("It rose by ")
+    assert hurting.answer == "source w, by its labels"
+    assert "Look at the labels of w: 40% of its samples" in " ".join(hurting.sentences)

@@ -50,6 +50,22 @@ def test_the_correlation_is_spearmans_over_samples(tmp_path):
     assert row["mostly"]
 
 
+def test_each_behaviour_is_compared_with_its_own_control(tmp_path):
+    rng = np.random.default_rng(0)
+    sample, step = np.tile(np.arange(40), 4), np.arange(160) // 10 + 1
+    values = rng.normal(size=(160, 4))
+    values[:, 1] = values[:, 0]  # "a control" is a's margin again, "b control" is nothing of b's
+    names = ("a", "a control", "b", "b control")
+    run = stored_run(tmp_path / "r", values, sample, step, list(range(40)), names)
+    found = inrun.confounds(run).table.to_pylist()
+    told = {(row["ranking"], row["name"]): row for row in found}
+    assert set(told) == {("a", "the a control"), ("b", "the b control")}
+    assert told["a", "the a control"]["correlation"] == pytest.approx(1.0)
+    assert not told["b", "the b control"]["mostly"]
+    both = inrun.confounds(run, by="total").table.to_pylist()
+    assert [row["name"] for row in both] == ["the a control", "the b control"]
+
+
 def test_nothing_known_is_said(tmp_path):
     found = inrun.confounds(random_run(tmp_path / "r", 12, targets=("x",)))
     assert "Nothing is known" in str(found)

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 import inrun
 from inrun.errors import MisuseError
-from inrun.uses import class_harm, doubts
+from inrun.uses import class_harm, doubts, harm_sums
+from tests.integration.stored import stored_run
+
+NAMES = ("a", "b", "c")
 
 
 def draw(n, classes, seed):
@@ -181,3 +184,32 @@ def test_doubts_without_what_they_need_are_refused(seen, message):
         seen = {name: column for name, column in seen.items() if column is not None}
     with pytest.raises(MisuseError, match=message):
         inrun.label_doubts(Valued(), seen)
+
+
+def noisy_run(path, own, noise):
+    """60 samples of three classes, six visits each: a sample's own harm, and noise per visit."""
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 3
+    sample = np.concatenate([rng.permutation(60) for _ in range(6)])
+    step = np.arange(360) // 12 + 1
+    values = np.eye(3)[label] - 0.5  # what every sample of a label does
+    values = values + own * rng.normal(size=(60, 3))
+    visits = values[sample] + noise * rng.normal(size=(360, 3))
+    return stored_run(path, visits, sample, step, list(range(60)), NAMES), label
+
+
+@pytest.mark.parametrize(("own", "noise", "heard"), [(1.0, 0.5, True), (0.0, 2.0, False)])
+def test_harm_takes_part_where_it_goes_on_as_it_began(own, noise, heard, tmp_path):
+    run, label = noisy_run(tmp_path / "run", own, noise)
+    p = np.random.default_rng(1).dirichlet(np.ones(3), 60)
+    losses = -np.log(p[np.arange(60), label])
+    seen = {"sample_id": list(range(60)), "label": [NAMES[k] for k in label], "mean_loss": losses}
+    found = inrun.label_doubts(run, seen | dict(zip(NAMES, p.T, strict=True)))
+    assert found.by_harm == heard
+    assert ("By losses and probabilities alone" in str(found)) != heard
+    harm = harm_sums(run.visits(), NAMES)[1] * heard
+    expected = doubts(harm, label, losses, p)
+    by_id = found.table.sort_by("sample_id")
+    assert by_id["suggested_label"].to_pylist() == [NAMES[k] for k in expected.suggested]
+    order = np.lexsort((np.arange(60), by_id["doubt_rank"].to_numpy()))
+    assert (np.diff(expected.doubt[order]) <= 0).all()

@@ -9,8 +9,8 @@ import pytest
 import inrun
 from inrun.errors import InRunWarning, InvariantError, MisuseError, StoreError
 from inrun.uses import duplicate_groups
+from inrun.uses._groups import intervals
 from inrun.uses._near import near_groups
-from inrun.uses._rollup import _intervals
 from tests.integration.stored import as_older_version, random_run, stored_run
 from tests.oracles import decisions as oracle
 
@@ -77,11 +77,11 @@ def test_equal_groups_are_seldom_told_from_each_other(tmp_path):
     rng, told = np.random.default_rng(2), 0
     for _ in range(200):
         value = rng.normal(0.3, 1.0, 200)
-        found = _intervals(value, np.arange(200) % 10, 10, np.arange(200))
+        found = intervals(value, np.arange(200) % 10, 10, np.arange(200))
         told += any(one["told"] for one in found)
     assert 1 <= told <= 20  # 10 would be 5 %
     shifted = value + 3.0 * (np.arange(200) % 10 == 7)
-    found = _intervals(shifted, np.arange(200) % 10, 10, np.arange(200))
+    found = intervals(shifted, np.arange(200) % 10, 10, np.arange(200))
     assert [one["told"] for one in found].index("above") == 7
 
 
@@ -110,7 +110,7 @@ def test_shares_have_intervals_that_cover_what_is_drawn(tmp_path):
     group = np.repeat([0, 1], [20, 60])
     for _ in range(200):
         value = rng.normal(np.where(group == 0, 2.0, 1.0), 1.0)
-        first = _intervals(value, group, 2, np.arange(80))[0]
+        first = intervals(value, group, 2, np.arange(80))[0]
         hits += first["share_low"] <= 40 / 100 <= first["share_high"]
     assert 185 <= hits <= 200  # of 200; 97.5 % of two that hold together would be 195
 

@@ -86,6 +86,29 @@ def test_a_control_of_ones_own_is_its_own_loss(answers):
     torch.testing.assert_close(losses_of(utility, model)[1], loss_fn(model, benign).detach())
 
 
+def test_each_of_several_behaviours_has_its_margin_and_its_control(answers):
+    model, (good, bad) = model_of(), answers
+    other = (good[0] - 1, torch.full((8,), 2))
+    benign = (good[0] + 1, torch.full((8,), 2))
+    several = {"refuses": (good, bad), "flatters": (other, good, benign)}
+    utility = inrun.contrast(several, loss_fn=loss_fn)
+    assert utility.targets == ("refuses", "refuses control", "flatters", "flatters control")
+    assert utility.weights == (0.5, 0.0, 0.5, 0.0)
+    parts = [inrun.contrast(good, bad, loss_fn=loss_fn),
+             inrun.contrast(other, good, control=benign, loss_fn=loss_fn)]  # fmt: skip
+    alone = torch.cat([losses_of(part, model) for part in parts])
+    torch.testing.assert_close(losses_of(utility, model), alone)
+
+
+def test_several_behaviours_are_refused_where_they_are_no_pairs(answers):
+    good, bad = answers
+    for given in (good, {}, {"refuses": good + bad}, {"refuses": good[0]}):
+        with pytest.raises(MisuseError, match="several behaviours by name"):
+            inrun.contrast(given, loss_fn=loss_fn)
+    with pytest.raises(MisuseError, match="of 'refuses' has 8 rows and bad 7"):
+        inrun.contrast({"refuses": (good, tuple(t[:7] for t in bad))}, loss_fn=loss_fn)
+
+
 def test_answers_to_other_numbers_of_prompts_are_refused(answers):
     good, bad = answers
     with pytest.raises(MisuseError, match="8 rows and bad 7"):

@@ -41,10 +41,11 @@
     return lines.map(function (line) { return line.map(csvCell).join(",") + "\n"; }).join("");
   }
 
+  // One field of one name for all samples: the tools' settings name it, and refuse files without.
   function content(i) {
     const d = report.data;
     if (d.text) return { text: d.text[i] || "" };
-    if (d.image && d.image[i]) return { image: "data:image/png;base64," + d.image[i] };
+    if (d.image) return { image: d.image[i] ? "data:image/png;base64," + d.image[i] : "" };
     return { text: Object.keys(d.columns).map(function (name) { return name + ": " + d.columns[name][i]; }).join("\n") };
   }
 

@@ -43,6 +43,10 @@
     return Array.from(groups.values());
   }
 
+  function counted(n, one, several) {
+    return n.toLocaleString() + " " + (n === 1 ? one : several);
+  }
+
   function copies(rows) {
     const d = report.data, body = document.querySelector("#copies tbody"), exact = grouped(rows, d.copies);
     const near = grouped(rows, d.near).filter(function (members) {
@@ -53,7 +57,7 @@
       .sort(function (a, b) { return Math.abs(b.value) - Math.abs(a.value); });
     const extra = exact.reduce(function (total, of) { return total + of.length - 1; }, 0);
     document.getElementById("copies-words").textContent = many.length
-      ? exact.length.toLocaleString() + " contents are there more than once, " + extra.toLocaleString() + " samples more than need be" + "; " + near.length.toLocaleString() + " groups are nearly the same" + ". They share what their content is worth: each has the part that its own visits earned, so one's small value does not say that the content is worth little."
+      ? counted(exact.length, "content is", "contents are") + " there more than once, in " + counted(extra, "sample", "samples") + " too many; " + counted(near.length, "group is", "groups are") + " nearly the same. They share what their content is worth: each has the part that its own visits earned, so one's small value does not say that the content is worth little."
       : "No two of these samples have the same content.";
     document.getElementById("copies").hidden = !many.length;
     body.replaceChildren.apply(body, many.slice(0, MOST).map(function (group) {
