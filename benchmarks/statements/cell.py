@@ -24,8 +24,8 @@ from benchmarks.statements.trainings import (
     visits_table,
 )
 from inrun.uses import agreements, rank
+from inrun.uses._groups import intervals
 from inrun.uses._ranking import PRIOR, confidence
-from inrun.uses._rollup import _intervals
 
 TRAININGS, SURE, DROPPED = 6, 0.95, 30
 SOURCES, ASSIGNMENTS = 10, 50
@@ -114,13 +114,13 @@ def _sources(one: Seen, weights: np.ndarray, seed: int) -> dict[str, dict[str, f
             group = (rng.permutation(contents) % SOURCES)[cluster]
             if name.endswith("single"):
                 cluster = np.arange(len(drawn))
-            intervals = _intervals(drawn, group, SOURCES, cluster)
+            each = intervals(drawn, group, SOURCES, cluster)
             n = np.bincount(group)
-            for x, m in zip(intervals, n, strict=True):
+            for x, m in zip(each, n, strict=True):
                 x["held"] = x["low"] <= m * value.mean() <= x["high"]
                 x["share held"] = x["share_low"] <= m / n.sum() <= x["share_high"]
-            every = [all(x[name] for x in intervals) for name in ("held", "share held")]
-            told.append((*every, any(x["told"] for x in intervals)))
+            every = [all(x[name] for x in each) for name in ("held", "share held")]
+            told.append((*every, any(x["told"] for x in each)))
         held = np.mean(told, 0).tolist()
         found[name] = dict(zip(("values hold", "shares hold", "one is named"), held, strict=True))
     return found
