@@ -24,8 +24,8 @@ from benchmarks.statements.trainings import (
     visits_table,
 )
 from inrun.uses import agreements, rank
+from inrun.uses._groups import intervals as intervals_of
 from inrun.uses._ranking import PRIOR, confidence
-from inrun.uses._rollup import _intervals
 
 TRAININGS, SURE, DROPPED = 6, 0.95, 30
 SOURCES, ASSIGNMENTS = 10, 50
@@ -114,7 +114,7 @@ def _sources(one: Seen, weights: np.ndarray, seed: int) -> dict[str, dict[str, f
             group = (rng.permutation(contents) % SOURCES)[cluster]
             if name.endswith("single"):
                 cluster = np.arange(len(drawn))
-            intervals = _intervals(drawn, group, SOURCES, cluster)
+            intervals = intervals_of(drawn, group, SOURCES, cluster)
             n = np.bincount(group)
             for x, m in zip(intervals, n, strict=True):
                 x["held"] = x["low"] <= m * value.mean() <= x["high"]
