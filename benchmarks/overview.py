@@ -71,15 +71,17 @@ def write_page() -> None:
 
 
 def _section(topic: Topic, rows: list[tuple[str, str, str]], measured: str) -> str:
-    """Claim, control, command, commit, page; then the numbers."""
-    claim = CLAIMS[topic.name]
+    """The page, which begins with claim, control and command, or these; the commit, the numbers."""
     cited = any(row[-1] for row in rows)
     head = ["number", "here", "elsewhere"] if cited else ["number", "here"]
     table = markdown(head, [row[: len(head)] for row in _said_once(rows)])
-    page = f" [The page]({topic.page})." if topic.page else ""
-    said = f"{claim.claim} *Control:* {claim.control}"
-    how = f"`python -m benchmarks.{topic.name}`, measured at {measured}.{page}"
-    return f"## {topic.question}\n\n{said}\n\n{how}\n\n{table}"
+    if topic.page:
+        said = f"[The page]({topic.page}), measured at {measured}."
+    else:
+        claim, control = CLAIMS[topic.name]
+        command = f"`python -m benchmarks.{topic.name}`"
+        said = f"{claim} *Control:* {control} {command}, measured at {measured}."
+    return f"## {topic.question}\n\n{said}\n\n{table}"
 
 
 def _said_once(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -136,11 +138,11 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-The table has the first number of each question. Each section has the claim, its control, the
-command, the commit that it was measured at, and the numbers, computed from `benchmarks/results/`
-by `python -m benchmarks`, which writes this page. Disappointing rows are kept. The pages behind the
-links say on which data and versions; their long tables are CSV files under `docs/evidence/tables`.
-*Elsewhere* are figures as papers report them, on their own models and machines.
+The table has the first number of each question, the sections the others, disappointing ones too,
+and the commit that they were measured at (`python -m benchmarks` writes this page). Pages begin
+with the claim, the control that could refute it and the command; their long tables are CSV files
+under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
+and machines.
 
 To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
 measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and
