@@ -2,17 +2,20 @@
 
 Each way is a process of its own: a Llama of 6 layers and width 512 with a vocabulary of 49,152
 (that of SmolLM2, tied) trains with activation checkpointing on sequences of 256 tokens, four at a
-time and one to judge by. The highest memory is that of single steps: the first (scored one by one,
-and checked) and the median of those behind the tenth, when first checks are over.
+time and one to judge by. The highest memory is that of single steps over what was resident before
+the model, once a miniature has loaded all libraries: the first (scored one by one, and checked) and
+the median of those behind the tenth, when first checks are over.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -45,31 +48,41 @@ def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def peaks(way: str) -> list[int]:
-    """Bytes at the highest point of each step."""
+    """Bytes at the highest point of each step, over those before the model."""
     torch.set_num_threads(1)
-    model = SIZE.model()
+    _steps(way, replace(SIZE, layers=1, width=64, tokens=16), 4)
+    gc.collect()
+    before = memory("VmRSS")
+    return [peak - before for peak in _steps(way, SIZE, STEPS)]
+
+
+def _steps(way: str, size: Size, count: int) -> list[int]:
+    """The process's bytes at the highest point of each step."""
+    model = size.model()
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    rows = torch.randint(0, SIZE.vocabulary, (SIZE.batch + 1, SIZE.tokens))
-    batch, held = rows[: SIZE.batch], rows[SIZE.batch :]
+    rows = torch.randint(0, size.vocabulary, (size.batch + 1, size.tokens))
+    batch, held = rows[: size.batch], rows[size.batch :]
     settings, attribution = WAYS[way], None
     if settings is not None:
         given = {"options": inrun.Options(progress=False), **settings}
         attribution = inrun.attach(model, optimizer, inrun.Utility(loss_fn, held), **given)
     found = []
-    for _ in range(STEPS):
+    for _ in range(count):
         Path("/proc/self/clear_refs").write_text("5")  # the highest point is this step's
         if attribution is None:
             loss_fn(model, batch).backward()
         else:
-            with attribution.batch(range(SIZE.batch)):
+            with attribution.batch(range(size.batch)):
                 loss_fn(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
         if attribution is None:
             torch.autograd.grad(loss_fn(model, held), list(model.parameters()))
         found.append(memory("VmHWM"))
+    if attribution is not None:
+        attribution.detach()
     return found
 
 

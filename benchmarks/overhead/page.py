@@ -52,6 +52,7 @@ def write_page() -> None:
         "OVER": _table(told, sizes, lambda found, name: _number(over_validation(found, name))),
         "MEMORY": _table(told, sizes, _memory),
         "MANY": _many(json.loads((RESULTS / "many.json").read_text())["cells"]),
+        "WINDOW_MEMORY": _window_memory(json.loads((RESULTS / "window_memory.json").read_text())),
         "RUN": environments(stored),
     }
     fill(Path(__file__).parent / "page.md", parts, PAGE)
@@ -104,6 +105,17 @@ def _many(cells: Mapping[str, Any]) -> str:
     head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean",
             "times plain + validation, median", "commit"]  # fmt: skip
     return markdown(head, rows)
+
+
+def _window_memory(stored: Mapping[str, Any]) -> str:
+    """The highest memory of single steps, by way to attribute."""
+    found = stored["bytes"]
+    plain = found["plain + validation"]
+    rows = [
+        [way, *(f"{peaks[k] / MEGABYTE:.0f} ({peaks[k] / plain[k]:.2f})" for k in plain)]
+        for way, peaks in found.items()
+    ]
+    return markdown(["", *(f"{name} step" for name in plain)], rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
