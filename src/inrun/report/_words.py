@@ -70,7 +70,8 @@ def helped(of: Contents) -> list[str]:
     if by_size.sum() > 0:
         half = int(np.searchsorted(np.cumsum(by_size), by_size.sum() / 2)) + 1
         said.append(
-            f"Half of the size of all values belongs to {half:,} samples ({half / len(value):.1%})."
+            "Half of the size of all values belongs to "
+            f"{half:,} of the samples ({half / len(value):.1%})."
         )
     return said
 
@@ -83,10 +84,10 @@ def surely(of: Contents) -> list[str]:
     called = sure[sure >= SURE]
     if not len(called):
         return [f"No sample is harmful with a confidence of {SURE:.0%} over its visits."]
+    who = "One sample is" if len(called) == 1 else f"{len(called):,} samples are"
     return [
-        f"{len(called):,} samples are harmful with a confidence of {SURE:.0%} or more over their "
-        f"visits. By these confidences about {(1 - called).sum():,.0f} of them are not: a false "
-        f"discovery rate of {(1 - called).mean():.1%}."
+        f"{who} harmful with a confidence of {SURE:.0%} or more over all visits. By these "
+        f"confidences about {(1 - called).sum():,.0f} of them are not: a false discovery rate of {(1 - called).mean():.1%}."
     ]
 
 
