@@ -87,7 +87,8 @@ def surely(of: Contents) -> list[str]:
     who = "One sample is" if len(called) == 1 else f"{len(called):,} samples are"
     return [
         f"{who} harmful with a confidence of {SURE:.0%} or more over all visits. By these "
-        f"confidences about {(1 - called).sum():,.0f} of them are not: a false discovery rate of {(1 - called).mean():.1%}."
+        f"confidences about {(1 - called).sum():,.0f} of them are not: a false discovery rate of "
+        f"{(1 - called).mean():.1%}."
     ]
 
 
