@@ -24,7 +24,7 @@ from benchmarks.overhead.methods import Attributed, Method, Plain, Size, method_
 WARM_UP = 10  # first steps, which windows score one by one, too
 TURNS = 5  # at least, and no fewer steps than ten
 LARGE = 100_000_000  # parameters
-LARGE_WARM_UP, LARGE_STEPS = 2, 3  # of a model that takes seconds per step: turns, or one window
+LARGE_STEPS = 3  # of a model that takes seconds per step: turns, or one window
 
 
 class Cell(NamedTuple):
@@ -67,10 +67,9 @@ def times(size: Size, kind: type[Method]) -> dict[str, Any]:
     device = _device()
     plain = Plain(size, device)
     large = sum(p.numel() for p in plain.model.parameters()) > LARGE
-    warm_up = LARGE_WARM_UP if large else WARM_UP
-    method = _made(kind, size, device, exact=warm_up)
+    method = _made(kind, size, device, exact=WARM_UP)
     batches = Batches(size, device)
-    for _ in range(warm_up):
+    for _ in range(WARM_UP):
         method.step(*batches.next())
     timed(plain, *batches.next(), device)
     turns = max(TURNS, -(-10 // method.turn)) if method.turn < 10 else 4
