@@ -13,7 +13,6 @@ from inrun.errors import InRunWarning, MisuseError
 from inrun.owners import Map
 from inrun.owners._entries import Entries
 from inrun.truth import _group_shares
-from inrun.truth._own_gradients import Own
 from tests.integration.test_owner_checks import (
     RIGHT,
     WRONG,
@@ -63,7 +62,7 @@ def no_checks(monkeypatch):
 
 def by_captured_shares(monkeypatch):
     """The audit as it would be without samples' own gradients."""
-    monkeypatch.setattr(_group_shares, "own_gradients", lambda *_: Own({}, "not checked: a test"))
+    monkeypatch.setattr(_group_shares, "own_gradients", lambda *_: ({}, "not checked: a test"))
 
 
 def rolled_entries(monkeypatch):

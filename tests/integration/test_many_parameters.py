@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import inrun
-from inrun.capture import _small
+from inrun.capture import _probe
 from inrun.scoring import _grouped
 from inrun.scoring._marks import WeightsMark
 from tests.settings import flat
@@ -74,7 +74,7 @@ def trained(clip, targets, options, blocks=2, **attached):
 def test_values_and_books_are_those_of_one_by_one(clip, targets, options, monkeypatch):
     together = trained(clip, targets, options)
     monkeypatch.setattr(_grouped, "FEW", 10**9)
-    monkeypatch.setattr(_small, "SMALL", 0)
+    monkeypatch.setattr(_probe, "SMALL", 0)
     single = trained(clip, targets, options)
     a, b = (r.values().to_pandas() for r in (together, single))
     for name in a.columns[1:]:

@@ -86,7 +86,8 @@ def harm_sums(visits: pa.Table, targets: Sequence[str]) -> tuple[np.ndarray, np.
     ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
     step = visits["step"].to_numpy()
     values_BK = np.stack([visits[target].to_numpy() for target in targets], 1)
-    size, count = np.zeros(step.max() + 1), np.zeros(step.max() + 1)
+    steps = step.max(initial=-1) + 1  # none where no visit is left
+    size, count = np.zeros(steps), np.zeros(steps)
     np.add.at(size, step, np.abs(values_BK).mean(1))
     np.add.at(count, step, 1)
     mean_size = np.divide(size, count, out=np.ones_like(size), where=size > 0)
@@ -146,6 +147,8 @@ def repeats(
         labels: of each sample the number of its class.
     """
     step = visits["step"].to_numpy()
+    if not len(step):
+        return True
     late = step > np.median(np.unique(step))
     halves = []
     for chosen in (~late, late):
