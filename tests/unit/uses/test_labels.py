@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import inrun
 from inrun.errors import MisuseError
 from inrun.uses import class_harm, doubts, harm_sums
+from inrun.uses._harm import repeats
 from tests.integration.stored import stored_run
 
 NAMES = ("a", "b", "c")
@@ -213,3 +214,11 @@ def test_harm_takes_part_where_it_goes_on_as_it_began(own, noise, heard, tmp_pat
     assert by_id["suggested_label"].to_pylist() == [NAMES[k] for k in expected.suggested]
     order = np.lexsort((np.arange(60), by_id["doubt_rank"].to_numpy()))
     assert (np.diff(expected.doubt[order]) <= 0).all()
+
+
+def test_harm_of_a_run_of_one_step_takes_part(tmp_path):
+    run = stored_run(
+        tmp_path / "run", np.eye(3) - 0.5, np.arange(3), np.ones(3, int), [0, 1, 2], NAMES
+    )
+    assert repeats(run.visits(), NAMES, NAMES, {k: k for k in range(3)})
+    assert repeats(run.visits().slice(3), NAMES, NAMES, {})
