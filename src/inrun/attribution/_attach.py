@@ -122,22 +122,9 @@ def attach(
     agreed(processes, partial(require_divisible, utility, model))
     utility = weighed(utility, model, processes)
     extra: Extra = "paid_out" if momentum_window else "standard_error" if scoring.sampled else None
-    folder = None
-    if store is not None:  # the first process has it; where that fails all say so
-        folder = agreed(
-            processes,
-            lambda: None if processes.rank else RunFolder(
-                store, estimator=direction.name, targets=utility.targets,
-                weights=utility.weights, resume=resume, extra=extra,
-                sized=options.gradient_sizes,
-            ),
-        )  # fmt: skip
-    contraction, window = _contraction(options.contraction), None
-    if momentum_window:
-        place = "cpu" if options.held_in is None and kind is Offload else options.held_in
-        paying = copy.deepcopy(contraction)
-        tensor_store = tensor_store_of(place)
-        window = Payouts(momentum_window, paying, len(utility.targets), tensor_store, processes)
+    folder = _folder(store, direction, utility, processes, extra, options, resume=resume)
+    contraction = _contraction(options.contraction)
+    window = _payouts(momentum_window, contraction, utility, processes, options)
     scorer = Scorer(
         model, optimizers, utility, direction, smoothed, contraction, processes,
         sized=options.gradient_sizes,
@@ -153,6 +140,34 @@ def attach(
     if window is not None:
         window.adopt(None if folder is None else folder.run)  # once the store is locked
     return attribution
+
+
+def _folder(
+    store: str | os.PathLike[str] | None, direction: Direction, utility: Utility,
+    processes: Processes, extra: Extra, options: Options, *, resume: bool,
+) -> RunFolder | None:  # fmt: skip
+    """Where the run is stored: the first process has it; where that fails all say so."""
+    if store is None:
+        return None
+    return agreed(
+        processes,
+        lambda: None if processes.rank else RunFolder(
+            store, estimator=direction.name, targets=utility.targets, weights=utility.weights,
+            resume=resume, extra=extra, sized=options.gradient_sizes,
+        ),
+    )  # fmt: skip
+
+
+def _payouts(
+    steps: int, contraction: Contraction, utility: Utility, processes: Processes, options: Options
+) -> Payouts | None:
+    """What pays momentum out over a window of so many steps, by a contraction of its own."""
+    if not steps:
+        return None
+    offloads = CAPTURES[options.capture] is Offload
+    place = "cpu" if options.held_in is None and offloads else options.held_in
+    paying, store = copy.deepcopy(contraction), tensor_store_of(place)
+    return Payouts(steps, paying, len(utility.targets), store, processes)
 
 
 def _require_known(
