@@ -181,7 +181,7 @@ def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
                 named.append(f"{name} {levels[at]}")
             said.append(
                 f"By {name}, the {'most' if best else 'least'} helpful on average is {levels[at]}: "
-                f"{mean[at]:+.3g} a sample, where the mean of all is {value.mean():+.3g}."
+                f"{mean[at]:+.3g} per sample, where the mean of all is {value.mean():+.3g}."
             )
     return said, named
 
