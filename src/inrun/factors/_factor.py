@@ -69,6 +69,9 @@ class Factor(ABC):
             left_KMr: a basis for each direction, of the parameter's first axis.
             right_KNr: the same of all its other axes together.
         """
+        pair = self.coordinates(left_KMr, right_KNr)
+        if pair is not None:
+            return pair[0].mT @ pair[1]
         one = torch.arange(self.samples)
         shares = [self.select(one[b : b + 1]).total(left_KMr.dtype) for b in range(len(one))]
         sides = left_KMr.mT, right_KNr
@@ -274,6 +277,11 @@ class Derived(Factor):
     def samples(self) -> int:
         """B, which where slots lie anywhere is not their number."""
         return self.inner.samples
+
+    @property
+    def is_stack(self) -> bool:
+        """See `Factor.is_stack`."""
+        return self.inner.is_stack
 
     def contract(self, directions_K: Tensor) -> Tensor:
         inner, pushed_K = self.reduced(directions_K)

@@ -83,11 +83,6 @@ class Outer(Buildable):
         """See `Factor.coordinates`: two thin products."""
         return thin(self._left_BTM, left_KMr), thin(self._right_BTN, right_KNr)
 
-    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: both sides' coordinates, then r x r products."""
-        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
-        return left_BKTr.mT @ right_BKTr
-
     def _in_blocks(
         self, form: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, built: int
     ) -> Tensor:
@@ -155,11 +150,6 @@ class Indexed(Factor):
     def coordinates(self, left_KMr: Tensor, right_KNr: Tensor) -> tuple[Tensor, Tensor]:
         """See `Factor.coordinates`: rows of the left basis are looked up."""
         return left_KMr[:, self._index_BT].transpose(0, 1), thin(self._rows_BTN, right_KNr)
-
-    def sketch(self, left_KMr: Tensor, right_KNr: Tensor) -> Tensor:
-        """See `Factor.sketch`: r x r products of both sides' coordinates."""
-        left_BKTr, right_BKTr = self.coordinates(left_KMr, right_KNr)
-        return left_BKTr.mT @ right_BKTr
 
     def materialize(self, dtype: torch.dtype) -> Tensor:
         B, T, N = self._rows_BTN.shape

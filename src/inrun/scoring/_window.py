@@ -73,7 +73,6 @@ class OpenWindow:
         self._bases: dict[tuple[str, View | None], Basis] = {}
         self._pushed: list[tuple[str, Basis, Any]] = []  # what maps a direction to such a basis
         self.rates: dict[str, float] = {}
-        self._used: set[int] = set()  # bases that sketches are kept in
         moves = self._moves(capture)
         (rests,) = scorer.processes.all([last is not None and last.holds(opening, moves)])
         if last is not None and rests:
@@ -118,10 +117,6 @@ class OpenWindow:
         """What is kept of a factor, inside the backward pass."""
         basis = self._bases[name, None]
         if not isinstance(factor, Derived):
-            if factor.is_stack and not (basis.whole or basis.stacked or id(basis) in self._used):
-                told_K = basis.told(factor.shape)  # no step before this window showed a stack
-                basis = self._bases[name, None] = Basis(told_K, self._rank, stacked=True)
-            self._used.add(id(basis))
             return Sketch(basis, basis.keep(factor))
         own, view = factor.shape, view_of(factor)
         if view == view_of(Derived(own, lambda t: t, factor.inner)):  # a cast
