@@ -54,11 +54,16 @@ def commits(stored: dict[str, Any]) -> str:
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    return asked.stdout.strip() or "unknown"
+    """The commit that was measured; `-dirty` only where code differs, not for results since."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    commit = git("describe", "--always").stdout.strip()
+    code = git("diff", "--quiet", "HEAD", "--", "src", "benchmarks", ":!benchmarks/results")
+    return (commit + "-dirty" * (code.returncode == 1)) or "unknown"
 
 
 def cells(
