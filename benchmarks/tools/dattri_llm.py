@@ -1,4 +1,4 @@
-"""dattri-llm: gradients and moments that its hooks keep while our loop trains, scored afterwards."""
+"""dattri-llm: what its hooks keep of samples and optimizer while our loop trains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from dattri_llm import (
     AdamWInfluenceAttributor,
     AttributionArguments,

@@ -21,7 +21,7 @@ from benchmarks.keyed import Keyed
 from benchmarks.tools.frame import LENGTH, VOCABULARY, Clock, Frame, Gpt2, Said, answer, row_losses
 from inrun.replay import lookahead_between, tracin
 
-SAMPLES, BATCH, QUERIES = 512, 16, 20
+SAMPLES, BATCH, QUERIES, LEFT_OUT = 256, 16, 10, 40
 DROP = "drop"
 
 
@@ -40,9 +40,11 @@ def framed(setting: Setting) -> Frame:
     torch.manual_seed(setting.seed)
     start = _copied(Gpt2())
     queries = words[SAMPLES : SAMPLES + QUERIES].clone()
+    left_out = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(100))[:LEFT_OUT]
     frame = Frame(
-        words[:SAMPLES].clone(), queries, list(_batches(setting)), setting.rate, start, start
-    )
+        words[:SAMPLES].clone(), queries, list(_batches(setting)), left_out.tolist(), setting.rate,
+        start, start,
+    )  # fmt: skip
     frame.finished = _copied(trained(frame))
     return frame
 
@@ -95,7 +97,7 @@ def values(frame: Frame, _: Path) -> Said:
     ways = {
         "look-ahead": lambda: inrun.lookahead(run, utility, removal=DROP).values(),
         "look-ahead, carried push": lambda: inrun.lookahead(
-            run, utility, removal=DROP, push="finite"
+            run, utility, removal=DROP, push="finite", samples=frame.left_out
         ).values(),
         "look-ahead, between": lambda: lookahead_between(run, utility),
         "in-step": lambda: inrun.lookahead(run, utility, 1, removal=DROP).values(),
@@ -108,16 +110,19 @@ def values(frame: Frame, _: Path) -> Said:
 
 
 def as_array(table: Any, utility: inrun.Utility) -> np.ndarray:
-    """(n, K), in the order of samples."""
-    order = np.argsort(table["sample_id"].to_numpy())
+    """(n, K), by sample; not a number where a sample has no value."""
     names: Sequence[str] = utility.targets if len(utility.targets) > 1 else ("value",)
-    return np.stack([table[name].to_numpy()[order] for name in names], 1)
+    found = np.full((SAMPLES, len(names)), np.nan)
+    found[table["sample_id"].to_numpy()] = np.stack([table[n].to_numpy() for n in names], 1)
+    return found
 
 
 def _batches(setting: Setting) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(setting.seed)
     for _ in range(setting.epochs):
-        yield from (ids.clone() for ids in torch.randperm(SAMPLES, generator=generator).split(BATCH))
+        yield from (
+            ids.clone() for ids in torch.randperm(SAMPLES, generator=generator).split(BATCH)
+        )
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

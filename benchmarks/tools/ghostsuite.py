@@ -42,7 +42,7 @@ def values(frame: Frame, folder: Path) -> Said:
         for kept in engine.dot_product_log:
             dots[kept["batch_idx"]] += kept["dot_product"].double()
         found.append(dots.numpy())
-    said.finished = {name: p for name, p in model.state_dict().items()}
+    said.finished = model.state_dict()
     said.values["gradient dot products"] = np.stack(found, 1)
     said.seconds["gradient dot products"] = clock.look()
     return said

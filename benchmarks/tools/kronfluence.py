@@ -19,9 +19,7 @@ from benchmarks.tools.frame import Clock, Frame, Said, answer, row_losses
 class Language(Task):
     """The next word's loss; for the factors, of words that the model draws itself."""
 
-    def compute_train_loss(
-        self, batch: Tensor, model: nn.Module, sample: bool = False
-    ) -> Tensor:
+    def compute_train_loss(self, batch: Tensor, model: nn.Module, sample: bool = False) -> Tensor:
         """Summed over the batch."""
         logits = model(batch)
         if not sample:
@@ -52,19 +50,18 @@ def values(frame: Frame, folder: Path) -> Said:
     """Factors once, then the scores by each damping."""
     clock, said, task = Clock(), Said({}, {}), Language()
     model = prepare_model(frame.model(frame.finished), task)
-    analyzer = Analyzer(
-        "tools", model, task, cpu=True, output_dir=str(folder), disable_tqdm=True
-    )
+    analyzer = Analyzer("tools", model, task, cpu=True, output_dir=str(folder), disable_tqdm=True)
     rows, asked = Rows(frame.words), Rows(frame.queries)
     analyzer.fit_all_factors(
         "ekfac", rows, per_device_batch_size=64, factor_args=FactorArguments(strategy="ekfac")
     )
     said.seconds[""] = clock.look()
     for name, damping in DAMPINGS.items():
-        scores: dict[str, Any] = analyzer.compute_pairwise_scores(
-            name.replace(" ", "_"), "ekfac", asked, rows, per_device_query_batch_size=20,
+        analyzer.compute_pairwise_scores(
+            f"{damping}", "ekfac", asked, rows, per_device_query_batch_size=20,
             per_device_train_batch_size=64, score_args=ScoreArguments(damping_factor=damping),
         )  # fmt: skip
+        scores: dict[str, Any] = analyzer.load_pairwise_scores(f"{damping}")
         found: np.ndarray = scores["all_modules"].double().numpy().T
         said.values[f"EK-FAC, {name}"] = found
         said.seconds[f"EK-FAC, {name}"] = clock.look()
