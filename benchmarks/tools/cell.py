@@ -24,7 +24,7 @@ from inrun.truth import lds, retrain
 
 HALVES = 60
 ROOT = Path(__file__).parents[2]
-OURS, CONTROLS = "inrun", "controls"
+OURS, CONTROLS, MEMORY = "inrun", "controls", "memory: "
 
 
 class Tool(NamedTuple):
@@ -70,22 +70,28 @@ def there(tool: Tool) -> bool:
 
 def measure(key: str) -> dict[str, Any]:
     """The cell of that name: 'inrun: rate=...'."""
-    name, _, setting = key.partition(": ")
+    name, _, setting = key.rpartition(": ")
     frame = framed(Setting.of(setting))
+    if name.startswith(MEMORY):
+        return _asked(_tool(name.removeprefix(MEMORY)), frame, "alone")[0]
     judge = Judge(frame, setting)
     if name == CONTROLS:
         return {"scores": judge.scores(_controls(frame)), "ceiling": judge.ceiling}
-    tool = next(t for t in TOOLS if t.name == name)
-    facts, found = _said(tool, frame)
+    facts, found = _asked(_tool(name), frame)
     return {"scores": judge.scores(found), **facts}
 
 
-def _said(tool: Tool, frame: Frame) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _tool(name: str) -> Tool:
+    return next(tool for tool in TOOLS if tool.name == name)
+
+
+def _asked(tool: Tool, frame: Frame, *more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a tool answers in a process of its own: the facts, and by method (n, K) values."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "frame.pt", Path(folder) / "out.npz"
         frame.save(given)
         command = [interpreter(tool), "-m", f"benchmarks.tools.{tool.module}", str(given), str(out)]
+        command += more
         paths = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         if tool.needs.isupper():
             paths[tool.needs] = str(Path(paths[tool.needs]).absolute())
@@ -96,7 +102,8 @@ def _said(tool: Tool, frame: Frame) -> tuple[dict[str, Any], dict[str, np.ndarra
             raise RuntimeError(f"{tool.name} stopped: {done.stderr[-2000:]}")
         stored = np.load(out)
         facts = json.loads(str(stored["facts"]))
-        values = {name: stored[f"values {i}"] for i, name in enumerate(facts["methods"])}
+        methods = enumerate(facts.get("methods", ()))
+        values = {name: stored[f"values {i}"] for i, name in methods}
     return facts, values
 
 
