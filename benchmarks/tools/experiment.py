@@ -92,7 +92,7 @@ def values(frame: Frame, _: Path) -> Said:
     """Recorded once; then each method."""
     clock, said = Clock(), Said({}, {})
     run, utility = recorded(frame), asked(frame)
-    said.finished = run.finished().state_dict()
+    said.finished = _copied(run.finished())  # which other states are put into
     said.seconds[""] = clock.look()
     ways = {
         "look-ahead": lambda: inrun.lookahead(run, utility, removal=DROP).values(),

@@ -80,7 +80,7 @@ def _costs(cell: Mapping[str, Any], method: str) -> list[str]:
     seconds = [
         f"{cell[kind].get('', 0) + cell[kind][method]:.1f}" for kind in ("seconds_one", "seconds")
     ]
-    off = "no training" if cell["away"] is None else f"{cell['away']:.0e}"
+    off = "—" if cell["away"] is None else f"{cell['away']:.0e}"
     return [*seconds, off]
 
 
