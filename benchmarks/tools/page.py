@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.tools.cell import CONTROLS, HALVES, INSTALL, MEMORY, TOOLS
+from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS
 from benchmarks.tools.experiment import BATCH, LEFT_OUT, SAMPLES, Setting
 from benchmarks.tools.frame import LAYERS, LENGTH, VOCABULARY, WIDTH, Gpt2
 
@@ -53,13 +53,14 @@ def _settings(stored: Mapping[str, Any]) -> dict[Setting, dict[str, Mapping[str,
 def _rows(cells: Cells) -> list[list[str]]:
     """Tools in their order, then the controls and the ceiling."""
     rows = []
-    for name in [*(tool.name for tool in TOOLS), CONTROLS]:
+    for name in [*(tool.name for tool in TOOLS), CONTROLS, AGAIN]:
         if name not in cells:
             rows.append([name, "not installed", *["—"] * (len(HEAD) - 2)])
             continue
         cell = cells[name]
         for method, score in cell["scores"].items():
-            rows.append([name, method, *_scores(score), *_costs(cell, method)])
+            own = "" if name == AGAIN else name
+            rows.append([own, method, *_scores(score), *_costs(cell, method)])
     if CONTROLS in cells:
         ceiling = f"{cells[CONTROLS]['ceiling']:.3f}"
         rows.append(["", "ceiling of any sums", "", ceiling, *[""] * 3])
@@ -92,9 +93,7 @@ def _memory(stored: Mapping[str, Any]) -> list[list[str]]:
         if key.startswith(MEMORY)
     }
     return [
-        [tool.name, f"{cells[tool.name]['peak_mb']:,.0f}", f"{cells[tool.name]['disk_mb']:,.0f}"]
-        for tool in TOOLS
-        if tool.name in cells
+        [name, f"{cell['peak_mb']:,.0f}", f"{cell['disk_mb']:,.0f}"] for name, cell in cells.items()
     ]
 
 
