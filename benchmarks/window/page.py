@@ -146,7 +146,9 @@ def _auto(whole: Sequence[Arm], cells: Cells) -> str:
 def _thirds(thirds: Sequence[Arm]) -> str:
     """The wide model's whole schedule, third by third."""
     rows = []
-    for (_, rate, window), group in _grouped([a for a in thirds if a.setting.task == "wide"]).items():
+    for (_, rate, window), group in _grouped(
+        [a for a in thirds if a.setting.task == "wide"]
+    ).items():
         each = (
             f"{a.found['cosine']:.2f}: {a.found['pearson']:.3f}, {a.found['spearman']:.3f}"
             for a in group
@@ -208,6 +210,10 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = arms({Setting.of(key): cell["result"] for key, cell in cells.items()})
     auto = _grouped([arm for arm in found if arm.window == "auto" and not arm.third])
     return [
-        (f"`auto`, {task}, rate {rate:g}: Spearman with `EveryStep`", _median(group, "spearman"), "")
+        (
+            f"`auto`, {task}, rate {rate:g}: Spearman with `EveryStep`",
+            _median(group, "spearman"),
+            "",
+        )
         for (task, rate, _), group in auto.items()
     ]
