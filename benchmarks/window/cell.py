@@ -29,7 +29,7 @@ from benchmarks.window.tasks import LABELLED, Setting, Task, task_of
 from inrun.errors import InRunWarning
 
 EVERY, RANDOM = "every", "random"
-LENGTHS, FEWER = ("1", "2", "5", "10", "20", "auto"), ("2", "5", "10", "auto")
+LENGTHS = ("1", "2", "5", "10", "20", "auto")
 PRUNED = ("cnn-digits", "cnn-mnist")
 DROPS = (0.1, 0.2, 0.3)
 EXACT = inrun.Window().exact  # first steps, which are scored one by one
@@ -39,8 +39,9 @@ def lengths_of(setting: Setting) -> tuple[str, ...]:
     """The windows that a setting is trained in: fewer of large models and of further seeds."""
     if setting.task == "smollm":
         return "2", "5", "auto"
-    further = setting.task in LABELLED and setting.seed > 0
-    return FEWER if further or setting.task == "wide" else LENGTHS
+    if setting.task == "wide":
+        return "2", "5", "10", "auto"
+    return ("5", "10", "auto") if setting.task in LABELLED and setting.seed else LENGTHS
 
 
 class Run(NamedTuple):

@@ -103,6 +103,24 @@ def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
     }
 
 
+def unseen_missed(whole: Sequence[Arm]) -> int:
+    """How many trainings had less than the least of all trainings of other tasks promises.
+
+    These are the ones of at least its cosine, and of windows as long or longer.
+    """
+    missed = 0
+    for arm in whole:
+        others = [
+            a.found["spearman"]
+            for a in whole
+            if a.setting.task != arm.setting.task
+            and a.found["cosine"] >= arm.found["cosine"]
+            and a.found["steps"] >= arm.found["steps"]
+        ]
+        missed += bool(others) and arm.found["spearman"] < min(others)
+    return missed
+
+
 def _grouped(found: Sequence[Arm]) -> dict[tuple[str, float, str], list[Arm]]:
     """By task, rate and window, over seeds."""
     groups: dict[tuple[str, float, str], list[Arm]] = {}
