@@ -15,7 +15,7 @@ from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.window.cell import DROPS, EVERY, LENGTHS, RANDOM
 from benchmarks.window.tasks import Setting
-from inrun.ledger import least_agreement
+from inrun.ledger import LEAST, least_agreement
 
 DOCS = Path(__file__).parents[2] / "docs"
 AIM_R, AIM_RANKS = 0.97, 0.95  # what is asked of windows where no less is promised
@@ -41,7 +41,7 @@ class Arm(NamedTuple):
     @property
     def told(self) -> float:
         """The rank correlation that the ledger says to expect at least."""
-        return least_agreement(self.found["cosine"])
+        return least_agreement(self.found["cosine"], self.found["steps"])
 
     @property
     def missed(self) -> bool:
@@ -210,7 +210,7 @@ def _plot(whole: Sequence[Arm], path: Path) -> None:
          "ranks": arm.found["spearman"]}
         for arm in whole
     ]  # fmt: skip
-    said = [{"cosine": c, "ranks": least_agreement(c)} for c in np.linspace(0, 1, 401)]
+    said = [{"cosine": c, "ranks": least_agreement(c, min(LEAST))} for c in np.linspace(0, 1, 401)]
     x = alt.X("cosine:Q", title="mean cosine of the windows' ends")
     y = alt.Y("ranks:Q", title="Spearman of totals")
     points = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=45)

@@ -538,8 +538,9 @@ def test_the_agreement_of_audits_is_in_the_report_and_in_the_coverage(tmp_path, 
         assert stored.cosine == pytest.approx(live["cosine"], abs=0.006)
         assert stored.captured == pytest.approx(live["captured"], abs=0.006)
         assert stored.agreement == pytest.approx(live["agreement"], abs=0.006, nan_ok=True)
-    mean = np.mean([window["cosine"] for window in told])
-    expected = f"rank correlation of {least_agreement(mean):.2g} or more of totals with exact ones"
+    cosine, steps = (np.mean([window[name] for window in told]) for name in ("cosine", "steps"))
+    least = least_agreement(cosine, steps)
+    expected = f"rank correlation of {least:.2g} or more of totals with exact ones"
     found = told[1]["agreement"]
     audited = f"1 windows that were scored exactly as well, single visits have {found:.2f}"
     write_report(inrun.load(tmp_path / "run"), tmp_path / "page.html")

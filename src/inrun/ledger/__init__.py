@@ -56,10 +56,12 @@ from inrun.ledger._tokens import TokenFolder, token_parts
 from inrun.ledger._windows import (
     AUDIT,
     BOOKS,
+    LEAST,
     TOLD,
     ClosedWindow,
     expectation,
     least_agreement,
+    promised,
     windows_in,
 )
 
@@ -71,6 +73,7 @@ __all__ = [
     "ENTRIES",
     "GRADIENT_SIZE",
     "JUMP",
+    "LEAST",
     "LEDGER",
     "NO_PASS",
     "OTHER_ROWS",
@@ -108,6 +111,7 @@ __all__ = [
     "opened_picture",
     "pack_state",
     "png",
+    "promised",
     "read_content",
     "read_document",
     "read_samples",
