@@ -13,7 +13,7 @@ from benchmarks.window.tasks import LABELLED, Setting
 def grid(quick: bool) -> list[str]:
     """The cells' names."""
     rates = {
-        "digits": (1e-3, 3e-3, 1e-2),
+        "digits": (1e-4, 1e-3, 3e-3, 1e-2),
         **{task: (RECIPES[recipe].learning_rate,) for task, recipe in LABELLED.items()},
         "wide": (1e-4, 3e-4, 1e-3), "smollm": (RATES["lora"],), "gpt": (3e-4, 1e-3),
     }  # fmt: skip

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 TOLD = 0.6  # a cosine below which the user is warned
 LEAST = {
-    5.5: ((0.9, 0.98), (0.8, 0.97), (0.75, 0.9), (0.7, 0.87), (0.65, 0.8), (0.45, 0.64)),
-    10.0: ((0.8, 0.9), (0.6, 0.64), (0.45, 0.5)),
+    6.5: ((0.9, 0.98), (0.8, 0.95), (0.71, 0.9), (0.3, 0.6)),
+    11.0: ((0.75, 0.9), (0.4, 0.4)),
 }
 """Mean steps of windows up to these: (mean cosine of their ends, rank correlation of totals with
 exact values from there on), the least of the trainings of benchmarks.window. Longer ones can hold a
