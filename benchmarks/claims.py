@@ -127,9 +127,9 @@ CLAIMS = {
         "between trainings that are chance alone.",
     ),
     "window": Claim(
-        "Windows of one or two steps rank samples as `EveryStep` does; longer ones as far as the "
-        "cosine of their ends stays high, which `auto` sees to. Pearson's R on a language model "
-        "can be lost to single samples even so.",
+        "Windows that `auto` chooses rank samples as `EveryStep` does, R at least 0.97 and Spearman "
+        "0.95. Fixed ones of ten steps and more may not, above all early in training, and the "
+        "cosine of their ends says so only in part.",
         "The same training with every step scored, with and without the 1 % largest values.",
     ),
     "datamodeling": Claim(

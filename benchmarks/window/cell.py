@@ -40,7 +40,7 @@ def lengths_of(setting: Setting) -> tuple[str, ...]:
     if setting.task == "smollm":
         return "2", "5", "auto"
     if setting.task == "wide":
-        return "2", "5", "10", "auto"
+        return "5", "10", "auto"
     return ("5", "10", "auto") if setting.task in LABELLED and setting.seed else LENGTHS
 
 

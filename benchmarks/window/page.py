@@ -19,6 +19,7 @@ from inrun.ledger import LEAST, least_agreement
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLEARLY = 0.05
+SWUNG = (0.4, 0.6)  # cosines of long windows that say little
 AIM_R, AIM_RANKS = 0.97, 0.95  # what is asked of windows where no less is promised
 BEFORE = (
     (0.9, 0.99),
@@ -99,7 +100,8 @@ def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
     """How often less was found than the ledger says to expect, and than is asked for."""
     sure = [arm.found for arm in whole if arm.told >= AIM_RANKS]
     auto = [arm.found for arm in whole if arm.window == "auto"]
-    long = [arm.found["spearman"] for arm in whole if arm.window == "20"]
+    long = [a.found for a in whole if a.window == "20"]
+    long = [f["spearman"] for f in long if SWUNG[0] <= f["cosine"] <= SWUNG[1]]
     lowest, ranks = (min(f[name] for f in auto) for name in ("pearson", "spearman"))
     return {
         "TRAININGS": str(len(whole)),
@@ -117,6 +119,7 @@ def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
         ),
         "AUTO_LOWEST": f"{lowest:.3f} and {ranks:.3f}",
         "AUTO_STEPS": f"{min(f['steps'] for f in auto):.1f} to {max(f['steps'] for f in auto):.1f}",
+        "SWUNG": f"{SWUNG[0]} to {SWUNG[1]}",
         "LONG_LOW": f"{min(long):.2f}",
         "LONG_HIGH": f"{max(long):.2f}",
         "CLEARLY": str(CLEARLY),

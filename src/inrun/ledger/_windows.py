@@ -16,12 +16,14 @@ import pyarrow as pa
 
 TOLD = 0.6  # a cosine below which the user is warned
 LEAST = {
-    6.5: ((0.9, 0.98), (0.8, 0.95), (0.71, 0.9), (0.3, 0.6)),
-    11.0: ((0.75, 0.9), (0.4, 0.4)),
+    6.5: ((0.9, 0.95), (0.83, 0.94), (0.71, 0.87), (0.3, 0.56)),
+    11.0: ((0.95, 0.95), (0.8, 0.84), (0.75, 0.58), (0.4, 0.3)),
+    20.0: ((0.95, 0.95), (0.85, 0.9)),
 }
 """Mean steps of windows up to these: (mean cosine of their ends, rank correlation of totals with
-exact values from there on), the least of the trainings of benchmarks.window. Longer ones can hold a
-whole swing of the direction between ends that agree. Pearson's R says less."""
+exact values from there on), the least of the trainings of benchmarks.window and of their thirds.
+Long windows can hold a whole swing of the direction between ends that agree. Pearson's R says less.
+"""
 
 BOOKS, AUDIT = "a scoring window's books", "a scoring window's audit"
 """What the notes of the rows begin with that tell of a window."""
