@@ -5,38 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from inrun.cli._terminal import Cells, command, plain
+from inrun.cli._terminal import Cells, Terminal, command, plain
 
 
-def introduce(console: Console, training: Any) -> None:
+def introduce(console: Terminal, training: Any) -> None:
     """Task, model, rows and steps, and which rows are left out."""
     config, splits = training.config, training.splits
-    console.print(
-        f"{config.task}: {plain(config.model)}, {len(splits.training)} training, "
+    console.say(
+        f"{config.task}: {config.model}, {len(splits.training)} training, "
         f"{len(training.judges())} validation and {len(splits.test)} test rows"
         + (f", {len(splits.classes)} classes" if splits.classes else "")
-        + f"; {training.steps()} steps on {training.device}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+        + f"; {training.steps()} steps on {training.device}"
+    )
     judging = {sample.label for sample in training.judges()}
     if nobody := [name for name in splits.classes if name not in judging]:
         rows = sum(sample.label in nobody for sample in splits.training)
-        console.print(
+        console.say(
             f"No validation row has the label {', '.join(nobody[:5])}"
             + (f" and {len(nobody) - 5} more" if len(nobody) > 5 else "")
             + f": nothing can be said of {rows} of the {len(splits.training)} training rows. Give "
             "--validation rows of every class.",
-            style="yellow", soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
-    for line in splits.skipped[:5]:
-        console.print(f"left out: {line}", style="yellow", highlight=False, markup=False)
+            style="yellow",
+        )
+    left_out = list(splits.skipped[:5])
     if len(splits.skipped) > 5:
-        console.print(f"left out: {len(splits.skipped) - 5} more", style="yellow")
+        left_out.append(f"{len(splits.skipped) - 5} more")
+    console.say(*(f"left out: {line}" for line in left_out), style="yellow")
 
 
-def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
+def finish(console: Terminal, training: Any, folder: Path, outcome: Any) -> None:
     """What it took, how well it did, what the books say, how far to rely on the ranking."""
     from inrun.ledger import load_run
     from inrun.uses import agreement, note_label_doubts
@@ -44,22 +41,19 @@ def finish(console: Console, training: Any, folder: Path, outcome: Any) -> None:
     run = load_run(folder)
     doubted = note_label_doubts(run)
     name = training.task.objective.score
-    console.print(
+    console.say(
         f"Trained {outcome.steps} steps in {outcome.seconds:.0f} s, of which attribution "
-        f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}.",
-        soft_wrap=True,
+        f"+{outcome.overhead:.0%}. Test {name}: {abs(outcome.score):.4f}."
     )
     told = _books(run, training.config, outcome.steps)
     if run.ledger().num_rows:
         told += agreement(run).sentences()
-    for line in told:
-        console.print(line, soft_wrap=True, highlight=False)
+    console.say(*told)
     if doubted is not None:
         console.print(_doubtful(run))
-    console.print(
-        f"Values are in {plain(folder)}. Next: {plain(command('inrun', 'report', folder))}, or "
-        f"{plain(command('inrun', 'prune', folder))}",
-        soft_wrap=True,
+    console.say(
+        f"Values are in {folder}. Next: {command('inrun', 'report', folder)}, or "
+        f"{command('inrun', 'prune', folder)}"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from inrun.cli._messages import finish, introduce
-from inrun.cli._terminal import Terminal, command, heard, plain, terminal
+from inrun.cli._terminal import Terminal, command, heard, terminal
 from inrun.errors import MisuseError
 from inrun.training import TrainConfig, Training, read_config, task_seen
 
@@ -111,10 +111,9 @@ def _trained(
     try:
         outcome = run_training(training, folder, console, resume=resume, at=at)
     except TrainingInterrupt as cut:
-        console.print(f"\nStopped {plain(cut)}.")
+        console.say(f"\nStopped {cut}.")
         if has_checkpoint(folder):
-            again = command("inrun", "train", "--resume", folder)
-            console.print(f"Go on with: {plain(again)}", soft_wrap=True)
+            console.say(f"Go on with: {command('inrun', 'train', '--resume', folder)}")
         sys.exit(130)
     if not console.quiet:
         at("looking for doubtful labels")
@@ -134,7 +133,7 @@ def plan(**options: Any) -> None:
 
     console = terminal()
     introduce(console, training)
-    made = plan_training(training, lambda line: console.print(line, soft_wrap=True))
+    made = plan_training(training, console.say)
     console.print(made.table(), made.advice(), sep="\n")
 
 
@@ -159,11 +158,9 @@ def _setting(options: dict[str, Any]) -> TrainConfig:
     if "task" not in given:
         TrainConfig(**given, task="causal-lm")  # what excludes each other, before data is looked at
         given["task"], why = task_seen(given["data"], given.get("label_column"))
-        terminal().print(
-            f"Task: {given['task']}, seen by {plain(why)} in {plain(given['data'])}; --task names "
-            "another.",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+        terminal().say(
+            f"Task: {given['task']}, seen by {why} in {given['data']}; --task names another."
+        )
     return TrainConfig(**given)
 
 
