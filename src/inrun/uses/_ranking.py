@@ -28,11 +28,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import t as student
+import scipy
 
 from inrun.errors import MisuseError
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
 from inrun.uses._harm import harm_sums
+from inrun.uses._samples import visited
 
 PRIOR = 4.0
 FEWEST = 8  # visits, below which there is no confidence
@@ -53,7 +54,7 @@ class Ranked:
 
 def _by_column(column: str) -> Callable[[pa.Table, Sequence[str]], Ranked]:
     def ranked(visits: pa.Table, targets: Sequence[str]) -> Ranked:
-        ids, row = _rows(visits)
+        ids, row = visited(visits)
         return Ranked(ids, np.bincount(row, visits[column], len(ids)), _confidence(visits, row))
 
     return ranked
@@ -62,7 +63,7 @@ def _by_column(column: str) -> Callable[[pa.Table, Sequence[str]], Ranked]:
 def _by_harm(visits: pa.Table, targets: Sequence[str]) -> Ranked:
     ids, sums = harm_sums(visits, targets)
     worst = sums.argmin(1)
-    row = _rows(visits)[1]
+    row = visited(visits)[1]
     return Ranked(ids, sums[np.arange(len(ids)), worst], _confidence(visits, row), worst)
 
 
@@ -73,7 +74,7 @@ def _by_gradient(visits: pa.Table, targets: Sequence[str]) -> Ranked:
             "by. Train with options=inrun.Options(gradient_sizes=True), or `inrun train "
             "--gradient-sizes`."
         )
-    ids, row = _rows(visits)
+    ids, row = visited(visits)
     value, size = visits["value"].to_numpy(), visits[GRADIENT_SIZE].to_numpy()
     x = np.divide(value, size, out=np.zeros_like(value), where=size > 0)
     x = normalised_by_step(x, visits["step"].to_numpy())
@@ -124,13 +125,15 @@ def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
         samples: how many.
     """
     place, n = visit_places(row, samples)
-    late = 2 * place >= n[row]
-    means = np.full((samples, 2), np.nan)
-    enough = n >= FEWEST
-    for half, chosen in enumerate((~late, late)):
-        count = np.bincount(row[chosen], minlength=samples)
-        sums = np.bincount(row[chosen], x[chosen], samples)
-        means[enough, half] = sums[enough] / count[enough]
+    late, enough = 2 * place >= n[row], n[row] >= FEWEST
+    return np.stack([means_over(x, row, enough & (late == half), samples) for half in (0, 1)], 1)
+
+
+def means_over(x: np.ndarray, row: np.ndarray, chosen: np.ndarray, samples: int) -> np.ndarray:
+    """(samples,) mean of x over the chosen visits; NaN where none is."""
+    count = np.bincount(row[chosen], minlength=samples)
+    sums = np.bincount(row[chosen], x[chosen], samples)
+    means: np.ndarray = np.divide(sums, count, out=np.full(samples, np.nan), where=count > 0)
     return means
 
 
@@ -143,7 +146,7 @@ def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
         samples: how many.
     """
     mean, variance = _mean_and_variance(half_means(x, row, samples))
-    sure: np.ndarray = student.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
+    sure: np.ndarray = scipy.stats.t.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
     return sure
 
 
@@ -158,12 +161,6 @@ def _mean_and_variance(halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _confidence(visits: pa.Table, row: np.ndarray) -> np.ndarray:
     return confidence(visits["value_normalised"].to_numpy(), row, int(row.max()) + 1)
-
-
-def _rows(visits: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    ids = visits["sample_id"].to_numpy(zero_copy_only=False)
-    known, row = np.unique(ids, return_inverse=True)
-    return known, row
 
 
 def rank(visits: pa.Table, targets: Sequence[str], by: str | None = None) -> Ranked:

@@ -16,6 +16,7 @@ Intervals and what stands out: `_groups.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,10 +203,8 @@ def _books(run: Valued, values: np.ndarray) -> dict[str, float]:
 def _contents_in_several(group: np.ndarray, content: np.ndarray) -> np.ndarray:
     """(n,) bool: samples whose content samples of another group have too."""
     pairs = {(c, g) for c, g in zip(content.tolist(), group.tolist(), strict=True) if c >= 0}
-    count: dict[int, int] = {}
-    for c, _ in pairs:
-        count[c] = count.get(c, 0) + 1
-    return np.array([count.get(c, 0) > 1 for c in content.tolist()], dtype=bool)
+    count = Counter(c for c, _ in pairs)
+    return np.array([count[c] > 1 for c in content.tolist()], dtype=bool)
 
 
 def _split(
