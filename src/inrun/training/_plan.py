@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 from transformers import TrainerCallback
@@ -30,7 +31,7 @@ from inrun.attribution import EveryStep, Options
 from inrun.integrations.transformers import InRun
 from inrun.replay import GIBIBYTE, kept_states
 from inrun.training._config import TrainConfig
-from inrun.training._measured import Meter, in_bytes, in_time
+from inrun.training._run import Meter
 from inrun.training._training import Training
 
 FIRST = Options.smoothed_steps  # dearer than the others
@@ -65,11 +66,11 @@ class Plan:
         table = Table(title=f"{self.steps} steps of {self.batch} rows, {self.parameters:,} weights")
         for column in ("", "without", "with attribution"):
             table.add_column(column, justify="left" if not column else "right")
-        table.add_row("time", in_time(self.seconds_plain), in_time(self.seconds))
-        table.add_row("memory, at most", in_bytes(self.memory_plain), in_bytes(self.memory))
+        table.add_row("time", _in_time(self.seconds_plain), _in_time(self.seconds))
+        table.add_row("memory, at most", decimal(self.memory_plain), decimal(self.memory))
         for name, size in self.disk.items():
             if size:
-                table.add_row(f"disk: {name}", "", in_bytes(size))
+                table.add_row(f"disk: {name}", "", decimal(size))
         return table
 
     def advice(self) -> str:
@@ -87,10 +88,17 @@ class Plan:
             )
         if self.memory_of_window:
             lines.append(
-                f"The momentum window holds {in_bytes(self.memory_of_window)} of the memory once "
+                f"The momentum window holds {decimal(self.memory_of_window)} of the memory once "
                 "it is full; --held-in FOLDER keeps most of that on a disk."
             )
         return "\n".join(lines)
+
+
+def _in_time(seconds: float) -> str:
+    """For people."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 class _Timer(TrainerCallback):

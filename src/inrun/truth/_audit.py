@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import scipy
 
 from inrun.errors import MisuseError
 from inrun.truth._causes import Cause, likely_causes
@@ -212,8 +211,10 @@ def median_interval(x: np.ndarray) -> tuple[float, float]:
     the numbers fall on one side of it, and k is the largest for which that has 5 % at most. Five
     numbers are too few for any k: NaN.
     """
+    from scipy.stats import binom  # a second to import, and attaching needs none of it
+
     n = len(x)
-    k = int(np.sum(2 * scipy.stats.binom.cdf(np.arange(n), n, 0.5) <= 0.05))
+    k = int(np.sum(2 * binom.cdf(np.arange(n), n, 0.5) <= 0.05))
     if k == 0:
         return float("nan"), float("nan")
     ordered = np.sort(x)

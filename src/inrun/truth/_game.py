@@ -17,7 +17,6 @@ from math import comb
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor, nn
 
@@ -213,7 +212,6 @@ def shapley_values(table: np.ndarray) -> np.ndarray:
 
     Example:
         >>> import numpy as np
-    import scipy
         >>> table = np.array([0.0, 1.0, 2.0, 5.0])  # {}, {0}, {1}, {0, 1}
         >>> shapley_values(table)
         array([2., 3.])
@@ -248,15 +246,16 @@ def agreement(values: np.ndarray, truth: np.ndarray) -> Agreement:
 
     Example:
         >>> import numpy as np
-    import scipy
         >>> agreement(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
         Agreement(pearson=1.0, spearman=1.0, sum_ratio=2.0, relative_error=1.0)
     """
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
     a, b = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     total, size = float(b.sum()), float(np.linalg.norm(b))
     return Agreement(
         _correlation(a, b),
-        _correlation(scipy.stats.rankdata(a), scipy.stats.rankdata(b)),
+        _correlation(rankdata(a), rankdata(b)),
         float(a.sum()) / total if total else float("nan"),
         float(np.linalg.norm(a - b)) / size if size else float("nan"),
     )

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import scipy
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
@@ -220,7 +219,9 @@ def _drawn(
 
 def _ceiling(done: np.ndarray) -> float:
     """What no sum can score above; (subsets, targets), each half followed by its complement."""
-    ranks = scipy.stats.rankdata(done, axis=0) - (len(done) + 1) / 2
+    from scipy.stats import rankdata  # a second to import, and attaching needs none of it
+
+    ranks = rankdata(done, axis=0) - (len(done) + 1) / 2
     odd = (ranks[::2] - ranks[1::2]) / 2
     whole = np.square(ranks).sum(0)
     shares = 2 * np.square(odd).sum(0) / np.where(whole > 0, whole, 1)
