@@ -51,7 +51,7 @@ from inrun.ledger._running_totals import (
 )
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
-from inrun.ledger._store import RunFolder
+from inrun.ledger._store import FLUSH_SECONDS, FLUSH_VISITS, RunFolder
 from inrun.ledger._tokens import TokenFolder, token_parts
 from inrun.ledger._windows import AUDIT, BOOKS, TOLD, ClosedWindow, expectation, windows_in
 
@@ -61,6 +61,8 @@ __all__ = [
     "BOOKS",
     "CIRCUMSTANCES",
     "ENTRIES",
+    "FLUSH_SECONDS",
+    "FLUSH_VISITS",
     "GRADIENT_SIZE",
     "JUMP",
     "LEDGER",

@@ -8,6 +8,7 @@ and what they are (`digests`, see `_parts`). Format 1, of earlier versions, has 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from inrun.errors import StoreError
 from inrun.ledger._documents import document_digest, write_document
 
 FORMAT, OLDER = 2, 1
+KINDS = ("visits", "ledger")  # of parts that every run has
+TOKENS = "tokens"  # and of those that some have
 MANIFEST = "run.json"
 LONGEST = 50_000_000  # bytes: hundreds of thousands of targets
 
@@ -47,6 +50,37 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "back."
         )
     return manifest
+
+
+def new_manifest(**about: Any) -> dict[str, Any]:
+    """What a run says that has written nothing yet; `about`: see `RunFolder`."""
+    return {
+        "format": FORMAT, "run": uuid.uuid4().hex, **about, "id_type": None,
+        "sign": "positive values lowered the validation loss", "unit": "validation loss",
+        "parts": dict.fromkeys(KINDS, 0), "digests": dict.fromkeys(KINDS, ""),
+    }  # fmt: skip
+
+
+def continued(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's folder says, for one that goes on with it.
+
+    Raises:
+        StoreError: it is not the kind of run that `own` says.
+    """
+    found = {"sized": False} | read_manifest(path)  # earlier versions had none
+    for name in ("estimator", "targets", "weights", "extra", "sized"):
+        if found.get(name) != own[name]:
+            raise StoreError(
+                f"{path} holds a run with {name} {found.get(name)!r}, and this one has "
+                f"{own[name]!r}: it cannot be continued so. Attach as before."
+            )
+    kept = ("run", "id_type", "parts", "digests", "unsealed")
+    made = {**own, **{name: found[name] for name in kept if name in found}}
+    if found["format"] == OLDER:
+        made["unsealed"] = {
+            kind: len(list((path / kind).glob("*.parquet"))) for kind in (*KINDS, TOKENS)
+        }
+    return made
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

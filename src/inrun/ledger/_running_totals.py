@@ -16,6 +16,7 @@ Letters: B visits, K targets.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -203,10 +204,7 @@ class RunningTotals:
 
     def copy(self) -> RunningTotals:
         """The same sums, to be added to on their own."""
-        made = RunningTotals((), (), self._extra)
-        made._targets, made._weights = self._targets, self._weights
-        made._row, made._sums, made._steps = dict(self._row), self._sums.copy(), self._steps.copy()
-        return made
+        return copy.deepcopy(self)
 
     def add(
         self,
@@ -274,21 +272,15 @@ class RunningTotals:
         return relative_error(used[0], used[-1])
 
     def _rows_of(self, names: Ids) -> np.ndarray:
-        rows = np.fromiter((self._row_of(i) for i in names), dtype=np.int64, count=len(names))
-        self._grow()
-        return rows
-
-    def _row_of(self, sample_id: int | str) -> int:
-        return self._row.setdefault(sample_id, len(self._row))
-
-    def _grow(self) -> None:
-        held = self._sums.shape[1]
+        row, held = self._row, self._sums.shape[1]
+        rows = np.array([row.setdefault(i, len(row)) for i in names], dtype=np.int64)
         short = len(self._row) - held
         if short > 0:
             more = max(short, held, 64)
             self._sums = np.concatenate([self._sums, np.zeros((len(self._sums), more))], 1)
             fresh = np.tile(np.array(_NONE_YET, dtype=np.int64)[:, None], (1, more))
             self._steps = np.concatenate([self._steps, fresh], 1)
+        return rows
 
     def table(self) -> pa.Table:
         """One row per sample, in the order of ids."""

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from inrun.errors import StoreError
 from inrun.ledger._files import PartId, is_there, read_table, write_table
-from inrun.ledger._manifest import MANIFEST, OLDER, has_digest, read_manifest
-from inrun.ledger._parts import TOKENS, part_name
+from inrun.ledger._manifest import MANIFEST, OLDER, TOKENS, has_digest, read_manifest
+from inrun.ledger._parts import part_name
 
 FLUSH_ROWS = 4096
 

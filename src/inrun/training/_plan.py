@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 
 from inrun.attribution import EveryStep, Options
 from inrun.integrations.transformers import InRun
+from inrun.ledger import FLUSH_SECONDS, FLUSH_VISITS
 from inrun.replay import GIBIBYTE, kept_states
 from inrun.training._config import TrainConfig
 from inrun.training._run import Meter
@@ -38,7 +39,6 @@ FIRST = Options.smoothed_steps  # dearer than the others
 STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
 LONGEST = 50.0  # seconds for either of the two trainings: slower ones take fewer steps
 WINDOW = 4  # of momentum while steps are timed, so that some are paid; its length costs no time
-PART_VISITS, PART_SECONDS = 16384, 30.0  # when the store writes a part
 PART_BYTES = 3000  # of a part's footer, with a little for each column
 
 
@@ -212,7 +212,7 @@ def _disk(training: Training, model: nn.Module, scored: float, seconds: float) -
     targets = len(training.utility().targets)
     columns = targets if targets > 1 else 0
     visits = int(scored * len(training.ids) * config.epochs)
-    parts = 2 * (1 + max(visits // PART_VISITS, int(seconds // PART_SECONDS)))
+    parts = 2 * (1 + max(visits // FLUSH_VISITS, int(seconds // FLUSH_SECONDS)))
     books = max(1, int(scored * steps)) * (columns + 1) * 56
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(t.numel() * t.element_size() for t in model.state_dict().values())
