@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.ledger import Run
 from inrun.training import CONFIG, ONE_CLASS, read_config
 from inrun.uses._samples import Valued, described, samples_of
@@ -63,8 +63,7 @@ def judged_as(run: AnyRun, judge: str | None, samples: Any = None) -> AnyRun:
     """
     if judge is None:
         return run
-    if judge not in JUDGES:
-        raise MisuseError(f"judge {judge!r} is not one of {', '.join(JUDGES)}.")
+    require_one_of("judge", judge, JUDGES)
     if not isinstance(run, Run):
         raise MisuseError("judge= weighs a stored run again: pass inrun.load(its folder).")
     if judge == "even":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from inrun.capture import Hold, self_test
 from inrun.distributed import is_sharded
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError, NotSupportedError, require_one_of
 from inrun.optim import derivative_of, rule_for, trained_parameters
 from inrun.replay import Rollout, Task
 from inrun.uses._choosers import (
@@ -154,8 +154,7 @@ def _check(
     every: int | None,
     loop: Loop,
 ) -> None:
-    if by not in BY:
-        raise MisuseError(f"by {by!r} is not one of {', '.join(BY)}.")
+    require_one_of("by", by, BY)
     share = isinstance(keep, float)
     if not (0 < keep < 1 if share else keep >= 1):
         raise MisuseError(
@@ -164,8 +163,7 @@ def _check(
         )
     if (rounds is not None and rounds < 1) or (every is not None and every < 1):
         raise MisuseError(f"rounds is {rounds} and every is {every}; both count from 1.")
-    if loop.reduction not in ("mean", "sum"):
-        raise MisuseError(f"reduction {loop.reduction!r} is not one of mean, sum.")
+    require_one_of("reduction", loop.reduction, ("mean", "sum"))
     endless = horizon is None and loop.steps is None
     if by == "value" and (endless or (horizon is not None and horizon < 1)):
         raise MisuseError(

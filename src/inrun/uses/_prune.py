@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import scipy
 
 from inrun.answers import Answer
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.uses._judges import judge_notes, judged_as, unjudged
 from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
@@ -134,8 +134,8 @@ def prune(
     """
     run = judged_as(run, judge, samples)
     doubted = by == DOUBT
-    if by is not None and by not in (DOUBT, *RANKINGS):
-        raise MisuseError(f"by {by!r} is not one of {', '.join(sorted([DOUBT, *RANKINGS]))}.")
+    if by is not None:
+        require_one_of("by", by, sorted([DOUBT, *RANKINGS]))
     name = DOUBT if doubted else ranking_named(by or "total", run.targets)
     ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import scipy
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
 from inrun.uses._harm import harm_sums
 from inrun.uses._samples import visited
@@ -95,8 +95,7 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
     """The ranking's name; None is `harm` where there are several targets, else `normalised`."""
     if name is None:
         return "harm" if len(targets) > 1 else "normalised"
-    if name not in RANKINGS:
-        raise MisuseError(f"by {name!r} is not one of {', '.join(RANKINGS)}.")
+    require_one_of("by", name, RANKINGS)
     return name
 
 

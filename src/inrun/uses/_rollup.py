@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.answers import Answer
-from inrun.errors import InvariantError, MisuseError
+from inrun.errors import InvariantError, MisuseError, require_one_of
 from inrun.ledger import totals
 from inrun.uses._groups import clusters_of, doubted_by_group, intervals, look_at_labels
 from inrun.uses._judges import judge_notes, judged_as
@@ -149,8 +149,7 @@ def rollup(
         MisuseError: no samples, no such column, or `duplicates` is neither.
         InvariantError: the values do not add up to the books.
     """
-    if duplicates not in ("split", "booked"):
-        raise MisuseError(f"duplicates {duplicates!r} is not one of split, booked.")
+    require_one_of("duplicates", duplicates, ("split", "booked"))
     samples = samples_of(run, samples)
     if samples is None:
         raise MisuseError(

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inrun.answers import Answer
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.replay import Losses, Trajectory, lookahead, lookahead_parts, tracin
 from inrun.uses._samples import Valued, visited
 from inrun.utility import Utility
@@ -112,8 +112,7 @@ def trace(
     """
     named = not isinstance(run, Trajectory)
     method = method or ("named" if named else "look-ahead")
-    if method not in METHODS:
-        raise MisuseError(f"method {method!r} is not one of {', '.join(METHODS)}.")
+    require_one_of("method", method, METHODS)
     if named != (method == "named"):
         raise MisuseError(
             f"method {method!r} does not fit a {type(run).__name__}: 'named' reads a stored run's "
