@@ -19,8 +19,10 @@ from inrun.ledger._books import (
 )
 from inrun.ledger._documents import (
     Log,
+    file_digest,
     read_content,
     read_document,
+    read_versioned,
     write_content,
     write_document,
 )
@@ -90,6 +92,7 @@ __all__ = [
     "books_of",
     "deviations",
     "expectation",
+    "file_digest",
     "in_present_columns",
     "is_rounding",
     "known_residual_shares",
@@ -106,6 +109,7 @@ __all__ = [
     "read_samples",
     "read_state",
     "read_table",
+    "read_versioned",
     "relative_error",
     "residual_shares",
     "samples_table",

@@ -20,6 +20,8 @@ from typing import Any
 from inrun.errors import StoreError
 from inrun.ledger._files import MARK, changed_file, replace_file
 
+FORMAT, OLDER = 2, 1
+LONGEST = 50_000_000  # bytes: hundreds of thousands of targets, or of files
 _SEALED_END = re.compile(r'": "[0-9a-f]{64}"\n}\n\Z')
 _DIGITS = re.compile(rb"[0-9a-f]{64}\Z")
 
@@ -58,6 +60,39 @@ def read_document(path: Path) -> dict[str, Any]:
     if found.get("digest") != document_digest(found) or _text(found) != text:
         raise changed_file(path)
     return {name: value for name, value in found.items() if name != "digest"}
+
+
+def read_versioned(path: Path) -> dict[str, Any]:
+    """A document that says its `format`: 1 has no digest, 2 has.
+
+    Raises:
+        StoreError: it cannot be read, is of another format, or was changed.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LONGEST + 1)
+        found = json.loads(content.decode("utf-8"))
+        digest = document_digest(found) if isinstance(found, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    known = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or isinstance(known, bool) or known not in (OLDER, FORMAT):
+        raise StoreError(f"{path} is not of format {OLDER} or {FORMAT}, which this version reads.")
+    if found.get("digest") != (digest if known == FORMAT else None):
+        raise StoreError(
+            f"{path} was changed since it was written: its digest does not fit. Put the original "
+            "back."
+        )
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, which need not fit into memory."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _text(content: Mapping[str, Any]) -> str:

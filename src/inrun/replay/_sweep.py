@@ -169,11 +169,10 @@ def lookahead_parts(
     utility: Utility,
     samples: Collection[object],
     parts: Losses,
-    horizon: int | None = None,
 ) -> dict[object, Tensor]:
     """Values of the parts of chosen samples, summed over their visits.
 
-    They add up to the values of `inrun.lookahead(run, utility, horizon, removal="drop")`.
+    They add up to the values of `inrun.lookahead(run, utility, removal="drop")`.
 
     Args:
         run: the recorded run.
@@ -181,7 +180,6 @@ def lookahead_parts(
         samples: ids; a sample's parts must be the same at each visit.
         parts: `parts(model, batch)` gives (B, T) terms that add up over T to the terms of the
             recorded `losses`.
-        horizon: see `inrun.lookahead`.
 
     Returns:
         By id, (T, K) float64.
@@ -202,7 +200,7 @@ def lookahead_parts(
                 name, of_row = block.ids[row], values[row]
                 found[name] = _added(found[name], of_row) if name in found else of_row
 
-    whole = windows(horizon, len(run.steps))
+    whole = windows(None, len(run.steps))
     method = Method(whole, removal_named("drop"), push_named("tangent"))
     for _ in sweep(run, utility, method, watch):
         pass
