@@ -129,17 +129,14 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
 
 def _doubted(run: Valued, known: _Seen | _Numbers) -> LabelDoubts:
     if isinstance(known, _Numbers):
-        return LabelDoubts(_of_numbers(known).sort_by("doubt_rank"))
+        ids, labels, predictions = known
+        ranks = scipy.stats.rankdata(-np.abs(labels - predictions), method="min")
+        names = ("sample_id", "label", "suggested_label", "doubt_rank")
+        columns = (ids, labels, predictions, ranks.astype(np.int64))
+        table = pa.table(dict(zip(names, columns, strict=True)))
+        return LabelDoubts(table.sort_by("doubt_rank"))
     table, by_harm = _of_classes(run, known)
     return LabelDoubts(table.sort_by("doubt_rank"), by_harm)
-
-
-def _of_numbers(known: _Numbers) -> pa.Table:
-    doubt = np.abs(known.labels - known.predictions)
-    return pa.table({
-        "sample_id": known.ids, "label": known.labels, "suggested_label": known.predictions,
-        "doubt_rank": scipy.stats.rankdata(-doubt, method="min").astype(np.int64),
-    })  # fmt: skip
 
 
 def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
@@ -285,14 +282,10 @@ def _known(run: Valued, seen: Any) -> _Seen | _Numbers | None:
     if stored is not None and (stored.path / PROBABILITIES).exists():
         part, whole = stored.path / PROBABILITIES, not stored.notes
         return _seen(read_table(part, PartId("probabilities"), digested=whole))
-    return None if given is None else _given_seen(given)
-
-
-def _given_seen(table: pa.Table) -> _Seen | None:
-    if not {"label", "mean_loss"} <= set(table.column_names):
+    if given is None or not {"label", "mean_loss"} <= set(given.column_names):
         return None
-    names = {"sample_id": ":id", "label": ":label", "mean_loss": ":loss"}
-    return _seen(table.rename_columns([names.get(name, name) for name in table.column_names]))
+    own = {"sample_id": ":id", "label": ":label", "mean_loss": ":loss"}
+    return _seen(given.rename_columns([own.get(name, name) for name in given.column_names]))
 
 
 def _seen(table: pa.Table) -> _Seen:
