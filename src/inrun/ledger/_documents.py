@@ -114,9 +114,7 @@ def write_content(path: Path, content: bytes) -> None:
 def read_content(path: Path, *, digested: bool = False) -> bytes:
     """Reads what `write_content` was given.
 
-    Args:
-        path: the file.
-        digested: whether it must carry a checksum. Files of older versions do not.
+    `digested`: it must carry a checksum; files of older versions do not.
 
     Raises:
         StoreError: there is none, or it was changed or cut off.

@@ -89,17 +89,11 @@ def visits_of_step(
     paid_BK: np.ndarray | None = None,
     sizes: np.ndarray | None = None,
 ) -> Visits:
-    """One step's visits.
+    """One step's visits, whose values have everything in them.
 
-    Args:
-        step: its number.
-        ids: of its samples.
-        values_BK: theirs, everything in them.
-        target_weights: of the targets in the total, (K,).
-        extra: the column that this kind of run has besides.
-        weight: how many steps the step stands for.
-        paid_BK: how much of the values momentum paid out.
-        sizes: the norms of their own gradients, (B,), where they are kept.
+    `target_weights` (K,) are of the targets in the total; `weight` is how many steps the step
+    stands for, `paid_BK` how much of the values momentum paid out, `sizes` (B,) are of the samples'
+    own gradients, where they are kept.
     """
     total = _weighted(values_BK, target_weights)
     numbers = [weight * total, weight * normalised(total)]
@@ -137,13 +131,11 @@ def _weighted(values_BK: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def visit_variances(
     samples: np.ndarray, values: np.ndarray, weights: np.ndarray, steps: np.ndarray
 ) -> np.ndarray:
-    """What each visit adds to the variance of its sample's total.
+    """What each visit adds to the variance of its sample's total; all (N,).
 
-    Args:
-        samples: (N,) one number per sample, the same for visits of one sample.
-        values: (N,) times the step's weight.
-        weights: (N,) how many steps the step stands for.
-        steps: (N,) which one it is; a sample's visits of one step come or stay away together.
+    `samples` are numbers, the same for visits of one sample; `values` are times the step's weight,
+    `weights` how many steps the step stands for. A sample's visits of one step (`steps`) come or
+    stay away together.
     """
     if not len(values):
         return values

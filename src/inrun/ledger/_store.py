@@ -221,17 +221,7 @@ class RunFolder:
         paid_BK: np.ndarray | None = None,
         sizes: np.ndarray | None = None,
     ) -> None:
-        """Adds one step: its visits and its rows of the ledger.
-
-        Args:
-            step: its number.
-            ids: of its visits.
-            values_BK: theirs, everything in them.
-            rows: of the ledger.
-            weight: how many steps it stands for.
-            paid_BK: how much of the values momentum paid out.
-            sizes: of the samples' own gradients, (B,), where the run has them.
-        """
+        """Adds one step: its visits and its rows of the ledger; see `visits_of_step`."""
         self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"

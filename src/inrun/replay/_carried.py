@@ -87,12 +87,8 @@ class Carried:
     ) -> tuple[dict[Names, Along], dict[str, Tensor]]:
         """Takes a loss's gradient back through the optimizer's own part of a step.
 
-        Args:
-            moves: as from `alike`.
-
-        Returns:
-            What was carried until now, by the moves' names; and q, the loss's derivative in the
-            consumed gradient, (K, *shape) per parameter.
+        Moves are as from `alike`. Returns what was carried until now, by the moves' names; and q,
+        the loss's derivative in the consumed gradient, (K, *shape) per parameter.
         """
         after: dict[Names, Along] = {}
         directions: dict[str, Tensor] = {}
@@ -106,11 +102,9 @@ class Carried:
         return after, directions
 
     def push(self, moves: Mapping[Names, Move[Any, Any]], change: Mapping[str, Tensor]) -> None:
-        """Takes a change of the state forward through a step, with what it does to the gradient.
+        """Takes a change of the state forward through a step (moves by `alike`).
 
-        Args:
-            moves: as from `alike`.
-            change: of the consumed gradient, (K, *shape) per parameter, 0 where it is missing.
+        `change` is of the consumed gradient, (K, *shape) per parameter, 0 where it is missing.
         """
         for names, move in moves.items():
             derivative = derivative_of(move.rule)

@@ -170,19 +170,11 @@ def lookahead_parts(
     samples: Collection[object],
     parts: Losses,
 ) -> dict[object, Tensor]:
-    """Values of the parts of chosen samples, summed over their visits.
+    """Values of the parts of chosen samples, summed over their visits: by id, (T, K) float64.
 
-    They add up to the values of `inrun.lookahead(run, utility, removal="drop")`.
-
-    Args:
-        run: the recorded run.
-        utility: the validation loss, of K targets.
-        samples: ids; a sample's parts must be the same at each visit.
-        parts: `parts(model, batch)` gives (B, T) terms that add up over T to the terms of the
-            recorded `losses`.
-
-    Returns:
-        By id, (T, K) float64.
+    They add up to the values of `inrun.lookahead(run, utility, removal="drop")`. `parts(model,
+    batch)` gives (B, T) terms that add up over T to the terms of the recorded `losses`, the same
+    ones at each visit of a sample.
     """
     found: dict[object, Tensor] = {}
     wanted = set(samples)

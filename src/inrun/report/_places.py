@@ -48,9 +48,7 @@ def value_map(visits: pa.Table) -> dict[str, Any]:
 def moments(x: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, ...]:
     """By sample: mean, standard deviation, mean size of the late half, number of visits.
 
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to n - 1, each of which has a visit.
+    `row` is each visit's sample, 0 to n - 1, in the order of steps.
     """
     place, count = visit_places(row, int(row.max()) + 1)
     mean = np.bincount(row, x) / count

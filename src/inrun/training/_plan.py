@@ -134,12 +134,7 @@ class _Few(InRun):
 
 
 def plan_training(training: Training, tell: Callable[[str], None] = lambda _: None) -> Plan:
-    """Trains a few steps and throws them away.
-
-    Args:
-        training: what is planned.
-        tell: is told what goes on, in a sentence each.
-    """
+    """Trains a few steps and throws them away; `tell` is told what goes on, in a sentence each."""
     most = "at most a minute each, or three steps"
     tell(f"Training {WARM + PLAIN} steps plainly, then {FIRST + STEADY} with attribution; {most}.")
     config, meter, steps = training.config, Meter(training.device), training.steps()

@@ -91,14 +91,9 @@ def run_training(
     resume: bool = False,
     at: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Trains with attribution, and writes everything into the run's folder.
+    """Trains with attribution into the run's folder, or goes on with what is there to `resume`.
 
-    Args:
-        training: what is trained.
-        run: the folder.
-        console: where lines go that say how far it is.
-        resume: whether the folder holds the beginning of it.
-        at: is told what is being done.
+    Lines on `console` say how far it is; `at` is told what is being done.
 
     Raises:
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.

@@ -173,11 +173,7 @@ class Training:
     ) -> Iterator[Any]:
         """A Trainer that leaves nothing behind: no files, no logs, no evaluation.
 
-        Args:
-            model: to be trained.
-            samples: to train on.
-            callbacks: for it.
-            changes: of its arguments.
+        `changes` are of its arguments.
         """
         from inrun.training._arguments import SILENT, arguments_of
         from inrun.training._trainer import RowTrainer
@@ -229,14 +225,9 @@ class Training:
     # ---- again
 
     def train_again(self, ids: Sequence[Id], seed: int) -> float:
-        """Plain training on some of the samples from another start; what `check_pruning` takes.
+        """Plain training on these samples from another start; what `check_pruning` takes.
 
-        Args:
-            ids: of the samples to train on.
-            seed: of start and order.
-
-        Returns:
-            The mean score on the test samples: accuracy, or minus a loss; see the objective.
+        Returns the mean score on the test samples: accuracy, or minus a loss; see the objective.
         """
         model = self.drawn(1000 + seed)
         with self.apart(model, self.samples(ids), seed=1000 + seed) as trainer:

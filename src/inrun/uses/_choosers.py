@@ -64,12 +64,10 @@ class NextState:
         self._utility, self._model, self._parameters = utility, model, parameters
 
     def after(self, step: int, anticipated: AnticipatedStep, *, chosen: bool) -> Carried:
-        """The gradient of the later loss in the state after the step.
+        """The gradient of the later loss in the state after the step, of number `step` from 0.
 
-        Args:
-            step: the step's number, from 0.
-            anticipated: the step as it is expected now.
-            chosen: whether some of its candidates are chosen by now.
+        `anticipated` is the step as it is expected now, `chosen` whether some of its candidates are
+        chosen by now.
         """
         carried = Carried(self._parameters, 1)
         carried.add_to_weights(anticipated.landing(self._utility.part(step), self._model))
@@ -201,13 +199,7 @@ class ByValue:
         self._look, self._rounds = look, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates; scores are the first round's values.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
+        """See `Chooser.choose`; scores are the first round's values."""
         rounds = min(self._rounds, places)
         rows: list[int] = []
         first: Tensor | None = None

@@ -47,11 +47,7 @@ def intervals(
 ) -> list[dict[str, Any]]:
     """By group: its sum's interval, its share's, and whether it is told from the mean of all.
 
-    Args:
-        value: (n,) of each sample.
-        group: (n,) its number.
-        groups: how many.
-        cluster: (n,) its number.
+    `value`, `group` and `cluster` (n,) are each sample's value and numbers.
     """
     n, sums, total = np.bincount(group), np.bincount(group, value, groups), float(value.sum())
     beyond = value - (sums / n)[group]

@@ -137,11 +137,7 @@ def repeats(
 ) -> bool:
     """Whether harm to classes goes on as it began; True where too few samples can say.
 
-    Args:
-        visits: see `Run.visits`.
-        targets: named by classes.
-        classes: K.
-        labels: of each sample the number of its class.
+    `targets` are named by classes; `labels` have each sample's class by number.
     """
     step = visits["step"].to_numpy()
     if not len(step):

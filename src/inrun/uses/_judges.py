@@ -51,12 +51,9 @@ def _classes(run: Valued, labels: list[str] | None) -> list[Judged]:
 
 
 def judged_as(run: AnyRun, judge: str | None, samples: Any = None) -> AnyRun:
-    """The run, judged by classes alike or by their shares of the training data.
+    """The run, judged by classes alike ('even') or by their shares of the training data.
 
-    Args:
-        run: a stored run.
-        judge: 'even', 'training', or None for as it was trained.
-        samples: what the samples are, if the run was not told (`Run.describe`).
+    `judge` None leaves it as it was trained.
 
     Raises:
         MisuseError: neither of those, one target only, or targets that are no labels.

@@ -34,13 +34,7 @@ class ByOneLook:
         self._look = look
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates; scores are the first look's values.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
+        """See `Chooser.choose`; scores are the first look's values."""
         anticipated, p = self._look.at(candidates, [], places, step)
         slopes, rows = None, []
         for shares in candidates.built():
@@ -54,10 +48,7 @@ class ByOneLook:
 def met(candidates: Candidates, shares: Gradient, directions: Gradient) -> Tensor:
     """Directions, (K, *shape) per parameter, with all candidates' shares: (K, N) float64.
 
-    Args:
-        candidates: of one block.
-        shares: those that are built at the moment.
-        directions: by parameter.
+    `shares` are those that are built at the moment.
     """
     if len(next(iter(shares.values()))) < len(candidates):
         return candidates.contracted(directions).T
@@ -68,10 +59,7 @@ def met(candidates: Candidates, shares: Gradient, directions: Gradient) -> Tenso
 def coupled(A: Tensor, shares_of_mean: Tensor | None) -> Tensor:
     """M, (N, N): how a candidate's weight changes another's slope.
 
-    Args:
-        A: (N, N), see above.
-        shares_of_mean: (N,), f; None where the loss is a sum, whose mean the validation loss is
-            taken to be like.
+    Where the loss is a sum (no f), the validation loss is taken to be like its mean.
     """
     f = A.new_full((len(A),), float(len(A))) if shares_of_mean is None else shares_of_mean
     scaled = A * torch.where(f > 0, f.rsqrt(), 0.0)[:, None]

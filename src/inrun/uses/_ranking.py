@@ -102,9 +102,7 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
 def visit_places(row: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Each visit's place among its sample's, from 0, and how many visits each sample has.
 
-    Args:
-        row: each visit's sample, 0 to samples - 1, in the order of steps.
-        samples: how many.
+    `row` is each visit's sample, 0 to samples - 1, in the order of steps.
     """
     n = np.bincount(row, minlength=samples)
     order = np.argsort(row, kind="stable")
@@ -114,14 +112,9 @@ def visit_places(row: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
-    """Means over the early and the late half of each sample's visits, (samples, 2).
+    """Means of x over the early and the late half of each sample's visits, (samples, 2).
 
-    NaN for samples with fewer than `FEWEST` visits.
-
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to samples - 1.
-        samples: how many.
+    NaN for samples with fewer than `FEWEST` visits; see `visit_places`.
     """
     place, n = visit_places(row, samples)
     late, enough = 2 * place >= n[row], n[row] >= FEWEST
@@ -137,13 +130,7 @@ def means_over(x: np.ndarray, row: np.ndarray, chosen: np.ndarray, samples: int)
 
 
 def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
-    """Confidence that each sample's mean over its visits is below 0, (samples,).
-
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to samples - 1; every sample has a visit.
-        samples: how many.
-    """
+    """Confidence that each sample's mean of x over its visits is below 0, (samples,)."""
     mean, variance = _mean_and_variance(half_means(x, row, samples))
     sure: np.ndarray = scipy.stats.t.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
     return sure
@@ -163,12 +150,7 @@ def _confidence(visits: pa.Table, row: np.ndarray) -> np.ndarray:
 
 
 def rank(visits: pa.Table, targets: Sequence[str], by: str | None = None) -> Ranked:
-    """Scores and confidence of every visited sample.
-
-    Args:
-        visits: see `Run.visits`.
-        targets: the utility's targets.
-        by: 'harm', 'normalised', 'total' or 'gradient'; None as in `ranking_named`.
+    """Scores and confidence of every visited sample, by a ranking of `ranking_named`.
 
     Raises:
         MisuseError: no such ranking, or the run did not keep what it is made of.
