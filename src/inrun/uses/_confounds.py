@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.answers import Answer
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
@@ -142,4 +142,4 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation; NaN where there are fewer than two, or all are equal."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])

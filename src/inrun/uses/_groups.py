@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import hypergeom
-from scipy.stats import t as student
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.uses._near import near_groups
 
@@ -57,7 +56,7 @@ def intervals(
     n, sums, total = np.bincount(group), np.bincount(group, value, groups), float(value.sum())
     beyond = value - (sums / n)[group]
     r_C = np.bincount(cluster, beyond)
-    found = []
+    student, found = scipy.stats.t, []
     for g in range(groups):
         own = group == g
         r_Cg = np.bincount(cluster[own], beyond[own], len(r_C))
@@ -88,7 +87,7 @@ def doubted_by_group(table: pa.Table, group: np.ndarray, groups: int) -> list[di
     found = []
     for g in range(groups):
         own, k = int((group == g).sum()), int(first[group == g].sum())
-        chance = hypergeom.sf(k - 1, len(ranks), first.sum(), own)
+        chance = scipy.stats.hypergeom.sf(k - 1, len(ranks), first.sum(), own)
         found.append({"doubtful": k / own, "doubted": bool(groups > 1 and chance < 0.05 / groups)})
     return found
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import spearmanr
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
@@ -169,5 +169,5 @@ def repeats(
         apart.append((share_NK - (means / np.maximum(count, 1))[own]).ravel())
     if any(np.ptp(side) == 0 for side in apart):
         return True
-    found = spearmanr(*apart)
+    found = scipy.stats.spearmanr(*apart)
     return bool(found.statistic > 0 and found.pvalue < CERTAIN)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
@@ -66,7 +66,12 @@ def doubts(
 
 def _ranks(x: np.ndarray) -> np.ndarray:
     """0 to 1, ties sharing their mean."""
-    return (rankdata(x) - 1) / max(1, len(x) - 1)  # type: ignore[no-any-return]
+    return (scipy.stats.rankdata(x) - 1) / max(1, len(x) - 1)  # type: ignore[no-any-return]
+
+
+def _doubt_rank(doubt: np.ndarray) -> np.ndarray:
+    """1 for the most doubtful, ties sharing the smallest."""
+    return scipy.stats.rankdata(-doubt, method="min").astype(np.int64)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +140,7 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
 def _of_numbers(ids: Any, labels: np.ndarray, predictions: np.ndarray) -> pa.Table:
     return pa.table({
         "sample_id": ids, "label": labels, "suggested_label": predictions,
-        "doubt_rank": rankdata(-np.abs(labels - predictions), method="min").astype(np.int64),
+        "doubt_rank": _doubt_rank(np.abs(labels - predictions)),
     })  # fmt: skip
 
 
@@ -168,7 +173,7 @@ def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
             **({"place": places} if places and any(places) else {}),
             "label": labels,
             "suggested_label": [known.classes[k] for k in found.suggested.tolist()],
-            "doubt_rank": rankdata(-found.doubt, method="min").astype(np.int64),
+            "doubt_rank": _doubt_rank(found.doubt),
         }
     )
     return table, by_harm

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import t as student
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
@@ -89,8 +89,8 @@ class Pruning(Answer):
         sure = self.table.filter(self.table["dropped"])["confidence"]
         if sure.null_count:
             return None
-        t = student.isf(sure.to_numpy(), PRIOR + 1)
-        return float(student.cdf(t / np.sqrt(2), PRIOR + 1).sum())
+        t = scipy.stats.t.isf(sure.to_numpy(), PRIOR + 1)
+        return float(scipy.stats.t.cdf(t / np.sqrt(2), PRIOR + 1).sum())
 
 
 def prune(

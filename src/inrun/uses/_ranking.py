@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import t as student
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.errors import MisuseError
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
@@ -143,7 +143,7 @@ def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
         samples: how many.
     """
     mean, variance = _mean_and_variance(half_means(x, row, samples))
-    sure: np.ndarray = student.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
+    sure: np.ndarray = scipy.stats.t.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
     return sure
 
 
