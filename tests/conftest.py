@@ -29,7 +29,7 @@ def pytest_sessionfinish():
 def _seeds_without_stacks():
     """`torch.manual_seed` notes the whole stack for each kind of device that is not there yet."""
     with pytest.MonkeyPatch.context() as patch:
-        for device in (torch.cuda, torch.xpu):
+        for device in (torch.cuda, torch.xpu, torch.mtia):
             if not device.is_available():
                 patch.setattr(device, "manual_seed_all", lambda _: None)
         yield
