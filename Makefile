@@ -85,4 +85,4 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OUT) dist docs/_build docs/tutorials docs/api/_command.md .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) dist docs/_build docs/tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,12 +30,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = [
-    "_build",
-    "tutorials/GALLERY_HEADER.rst",
-    "tutorials/README.rst",
-    "api/_command.md",
-]
+exclude_patterns = ["_build", "tutorials/GALLERY_HEADER.rst", "tutorials/README.rst"]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions; nothing is lost by it
 
 # ---- pages
@@ -121,7 +116,9 @@ def _write_command_reference(*_: object) -> None:
         [sys.executable, "-m", "typer", "inrun.cli._main", "utils", "docs", "--name", "inrun"],
         capture_output=True, text=True, check=True, cwd=HERE,
     ).stdout  # fmt: skip
-    (HERE / "api" / "_command.md").write_text(made, encoding="utf-8")
+    build = HERE / "_build"
+    build.mkdir(exist_ok=True)
+    (build / "command.md").write_text(made, encoding="utf-8")
 
 
 def setup(app: Any) -> None:

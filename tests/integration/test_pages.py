@@ -21,7 +21,7 @@ READ_IN_ORDER = ("index", "value", "books", "trust", "uses/prune", "uses/rollup"
 def written():
     """Pages by name, without what a build leaves."""
     names = (path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md"))
-    return {n for n in names if not n.startswith(("_build", "tutorials")) and n != "api/_command"}
+    return {n for n in names if not n.startswith(("_build", "tutorials"))}
 
 
 def blocks(path):
