@@ -159,6 +159,5 @@ def block(name: str) -> str:
     claim = CLAIMS[name]
     return (
         f"**Claim.** {claim.claim}\n\n**Control.** {claim.control}\n\n"
-        f"**Command.** `python -m benchmarks.{name}` (writes this page from "
-        f"`benchmarks/{name}/page.md`)."
+        f"**Command.** `python -m benchmarks.{name}` (template: `benchmarks/{name}/page.md`)."
     )

@@ -24,8 +24,8 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "datamodeling.json").read_text())["cells"]
     digits, mnist = _runs(stored, "digits"), _runs(stored, "mnist")
     parts = {
-        "DIGITS": _scores(digits),
-        "MNIST": _scores(mnist),
+        "DIGITS": _scores(digits, "digits"),
+        "MNIST": _scores(mnist, "mnist"),
         "WAY": _way(digits),
         "REMOVALS": long_table(
             "datamodeling_removals",
@@ -69,11 +69,13 @@ def _head(run: tuple[str, float, int]) -> str:
     return f"{task}: {epochs} epochs, rate {rate:g}"
 
 
-def _scores(runs: Runs) -> str:
+def _scores(runs: Runs, task: str) -> str:
     heads = [f"{_head(run)}, seeds: {len(cells)}" for run, cells in runs.items()]
     rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in METHODS]
     ceilings = [np.mean([cell["ceiling"] for _, cell in cells]) for cells in runs.values()]
-    return markdown(["method", *heads], [*rows, [CEILING, *(f"{c:.3f}" for c in ceilings)]])
+    rows.append([CEILING, *(f"{c:.3f}" for c in ceilings)])
+    caption = f"Scores on {task} by method and training"
+    return long_table(f"datamodeling_{task}", caption, ["method", *heads], rows)
 
 
 def _score(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:

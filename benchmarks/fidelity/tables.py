@@ -87,7 +87,7 @@ def targets(cells: Cells) -> str:
         "share of steps from 3 with R >= 0.99, >= 0.95", "`path-smoothed`, steps 1 and 2 >= 0.97",
         "`path` in the papers' game >= 0.99",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("fidelity_aims", "Aims by model", head, rows)
 
 
 def _judged(found: str, aim: float) -> str:

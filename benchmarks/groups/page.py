@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.datamodeling.cell import Setting
 from benchmarks.groups.cell import GROUPS, JOINT, KINDS, PAIRED, SIZE, SUMS
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -38,8 +38,8 @@ def write_page() -> None:
     parts |= {
         "GROUPS": f"{GROUPS}",
         "SIZE": f"{SIZE}",
-        "SECONDS": markdown(
-            ["", *heads],
+        "SECONDS": long_table(
+            "groups_seconds", "Seconds by method", ["", *heads],
             [
                 [way, *(f"{np.median([c['seconds'][way] for c in cells]):.1f}"
                         for cells in found.values())]

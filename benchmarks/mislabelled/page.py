@@ -107,7 +107,7 @@ def _summary(cells: Cells) -> str:
         rows.append(row)
     rows.sort(key=lambda row: row[1], reverse=True)
     head = ["detector", "AUC", f"over `{LOSS}`", "precision", f"over `{LOSS}`"]
-    return markdown(head, rows)
+    return long_table("mislabelled", "AUC and precision by detector", head, rows)
 
 
 def _table(cells: Cells, figure: str, number: Any, part: str, digits: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
 from benchmarks.results_file import RESULTS
@@ -56,7 +56,7 @@ def _summary(cells: Cells) -> str:
             found = _of(records, "attached", "pearson") if records else None
             row.append("-" if found is None else f"{np.median(found):.4f} ({found.min():.4f})")
         rows.append(row)
-    return markdown(["optimizer", *TASKS.values()], rows)
+    return long_table("optimizers_attached", "R as attached", ["optimizer", *TASKS.values()], rows)
 
 
 def _tables(cells: Cells) -> str:
@@ -126,10 +126,10 @@ def _short(cells: Cells) -> str:
     head = ["model", "optimizer", "step", "R", "relative error", "sums", "residual"]
     residuals = [np.median([found["residual"] for *_, found in part]) for part in (low, other)]
     return (
-        f"{said}\n\n{markdown(head, rows)}\n\nThese are steps across which the validation loss "
-        "bends: `path` takes its gradient at both ends and their mean for all between. The books "
-        f"show it: the median residual is {residuals[0]:.1%} in these steps and {residuals[1]:.1%} "
-        "in the others."
+        f"{said} The validation loss bends across them: `path` takes its gradient at both ends and "
+        f"their mean for all between. The ledger shows it: the median residual is "
+        f"{residuals[0]:.1%} in these steps and {residuals[1]:.1%} in the others.\n\n"
+        + long_table("optimizers_short", "Steps below their targets", head, rows)
     )
 
 

@@ -141,7 +141,7 @@ def _gains(cells: Cells) -> str:
         times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
     head = ["arm", *(titled(noise) for noise in _noises(cells)), "wrong among trained", "time"]
-    return markdown(head, rows)
+    return long_table("selection", "Gains over `random`", head, rows)
 
 
 def _price(cells: Cells, priced: Cells) -> dict[str, str]:

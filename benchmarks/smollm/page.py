@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.smollm.cell import WARM_UP
 from benchmarks.smollm.exact import SAMPLES
@@ -92,7 +92,8 @@ def _exact(cells: Mapping[str, Any]) -> str:
                 f"{shared['sum_ratio']:.3f}",
             ])  # fmt: skip
     head = ["training", "step", "shared history: R, error", "given history: R, error"]
-    return markdown([*head, "sum over exact sum"], rows)
+    head.append("sum over exact sum")
+    return long_table("smollm_exact", "Values beside exact ones, by step", head, rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
