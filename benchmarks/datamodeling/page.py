@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datamodeling.cell import CHOSEN_ON, METHODS, TRAININGS, WEIGHT, Setting
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -107,7 +107,7 @@ def _dattri(stored: Mapping[str, Any]) -> str:
         for name in ("look-ahead", "look-ahead, between")
     ]
     rows.append(["dattri: seconds", *(f"{found['seconds']:.1f}" for found, _ in pairs.values())])
-    return markdown(["", *pairs], rows)
+    return long_table("datamodeling_dattri", "Scores beside dattri's", ["", *pairs], rows)
 
 
 def _way(runs: Runs) -> str:
@@ -124,7 +124,7 @@ def _way(runs: Runs) -> str:
         for name in names
         if name.startswith("look-ahead") and "finite" not in name
     ]
-    return markdown(["", *map(_head, found)], rows)
+    return long_table("datamodeling_way", "Scores by weight", ["", *map(_head, found)], rows)
 
 
 def _seconds(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:

@@ -111,7 +111,7 @@ def _many(cells: Mapping[str, Any]) -> str:
         rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", over, commit])
     head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean",
             "times plain + validation, median", "commit"]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("cost_small_steps", "Small steps", head, rows)
 
 
 def _window_memory(stored: Mapping[str, Any]) -> str:
@@ -122,7 +122,8 @@ def _window_memory(stored: Mapping[str, Any]) -> str:
         [way, *(f"{peaks[k] / MEGABYTE:.0f} ({peaks[k] / plain[k]:.2f})" for k in plain)]
         for way, peaks in found.items()
     ]
-    return markdown(["", *(f"{name} step" for name in plain)], rows)
+    head = ["", *(f"{name} step" for name in plain)]
+    return long_table("cost_window_memory", "Memory of single steps", head, rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
