@@ -31,7 +31,7 @@ from benchmarks.payout import page as payout
 from benchmarks.poison import page as poison
 from benchmarks.pruning import page as pruning
 from benchmarks.queries import page as queries
-from benchmarks.results_file import RESULTS, commits
+from benchmarks.results_file import RESULTS, commits, machines
 from benchmarks.selection import page as selection
 from benchmarks.smollm import page as smollm
 from benchmarks.soak import page as soak
@@ -64,11 +64,11 @@ def write_page() -> None:
         what, ours, _ = rows[0]
         asked = f"[{topic.question}]({topic.page})" if topic.page else topic.question
         firsts.append([asked, what, ours, f"`{topic.name}`"])
-        numbers += [[topic.question, *row, commits(cells)] for row in rows]
+        numbers += [[topic.question, *row, commits(cells), machines(cells)] for row in rows]
         if not topic.page:
             claim, control = CLAIMS[topic.name]
             apart.append(f"`{topic.name}` has no page. *Claim:* {claim} *Control:* {control}")
-    head = ["question", "number", "here", "elsewhere", "measured at"]
+    head = ["question", "number", "here", "elsewhere", "measured at", "on"]
     parts = [
         HEAD,
         markdown(["question", "its first number", "here", "NAME"], firsts),

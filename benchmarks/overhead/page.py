@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.overhead.cell import Cell
 from benchmarks.overhead.methods import METHODS, WITH_VALIDATION, Size
 from benchmarks.results_file import RESULTS, environments
@@ -48,7 +48,8 @@ def write_page() -> None:
     sizes = by_size(stored)
     told = {size: words_of(size) for size in sizes}
     parts = {
-        "KEPT": markdown(
+        "KEPT": long_table(
+            "cost", "Percent of plain throughput",
             *_table(told, sizes, lambda found, name: _quartiles(found.get(("time", name))))
         ),
         "OVER": long_table(
