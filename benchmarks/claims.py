@@ -110,7 +110,7 @@ CLAIMS = {
     ),
     "smollm": Claim(
         "On SmolLM2-135M under TRL's SFT, packed, values are those of the exact game with LoRA, "
-        "and nearly so in full fine-tuning; the books close; the weights are those of plain "
+        "and nearly so in full fine-tuning; the ledger closes; the weights are those of plain "
         "training.",
         "Exact Shapley values of four samples in real AdamW steps; the same training alone.",
     ),

@@ -43,7 +43,7 @@ def long_table(
     *,
     folder: str = "tables",
 ) -> str:
-    """A long table, apart from its page: a CSV file that the site shows and others can open.
+    """A long table, apart from its page: a CSV file, and the link below which the site shows it.
 
     Args:
         name: of the file in docs/evidence/tables, without its ending.
@@ -55,6 +55,4 @@ def long_table(
     TABLES.mkdir(parents=True, exist_ok=True)
     with (TABLES / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    place = f"{folder}/{name}.csv"
-    shown = f"```{{csv-table}}\n:file: {place}\n:header-rows: 1\n```"
-    return f"[{caption}]({place})\n\n{shown}"
+    return f"[{caption}]({folder}/{name}.csv)"

@@ -63,15 +63,16 @@ def write_page() -> None:
         rows = topic.source.summary(cells)
         what, ours, _ = rows[0]
         asked = f"[{topic.question}]({topic.page})" if topic.page else topic.question
-        firsts.append([asked, what, ours, f"`{topic.name}`"])
+        firsts.append([asked, what, ours])
         numbers += [[topic.question, *row, commits(cells), machines(cells)] for row in rows]
         if not topic.page:
             claim, control = CLAIMS[topic.name]
-            apart.append(f"`{topic.name}` has no page. *Claim:* {claim} *Control:* {control}")
+            told = f"{topic.question} `python -m benchmarks.{topic.name}` has no page."
+            apart.append(f"{told} *Claim:* {claim} *Control:* {control}")
     head = ["question", "number", "here", "elsewhere", "measured at", "on"]
     parts = [
         HEAD,
-        markdown(["question", "its first number", "here", "NAME"], firsts),
+        markdown(["question", "its first number", "here"], firsts),
         *apart,
         "## Every number",
         long_table("all", "As CSV", head, numbers, folder="evidence/tables"),
@@ -124,12 +125,12 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-Each page begins with a claim, the control that could refute it and the command. To check a number,
-read `benchmarks/NAME/cell.py`, which measures one cell, and run `python -m benchmarks.NAME`: it
-measures what the results lack (`--fresh` everything, `--quick` a part that takes minutes) and
-writes the page; `--page-only` only writes it. `python -m benchmarks` writes this page. Nothing was
-measured on a GPU.
+Each page begins with a claim, the control that could refute it and the command,
+`python -m benchmarks.NAME`. To check a number, read `benchmarks/NAME/cell.py`, which measures one
+cell, and run the command: it measures what the results lack (`--fresh` everything, `--quick` a
+part that takes minutes) and writes the page; `--page-only` only writes it. Nothing was measured on
+a GPU.
 
-The table has the first number of each question. All of them are below it, disappointing ones too,
-each with the commit that it was measured at. *Elsewhere* are figures as papers report them, on
-their own models and machines."""
+The table has the first number of each question; all are below it, disappointing ones too, each
+with its commit. *Elsewhere* are figures as papers report them, on their own models and machines.
+`python -m benchmarks` writes this page."""

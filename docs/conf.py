@@ -6,6 +6,7 @@ neither while building nor by a reader's browser.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,18 @@ def _write_command_reference(*_: object) -> None:
     (build / "command.md").write_text(made, encoding="utf-8")
 
 
+# A line that is a link to a CSV file alone: the site shows the table below it.
+_TABLE = re.compile(r"^\[[^\]]+\]\(([\w/]+\.csv)\)$", re.MULTILINE)
+
+
+def _show_tables(app: Any, page: str, source: list[str]) -> None:
+    """Sphinx's event `source-read`: puts each linked table below its link."""
+    shown = r"\g<0>\n\n```{csv-table}\n:file: \1\n:header-rows: 1\n```"
+    source[0] = _TABLE.sub(shown, source[0])
+
+
 def setup(app: Any) -> None:
     """Called by sphinx."""
     app.connect("builder-inited", _write_command_reference)
+    app.connect("source-read", _show_tables)
     app.connect("autodoc-process-docstring", prepare, priority=400)  # before napoleon reads it

@@ -57,7 +57,7 @@ def test_the_pages_code_runs_one_page_after_the_other(tmp_path, capsys):
 
 
 def test_the_page_on_samples_names_every_family_of_rules():
-    assert ":file: owners.csv" in (DOCS / "samples.md").read_text()
+    assert "(owners.csv)" in (DOCS / "samples.md").read_text()
     with (DOCS / "owners.csv").open(newline="") as file:
         named = re.findall(r"`(\w+)`", "".join(row[0] for row in csv.reader(file)))
     assert sorted(named) == sorted(inrun.owners.families())
