@@ -35,9 +35,9 @@ CLAIMS = {
     ),
     "selection": Claim(
         "Filling the batch's places one by one beats fewer rounds, and looking one step ahead "
-        "beats eight and more; over all learning rates none of these is told from chance. One look "
-        "(`rounds=None`) gains as much as sixteen rounds at under twice the time of a random "
-        "choice. In as much time plain training gains more.",
+        "beats eight and more; over all learning rates none differs significantly from chance. "
+        "One look (`rounds=None`) gains as much as sixteen rounds at under twice the time of a "
+        "random choice. In as much time plain training gains more.",
         "As many samples chosen by chance and by the largest loss; training on all candidates; "
         "plain training for the same time.",
     ),
@@ -74,7 +74,8 @@ CLAIMS = {
     ),
     "mislabelled": Claim(
         "`label_doubts` ranks wrong labels above the mean loss, which is free, by a little AUC. "
-        "Its precision is not told from the mean loss's, nor its AUC from mean loss and margin.",
+        "Its precision does not differ significantly from the mean loss's, nor its AUC from that "
+        "of mean loss and margin.",
         "Mean loss, margin (AUM) and cleanlab on the same trainings.",
     ),
     "tracing": Claim(

@@ -67,7 +67,7 @@ def _tables(cells: Cells) -> str:
     rows = [[task, *row] for task in _tasks(cells) for row in _table(cells, task)]
     head = [
         "data", "way", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored",
-        "told error",
+        "stated error",
     ]  # fmt: skip
     return long_table("budget", "Every data set and way", head, rows)
 
