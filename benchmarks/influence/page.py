@@ -128,7 +128,8 @@ def _summary(cells: Cells) -> str:
             ]
             row.append(", ".join(means))
         rows.append(row)
-    return markdown(["", *_tasks(cells)], rows)
+    head = ["", *_tasks(cells)]
+    return long_table("influence_spearman", "Spearman by method and model", head, rows)
 
 
 def _gain(method: str, other: str) -> Callable[[Record], float]:
