@@ -47,7 +47,7 @@ class LowRank(NamedTuple):
 
 
 def thin_product(rows_PM: Tensor, sides_MR: Tensor) -> Tensor:
-    """rows @ sides, of few columns, (P, R).
+    """Rows @ sides, of few columns, (P, R).
 
     On a CPU in single precision MKL's product of 16 columns takes two to three times as long as
     oneDNN's, which PyTorch only has as a convolution: here with windows of one place.

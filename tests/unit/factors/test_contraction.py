@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from inrun.errors import MisuseError
-from inrun.factors import _trial
 from inrun.factors import (
     Convolution,
     Dense,
@@ -14,6 +13,7 @@ from inrun.factors import (
     Indexed,
     LowRankContraction,
     Outer,
+    _trial,
     cost,
     factorize,
 )
