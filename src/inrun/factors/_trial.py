@@ -149,7 +149,9 @@ class Trial:
 
     def see(self, directions_KMN: Tensor, right_KNr: Tensor) -> None:
         """Takes note of what the rank meets: directions and its product."""
-        energy, met = (t.flatten(1).square().sum(1) for t in (directions_KMN, right_KNr))
+        energy, met = (
+            torch.linalg.vector_norm(t, dim=2).square().sum(1) for t in (directions_KMN, right_KNr)
+        )
         self.seen, self.right_KNr = torch.stack([energy, (energy - met).clamp(min=0)]), right_KNr
 
     def jumped(self, tolerance: float, seen: Sequence[Sequence[float]]) -> bool:
