@@ -37,11 +37,13 @@ CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
 JUDGED_EACH = (
-    "look-ahead, exact slopes", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
+    "look-ahead, exact slopes", "look-ahead, finite push", "look-ahead, finite push, kinks",
+    "SGD dynamics",
 )  # fmt: skip
 
 PUBLISHED_FRAME = (
-    "look-ahead, exact slopes", "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states", "one step",
+    "look-ahead, exact slopes", "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states",
+    "one step",
 )  # fmt: skip
 
 QUERIED = (
