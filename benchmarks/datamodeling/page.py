@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.datamodeling.cell import CHOSEN_ON, METHODS, TRAININGS, WEIGHT, Setting
+from benchmarks.datamodeling.cell import CHOSEN_ON, SHOWN, TRAININGS, WEIGHT, Setting
 from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
@@ -31,7 +31,7 @@ def write_page() -> None:
             "datamodeling_removals",
             "Rise by method and training",
             ["method", *map(_head, digits)],
-            [[name, *(_rises(runs, name) for runs in digits.values())] for name in METHODS],
+            [[name, *(_rises(runs, name) for runs in digits.values())] for name in SHOWN],
         ),
         "SECONDS": long_table(
             "datamodeling_seconds",
@@ -39,7 +39,7 @@ def write_page() -> None:
             ["", *map(_head, digits), *map(_head, mnist)],
             [
                 [name, *(_seconds(runs, name) for runs in [*digits.values(), *mnist.values()])]
-                for name in (*METHODS, "trainings without halves")
+                for name in (*SHOWN, "trainings without halves")
             ],
         ),
         "WEIGHT": f"{WEIGHT:g}",
@@ -71,7 +71,7 @@ def _head(run: tuple[str, float, int]) -> str:
 
 def _scores(runs: Runs, task: str) -> str:
     heads = [f"{_head(run)}, seeds: {len(cells)}" for run, cells in runs.items()]
-    rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in METHODS]
+    rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in SHOWN]
     ceilings = [np.mean([cell["ceiling"] for _, cell in cells]) for cells in runs.values()]
     rows.append([CEILING, *(f"{c:.3f}" for c in ceilings)])
     caption = f"Scores on {task} by method and training"
