@@ -20,10 +20,8 @@ from inrun.ledger._books import (
 from inrun.ledger._documents import (
     Log,
     file_digest,
-    read_content,
     read_document,
     read_versioned,
-    write_content,
     write_document,
 )
 from inrun.ledger._files import (
@@ -113,7 +111,6 @@ __all__ = [
     "opened_picture",
     "pack_state",
     "png",
-    "read_content",
     "read_document",
     "read_samples",
     "read_state",
@@ -129,7 +126,6 @@ __all__ = [
     "unpack_state",
     "usual_of",
     "windows_in",
-    "write_content",
     "write_document",
     "write_state",
     "write_table",

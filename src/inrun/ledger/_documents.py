@@ -1,8 +1,7 @@
-"""Files that are no tables, digested: JSON documents, logs of one line per result, other content.
+"""Files that are no tables, digested: JSON documents, and logs of one line per result.
 
     document   {..., "digest": SHA-256 of the rest}, written in one way, byte for byte
     log        {..., "seal": SHA-256 of the digests before and this line}, one object per line
-    content    any bytes, then `inrun-sha256:` and their SHA-256
 
 Files of older versions have no digest and are read as they are. A digest that a flipped bit has
 made unreadable is not taken for one that was never there.
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
-from inrun.ledger._files import MARK, changed_file, replace_file
+from inrun.ledger._files import changed_file, replace_file
 
 FORMAT, OLDER = 2, 1
 LONGEST = 50_000_000  # bytes: hundreds of thousands of targets, or of files
 _SEALED_END = re.compile(r'": "[0-9a-f]{64}"\n}\n\Z')
-_DIGITS = re.compile(rb"[0-9a-f]{64}\Z")
 
 
 def document_digest(content: Mapping[str, Any]) -> str:
@@ -97,40 +95,6 @@ def file_digest(path: Path) -> str:
 
 def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
-
-
-def write_content(path: Path, content: bytes) -> None:
-    """Writes a file of any kind with its checksum at the end, whole or not at all.
-
-    `torch.load` reads a file of `torch.save` so too.
-
-    Raises:
-        StoreError: the disk refused.
-    """
-    digest = hashlib.sha256(content).hexdigest().encode()
-    replace_file(path, lambda file: file.write(content + MARK + digest))
-
-
-def read_content(path: Path, *, digested: bool = False) -> bytes:
-    """Reads what `write_content` was given.
-
-    `digested`: it must carry a checksum; files of older versions do not.
-
-    Raises:
-        StoreError: there is none, or it was changed or cut off.
-    """
-    try:
-        found = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}).") from error
-    content, digest = found[: -len(MARK) - 64], found[-len(MARK) - 64 :]
-    if not digest.startswith(MARK) and not _DIGITS.search(digest):
-        if digested or MARK in found[-2 * len(MARK) - 64 :]:
-            raise changed_file(path)
-        return found
-    if digest != MARK + hashlib.sha256(content).hexdigest().encode():
-        raise changed_file(path)
-    return content
 
 
 class Log:

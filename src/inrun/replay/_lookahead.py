@@ -230,7 +230,7 @@ class Lookahead(Answer):
         removal, push = method.removal, push_named("tangent")
         plain, counted = (
             looked_ahead(
-                self._run, self._utility, Method(method.horizon, removal, push, kink_width=width)
+                self._run, self._utility, Method(method.ends, removal, push, kink_width=width)
             )._by_sample()
             for width in (0.0, KINK_WIDTH)
         )

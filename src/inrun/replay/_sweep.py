@@ -17,7 +17,7 @@ a block, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -38,36 +38,15 @@ _PLAIN = SGDRule()
 CHECKED_EVERY = 16  # steps, of which the parts are held against their rows
 
 
-class Horizon(NamedTuple):
-    """When the loss counts: `weights` by state, and the states at which a window `ends`.
+def windows(length: int | None, steps: int) -> frozenset[int]:
+    """The states at which the loss counts: the run cut at multiples of `length` and at its end.
 
-    Nothing that comes after a window's end counts for what came before it.
-    """
-
-    weights: Mapping[int, float]
-    ends: frozenset[int]
-
-
-def windows(length: int | None, steps: int) -> Horizon:
-    """The run cut at multiples of `length` and at its end; each step looks to its window's end.
-
-    A length of 1 is the step's own effect, None the effect on the run's last state.
+    Each step looks to its window's end; nothing that comes after it counts. A length of 1 is the
+    step's own effect, None the effect on the run's last state.
     """
     if length is not None and length < 1:
         raise MisuseError(f"horizon is {length}; it counts steps, at least 1, None for all.")
-    ends = frozenset({*range(length or steps, steps, length or steps), steps})
-    return Horizon(dict.fromkeys(ends, 1.0), ends)
-
-
-def curve(weights: Mapping[int, float], steps: int) -> Horizon:
-    """A weighted sum of the validation loss at chosen states of the whole run."""
-    outside = [s for s in weights if not 1 <= s <= steps]
-    if outside or not weights:
-        raise MisuseError(
-            f"curve names the states {outside or 'of nothing'}; the run has the states 1 to "
-            f"{steps}, each the one after that many steps."
-        )
-    return Horizon(dict(weights), frozenset({steps}))
+    return frozenset({*range(length or steps, steps, length or steps), steps})
 
 
 def as_sgd(move: Move[Any, Any]) -> Move[Any, Any]:
@@ -83,12 +62,12 @@ def as_sgd(move: Move[Any, Any]) -> Move[Any, Any]:
 class Method(NamedTuple):
     """What kind of sweep: each part an object of its own.
 
-    `reading` is how a recorded move is read before the sweep goes through it (`as_sgd`), None for
-    the optimizer's own; `copies` how many states are in memory while a segment is played again;
-    `damped` whether steps are gone through with `Spread`.
+    `ends` are the windows' (see `windows`). `reading` is how a recorded move is read before the
+    sweep goes through it (`as_sgd`), None for the optimizer's own; `copies` how many states are in
+    memory while a segment is played again; `damped` whether steps are gone through with `Spread`.
     """
 
-    horizon: Horizon
+    ends: frozenset[int]
     removal: Removal
     push: Push
     curvature: bool = True
@@ -100,8 +79,7 @@ class Method(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether only the run's last state counts, along its own optimizer's steps."""
-        weights, ends = self.horizon
-        return self.reading is None and len(ends) == 1 and set(weights) == set(ends)
+        return self.reading is None and len(self.ends) == 1
 
 
 class StepValues(NamedTuple):
@@ -129,13 +107,11 @@ def sweep(
             yield StepValues(
                 step, _through(replica, step, carried, method, end, watch, spread), end
             )
-        if state in method.horizon.ends:
+        if state in method.ends:
             carried, end = Carried(replica.parameters, K), state
-        weight = method.horizon.weights.get(state, 0.0)
-        if weight:
             gradients = evaluate(utility, replica.model, replica.parameters).gradients
             with torch.no_grad():
-                carried.add_to_weights({name: weight * g for name, g in gradients.items()})
+                carried.add_to_weights(gradients)
 
 
 def _through(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from inrun.cli._messages import introduce
 from inrun.cli._terminal import PIPED, Cells, Terminal, command, plain, printable
+from inrun.cli._train import introduce
 from inrun.cli._written import defused
 
 ESCAPES = [

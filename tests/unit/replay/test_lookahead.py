@@ -12,7 +12,7 @@ from inrun.replay import looked_ahead, tracin
 from inrun.replay._gradient import SIDE_BY_SIDE, smooth_kinks
 from inrun.replay._proxy import perturbation
 from inrun.replay._removal import FinitePush, push_named, removal_named
-from inrun.replay._sweep import Method, as_sgd, curve, windows
+from inrun.replay._sweep import Method, as_sgd, windows
 from tests.integration.runs import RUNS
 from tests.oracles.trajectories import Training
 
@@ -221,23 +221,6 @@ def method(horizon=None, **how):
     """What `inrun.lookahead` does by itself, and what only comparisons ask for."""
     horizon = horizon or windows(None, STEPS)
     return Method(horizon, removal_named("renormalise"), push_named("tangent"), **how)
-
-
-def test_a_curve_is_the_weighted_sum_over_times():
-    train, run_ = training("mlp"), None
-    run_, judged = recorded(train), utility(train)
-
-    def values(weights):
-        found = looked_ahead(run_, judged, method(curve(weights, STEPS)))
-        return found.values()["value"].to_numpy()
-
-    both = values({2: 0.5, STEPS: 2.0})
-    plain = lookahead(run_, judged).values()["value"].to_numpy()
-    np.testing.assert_allclose(values({STEPS: 1.0}), plain, rtol=1e-12)
-    apart = truth(train, (0, 3, 7), [2, STEPS], "renormalise")
-    ids = lookahead(run_, judged).values()["sample_id"].to_pylist()
-    found = np.array([both[ids.index(i)] for i in (0, 3, 7)])
-    close(found, 0.5 * apart[2] + 2.0 * apart[STEPS])
 
 
 @pytest.mark.parametrize("name", MODELS)
