@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import scipy  # scipy.stats, a second to import, loads on first use
+import scipy
 
 from inrun.errors import StoreError
 from inrun.ledger import (

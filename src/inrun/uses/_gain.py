@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # scipy.stats, a second to import, loads on first use
+import scipy
 
 EFFECT = 2.0  # in standard deviations: gains for which looking early is made sharpest
 ERROR, POWER = 0.05, 0.8

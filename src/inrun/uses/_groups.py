@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import scipy  # scipy.stats, a second to import, loads on first use
+import scipy
 
 from inrun.uses._near import near_groups
 
@@ -47,22 +47,20 @@ def intervals(
 ) -> list[dict[str, Any]]:
     """By group: its sum's interval, its share's, and whether it is told from the mean of all.
 
-    Args:
-        value: (n,) of each sample.
-        group: (n,) its number.
-        groups: how many.
-        cluster: (n,) its number.
+    `value`, `group` and `cluster` (n,) are each sample's value and numbers.
     """
     n, sums, total = np.bincount(group), np.bincount(group, value, groups), float(value.sum())
     beyond = value - (sums / n)[group]
     r_C = np.bincount(cluster, beyond)
-    student, found = scipy.stats.t, []
+    found = []
     for g in range(groups):
         own = group == g
         r_Cg = np.bincount(cluster[own], beyond[own], len(r_C))
         m = len(np.unique(cluster[own]))
         share, away = sums[g] / total if total else np.nan, sums[g] / n[g] - total / len(value)
-        times = student.ppf(1 - 0.025 / groups, m - 1) * np.sqrt(m / (m - 1)) if m > 1 else np.nan
+        times = (
+            scipy.stats.t.ppf(1 - 0.025 / groups, m - 1) * np.sqrt(m / (m - 1)) if m > 1 else np.nan
+        )
         half = times * np.linalg.norm(r_Cg)
         half_share = times * np.linalg.norm(r_Cg - share * r_C) / abs(total) if total else np.nan
         certain = abs(away) > times * np.linalg.norm(r_Cg / n[g] - r_C / len(value))

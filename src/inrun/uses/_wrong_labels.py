@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy  # scipy.stats, a second to import, loads on first use
+import scipy
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
