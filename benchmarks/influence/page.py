@@ -46,11 +46,12 @@ PLOTTED = (
 )  # fmt: skip
 COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222", "#b23a48")
 SUMMED_UP = (
-    "look-ahead, carried push", "look-ahead", "SGD dynamics", "TracIn, 5 states", "one step",
+    "look-ahead, carried push", "look-ahead", "look-ahead, exact slopes", "SGD dynamics",
+    "TracIn, 5 states", "one step",
     *TRUTHS,
 )  # fmt: skip
 ORDER = (
-    "look-ahead", "look-ahead, finite push", "look-ahead, carried push",
+    "look-ahead", "look-ahead, exact slopes", "look-ahead, finite push", "look-ahead, carried push",
     "look-ahead, finite push, kinks", "look-ahead, carried push, kinks",
     "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", *TRUTHS,
 )  # fmt: skip
@@ -59,12 +60,12 @@ ORDER = (
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    names = ("fidelity", "carried", "queries", "decay", "error", "proxy", "cost", "published")
+    names = ("fidelity", "damped", "queries", "decay", "error", "proxy", "cost", "published")
     kinds: dict[str, Cells] = {name: {} for name in names}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
         kinds[kind][Setting.of(setting)] = cell["result"]
-    for setting, result in kinds["carried"].items():
+    for setting, result in kinds["damped"].items():
         if setting in kinds["fidelity"]:
             kinds["fidelity"][setting]["methods"] |= result["methods"]
     for setting, result in kinds["decay"].items():
@@ -128,7 +129,8 @@ def _summary(cells: Cells) -> str:
             ]
             row.append(", ".join(means))
         rows.append(row)
-    return markdown(["", *_tasks(cells)], rows)
+    head = ["", *_tasks(cells)]
+    return long_table("influence_spearman", "Spearman by method and model", head, rows)
 
 
 def _gain(method: str, other: str) -> Callable[[Record], float]:
@@ -159,7 +161,7 @@ def _above(cells: Cells) -> dict[str, str]:
 
 def _curvature(cells: Cells, rate: float) -> str:
     """What leaving it out costs in Spearman on mlp-relu, over seeds."""
-    gain = _gain("look-ahead", "look-ahead, momentum only")
+    gain = _gain("look-ahead, exact slopes", "look-ahead, momentum only")
     own = [gain(r) for s, r in cells.items() if (s.task, s.rate) == ("mlp-relu", rate)]
     return compared({"": own})[""].told(3).removeprefix("+")
 
@@ -193,7 +195,10 @@ def _agreement(found: list[Record]) -> str:
 
 def linear_share(record: Record) -> float:
     """The share of samples whose measured removal is within `LINEAR` of first order's word."""
-    truth, first = np.array(record["truth"]), np.array(record["methods"]["look-ahead"]["values"])
+    truth, first = (
+        np.array(record["truth"]),
+        np.array(record["methods"]["look-ahead, exact slopes"]["values"]),
+    )
     return float((np.abs(first - truth) <= LINEAR * np.abs(truth)).mean())
 
 

@@ -53,7 +53,15 @@ from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
 from inrun.ledger._store import FLUSH_SECONDS, FLUSH_VISITS, RunFolder
 from inrun.ledger._tokens import TokenFolder, token_parts
-from inrun.ledger._windows import AUDIT, BOOKS, TOLD, ClosedWindow, expectation, windows_in
+from inrun.ledger._windows import (
+    AUDIT,
+    BOOKS,
+    TOLD,
+    ClosedWindow,
+    expectation,
+    least_agreement,
+    windows_in,
+)
 
 __all__ = [
     "AROUND",
@@ -94,6 +102,7 @@ __all__ = [
     "in_present_columns",
     "is_rounding",
     "known_residual_shares",
+    "least_agreement",
     "ledger_rows",
     "load_run",
     "machine",

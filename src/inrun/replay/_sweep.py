@@ -26,7 +26,7 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.optim import Move, SGDRule, SGDSetting, SGDState
 from inrun.replay._agreement import check_norm
-from inrun.replay._carried import Carried, alike
+from inrun.replay._carried import Carried, Spread, alike
 from inrun.replay._folder import Step
 from inrun.replay._gradient import StepGradient
 from inrun.replay._removal import Passage, Push, Removal, push_named, removal_named
@@ -64,7 +64,7 @@ class Method(NamedTuple):
 
     `ends` are the windows' (see `windows`). `reading` is how a recorded move is read before the
     sweep goes through it (`as_sgd`), None for the optimizer's own; `copies` how many states are in
-    memory while a segment is played again.
+    memory while a segment is played again; `damped` whether steps are gone through with `Spread`.
     """
 
     ends: frozenset[int]
@@ -74,6 +74,7 @@ class Method(NamedTuple):
     kink_width: float = 0.0
     reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None
     copies: int = COPIES
+    damped: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -98,11 +99,14 @@ def sweep(
     """Values of every step, from the last to the first; `watch` sees each step."""
     replica, K = run.replica, len(utility.targets)
     carried, end = Carried(replica.parameters, K), len(run.steps)
+    spread = Spread(replica.parameters) if method.damped else None
     for state in run.backward(method.copies):
         if state < len(run.steps):
             step = run.steps[state]
             replica.set_groups(step)
-            yield StepValues(step, _through(replica, step, carried, method, end, watch), end)
+            yield StepValues(
+                step, _through(replica, step, carried, method, end, watch, spread), end
+            )
         if state in method.ends:
             carried, end = Carried(replica.parameters, K), state
             gradients = evaluate(utility, replica.model, replica.parameters).gradients
@@ -111,11 +115,17 @@ def sweep(
 
 
 def _through(
-    replica: Replica, step: Step, carried: Carried, method: Method, end: int, watch: Watch | None
+    replica: Replica,
+    step: Step,
+    carried: Carried,
+    method: Method,
+    end: int,
+    watch: Watch | None,
+    spread: Spread | None,
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     gradient = StepGradient(replica, step, method.kink_width)
-    passage = taken_back(replica, step, carried, gradient, method.reading)
+    passage = taken_back(replica, step, carried, gradient, method.reading, spread)
     if watch is not None:
         watch(passage)
     curved, contractions = gradient.contract(passage.directions, curvature=method.curvature)
@@ -130,12 +140,14 @@ def taken_back(
     carried: Carried,
     gradient: StepGradient,
     reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None,
+    spread: Spread | None = None,
 ) -> Passage:
     """Takes what is carried back through the step that the replica is about to take."""
     check_norm(replica, step, gradient.norm)
     moves = gradient.moves()
     groups = alike(moves if reading is None else [(name, reading(move)) for name, move in moves])
-    after, directions = carried.pull(groups)
+    rows = sum(len(block.ids) for block in step.blocks)
+    after, directions = carried.pull(spread.damped(groups, rows) if spread else groups)
     with torch.no_grad():
         directions = gradient.consumed_to_raw(directions)
     return Passage(replica, step, gradient, groups, after, directions)
@@ -146,6 +158,8 @@ def lookahead_parts(
     utility: Utility,
     samples: Collection[object],
     parts: Losses,
+    *,
+    damped: bool = True,
 ) -> dict[object, Tensor]:
     """Values of the parts of chosen samples, summed over their visits: by id, (T, K) float64.
 
@@ -170,7 +184,7 @@ def lookahead_parts(
                 found[name] = _added(found[name], of_row) if name in found else of_row
 
     whole = windows(None, len(run.steps))
-    method = Method(whole, removal_named("drop"), push_named("tangent"))
+    method = Method(whole, removal_named("drop"), push_named("tangent"), damped=damped)
     for _ in sweep(run, utility, method, watch):
         pass
     return found
