@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from inrun.optim import _hooks
+
 torch.set_num_threads(1)
 
 
@@ -18,6 +20,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 10)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """An attribution that a test leaves in a cycle is gone before the next: it warns as it goes."""
+    if _hooks._listening:
+        gc.collect(1)
 
 
 def pytest_sessionfinish():

@@ -49,6 +49,8 @@ def fork(main, folder, size):
     """`main(folder)` in so many forks of this process, which has not trained anything."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through, nor copied for it, in each of them
     torch.multiprocessing.start_processes(
         _of_several, (main, folder, size, port), size, start_method="fork"
     )
