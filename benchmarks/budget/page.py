@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.budget.cell import WAYS
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.payout.cell import NOISE, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -78,14 +78,14 @@ def _summary(cells: Cells) -> str:
             for t in _tasks(cells)
         )
         rows.append([way, *each])
-    return markdown(["overhead, R", *_tasks(cells)], rows)
+    return long_table("budget_ways", "Overhead and R by way", ["way", *_tasks(cells)], rows)
 
 
 def _tables(cells: Cells) -> str:
     rows = [[task, *row] for task in _tasks(cells) for row in _table(cells, task)]
     head = [
         "data", "way", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored",
-        "told error",
+        "stated error",
     ]  # fmt: skip
     return long_table("budget", "Every data set and way", head, rows)
 

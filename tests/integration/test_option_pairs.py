@@ -98,9 +98,8 @@ def trained(data, chosen, tmp_path, *, attached):
     for step in range(STEPS):
         for block in range(chosen.get("blocks", 1)):
             ids = [(BATCH * (step + block) + i) % 16 for i in range(BATCH)]
-            passed = loss_fn(model, (data[0][ids], data[1][ids]))
             if attribution is None:
-                passed.backward()
+                loss_fn(model, (data[0][ids], data[1][ids])).backward()
                 continue
             slots = torch.arange(BATCH) if "slots" in chosen else None
             with attribution.batch(ids, slots=slots):
