@@ -168,7 +168,7 @@ def _smollm(setting: Setting) -> Task:
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in read], batch_first=True)
     return _of_rows(
         setting, get_peft_model(model, lora()).eval(), loss_fn, (padded, mask), training,
-        _epochs(setting, training, 4, 26), clip=1.0,
+        _epochs(setting, training, 4, 22), clip=1.0,
     )  # fmt: skip
 
 
