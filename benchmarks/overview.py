@@ -61,9 +61,12 @@ def write_page() -> None:
     for topic in TOPICS:
         cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
         rows = topic.source.summary(cells)
-        what, ours, _ = rows[0]
+        what, ours, theirs = rows[0]
         asked = f"[{topic.question}]({topic.page})" if topic.page else topic.question
-        firsts.append([asked, what, ours])
+        *older, last = commits(cells).removeprefix("commit ").split(", ")
+        measured = f"`{topic.name}`, {last}" + f" and {len(older)} more" * bool(older)
+        control = CLAIMS[topic.name].control
+        firsts.append([asked, what, ours, theirs, control, measured])
         numbers += [[topic.question, *row, commits(cells), machines(cells)] for row in rows]
         if not topic.page:
             claim, control = CLAIMS[topic.name]
@@ -72,7 +75,10 @@ def write_page() -> None:
     head = ["question", "number", "here", "elsewhere", "measured at", "on"]
     parts = [
         HEAD,
-        markdown(["question", "its first number", "here"], firsts),
+        markdown(
+            ["question", "its first number", "here", "elsewhere", "control", "command, commit"],
+            firsts,
+        ),
         *apart,
         "## Every number",
         long_table("all", "As CSV", head, numbers, folder="evidence/tables"),
@@ -131,6 +137,6 @@ cell, and run the command: it measures what the results lack (`--fresh` everythi
 part that takes minutes) and writes the page; `--page-only` only writes it. Nothing was measured on
 a GPU.
 
-The table has the first number of each question; all are below it, disappointing ones too, each
-with its commit. *Elsewhere* are figures as papers report them, on their own models and machines.
-`python -m benchmarks` writes this page."""
+The table has the first number of each question; all are below it, disappointing ones too.
+*Elsewhere* are figures as papers report them, on their own models and machines; in the last column
+stands the NAME. `python -m benchmarks` writes this page."""

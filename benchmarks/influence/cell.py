@@ -30,6 +30,7 @@ from inrun.replay import (
     windows,
 )
 
+EXACT = "look-ahead, exact slopes"
 NOISE = 1e-5
 DECAY = 0.01
 QUERIES = 10
@@ -37,17 +38,17 @@ CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
 JUDGED_EACH = (
-    "look-ahead, exact slopes", "look-ahead, finite push", "look-ahead, finite push, kinks",
+    EXACT, "look-ahead, finite push", "look-ahead, finite push, kinks",
     "SGD dynamics",
 )  # fmt: skip
 
 PUBLISHED_FRAME = (
-    "look-ahead, exact slopes", "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states",
+    EXACT, "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states",
     "one step",
 )  # fmt: skip
 
 QUERIED = (
-    "look-ahead, exact slopes", "look-ahead", "look-ahead, finite push",
+    EXACT, "look-ahead", "look-ahead, finite push",
     "look-ahead, carried push",
 )  # fmt: skip
 
@@ -134,7 +135,7 @@ class Experiment:
 
         finite = {"push": "finite", "samples": self.left_out, "carry": 0}
         return {
-            "look-ahead, exact slopes": ahead(),
+            EXACT: ahead(),
             "look-ahead, finite push": ahead(**finite),
             "look-ahead, finite push, kinks": compared("finite", kink_width=KINK_WIDTH),
             "look-ahead, momentum only": ahead(curvature=False),

@@ -223,6 +223,14 @@ def method(horizon=None, **how):
     return Method(horizon, removal_named("renormalise"), push_named("tangent"), **how)
 
 
+def test_the_loss_may_be_read_at_any_state():
+    train = training("mlp")
+    table = looked_ahead(recorded(train), utility(train), method(frozenset({2}))).values()
+    ids = table["sample_id"].to_pylist()
+    found = table["value"].to_numpy()[[ids.index(i) for i in (0, 3, 7)]]
+    close(found, truth(train, (0, 3, 7), [2], "renormalise")[2])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_targets_are_carried_side_by_side(name):
     train = training(name)
