@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
-from benchmarks.markdown import EVIDENCE, fill, long_table, markdown
+from benchmarks.markdown import EVIDENCE, fill, long_table
 from benchmarks.poison.cell import REMOVED, WANTED, Setting
 from benchmarks.poison.rankings import AHEAD, LESS, TOTAL, TRACED
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
@@ -47,17 +47,15 @@ def write_page() -> None:
         "LESS": LESS.removeprefix(", "),
         "TOTAL": TOTAL,
         "SEEDS": ", ".join(str(len(found)) for found in cells.values()),
-        "RECALL": markdown(
-            ["ranked by", *heads],
-            [[n, *_recalls(cells, n, ranges=False)] for n in _ordered(cells)],
-        ),
-        "RANGES": long_table(
+        "RECALL": long_table(
             "poison_recall",
             "Recall at k with the range over seeds, and at 2k",
             ["ranked by", *heads],
-            [[n, *_recalls(cells, n, ranges=True)] for n in _ordered(cells)],
+            [[name, *_recalls(cells, name)] for name in _ordered(cells)],
         ),
-        "BEHAVIOUR": markdown(
+        "BEHAVIOUR": long_table(
+            "poison_attack",
+            "Success of the attack, and accuracy",
             ["removed, as many as were planted", *heads],
             [[name, *_behaviours(cells, name)] for name in ("nothing", EXACT, *REMOVED, CHANCE)],
         ),
@@ -121,13 +119,13 @@ def _ordered(cells: Cells) -> list[str]:
     return sorted(names, key=lambda name: -np.mean([f["recall"][name]["1k"] for f in every]))
 
 
-def _recalls(cells: Cells, name: str, *, ranges: bool) -> list[str]:
-    """Mean over seeds of the recall at k, with the range if asked for, and of that at 2k."""
+def _recalls(cells: Cells, name: str) -> list[str]:
+    """Mean over seeds of the recall at k, with the range, and of that at 2k."""
     told = []
     for found in cells.values():
         first, second = ([f["recall"][name][at] for f in found] for at in ("1k", "2k"))
-        spread = f" ({min(first):.2f} to {max(first):.2f})" if ranges else ""
-        told.append(f"{np.mean(first):.2f}{spread}, {np.mean(second):.2f}")
+        spread = f"({min(first):.2f} to {max(first):.2f})"
+        told.append(f"{np.mean(first):.2f} {spread}, {np.mean(second):.2f}")
     return told
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.smollm.cell import WARM_UP
 from benchmarks.smollm.exact import SAMPLES
@@ -47,7 +47,8 @@ def _table(cells: Mapping[str, Any], rows_of: Callable[[Any, str], dict[str, str
     kinds = [kind for kind in KINDS if f"{kind}: exact" in cells]
     columns = [rows_of({k: v["result"] for k, v in cells.items()}, kind) for kind in kinds]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    return markdown(["", *(KINDS[kind] for kind in kinds)], rows)
+    head = ["", *(KINDS[kind] for kind in kinds)]
+    return long_table("smollm", "With and without attribution", head, rows)
 
 
 def _trained(cells: Any, kind: str) -> dict[str, str]:
@@ -92,7 +93,8 @@ def _exact(cells: Mapping[str, Any]) -> str:
                 f"{shared['sum_ratio']:.3f}",
             ])  # fmt: skip
     head = ["training", "step", "shared history: R, error", "given history: R, error"]
-    return markdown([*head, "sum over exact sum"], rows)
+    head.append("sum over exact sum")
+    return long_table("smollm_exact", "Values beside exact ones, by step", head, rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

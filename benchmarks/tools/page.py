@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS
+from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS, TRUTH
 from benchmarks.tools.experiment import BATCH, LEFT_OUT, SAMPLES, Setting
 from benchmarks.tools.frame import LAYERS, LENGTH, VOCABULARY, WIDTH, Gpt2
 
@@ -21,22 +21,50 @@ Cells = Mapping[str, Mapping[str, Any]]
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "tools.json").read_text())["cells"]
+    settings = _settings(stored)
     parts = {
         "MODEL": f"The model is GPT-2 with {LAYERS} layers of width {WIDTH}, of plain PyTorch "
         f"layers ({sum(p.numel() for p in Gpt2().parameters()):,} parameters), on {SAMPLES} rows "
         f"of {LENGTH} words of the Brown corpus over {VOCABULARY} words, in batches of {BATCH}",
         "LEFT_OUT": f"{LEFT_OUT}",
         "HALVES": f"{HALVES}",
+        "TABLE": _main(settings),
         "TABLES": "\n\n".join(
-            f"{setting.epochs} epochs at rate {setting.rate:g}, seed {setting.seed}:\n\n"
-            + markdown(HEAD, _rows(cells))
-            for setting, cells in _settings(stored).items()
+            long_table(
+                f"tools_{setting.epochs}", f"Every row, {_told(setting)}", HEAD, _rows(cells)
+            )
+            for setting, cells in settings.items()
         ),
         "MEMORY": markdown(["tool", "memory, MB", "disk, MB"], _memory(stored)),
         "INSTALL": INSTALL,
         "RUN": environments(stored),
     }
     fill(Path(__file__).with_name("page.md"), parts, PAGE)
+
+
+def _told(setting: Setting) -> str:
+    return f"{setting.epochs} epochs, rate {setting.rate:g}"
+
+
+def _main(settings: Mapping[Setting, Cells]) -> str:
+    """The main rows: by setting single removals, halves, and seconds with all queries."""
+    rows = []
+    for name, method in MAIN:
+        row = [name, method]
+        for cells in settings.values():
+            scores = cells.get(name, {}).get("scores", {})
+            if method in scores:
+                costs = _costs(cells[name], method)[1]
+                row += [f"{scores[method]['single']:.3f}", _scores(scores[method])[1], costs]
+            else:
+                row += ["—"] * 3
+        rows.append(row)
+    heads = [
+        f"{what}: {_told(setting)}"
+        for setting in settings
+        for what in ("one sample", "half of them", "seconds")
+    ]
+    return markdown(["tool", "method", *heads], rows)
 
 
 def _settings(stored: Mapping[str, Any]) -> dict[Setting, dict[str, Mapping[str, Any]]]:
@@ -104,16 +132,21 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For the page of all benchmarks."""
     rows = []
     for setting, found in _settings(cells).items():
-        for name, cell in found.items():
-            for method, score in cell["scores"].items():
-                if score["score"] is not None and (name, method) in SHOWN:
-                    what = f"{name}, {method}: datamodeling score, {setting.epochs} epochs"
-                    rows.append((what, f"{score['score']:.3f}", ""))
+        for name, method in MAIN:
+            scores = found.get(name, {}).get("scores", {}).get(method)
+            if scores:
+                what = (
+                    f"{name}, {method}: one sample left out, half of them; {setting.epochs} epochs"
+                )
+                half = "—" if scores["score"] is None else f"{scores['score']:.3f}"
+                rows.append((what, f"{scores['single']:.3f}, {half}", ""))
     return rows
 
 
-SHOWN = {
-    ("inrun", "look-ahead"), ("inrun", "look-ahead, between"), ("Bergson 2.5.1", "MAGIC"),
-    ("dattri-llm 0.1.0", "AdamW-influence"), ("Kronfluence 1.0.1", "EK-FAC, its own damping"),
-    ("GhostSuite b1a3524", "gradient dot products"),
-}  # fmt: skip
+MAIN = (
+    ("inrun", "look-ahead"), ("inrun", "look-ahead, carried push"),
+    ("inrun", "look-ahead, between"), ("Bergson 2.5.1", "MAGIC"),
+    ("dattri-llm 0.1.0", "AdamW-influence"), ("dattri-llm 0.1.0", "EK-FAC, damping 0.01"),
+    ("Kronfluence 1.0.1", "EK-FAC, its own damping"),
+    ("GhostSuite b1a3524", "gradient dot products"), (CONTROLS, "words in common"), (AGAIN, TRUTH),
+)  # fmt: skip
