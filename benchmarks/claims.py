@@ -143,10 +143,12 @@ CLAIMS = {
     ),
     "tools": Claim(
         "In a short training of a tiny GPT-2 look-ahead and Bergson's MAGIC rank single removals "
-        "alike, and above what other tools say; look-ahead carries all queries in one sweep. For "
-        "half of the data removed, medians on the way and a well damped EK-FAC lead. In a longer "
-        "training at three times the rate no tool ranks single removals.",
-        "The same retrainings for all; shared words and chance; a ceiling of any sums.",
+        "alike and best; look-ahead takes less time for many queries and more memory. For half of "
+        "the data, medians on the way and a well damped EK-FAC come out highest, and neither "
+        "look-ahead nor MAGIC is above shared words. In a longer training at three times the rate "
+        "no tool ranks single removals, and none is above shared words for halves.",
+        "The same retrainings for all, single ones also from a start moved by 1e-5; shared words "
+        "and chance; a ceiling of any sums.",
     ),
     "groups": Claim(
         "In a short training sums of values rank sources by what leaving them out does, and do not "
