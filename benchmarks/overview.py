@@ -37,6 +37,7 @@ from benchmarks.smollm import page as smollm
 from benchmarks.soak import page as soak
 from benchmarks.statements import page as statements
 from benchmarks.taught import cell as taught
+from benchmarks.tools import page as tools
 from benchmarks.tracing import page as tracing
 from benchmarks.window import page as window
 
@@ -122,6 +123,7 @@ TOPICS = (
         "What if half the data goes?",
         datamodeling,
     ),
+    Topic("tools", "evidence/tools.md", "And beside other tools?", tools),
     Topic("groups", "evidence/groups.md", "What if a whole source goes?", groups),
     Topic("queries", "evidence/queries.md", "What do many queries cost?", queries),
     Topic("statements", "evidence/statements.md", "What may be said of a value?", statements),

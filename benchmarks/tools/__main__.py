@@ -7,7 +7,7 @@ checkout of GhostSuite.
 from __future__ import annotations
 
 from benchmarks.command import measure_and_write
-from benchmarks.tools.cell import CONTROLS, TOOLS, measure, there
+from benchmarks.tools.cell import AGAIN, CONTROLS, MEMORY, TOOLS, measure, there
 from benchmarks.tools.experiment import Setting
 from benchmarks.tools.page import write_page
 
@@ -17,8 +17,9 @@ SHORT, LONG = (1e-3, 4), (3e-3, 8)
 def grid(quick: bool) -> list[str]:
     """The cells' names."""
     settings = [Setting(*SHORT)] if quick else [Setting(*SHORT), Setting(*LONG)]
-    names = [CONTROLS, *(tool.name for tool in TOOLS if there(tool))]
-    return [f"{name}: {setting.key}" for setting in settings for name in names]
+    tools = [tool.name for tool in TOOLS if there(tool)]
+    keys = [f"{name}: {setting.key}" for setting in settings for name in (CONTROLS, AGAIN, *tools)]
+    return keys + [f"{MEMORY}{name}: {settings[0].key}" for name in ("inrun, look-ahead", *tools)]
 
 
 def main() -> None:

@@ -18,13 +18,23 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import data
-from benchmarks.tools.experiment import DROP, Setting, as_array, asked, framed, recorded
+from benchmarks.tools.experiment import (
+    DROP,
+    NOISE,
+    Setting,
+    as_array,
+    asked,
+    framed,
+    moved,
+    recorded,
+)
 from benchmarks.tools.frame import Frame
 from inrun.truth import lds, retrain
 
 HALVES = 60
 ROOT = Path(__file__).parents[2]
-OURS, CONTROLS = "inrun", "controls"
+OURS, CONTROLS, MEMORY = "inrun", "controls", "memory: "
+AGAIN, TRUTH = "truth again", f"the truth, its start moved by {NOISE:g}"
 
 
 class Tool(NamedTuple):
@@ -70,22 +80,31 @@ def there(tool: Tool) -> bool:
 
 def measure(key: str) -> dict[str, Any]:
     """The cell of that name: 'inrun: rate=...'."""
-    name, _, setting = key.partition(": ")
+    name, _, setting = key.rpartition(": ")
     frame = framed(Setting.of(setting))
+    if name.startswith(MEMORY):
+        tool, _, method = name.removeprefix(MEMORY).partition(", ")
+        return _asked(_tool(tool), frame, method or "all")[0]
     judge = Judge(frame, setting)
+    if name == AGAIN:
+        return {"scores": {TRUTH: judge.single_scores(_single(moved(frame))) | _half(None)}}
     if name == CONTROLS:
         return {"scores": judge.scores(_controls(frame)), "ceiling": judge.ceiling}
-    tool = next(t for t in TOOLS if t.name == name)
-    facts, found = _said(tool, frame)
+    facts, found = _asked(_tool(name), frame)
     return {"scores": judge.scores(found), **facts}
 
 
-def _said(tool: Tool, frame: Frame) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _tool(name: str) -> Tool:
+    return next(tool for tool in TOOLS if tool.name == name)
+
+
+def _asked(tool: Tool, frame: Frame, *more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a tool answers in a process of its own: the facts, and by method (n, K) values."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "frame.pt", Path(folder) / "out.npz"
         frame.save(given)
         command = [interpreter(tool), "-m", f"benchmarks.tools.{tool.module}", str(given), str(out)]
+        command += more
         paths = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         if tool.needs.isupper():
             paths[tool.needs] = str(Path(paths[tool.needs]).absolute())
@@ -96,7 +115,8 @@ def _said(tool: Tool, frame: Frame) -> tuple[dict[str, Any], dict[str, np.ndarra
             raise RuntimeError(f"{tool.name} stopped: {done.stderr[-2000:]}")
         stored = np.load(out)
         facts = json.loads(str(stored["facts"]))
-        values = {name: stored[f"values {i}"] for i, name in enumerate(facts["methods"])}
+        methods = enumerate(facts.get("methods", ()))
+        values = {name: stored[f"values {i}"] for i, name in methods}
     return facts, values
 
 
@@ -107,11 +127,7 @@ class Judge:
         self.frame, self.run, self.utility = frame, recorded(frame), asked(frame)
         self.store = data.CACHE / "tools" / setting.replace(" ", ",")
         self.store.mkdir(parents=True, exist_ok=True)
-        table = retrain(
-            self.run, self.utility, frame.left_out, removal=DROP,
-            store=self.store / "single.jsonl",
-        )  # fmt: skip
-        self.single = as_array(table, self.utility)[frame.left_out]
+        self.single = _single(frame, self.store / "single.jsonl")
         self.ceiling: float | None = None
 
     def scores(self, values: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
@@ -131,16 +147,25 @@ class Judge:
         self.ceiling = score.ceiling
         of_halves = {row["method"]: row for row in score.table.to_pylist()}
         return {
-            name: self._single(found) | _half(of_halves.get(name)) for name, found in values.items()
+            name: self.single_scores(found) | _half(of_halves.get(name))
+            for name, found in values.items()
         }
 
-    def _single(self, values: np.ndarray) -> dict[str, float | None]:
+    def single_scores(self, values: np.ndarray) -> dict[str, float | None]:
+        """Of (n, K) values, by the trainings without one sample."""
         from scipy.stats import spearmanr
 
-        said, done = values[self.frame.left_out], self.single
+        said, done = values[self.frame.left_out], self.single[self.frame.left_out]
         each = [spearmanr(a, b)[0] for a, b in zip(said.T, done.T, strict=True)]
         mean = spearmanr(said.mean(1), done.mean(1))[0]
         return {"single": float(np.mean(each)), "single_mean": float(mean)}
+
+
+def _single(frame: Frame, store: Path | None = None) -> np.ndarray:
+    """(n, K), how each query's loss rises without each of the samples left out."""
+    utility = asked(frame)
+    table = retrain(recorded(frame), utility, frame.left_out, removal=DROP, store=store)
+    return as_array(table, utility)
 
 
 def _half(row: dict[str, Any] | None) -> dict[str, float | None]:

@@ -6,8 +6,9 @@ samples keep their weight (`removal="drop"`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.tools.frame import LENGTH, VOCABULARY, Clock, Frame, Gpt2, Said,
 from inrun.replay import lookahead_between, tracin
 
 SAMPLES, BATCH, QUERIES, LEFT_OUT = 256, 16, 10, 40
-DROP = "drop"
+DROP, NOISE = "drop", 1e-5
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ def recorded(frame: Frame) -> inrun.Trajectory:
     return recorder.finish()
 
 
+def moved(frame: Frame) -> Frame:
+    """The same with Gaussian noise on its start."""
+    noise = torch.Generator().manual_seed(1)
+    start = {n: p + NOISE * torch.randn(p.shape, generator=noise) for n, p in frame.start.items()}
+    return replace(frame, start=start)
+
+
 def asked(frame: Frame) -> inrun.Utility:
     """Each query's loss, in double precision."""
 
@@ -89,10 +97,10 @@ def asked(frame: Frame) -> inrun.Utility:
 
 
 def values(frame: Frame, _: Path) -> Said:
-    """Recorded once; then each method."""
+    """Recorded once; then each method, or the one that the command line names as its third word."""
     clock, said = Clock(), Said({}, {})
     run, utility = recorded(frame), asked(frame)
-    said.finished = run.finished().state_dict()
+    said.finished = _copied(run.finished())  # which other states are put into
     said.seconds[""] = clock.look()
     ways = {
         "look-ahead": lambda: inrun.lookahead(run, utility, removal=DROP).values(),
@@ -103,7 +111,10 @@ def values(frame: Frame, _: Path) -> Said:
         "in-step": lambda: inrun.lookahead(run, utility, 1, removal=DROP).values(),
         "TracIn, 5 states": lambda: tracin(run, utility, removal=DROP).values(),
     }
+    named = [name for name in ways if name in sys.argv[3:]]
     for name, way in ways.items():
+        if named and name not in named:
+            continue
         said.values[name] = as_array(way(), utility)
         said.seconds[name] = clock.look()
     return said

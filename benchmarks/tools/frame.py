@@ -138,13 +138,11 @@ class Said:
         values: by method, (n, K) float64, positive where the sample lowers the query's loss.
         seconds: by method, processor time after what all of them share; '' is what they share.
         finished: parameters after the tool's own training; None if it did none.
-        note: a fact that the page should give.
     """
 
     values: dict[str, np.ndarray]
     seconds: dict[str, float]
     finished: State | None = None
-    note: str = ""
 
 
 class Clock:
@@ -163,21 +161,24 @@ class Clock:
 def answer(asked: Callable[[Frame, Path], Said]) -> None:
     """Runs a tool on the frame that the command line names, and writes what it said.
 
-    First with one query, which also warms up, then with all; values, memory and disk are of the
-    second.
+    First with one query, which also warms up, then with all: the values are of that. With a third
+    word on the command line only the first run, for its memory: a second one would find the first
+    one's memory still there.
     """
-    path, out = sys.argv[1:]
+    path, out, *alone = sys.argv[1:]
     torch.set_num_threads(1)
     frame = Frame(**torch.load(path, weights_only=True))
-    facts: dict[str, Any] = {"seconds_one": _measured(asked, frame.with_queries(1))[0].seconds}
-    said, found = _measured(asked, frame)
-    facts |= found | {"seconds": said.seconds, "methods": list(said.values), "note": said.note}
-    facts["away"] = None if said.finished is None else frame.away(said.finished)
+    said, facts = _measured(asked, frame.with_queries(1))
+    if not alone:
+        facts = {"seconds_one": said.seconds}
+        said, _ = _measured(asked, frame)
+        facts |= {"seconds": said.seconds, "methods": list(said.values)}
+        facts["away"] = None if said.finished is None else frame.away(said.finished)
     arrays = {f"values {i}": v for i, v in enumerate(said.values.values())}
     np.savez(out, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
 
 
-def _measured(asked: Callable[[Frame, Path], Said], frame: Frame) -> tuple[Said, dict[str, float]]:
+def _measured(asked: Callable[[Frame, Path], Said], frame: Frame) -> tuple[Said, dict[str, Any]]:
     """What a tool said, and the megabytes of memory and disk that it took at most."""
     with tempfile.TemporaryDirectory() as folder:
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far was loading

@@ -9,13 +9,12 @@ from typing import Any
 
 from benchmarks.markdown import fill, markdown
 from benchmarks.results_file import RESULTS, environments
-from benchmarks.tools.cell import CONTROLS, HALVES, INSTALL, TOOLS
+from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS
 from benchmarks.tools.experiment import BATCH, LEFT_OUT, SAMPLES, Setting
 from benchmarks.tools.frame import LAYERS, LENGTH, VOCABULARY, WIDTH, Gpt2
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "tools.md"
-HEAD = ["tool", "method", "one sample", "half of them", "seconds: 1 query", "10 queries",
-        "memory, MB", "disk, MB", "off"]  # fmt: skip
+HEAD = ["tool", "method", "one sample", "half of them", "seconds: 1 query", "10 queries", "off"]
 Cells = Mapping[str, Mapping[str, Any]]
 
 
@@ -33,6 +32,7 @@ def write_page() -> None:
             + markdown(HEAD, _rows(cells))
             for setting, cells in _settings(stored).items()
         ),
+        "MEMORY": markdown(["tool", "memory, MB", "disk, MB"], _memory(stored)),
         "INSTALL": INSTALL,
         "RUN": environments(stored),
     }
@@ -43,7 +43,9 @@ def _settings(stored: Mapping[str, Any]) -> dict[Setting, dict[str, Mapping[str,
     """By setting, each tool's result."""
     found: dict[Setting, dict[str, Mapping[str, Any]]] = {}
     for key, cell in stored.items():
-        name, _, setting = key.partition(": ")
+        name, _, setting = key.rpartition(": ")
+        if name.startswith(MEMORY):
+            continue
         found.setdefault(Setting.of(setting), {})[name] = cell["result"]
     return found
 
@@ -51,16 +53,17 @@ def _settings(stored: Mapping[str, Any]) -> dict[Setting, dict[str, Mapping[str,
 def _rows(cells: Cells) -> list[list[str]]:
     """Tools in their order, then the controls and the ceiling."""
     rows = []
-    for name in [*(tool.name for tool in TOOLS), CONTROLS]:
+    for name in [*(tool.name for tool in TOOLS), CONTROLS, AGAIN]:
         if name not in cells:
             rows.append([name, "not installed", *["—"] * (len(HEAD) - 2)])
             continue
         cell = cells[name]
         for method, score in cell["scores"].items():
-            rows.append([name, method, *_scores(score), *_costs(cell, method)])
+            own = "" if name == AGAIN else name
+            rows.append([own, method, *_scores(score), *_costs(cell, method)])
     if CONTROLS in cells:
         ceiling = f"{cells[CONTROLS]['ceiling']:.3f}"
-        rows.append(["", "ceiling of any sums", "", ceiling, *[""] * 5])
+        rows.append(["", "ceiling of any sums", "", ceiling, *[""] * 3])
     return rows
 
 
@@ -72,14 +75,26 @@ def _scores(score: Mapping[str, float | None]) -> list[str]:
 
 
 def _costs(cell: Mapping[str, Any], method: str) -> list[str]:
-    """Seconds with one query and with all, memory, disk, and how far off its training was."""
+    """Seconds with one query and with all, and how far off its training was."""
     if "seconds" not in cell:
-        return [""] * 5
+        return [""] * 3
     seconds = [
         f"{cell[kind].get('', 0) + cell[kind][method]:.1f}" for kind in ("seconds_one", "seconds")
     ]
-    off = "no training" if cell["away"] is None else f"{cell['away']:.0e}"
-    return [*seconds, f"{cell['peak_mb']:,.0f}", f"{cell['disk_mb']:,.0f}", off]
+    off = "—" if cell["away"] is None else f"{cell['away']:.0e}"
+    return [*seconds, off]
+
+
+def _memory(stored: Mapping[str, Any]) -> list[list[str]]:
+    """By tool, what a process that does only this took."""
+    cells = {
+        key.removeprefix(MEMORY).rpartition(": ")[0]: cell["result"]
+        for key, cell in stored.items()
+        if key.startswith(MEMORY)
+    }
+    return [
+        [name, f"{cell['peak_mb']:,.0f}", f"{cell['disk_mb']:,.0f}"] for name, cell in cells.items()
+    ]
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
