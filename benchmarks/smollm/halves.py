@@ -1,4 +1,4 @@
-"""Do sums of values say what LoRA on half of the rows does? (The linear datamodeling score.)
+"""The linear datamodeling score with LoRA: do sums of values say what half of the rows does?
 
 Rows are texts about tales, three for each tale. Asked about are retellings of the first tales in
 words that no row has, one query each, and the mean over retellings of tales that no row is about.

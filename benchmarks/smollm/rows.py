@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.smollm.training import Size, lora
+from benchmarks.smollm.training import VOCABULARY, Size, lora
 
 Row = tuple[Sequence[int], int]
 """Tokens, and the first of them that the loss counts."""
@@ -26,7 +26,7 @@ def batch_of(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def row_losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """(B,): the mean loss per counted token. Attention is causal: padding on the right is unseen."""
+    """(B,): the mean loss per counted token. Attention is causal, so that no padding is seen."""
     tokens_BT, counted_BT = (part[:, 1:] for part in batch)
     logits: Any = model(input_ids=batch[0]).logits[:, :-1].float()
     losses_BT = nn.functional.cross_entropy(logits.transpose(1, 2), tokens_BT, reduction="none")
@@ -46,10 +46,10 @@ def terms(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 class Adapted:
     """The model with adapters, put back to where they began by each `start`."""
 
-    def __init__(self, size: Size, rate: float, seed: int):
+    def __init__(self, size: Size, rate: float, seed: int, vocabulary: Sequence[str] = VOCABULARY):
         from peft import get_peft_model
 
-        base, self.tokenizer = size.model_and_tokenizer()
+        base, self.tokenizer = size.model_and_tokenizer(vocabulary)
         torch.manual_seed(seed)
         self.model: nn.Module = get_peft_model(base, lora()).eval()  # there is no dropout
         self._rate = rate
