@@ -41,10 +41,11 @@ class Scale(NamedTuple):
     tales: int = 16
     queries: int = 3
     held_out: int = 8
-    tokens: int = 24
+    tokens: int = 16
+    asked: int = 24  # tokens of a query
     batch: int = 8
     epochs: int = 2
-    halves: int = 40
+    halves: int = 24
 
 
 class Tuning:
@@ -56,16 +57,17 @@ class Tuning:
         self.tales = _tales(size.tiny, scale.tales + scale.held_out)
         known, others = self.tales[: scale.tales], self.tales[scale.tales :]
         self.texts = [tale[kind] for tale in known for kind in TRAINED]
-        self.rows = [self._row(text) for text in self.texts]
+        self.rows = [self._row(text, scale.tokens) for text in self.texts]
         self.queries = {f"tale {k}": [t[ASKED]] for k, t in enumerate(known[: scale.queries])}
         self.queries[HELD_OUT] = [tale[ASKED] for tale in others]
+        asked = {q: [self._row(t, scale.asked) for t in own] for q, own in self.queries.items()}
         self.utility = inrun.Utility(
             lambda model, batch: row_losses(model, batch).double().mean(),
-            targets={q: batch_of([self._row(t) for t in own]) for q, own in self.queries.items()},
+            targets={query: batch_of(own) for query, own in asked.items()},
         )
 
-    def _row(self, text: str) -> tuple[list[int], int]:
-        return self.adapted.tokenizer(text)["input_ids"][: self.scale.tokens], 1
+    def _row(self, text: str, most: int) -> tuple[list[int], int]:
+        return self.adapted.tokenizer(text)["input_ids"][:most], 1
 
     def fetch(self, ids: Any) -> tuple[Tensor, Tensor]:
         """Rows by number."""
@@ -155,9 +157,20 @@ def halves(kind: str, size: Size, seed: int, scale: Scale = Scale()) -> dict[str
         "by query": {m: _by_query(tuning, table, score) for m, table in values.tables.items()},
         "ceiling": score.ceiling,
         "losses": score.losses.tolist(),
+        "left out": score.left_out,
         "start and end": ends.tolist(),
         "seconds": values.seconds,
     }
+
+
+def halves_again(kind: str, size: Size, seed: int, scale: Scale = Scale()) -> dict[str, Any]:  # noqa: B008
+    """Losses without the same halves, of other adapters and in another order."""
+    assert kind == "lora"
+    tuning = Tuning(size, scale, seed)
+    nothing = {q: [0.0] * len(tuning.rows) for q in tuning.queries}
+    table = pa.table({"sample_id": range(len(tuning.rows)), **nothing})
+    score = inrun.truth.lds(tuning, tuning.utility, {"none": table}, subsets=scale.halves)
+    return {"losses": score.losses.tolist(), "left out": score.left_out}
 
 
 def _by_query(tuning: Tuning, table: pa.Table, score: inrun.truth.DatamodelingScore) -> list[float]:

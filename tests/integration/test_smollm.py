@@ -4,13 +4,17 @@ import gc
 import math
 
 import pytest
+import torch
 from benchmarks.smollm.cell import in_turns, trained
 from benchmarks.smollm.exact import agreement_with_exact
+from benchmarks.smollm.halves import METHODS, Scale, Tuning, halves, halves_again
 from benchmarks.smollm.training import KINDS, Size, trainer
 
 from inrun.factors import Factor
+from inrun.utility import losses_of
 
 TINY = Size(tiny=True, steps=3, rows=2, tokens=64)
+SMALL = Scale(tales=4, queries=2, held_out=2, tokens=12, asked=12, batch=4, epochs=2, halves=12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,3 +60,24 @@ def test_values_are_beside_exact_ones(kind):
     (record,) = agreement_with_exact(kind, TINY, checked=(3,))["records"]
     assert math.isclose(sum(record["values"]), sum(record["shared"]), rel_tol=0.2)
     assert record["agreement"]["shared"]["pearson"] > 0.99
+
+
+def test_a_training_without_rows_is_the_recorded_one_played_again_without_them():
+    tuning, gone = Tuning(TINY, SMALL, seed=0), [0, 3, 4, 5]
+    run, _ = tuning.watched()
+    whole = losses_of(tuning.utility, run.finished())
+    replayed = losses_of(tuning.utility, run.retrain(gone))
+    assert torch.allclose(losses_of(tuning.utility, tuning.finished()), whole, rtol=1e-6)
+    assert torch.allclose(losses_of(tuning.utility, tuning.retrain(gone)), replayed, rtol=1e-6)
+    assert not torch.allclose(whole, replayed, rtol=1e-4)
+
+
+def test_every_method_is_scored_on_the_same_halves():
+    found = halves("lora", TINY, 0, SMALL)
+    assert set(found["scores"]) == set(found["by query"]) == set(METHODS)
+    for method, scores in found["by query"].items():
+        assert sum(scores) / 3 == pytest.approx(found["scores"][method]["score"])
+    assert found["scores"]["path"]["score"] > 0.5
+    again = halves_again("lora", TINY, 0, SMALL._replace(halves=10))
+    assert again["left out"] == found["left out"][:10]
+    assert again["losses"] == found["losses"][:10]
