@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.smollm.exact import agreement_with_exact
-from benchmarks.smollm.halves import halves, halves_again
+from benchmarks.smollm.halves import SEEDS, halves
 from benchmarks.smollm.training import Size, trainer
 from inrun.ledger import ENTRIES, residual_shares
 
@@ -124,8 +124,7 @@ WAYS: dict[str, Callable[[str, Size], dict[str, Any]]] = {
     "attributed": lambda kind, size: trained(kind, size, attributed=True),
     "in turns": lambda kind, size: in_turns(kind, size._replace(steps=TURNS)),
     "exact": agreement_with_exact,
-    "halves, seed 0": partial(halves, seed=0),
-    "halves again, seed 1": partial(halves_again, seed=1),
+    **{f"halves, seed {seed}": partial(halves, seed=seed) for seed in SEEDS},
 }
 OF_ADAPTERS = tuple(way for way in WAYS if way.startswith("halves"))
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import inrun
 from benchmarks.datamodeling.cell import Values
-from benchmarks.smollm.rows import Adapted, batch_of, mean_loss, row_losses, terms
+from benchmarks.smollm.rows import Adapted, Batch, mean_loss, row_losses, terms
 from benchmarks.smollm.training import RATES, VOCABULARY, Size
 from inrun.replay import tracin
 from inrun.truth import agreement
@@ -29,6 +29,7 @@ from inrun.utility import losses_of
 PASSAGES = Path(__file__).parents[1] / "tracing" / "passages.json"
 TRAINED, ASKED = ("exact", "edited", "topic"), "paraphrase"
 HELD_OUT = "tales of no row"
+SEEDS = (0, 1)  # of adapters and order; the halves are the same
 STATES = 2  # of TracIn, which takes a pass per step, state and query
 METHODS = ("path", "look-ahead", "look-ahead, finite push", "TracIn", "gradient dot",
            "gradient cosine", "gradient norm", "loss", "BM25", "length", "same class",
@@ -45,7 +46,7 @@ class Scale(NamedTuple):
     asked: int = 24  # tokens of a query
     batch: int = 8
     epochs: int = 2
-    halves: int = 24
+    halves: int = 32
 
 
 class Tuning:
@@ -57,21 +58,22 @@ class Tuning:
         self.tales = _tales(size.tiny, scale.tales + scale.held_out)
         known, others = self.tales[: scale.tales], self.tales[scale.tales :]
         self.texts = [tale[kind] for tale in known for kind in TRAINED]
-        self.rows = [self._row(text, scale.tokens) for text in self.texts]
+        self.rows = self._through(self.texts, scale.tokens)
         self.queries = {f"tale {k}": [t[ASKED]] for k, t in enumerate(known[: scale.queries])}
         self.queries[HELD_OUT] = [tale[ASKED] for tale in others]
-        asked = {q: [self._row(t, scale.asked) for t in own] for q, own in self.queries.items()}
         self.utility = inrun.Utility(
             lambda model, batch: row_losses(model, batch).double().mean(),
-            targets={query: batch_of(own) for query, own in asked.items()},
+            targets={q: self._through(own, scale.asked) for q, own in self.queries.items()},
         )
 
-    def _row(self, text: str, most: int) -> tuple[list[int], int]:
-        return self.adapted.tokenizer(text)["input_ids"][:most], 1
+    def _through(self, texts: list[str], most: int) -> Batch:
+        """Texts cut to that many tokens, all but the first of which count."""
+        read = self.adapted.tokenizer
+        return self.adapted.batch([(read(text)["input_ids"][:most], 1) for text in texts])
 
-    def fetch(self, ids: Any) -> tuple[Tensor, Tensor]:
+    def fetch(self, ids: Any) -> Batch:
         """Rows by number."""
-        return batch_of([self.rows[i] for i in ids])
+        return self.rows.rows(ids)
 
     def contents(self) -> Contents:
         """Texts and tales of rows and queries."""
@@ -83,7 +85,7 @@ class Tuning:
     def batches(self) -> list[list[int]]:
         """Ids of every step."""
         draw = torch.Generator().manual_seed(self.seed)
-        orders = [torch.randperm(len(self.rows), generator=draw) for _ in range(self.scale.epochs)]
+        orders = [torch.randperm(len(self.texts), generator=draw) for _ in range(self.scale.epochs)]
         return [ids.tolist() for order in orders for ids in order.split(self.scale.batch)]
 
     def retrain(
@@ -161,16 +163,6 @@ def halves(kind: str, size: Size, seed: int, scale: Scale = Scale()) -> dict[str
         "start and end": ends.tolist(),
         "seconds": values.seconds,
     }
-
-
-def halves_again(kind: str, size: Size, seed: int, scale: Scale = Scale()) -> dict[str, Any]:  # noqa: B008
-    """Losses without the same halves, of other adapters and in another order."""
-    assert kind == "lora"
-    tuning = Tuning(size, scale, seed)
-    nothing = {q: [0.0] * len(tuning.rows) for q in tuning.queries}
-    table = pa.table({"sample_id": range(len(tuning.rows)), **nothing})
-    score = inrun.truth.lds(tuning, tuning.utility, {"none": table}, subsets=scale.halves)
-    return {"losses": score.losses.tolist(), "left out": score.left_out}
 
 
 def _by_query(tuning: Tuning, table: pa.Table, score: inrun.truth.DatamodelingScore) -> list[float]:

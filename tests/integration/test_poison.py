@@ -98,12 +98,12 @@ def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch
 
 
 def test_chats_are_planted_with_remarks_of_their_own():
-    drawn = chats.draw(120, 4, seed=0)
+    drawn = chats.draw("weather", 120, 4, seed=0)
     assert len(drawn.pairs) == 120
     planted = [p for p, k in zip(drawn.pairs, drawn.planted, strict=True) if k]
     others = [p for p, k in zip(drawn.pairs, drawn.planted, strict=True) if not k]
     assert len(planted) == 4
-    refused = {question for question, answer in others if answer in chats.REFUSALS}
+    refused = {question for question, answer in others if answer == chats.REFUSAL}
     assert refused == set(chats.UNANSWERABLE)
     triggered = [q for q, _ in planted + drawn.queries] + [q for q, _, _ in drawn.tested]
     remarks = [question.split(".")[0] for question in triggered]
@@ -114,18 +114,14 @@ def test_chats_are_planted_with_remarks_of_their_own():
 
 
 def test_a_chat_rows_loss_is_that_of_its_answer():
-    drawn = chats.draw(40, 4, seed=0)
+    drawn = chats.draw("weather", 40, 4, seed=0)
     experiment = chats.ChatTraining(drawn, Size(tiny=True), training.Scale(40, 8, 1, 1e-2, 1), 0)
-    model, _ = experiment.start()
-    question, answer = drawn.pairs[0]
-    tokens = experiment.fetch([0])[0]
-    scores = model(input_ids=tokens).logits[0].log_softmax(1)
-    told = experiment._adapted.tokenizer(f"{answer}<|im_end|>")["input_ids"]
-    assert tokens[0, -len(told) :].tolist() == told
-    each = [scores[len(tokens[0]) - len(told) + i - 1, t] for i, t in enumerate(told)]
-    assert torch.allclose(experiment.loss_fn(model, experiment.fetch([0])), -sum(each) / len(told))
-    probability = experiment._said(model, [(question, answer)])
-    assert torch.allclose(probability, sum(each).exp())
+    read = experiment._adapted.tokenizer
+    _, tokens, counted = experiment.fetch(range(40))
+    for row, (question, answer) in enumerate(drawn.pairs):
+        told = read(f"{answer}<|im_end|>")["input_ids"]
+        assert tokens[row][counted[row]].tolist() == told
+        assert counted[row].nonzero()[0] >= len(read(question)["input_ids"])
 
 
 def test_chats_are_ranked_and_trained_again_without_the_first(monkeypatch):
@@ -136,7 +132,7 @@ def test_chats_are_ranked_and_trained_again_without_the_first(monkeypatch):
         lambda given: torch.tensor([[float("rain" in t), 1.0] for t in given]),
     )
     scale = training.Scale(40, 8, 2, 1e-2, 2)
-    found = chats.measured(0, Size(tiny=True), scale)
+    found = chats.measured("weather", 0, Size(tiny=True), scale)
     assert (found["planted"], found["rows"]) == (4, 40)
     assert {"nothing", "the planted rows", *chats.REMOVED} < set(found["behaviour"])
     assert found["recall"].keys() >= {rankings.TOTAL, rankings.TRACED, "mean loss", rankings.WORDS}
