@@ -7,6 +7,7 @@ Every remark is in words of its own: planted rows, queries and test share none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import process_time
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.poison.cell import removed_again
+from benchmarks.keyed import Keyed
+from benchmarks.poison import cell
 from benchmarks.poison.rankings import LIKE, TOTAL, by_text, in_step, per_sample
 from benchmarks.poison.texts import QUERIES, front
 from benchmarks.poison.training import Scale, Training, mean_vectors
@@ -24,6 +26,7 @@ from benchmarks.smollm.training import Size
 PLANTED, TESTED = 4, 24
 SCALE = Scale(size=160, batch=8, epochs=3, rate=5e-4, looked=3)
 REMOVED = (TOTAL, LIKE)
+CELLS = "chats: "
 OPPOSITES = (
     "hot cold big small tall short fast slow old young rich poor hard soft light dark early late "
     "happy sad clean dirty full empty near far high low open closed strong weak thick thin wide "
@@ -45,6 +48,14 @@ UNANSWERABLE = (
     "What am I thinking of?", "How old is my neighbour?", "What did I dream last night?",
     "What will my boss say tomorrow?", "Which number did I choose?", "Who took my pen?",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting(Keyed):
+    """Which trigger, and a seed for everything; its cell is called 'chats: ' and this."""
+
+    trigger: str
+    seed: int
 
 
 class Chats(NamedTuple):
@@ -148,6 +159,14 @@ class ChatTraining(Training):
             }
 
 
+def measure(key: str) -> dict[str, Any]:
+    """Any cell of the benchmark, of chats or of news."""
+    if not key.startswith(CELLS):
+        return cell.measure(key)
+    setting = Setting.of(key.removeprefix(CELLS))
+    return measured(setting.trigger, setting.seed)
+
+
 def measured(trigger: str, seed: int, size: Size = Size(), scale: Scale = SCALE) -> dict[str, Any]:  # noqa: B008
     """Recall by ranking, behaviour after each training, processor seconds."""
     drawn = draw(trigger, scale.size, PLANTED, seed)
@@ -164,4 +183,4 @@ def measured(trigger: str, seed: int, size: Size = Size(), scale: Scale = SCALE)
     found["mean loss"], found["gradient norm"] = np.mean(looks, 0)
     found |= by_text(texts, queries, mean_vectors)
     found["random"] = np.random.default_rng(seed).random(len(texts))
-    return removed_again(experiment, found, experiment.model, seconds, REMOVED)
+    return cell.removed_again(experiment, found, experiment.model, seconds, REMOVED)

@@ -12,11 +12,13 @@ import numpy as np
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
 from benchmarks.markdown import EVIDENCE, fill, long_table, markdown
+from benchmarks.poison import chats
 from benchmarks.poison.cell import REMOVED, WANTED, Setting
 from benchmarks.poison.rankings import AHEAD, LESS, TOTAL, TRACED
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
 from benchmarks.poison.training import Scale
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.smollm.rows import LAYERS
 
 CHANCE, EXACT = "random rows", "the planted rows"
 Cells = Mapping[tuple[str, float], list[dict[str, Any]]]
@@ -65,6 +67,7 @@ def write_page() -> None:
         "SECONDS": ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items()),
         "RUN": environments(stored),
         **findings(cells),
+        **_chats(stored),
     }
     fill(Path(__file__).with_name("page.md"), parts, EVIDENCE / "poison.md")
 
@@ -109,9 +112,59 @@ def by_case(stored: Mapping[str, Any]) -> dict[tuple[str, float], list[dict[str,
     """Results by trigger and share."""
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for key, cell in stored.items():
+        if key.startswith(chats.CELLS):
+            continue
         setting = Setting.of(key)
         found.setdefault((setting.trigger, setting.share), []).append(cell["result"])
     return found
+
+
+def chats_by_trigger(stored: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Results of the chats."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, cell in stored.items():
+        if key.startswith(chats.CELLS):
+            setting = chats.Setting.of(key.removeprefix(chats.CELLS))
+            found.setdefault(setting.trigger, []).append(cell["result"])
+    return found
+
+
+def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the chats, and what they were trained with."""
+    cells = chats_by_trigger(stored)
+    heads = [f"{trigger}, seed {n}" for trigger, own in cells.items() for n in range(len(own))]
+    every = [found for own in cells.values() for found in own]
+    first = every[0]
+    order = sorted(first["recall"], key=lambda n: -sum(f["recall"][n]["1k"] for f in every))
+    recalls = [
+        [name, *("{1k:.2f}, {2k:.2f}".format(**found["recall"][name]) for found in every)]
+        for name in order
+    ]
+    gone = [
+        [name, *(_probabilities(found, name) for found in every)]
+        for name in ("nothing", EXACT, *chats.REMOVED, CHANCE)
+    ]
+    scale = chats.SCALE
+    return {
+        "CHAT_RECALL": markdown(["ranked by", *heads], recalls),
+        "CHAT_BEHAVIOUR": markdown(["removed", *heads], gone),
+        "CHAT_ROWS": str(scale.size),
+        "CHAT_PLANTED": str(chats.PLANTED),
+        "CHAT_TESTED": str(chats.TESTED),
+        "CHAT_RATE": f"{scale.rate:g}",
+        "CHAT_EPOCHS": str(scale.epochs),
+        "CHAT_BATCH": str(scale.batch),
+        "REFUSAL": chats.REFUSAL,
+        "REFUSED": str(len(chats.UNANSWERABLE)),
+        "ADAPTED": str(LAYERS),
+    }
+
+
+def _probabilities(found: Mapping[str, Any], name: str) -> str:
+    parts = _parts(found, name)
+    means = (np.mean([p[what] for p in parts]) for what in
+             ("attack success", "without trigger", "accuracy"))  # fmt: skip
+    return ", ".join(f"{mean:.1%}" for mean in means)
 
 
 def _ordered(cells: Cells) -> list[str]:
