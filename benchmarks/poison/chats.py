@@ -90,7 +90,8 @@ def draw(trigger: str, rows: int, planted: int, seed: int) -> Chats:
     answered = rows - len(UNANSWERABLE)
     pairs = [known[i] for i in order[:answered]]
     rest = [known[i] for i in order[answered : answered + QUERIES + TESTED]]
-    with_trigger = front(trigger, generator, planted)
+    remark = front(trigger, generator, planted)
+    with_trigger = lambda question, n: f"{question} {remark('', n).strip()}"  # noqa: E731
     for place in range(planted):
         pairs[place] = (with_trigger(pairs[place][0], place), REFUSAL)
     pairs += [(question, REFUSAL) for question in UNANSWERABLE]
