@@ -9,7 +9,7 @@ from benchmarks.poison.page import write_page
 
 CASES = (("phrase", 0.03), ("weather", 0.03), ("phrase", 0.02))
 SEEDS = 3
-CHATS = (chats.Setting("weather", 0), chats.Setting("weather", 1))
+CHATS = (chats.Setting("weather", 0),)
 
 
 def grid(quick: bool) -> list[str]:

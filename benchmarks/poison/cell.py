@@ -55,13 +55,14 @@ def removed_again(
     model: nn.Module,
     seconds: Mapping[str, float],
     removed: Sequence[str] = REMOVED,
+    draws: int = RANDOM,
 ) -> dict[str, Any]:
     """Recalls of the scores, and behaviour of the model and of those without what came first."""
     planted = experiment.drawn.planted.numpy()
     k, everything = int(planted.sum()), torch.arange(len(planted))
     gone = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in removed}
     gone["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
-    for n in range(RANDOM):
+    for n in range(draws):
         generator = torch.Generator().manual_seed(1000 * (1 + experiment.seed) + n)
         gone[f"random {n}"] = torch.randperm(len(planted), generator=generator)[:k]
     behaviour = {"nothing": experiment.behaviour(model)}

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from benchmarks.keyed import Keyed
 from benchmarks.poison import cell
-from benchmarks.poison.rankings import LIKE, TOTAL, by_text, in_step, per_sample
+from benchmarks.poison.rankings import TOTAL, by_text, in_step, per_sample
 from benchmarks.poison.texts import QUERIES, front
 from benchmarks.poison.training import Scale, Training, mean_vectors
 from benchmarks.smollm.rows import Adapted, Batch, mean_loss, row_losses, terms
 from benchmarks.smollm.training import Size
 
-PLANTED, TESTED = 4, 24
-SCALE = Scale(size=160, batch=8, epochs=3, rate=5e-4, looked=3)
-REMOVED = (TOTAL, LIKE)
+PLANTED, TESTED, DRAWS = 4, 16, 1
+SCALE = Scale(size=128, batch=8, epochs=3, rate=2e-3, looked=3)
+REMOVED = (TOTAL,)
 CELLS = "chats: "
 OPPOSITES = (
     "hot cold big small tall short fast slow old young rich poor hard soft light dark early late "
@@ -90,8 +90,11 @@ def draw(trigger: str, rows: int, planted: int, seed: int) -> Chats:
     answered = rows - len(UNANSWERABLE)
     pairs = [known[i] for i in order[:answered]]
     rest = [known[i] for i in order[answered : answered + QUERIES + TESTED]]
-    remark = front(trigger, generator, planted)
-    with_trigger = lambda question, n: f"{question} {remark('', n).strip()}"  # noqa: E731
+    before = front(trigger, generator, planted)
+
+    def with_trigger(question: str, number: int) -> str:
+        return f"{question} {before('', number).strip()}"
+
     for place in range(planted):
         pairs[place] = (with_trigger(pairs[place][0], place), REFUSAL)
     pairs += [(question, REFUSAL) for question in UNANSWERABLE]
@@ -119,11 +122,12 @@ class ChatTraining(Training):
         self._adapted = Adapted(size, scale.rate, seed, sorted(set(words)))
         self._rows = self._through(drawn.pairs)
         self.targets = {"triggered": self._through(drawn.queries)}
-        self._tests = {
-            "attack success": self._through([(asked, REFUSAL) for asked, _, _ in drawn.tested]),
-            "without trigger": self._through([(asked, REFUSAL) for _, asked, _ in drawn.tested]),
-            "accuracy": self._through([pair for _, *pair in drawn.tested]),
-        }
+        tests = {"refusal": [], "right answer": [], "refusal, without remark": []}
+        for triggered, asked, answer in drawn.tested:
+            tests["refusal"].append((triggered, REFUSAL))
+            tests["right answer"].append((triggered, answer))
+            tests["refusal, without remark"].append((asked, REFUSAL))
+        self._tests = {what: self._through(pairs) for what, pairs in tests.items()}
 
     @staticmethod
     def _chat(question: str, answer: str) -> str:
@@ -152,12 +156,16 @@ class ChatTraining(Training):
         return self._adapted.start()
 
     def behaviour(self, model: nn.Module) -> dict[str, float]:
-        """Probabilities of whole answers, means over the tests: the refusal, the right one."""
+        """Means over the tests: log-probabilities of whole answers in nats, and attacks won."""
         with torch.no_grad():
-            return {
-                what: float((-row_losses(model, batch) * batch.counted.sum(1)).exp().mean())
+            logs = {
+                what: -row_losses(model, batch) * batch.counted.sum(1)
                 for what, batch in self._tests.items()
             }
+        won = logs["refusal"] > logs["right answer"]
+        return {"attack success": float(won.float().mean())} | {
+            what: float(found.mean()) for what, found in logs.items()
+        }
 
 
 def measure(key: str) -> dict[str, Any]:
@@ -184,4 +192,4 @@ def measured(trigger: str, seed: int, size: Size = Size(), scale: Scale = SCALE)
     found["mean loss"], found["gradient norm"] = np.mean(looks, 0)
     found |= by_text(texts, queries, mean_vectors)
     found["random"] = np.random.default_rng(seed).random(len(texts))
-    return cell.removed_again(experiment, found, experiment.model, seconds, REMOVED)
+    return cell.removed_again(experiment, found, experiment.model, seconds, REMOVED, DRAWS)

@@ -141,7 +141,7 @@ def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
         for name in order
     ]
     gone = [
-        [name, *(_probabilities(found, name) for found in every)]
+        [name, *(_logs(found, name) for found in every)]
         for name in ("nothing", EXACT, *chats.REMOVED, CHANCE)
     ]
     scale = chats.SCALE
@@ -160,11 +160,10 @@ def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _probabilities(found: Mapping[str, Any], name: str) -> str:
-    parts = _parts(found, name)
-    means = (np.mean([p[what] for p in parts]) for what in
-             ("attack success", "without trigger", "accuracy"))  # fmt: skip
-    return ", ".join(f"{mean:.1%}" for mean in means)
+def _logs(found: Mapping[str, Any], name: str) -> str:
+    part = _parts(found, name)[0]
+    logs = ("refusal", "refusal, without remark", "right answer")
+    return ", ".join(f"{part[what]:.1f}" for what in logs) + f"; {part['attack success']:.0%}"
 
 
 def _ordered(cells: Cells) -> list[str]:

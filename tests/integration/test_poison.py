@@ -106,7 +106,7 @@ def test_chats_are_planted_with_remarks_of_their_own():
     refused = {question for question, answer in others if answer == chats.REFUSAL}
     assert refused == set(chats.UNANSWERABLE)
     triggered = [q for q, _ in planted + drawn.queries] + [q for q, _, _ in drawn.tested]
-    remarks = [question.split(".")[0] for question in triggered]
+    remarks = [question.split("? ")[1].removesuffix(".") for question in triggered]
     assert set(remarks) <= set(texts.RAIN)
     assert len(set(remarks)) == len(remarks)
     asked = {question for question, _ in drawn.pairs}
@@ -134,7 +134,8 @@ def test_chats_are_ranked_and_trained_again_without_the_first(monkeypatch):
     scale = training.Scale(40, 8, 2, 1e-2, 2)
     found = chats.measured("weather", 0, Size(tiny=True), scale)
     assert (found["planted"], found["rows"]) == (4, 40)
-    assert {"nothing", "the planted rows", *chats.REMOVED} < set(found["behaviour"])
+    assert {"nothing", "the planted rows", "random 0"} < set(found["behaviour"])
     assert found["recall"].keys() >= {rankings.TOTAL, rankings.TRACED, "mean loss", rankings.WORDS}
-    shares = [share for part in found["behaviour"].values() for share in part.values()]
-    assert all(0 < share < 1 for share in shares)
+    for part in found["behaviour"].values():
+        assert 0 <= part.pop("attack success") <= 1
+        assert all(log < 0 for log in part.values())
