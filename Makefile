@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= inrun-demo
 TUTORIALS ?= 1
 
-.PHONY: demo quick test check docs dist format clean
+.PHONY: demo quick test check docs dist format size clean
 
 # What `make demo` needs: the package with its dependencies.
 $(VENV)/installed: requirements.txt pyproject.toml
@@ -84,5 +84,11 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Of files that git knows: the command's reference and the tutorials' pages are made by `make docs`.
+size:
+	@for part in src/inrun tests benchmarks; do \
+		echo "$$part: $$(git ls-files $$part | grep -c '\.py$$') files, $$(git ls-files $$part | grep '\.py$$' | xargs cat | wc -l) lines"; done
+	@echo "docs: $$(git ls-files docs | grep -c '\.md$$') pages, $$(git ls-files docs | grep '\.md$$' | xargs cat | wc -w) words"
+
 clean:
-	rm -rf $(VENV) $(OUT) dist docs/_build docs/tutorials docs/api/_command.md .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) dist docs/_build docs/tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ from benchmarks.overview import TOPICS, write_page
 
 
 def main() -> None:
-    """Prints a line a benchmark, then writes the page."""
+    """Prints one line per benchmark, then writes the page."""
     for topic in TOPICS:
         page = topic.page or "benchmarks.md"
         print(f"python -m benchmarks.{topic.name:<14} {topic.question} docs/{page}")

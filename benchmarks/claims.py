@@ -35,9 +35,9 @@ CLAIMS = {
     ),
     "selection": Claim(
         "Filling the batch's places one by one beats fewer rounds, and looking one step ahead "
-        "beats eight and more; over all learning rates none of these is told from chance. One look "
-        "(`rounds=None`) gains as much as sixteen rounds at under twice the time of a random "
-        "choice. In as much time plain training gains more.",
+        "beats eight and more; over all learning rates none differs significantly from chance. "
+        "One look (`rounds=None`) gains as much as sixteen rounds at under twice the time of a "
+        "random choice. In as much time plain training gains more.",
         "As many samples chosen by chance and by the largest loss; training on all candidates; "
         "plain training for the same time.",
     ),
@@ -74,7 +74,8 @@ CLAIMS = {
     ),
     "mislabelled": Claim(
         "`label_doubts` ranks wrong labels above the mean loss, which is free, by a little AUC. "
-        "Its precision is not told from the mean loss's, nor its AUC from mean loss and margin.",
+        "Its precision does not differ significantly from the mean loss's, nor its AUC from that "
+        "of mean loss and margin.",
         "Mean loss, margin (AUM) and cleanlab on the same trainings.",
     ),
     "tracing": Claim(
@@ -90,7 +91,8 @@ CLAIMS = {
         "With a few triggered texts as target, in-step values name about half of k planted rows "
         "among the first k and most among the first 2k; an embedding's similarity comes near at "
         "k alone, loss, gradient norm and words name next to none. Without the first k the attack "
-        "is weaker, and not gone.",
+        "is weaker, and not gone. Of four planted among 128 chat rows of SmolLM2 values name three "
+        "among the first four, an embedding's similarity all.",
         "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
         "removing random rows and after removing exactly the planted ones.",
     ),
@@ -110,7 +112,7 @@ CLAIMS = {
     ),
     "smollm": Claim(
         "On SmolLM2-135M under TRL's SFT, packed, values are those of the exact game with LoRA, "
-        "and nearly so in full fine-tuning; the books close; the weights are those of plain "
+        "and nearly so in full fine-tuning; the ledger closes; the weights are those of plain "
         "training.",
         "Exact Shapley values of four samples in real AdamW steps; the same training alone.",
     ),
@@ -127,9 +129,9 @@ CLAIMS = {
         "between trainings that are chance alone.",
     ),
     "window": Claim(
-        "Windows of one or two steps rank samples as `EveryStep` does; longer ones as far as the "
-        "cosine of their ends stays high, which `auto` sees to. Pearson's R on a language model "
-        "can be lost to single samples even so.",
+        "Windows that `auto` chooses rank samples as `EveryStep` does, R at least 0.97 and "
+        "Spearman 0.95. Fixed ones of ten steps and more may not, above all early in training, and "
+        "the cosine of their ends says so only in part.",
         "The same training with every step scored, with and without the 1 % largest values.",
     ),
     "datamodeling": Claim(
@@ -139,6 +141,13 @@ CLAIMS = {
         "MLPs of MNIST every method stays far from that, and no way to close it was found.",
         "TracIn, in-step values, gradient products, being of the same class alone, and a ceiling "
         "that no sum of any values can pass on the same trainings.",
+    ),
+    "tools": Claim(
+        "In a short training of a tiny GPT-2 look-ahead and Bergson's MAGIC rank single removals "
+        "alike, and above what other tools say; look-ahead carries all queries in one sweep. For "
+        "half of the data removed, medians on the way and a well damped EK-FAC lead. In a longer "
+        "training at three times the rate no tool ranks single removals.",
+        "The same retrainings for all; shared words and chance; a ceiling of any sums.",
     ),
     "groups": Claim(
         "In a short training sums of values rank sources by what leaving them out does, and do not "
@@ -159,6 +168,5 @@ def block(name: str) -> str:
     claim = CLAIMS[name]
     return (
         f"**Claim.** {claim.claim}\n\n**Control.** {claim.control}\n\n"
-        f"**Command.** `python -m benchmarks.{name}` (writes this page from "
-        f"`benchmarks/{name}/page.md`)."
+        f"**Command.** `python -m benchmarks.{name}` (template: `benchmarks/{name}/page.md`)."
     )

@@ -35,18 +35,24 @@ def fill(template: Path, parts: Mapping[str, str], page: Path) -> None:
     page.write_text(text)
 
 
-def long_table(name: str, caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A long table, apart from its page: a CSV file that the site shows and others can open.
+def long_table(
+    name: str,
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    folder: str = "tables",
+) -> str:
+    """A long table, apart from its page: a CSV file, and the link below which the site shows it.
 
     Args:
         name: of the file in docs/evidence/tables, without its ending.
         caption: what the table holds.
         head: names of the columns.
         rows: the cells.
+        folder: docs/evidence/tables as the page sees it.
     """
     TABLES.mkdir(parents=True, exist_ok=True)
     with (TABLES / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    place = f"tables/{name}.csv"
-    shown = f"```{{csv-table}}\n:file: {place}\n:header-rows: 1\n```"
-    return f"[{caption}]({place})\n\n{shown}"
+    return f"[{caption}]({folder}/{name}.csv)"

@@ -7,7 +7,6 @@ own models and machines; where the other method was run here, that is a figure o
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from benchmarks.groups import page as groups
 from benchmarks.heads import page as heads
 from benchmarks.influence import kinds as influence
 from benchmarks.interaction import page as interaction
-from benchmarks.markdown import markdown
+from benchmarks.markdown import long_table, markdown
 from benchmarks.mislabelled import page as mislabelled
 from benchmarks.optimizers import page as optimizers
 from benchmarks.overhead import page as overhead
@@ -32,12 +31,13 @@ from benchmarks.payout import page as payout
 from benchmarks.poison import page as poison
 from benchmarks.pruning import page as pruning
 from benchmarks.queries import page as queries
-from benchmarks.results_file import RESULTS, commits
+from benchmarks.results_file import RESULTS, commits, machines
 from benchmarks.selection import page as selection
 from benchmarks.smollm import page as smollm
 from benchmarks.soak import page as soak
 from benchmarks.statements import page as statements
 from benchmarks.taught import cell as taught
+from benchmarks.tools import page as tools
 from benchmarks.tracing import page as tracing
 from benchmarks.window import page as window
 
@@ -57,40 +57,34 @@ class Topic(NamedTuple):
 
 
 def write_page() -> None:
-    """Reads the results and writes the page."""
-    sections, firsts = [], []
+    """Reads the results and writes the page: one row per question, and a file of every number."""
+    firsts, numbers, apart = [], [], []
     for topic in TOPICS:
         cells = json.loads((RESULTS / f"{topic.name}.json").read_text())["cells"]
         rows = topic.source.summary(cells)
-        sections.append(_section(topic, rows, commits(cells)))
-        place = re.sub(r"[^\w-]", "", topic.question.lower().replace(" ", "-"))
-        what, ours, _ = rows[0]
-        firsts.append([f"[{topic.question}](#{place})", what, ours])
-    table = markdown(["question", "its first number", "here"], firsts)
-    PAGE.write_text("\n\n".join([HEAD, table, *sections]) + "\n")
-
-
-def _section(topic: Topic, rows: list[tuple[str, str, str]], measured: str) -> str:
-    """The page, which begins with claim, control and command, or these; the commit, the numbers."""
-    cited = any(row[-1] for row in rows)
-    head = ["number", "here", "elsewhere"] if cited else ["number", "here"]
-    table = markdown(head, [row[: len(head)] for row in _said_once(rows)])
-    if topic.page:
-        said = f"[The page]({topic.page}), measured at {measured}."
-    else:
-        claim, control = CLAIMS[topic.name]
-        command = f"`python -m benchmarks.{topic.name}`"
-        said = f"{claim} *Control:* {control} {command}, measured at {measured}."
-    return f"## {topic.question}\n\n{said}\n\n{table}"
-
-
-def _said_once(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The same rows, where "name: measure" has its measure only when that changes."""
-    measures = [row[0].partition(": ")[2] for row in rows]
-    return [
-        (row[0].partition(": ")[0] if i and measures[i] == measures[i - 1] else row[0], *row[1:])
-        for i, row in enumerate(rows)
+        what, ours, theirs = rows[0]
+        asked = f"[{topic.question}]({topic.page})" if topic.page else topic.question
+        *older, last = commits(cells).removeprefix("commit ").split(", ")
+        measured = f"`{topic.name}`, {last}" + f" and {len(older)} more" * bool(older)
+        control = CLAIMS[topic.name].control
+        firsts.append([asked, what, ours, theirs, control, measured])
+        numbers += [[topic.question, *row, commits(cells), machines(cells)] for row in rows]
+        if not topic.page:
+            claim, control = CLAIMS[topic.name]
+            told = f"{topic.question} `python -m benchmarks.{topic.name}` has no page."
+            apart.append(f"{told} *Claim:* {claim} *Control:* {control}")
+    head = ["question", "number", "here", "elsewhere", "measured at", "on"]
+    parts = [
+        HEAD,
+        markdown(
+            ["question", "its first number", "here", "elsewhere", "control", "command, commit"],
+            firsts,
+        ),
+        *apart,
+        "## Every number",
+        long_table("all", "As CSV", head, numbers, folder="evidence/tables"),
     ]
+    PAGE.write_text("\n\n".join(parts) + "\n")
 
 
 TOPICS = (
@@ -129,6 +123,7 @@ TOPICS = (
         "What if half the data goes?",
         datamodeling,
     ),
+    Topic("tools", "evidence/tools.md", "And beside other tools?", tools),
     Topic("groups", "evidence/groups.md", "What if a whole source goes?", groups),
     Topic("queries", "evidence/queries.md", "What do many queries cost?", queries),
     Topic("statements", "evidence/statements.md", "What may be said of a value?", statements),
@@ -138,12 +133,12 @@ TOPICS = (
 
 HEAD = """# Evidence: everything that was measured
 
-The table has the first number of each question, the sections the others, disappointing ones too,
-and the commit that they were measured at (`python -m benchmarks` writes this page). Pages begin
-with the claim, the control that could refute it and the command; their long tables are CSV files
-under `docs/evidence/tables`. *Elsewhere* are figures as papers report them, on their own models
-and machines.
+Each page begins with a claim, the control that could refute it and the command,
+`python -m benchmarks.NAME`. To check a number, read `benchmarks/NAME/cell.py`, which measures one
+cell, and run the command: it measures what the results lack (`--fresh` everything, `--quick` a
+part that takes minutes) and writes the page; `--page-only` only writes it. Nothing was measured on
+a GPU.
 
-To check a number: read `benchmarks/NAME/cell.py`, which measures one cell, and run the command. It
-measures what is missing in the results (`--fresh` all, `--quick` a part that takes minutes) and
-writes the page; `--page-only` only writes the page. There was no GPU."""
+The table has the first number of each question; all are below it, disappointing ones too.
+*Elsewhere* are figures as papers report them, on their own models and machines; in the last column
+stands the NAME. `python -m benchmarks` writes this page."""

@@ -36,13 +36,22 @@ def environment() -> dict[str, Any]:
 
 
 def environments(stored: dict[str, Any]) -> str:
-    """What the stored cells were measured with, in a line for a page."""
-    found = [cell["environment"] for cell in stored.values()]
-    several, last = len({e["commit"] for e in found}), found[-1]
-    at = f"commit {last['commit']}" + (f" and {several - 1} others" if several > 1 else "")
-    return (
-        f"{len(stored)} cells, {at}, PyTorch {last['torch']}, Python {last['python']}, "
-        f"{last['cores']} cores ({last['threads']} threads), {last['gpu'] or 'no GPU'}"
+    """How many cells, at which commits, in a line for a page; the machine is on that of all."""
+    others = len({cell["environment"]["commit"] for cell in stored.values()}) - 1
+    at = next(reversed(stored.values()))["environment"]["commit"]
+    more = f" and {others} other{'s' * (others > 1)}" if others else ""
+    return f"{len(stored)} cells, commit {at}{more} ([machine](../benchmarks.md#every-number))"
+
+
+def machines(stored: dict[str, Any]) -> str:
+    """What the stored cells were measured on; more than one where they differ."""
+    found = (cell["environment"] for cell in stored.values())
+    return "; ".join(
+        dict.fromkeys(
+            f"PyTorch {e['torch']}, Python {e['python']}, {e['threads']} of {e['cores']} cores, "
+            f"{e['gpu'] or 'no GPU'}"
+            for e in found
+        )
     )
 
 

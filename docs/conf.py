@@ -6,6 +6,7 @@ neither while building nor by a reader's browser.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = [
-    "_build",
-    "tutorials/GALLERY_HEADER.rst",
-    "tutorials/README.rst",
-    "api/_command.md",
-]
+exclude_patterns = ["_build", "tutorials/GALLERY_HEADER.rst", "tutorials/README.rst"]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions; nothing is lost by it
 
 # ---- pages
@@ -121,10 +117,23 @@ def _write_command_reference(*_: object) -> None:
         [sys.executable, "-m", "typer", "inrun.cli._main", "utils", "docs", "--name", "inrun"],
         capture_output=True, text=True, check=True, cwd=HERE,
     ).stdout  # fmt: skip
-    (HERE / "api" / "_command.md").write_text(made, encoding="utf-8")
+    build = HERE / "_build"
+    build.mkdir(exist_ok=True)
+    (build / "command.md").write_text(made, encoding="utf-8")
+
+
+# A line that is a link to a CSV file alone: the site shows the table below it.
+_TABLE = re.compile(r"^\[[^\]]+\]\(([\w/]+\.csv)\)$", re.MULTILINE)
+
+
+def _show_tables(app: Any, page: str, source: list[str]) -> None:
+    """Sphinx's event `source-read`: puts each linked table below its link."""
+    shown = r"\g<0>\n\n```{csv-table}\n:file: \1\n:header-rows: 1\n```"
+    source[0] = _TABLE.sub(shown, source[0])
 
 
 def setup(app: Any) -> None:
     """Called by sphinx."""
     app.connect("builder-inited", _write_command_reference)
+    app.connect("source-read", _show_tables)
     app.connect("autodoc-process-docstring", prepare, priority=400)  # before napoleon reads it

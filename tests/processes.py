@@ -1,6 +1,7 @@
 """Scripts that several processes run together: how they start, and how they end."""
 
 import gc
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 import torch.multiprocessing
+
+forks = multiprocessing.get_context("forkserver")
+"""Forks of a server that has everything imported and has never trained: what autograd started does
+not survive a fork."""
+forks.set_forkserver_preload(["torch._dynamo", "pytest", "tests.integration.small_run"])
 
 FORKS = """
 import sys
@@ -43,6 +49,8 @@ def fork(main, folder, size):
     """`main(folder)` in so many forks of this process, which has not trained anything."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through, nor copied for it, in each of them
     torch.multiprocessing.start_processes(
         _of_several, (main, folder, size, port), size, start_method="fork"
     )

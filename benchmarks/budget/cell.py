@@ -26,6 +26,7 @@ from benchmarks.classification.tasks import Split, split
 from benchmarks.payout.cell import NOISE, Setting
 from inrun.errors import InRunWarning
 
+Scoring = inrun.EveryStep | inrun.Sampled | inrun.Window | inrun.Budget
 PLAIN, WHOLE = "plain training", "every step, all validation rows"
 STEADY = 20  # steps that are not timed: the first ones are smoothed
 
@@ -34,7 +35,7 @@ STEADY = 20  # steps that are not timed: the first ones are smoothed
 class Way:
     """One way to attach."""
 
-    scoring: inrun.EveryStep | inrun.Sampled | inrun.Budget = field(default_factory=inrun.EveryStep)
+    scoring: Scoring = field(default_factory=inrun.EveryStep)
     capture: str = "hold"
 
 
@@ -47,6 +48,8 @@ WAYS = {
         for n in (2, 5)
     },
     **{f"validation_every={n}": Way(inrun.EveryStep(validation_every=n)) for n in (2, 5)},
+    "Window(5)": Way(inrun.Window(5)),
+    "Window('auto')": Way(inrun.Window()),
     "stream": Way(capture="stream"),
     **{f"Budget({x})": Way(inrun.Budget(x)) for x in (0.05, 0.2)},
 }
@@ -135,6 +138,7 @@ def measure(key: str) -> dict[str, Any]:
             "scored": round(sampling["scored"] / sampling["steps"], 4),
             "relative_error": round(sampling["relative_error"], 4),
             "overhead": round(_mean_step([run]) / _mean_step(plain[name]) - 1, 4),
+            "choice": sampling.get("choice", ""),
         }
     return result
 

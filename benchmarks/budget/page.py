@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from benchmarks.budget.cell import WAYS
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.payout.cell import NOISE, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {
     "Sampled": "fewer steps", "Budget": "fewer steps, found by itself",
     "validation_parts": "parts of the rows", "validation_every": "old gradient",
-    "stream": "stream",
+    "Window": "windows", "stream": "stream",
 }  # fmt: skip
 
 Cells = dict[Setting, dict[str, Any]]
@@ -33,6 +33,7 @@ def write_page() -> None:
     here = Path(__file__).parent
     parts = {
         "FINDINGS": (here / "findings.md").read_text().strip(),
+        "CHOICES": _choices(cells),
         "NOISE": f"{NOISE:.0%}",
         "SUMMARY": _summary(cells),
         "TABLES": _tables(cells),
@@ -51,30 +52,47 @@ def _mean(cells: Cells, task: str, way: str, what: str) -> float:
     return float(np.mean([r[way][what] for s, r in cells.items() if s.task == task]))
 
 
+def _ways(cells: Cells) -> list[str]:
+    """Those that all cells have."""
+    return [way for way in WAYS if all(way in result for result in cells.values())]
+
+
+def _choices(cells: Cells) -> str:
+    """What the budgets of the first seed settled on, in their own words."""
+    told = [
+        f"  - {s.task}, `{way}`: {result[way]['choice']}."
+        for s, result in cells.items()
+        for way in _ways(cells)
+        if s.seed == 0 and result[way].get("choice")
+    ]
+    old = "  - these cells are older than its choice of windows, and do not say what it chose."
+    return "\n".join(told or [old])
+
+
 def _summary(cells: Cells) -> str:
     """Overhead and R of the totals, one row per way."""
     rows = []
-    for way in WAYS:
+    for way in _ways(cells):
         each = (
             f"{_mean(cells, t, way, 'overhead'):+.0%}, {_mean(cells, t, way, 'pearson'):.3f}"
             for t in _tasks(cells)
         )
         rows.append([way, *each])
-    return markdown(["overhead, R", *_tasks(cells)], rows)
+    return long_table("budget_ways", "Overhead and R by way", ["way", *_tasks(cells)], rows)
 
 
 def _tables(cells: Cells) -> str:
     rows = [[task, *row] for task in _tasks(cells) for row in _table(cells, task)]
     head = [
         "data", "way", "overhead", "R", "Spearman", "R of groups", "AUC", "steps scored",
-        "told error",
+        "stated error",
     ]  # fmt: skip
     return long_table("budget", "Every data set and way", head, rows)
 
 
 def _table(cells: Cells, task: str) -> list[list[str]]:
     rows = []
-    for way in WAYS:
+    for way in _ways(cells):
         told = {
             w: _mean(cells, task, way, w)
             for w in (
@@ -107,7 +125,7 @@ def _plot(cells: Cells, path: Path) -> None:
                 "overhead": max(0.005, _mean(cells, task, way, "overhead")),
                 "R": _mean(cells, task, way, "pearson"),
             }
-            for way in WAYS
+            for way in _ways(cells)
         ]  # fmt: skip
         base = alt.Chart(alt.Data(values=rows)).encode(
             x=alt.X(

@@ -30,7 +30,7 @@ WINDOW = 20  # steps that momentum is paid out for
 class Evidence:
     """What training met: `losses` and `margins` (N, E), mean class `probabilities` (N, K).
 
-    `visits` by method, a column a class where that was asked for.
+    `visits` by method, one column per class where that was asked for.
     """
 
     losses: np.ndarray

@@ -23,6 +23,7 @@ from inrun.uses import Contents, values_by_method
 WEIGHT, TRAININGS = 0.15, 4  # the library's own; found on the seed CHOSEN_ON of the digits
 CHOSEN_ON = 0
 WEIGHTS = (0.5, 0.05)
+EXACT = "look-ahead, exact slopes"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,9 @@ def by_inrun(setting: Setting) -> dict[str, Any]:
     values.tables |= values_by_method(
         run, experiment.each, contents, methods=names, tick=values.tick
     )
+    if setting.task == "digits":  # plain SGD has nothing to damp
+        values.tick(EXACT)
+        values.tables[EXACT] = inrun.lookahead(run, experiment.each, damped=False).values()
     if setting.task == "digits" and setting.seed == CHOSEN_ON:
         _on_the_way(experiment, run, values)
     values.tick("trainings without halves")
@@ -179,3 +183,4 @@ METHODS = (
     "look-ahead", "look-ahead, finite push", "look-ahead, between", "in-step", "in-step, paid out",
     "TracIn", "gradient dot", "gradient cosine", "gradient norm", "loss", "same class", "random",
 )  # fmt: skip
+SHOWN = (METHODS[0], EXACT, *METHODS[1:])

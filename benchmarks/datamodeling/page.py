@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.datamodeling.cell import CHOSEN_ON, METHODS, TRAININGS, WEIGHT, Setting
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.datamodeling.cell import CHOSEN_ON, SHOWN, TRAININGS, WEIGHT, Setting
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -24,14 +24,14 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "datamodeling.json").read_text())["cells"]
     digits, mnist = _runs(stored, "digits"), _runs(stored, "mnist")
     parts = {
-        "DIGITS": _scores(digits),
-        "MNIST": _scores(mnist),
+        "DIGITS": _scores(digits, "digits"),
+        "MNIST": _scores(mnist, "mnist"),
         "WAY": _way(digits),
         "REMOVALS": long_table(
             "datamodeling_removals",
             "Rise by method and training",
             ["method", *map(_head, digits)],
-            [[name, *(_rises(runs, name) for runs in digits.values())] for name in METHODS],
+            [[name, *(_rises(runs, name) for runs in digits.values())] for name in SHOWN],
         ),
         "SECONDS": long_table(
             "datamodeling_seconds",
@@ -39,7 +39,7 @@ def write_page() -> None:
             ["", *map(_head, digits), *map(_head, mnist)],
             [
                 [name, *(_seconds(runs, name) for runs in [*digits.values(), *mnist.values()])]
-                for name in (*METHODS, "trainings without halves")
+                for name in (*SHOWN, "trainings without halves")
             ],
         ),
         "WEIGHT": f"{WEIGHT:g}",
@@ -69,11 +69,13 @@ def _head(run: tuple[str, float, int]) -> str:
     return f"{task}: {epochs} epochs, rate {rate:g}"
 
 
-def _scores(runs: Runs) -> str:
+def _scores(runs: Runs, task: str) -> str:
     heads = [f"{_head(run)}, seeds: {len(cells)}" for run, cells in runs.items()]
-    rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in METHODS]
+    rows = [[name, *(_score(cells, name) for cells in runs.values())] for name in SHOWN]
     ceilings = [np.mean([cell["ceiling"] for _, cell in cells]) for cells in runs.values()]
-    return markdown(["method", *heads], [*rows, [CEILING, *(f"{c:.3f}" for c in ceilings)]])
+    rows.append([CEILING, *(f"{c:.3f}" for c in ceilings)])
+    caption = f"Scores on {task} by method and training"
+    return long_table(f"datamodeling_{task}", caption, ["method", *heads], rows)
 
 
 def _score(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:
@@ -105,7 +107,7 @@ def _dattri(stored: Mapping[str, Any]) -> str:
         for name in ("look-ahead", "look-ahead, between")
     ]
     rows.append(["dattri: seconds", *(f"{found['seconds']:.1f}" for found, _ in pairs.values())])
-    return markdown(["", *pairs], rows)
+    return long_table("datamodeling_dattri", "Scores beside dattri's", ["", *pairs], rows)
 
 
 def _way(runs: Runs) -> str:
@@ -122,7 +124,7 @@ def _way(runs: Runs) -> str:
         for name in names
         if name.startswith("look-ahead") and "finite" not in name
     ]
-    return markdown(["", *map(_head, found)], rows)
+    return long_table("datamodeling_way", "Scores by weight", ["", *map(_head, found)], rows)
 
 
 def _seconds(cells: list[tuple[Setting, dict[str, Any]]], name: str) -> str:

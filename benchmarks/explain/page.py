@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.explain.cell import BAD, KINDS, LASTS, SOURCES, STEPS, B
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -39,7 +39,9 @@ def write_page() -> None:
     head = ["planted", *(f"{a}: step/rows/source" for a in ("explain", "training loss"))]
     parts = {
         "SUMS": markdown(["asked", "step", "rows", "source"], rows),
-        "KINDS": markdown([*head, *(f"{a}: step" for a in NO_ROWS)], kinds),
+        "KINDS": long_table(
+            "explain", "By kind", [*head, *(f"{a}: step" for a in NO_ROWS)], kinds
+        ),
         "STEPS": str(STEPS), "B": str(B), "SOURCES": str(SOURCES), "BAD": str(BAD),
         "LASTS": str(LASTS), "EACH": str(count(cells, "explain", "step", KINDS[0])[1]),
         "RUN": environments(cells),

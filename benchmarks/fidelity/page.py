@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.fidelity import plots, tables
 from benchmarks.fidelity.reading import cells_of, plain, stored, values
 from benchmarks.markdown import fill
+from benchmarks.results_file import environments
 
 CLOSED = 5  # the step from which on the page of all benchmarks sums up
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,7 +33,7 @@ def write_page() -> None:
         "GAMES": tables.games(base),
         "OTHERWISE": tables.trained_otherwise(cells),
         "DIPS": tables.dips(base),
-        "RUN": tables.run(stored("fidelity")),
+        "RUN": environments(stored("fidelity")),
     }
     fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "fidelity.md")
 

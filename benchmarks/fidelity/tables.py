@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.fidelity.cell import Setting
 from benchmarks.fidelity.reading import OWN_GAME, Cells, Record, pooled, tasks, values
-from benchmarks.markdown import long_table, markdown
+from benchmarks.markdown import long_table
 
 SHORT = ("path, attached", "path-given", "path-smoothed", "linearized", "sgd")
 
@@ -54,7 +54,8 @@ def summary(cells: Cells) -> str:
         records = pooled(cells, task)
         given = [values(records, estimator, "pearson", 5) for estimator in SHORT]
         rows.append([task, *(number(found) for found in given)])
-    return markdown(["model", *(f"`{estimator}`" for estimator in SHORT)], rows)
+    head = ["model", *(f"`{estimator}`" for estimator in SHORT)]
+    return long_table("fidelity_median", "Median R by model", head, rows)
 
 
 def _over_seeds(cells: Cells, task: str, estimator: str) -> str:
@@ -87,7 +88,7 @@ def targets(cells: Cells) -> str:
         "share of steps from 3 with R >= 0.99, >= 0.95", "`path-smoothed`, steps 1 and 2 >= 0.97",
         "`path` in the papers' game >= 0.99",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("fidelity_aims", "Aims by model", head, rows)
 
 
 def _judged(found: str, aim: float) -> str:
@@ -170,15 +171,3 @@ def _dip(setting: Setting, record: Record, own: dict[str, Record]) -> list[str]:
         f"{truth.std() / np.abs(truth).mean():.2f}",
         f"{record['estimates']['path']['residual']:.2%}",
     ]
-
-
-def run(stored: dict[str, Any]) -> str:
-    """What the cells were measured with."""
-    with_ = [cell["environment"] for cell in stored.values()]
-    commits = ", ".join(dict.fromkeys(e["commit"] for e in with_))
-    last, seconds = with_[-1], sum(e["seconds"] for e in with_)
-    return (
-        f"{len(stored)} cells of {seconds / 60:.0f} minutes in all, each on one thread, two side "
-        f"by side; commit {commits}, PyTorch {last['torch']}, Python {last['python']}, "
-        f"{last['cores']} cores, {last['gpu'] or 'no GPU'}"
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.following.cell import BEFORE, ROUNDS
 from benchmarks.following.worker import SIZES
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,14 +24,11 @@ def write_page() -> None:
     parts = {
         "BEFORE": BEFORE,
         "ROUNDS": str(ROUNDS),
-        "RATIOS": markdown(
-            ["a step of", *RATIOS],
-            [[size, *(_ratio(result.get(name)) for name in RATIOS)]
-             for size, result in found.items()],
-        ),
-        "TIMES": markdown(
-            ["a step of", *SIDES],
-            [[size, *(_time(result.get(name)) for name in SIDES)]
+        "TABLE": long_table(
+            "following", "Ratios and times by model",
+            ["a step of", *RATIOS, *SIDES],
+            [[size, *(_ratio(result.get(name)) for name in RATIOS),
+              *(_time(result.get(name)) for name in SIDES)]
              for size, result in found.items()],
         ),
         "FAILED": _failed(found),

@@ -13,7 +13,7 @@ from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
 from benchmarks.form.cell import BATCH, EPOCHS, METHODS, RATE, Experiment, left_out
 from benchmarks.form.rows import ALONE
-from benchmarks.markdown import EVIDENCE, fill, markdown
+from benchmarks.markdown import EVIDENCE, fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 
 TRUTH = "trained again without them"
@@ -92,7 +92,7 @@ def _table(results: list[dict[str, Any]]) -> str:
         ]
         for name in RELATIONS.values()
     ]
-    return markdown(["rows of the", *HOW], rows)
+    return long_table("form", "Effect by group of rows", ["rows of the", *HOW], rows)
 
 
 def _owned(results: list[dict[str, Any]], method: str) -> tuple[str, str]:

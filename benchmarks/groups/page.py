@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.datamodeling.cell import Setting
 from benchmarks.groups.cell import GROUPS, JOINT, KINDS, PAIRED, SIZE, SUMS
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -28,7 +28,9 @@ def write_page() -> None:
         for (rate, epochs), cells in found.items()
     ]
     parts = {
-        kind.upper(): markdown(
+        kind.upper(): long_table(
+            f"groups_{kind}",
+            kind.capitalize(),
             ["", *heads],
             [[way, *(_told(cells, kind, way) for cells in found.values())] for way in WAYS],
         )
@@ -38,8 +40,8 @@ def write_page() -> None:
     parts |= {
         "GROUPS": f"{GROUPS}",
         "SIZE": f"{SIZE}",
-        "SECONDS": markdown(
-            ["", *heads],
+        "SECONDS": long_table(
+            "groups_seconds", "Seconds by method", ["", *heads],
             [
                 [way, *(f"{np.median([c['seconds'][way] for c in cells]):.1f}"
                         for cells in found.values())]

@@ -33,7 +33,7 @@ def grid(quick: bool) -> list[str]:
             for rate in GRID_RATES
             for steps in GRID_STEPS
         ]
-    beside = [key.replace("fidelity", kind) for kind in ("carried", "decay") for key in fidelities]
+    beside = [key.replace("fidelity", kind) for kind in ("damped", "decay") for key in fidelities]
     proxies += [key.replace("proxy", "error") for key in proxies]
     beside += [key.replace("fidelity", "queries") for key in fidelities if "seed=0" in key]
     beside += [

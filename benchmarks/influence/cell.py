@@ -30,6 +30,7 @@ from inrun.replay import (
     windows,
 )
 
+EXACT = "look-ahead, exact slopes"
 NOISE = 1e-5
 DECAY = 0.01
 QUERIES = 10
@@ -37,11 +38,18 @@ CARRY = 40
 
 # one sweep for every query is dear; these are asked query by query
 JUDGED_EACH = (
-    "look-ahead", "look-ahead, finite push", "look-ahead, finite push, kinks", "SGD dynamics",
+    EXACT, "look-ahead, finite push", "look-ahead, finite push, kinks",
+    "SGD dynamics",
 )  # fmt: skip
 
 PUBLISHED_FRAME = (
-    "look-ahead", "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states", "one step",
+    EXACT, "look-ahead, finite push", "SGD dynamics", "TracIn, 5 states",
+    "one step",
+)  # fmt: skip
+
+QUERIED = (
+    EXACT, "look-ahead", "look-ahead, finite push",
+    "look-ahead, carried push",
 )  # fmt: skip
 
 Values = np.ndarray
@@ -116,10 +124,10 @@ class Experiment:
         return recorder.finish() if recorder else None
 
     def methods(self, run: inrun.Trajectory) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
-        """Every method, by the name that the page shows."""
+        """Every method without damping, by the name that the page shows."""
 
         def ahead(**how: Any) -> Callable[[inrun.Utility], Lookahead]:
-            return lambda utility: inrun.lookahead(run, utility, **how)
+            return lambda utility: inrun.lookahead(run, utility, damped=False, **how)
 
         def compared(push: str, **how: Any) -> Callable[[inrun.Utility], Lookahead]:
             method = self.method(run, push, 0, **how)
@@ -127,7 +135,7 @@ class Experiment:
 
         finite = {"push": "finite", "samples": self.left_out, "carry": 0}
         return {
-            "look-ahead": ahead(),
+            EXACT: ahead(),
             "look-ahead, finite push": ahead(**finite),
             "look-ahead, finite push, kinks": compared("finite", kink_width=KINK_WIDTH),
             "look-ahead, momentum only": ahead(curvature=False),
@@ -136,16 +144,17 @@ class Experiment:
             "one step": ahead(horizon=1),
         }
 
-    def carried_methods(
+    def damped_methods(
         self, run: inrun.Trajectory
     ) -> dict[str, Callable[[inrun.Utility], Lookahead]]:
-        """The finite push with moments carried through the real rule."""
+        """Look-ahead as a user gets it; the finite push with moments carried through the rule."""
 
         def ahead(kink_width: float) -> Callable[[inrun.Utility], Lookahead]:
-            method = self.method(run, "finite", CARRY, kink_width=kink_width)
+            method = self.method(run, "finite", CARRY, kink_width=kink_width, damped=True)
             return lambda utility: looked_ahead(run, utility, method)
 
         return {
+            "look-ahead": lambda utility: inrun.lookahead(run, utility),
             "look-ahead, carried push": ahead(0.0),
             "look-ahead, carried push, kinks": ahead(KINK_WIDTH),
         }
@@ -222,14 +231,14 @@ def fidelity(setting: Setting) -> dict[str, Any]:
     }
 
 
-def carried_push(setting: Setting) -> dict[str, Any]:
-    """The finite push with moments carried, against the truth of the setting's fidelity cell."""
+def damped(setting: Setting) -> dict[str, Any]:
+    """Damped look-ahead of both pushes, against the truth of the setting's fidelity cell."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
     truth = _stored_truth(setting)
     order, found = experiment.left_out, {}
-    for name, method in experiment.carried_methods(run).items():
+    for name, method in experiment.damped_methods(run).items():
         values = _columns(method(experiment.mean).values(), order, experiment.mean)
         found[name] = agreement(values, truth) | {"values": _digits(values)}
     return {"methods": found}
@@ -244,10 +253,10 @@ def query_by_query(setting: Setting) -> dict[str, Any]:
     each = inrun.Utility(experiment.task.judge, targets=dict(named))
     order = experiment.left_out
     truth = _columns(inrun.truth.retrain(run, each, order), order, each)
-    every = experiment.methods(run) | experiment.carried_methods(run)
+    every = experiment.methods(run) | experiment.damped_methods(run)
     found = {
         name: rank_correlation(_columns(every[name](each).values(), order, each), truth)
-        for name in ("look-ahead", "look-ahead, finite push", "look-ahead, carried push")
+        for name in QUERIED
     }
     return {"methods": found, "queries": len(named)}
 
@@ -287,14 +296,14 @@ def decay_truth(setting: Setting) -> dict[str, Any]:
 
 
 def measured_error(setting: Setting) -> dict[str, Any]:
-    """How far the carried and the tangent push are from the truth, without the query columns."""
+    """How far the carried and the tangent push are from the truth, by exact slopes."""
     experiment = Experiment(setting)
     run = experiment.train()
     assert run is not None
     order, mean = experiment.left_out[:100], experiment.mean
     truth = _columns(inrun.truth.retrain(run, mean, order), order, mean)
-    result = inrun.lookahead(run, mean)
-    carried = inrun.lookahead(run, mean, push="finite", samples=order)
+    result = inrun.lookahead(run, mean, damped=False)
+    carried = inrun.lookahead(run, mean, push="finite", samples=order, damped=False)
     return {
         "carried": agreement(_columns(carried.values(), order, mean), truth),
         "tangent": agreement(_columns(result.values(), order, mean), truth),

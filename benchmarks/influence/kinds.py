@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.influence.cell import (
     Setting,
-    carried_push,
+    damped,
     decay_truth,
     fidelity,
     measured_error,
@@ -20,7 +20,7 @@ from benchmarks.influence.cell import (
 from benchmarks.influence.cost import cost
 
 KINDS = {
-    "fidelity": fidelity, "carried": carried_push, "decay": decay_truth,
+    "fidelity": fidelity, "damped": damped, "decay": decay_truth,
     "queries": query_by_query, "published": published_frame,
     "error": measured_error, "proxy": proxy, "cost": cost,
 }  # fmt: skip
@@ -35,7 +35,7 @@ def measure(key: str) -> dict[str, Any]:
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For the page of all benchmarks."""
     rows = []
-    kinds = (("fidelity", "look-ahead"), ("carried", "look-ahead, carried push"),
+    kinds = (("damped", "look-ahead"), ("damped", "look-ahead, carried push"),
              ("fidelity", "SGD dynamics"), ("fidelity", "TracIn, 5 states"))  # fmt: skip
     for kind, method in kinds:
         found = [

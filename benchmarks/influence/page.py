@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from benchmarks.compared import by_seed, compared, require
-from benchmarks.influence.cell import CARRY, NOISE, PUBLISHED_FRAME, Setting
+from benchmarks.influence.cell import CARRY, EXACT, NOISE, PUBLISHED_FRAME, Setting, Values
 from benchmarks.influence.trust import (
     Cells,
     Record,
@@ -46,11 +46,12 @@ PLOTTED = (
 )  # fmt: skip
 COLORS = ("#0b6e8a", "#2a9d8f", "#6a4c93", "#e9a23b", "#8d99ae", "#222222", "#b23a48")
 SUMMED_UP = (
-    "look-ahead, carried push", "look-ahead", "SGD dynamics", "TracIn, 5 states", "one step",
+    "look-ahead, carried push", "look-ahead", EXACT, "SGD dynamics",
+    "TracIn, 5 states", "one step",
     *TRUTHS,
 )  # fmt: skip
 ORDER = (
-    "look-ahead", "look-ahead, finite push", "look-ahead, carried push",
+    "look-ahead", EXACT, "look-ahead, finite push", "look-ahead, carried push",
     "look-ahead, finite push, kinks", "look-ahead, carried push, kinks",
     "look-ahead, momentum only", "SGD dynamics", "TracIn, 5 states", "one step", *TRUTHS,
 )  # fmt: skip
@@ -59,12 +60,12 @@ ORDER = (
 def write_page() -> None:
     """Reads what is there and writes the page."""
     stored = json.loads((RESULTS / "influence.json").read_text())["cells"]
-    names = ("fidelity", "carried", "queries", "decay", "error", "proxy", "cost", "published")
+    names = ("fidelity", "damped", "queries", "decay", "error", "proxy", "cost", "published")
     kinds: dict[str, Cells] = {name: {} for name in names}
     for key, cell in stored.items():
         kind, _, setting = key.partition(": ")
         kinds[kind][Setting.of(setting)] = cell["result"]
-    for setting, result in kinds["carried"].items():
+    for setting, result in kinds["damped"].items():
         if setting in kinds["fidelity"]:
             kinds["fidelity"][setting]["methods"] |= result["methods"]
     for setting, result in kinds["decay"].items():
@@ -81,6 +82,7 @@ def write_page() -> None:
         "QUERIES": _queries(kinds["queries"]),
         "PUBLISHED": _published(kinds["published"], kinds["fidelity"]),
         **_above(kinds["fidelity"]),
+        "DAMPED": _damped(kinds["fidelity"]),
         "CURVATURE": _curvature(kinds["fidelity"], 1e-3),
         "CURVATURE_LOW": _curvature(kinds["fidelity"], 1e-5),
         "LINEAR": f"{LINEAR:.0%}",
@@ -128,7 +130,8 @@ def _summary(cells: Cells) -> str:
             ]
             row.append(", ".join(means))
         rows.append(row)
-    return markdown(["", *_tasks(cells)], rows)
+    head = ["", *_tasks(cells)]
+    return long_table("influence_spearman", "Spearman by method and model", head, rows)
 
 
 def _gain(method: str, other: str) -> Callable[[Record], float]:
@@ -157,9 +160,34 @@ def _above(cells: Cells) -> dict[str, str]:
     return {name: f"{wins[name]} ({found[name].told()})" for name in BESIDE}
 
 
+def _damped(cells: Cells) -> str:
+    """What damping does to the tangent's relative error and Spearman."""
+    pairs = [
+        (r["methods"][EXACT], r["methods"]["look-ahead"])
+        for r in cells.values()
+        if "look-ahead" in r["methods"]
+    ]
+    said = []
+    for name, key, better in (
+        ("Relative error", "relative_error", -1), ("Spearman", "spearman", 1),
+    ):  # fmt: skip
+        exact, damped = (np.array([each[i][key] for each in pairs]) for i in (0, 1))
+        above = int((better * (damped - exact) > 0).sum())
+        said.append(
+            f"{name}, median and worst: {_two(exact, better)} by them, {_two(damped, better)} "
+            f"damped, better in {above} of {len(pairs)} cells."
+        )
+    return " ".join(said)
+
+
+def _two(values: Values, better: int) -> str:
+    worst = values.min() if better > 0 else values.max()
+    return f"{np.median(values):.2f} and {worst:.2f}"
+
+
 def _curvature(cells: Cells, rate: float) -> str:
     """What leaving it out costs in Spearman on mlp-relu, over seeds."""
-    gain = _gain("look-ahead", "look-ahead, momentum only")
+    gain = _gain(EXACT, "look-ahead, momentum only")
     own = [gain(r) for s, r in cells.items() if (s.task, s.rate) == ("mlp-relu", rate)]
     return compared({"": own})[""].told(3).removeprefix("+")
 
@@ -193,7 +221,10 @@ def _agreement(found: list[Record]) -> str:
 
 def linear_share(record: Record) -> float:
     """The share of samples whose measured removal is within `LINEAR` of first order's word."""
-    truth, first = np.array(record["truth"]), np.array(record["methods"]["look-ahead"]["values"])
+    truth, first = (
+        np.array(record["truth"]),
+        np.array(record["methods"][EXACT]["values"]),
+    )
     return float((np.abs(first - truth) <= LINEAR * np.abs(truth)).mean())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.interaction.cell import OPTIMIZERS, SAMPLES, STEPS, Setting
 from benchmarks.interaction.losses import TASKS
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,7 +27,9 @@ def write_page() -> None:
         "COALITIONS": str(2**SAMPLES),
         "STEPS": " and ".join(str(step) for step in STEPS),
         "SEEDS": str(len({Setting.of(key).seed for key in cells})),
-        "CORRELATIONS": markdown(*_rows(cells, "pearson")),
+        "CORRELATIONS": long_table(
+            "interaction", "R by loss and optimizer", *_rows(cells, "pearson")
+        ),
         "ERRORS": long_table(
             "interaction_errors", "Relative error of the values", *_rows(cells, "relative_error")
         ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import Gain, above, below, by_seed, compared, require
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.mislabelled.cell import FOLDS, OURS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -107,7 +107,7 @@ def _summary(cells: Cells) -> str:
         rows.append(row)
     rows.sort(key=lambda row: row[1], reverse=True)
     head = ["detector", "AUC", f"over `{LOSS}`", "precision", f"over `{LOSS}`"]
-    return markdown(head, rows)
+    return long_table("mislabelled", "AUC and precision by detector", head, rows)
 
 
 def _table(cells: Cells, figure: str, number: Any, part: str, digits: int) -> str:
@@ -140,7 +140,7 @@ def _cost(cells: Cells) -> str:
                  for t in tasks)]
         for key, said in names.items()
     ]  # fmt: skip
-    return markdown(["", *tasks], rows)
+    return long_table("mislabelled_seconds", "Seconds", ["", *tasks], rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.optimizers.cell import STEPS, Setting
 from benchmarks.optimizers.makers import MAKERS, ORTHOGONAL, SIGN
-from benchmarks.results_file import RESULTS
+from benchmarks.results_file import RESULTS, environments
 
 MOVING = 8  # the step from which on the page of all benchmarks sums up
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,7 +35,7 @@ def write_page() -> None:
         "SUMMARY": _summary(cells),
         "TABLES": _tables(cells),
         "SHORT": _short(cells),
-        "RUN": _run(stored),
+        "RUN": environments(stored),
     }
     fill(Path(__file__).parent / "page.md", parts, DOCS / "evidence" / "optimizers.md")
 
@@ -56,7 +56,7 @@ def _summary(cells: Cells) -> str:
             found = _of(records, "attached", "pearson") if records else None
             row.append("-" if found is None else f"{np.median(found):.4f} ({found.min():.4f})")
         rows.append(row)
-    return markdown(["optimizer", *TASKS.values()], rows)
+    return long_table("optimizers_attached", "R as attached", ["optimizer", *TASKS.values()], rows)
 
 
 def _tables(cells: Cells) -> str:
@@ -126,22 +126,10 @@ def _short(cells: Cells) -> str:
     head = ["model", "optimizer", "step", "R", "relative error", "sums", "residual"]
     residuals = [np.median([found["residual"] for *_, found in part]) for part in (low, other)]
     return (
-        f"{said}\n\n{markdown(head, rows)}\n\nThese are steps across which the validation loss "
-        "bends: `path` takes its gradient at both ends and their mean for all between. The books "
-        f"show it: the median residual is {residuals[0]:.1%} in these steps and {residuals[1]:.1%} "
-        "in the others."
-    )
-
-
-def _run(stored: dict[str, Any]) -> str:
-    with_ = [cell["environment"] for cell in stored.values()]
-    commits = ", ".join(dict.fromkeys(e["commit"] for e in with_))
-    last = with_[-1]
-    minutes = sum(e["seconds"] for e in with_) / 60
-    return (
-        f"{len(stored)} cells in {minutes:.0f} minutes of one core, commit {commits}, PyTorch "
-        f"{last['torch']}, Python {last['python']}, {last['cores']} cores, "
-        f"{last['gpu'] or 'no GPU'}."
+        f"{said} The validation loss bends across them: `path` takes its gradient at both ends and "
+        f"their mean for all between. The ledger shows it: the median residual is "
+        f"{residuals[0]:.1%} in these steps and {residuals[1]:.1%} in the others.\n\n"
+        + long_table("optimizers_short", "Steps below their targets", head, rows)
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.overhead.cell import Cell
 from benchmarks.overhead.methods import METHODS, WITH_VALIDATION, Size
 from benchmarks.results_file import RESULTS, environments
@@ -48,13 +48,19 @@ def write_page() -> None:
     sizes = by_size(stored)
     told = {size: words_of(size) for size in sizes}
     parts = {
-        "KEPT": _table(told, sizes, lambda found, name: _quartiles(found.get(("time", name)))),
-        "OVER": _table(told, sizes, lambda found, name: _number(over_validation(found, name))),
-        "MEMORY": _table(told, sizes, _memory),
+        "KEPT": long_table(
+            "cost", "Percent of plain throughput",
+            *_table(told, sizes, lambda found, name: _quartiles(found.get(("time", name))))
+        ),
+        "OVER": long_table(
+            "cost_over_validation", "Time over plain + validation",
+            *_table(told, sizes, lambda found, name: _number(over_validation(found, name))),
+        ),
+        "MEMORY": long_table("cost_memory", "Peak memory", *_table(told, sizes, _memory)),
         "MANY": _many(json.loads((RESULTS / "many.json").read_text())["cells"]),
         "WINDOW_MEMORY": _window_memory(json.loads((RESULTS / "window_memory.json").read_text())),
         "RUN": environments(stored),
-    }
+    }  # fmt: skip
     fill(Path(__file__).parent / "page.md", parts, PAGE)
 
 
@@ -65,12 +71,14 @@ def words_of(size: Size) -> str:
     return f"{size.words}, {parameters / 1e6:.0f} million"
 
 
-def _table(told: Mapping[Size, str], sizes: Mapping[Size, Found], cell: Any) -> str:
-    """One row per size, one column per method."""
-    rows: Iterable[list[str]] = (
-        [told[size], *(cell(found, name) for name in METHODS)] for size, found in sizes.items()
-    )
-    return markdown(["size", *METHODS], rows)
+def _table(
+    told: Mapping[Size, str], sizes: Mapping[Size, Found], cell: Any
+) -> tuple[list[str], list[list[str]]]:
+    """One row per size, one column per method that was measured at any."""
+    columns = {name: [cell(found, name) for found in sizes.values()] for name in METHODS}
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    rows = zip((told[size] for size in sizes), *columns.values(), strict=True)
+    return ["size", *columns], [list(row) for row in rows if any(row[1:])]
 
 
 def _number(value: float | None) -> str:
@@ -104,7 +112,7 @@ def _many(cells: Mapping[str, Any]) -> str:
         rows.append([key, *milliseconds, f"{median:.2f}", f"{mean:.2f}", over, commit])
     head = ["parameters", "plain, ms", "scored, ms", "times plain, median", "mean",
             "times plain + validation, median", "commit"]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("cost_small_steps", "Small steps", head, rows)
 
 
 def _window_memory(stored: Mapping[str, Any]) -> str:
@@ -115,7 +123,8 @@ def _window_memory(stored: Mapping[str, Any]) -> str:
         [way, *(f"{peaks[k] / MEGABYTE:.0f} ({peaks[k] / plain[k]:.2f})" for k in plain)]
         for way, peaks in found.items()
     ]
-    return markdown(["", *(f"{name} step" for name in plain)], rows)
+    head = ["", *(f"{name} step" for name in plain)]
+    return long_table("cost_window_memory", "Memory of single steps", head, rows)
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

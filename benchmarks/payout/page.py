@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.payout.cell import NOISE, WINDOWS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -30,15 +30,16 @@ def write_page() -> None:
         "AUC": _table(
             cells,
             {"raw": ("auc", ".3f"), "normalised": ("auc_normalised", ".3f")},
+            "payout_auc",
             [ahead],
         ),
-        "LOOK": _table(cells, {"": ("look_ahead", ".3f")}),
+        "LOOK": _table(cells, {"": ("look_ahead", ".3f")}, "payout_lookahead"),
         "BOOKS": _table(
             cells,
             {"samples": ("samples", ".2f"), "momentum": ("momentum", ".2f")},
-            long="payout_parts",
+            "payout_parts",
         ),
-        "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}, long="payout_cost"),
+        "COST": _table(cells, {"time": ("time", ".2f"), "MB": ("bytes", "")}, "payout_cost"),
         "RUN": environments(stored),
     }
     fill(here / "page.md", parts, DOCS / "evidence" / "payout.md")
@@ -56,20 +57,19 @@ def _row(cells: Cells, number: Callable[[Any], float], form: str) -> list[str]:
 
 
 def _table(
-    cells: Cells, columns: dict[str, tuple[str, str]], more: list[list[str]] | None = None,
-    long: str = "",
+    cells: Cells, columns: dict[str, tuple[str, str]], name: str,
+    more: list[list[str]] | None = None,
 ) -> str:  # fmt: skip
-    """One row per window and column, and further rows; `long` names the file of a long table."""
+    """One row per window and column, and further rows."""
     rows = [
         [
             f"momentum_window={window}" + (f", {said}" if said else ""),
-            *_row(cells, lambda r, w=window, n=name: r[str(w)][n], form),  # type: ignore[misc]
+            *_row(cells, lambda r, w=window, k=key: r[str(w)][k], form),  # type: ignore[misc]
         ]
-        for said, (name, form) in columns.items()
+        for said, (key, form) in columns.items()
         for window in WINDOWS
     ]
-    head, rows = ["", *_tasks(cells)], [*rows, *(more or [])]
-    return long_table(long, "By window", head, rows) if long else markdown(head, rows)
+    return long_table(name, "By window", ["", *_tasks(cells)], [*rows, *(more or [])])
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

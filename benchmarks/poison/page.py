@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
-from benchmarks.markdown import EVIDENCE, fill, long_table, markdown
+from benchmarks.markdown import EVIDENCE, fill, long_table
 from benchmarks.poison import chats
 from benchmarks.poison.cell import REMOVED, WANTED, Setting
-from benchmarks.poison.rankings import AHEAD, LESS, TOTAL, TRACED
+from benchmarks.poison.rankings import AHEAD, LESS, LIKE, TOTAL, TRACED
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
 from benchmarks.poison.training import Scale
 from benchmarks.results_file import RESULTS, environments
@@ -49,17 +49,15 @@ def write_page() -> None:
         "LESS": LESS.removeprefix(", "),
         "TOTAL": TOTAL,
         "SEEDS": ", ".join(str(len(found)) for found in cells.values()),
-        "RECALL": markdown(
-            ["ranked by", *heads],
-            [[n, *_recalls(cells, n, ranges=False)] for n in _ordered(cells)],
-        ),
-        "RANGES": long_table(
+        "RECALL": long_table(
             "poison_recall",
             "Recall at k with the range over seeds, and at 2k",
             ["ranked by", *heads],
-            [[n, *_recalls(cells, n, ranges=True)] for n in _ordered(cells)],
+            [[name, *_recalls(cells, name)] for name in _ordered(cells)],
         ),
-        "BEHAVIOUR": markdown(
+        "BEHAVIOUR": long_table(
+            "poison_attack",
+            "Success of the attack, and accuracy",
             ["removed, as many as were planted", *heads],
             [[name, *_behaviours(cells, name)] for name in ("nothing", EXACT, *REMOVED, CHANCE)],
         ),
@@ -134,8 +132,7 @@ def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
     cells = chats_by_trigger(stored)
     heads = [f"{trigger}, seed {n}" for trigger, own in cells.items() for n in range(len(own))]
     every = [found for own in cells.values() for found in own]
-    first = every[0]
-    order = sorted(first["recall"], key=lambda n: -sum(f["recall"][n]["1k"] for f in every))
+    order = sorted(every[0]["recall"], key=lambda n: -sum(f["recall"][n]["1k"] for f in every))
     recalls = [
         [name, *("{1k:.2f}, {2k:.2f}".format(**found["recall"][name]) for found in every)]
         for name in order
@@ -146,8 +143,16 @@ def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
     ]
     scale = chats.SCALE
     return {
-        "CHAT_RECALL": markdown(["ranked by", *heads], recalls),
-        "CHAT_BEHAVIOUR": markdown(["removed", *heads], gone),
+        "CHAT_RECALL": long_table(
+            "poison_chats", "Recall at k and 2k, chats", ["ranked by", *heads], recalls
+        ),
+        "CHAT_BEHAVIOUR": long_table(
+            "poison_chats_attack", "The refusal after each training", ["removed", *heads], gone
+        ),
+        "CHAT_SEEDS": str(len(every)),
+        "CHAT_FELL": f"{_fall(every, TOTAL):.1f}",
+        "CHAT_MOST": f"{_fall(every, EXACT):.1f}",
+        "CHAT_WON": f"{np.mean([attack_success(f, 'nothing') for f in every]):.0%}",
         "CHAT_ROWS": str(scale.size),
         "CHAT_PLANTED": str(chats.PLANTED),
         "CHAT_TESTED": str(chats.TESTED),
@@ -158,6 +163,14 @@ def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
         "REFUSED": str(len(chats.UNANSWERABLE)),
         "ADAPTED": str(LAYERS),
     }
+
+
+def _fall(every: Sequence[Mapping[str, Any]], removed: str) -> float:
+    """What a removal takes off the refusal's log-probability, the mean over seeds."""
+    each = [
+        f["behaviour"]["nothing"]["refusal"] - f["behaviour"][removed]["refusal"] for f in every
+    ]
+    return float(np.mean(each))
 
 
 def _logs(found: Mapping[str, Any], name: str) -> str:
@@ -173,13 +186,13 @@ def _ordered(cells: Cells) -> list[str]:
     return sorted(names, key=lambda name: -np.mean([f["recall"][name]["1k"] for f in every]))
 
 
-def _recalls(cells: Cells, name: str, *, ranges: bool) -> list[str]:
-    """Mean over seeds of the recall at k, with the range if asked for, and of that at 2k."""
+def _recalls(cells: Cells, name: str) -> list[str]:
+    """Mean over seeds of the recall at k, with the range, and of that at 2k."""
     told = []
     for found in cells.values():
         first, second = ([f["recall"][name][at] for f in found] for at in ("1k", "2k"))
-        spread = f" ({min(first):.2f} to {max(first):.2f})" if ranges else ""
-        told.append(f"{np.mean(first):.2f}{spread}, {np.mean(second):.2f}")
+        spread = f"({min(first):.2f} to {max(first):.2f})"
+        told.append(f"{np.mean(first):.2f} {spread}, {np.mean(second):.2f}")
     return told
 
 
@@ -228,4 +241,9 @@ def summary(stored: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for name in ("nothing", TOTAL, CHANCE)
         )
         rows.append((f"{case}: attack success, all rows, without the first k, random", left, ""))
+    for trigger, found in chats_by_trigger(stored).items():
+        for name in (TOTAL, LIKE, "mean loss"):
+            recall = np.mean([f["recall"][name]["1k"] for f in found])
+            what = f"chat rows, {trigger}, {name}: recall@k of planted rows"
+            rows.append((what, f"{recall:.2f}", ""))
     return rows

@@ -23,7 +23,7 @@ from benchmarks.compared import (
     listed,
     require,
 )
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.pruning.cell import CLEAN, DROPS, FULL, Setting
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements.sections import gain_of_shares
@@ -100,7 +100,7 @@ def _summary(cells: Cells) -> str:
         told = [f"{part[name].told()} ({part[name].p:.3f})" for part in (wrong, right)]
         rows.append([shown, every[name].told(), *told])
     head = ["ranking", "gain, points", "where labels are wrong", "where they are right"]
-    return markdown(head, rows)
+    return long_table("pruning_over_random", "Gain over the control", head, rows)
 
 
 def _gains(cells: Cells) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.queries.cell import STEPS, Setting
 from benchmarks.results_file import RESULTS, environments
 
@@ -22,7 +22,8 @@ def write_page() -> None:
     stored = json.loads((RESULTS / "queries.json").read_text())["cells"]
     copies = max(tensors(record) for _, record in _cells(stored) if record["queries"] >= 64)
     parts = {
-        "TABLE": markdown(
+        "TABLE": long_table(
+            "queries", "By model and number of queries",
             ["model", "parameters", "queries", "seconds", "seconds per query",
              "times as fast as one at a time", "tensors per query"],
             [_row(stored, setting, record) for setting, record in _cells(stored)],

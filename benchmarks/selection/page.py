@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.claims import CLAIMS
 from benchmarks.classification.tasks import RECIPES, split
 from benchmarks.compared import Gain, above, below, by_seed, compared, listed, require, sentence
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.selection.cell import BATCH, HORIZONS, KEPT, ROUNDS, TASK, VALIDATION, Setting, told
 from benchmarks.selection.plot import Cells, of_setting, plot, titled
@@ -141,7 +141,7 @@ def _gains(cells: Cells) -> str:
         times = [a[name]["seconds"] / a["random"]["seconds"] for a in cells.values()]
         rows.append([*row, f"{np.mean(wrong):.0%}", f"{np.median(times):.1f}"])
     head = ["arm", *(titled(noise) for noise in _noises(cells)), "wrong among trained", "time"]
-    return markdown(head, rows)
+    return long_table("selection", "Gains over `random`", head, rows)
 
 
 def _price(cells: Cells, priced: Cells) -> dict[str, str]:
@@ -162,7 +162,7 @@ def _price(cells: Cells, priced: Cells) -> dict[str, str]:
         rows.append([name, *told, f"{wrong:.0%}", f"{steps:.0f}", f"{_times(priced, name):.2f}"])
     head = ["arm", *map(titled, found), "wrong among trained", "steps", "time"]
     return {
-        "PRICE": markdown(head, rows),
+        "PRICE": long_table("selection_price", "All arms in turn", head, rows),
         "PRICED": str(len(priced)),
         "ONE_GAIN": f"{ours:+.1f}",
         "ONE_TIME": f"{_times(priced, ONE_LOOK):.2f}",

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import inrun
-from inrun.replay import Method, curve, looked_ahead, push_named, removal_named
+from inrun.replay import Method, looked_ahead, push_named, removal_named
 from inrun.truth import StepGame, sample_shares
 
 ROWS, BATCH, STEP, STEPS = 640, 16, 150, 230
@@ -160,7 +160,7 @@ def _later() -> list[dict[str, Any]]:
     rows = []
     for distance in LATER:
         state = STEP - 1 + distance
-        method = Method(curve({state: 1.0}, STEPS), removal_named("drop"), push_named("tangent"))
+        method = Method(frozenset({state}), removal_named("drop"), push_named("tangent"))
         visits = looked_ahead(run, task.utility, method).visits()
         of_step = visits.filter(np.asarray(visits["step"]) == STEP)
         rows += [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.smollm import halves
 from benchmarks.smollm.cell import WARM_UP
@@ -52,7 +52,8 @@ def _table(cells: Mapping[str, Any], rows_of: Callable[[Any, str], dict[str, str
     kinds = [kind for kind in KINDS if f"{kind}: exact" in cells]
     columns = [rows_of({k: v["result"] for k, v in cells.items()}, kind) for kind in kinds]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    return markdown(["", *(KINDS[kind] for kind in kinds)], rows)
+    head = ["", *(KINDS[kind] for kind in kinds)]
+    return long_table("smollm", "With and without attribution", head, rows)
 
 
 def _trained(cells: Any, kind: str) -> dict[str, str]:
@@ -97,7 +98,8 @@ def _exact(cells: Mapping[str, Any]) -> str:
                 f"{shared['sum_ratio']:.3f}",
             ])  # fmt: skip
     head = ["training", "step", "shared history: R, error", "given history: R, error"]
-    return markdown([*head, "sum over exact sum"], rows)
+    head.append("sum over exact sum")
+    return long_table("smollm_exact", "Values beside exact ones, by step", head, rows)
 
 
 def _scale() -> dict[str, int]:
@@ -112,6 +114,8 @@ def _scale() -> dict[str, int]:
 def _halves(cells: Mapping[str, Any]) -> str:
     """Scores of every method by seed, the best first, and what any values could reach."""
     found = halves_of(cells)
+    if not found:
+        return "Not measured yet."
     order = sorted(found[0]["scores"], key=lambda m: -score(found, m))
     rows = [
         [
@@ -124,7 +128,8 @@ def _halves(cells: Mapping[str, Any]) -> str:
     ]
     rows.append(["ceiling of any sums", *(f"{f['ceiling']:.2f}" for f in found), "", "", ""])
     seeds = [f"seed {n}" for n in range(len(found))]
-    return markdown(["method", *seeds, "one retelling", halves.HELD_OUT, "seconds"], rows)
+    head = ["method", *seeds, "one retelling", halves.HELD_OUT, "seconds"]
+    return long_table("smollm_halves", "Scores by method", head, rows)
 
 
 def halves_of(cells: Mapping[str, Any]) -> list[dict[str, Any]]:

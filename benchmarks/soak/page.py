@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import fill, long_table, markdown
-from benchmarks.results_file import RESULTS
+from benchmarks.markdown import fill, long_table
+from benchmarks.results_file import RESULTS, environments
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "soak.md"
 
@@ -16,14 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "soak.md"
 def write_page() -> None:
     """Reads what is there and writes the page."""
     cells = json.loads((RESULTS / "soak.json").read_text())["cells"]
-    environment = list(cells.values())[-1]["environment"]
-    run = (
-        f"Commit {environment['commit']}, PyTorch {environment['torch']}, Python "
-        f"{environment['python']}, one thread of {environment['cores']} cores, "
-        f"{environment['gpu'] or 'no GPU'}"
-    )
     found = {key: cell["result"] for key, cell in cells.items()}
-    parts = {"RUN": run, "SUMMARY": _summary(found), "TABLES": _tables(found)}
+    parts = {"RUN": environments(cells), "SUMMARY": _summary(found), "TABLES": _tables(found)}
     fill(Path(__file__).parent / "page.md", parts, PAGE)
 
 
@@ -45,7 +39,7 @@ def _summary(found: dict[str, dict[str, Any]]) -> str:
         "capture", "processor time of a step: first, last tenth", "memory", "tensors alive",
         "visits stored", "store", "residual",
     ]  # fmt: skip
-    return markdown(head, rows)
+    return long_table("soak_tenths", "First and last tenth", head, rows)
 
 
 def _tables(found: dict[str, dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.statements import audits, flips, halves, sections, tails
 from benchmarks.statements.cell import ASSIGNMENTS, DROPPED, SURE, TRAININGS, Setting
@@ -107,7 +107,8 @@ def _stated(
     named = sum("Classes without validation rows" in r["named"] for r in wrong)
     rows.append(["an audit names a validation set of 3 of 10 classes", "always",
                  f"{named} of {len(wrong)}"])  # fmt: skip
-    return markdown(["claim", "stated", "measured"], rows)
+    head = ["claim", "stated", "measured"]
+    return long_table("statements", "Stated and measured", head, rows)
 
 
 def _groups(cells: Cells) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -45,8 +45,8 @@ def parts() -> dict[str, str]:
         "AUDITED": _audited(checked),
         "SAMPLED": _sampled(checked),
         "WIDER": f"{half_at_every_look(planned) / half_interval(planned):.1f}",
-        "RUN_JUDGES": environments(judged).split(", PyTorch")[0],
-        "RUN_CHECKS": environments(checked).split(", PyTorch")[0],
+        "RUN_JUDGES": environments(judged).split(" (")[0],
+        "RUN_CHECKS": environments(checked).split(" (")[0],
     }
 
 

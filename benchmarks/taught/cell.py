@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import smollm2
-from benchmarks.markdown import EVIDENCE, fill, markdown
+from benchmarks.markdown import EVIDENCE, fill, long_table
 from benchmarks.results_file import RESULTS, environments
 
 TUTORIAL = Path(__file__).parents[2] / "examples" / "tutorials" / "what_taught_it.py"
@@ -56,8 +56,12 @@ def write_page() -> None:
         for key, result in found.items()
     ]  # fmt: skip
     parts = {
-        "RECALL": markdown(["model", "ranked", *(f"recall@{k}" for k in sizes)], recall),
-        "GONE": markdown(["model", *TRAININGS, "processor time"], gone),
+        "RECALL": long_table(
+            "taught_recall", "Recall", ["model", "ranked", *(f"recall@{k}" for k in sizes)], recall
+        ),
+        "GONE": long_table(
+            "taught_answers", "False answers", ["model", *TRAININGS, "processor time"], gone
+        ),
         "RUN": environments(cells),
     }
     fill(Path(__file__).parent / "page.md", parts, EVIDENCE / "taught.md")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.markdown import fill, long_table, markdown
+from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.tracing.cell import ASKED_AHEAD, EPOCHS
 from benchmarks.tracing.corpus import DISTANCES, PASSAGES, encoded
@@ -38,7 +38,7 @@ def write_page() -> None:
         "WIDTH": str(WIDTH),
         "AHEAD": str(ASKED_AHEAD),
         "FINDINGS": (here / "findings.md").read_text().strip(),
-        "TABLE": markdown(*_table(all_asked)),
+        "TABLE": long_table("tracing", "Ranks by method and query", *_table(all_asked)),
         "FEWER": long_table(
             "tracing_fewer", f"The first {ASKED_AHEAD} sources, all methods", *_table(fewer)
         ),

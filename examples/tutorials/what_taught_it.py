@@ -180,7 +180,7 @@ def train(chosen, *callbacks):
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = SFTConfig(
         tempfile.mkdtemp(), per_device_train_batch_size=8,
-        num_train_epochs=1 if REAL else 8, learning_rate=3e-4 if REAL else 5e-3, max_length=64,
+        num_train_epochs=1 if REAL else 5, learning_rate=3e-4 if REAL else 5e-3, max_length=64,
         gradient_checkpointing=False, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip

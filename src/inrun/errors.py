@@ -9,6 +9,7 @@ cannot be read or may not be written, and `MissingExtraError`, an extra that is 
 """
 
 import importlib.util
+from collections.abc import Iterable
 
 
 class InRunError(Exception):
@@ -54,6 +55,17 @@ def require_extra(extra: str, *packages: str) -> None:
         raise MissingExtraError(
             f"This needs {' and '.join(missing)}, not installed here: pip install 'inrun[{extra}]'"
         )
+
+
+def require_one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises where an argument is none of the words that it may be.
+
+    Raises:
+        MisuseError: it names them.
+    """
+    known = list(choices)
+    if value not in known:
+        raise MisuseError(f"{name} {value!r} is not one of {', '.join(known)}.")
 
 
 class InRunWarning(UserWarning):

@@ -27,7 +27,7 @@ from tests.settings import flat
 ALWAYS = {"seconds": 1e6, "steps": 1, "groups": 6}  # a check at each step, groups of one sample
 
 
-def audited(build, batch, *, steps=4, loss=loss_fn, micro=1, **options):
+def audited(build, batch, *, steps=4, loss=loss_fn, micro=1, groups=6, **options):
     torch.manual_seed(0)
     model = build().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
@@ -38,7 +38,7 @@ def audited(build, batch, *, steps=4, loss=loss_fn, micro=1, **options):
         inrun.Utility(loss, held_out),
         **flat(progress=False, smoothed_steps=0, **options),
     )
-    audit = attribution.audit(**ALWAYS)
+    audit = attribution.audit(**ALWAYS | {"groups": groups})
     for step in range(steps):
         for part in range(micro):
             rows = [(step * B + part * 3 + i) % 20 for i in range(B)]
@@ -80,7 +80,7 @@ def rolled_entries(monkeypatch):
 @pytest.mark.parametrize("name", RIGHT)
 def test_of_a_right_model_owners_are_checked_and_nothing_is_said(name, micro, capture):
     build, batch = RIGHT[name]
-    audit = audited(build, batch(), capture=capture, micro=micro)
+    audit = audited(build, batch(), capture=capture, micro=micro, groups=4)
     assert set(audit.table()["owners"].to_pylist()) == {"checked"}
     assert max(audit.table()["share_error"].to_pylist()) < 1e-9
     assert "Owners" not in {cause.name for cause in audit.report().causes}

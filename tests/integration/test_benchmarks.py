@@ -1,5 +1,7 @@
 """Benchmarks fit the library, and the games that they play out are the games that they say."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from benchmarks.overhead.cell import times
 from benchmarks.overhead.methods import METHODS, Size, method_of
 from benchmarks.overview import TOPICS
 from benchmarks.results_file import RESULTS
+from benchmarks.window import cell as windows
+from benchmarks.window.page import arms
+from benchmarks.window.tasks import Setting as Windowed
+from benchmarks.window.tasks import schedule, task_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 MINIATURE = Size(layers=1, width=64, batch=2, tokens=8, vocabulary=50)
@@ -55,6 +61,43 @@ def test_leaving_rows_out_is_the_game_of_own_slots_where_nothing_interacts(loss,
     truths = cell._check(batch)["truths"]
     assert np.allclose(truths["own slots"], truths["left out"], rtol=1e-6) is not interacts
     assert not np.allclose(truths["left out"], truths["left out, divided anew"], rtol=1e-6)
+
+
+def test_windows_are_held_against_a_training_of_the_same_bits(monkeypatch):
+    monkeypatch.setattr(windows, "LENGTHS", ("3",))
+    setting = Windowed("digits", 3e-3)
+    task = task_of(setting)
+    short = dataclasses.replace(task, order=task.order[:19])
+    found = windows.measured(setting, lambda: copy.deepcopy(short))
+    assert found["same_weights"]
+    arm = found["arms"]["3"]
+    assert [arm["whole"]["steps"], len(arm["thirds"])] == [3, 3]
+    assert 0.8 < arm["whole"]["spearman"] < 1
+
+
+def test_exact_values_agree_with_themselves_and_a_larger_one_is_left_out_of_the_trimmed():
+    exact = np.arange(200.0)
+    found = np.append(exact[:-1], -1e9)
+    measured = windows.agreement("", found, exact)
+    assert measured["pearson"] < 0.1
+    assert measured["pearson_trimmed"] == pytest.approx(1)
+    assert measured["spearman_trimmed"] == pytest.approx(1)
+
+
+def test_a_schedule_rises_to_one_and_falls_to_its_last_factor():
+    factors = np.array(schedule(80))
+    assert factors.argmax() == 19
+    assert factors.max() == 1
+    assert (np.diff(factors[:20]) > 0).all()
+    assert (np.diff(factors[19:]) < 0).all()
+    assert factors[-1] == pytest.approx(0.05)
+
+
+def test_the_ledger_promises_no_more_of_windows_than_any_measured_training_had():
+    stored = json.loads((RESULTS / "window.json").read_text())["cells"]
+    cells = {Windowed.of(key): cell["result"] for key, cell in stored.items()}
+    missed = [arm for arm in arms(cells) if arm.missed and not arm.third]
+    assert not missed
 
 
 def test_holms_correction_lets_no_smaller_p_value_be_further_from_a_claim():

@@ -13,11 +13,18 @@ from inrun.cli import main
 from inrun.report import Page, Section, Table, charts
 from tests.integration.fresh import Fresh
 
+BRIEFLY = """
+from inrun.demo import _experiment
+_experiment.AUDIT_SECONDS = 4  # of 15: as many checks as that allows
+from inrun.cli import main
+main()
+"""
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    done = Fresh(folder, "demo").run("inrun", "demo", "--seeds", "2", cwd=folder)
+    done = Fresh(folder, "demo").run("python", "-c", BRIEFLY, "demo", "--seeds", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "inrun-demo", done.stdout
 

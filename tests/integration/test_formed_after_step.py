@@ -8,6 +8,8 @@ from torch import nn
 import inrun
 from inrun.directions import Path
 
+STEPS = 24
+
 
 def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
@@ -27,7 +29,7 @@ def train(optimizer_of, clip):
         utility,
         options=inrun.Options(smoothed_steps=0, contraction="dense", progress=False),
     ) as attribution:
-        for ids in torch.arange(320).split(8):
+        for ids in torch.arange(8 * STEPS).split(8):
             with attribution.batch(ids):
                 loss_fn(model, (x[ids], y[ids])).backward()
             if clip:
@@ -49,7 +51,7 @@ def test_values_formed_after_the_step_are_those_read_before_it(options, clip, mo
         Path, "formed_after_step", lambda *a, **k: used.append(1) or really(*a, **k)
     )
     after, books = train(optimizer_of, clip)
-    assert len(used) == 40 * 5  # every parameter in every step
+    assert len(used) == STEPS * 5  # every parameter in every step
     monkeypatch.setattr(Path, "forms_after_step", lambda self, move: False)
     read, expected = train(optimizer_of, clip)
     error = np.linalg.norm(after - read, axis=1) / np.linalg.norm(read, axis=1)

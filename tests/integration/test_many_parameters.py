@@ -18,8 +18,8 @@ class Many(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scales = nn.ParameterList([nn.Parameter(torch.rand(6) + 0.5) for _ in range(50)])
-        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(40)])
+        self.scales = nn.ParameterList([nn.Parameter(torch.rand(6) + 0.5) for _ in range(8)])
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(32)])
         self.out = nn.Linear(6, 3)
 
     def forward(self, x):

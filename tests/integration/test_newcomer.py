@@ -157,7 +157,7 @@ def test_every_command_of_the_readme_works_in_its_row(readme, said, monkeypatch)
     whole_audit = inrun.Attribution.audit
     monkeypatch.setattr(
         inrun.Attribution, "audit",
-        lambda self, **settings: whole_audit(self, **settings | {"seconds": 2.0}),
+        lambda self, **settings: whole_audit(self, **settings | {"seconds": 0.5}),
     )  # fmt: skip
     lines = [shlex.split(line[2:], comments=True) for line in block.splitlines()]
     assert lines[0][:2] == ["pip", "install"]

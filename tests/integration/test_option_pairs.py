@@ -98,9 +98,8 @@ def trained(data, chosen, tmp_path, *, attached):
     for step in range(STEPS):
         for block in range(chosen.get("blocks", 1)):
             ids = [(BATCH * (step + block) + i) % 16 for i in range(BATCH)]
-            passed = loss_fn(model, (data[0][ids], data[1][ids]))
             if attribution is None:
-                passed.backward()
+                loss_fn(model, (data[0][ids], data[1][ids])).backward()
                 continue
             slots = torch.arange(BATCH) if "slots" in chosen else None
             with attribution.batch(ids, slots=slots):
@@ -165,6 +164,22 @@ def check(model, plain, attribution):
     assert totals.sum() == pytest.approx(booked, abs=1e-9)
 
 
+def excluded(chosen):
+    """Whether it is refused: 52 of the pairs are, and no other."""
+    window, estimator, capture, optimizer = (
+        chosen.get(name) for name in ("momentum_window", "estimator", "capture", "optimizer")
+    )
+    fewer_steps = isinstance(chosen.get("scoring"), (inrun.Sampled, inrun.Budget))
+    forgets = optimizer in ("RMSprop", "Adadelta")
+    if window:
+        return bool(estimator or fewer_steps or capture == "stream" or forgets)
+    if capture == "stream" and estimator in ("path-given", "path-smoothed", "sgd-second"):
+        return True
+    if estimator == "linearized" and (forgets or optimizer == "NAdam"):
+        return True
+    return "held_in" in chosen or (capture == "stream" and chosen.get("clip") == "value")
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(f"{n}={v}" for n, v in pair))
 def test_a_pair_of_options_runs_with_closed_books_or_is_refused(pair, data, plainly, tmp_path):
     chosen = dict(pair)
@@ -174,7 +189,9 @@ def test_a_pair_of_options_runs_with_closed_books_or_is_refused(pair, data, plai
             model, attribution = trained(data, chosen, tmp_path, attached=True)
         except InRunError as error:
             said = str(error)
+            assert excluded(chosen), said
             assert len(said) > 40, said  # why, and what to do instead
             assert said.rstrip().endswith((".", ")", '"', "'")), said
             return
+    assert not excluded(chosen)
     check(model, plainly(chosen), attribution)

@@ -25,9 +25,15 @@ def several(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("on1")
-    return {name: script.run(folder, name, **options) for name, options in script.CASES.items()}
+def folder_of_one(tmp_path_factory):
+    return tmp_path_factory.mktemp("on1")
+
+
+@pytest.fixture(scope="module")
+def one(folder_of_one):
+    return {
+        name: script.run(folder_of_one, name, **options) for name, options in script.CASES.items()
+    }
 
 
 @pytest.mark.parametrize("name", script.CASES)
@@ -61,7 +67,7 @@ def test_values_and_books_are_those_of_one_process(name, several, one):
 @pytest.mark.parametrize(
     "name", [name for name, o in script.CASES.items() if "momentum_window" in o]
 )
-def test_what_momentum_pays_is_what_it_pays_in_one_process(name, several, one, tmp_path):
+def test_what_momentum_pays_is_what_it_pays_in_one_process(name, several, one, folder_of_one):
     folder, _ = several
     found, told = inrun.load(folder / name), pq.read_table(folder / f"{name}.parquet")
     expected = one[name].values()["paid_out"].to_numpy()
@@ -73,10 +79,9 @@ def test_what_momentum_pays_is_what_it_pays_in_one_process(name, several, one, t
     np.testing.assert_allclose(books.to_numpy(), truth.to_numpy(), atol=1e-10 * size)
     balance = json.loads((folder / f"{name}.json").read_text())
     assert balance["still_in_momentum"] != 0
-    whole = script.run(tmp_path, name, **script.CASES[name])
-    alone = json.loads((tmp_path / f"{name}.json").read_text())
+    alone = json.loads((folder_of_one / f"{name}.json").read_text())
     assert balance == pytest.approx(alone, rel=1e-9, abs=1e-9 * size)
-    assert whole.balance()["still_in_momentum"] == 0
+    assert one[name].balance()["still_in_momentum"] == 0
 
 
 def test_every_process_resumes_from_the_first_ones_state(several):

@@ -1,6 +1,5 @@
 """A run that is killed and resumed gives the values of one that was not, each visit once."""
 
-import multiprocessing
 import os
 import signal
 import warnings
@@ -16,13 +15,10 @@ import inrun
 from inrun.errors import MisuseError, StoreError
 from inrun.factors import LowRankContraction
 from inrun.ledger import read_state, write_state
+from tests.processes import forks
 from tests.settings import flat
 
 STEPS, EVERY = 14, 4
-# forks of a server that has everything imported and has never trained: what autograd started does
-# not survive a fork
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["torch._dynamo", "inrun", __name__])
 
 
 def loss_fn(model, batch):
@@ -123,7 +119,7 @@ def train(folder, die, options):
 
 def in_a_process(folder, die, options):
     """Trains in a process of its own, and says how it ended."""
-    process = processes.Process(target=train, args=(folder, die, options))
+    process = forks.Process(target=train, args=(folder, die, options))
     process.start()
     process.join()
     return process.exitcode

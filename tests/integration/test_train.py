@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 import inrun
 from inrun.cli import main
+from inrun.cli._main import app
 from inrun.errors import MisuseError, StoreError
 from inrun.integrations._outcome import VALUES
 from inrun.training import (
@@ -34,8 +36,6 @@ from inrun.training import (
     task_seen,
 )
 from tests.integration.train_data import images, jsonl, model_folder, still, table, texts
-
-COMMAND = str(Path(sys.executable).with_name("inrun"))
 
 
 def inrun_command(folder, *arguments, code=0):
@@ -200,10 +200,13 @@ def test_the_config_runs_again_to_the_same_values(shop, classified):
     assert first["value"].to_pylist() == second["value"].to_pylist()
 
 
-KILLED = """
+FORKED = """
 import json, os, signal, sys
+import torch._dynamo  # which the first optimizer would import, in each process
 from inrun.cli import main
+from inrun.cli._main import app
 from inrun.training import _trainer
+from tests.processes import fork
 
 def kill_in_a_step():
     plain = _trainer.RowTrainer.training_step
@@ -225,14 +228,16 @@ def kill_in_a_checkpoint():  # while the fifth one is written
 
     _trainer.write_state = write
 
-codes = {}
-for place, arguments in json.loads(sys.argv[1]).items():  # forks: the imports are paid for once
+codes, (killed, two) = {}, json.loads(sys.argv[1])
+for place, arguments in killed.items():  # forks: the imports are paid for once
     if not os.fork():
         {"step": kill_in_a_step, "checkpoint": kill_in_a_checkpoint}[place]()
         sys.argv = ["inrun", *arguments]
         main()
     codes[place] = os.waitstatus_to_exitcode(os.wait()[1])
 json.dump(codes, open("codes.json", "w"))
+sys.argv = ["inrun", *two]
+fork(lambda folder: main(), None, 2)  # in torchrun's environment
 """
 KINDS = {
     "checkpoint": ("bert",),
@@ -240,28 +245,39 @@ KINDS = {
 }
 
 
+TWO = ("train", "--model", "cnn", "--epochs", "2", "--contraction", "dense", "--accumulate", "2")
+
+
 @pytest.fixture(scope="module")
-def killed(shop, tmp_path_factory):
-    """The folder of two runs that were killed, by place, and what each was started with."""
-    folder = tmp_path_factory.mktemp("killed")
+def forked(shop, tmp_path_factory):
+    """The folder of two runs that were killed, by place, and of one of two processes.
+
+    And what the killed ones were started with, and what all have printed.
+    """
+    folder = tmp_path_factory.mktemp("forked")
     started = {
         place: ["train", "--model", str(shop / model), *more, "--data", str(shop / "train.jsonl"),
                 "--from-scratch", "--batch", "8", "--epochs", "2"]
         for place, (model, *more) in KINDS.items()
     }  # fmt: skip
     asked = {place: [*a, "--save-every", "0", "--out", place] for place, a in started.items()}
-    subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(asked)], cwd=folder, check=True,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    two = [*TWO, "--data", str(shop / "pictures"), "--batch", "4", "--out", "two"]
+    here = Path(__file__).parents[2]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (here, here / "src")))}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, json.dumps([asked, [*two, "--save-every", "0"]])],
+        cwd=folder, env=os.environ | paths | {"TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     codes = json.loads((folder / "codes.json").read_text())
     assert codes == dict.fromkeys(KINDS, -signal.SIGKILL)
-    return folder, started
+    return folder, started, done.stdout
 
 
 @pytest.mark.parametrize("place", KINDS)
-def test_a_run_that_was_killed_goes_on_to_the_same_end(killed, tmp_path, place):
-    folder, started = killed
+def test_a_run_that_was_killed_goes_on_to_the_same_end(forked, tmp_path, place):
+    folder, started, _ = forked
     shutil.copytree(folder / place, tmp_path / "cut")
     inrun_command(tmp_path, *started[place], "--out", "whole")
     said = inrun_command(tmp_path, "train", "--resume", "cut")
@@ -317,19 +333,12 @@ def test_the_keyboard_stops_between_steps(shop, tmp_path, monkeypatch):
     assert inrun.load(tmp_path / "run").ledger()["step"].to_pylist() == list(range(1, 19))
 
 
-def test_two_processes_are_one_with_their_batches_together(shop, tmp_path):
-    arguments = ("train", "--model", "cnn", "--data", shop / "pictures", "--epochs", 2,
-                 "--contraction", "dense", "--accumulate", 2)  # fmt: skip
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    start = [torchrun, "--no-python", "--nproc-per-node", "2", COMMAND, *map(str, arguments)]
-    done = subprocess.run(
-        [*start, "--batch", "4", "--out", "two", "--save-every", "0"], cwd=tmp_path,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Trained 6 steps") == 1  # one process speaks
-    inrun_command(tmp_path, *arguments, "--batch", 8, "--out", "one")
-    one, two = (inrun.load(tmp_path / name) for name in ("one", "two"))
+def test_two_processes_are_one_with_their_batches_together(shop, forked, tmp_path):
+    folder, _, said = forked
+    assert said.count("Trained 6 steps") == 1  # one process speaks
+    arguments = (*TWO, "--data", shop / "pictures", "--batch", 8, "--out", "one")
+    inrun_command(tmp_path, *arguments)
+    one, two = inrun.load(tmp_path / "one"), inrun.load(folder / "two")
     values = [r.values().sort_by("sample_id")["value"].to_numpy() for r in (one, two)]
     np.testing.assert_allclose(*values, rtol=5e-3, atol=1e-3 * np.abs(values[0]).max())
     means = [r.samples()["mean_loss"].to_numpy() for r in (one, two)]
@@ -369,8 +378,9 @@ def test_a_run_is_not_written_over(shop, classified):
     assert "holds a run already" in said
 
 
-def test_no_arguments_explain_themselves(tmp_path):
-    done = subprocess.run([COMMAND, "train"], cwd=tmp_path, capture_output=True, text=True)
+def test_no_arguments_explain_themselves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["train"])
     assert "Usage" in done.stdout
     assert "inrun train --model PATH --data train.csv" in done.stdout
     assert list(tmp_path.iterdir()) == []

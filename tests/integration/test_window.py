@@ -424,7 +424,11 @@ def test_windows_of_one_step_agree_with_exact_values():
     assert np.corrcoef(*kinds.values())[0, 1] > 0.98
 
 
-def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_it_persists():
+def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_it_persists(
+    monkeypatch,
+):
+    monkeypatch.setattr(_windowed, "EARLIER", 1)
+
     def lengths(rate):
         attribution, _, _ = attributed(
             MODELS["linear"], lambda p: torch.optim.SGD(p, rate), inrun.Window("auto", exact=1)
@@ -434,6 +438,16 @@ def test_auto_takes_short_windows_where_the_gradient_turns_and_long_ones_where_i
     assert lengths(1e-4) == [1, 2, 4]
     with pytest.warns(inrun.errors.InRunWarning, match="cosine of its ends"):
         assert max(lengths(40.0)) == 1
+
+
+def test_auto_takes_no_window_longer_than_a_tenth_of_the_steps_before_it():
+    def slow(step, optimizer):
+        optimizer.param_groups[0]["lr"] = 1e-4
+
+    told = trained_by_hand("auto", 62, slow).windows
+    assert min(window["cosine"] for window in told) > 0.9
+    assert [w["steps"] for w in told[:-1]] == [max(1, (w["first"] - 1) // 10) for w in told[:-1]]
+    assert max(window["steps"] for window in told) == 5
 
 
 def test_a_large_change_of_the_learning_rate_closes_a_window():
@@ -524,8 +538,9 @@ def test_the_agreement_of_audits_is_in_the_report_and_in_the_coverage(tmp_path, 
         assert stored.cosine == pytest.approx(live["cosine"], abs=0.006)
         assert stored.captured == pytest.approx(live["captured"], abs=0.006)
         assert stored.agreement == pytest.approx(live["agreement"], abs=0.006, nan_ok=True)
-    mean = np.mean([window["cosine"] for window in told])
-    expected = f"rank correlation of {least_agreement(mean):.2g} or more of totals with exact ones"
+    cosine, steps = (np.mean([window[name] for window in told]) for name in ("cosine", "steps"))
+    least = least_agreement(cosine, steps)
+    expected = f"rank correlation of {least:.2g} or more of totals with exact ones"
     found = told[1]["agreement"]
     audited = f"1 windows that were scored exactly as well, single visits have {found:.2f}"
     write_report(inrun.load(tmp_path / "run"), tmp_path / "page.html")

@@ -11,17 +11,23 @@ from itertools import combinations
 from math import comb
 
 import torch
+from torch import nn
 
 from inrun.optim import copies
 
 
 def stepped(model, optimizer, gradients):
-    """The weights after the real optimizer's step with these gradients, from deep copies."""
-    model, (optimizer,) = copies(model, [optimizer])
-    for name, p in model.named_parameters():
+    """The weights after the real optimizer's step with these gradients, from deep copies.
+
+    Of the model only its parameters are copied: modules have no part in a step.
+    """
+    named = dict(model.named_parameters())
+    copied, (optimizer,) = copies(nn.ParameterList(named.values()), [optimizer])
+    stepping = dict(zip(named, copied, strict=True))
+    for name, p in stepping.items():
         p.grad = None if gradients.get(name) is None else gradients[name].clone()
     optimizer.step()
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {name: p.detach() for name, p in stepping.items()}
 
 
 def utility_table(model, optimizer, shares, loss):
@@ -29,10 +35,12 @@ def utility_table(model, optimizer, shares, loss):
     n = len(next(iter(shares.values())))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     judge = copy.deepcopy(model)
+    judged = dict(judge.named_parameters())
 
     def value(weights):
-        judge.load_state_dict(weights, strict=False)
         with torch.no_grad():
+            for name, p in judged.items():
+                p.copy_(weights[name])
             return float(loss(judge))
 
     nothing = {name: torch.zeros_like(s[0]) for name, s in shares.items()}

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inrun.attribution._frequency import Frequency, Ways, draw
-from inrun.ledger import TOLD
+from inrun.ledger import TOLD, promised
 from inrun.scoring import AUDITED, LONGEST
 
 KINDS = {"plain": 24, "first": 9, "exact": 9, "opening": 9, "inside": 24, "border": 9, "audited": 9}
@@ -203,12 +203,12 @@ class WithinBudget(Frequency):
                 return False
             n = fits
             cost = self._of_windows(n) + audits
-            expected = windows.told[-1].expected
+            words = promised(windows.told[-1].cosine, n)
             self._decide(
                 "windows",
                 f"scoring windows, of {n} steps at first: where their ends turn as little as so "
-                f"far, trainings had a rank correlation of {expected:.2g} or more with exact "
-                f"values. They add {cost:.1%} to the time; every step would add {extra:.1%}",
+                f"far, trainings had {words} with exact values. They add {cost:.1%} to the time; "
+                f"every step would add {extra:.1%}",
             )
         self.parts = 1  # both ends of a window see the same rows
         self.windowed = True

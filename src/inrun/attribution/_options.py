@@ -9,7 +9,7 @@ from typing import Any
 from inrun.attribution._scoring import EveryStep, Scoring
 from inrun.capture import Hold, Offload, Stream
 from inrun.directions import Direction, direction_of
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.factors import Contraction, DenseContraction, LowRankContraction
 
 CAPTURES: dict[str, type[Hold] | type[Stream]] = {
@@ -71,8 +71,7 @@ class Options:
     process_group: Any = "auto"
 
     def __post_init__(self) -> None:
-        if self.capture not in CAPTURES:
-            raise MisuseError(f"capture {self.capture!r} is not one of {', '.join(CAPTURES)}.")
+        require_one_of("capture", self.capture, CAPTURES)
         if not isinstance(self.contraction, Contraction) and self.contraction not in CONTRACTIONS:
             raise MisuseError(
                 f"contraction {self.contraction!r} is not one of {', '.join(CONTRACTIONS)}, nor an "

@@ -137,7 +137,7 @@ class Window(Scoring):
 
     Args:
         steps: of a window, or 'auto': from 1 to 20, twice as many where the ends' cosine is above
-            0.9, half as many below 0.7.
+            0.9, half as many below 0.7, and no more than a tenth of the steps before it.
         rank: of the bases in which large matrices' shares are kept.
         exact: how many first steps are scored one by one, as with `EveryStep`, while moments are
             young; at least 1.

@@ -1,13 +1,11 @@
-"""The verbs that turn a stored run into decisions: report, prune, rollup."""
+"""The verbs that show what stored runs say: report, rollup, diff."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pyarrow as pa
 import typer
-from rich.console import Console
 
 import inrun
 from inrun.cli._options import (
@@ -19,9 +17,10 @@ from inrun.cli._options import (
     TextColumn,
     samples_of,
 )
-from inrun.cli._terminal import Cells, Progress, plain, terminal
+from inrun.cli._terminal import Cells, Progress, Terminal, plain, terminal
 from inrun.cli._written import write_table
-from inrun.errors import MisuseError
+
+SHOWN = 8  # rows of a difference
 
 
 def report(
@@ -46,91 +45,10 @@ def report(
         write_report(stored, path, samples=told, judge=judge)
     console = terminal()
     if told is None:
-        console.print(
+        console.say(
             "The run was not told what its samples are, so the page shows ids. Pass --samples FILE."
         )
-    console.print(f"Report: [bold]{plain(str(path.resolve()))}[/bold]", soft_wrap=True)
-
-
-def share_or_count(text: str) -> float | int:
-    """'10%' or '0.1' is a share, '200' a number of samples."""
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise MisuseError(
-            f"--drop {text!r} is neither a share (10%, 0.1) nor a number, nor a .txt file of ids."
-        ) from None
-
-
-def to_drop(text: str, stored: inrun.Run) -> float | int | list[Any]:
-    """A share, a number, or the ids that a .txt file names, one per line."""
-    if not text.endswith(".txt"):
-        return share_or_count(text)
-    lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
-    ids = [line for line in lines if line]
-    numbers = pa.types.is_integer(stored.values()["sample_id"].type)
-    return [int(i) if numbers and i.lstrip("-").isdigit() else i for i in ids]
-
-
-def prune(
-    run: RunFolder,
-    drop: Annotated[
-        str, typer.Option(help="A share (10%, 0.1), a number of samples, or a .txt file of ids.")
-    ] = "10%",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="What is kept: .txt for ids; else rows, as they stand in data of that form."
-        ),
-    ] = None,
-    by: Annotated[
-        str,
-        typer.Option(
-            help="total, normalised, harm (the worst-harmed target), gradient or label_doubt."
-        ),
-    ] = "total",
-    balanced: Annotated[
-        str,
-        typer.Option(
-            help="A column each value of which loses the same share; auto: the label, if any; none."
-        ),
-    ] = "auto",
-    confidence: Annotated[
-        float | None, typer.Option(help="Drop no sample less surely harmful than this (0.95).")
-    ] = None,
-    check: Annotated[
-        bool, typer.Option(help="Train again: pruned, as many random ones dropped, all.")
-    ] = False,
-    seeds: Annotated[int, typer.Option(min=2, help="Planned trainings of each, for --check.")] = 5,
-    at_most: Annotated[
-        int | None, typer.Option(help="Train on until the check is decided, at most so many.")
-    ] = None,
-    entry: Annotated[
-        str | None,
-        typer.Option(help="module:function(ids, seed) -> score, higher is better; for --check."),
-    ] = None,
-    samples: SamplesFile = None,
-    id_column: IdColumn = "sample_id",
-    judge: Judge = None,
-) -> None:
-    """Choose harmful samples to leave out, say how sure each is, and check it by training again."""
-    from inrun.cli import _pruning
-
-    stored = inrun.load(run)
-    told = samples_of(stored, samples, id_column)
-    pruning = inrun.prune(
-        stored,
-        to_drop(drop, stored),
-        by=by,
-        balanced=None if balanced == "none" else balanced,
-        at_least=confidence,
-        samples=told,
-        judge=judge,
-    )
-    place = _pruning.Place(out, told, _pruning.own_rows(stored, samples, id_column))
-    _pruning.run(stored, pruning, place, _pruning.Trainings(check, seeds, entry, at_most))
+    console.print(f"Report: [bold]{plain(path.resolve())}[/bold]", soft_wrap=True)
 
 
 def rollup(
@@ -161,15 +79,13 @@ def rollup(
     )
     console = terminal()
     _print_rollup(console, found)
-    if out is not None:
-        write_table(out, found.table)
-        console.print(f"Table: {plain(str(out))}", soft_wrap=True)
+    write_table(console, out, found.table)
     if page is not None:
         write_rollup(found, page, only=only)
-        console.print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
+        console.say(f"Page: {page.resolve()}")
 
 
-def _print_rollup(console: Console, found: inrun.Rollup) -> None:
+def _print_rollup(console: Terminal, found: inrun.Rollup) -> None:
     table = Cells(
         plain(found.by), "samples", "value", "95 % interval", "share", "harmful", "duplicated"
     )
@@ -188,5 +104,38 @@ def _print_rollup(console: Console, found: inrun.Rollup) -> None:
             table.add_row(name.replace("_", " "), "", found.booked(name), "", "", "", "")
     table.add_row("fall of the loss", "", found.booked("fall"), "", "", "", "")
     console.print(table)
-    for note in found.notes():
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.say(*found.notes())
+
+
+def diff(
+    run_a: RunFolder,
+    run_b: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The common samples as .csv or .parquet.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="All of it as an HTML page.")] = None,
+) -> None:
+    """What changed between two runs: the data, the books, the values of common samples."""
+    found = inrun.diff(run_a, run_b)
+    console, (a, b) = terminal(), found.names
+    console.say(*found.sentences())
+    books = Cells("entry", plain(a), plain(b), "change")
+    for row in found.books.to_pylist():
+        numbers = (row["a"], row["b"], row["b"] - row["a"])
+        books.add_row(plain(row["entry"]), *(f"{x:+.4g}" for x in numbers))
+    console.print(books)
+    content = [n for n in ("label", "source", "text") if n in found.table.column_names]
+    moved = Cells("sample", "rank", "then", "value", "then", "changed", *content)
+    for row in found.table.slice(0, SHOWN).to_pylist():
+        moved.add_row(
+            plain(row["sample_id"]), f"{row['rank_a']:.0%}", f"{row['rank_b']:.0%}",
+            f"{row['value_a']:+.3g}", f"{row['value_b']:+.3g}", row["changed"],
+            *(plain(row[name] or "") for name in content),
+        )  # fmt: skip
+    console.print(moved)
+    write_table(console, out, found.table)
+    if page is not None:
+        from inrun.report import write_diff
+
+        write_diff(found, page)
+        console.say(f"Page: {page.resolve()}")

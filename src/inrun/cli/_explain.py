@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import inrun
 from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, samples_of
-from inrun.cli._terminal import Cells, Progress, one_line, plain, terminal
+from inrun.cli._terminal import Cells, Progress, Terminal, one_line, plain, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.training import open_training
@@ -50,15 +49,12 @@ def explain(
             console.print()
         _print(console, found)
         if check:
-            console.print(plain(_again(run, found)), soft_wrap=True, highlight=False)
-        if out is not None and worst is None:
-            write_table(out, found.table)
-            console.print(f"Table: {plain(str(out))}", soft_wrap=True)
+            console.say(*_again(run, found))
+        write_table(console, None if worst else out, found.table)
 
 
-def _print(console: Console, found: inrun.Explanation) -> None:
-    for sentence in found.sentences():
-        console.print(plain(sentence), soft_wrap=True, highlight=False)
+def _print(console: Terminal, found: inrun.Explanation) -> None:
+    console.say(*found.sentences())
     content = [n for n in ("label", "source", "text", "file") if n in found.table.column_names]
     table = Cells("step", "sample", "put on", "deviations", "elsewhere", "visits", *content)
     for row in found.table.slice(0, SHOWN).to_pylist():
@@ -71,11 +67,11 @@ def _print(console: Console, found: inrun.Explanation) -> None:
     console.print(table)
 
 
-def _again(run: Path, found: inrun.Explanation) -> str:
+def _again(run: Path, found: inrun.Explanation) -> list[str]:
     if not trains_itself(run):
         raise not_reproducible(run, "how to train again; inrun.explain_again does it in Python")
     training = open_training(run)
     with Progress() as at:
         at("training the steps again without the rows")
         again = inrun.explain_again(found, training.trajectory(), training.utility())
-    return "\n".join(again.sentences())
+    return again.sentences()

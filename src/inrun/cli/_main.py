@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import inrun
-from inrun.cli import _decisions, _diff, _explain, _trace, _train, _validate
+from inrun.cli import _decisions, _explain, _prune, _trace, _train, _validate
 from inrun.cli._terminal import Cells, plain, terminal
 from inrun.errors import InRunError
 
@@ -66,7 +66,7 @@ def audit(
             str(check["step"]), plain(check["estimator"]), str(check["players"]), *numbers, *shares
         )
     console.print(table)
-    console.print(str(report(checks)), highlight=False, markup=False, soft_wrap=True)
+    console.say(report(checks))
 
 
 app.command("train", no_args_is_help=True)(_train.train)
@@ -74,8 +74,8 @@ app.command("plan", no_args_is_help=True)(_train.plan)
 for verb in (
     _decisions.report,
     _explain.explain,
-    _diff.diff,
-    _decisions.prune,
+    _decisions.diff,
+    _prune.prune,
     _decisions.rollup,
     _trace.trace,
     _validate.validate,

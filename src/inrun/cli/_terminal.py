@@ -54,6 +54,11 @@ class Terminal(Console):
         super().print(*objects, **how)
         self.spoke = time.monotonic()
 
+    def say(self, *lines: object, style: str | None = None) -> None:
+        """Lines as they are: none is read as markup, and none is broken."""
+        for line in lines:
+            self.print(printable(line), style=style, soft_wrap=True, highlight=False, markup=False)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
@@ -82,8 +87,7 @@ def heard(
     def speak() -> None:
         while not ended.wait(max(0.0, console.spoke + (seconds or SILENCE) - time.monotonic())):
             if time.monotonic() - console.spoke >= (seconds or SILENCE):
-                text = plain(f"{said[0]} ({time.monotonic() - began:.0f} s)")
-                console.print(text, soft_wrap=True, highlight=False)
+                console.say(f"{said[0]} ({time.monotonic() - began:.0f} s)")
 
     speaker = threading.Thread(target=speak, daemon=True)
     if not console.is_terminal:

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
-from rich.console import Console
 from rich.text import Text
 
 import inrun
-from inrun.cli._entry import entry as load_entry
-from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn
-from inrun.cli._terminal import Progress, one_line, plain, printable, terminal
+from inrun.cli._options import IdColumn, RunFolder, SamplesFile, TextColumn, entered
+from inrun.cli._terminal import Progress, Terminal, one_line, plain, printable, terminal
 from inrun.cli._written import write_table
 from inrun.errors import MisuseError
 from inrun.ledger import read_samples
@@ -64,6 +62,7 @@ def trace(
             "Say what to trace: --query FILE for a recorded run, or --target NAME for a target "
             "that was named before training."
         )
+    console = terminal()
     if query is None:
         stored = inrun.load(run)
         found, tokens = inrun.trace(stored, target, standardised=standardised), None
@@ -85,14 +84,13 @@ def trace(
         id_type = "string" if isinstance(first, str) else "int64"
     told = _samples(run, samples, id_column, id_type, text_column)
     shown = _shown(found, told, tokens, top)
-    _print(terminal(), found, queries, shown)
-    if out is not None:
-        write_table(out, found.table)
+    _print(console, found, queries, shown)
+    write_table(console, out, found.table)
     if page is not None:
         from inrun.report import write_trace
 
         write_trace(found, queries, shown, page)
-        terminal().print(f"Page: {plain(str(page.resolve()))}", soft_wrap=True)
+        console.say(f"Page: {page.resolve()}")
 
 
 def questioned(
@@ -116,7 +114,7 @@ def replayable(run: Path, entry: str | None) -> Replayable:
         if trains_itself(run):
             return replayable_again(run)
         raise not_reproducible(run, "how its model and losses are built")
-    found = load_entry(entry)()
+    found = entered(entry)()
     if not isinstance(found, Replayable):
         raise MisuseError(f"{entry} returned {type(found).__name__}, not an inrun.Replayable.")
     return found
@@ -164,7 +162,7 @@ def _shown(
 
 
 def _print(
-    console: Console,
+    console: Terminal,
     found: inrun.Trace,
     queries: dict[str, str],
     shown: dict[str, list[dict[str, Any]]],
@@ -188,11 +186,9 @@ def _print(
         if found.standardised
         else "value"
     )
-    console.print(
-        f"\nRanked by {by} ({plain(found.method)}). Values: what was taken off the query's loss; "
-        "shares are of all that lowered it.",
-        highlight=False,
-        soft_wrap=True,
+    console.say(
+        f"\nRanked by {by} ({found.method}). Values: what was taken off the query's loss; shares "
+        "are of all that lowered it."
     )
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import inrun
 from inrun.cli._options import RunFolder
-from inrun.cli._terminal import Cells, Progress, plain, terminal
+from inrun.cli._terminal import Cells, Progress, Terminal, plain, terminal
 from inrun.cli._trace import questioned, replayable
 from inrun.truth import DatamodelingScore, RemovalCurve, lds, removal_curve
 from inrun.uses import Contents, values_by_method
@@ -44,10 +43,9 @@ def validate(
     """Train a recorded run again without halves of its data, and compare with its values."""
     recorded, utility = questioned(run, query, replayable(run, entry), entry, trajectory)
     console = terminal()
-    console.print(
+    console.say(
         f"Values of {len(recorded.sample_ids()):,} samples for {len(utility.targets)} queries, "
-        f"then {subsets} trainings of {len(recorded.steps):,} steps without half of the samples.",
-        highlight=False,
+        f"then {subsets} trainings of {len(recorded.steps):,} steps without half of the samples."
     )
     contents = _contents(run, utility)
     if store is not None:
@@ -73,7 +71,7 @@ def validate(
     _print(console, score, curve)
 
 
-def _print(console: Console, score: DatamodelingScore, curve: RemovalCurve) -> None:
+def _print(console: Terminal, score: DatamodelingScore, curve: RemovalCurve) -> None:
     shares = list(dict.fromkeys(curve.table["share"].to_pylist()))
     table = Cells("values", "score", "95 % interval", *(f"best {s:.0%} left out" for s in shares))
     rises = {(row["method"], row["share"]): row for row in curve.table.to_pylist()}
@@ -85,8 +83,7 @@ def _print(console: Console, score: DatamodelingScore, curve: RemovalCurve) -> N
         between = f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(plain(row["method"]), f"{row['score']:.3f}", between, *said)
     console.print(table)
-    for sentence in (*score.sentences(), *curve.sentences()):
-        console.print(plain(sentence), highlight=False, soft_wrap=True)
+    console.say(*score.sentences(), *curve.sentences())
 
 
 def _contents(run: Path, utility: inrun.Utility) -> Contents:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
+import scipy  # scipy.stats, a second to import, loads on first use
 
 from inrun.demo import _digits as digits
 from inrun.demo._experiment import (
@@ -27,13 +27,14 @@ SHOWN = 24
 def describe(run: Run, data: digits.Digits, found: Findings) -> None:
     """Tells the run what its samples and its validation rows are."""
     images, labels = data.validation
+    ranks = scipy.stats.rankdata(-found.scores[BEST], method="min")
     run.describe(
         {
             "sample_id": list(range(digits.TRAINING)),
             "image": [image[0].numpy() for image in data.images],
             "label": data.labels.tolist(),
             "suggested_label": found.suggested.tolist(),
-            "doubt_rank": rankdata(-found.scores[BEST], method="min").astype(int).tolist(),
+            "doubt_rank": ranks.astype(int).tolist(),
             "true label": data.truth.tolist(),
             "wrong": data.wrong.tolist(),
         },

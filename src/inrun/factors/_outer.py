@@ -23,7 +23,7 @@ from torch import Tensor
 from inrun.factors import cost
 from inrun.factors._factor import Buildable, Factor
 from inrun.factors._owned import products_by_owner
-from inrun.factors._trial import LowRank
+from inrun.factors._trial import LowRank, thin_product
 
 
 def _pushed(Q: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
@@ -31,7 +31,9 @@ def _pushed(Q: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
 
 
 def _met(L_Mr: Tensor, R_Nr: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
-    return ((left_bTM @ L_Mr) * (right_bTN @ R_Nr)).sum((1, 2))
+    sides = (left_bTM, L_Mr), (right_bTN, R_Nr)
+    a_Pr, b_Pr = (thin_product(t.flatten(0, 1), side) for t, side in sides)
+    return (a_Pr * b_Pr).view(*left_bTM.shape[:2], L_Mr.shape[1]).sum((1, 2))
 
 
 def _met_once(left_M: Tensor, right_N: Tensor, left_bTM: Tensor, right_bTN: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ def thin(rows_BTM: Tensor, sides_KMr: Tensor) -> Tensor:
     B, T, M = rows_BTM.shape
     K, _, r = sides_KMr.shape
     sides = sides_KMr[0] if K == 1 else sides_KMr.transpose(0, 1).reshape(M, K * r)
-    met = rows_BTM.reshape(B * T, M).to(sides.dtype) @ sides
+    met = thin_product(rows_BTM.reshape(B * T, M).to(sides.dtype), sides)
     return met.view(B, T, K, r).transpose(1, 2)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inrun.factors._factor import Derived, Factor, squared_norms
-from inrun.factors._trial import factorize
+from inrun.factors._trial import factorize, thin_products
 
 WHOLE = 1024  # elements of a parameter up to which shares are kept themselves
 
@@ -79,7 +79,7 @@ class Basis:
             following._dtype, following.opening = Q_K.dtype, Q_K.reshape(len(Q_K), -1).clone()
             return following.opening, following
         Q_KMN = self._as_matrices(Q_K)
-        Y_KMr = Q_KMN @ self.right
+        Y_KMr = Q_KMN @ self.right if self.stacked else thin_products(Q_KMN, self.right)
         left: Tensor = torch.linalg.qr(Y_KMr).Q
         following._hold(left, Q_KMN.mT @ left)
         return self.left.mT @ Y_KMr, following

@@ -19,9 +19,9 @@ from inrun.ledger._books import (
 )
 from inrun.ledger._documents import (
     Log,
-    read_content,
+    file_digest,
     read_document,
-    write_content,
+    read_versioned,
     write_document,
 )
 from inrun.ledger._files import (
@@ -51,9 +51,19 @@ from inrun.ledger._running_totals import (
 )
 from inrun.ledger._sample_file import read_samples
 from inrun.ledger._samples import Pictures, opened_picture, png, samples_table
-from inrun.ledger._store import RunFolder
+from inrun.ledger._store import FLUSH_SECONDS, FLUSH_VISITS, RunFolder
 from inrun.ledger._tokens import TokenFolder, token_parts
-from inrun.ledger._windows import AUDIT, BOOKS, TOLD, ClosedWindow, expectation, windows_in
+from inrun.ledger._windows import (
+    AUDIT,
+    BOOKS,
+    LEAST,
+    TOLD,
+    ClosedWindow,
+    expectation,
+    least_agreement,
+    promised,
+    windows_in,
+)
 
 __all__ = [
     "AROUND",
@@ -61,8 +71,11 @@ __all__ = [
     "BOOKS",
     "CIRCUMSTANCES",
     "ENTRIES",
+    "FLUSH_SECONDS",
+    "FLUSH_VISITS",
     "GRADIENT_SIZE",
     "JUMP",
+    "LEAST",
     "LEDGER",
     "NO_PASS",
     "OTHER_ROWS",
@@ -88,9 +101,11 @@ __all__ = [
     "books_of",
     "deviations",
     "expectation",
+    "file_digest",
     "in_present_columns",
     "is_rounding",
     "known_residual_shares",
+    "least_agreement",
     "ledger_rows",
     "load_run",
     "machine",
@@ -99,11 +114,12 @@ __all__ = [
     "opened_picture",
     "pack_state",
     "png",
-    "read_content",
+    "promised",
     "read_document",
     "read_samples",
     "read_state",
     "read_table",
+    "read_versioned",
     "relative_error",
     "residual_shares",
     "samples_table",
@@ -114,7 +130,6 @@ __all__ = [
     "unpack_state",
     "usual_of",
     "windows_in",
-    "write_content",
     "write_document",
     "write_state",
     "write_table",

@@ -1,8 +1,7 @@
-"""Files that are no tables, digested: JSON documents, logs of one line per result, other content.
+"""Files that are no tables, digested: JSON documents, and logs of one line per result.
 
     document   {..., "digest": SHA-256 of the rest}, written in one way, byte for byte
     log        {..., "seal": SHA-256 of the digests before and this line}, one object per line
-    content    any bytes, then `inrun-sha256:` and their SHA-256
 
 Files of older versions have no digest and are read as they are. A digest that a flipped bit has
 made unreadable is not taken for one that was never there.
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
-from inrun.ledger._files import MARK, changed_file, replace_file
+from inrun.ledger._files import changed_file, replace_file
 
+FORMAT, OLDER = 2, 1
+LONGEST = 50_000_000  # bytes: hundreds of thousands of targets, or of files
 _SEALED_END = re.compile(r'": "[0-9a-f]{64}"\n}\n\Z')
-_DIGITS = re.compile(rb"[0-9a-f]{64}\Z")
 
 
 def document_digest(content: Mapping[str, Any]) -> str:
@@ -60,44 +60,41 @@ def read_document(path: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "digest"}
 
 
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
-def write_content(path: Path, content: bytes) -> None:
-    """Writes a file of any kind with its checksum at the end, whole or not at all.
-
-    `torch.load` reads a file of `torch.save` so too.
+def read_versioned(path: Path) -> dict[str, Any]:
+    """A document that says its `format`: 1 has no digest, 2 has.
 
     Raises:
-        StoreError: the disk refused.
-    """
-    digest = hashlib.sha256(content).hexdigest().encode()
-    replace_file(path, lambda file: file.write(content + MARK + digest))
-
-
-def read_content(path: Path, *, digested: bool = False) -> bytes:
-    """Reads what `write_content` was given.
-
-    Args:
-        path: the file.
-        digested: whether it must carry a checksum. Files of older versions do not.
-
-    Raises:
-        StoreError: there is none, or it was changed or cut off.
+        StoreError: it cannot be read, is of another format, or was changed.
     """
     try:
-        found = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}).") from error
-    content, digest = found[: -len(MARK) - 64], found[-len(MARK) - 64 :]
-    if not digest.startswith(MARK) and not _DIGITS.search(digest):
-        if digested or MARK in found[-2 * len(MARK) - 64 :]:
-            raise changed_file(path)
-        return found
-    if digest != MARK + hashlib.sha256(content).hexdigest().encode():
-        raise changed_file(path)
-    return content
+        with open(path, "rb") as file:
+            content = file.read(LONGEST + 1)
+        found = json.loads(content.decode("utf-8"))
+        digest = document_digest(found) if isinstance(found, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    known = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or isinstance(known, bool) or known not in (OLDER, FORMAT):
+        raise StoreError(f"{path} is not of format {OLDER} or {FORMAT}, which this version reads.")
+    if found.get("digest") != (digest if known == FORMAT else None):
+        raise StoreError(
+            f"{path} was changed since it was written: its digest does not fit. Put the original "
+            "back."
+        )
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, which need not fit into memory."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 class Log:

@@ -87,13 +87,10 @@ def write_table(path: Path, table: pa.Table, part_id: PartId) -> None:
 def read_table(path: Path, part_id: PartId, *, digested: bool) -> pa.Table:
     """The table that `write_table` was given.
 
-    Args:
-        path: the file.
-        part_id: what it must be; a run '' is not compared.
-        digested: whether it must carry a digest. Files of older versions do not.
+    `digested`: it must carry a digest; files of older versions do not.
 
     Raises:
-        StoreError: it is not there, torn, changed, or another one.
+        StoreError: it is not there, torn, changed, or another one (a run '' is not compared).
     """
     return parsed(path, checked_bytes(path, part_id, digested=digested))
 

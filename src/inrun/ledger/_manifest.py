@@ -7,39 +7,26 @@ and what they are (`digests`, see `_parts`). Format 1, of earlier versions, has 
 
 from __future__ import annotations
 
-import json
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inrun.errors import StoreError
-from inrun.ledger._documents import document_digest, write_document
+from inrun.ledger._documents import FORMAT, OLDER, read_versioned, write_document
+from inrun.ledger._files import is_there
 
-FORMAT, OLDER = 2, 1
+KINDS = ("visits", "ledger")  # of parts that every run has
+TOKENS = "tokens"  # and of those that some have
 MANIFEST = "run.json"
-LONGEST = 50_000_000  # bytes: hundreds of thousands of targets
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What a run's folder says that it holds."""
     place = path / MANIFEST
-    try:
-        with open(place, "rb") as file:
-            content = file.read(LONGEST + 1)
-        manifest = json.loads(content.decode("utf-8"))
-        digest = document_digest(manifest) if isinstance(manifest, dict) else None
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{path} is not a run: it has no {MANIFEST}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{place} cannot be read: {error}") from error
-    known = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(manifest, dict) or isinstance(known, bool) or known not in (OLDER, FORMAT):
-        raise StoreError(f"{place} is not of format {OLDER} or {FORMAT}, which this version reads.")
-    if manifest.get("digest") != (digest if known == FORMAT else None):
-        raise StoreError(
-            f"{place} was changed since it was written: its digest does not fit. Put the original "
-            "back."
-        )
+    if not is_there(place):
+        raise StoreError(f"{path} is not a run: it has no {MANIFEST}.")
+    manifest = read_versioned(place)
     wrong = next((name for name, fits in _FIELDS.items() if not fits(manifest)), None)
     if wrong is not None:
         raise StoreError(
@@ -47,6 +34,37 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "back."
         )
     return manifest
+
+
+def new_manifest(**about: Any) -> dict[str, Any]:
+    """What a run says that has written nothing yet; `about`: see `RunFolder`."""
+    return {
+        "format": FORMAT, "run": uuid.uuid4().hex, **about, "id_type": None,
+        "sign": "positive values lowered the validation loss", "unit": "validation loss",
+        "parts": dict.fromkeys(KINDS, 0), "digests": dict.fromkeys(KINDS, ""),
+    }  # fmt: skip
+
+
+def continued(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's folder says, for one that goes on with it.
+
+    Raises:
+        StoreError: it is not the kind of run that `own` says.
+    """
+    found = {"sized": False} | read_manifest(path)  # earlier versions had none
+    for name in ("estimator", "targets", "weights", "extra", "sized"):
+        if found.get(name) != own[name]:
+            raise StoreError(
+                f"{path} holds a run with {name} {found.get(name)!r}, and this one has "
+                f"{own[name]!r}: it cannot be continued so. Attach as before."
+            )
+    kept = ("run", "id_type", "parts", "digests", "unsealed")
+    made = {**own, **{name: found[name] for name in kept if name in found}}
+    if found["format"] == OLDER:
+        made["unsealed"] = {
+            kind: len(list((path / kind).glob("*.parquet"))) for kind in (*KINDS, TOKENS)
+        }
+    return made
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

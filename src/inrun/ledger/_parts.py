@@ -18,10 +18,7 @@ import pyarrow as pa
 
 from inrun.errors import StoreError
 from inrun.ledger._files import PartId, checked_bytes, is_there, parsed
-from inrun.ledger._manifest import has_digest
-
-KINDS = ("visits", "ledger")
-TOKENS = "tokens"
+from inrun.ledger._manifest import KINDS, TOKENS, has_digest
 
 
 def listed(path: Path, manifest: Mapping[str, Any], kind: str) -> list[Path]:
@@ -146,11 +143,6 @@ def part_name(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
-def position(run: str, parts: Mapping[str, int], digests: Mapping[str, str]) -> dict[str, Any]:
-    """A position, in plain numbers and strings."""
-    return {"run": run, "parts": dict(parts), "digests": dict(digests)}
-
-
 def require_position(path: Path, run: str, where: Mapping[str, Any]) -> None:
     """Checks that the run on disk is the one that was left, whole up to the position."""
     if not _is_position(where):
@@ -191,11 +183,8 @@ def _is_position(where: object) -> bool:
     )
 
 
-def set_aside(path: Path, parts: Mapping[str, int]) -> int:
+def set_aside(path: Path, parts: Mapping[str, int]) -> None:
     """Moves what lies after the position away; a process killed in between may do it again.
-
-    Returns:
-        How many parts were moved.
 
     Raises:
         StoreError: the disk refused.
@@ -207,7 +196,7 @@ def set_aside(path: Path, parts: Mapping[str, int]) -> int:
         if part.name >= part_name(parts[kind])
     ]
     if not late:
-        return 0
+        return
     aside = path / "discarded"
     try:
         number = len(list(aside.iterdir())) if aside.exists() else 0
@@ -217,4 +206,3 @@ def set_aside(path: Path, parts: Mapping[str, int]) -> int:
             os.replace(part, target)
     except OSError as error:
         raise StoreError(f"Parts of {path} could not be set aside ({error}).") from error
-    return len(late)

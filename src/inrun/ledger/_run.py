@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.ledger._books import LEDGER, TOTAL, balance, in_present_columns
 from inrun.ledger._files import PartId, is_there, read_table, store_path, write_table
-from inrun.ledger._manifest import has_digest, read_manifest
-from inrun.ledger._parts import KINDS, listed, require_columns, require_whole, whole
+from inrun.ledger._manifest import KINDS, has_digest, read_manifest
+from inrun.ledger._parts import listed, require_columns, require_whole, whole
 from inrun.ledger._running_totals import (
     Extra,
     RunningTotals,
@@ -63,7 +63,7 @@ class Run:
         self.manifest = read_manifest(path)
         if parts is None:
             parts = {kind: listed(path, self.manifest, kind) for kind in KINDS}
-        self._parts = parts
+        self.parts = parts
 
     def __repr__(self) -> str:
         targets = ", ".join(self.targets)
@@ -99,11 +99,6 @@ class Run:
         given = self.manifest.get("weights") or [1 / len(self._columns)] * len(self._columns)
         weights = dict(zip(self._columns, map(float, given), strict=True))
         return {name: weights[name] for name in self.targets}
-
-    @property
-    def parts(self) -> dict[str, list[Path]]:
-        """The files that are read, by kind."""
-        return self._parts
 
     def judged_by(self, weights: Mapping[str, float]) -> Run:
         """The same run, its total judged by other weights of the targets: exact, from its files.
@@ -148,7 +143,7 @@ class Run:
         of the value that is. With `Options(gradient_sizes=True)`, `gradient_size`: the norm of the
         sample's own part of the gradient in that step, as the optimizer consumed it.
         """
-        if not self._parts["visits"]:
+        if not self.parts["visits"]:
             raise StoreError(f"{self.path} holds no visits yet.")
         return pa.concat_tables(self._visits())
 
@@ -163,7 +158,7 @@ class Run:
         return pa.string() if self.id_type == "string" else pa.int64()
 
     def _read_parts(self, kind: str) -> Iterator[tuple[Path, pa.Table]]:
-        for number, part in enumerate(self._parts[kind]):
+        for number, part in enumerate(self.parts[kind]):
             digested = has_digest(self.manifest, kind, number)
             yield part, read_table(part, self._part_id(kind, number), digested=digested)
 

@@ -16,6 +16,7 @@ Letters: B visits, K targets.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -88,17 +89,11 @@ def visits_of_step(
     paid_BK: np.ndarray | None = None,
     sizes: np.ndarray | None = None,
 ) -> Visits:
-    """One step's visits.
+    """One step's visits, whose values have everything in them.
 
-    Args:
-        step: its number.
-        ids: of its samples.
-        values_BK: theirs, everything in them.
-        target_weights: of the targets in the total, (K,).
-        extra: the column that this kind of run has besides.
-        weight: how many steps the step stands for.
-        paid_BK: how much of the values momentum paid out.
-        sizes: the norms of their own gradients, (B,), where they are kept.
+    `target_weights` (K,) are of the targets in the total; `weight` is how many steps the step
+    stands for, `paid_BK` how much of the values momentum paid out, `sizes` (B,) are of the samples'
+    own gradients, where they are kept.
     """
     total = _weighted(values_BK, target_weights)
     numbers = [weight * total, weight * normalised(total)]
@@ -136,13 +131,11 @@ def _weighted(values_BK: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def visit_variances(
     samples: np.ndarray, values: np.ndarray, weights: np.ndarray, steps: np.ndarray
 ) -> np.ndarray:
-    """What each visit adds to the variance of its sample's total.
+    """What each visit adds to the variance of its sample's total; all (N,).
 
-    Args:
-        samples: (N,) one number per sample, the same for visits of one sample.
-        values: (N,) times the step's weight.
-        weights: (N,) how many steps the step stands for.
-        steps: (N,) which one it is; a sample's visits of one step come or stay away together.
+    `samples` are numbers, the same for visits of one sample; `values` are times the step's weight,
+    `weights` how many steps the step stands for. A sample's visits of one step (`steps`) come or
+    stay away together.
     """
     if not len(values):
         return values
@@ -203,10 +196,7 @@ class RunningTotals:
 
     def copy(self) -> RunningTotals:
         """The same sums, to be added to on their own."""
-        made = RunningTotals((), (), self._extra)
-        made._targets, made._weights = self._targets, self._weights
-        made._row, made._sums, made._steps = dict(self._row), self._sums.copy(), self._steps.copy()
-        return made
+        return copy.deepcopy(self)
 
     def add(
         self,
@@ -274,21 +264,15 @@ class RunningTotals:
         return relative_error(used[0], used[-1])
 
     def _rows_of(self, names: Ids) -> np.ndarray:
-        rows = np.fromiter((self._row_of(i) for i in names), dtype=np.int64, count=len(names))
-        self._grow()
-        return rows
-
-    def _row_of(self, sample_id: int | str) -> int:
-        return self._row.setdefault(sample_id, len(self._row))
-
-    def _grow(self) -> None:
-        held = self._sums.shape[1]
+        row, held = self._row, self._sums.shape[1]
+        rows = np.array([row.setdefault(i, len(row)) for i in names], dtype=np.int64)
         short = len(self._row) - held
         if short > 0:
             more = max(short, held, 64)
             self._sums = np.concatenate([self._sums, np.zeros((len(self._sums), more))], 1)
             fresh = np.tile(np.array(_NONE_YET, dtype=np.int64)[:, None], (1, more))
             self._steps = np.concatenate([self._steps, fresh], 1)
+        return rows
 
     def table(self) -> pa.Table:
         """One row per sample, in the order of ids."""

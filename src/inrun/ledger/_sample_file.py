@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from inrun.errors import InRunWarning, MisuseError
-from inrun.ledger._samples import ID, ROW, Pictures, samples_table
+from inrun.ledger._samples import ID, ROW, Pictures, plain_column, samples_table
 
 
 def read_samples(
@@ -123,7 +123,7 @@ def _lines(place: Path, _: str | None) -> pa.Table:
     except UnicodeDecodeError as error:
         raise MisuseError(f"{place} is not UTF-8 text: {error}") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: _cells([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: plain_column(name, [row.get(name) for row in rows]) for name in names})
 
 
 def _row(place: Path, number: int, line: str) -> dict[str, Any]:
@@ -134,11 +134,3 @@ def _row(place: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise MisuseError(f"{place}, line {number}: a JSON object is wanted, not {line.strip()!r}.")
     return row
-
-
-def _cells(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except pa.ArrowException:  # values of several kinds in one column
-        texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
-        return pa.array(texts)

@@ -82,10 +82,15 @@ def _as_table(samples: Any, picture: Picture) -> pa.Table:
 def _column(name: str, values: list[Any], picture: Picture) -> pa.Array:
     if name == "image":
         return pa.array([None if v is None else picture(v) for v in values], type=pa.binary())
+    return plain_column(name, values)
+
+
+def plain_column(name: str, values: list[Any]) -> pa.Array:
+    """Plain values; as text where they are of several kinds."""
     plain = [v.item() if hasattr(v, "item") else v for v in values]
     try:
         return pa.array(plain)
-    except pa.ArrowException:  # values of several kinds in one column
+    except pa.ArrowException:
         return pa.array([None if v is None else _text(v) for v in plain])
     except UnicodeEncodeError as error:
         raise MisuseError(

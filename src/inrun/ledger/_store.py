@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,21 +32,13 @@ from inrun.errors import StoreError
 from inrun.ledger._books import LEDGER
 from inrun.ledger._files import PartId, is_there, store_path, write_table
 from inrun.ledger._lock import Lock
-from inrun.ledger._manifest import FORMAT, MANIFEST, OLDER, read_manifest, write_manifest
-from inrun.ledger._parts import (
-    KINDS,
-    TOKENS,
-    chain,
-    part_name,
-    position,
-    require_position,
-    set_aside,
-)
+from inrun.ledger._manifest import KINDS, MANIFEST, TOKENS, continued, new_manifest, write_manifest
+from inrun.ledger._parts import chain, part_name, require_position, set_aside
 from inrun.ledger._run import Run, books_of_parts
 from inrun.ledger._running_totals import Extra, Ids, Visits, visits_of_step, visits_schema
 from inrun.ledger._tokens import TokenFolder
 
-FLUSH_SECONDS = 30.0
+FLUSH_VISITS, FLUSH_SECONDS = 16384, 30.0  # a part is written after so many, or so long
 
 
 class RunFolder:
@@ -58,7 +49,6 @@ class RunFolder:
         estimator: the method's name.
         targets: the utility's.
         weights: of the targets.
-        block_visits: how many visits a part holds at least, unless time passes.
         resume: the folder may hold a run that is to be continued: from a position that is loaded,
             or else from the start.
         extra: the column that this kind of run has besides.
@@ -76,29 +66,18 @@ class RunFolder:
         estimator: str,
         targets: Sequence[str],
         weights: Sequence[float],
-        block_visits: int = 16384,
         resume: bool = False,
         extra: Extra = None,
         sized: bool = False,
     ):
         self.path = store_path(path)
-        self._manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "run": uuid.uuid4().hex,
-            "estimator": estimator,
-            "targets": list(targets),
-            "weights": list(weights),
-            "id_type": None,
-            "extra": extra,
-            "sized": sized,
-            "sign": "positive values lowered the validation loss",
-            "unit": "validation loss",
-            "parts": dict.fromkeys(KINDS, 0),
-            "digests": dict.fromkeys(KINDS, ""),
-        }
+        self._manifest = new_manifest(
+            estimator=estimator, targets=list(targets), weights=list(weights), extra=extra,
+            sized=sized,
+        )  # fmt: skip
         self._targets, self._extra, self._sized = tuple(targets), extra, sized
         self._weights = np.asarray(weights)
-        self._block_visits, self._resume = block_visits, resume
+        self._block_visits, self._resume = FLUSH_VISITS, resume
         self._visits: list[Visits] = []
         self._waiting = 0
         self._ledger: list[dict[str, object]] = []
@@ -124,7 +103,9 @@ class RunFolder:
                 "twice. Name a new folder or remove the old one first; to go on with it from a "
                 "checkpoint, attach with resume=True and load_state_dict."
             )
-        self._take_over(read_manifest(self.path))
+        self._manifest = continued(self.path, self._manifest)
+        self._token_parts = int(self._manifest["parts"].get(TOKENS, 0))
+        self._resumes = True
 
     def create(self) -> None:
         """Makes the folder, locks it and says in it what the run is.
@@ -162,29 +143,11 @@ class RunFolder:
         """The run's id."""
         return str(self._manifest["run"])
 
-    def _take_over(self, manifest: dict[str, Any]) -> None:
-        manifest.setdefault("sized", False)  # earlier versions had none
-        for name in ("estimator", "targets", "weights", "extra", "sized"):
-            if manifest.get(name) != self._manifest[name]:
-                raise StoreError(
-                    f"{self.path} holds a run with {name} {manifest.get(name)!r}, and this one has "
-                    f"{self._manifest[name]!r}: it cannot be continued so. Attach as before."
-                )
-        for name in ("run", "id_type", "parts", "digests", "unsealed"):
-            if name in manifest:
-                self._manifest[name] = manifest[name]
-        if manifest["format"] == OLDER:
-            self._manifest["unsealed"] = {
-                kind: len(list((self.path / kind).glob("*.parquet"))) for kind in (*KINDS, TOKENS)
-            }
-        self._token_parts = int(self._manifest["parts"].get(TOKENS, 0))
-        self._resumes = True
-
     def position(self) -> dict[str, Any]:
         """How far the run has come, everything written: see `inrun.ledger._parts`."""
         self._begin()
         self.flush()
-        return position(self._manifest["run"], self._parts, self._digests)
+        return {"run": self.run, "parts": dict(self._parts), "digests": dict(self._digests)}
 
     def go_to(self, where: Mapping[str, Any]) -> None:
         """Takes the run back to a position.
@@ -258,17 +221,7 @@ class RunFolder:
         paid_BK: np.ndarray | None = None,
         sizes: np.ndarray | None = None,
     ) -> None:
-        """Adds one step: its visits and its rows of the ledger.
-
-        Args:
-            step: its number.
-            ids: of its visits.
-            values_BK: theirs, everything in them.
-            rows: of the ledger.
-            weight: how many steps it stands for.
-            paid_BK: how much of the values momentum paid out.
-            sizes: of the samples' own gradients, (B,), where the run has them.
-        """
+        """Adds one step: its visits and its rows of the ledger; see `visits_of_step`."""
         self._begin()
         if ids and self._manifest["id_type"] is None:
             self._manifest["id_type"] = "string" if isinstance(ids[0], str) else "int64"

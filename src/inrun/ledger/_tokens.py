@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from inrun.errors import StoreError
+from inrun.ledger._documents import OLDER
 from inrun.ledger._files import PartId, is_there, read_table, write_table
-from inrun.ledger._manifest import MANIFEST, OLDER, has_digest, read_manifest
-from inrun.ledger._parts import TOKENS, part_name
+from inrun.ledger._manifest import MANIFEST, TOKENS, has_digest, read_manifest
+from inrun.ledger._parts import part_name
 
 FLUSH_ROWS = 4096
 

@@ -15,10 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 TOLD = 0.6  # a cosine below which the user is warned
-LEAST = ((0.9, 0.99), (0.8, 0.97), (0.75, 0.9), (0.7, 0.87), (0.65, 0.8), (0.45, 0.64), (0.3, 0.43))
-"""(cosine of the ends, rank correlation of totals with exact values from there on): the least of
-the trainings of benchmarks.window, by their windows' mean cosine. Pearson's R says less: on its
-language model it was 0.1 where ranks agree to 0.97."""
+LEAST = {
+    6.5: ((0.9, 0.95), (0.83, 0.94), (0.71, 0.87), (0.3, 0.56)),
+    11.0: ((0.95, 0.95), (0.8, 0.84), (0.75, 0.58), (0.4, 0.3)),
+    20.0: ((0.95, 0.95), (0.85, 0.9)),
+}
+"""Mean steps of windows up to these: (mean cosine of their ends, rank correlation of totals with
+exact values from there on), the least of the trainings of benchmarks.window and of their thirds.
+Long windows can hold a whole swing of the direction between ends that agree. Pearson's R says less.
+"""
 
 BOOKS, AUDIT = "a scoring window's books", "a scoring window's audit"
 """What the notes of the rows begin with that tell of a window."""
@@ -29,9 +34,24 @@ _NOTE = re.compile(
 )
 
 
-def least_agreement(cosine: float) -> float:
-    """The least rank correlation with exact values that trainings of such a mean cosine had."""
-    return next((least for bound, least in LEAST if cosine >= bound), 0.35)
+def least_agreement(cosine: float, steps: float) -> float:
+    """The least rank correlation with exact values that trainings of such windows had.
+
+    Args:
+        cosine: of windows' ends, in the mean.
+        steps: of windows, in the mean.
+
+    Returns:
+        0 where ranks were next to chance in some training.
+    """
+    known = next((known for bound, known in LEAST.items() if steps <= bound), ())
+    return next((least for bound, least in known if cosine >= bound), 0.0)
+
+
+def promised(cosine: float, steps: float) -> str:
+    """That in words."""
+    least = least_agreement(cosine, steps)
+    return f"a rank correlation of {least:.2g} or more" if least else "at times no rank correlation"
 
 
 class ClosedWindow(NamedTuple):
@@ -51,8 +71,8 @@ class ClosedWindow(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """The least rank correlation with exact values that trainings of such a cosine had."""
-        return least_agreement(self.cosine)
+        """The least rank correlation with exact values that trainings of such windows had."""
+        return least_agreement(self.cosine, self.steps)
 
     @property
     def turned(self) -> bool:
@@ -65,8 +85,8 @@ class ClosedWindow(NamedTuple):
         return (
             f"steps {self.first} to {self.first + self.steps - 1}, cosine of its ends "
             f"{self.cosine:.2f}, {self.captured:.0%} of the closing direction captured: "
-            f"trainings of such windows had a rank correlation of {self.expected:.2g} or more with "
-            f"exact values{audited}"
+            f"trainings of such windows had {promised(self.cosine, self.steps)} with exact "
+            f"values{audited}"
         )
 
 
@@ -90,8 +110,7 @@ def expectation(windows: Sequence[ClosedWindow]) -> str:
     """What to expect of a run's window values, in a sentence; of none an empty one."""
     if not windows:
         return ""
-    steps, cosines = ([getattr(w, name) for w in windows] for name in ("steps", "cosine"))
-    cosine = float(np.average(cosines))
+    steps, cosine = (float(np.mean([getattr(w, n) for w in windows])) for n in ("steps", "cosine"))
     agreements = [w.agreement for w in windows if isfinite(w.agreement)]
     audited = "no window was audited yet"
     if agreements:
@@ -100,7 +119,7 @@ def expectation(windows: Sequence[ClosedWindow]) -> str:
             f"{np.mean(agreements):.2f} in the mean"
         )
     return (
-        f"window values ({len(windows)} windows of {np.mean(steps):.3g} steps, mean cosine of "
-        f"their ends {cosine:.2f}): expect a rank correlation of {least_agreement(cosine):.2g} or "
-        f"more of totals with exact ones; {audited}"
+        f"window values ({len(windows)} windows of {steps:.3g} steps, mean cosine of their ends "
+        f"{cosine:.2f}): trainings of such windows had {promised(cosine, steps)} of totals with "
+        f"exact ones; {audited}"
     )

@@ -114,7 +114,7 @@ def _centred(rows_BTN: Tensor, b_BTN: Tensor, eps: float) -> Tensor:
     The library's normalization makes both statistics in one slow pass over each row.
     """
     centred_BTN = rows_BTN - rows_BTN.mean(2, keepdim=True)
-    variance_BT = torch.linalg.vecdot(centred_BTN, centred_BTN) / rows_BTN.shape[2]
+    variance_BT = torch.linalg.vector_norm(centred_BTN, dim=2).square_() / rows_BTN.shape[2]
     return torch.bmm((variance_BT + eps).rsqrt().unsqueeze(1), centred_BTN.mul_(b_BTN)).squeeze(1)
 
 

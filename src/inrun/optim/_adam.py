@@ -190,6 +190,22 @@ class AdamDerivative(StepDerivative):
         state = s._replace(m=s.m + dm, v=(s.v + dv).clamp(min=0), v_max=largest)
         return Move(move.rule, move.weight, move.gradient, state, move.setting)
 
+    def damped(
+        self, move: Move[AdamState, AdamSetting], square: Tensor
+    ) -> Move[AdamState, AdamSetting]:
+        """See `StepDerivative.damped`: second moments as if they had seen `square` as well.
+
+        In the first step, where Adam moves by g / |g|, that is g / sqrt(g^2 + square): the mean of
+        the signs of g + d over changes d of density square / (2 (d^2 + square)^(3/2)).
+        """
+        s, h = move.state, move.setting
+        if not h.b2:  # v is forgotten within the step, and with it what would be added to it
+            return move
+        seen = (1 - h.b2) * square
+        largest = None if s.v_max is None else s.v_max + seen
+        state = s._replace(v=torch.add(s.v, seen, alpha=1 / h.b2), v_max=largest)
+        return Move(move.rule, move.weight, move.gradient, state, move.setting)
+
     def following(self, move: Move[AdamState, AdamSetting], steps: int) -> PostStepTerms:
         if move.state.v_max is None:
             return AdamPostStepTerms(steps)

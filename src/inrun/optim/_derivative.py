@@ -76,6 +76,19 @@ class StepDerivative(ABC):
         moments = tuple(a - b for a, b in zip(new.moments, old.moments, strict=True))
         return Along(new.weight - old.weight, moments)
 
+    def damped(self, move: Move[Any, Any], square: Tensor) -> Move[Any, Any]:
+        """The move whose derivative stands for this one's on a way as wide as the root of `square`.
+
+        A rule that divides by what it has seen of an element steps by its sign where that is next
+        to nothing, and the slope of a sign says nothing of a change that turns it. Rules without a
+        formula for it give the move itself.
+
+        Args:
+            move: of elementwise parameters.
+            square: of the size of a likely change of the gradient, like `move.gradient`.
+        """
+        return move
+
     def following(self, move: Move[Any, Any], steps: int) -> PostStepTerms:
         """Terms of moves such as this; where no formula is known for all, `steps` are played."""
         return Stepped(steps)

@@ -123,21 +123,17 @@ class Move(Generic[State, Setting]):
                 none, and then elements that nothing has touched have no slope.
         """
         rule, setting = self.rule, self.setting._replace(lr=1.0)  # type: ignore[attr-defined]
-
-        def directions(arrays: Any) -> Parts:
-            weight, rows, state = arrays
+        found = torch.empty_like(gradient_K)
+        pairs = tuple(zip(gradient_K, found, strict=True))
+        for weight, rows, state in each_piece((self.weight, pairs, self.state)):
             guarded = rule.guarded(state, setting, square)
-            found = cast(Diagonal, rule.null_slope(weight, guarded, setting)).coefficient
+            slope = cast(Diagonal, rule.null_slope(weight, guarded, setting)).coefficient
             if square == 0 and rule.mean_square is not None:
                 # what divides an untouched element is 0, or it is divided by nothing
-                found = torch.where(getattr(state, rule.mean_square) == 0, 0.0, found)
-            return [row * found for row in rows]
-
-        rows = tuple(gradient_K)
-        found = in_pieces((self.weight, rows, self.state), directions)
-        if len(rows) == 1:
-            return cast(Tensor, found[0]).unsqueeze(0)
-        return torch.stack(cast(list[Tensor], found)) if rows else gradient_K.clone()
+                slope = torch.where(getattr(state, rule.mean_square) == 0, 0.0, slope)
+            for row, into in rows:
+                torch.mul(row, slope, out=into)
+        return found
 
     def tangent(self) -> Slope:
         """d'(g) at the consumed gradient."""

@@ -13,7 +13,7 @@ from inrun.replay._recorder import GIBIBYTE, Recorder, record
 from inrun.replay._removal import push_named, removal_named
 from inrun.replay._replica import Fetch, Losses, Task, gradient_norm
 from inrun.replay._snapshot import drawn_since, kept_states, random_state, undisturbed_random
-from inrun.replay._sweep import Method, as_sgd, curve, lookahead_parts, windows
+from inrun.replay._sweep import Method, as_sgd, lookahead_parts, windows
 from inrun.replay._trajectory import Replayable, Trajectory, is_recording, open_trajectory
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "Task",
     "Trajectory",
     "as_sgd",
-    "curve",
     "drawn_since",
     "gradient_likeness",
     "gradient_norm",

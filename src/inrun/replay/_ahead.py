@@ -50,17 +50,10 @@ YOUNG = 10  # steps after an optimizer acted like a sign, as `smoothed_steps` of
 
 
 class AnticipatedStep:
-    """A live optimizer's coming step, were this the gradient.
+    """A live optimizer's coming step, were `raw` the gradient before clipping.
 
     It leaves the clipped gradient in `.grad`; whoever looks ahead puts there what is to be
-    consumed.
-
-    Args:
-        optimizer: that is about to step.
-        rule: its rule.
-        parameters: by name.
-        raw: the gradient before clipping, by name; parameters without one do not move.
-        clip_norm: as the loop passes it to `clip_grad_norm_`, or None.
+    consumed. Parameters without a gradient do not move.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from torch import Tensor
 from inrun.optim import Along, Move, as_rows, derivative_of, joined
 
 Names = tuple[str, ...]
+FADING = 0.9  # of a later step's weight in the size of an element's gradient, per step
 
 
 def alike(moves: Sequence[tuple[str, Move[Any, Any]]]) -> dict[Names, Move[Any, Any]]:
@@ -87,12 +88,8 @@ class Carried:
     ) -> tuple[dict[Names, Along], dict[str, Tensor]]:
         """Takes a loss's gradient back through the optimizer's own part of a step.
 
-        Args:
-            moves: as from `alike`.
-
-        Returns:
-            What was carried until now, by the moves' names; and q, the loss's derivative in the
-            consumed gradient, (K, *shape) per parameter.
+        Moves are as from `alike`. Returns what was carried until now, by the moves' names; and q,
+        the loss's derivative in the consumed gradient, (K, *shape) per parameter.
         """
         after: dict[Names, Along] = {}
         directions: dict[str, Tensor] = {}
@@ -106,11 +103,9 @@ class Carried:
         return after, directions
 
     def push(self, moves: Mapping[Names, Move[Any, Any]], change: Mapping[str, Tensor]) -> None:
-        """Takes a change of the state forward through a step, with what it does to the gradient.
+        """Takes a change of the state forward through a step (moves by `alike`).
 
-        Args:
-            moves: as from `alike`.
-            change: of the consumed gradient, (K, *shape) per parameter, 0 where it is missing.
+        `change` is of the consumed gradient, (K, *shape) per parameter, 0 where it is missing.
         """
         for names, move in moves.items():
             derivative = derivative_of(move.rule)
@@ -141,4 +136,37 @@ class Carried:
         found: dict[str, Tensor] = {}
         for name, part in self._parts.items():
             found |= self._split((name,), part.weight)
+        return found
+
+
+class Spread:
+    """How far a row's removal is likely to change each element's gradient, met last step first.
+
+    Rows whose shares are mostly noise change the sum of B of them by the B-th root of its size when
+    one goes. An element's size is that of the steps after: its own in this step is what may have
+    come out small by chance.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]):
+        self._parameters = parameters
+        self._squares: dict[str, Tensor] = {}
+
+    def damped(
+        self, moves: Mapping[Names, Move[Any, Any]], rows: int
+    ) -> dict[Names, Move[Any, Any]]:
+        """The moves with `StepDerivative.damped`; of the step before those of the last call."""
+        found: dict[Names, Move[Any, Any]] = {}
+        with torch.no_grad():
+            for names, move in moves.items():
+                found[names] = move
+                if not move.rule.elementwise:
+                    continue
+                square = move.gradient.square()
+                if all(name in self._squares for name in names):
+                    later = torch.cat([self._squares[name] for name in names])
+                    square.lerp_(later, FADING)
+                    likely = (later / rows).reshape(move.gradient.shape)
+                    found[names] = derivative_of(move.rule).damped(move, likely)
+                sizes = [self._parameters[name].numel() for name in names]
+                self._squares |= zip(names, square.reshape(-1).split(sizes), strict=True)
         return found

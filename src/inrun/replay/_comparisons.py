@@ -38,16 +38,9 @@ from inrun.utility import Utility, evaluate
 def tracin(
     run: Trajectory, utility: Utility, states: int = 5, *, removal: str = "renormalise"
 ) -> Lookahead:
-    """TracIn values of every visit.
+    """TracIn values of every visit, in the tables that look-ahead gives.
 
-    Args:
-        run: the recorded run.
-        utility: the validation loss.
-        states: how many of the kept states, evenly spread, the first among them.
-        removal: see `inrun.lookahead`.
-
-    Returns:
-        The same tables as look-ahead gives.
+    `states` of the kept states are used, evenly spread, the first among them.
     """
     if states < 1:
         raise MisuseError(f"states is {states}; TracIn needs at least one.")

@@ -13,7 +13,6 @@ since is refused. Recordings of format 1 have none.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from typing import Any
 from torch import Tensor
 
 from inrun.errors import StoreError
+from inrun.ledger import file_digest, read_versioned, write_document
 from inrun.replay import _snapshot
 
-FORMAT, OLDER = 2, 1
+FORMAT = 2
 MANIFEST = "trajectory.json"
 FILES = ("steps.jsonl", "states/*.safetensors", "random/*.safetensors")
-_BLOCK = 1 << 22
 
 Ids = list[int] | list[str]
 
@@ -141,34 +140,17 @@ class Folder:
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Writes what the run is, whole or not at all."""
-        beside = self.path / (MANIFEST + ".partial")
-        try:
-            told = {"format": FORMAT, **manifest, "files": _file_digests(self.path)}
-            told["digest"] = _manifest_digest(told)
-            beside.write_text(json.dumps(told, indent=2) + "\n")
-            beside.replace(self.path / MANIFEST)
-        except OSError as error:
-            raise StoreError(f"{self.path / MANIFEST} could not be written: {error}") from error
+        told = {"format": FORMAT, **manifest, "files": _file_digests(self.path)}
+        write_document(self.path / MANIFEST, told)
 
     def manifest(self) -> dict[str, Any]:
         """What the run is."""
-        try:
-            found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            digest = _manifest_digest(found) if isinstance(found, dict) else None
-        except FileNotFoundError:
+        if not (self.path / MANIFEST).exists():
             raise StoreError(
                 f"{self.path} is not a recorded run: it has no {MANIFEST}. A recording is complete "
                 "after recorder.finish()."
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise StoreError(f"{self.path / MANIFEST} cannot be read: {error}") from error
-        if not isinstance(found, dict) or found.get("format") not in (OLDER, FORMAT):
-            raise StoreError(f"{self.path / MANIFEST} is not of format {OLDER} or {FORMAT}.")
-        if found.get("digest") != (digest if found["format"] == FORMAT else None):
-            raise StoreError(
-                f"{self.path / MANIFEST} was changed since it was written: its digest does not "
-                "fit. Put the original back, or record the run again."
             )
+        found = read_versioned(self.path / MANIFEST)
         self._digests = found.get("files")
         return found
 
@@ -232,7 +214,7 @@ class Folder:
         if self._digests is None:
             return  # an older recording, or one that is still being made
         try:
-            found = _digest(path)
+            found = file_digest(path)
         except OSError as error:
             raise StoreError(
                 f"{path} is missing or torn ({error}). A replay starts from it: record the run "
@@ -258,18 +240,4 @@ Keeper = Memory | Folder
 def _file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in a recording, by its path in it; the manifest is not among them."""
     files = [path for part in FILES for path in sorted(folder.glob(part))]
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-
-
-def _manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """The digest of what a manifest says, but for itself."""
-    told = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}

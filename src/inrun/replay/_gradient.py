@@ -191,10 +191,8 @@ class StepGradient:
     ) -> Tensor:
         """<p, c_it> with c_it the share of part t of row i's loss, (B, T, K) float64 on the CPU.
 
-        Args:
-            number: of the step's block.
-            parts: `parts(model, batch)` gives (B, T) terms that add up over T to the rows' terms.
-            directions: p by parameter, as for `contract`.
+        `number` is of the step's block; `parts(model, batch)` gives (B, T) terms that add up over T
+        to the rows' terms.
         """
         graph = self._graph(number, parts)
         (found,) = self._pulled(graph, directions, [graph.omega])
@@ -225,14 +223,9 @@ def unclipped(
 ) -> dict[str, Tensor]:
     """A loss's derivative in the raw gradient, from that in the consumed one; both (K, *shape).
 
-    Clipping is g = C / (n + 1e-6) * raw with n the raw gradient's length, which moves with it.
-    The map is its own transpose, so changes of the raw gradient are pushed through it too.
-
-    Args:
-        q: the derivative, by parameter.
-        raw: the gradient, (*shape) per parameter.
-        norm: its length.
-        clip: what it was multiplied with.
+    Clipping is g = C / (n + 1e-6) * raw with n the raw gradient's length, which moves with it, and
+    `clip` what it was multiplied with. The map is its own transpose, so changes of the raw gradient
+    are pushed through it too.
     """
     if clip == 1.0:
         return dict(q)
@@ -249,13 +242,9 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """Derivatives in the inputs of <direction_k, outputs>, (K, *shape) each, for K directions.
 
-    The graph stays. Some directions at a time go through it side by side where every operation's
-    backward pass can be batched; else, and where they are few, one after the other.
-
-    Args:
-        outputs: tensors with a graph.
-        directions: for each output (K, *shape).
-        inputs: leaves; None comes back for those that the outputs do not depend on.
+    None for inputs that the outputs do not depend on. The graph stays. Some directions at a time go
+    through it side by side where every operation's backward pass can be batched; else, and where
+    they are few, one after the other.
     """
     K = len(directions[0])
     if K > SIDE_BY_SIDE:

@@ -28,13 +28,15 @@ def lookahead(
     samples: Collection[object] | None = None,
     curvature: bool = True,
     carry: int = 40,
+    damped: bool = True,
 ) -> Lookahead:
     """What each row of each step did to the validation loss `horizon` steps later.
 
-    One sweep backward over the recorded run, exact to first order in the row's weight, for any
-    architecture: the loss's gradient is carried through the optimizer's own derivative and the
-    training loss's curvature (arXiv 2605.18814 calls the whole-run case AdamW-influence, and
-    replaces the curvature by the empirical Fisher matrix, which is not done here).
+    One sweep backward over the recorded run, to first order in the row's weight, for any
+    architecture: the loss's gradient is carried through the optimizer's own derivative (see
+    `damped`) and the training loss's curvature (arXiv 2605.18814 calls the whole-run case
+    AdamW-influence, and replaces the curvature by the empirical Fisher matrix, which is not done
+    here).
 
     Args:
         run: from `recorder.finish()` or `inrun.load`.
@@ -56,6 +58,10 @@ def lookahead(
             the window's end by a series, which costs the same for any number of steps. With 0
             single values can be far off: elements with a small second moment respond to first
             order only over a short way.
+        damped: True takes Adam's and AdamW's derivative as if second moments had also seen the
+            square of what a removal is likely to change, so that an element whose first gradients
+            come out next to 0 by chance does not blow single values up. False is the exact
+            derivative of training. Other rules have the exact one in either case.
 
     Returns:
         Values in units of the validation loss; positive rows lowered it.
@@ -71,6 +77,7 @@ def lookahead(
         removal_named(removal),
         push_named(push, samples, carry),
         curvature,
+        damped=damped,
     )
     return looked_ahead(run, utility, method)
 
@@ -223,7 +230,7 @@ class Lookahead(Answer):
         removal, push = method.removal, push_named("tangent")
         plain, counted = (
             looked_ahead(
-                self._run, self._utility, Method(method.horizon, removal, push, kink_width=width)
+                self._run, self._utility, Method(method.ends, removal, push, kink_width=width)
             )._by_sample()
             for width in (0.0, KINK_WIDTH)
         )

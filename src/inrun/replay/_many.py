@@ -72,7 +72,7 @@ def lookahead_groups(
     names = list(groups)
     values = np.zeros((len(names), len(utility.targets)))
     whole, push = windows(None, len(run.steps)), JointPush(group_of, carry)
-    method = Method(whole, removal_named(removal), push)
+    method = Method(whole, removal_named(removal), push, damped=True)
     for found in sweep(run, utility, method):
         for block, of_block in zip(found.step.blocks, found.values, strict=True):
             for who, value in zip(block.ids, of_block.numpy(), strict=True):

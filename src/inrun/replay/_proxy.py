@@ -181,11 +181,8 @@ def _split(run: Trajectory, groups: int, seed: int) -> tuple[dict[int | str, int
 def perturbation(run: Trajectory, mixture: Mixture, removal: Removal) -> dict[str, Tensor]:
     """The change of the last state's parameters, (K, *shape) per parameter.
 
-    Args:
-        run: the recorded run.
-        mixture: `mixture(ids)` gives xi, (B, K) float64, of a block's rows; the same for every
-            visit of a sample.
-        removal: what taking out means.
+    `mixture(ids)` gives xi, (B, K) float64, of a block's rows; the same for every visit of a
+    sample.
     """
     targets = mixture(run.steps[0].blocks[0].ids).shape[1]
     carried = Carried(run.replica.parameters, targets)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inrun.errors import MisuseError
+from inrun.errors import require_one_of
 from inrun.optim import (
     Along,
     Move,
@@ -58,8 +58,7 @@ PUSHES = ("tangent", "finite")
 
 def removal_named(name: str) -> Removal:
     """The meaning of that name."""
-    if name not in REMOVALS:
-        raise MisuseError(f"removal {name!r} is not one of {', '.join(REMOVALS)}.")
+    require_one_of("removal", name, REMOVALS)
     return REMOVALS[name]
 
 
@@ -234,6 +233,5 @@ def _weights(rows: list[int], shares_of_mean: Tensor, removal: Removal) -> Tenso
 
 def push_named(name: str, samples: Collection[object] | None = None, carry: int = 40) -> Push:
     """The push of that name."""
-    if name not in PUSHES:
-        raise MisuseError(f"push {name!r} is not one of {', '.join(PUSHES)}.")
+    require_one_of("push", name, PUSHES)
     return FinitePush(samples, carry) if name == "finite" else tangent

@@ -163,19 +163,15 @@ class Replica:
             terms = terms / float(shares[stays.cpu()].sum())
         return terms
 
-    def consume(self) -> None:
-        """Clips and steps, as the loop did."""
-        if self.task.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_norm)
-        self.optimizer.step()
-
     def play(
         self, step: Step, without: Collection[object] = (), renormalise: bool = False
     ) -> float:
         """One recorded step, see `backward`; returns its gradient's length before clipping."""
         self.set_groups(step)
         norm = self.backward(step, without, renormalise)
-        self.consume()
+        if self.task.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip_norm)
+        self.optimizer.step()
         return norm
 
 

@@ -17,7 +17,7 @@ a block, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from inrun.errors import MisuseError
 from inrun.optim import Move, SGDRule, SGDSetting, SGDState
 from inrun.replay._agreement import check_norm
-from inrun.replay._carried import Carried, alike
+from inrun.replay._carried import Carried, Spread, alike
 from inrun.replay._folder import Step
 from inrun.replay._gradient import StepGradient
 from inrun.replay._removal import Passage, Push, Removal, push_named, removal_named
@@ -38,36 +38,15 @@ _PLAIN = SGDRule()
 CHECKED_EVERY = 16  # steps, of which the parts are held against their rows
 
 
-class Horizon(NamedTuple):
-    """When the loss counts: `weights` by state, and the states at which a window `ends`.
+def windows(length: int | None, steps: int) -> frozenset[int]:
+    """The states at which the loss counts: the run cut at multiples of `length` and at its end.
 
-    Nothing that comes after a window's end counts for what came before it.
-    """
-
-    weights: Mapping[int, float]
-    ends: frozenset[int]
-
-
-def windows(length: int | None, steps: int) -> Horizon:
-    """The run cut at multiples of `length` and at its end; each step looks to its window's end.
-
-    A length of 1 is the step's own effect, None the effect on the run's last state.
+    Each step looks to its window's end; nothing that comes after it counts. A length of 1 is the
+    step's own effect, None the effect on the run's last state.
     """
     if length is not None and length < 1:
         raise MisuseError(f"horizon is {length}; it counts steps, at least 1, None for all.")
-    ends = frozenset({*range(length or steps, steps, length or steps), steps})
-    return Horizon(dict.fromkeys(ends, 1.0), ends)
-
-
-def curve(weights: Mapping[int, float], steps: int) -> Horizon:
-    """A weighted sum of the validation loss at chosen states of the whole run."""
-    outside = [s for s in weights if not 1 <= s <= steps]
-    if outside or not weights:
-        raise MisuseError(
-            f"curve names the states {outside or 'of nothing'}; the run has the states 1 to "
-            f"{steps}, each the one after that many steps."
-        )
-    return Horizon(dict(weights), frozenset({steps}))
+    return frozenset({*range(length or steps, steps, length or steps), steps})
 
 
 def as_sgd(move: Move[Any, Any]) -> Move[Any, Any]:
@@ -83,23 +62,24 @@ def as_sgd(move: Move[Any, Any]) -> Move[Any, Any]:
 class Method(NamedTuple):
     """What kind of sweep: each part an object of its own.
 
-    `reading` is how a recorded move is read before the sweep goes through it (`as_sgd`), None for
-    the optimizer's own; `copies` how many states are in memory while a segment is played again.
+    `ends` are the windows' (see `windows`). `reading` is how a recorded move is read before the
+    sweep goes through it (`as_sgd`), None for the optimizer's own; `copies` how many states are in
+    memory while a segment is played again; `damped` whether steps are gone through with `Spread`.
     """
 
-    horizon: Horizon
+    ends: frozenset[int]
     removal: Removal
     push: Push
     curvature: bool = True
     kink_width: float = 0.0
     reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None
     copies: int = COPIES
+    damped: bool = False
 
     @property
     def is_whole(self) -> bool:
         """Whether only the run's last state counts, along its own optimizer's steps."""
-        weights, ends = self.horizon
-        return self.reading is None and len(ends) == 1 and set(weights) == set(ends)
+        return self.reading is None and len(self.ends) == 1
 
 
 class StepValues(NamedTuple):
@@ -119,26 +99,33 @@ def sweep(
     """Values of every step, from the last to the first; `watch` sees each step."""
     replica, K = run.replica, len(utility.targets)
     carried, end = Carried(replica.parameters, K), len(run.steps)
+    spread = Spread(replica.parameters) if method.damped else None
     for state in run.backward(method.copies):
         if state < len(run.steps):
             step = run.steps[state]
             replica.set_groups(step)
-            yield StepValues(step, _through(replica, step, carried, method, end, watch), end)
-        if state in method.horizon.ends:
+            yield StepValues(
+                step, _through(replica, step, carried, method, end, watch, spread), end
+            )
+        if state in method.ends:
             carried, end = Carried(replica.parameters, K), state
-        weight = method.horizon.weights.get(state, 0.0)
-        if weight:
             gradients = evaluate(utility, replica.model, replica.parameters).gradients
             with torch.no_grad():
-                carried.add_to_weights({name: weight * g for name, g in gradients.items()})
+                carried.add_to_weights(gradients)
 
 
 def _through(
-    replica: Replica, step: Step, carried: Carried, method: Method, end: int, watch: Watch | None
+    replica: Replica,
+    step: Step,
+    carried: Carried,
+    method: Method,
+    end: int,
+    watch: Watch | None,
+    spread: Spread | None,
 ) -> list[Tensor]:
     """Takes what is carried through one step; returns the rows' values."""
     gradient = StepGradient(replica, step, method.kink_width)
-    passage = taken_back(replica, step, carried, gradient, method.reading)
+    passage = taken_back(replica, step, carried, gradient, method.reading, spread)
     if watch is not None:
         watch(passage)
     curved, contractions = gradient.contract(passage.directions, curvature=method.curvature)
@@ -153,12 +140,14 @@ def taken_back(
     carried: Carried,
     gradient: StepGradient,
     reading: Callable[[Move[Any, Any]], Move[Any, Any]] | None = None,
+    spread: Spread | None = None,
 ) -> Passage:
     """Takes what is carried back through the step that the replica is about to take."""
     check_norm(replica, step, gradient.norm)
     moves = gradient.moves()
     groups = alike(moves if reading is None else [(name, reading(move)) for name, move in moves])
-    after, directions = carried.pull(groups)
+    rows = sum(len(block.ids) for block in step.blocks)
+    after, directions = carried.pull(spread.damped(groups, rows) if spread else groups)
     with torch.no_grad():
         directions = gradient.consumed_to_raw(directions)
     return Passage(replica, step, gradient, groups, after, directions)
@@ -169,22 +158,14 @@ def lookahead_parts(
     utility: Utility,
     samples: Collection[object],
     parts: Losses,
-    horizon: int | None = None,
+    *,
+    damped: bool = True,
 ) -> dict[object, Tensor]:
-    """Values of the parts of chosen samples, summed over their visits.
+    """Values of the parts of chosen samples, summed over their visits: by id, (T, K) float64.
 
-    They add up to the values of `inrun.lookahead(run, utility, horizon, removal="drop")`.
-
-    Args:
-        run: the recorded run.
-        utility: the validation loss, of K targets.
-        samples: ids; a sample's parts must be the same at each visit.
-        parts: `parts(model, batch)` gives (B, T) terms that add up over T to the terms of the
-            recorded `losses`.
-        horizon: see `inrun.lookahead`.
-
-    Returns:
-        By id, (T, K) float64.
+    They add up to the values of `inrun.lookahead(run, utility, removal="drop")`. `parts(model,
+    batch)` gives (B, T) terms that add up over T to the terms of the recorded `losses`, the same
+    ones at each visit of a sample.
     """
     found: dict[object, Tensor] = {}
     wanted = set(samples)
@@ -202,8 +183,8 @@ def lookahead_parts(
                 name, of_row = block.ids[row], values[row]
                 found[name] = _added(found[name], of_row) if name in found else of_row
 
-    whole = windows(horizon, len(run.steps))
-    method = Method(whole, removal_named("drop"), push_named("tangent"))
+    whole = windows(None, len(run.steps))
+    method = Method(whole, removal_named("drop"), push_named("tangent"), damped=damped)
     for _ in sweep(run, utility, method, watch):
         pass
     return found

@@ -20,12 +20,7 @@ LONGEST = 4000  # characters of a source
 
 
 def write_rollup(rollup: Rollup, path: Path, *, only: str | None = None) -> None:
-    """Writes the page.
-
-    Args:
-        rollup: from `inrun.rollup`.
-        path: the file; it is replaced.
-        only: one group by name; the others are then shown as one, without names.
+    """Writes the page; `only` shows one group by name, and the others as one, without names.
 
     Raises:
         MisuseError: no such group.
@@ -102,15 +97,7 @@ def _books(rollup: Rollup) -> Section:
 
 
 def write_diff(found: Difference, path: Path) -> None:
-    """Writes the page.
-
-    Args:
-        found: from `inrun.diff`.
-        path: the file; it is replaced.
-
-    Raises:
-        StoreError: the page cannot be written.
-    """
+    """Writes the page of what `inrun.diff` found; StoreError where it cannot be written."""
     a, b = found.names
     books = [
         [row["entry"], f"{row['a']:+.4g}", f"{row['b']:+.4g}", f"{row['b'] - row['a']:+.4g}"]
@@ -176,17 +163,10 @@ def write_trace(
     sources: Mapping[str, Sequence[Mapping[str, Any]]],
     path: Path,
 ) -> None:
-    """Writes the page.
+    """Writes the page; StoreError where it cannot be written.
 
-    Args:
-        trace: from `inrun.trace`.
-        queries: their texts by name.
-        sources: by query, its first sources: the ranking's columns, those of the sample, and
-            `tokens` with `token_values` where there are any.
-        path: the file; it is replaced.
-
-    Raises:
-        StoreError: the page cannot be written.
+    `queries` are texts by name; `sources` by query its first sources: the ranking's columns, those
+    of the sample, and `tokens` with `token_values` where there are any.
     """
     Page(
         title="Where it came from",

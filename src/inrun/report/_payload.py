@@ -28,6 +28,7 @@ from inrun.uses import (
     outliers,
     rank,
     unjudged,
+    visited,
     wrong_labels,
 )
 
@@ -183,8 +184,7 @@ def _seen(of: Contents, order: np.ndarray, left_out: list[str]) -> dict[str, Any
 
 def _by_visit(of: Contents, order: np.ndarray, left_out: list[str]) -> dict[str, Any]:
     """Row, step and value of visits: all, or all visits of as many samples as fit."""
-    ids = of.values["sample_id"].to_numpy(zero_copy_only=False)
-    row = np.searchsorted(ids, of.visits["sample_id"].to_numpy(zero_copy_only=False))
+    ids, row = visited(of.visits)
     complete = len(row) <= MOST_VISITS
     keep = np.ones(len(row), dtype=bool)
     if not complete:

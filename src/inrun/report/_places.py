@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.ledger import target_columns
-from inrun.uses import harm_sums
+from inrun.uses import harm_sums, visit_places, visited
 
 KINDS = ("helpful", "harmful", "erratic", "finished")
 HELPFUL, HARMFUL, ERRATIC, FINISHED = range(4)
@@ -32,8 +32,7 @@ DONE = 0.25
 
 def value_map(visits: pa.Table) -> dict[str, Any]:
     """Mean, spread and kind of every sample, in the order of ids; kind -1 with a single visit."""
-    ids = visits["sample_id"].to_numpy(zero_copy_only=False)
-    _, row = np.unique(ids, return_inverse=True)
+    row = visited(visits)[1]
     x = visits["value_normalised"].to_numpy()
     mean, spread, late, count = moments(x, row)
     typical = np.median(np.bincount(row, np.abs(x)) / count)
@@ -49,16 +48,11 @@ def value_map(visits: pa.Table) -> dict[str, Any]:
 def moments(x: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, ...]:
     """By sample: mean, standard deviation, mean size of the late half, number of visits.
 
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to n - 1, each of which has a visit.
+    `row` is each visit's sample, 0 to n - 1, in the order of steps.
     """
-    count = np.bincount(row)
+    place, count = visit_places(row, int(row.max()) + 1)
     mean = np.bincount(row, x) / count
     spread = np.sqrt(np.bincount(row, (x - mean[row]) ** 2) / np.maximum(count - 1, 1))
-    order = np.argsort(row, kind="stable")
-    place = np.empty(len(row), dtype=np.int64)
-    place[order] = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     in_late = 2 * place >= count[row]
     size = np.bincount(row, np.abs(x) * in_late) / np.maximum(np.bincount(row, in_late), 1)
     return mean, spread, size, count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import norm
+import scipy
 
 from inrun.errors import StoreError
 from inrun.ledger import (
@@ -173,7 +173,7 @@ def groups(of: Contents, best: bool) -> tuple[list[str], list[str]]:
         spread = np.sqrt(np.bincount(row, (value - mean[row]) ** 2) / np.maximum(count - 1, 1))
         large = count >= FEW
         sign, error = 1 if best else -1, np.maximum(spread / np.sqrt(count), 1e-300)
-        limit = norm.ppf(1 - 0.025 / max(1, large.sum()))
+        limit = scipy.stats.norm.ppf(1 - 0.025 / max(1, large.sum()))
         out = np.flatnonzero(large & (sign * (mean - value.mean()) / error > limit))
         if len(out):
             at = out[(sign * mean[out]).argmax()]

@@ -134,7 +134,7 @@ class Surroundings:
 
     def holds(self, parameters: Iterable[Tensor]) -> bool:
         """Whether any of these is the model's, or the loss function's."""
-        ids = {id(t) for t in [*self._model.parameters(), *self._elsewhere]}
+        ids = {id(t) for t in [*own_tensors(self._model)[0], *self._elsewhere]}
         return any(id(p) in ids for p in parameters)
 
 

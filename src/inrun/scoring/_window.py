@@ -30,6 +30,9 @@ from inrun.utility import Evaluation, require_finite
 CAPTURED = 0.7  # of the closing direction: below it a layer keeps the opening one
 STEADY, TURNED = 0.9, 0.7  # cosines of both ends above and below which n is doubled and halved
 LONGEST = 20
+EARLIER = (
+    10  # steps that each of a window has before it: a swing early on looks steady to long ones
+)
 
 
 class Ends(NamedTuple):

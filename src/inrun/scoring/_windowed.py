@@ -20,7 +20,7 @@ from inrun.ledger import AUDIT, BOOKS, WITHIN_WINDOW, ClosedWindow, Entries
 from inrun.scoring._scorer import Scorer
 from inrun.scoring._step import Step
 from inrun.scoring._sums import Scored
-from inrun.scoring._window import LONGEST, STEADY, TURNED, Following, OpenWindow
+from inrun.scoring._window import EARLIER, LONGEST, STEADY, TURNED, Following, OpenWindow
 from inrun.scoring._windowed_step import AuditedStep, WindowedStep
 
 AUDITED, FIRST_AUDIT = 50, 9  # one window of so many has exact values too; the first of them
@@ -156,7 +156,7 @@ class Windows:
     def _note(self, told: ClosedWindow) -> None:
         self.told.append(told)
         if self._auto:
-            self.length = _next_length(self.length, told.cosine)
+            self.length = _next_length(self.length, told.cosine, told.first + told.steps - 1)
 
     def _books_of(
         self, window: OpenWindow, closing: Any, capture: Capture, steps: list[WindowedStep],
@@ -207,11 +207,20 @@ class Windows:
         self.told, self._starts = [ClosedWindow(*row) for row in header["told"]], dict(starts)
 
 
-def _next_length(length: int, cosine: float) -> int:
-    """How many steps the next window has, by the cosine of the ends of one of this length."""
-    if cosine > STEADY:
-        return min(LONGEST, 2 * length)
-    return max(1, length // 2) if cosine < TURNED else length
+def _next_length(length: int, cosine: float, taken: int) -> int:
+    """How many steps the next window has.
+
+    Args:
+        length: of the last one.
+        cosine: of its ends.
+        taken: steps before the next.
+    """
+    longest = max(1, min(LONGEST, taken // EARLIER))
+    if cosine < TURNED:
+        length //= 2
+    elif cosine > STEADY:
+        length *= 2
+    return min(longest, max(1, length))
 
 
 def _agree(found: list[np.ndarray], exact: list[np.ndarray]) -> float:

@@ -7,12 +7,11 @@ checkpoint, which is digested, has a checksum of each.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from inrun.errors import StoreError
-from inrun.ledger import read_state, unpack_state
+from inrun.ledger import file_digest, read_state, unpack_state
 from inrun.training._arguments import CHECKPOINTS
 
 STATE = "inrun-train.safetensors"  # what a run of ours keeps beside the Trainer's
@@ -23,7 +22,7 @@ def checksums(folder: Path) -> dict[str, str]:
     """Of every file in a checkpoint but our own two, by its path in there."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: _sha256(names[name]) for name in names.keys() - {STATE, SCORED_STATE}}
+    return {name: file_digest(names[name]) for name in names.keys() - {STATE, SCORED_STATE}}
 
 
 def last_whole(run: Path) -> Path | None:
@@ -46,7 +45,7 @@ def require_unchanged(folder: Path) -> None:
     header, _ = unpack_state(read_state(folder / STATE))
     known: Mapping[str, str] = header.get("files", {})
     try:
-        wrong = next((n for n in sorted(known) if _sha256(folder / n) != known[n]), None)
+        wrong = next((n for n in sorted(known) if file_digest(folder / n) != known[n]), None)
     except OSError as error:
         raise StoreError(f"{error.filename} cannot be read: {error.strerror}. {_WAY_ON}") from error
     if wrong is not None:
@@ -60,11 +59,3 @@ _WAY_ON = (
     "Put the original back; or remove this checkpoint's folder, so that --resume takes the one "
     "before it, if there is one; or start again."
 )
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()

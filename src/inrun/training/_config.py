@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inrun.attribution import Budget, EveryStep, Options, Sampled, Scoring, require_settings
-from inrun.errors import MisuseError, StoreError
+from inrun.errors import MisuseError, StoreError, require_one_of
 from inrun.ledger import read_document, write_document
 
 CONFIG, PROBABILITIES = "config.json", "probabilities.parquet"
@@ -124,10 +124,8 @@ class TrainConfig:
         Raises:
             MisuseError: one that makes no sense, named, or two that exclude each other.
         """
-        if self.task not in TASKS:
-            raise MisuseError(f"task {self.task!r} is not one of {', '.join(TASKS)}.")
-        if self.judge not in ("training", "even"):
-            raise MisuseError(f"judge {self.judge!r} is not one of training, even.")
+        require_one_of("task", self.task, TASKS)
+        require_one_of("judge", self.judge, ("training", "even"))
         for name in ("epochs", "batch", "accumulate", "validation_rows", "max_length"):
             if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be at least 1.")

@@ -153,14 +153,8 @@ class SmallNetwork(nn.Module):
 def pretrained(config: TrainConfig, kind: str, saved: Path | None, **settings: Any) -> nn.Module:
     """A model of `transformers` by the configuration's name, or of its shape with drawn weights.
 
-    Args:
-        config: names it.
-        kind: the class that loads it.
-        saved: a folder in its place.
-        settings: of its configuration.
-
-    Raises:
-        MisuseError: it cannot be loaded.
+    `kind` is the class that loads it, `saved` a folder in the name's place, `settings` are of the
+    model's own configuration.
     """
     name, auto = saved or config.model, getattr(transformers(), kind)
     with loading("model", name):

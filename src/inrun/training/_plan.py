@@ -22,22 +22,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 from rich.table import Table
 from torch import nn
 from transformers import TrainerCallback
 
 from inrun.attribution import EveryStep, Options
 from inrun.integrations.transformers import InRun
+from inrun.ledger import FLUSH_SECONDS, FLUSH_VISITS
 from inrun.replay import GIBIBYTE, kept_states
 from inrun.training._config import TrainConfig
-from inrun.training._measured import Meter, in_bytes, in_time
+from inrun.training._run import Meter
 from inrun.training._training import Training
 
 FIRST = Options.smoothed_steps  # dearer than the others
 STEADY, PLAIN, WARM = 8, 6, 2  # steps: later ones, unattributed ones, those before them
 LONGEST = 50.0  # seconds for either of the two trainings: slower ones take fewer steps
 WINDOW = 4  # of momentum while steps are timed, so that some are paid; its length costs no time
-PART_VISITS, PART_SECONDS = 16384, 30.0  # when the store writes a part
 PART_BYTES = 3000  # of a part's footer, with a little for each column
 
 
@@ -65,11 +66,11 @@ class Plan:
         table = Table(title=f"{self.steps} steps of {self.batch} rows, {self.parameters:,} weights")
         for column in ("", "without", "with attribution"):
             table.add_column(column, justify="left" if not column else "right")
-        table.add_row("time", in_time(self.seconds_plain), in_time(self.seconds))
-        table.add_row("memory, at most", in_bytes(self.memory_plain), in_bytes(self.memory))
+        table.add_row("time", _in_time(self.seconds_plain), _in_time(self.seconds))
+        table.add_row("memory, at most", decimal(self.memory_plain), decimal(self.memory))
         for name, size in self.disk.items():
             if size:
-                table.add_row(f"disk: {name}", "", in_bytes(size))
+                table.add_row(f"disk: {name}", "", decimal(size))
         return table
 
     def advice(self) -> str:
@@ -87,10 +88,17 @@ class Plan:
             )
         if self.memory_of_window:
             lines.append(
-                f"The momentum window holds {in_bytes(self.memory_of_window)} of the memory once "
+                f"The momentum window holds {decimal(self.memory_of_window)} of the memory once "
                 "it is full; --held-in FOLDER keeps most of that on a disk."
             )
         return "\n".join(lines)
+
+
+def _in_time(seconds: float) -> str:
+    """For people."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 class _Timer(TrainerCallback):
@@ -126,12 +134,7 @@ class _Few(InRun):
 
 
 def plan_training(training: Training, tell: Callable[[str], None] = lambda _: None) -> Plan:
-    """Trains a few steps and throws them away.
-
-    Args:
-        training: what is planned.
-        tell: is told what goes on, in a sentence each.
-    """
+    """Trains a few steps and throws them away; `tell` is told what goes on, in a sentence each."""
     most = "at most a minute each, or three steps"
     tell(f"Training {WARM + PLAIN} steps plainly, then {FIRST + STEADY} with attribution; {most}.")
     config, meter, steps = training.config, Meter(training.device), training.steps()
@@ -204,7 +207,7 @@ def _disk(training: Training, model: nn.Module, scored: float, seconds: float) -
     targets = len(training.utility().targets)
     columns = targets if targets > 1 else 0
     visits = int(scored * len(training.ids) * config.epochs)
-    parts = 2 * (1 + max(visits // PART_VISITS, int(seconds // PART_SECONDS)))
+    parts = 2 * (1 + max(visits // FLUSH_VISITS, int(seconds // FLUSH_SECONDS)))
     books = max(1, int(scored * steps)) * (columns + 1) * 56
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(t.numel() * t.element_size() for t in model.state_dict().values())

@@ -64,16 +64,13 @@ class BadRows:
 
 
 def read_rows(source: str, split: str, bad: BadRows) -> list[Row]:
-    """Reads all rows of a file, a folder or a hub data set.
+    """Reads all rows of a file, a folder or a hub data set (see `TrainConfig.data`).
 
-    Args:
-        source: see `TrainConfig.data`.
-        split: 'train', 'validation' or 'test': which part of a data set with several.
-        bad: where unreadable rows are noted.
+    `split` is 'train', 'validation' or 'test', of a data set with several; unreadable rows are
+    noted in `bad`.
 
     Raises:
         MisuseError: nothing is there, or of no known kind.
-        MissingExtraError: a data set, and `datasets` is not installed.
     """
     path = Path(source)
     saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
@@ -113,9 +110,7 @@ def require_columns(source: str, rows: Sequence[Row], wanted: Sequence[str]) -> 
 def task_seen(source: str, label: str | None = None) -> tuple[str, str]:
     """The task that the data looks like, and what it was seen by.
 
-    Args:
-        source: see `TrainConfig.data`.
-        label: the label's column where one was named, which must then be there.
+    `label` is the label's column, where one was named.
 
     Raises:
         MisuseError: nothing is there, or it has no such column.

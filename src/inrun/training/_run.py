@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 from rich.console import Console
 
@@ -23,14 +24,11 @@ from inrun.errors import NotSupportedError, StoreError
 from inrun.ledger import PartId, Run, write_document, write_table
 from inrun.training._arguments import CHECKPOINTS, arguments_of
 from inrun.training._checkpoints import last_whole, require_unchanged
-from inrun.training._config import PROBABILITIES
-from inrun.training._measured import Meter
 from inrun.training._samples import samples_of
-from inrun.training._seen import Seen
+from inrun.training._seen import keep_seen
 from inrun.training._trainer import Bar, RowTrainer, RunScoring, interruptible
 from inrun.training._training import MODEL, Training
 
-PLAIN = ("mean_margin", "mean_prediction")  # columns of samples, not of classes
 SAMPLES, VALIDATION = "samples.parquet", "validation.parquet"
 MEASURED = "measured.json"
 
@@ -50,6 +48,37 @@ class Outcome:
     memory: int
 
 
+class Meter:
+    """The highest memory from now on: the process's growth, on a GPU the allocator's own peak."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with suppress(OSError):  # not Linux, or not allowed: the highest of its whole life
+            Path("/proc/self/clear_refs").write_text("5")
+        self._start = _resident("VmRSS")
+
+    @property
+    def memory(self) -> int:
+        """At the highest point so far."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        return max(0, _resident("VmHWM") - self._start)
+
+
+def _resident(what: str) -> int:
+    """Resident memory of this process, in bytes: 'VmRSS' now, 'VmHWM' at its highest."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux: the highest is all there is to ask for
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024
+
+
 class TrainingInterrupt(Exception):  # noqa: N818 (a signal, no error)
     """The user stopped the training; it can go on from its checkpoint."""
 
@@ -62,14 +91,9 @@ def run_training(
     resume: bool = False,
     at: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Trains with attribution, and writes everything into the run's folder.
+    """Trains with attribution into the run's folder, or goes on with what is there to `resume`.
 
-    Args:
-        training: what is trained.
-        run: the folder.
-        console: where lines go that say how far it is.
-        resume: whether the folder holds the beginning of it.
-        at: is told what is being done.
+    Lines on `console` say how far it is; `at` is told what is being done.
 
     Raises:
         StoreError: the folder holds a run and is not resumed, or is resumed and holds none.
@@ -169,38 +193,10 @@ def _resumed(training: Training, run: Path) -> str:
     return str(found)
 
 
-def _keep_seen(training: Training, stored: Run, seen: Seen) -> None:
-    """What training met at each sample, and the probabilities at each of its labels."""
-    table, names = stored.samples(), training.columns
-    assert table is not None
-    means, never = seen.of_samples()
-    plain = [name for name in names if name in PLAIN]
-    for k, name in enumerate(["mean_loss", *plain]):
-        if name in table.column_names:
-            table = table.drop_columns([name])
-        table = table.append_column(name, pa.array(means[:, k], mask=never))
-    stored.write_samples(table)
-    classes = names[len(plain) :]
-    if not classes:
-        return
-    of_labels = [
-        (i, *label) for i, s in zip(training.ids, training.splits.training, strict=True)
-        for label in training.labels(s)
-    ]  # fmt: skip
-    ids, places, labels = zip(*of_labels, strict=True)
-    met = seen.means()
-    columns = {
-        ":id": pa.array(ids, table["sample_id"].type), ":place": places, ":label": labels,
-        ":loss": pa.array(met[:, 0], mask=seen.never),
-    }  # fmt: skip
-    columns |= dict(zip(classes, met[:, 1 + len(plain) :].T, strict=True))
-    write_table(stored.path / PROBABILITIES, pa.table(columns), PartId("probabilities"))
-
-
 def _finish(training: Training, run: Path, scoring: RunScoring, outcome: Outcome) -> None:
     """What is known at the end; `measured.json` is written last and says that it is the end."""
     (run / MODEL / "training_args.bin").unlink()  # pickled, and config.json says it all
-    _keep_seen(training, Run(run), scoring.seen)
+    keep_seen(training, Run(run), scoring.seen)
     write_document(run / MEASURED, asdict(outcome))
     for left in [*(run / CHECKPOINTS).glob("checkpoint-*")]:
         shutil.rmtree(left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.errors import InRunWarning, MisuseError
-from inrun.ledger import Pictures, samples_table
+from inrun.ledger import Pictures, png, samples_table
 from inrun.training._cells import (
     PAIR,
     columns_of,
+    content_column,
     label_column,
     read_cells,
     shown_content,
@@ -27,6 +28,7 @@ from inrun.training._objectives import ANSWERS
 from inrun.training._rows import BadRows, Row, read_rows, require_columns
 
 Id = int | str
+TEXTS = ("text-classification", "regression", "multi-label", "causal-lm")
 FAR = 10.0  # mean or deviation of numbers to be learnt, above which it is told
 
 
@@ -131,6 +133,32 @@ def _samples(config: TrainConfig, source: str, split: str, bad: BadRows) -> list
             continue
         found.append(Sample(sample_id, content, label, row))  # type: ignore[arg-type]
     return found
+
+
+def asked(config: TrainConfig, classes: Sequence[str], row: Mapping[str, Any]) -> Sample:
+    """One new row: its text or image, and its label where the task has labels.
+
+    Raises:
+        MisuseError: the row lacks a column that the run's own rows have.
+    """
+    content, wanted = content_column(config), columns_of(config)
+    if content == "image" or config.task in TEXTS:
+        row = {content: row.get("text")} | dict(row)
+    missing = [name for name in wanted if row.get(name) is None]
+    if missing:
+        raise MisuseError(
+            f"The query has no {missing[0]!r}, and the loss of {config.task} needs it. Pass a "
+            f"file with the columns {', '.join(wanted)}, one row per query."
+        )
+    try:
+        found, label = read_cells(config, row)
+    except ValueError as error:
+        raise MisuseError(f"The query cannot be read: {error}.") from None
+    strange = [name for name in names_of(label) if name not in (*classes, *ANSWERS)]
+    if strange:
+        raise MisuseError(f"The query's label {strange[0]!r} is not one of {', '.join(classes)}.")
+    found = png(found) if content == "image" else found
+    return Sample(0, found, label, Row(dict(row), "the query"))
 
 
 def names_of(label: Any) -> tuple[str, ...]:

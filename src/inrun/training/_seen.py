@@ -8,10 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from inrun.ledger import PartId, Run, write_table
+from inrun.training._config import PROBABILITIES
 from inrun.training._samples import Id
+from inrun.training._training import Training
+
+PLAIN = ("mean_margin", "mean_prediction")  # columns of samples, not of classes
 
 
 class Seen:
@@ -60,3 +66,31 @@ class Seen:
         means = self.means()
         found = np.stack([np.bincount(sample[seen], x[seen], len(self.places)) for x in means.T], 1)
         return found / np.maximum(counts, 1)[:, None], counts == 0
+
+
+def keep_seen(training: Training, stored: Run, seen: Seen) -> None:
+    """What training met at each sample, and the probabilities at each of its labels."""
+    table, names = stored.samples(), training.columns
+    assert table is not None
+    means, never = seen.of_samples()
+    plain = [name for name in names if name in PLAIN]
+    for k, name in enumerate(["mean_loss", *plain]):
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array(means[:, k], mask=never))
+    stored.write_samples(table)
+    classes = names[len(plain) :]
+    if not classes:
+        return
+    of_labels = [
+        (i, *label) for i, s in zip(training.ids, training.splits.training, strict=True)
+        for label in training.labels(s)
+    ]  # fmt: skip
+    ids, places, labels = zip(*of_labels, strict=True)
+    met = seen.means()
+    columns = {
+        ":id": pa.array(ids, table["sample_id"].type), ":place": places, ":label": labels,
+        ":loss": pa.array(met[:, 0], mask=seen.never),
+    }  # fmt: skip
+    columns |= dict(zip(classes, met[:, 1 + len(plain) :].T, strict=True))
+    write_table(stored.path / PROBABILITIES, pa.table(columns), PartId("probabilities"))

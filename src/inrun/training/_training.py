@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,23 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from inrun.errors import MisuseError, StoreError
-from inrun.ledger import png
 from inrun.replay import Replayable, Trajectory, open_trajectory
-from inrun.training._cells import columns_of, content_column, read_cells
 from inrun.training._chats import task_of
 from inrun.training._config import TrainConfig, read_config
 from inrun.training._models import Task, transformers
-from inrun.training._objectives import ANSWERS, Batch, NextToken, SeveralClasses
-from inrun.training._rows import Row
-from inrun.training._samples import Id, Sample, Splits, names_of, read_splits
+from inrun.training._objectives import Batch, NextToken, SeveralClasses
+from inrun.training._samples import Id, Sample, Splits, asked, read_splits
+from inrun.training._targets import EACH, judges, utility_of
 from inrun.training._texts import Texts
-from inrun.utility import HALF, Utility
+from inrun.utility import Utility
 
-MOST_CLASSES = 20  # beyond it the validation set is one target: each costs a pass per step
-TEXTS = ("text-classification", "regression", "multi-label", "causal-lm")
 MODEL, TRAJECTORY = "model", "trajectory"  # folders in a run's
 SCORED_AT_ONCE = 64
-EACH = "each"  # in a batch: what each row's summed loss is multiplied by
 
 
 class Training:
@@ -90,28 +84,7 @@ class Training:
         Raises:
             MisuseError: the row lacks a column that the run's own rows have.
         """
-        config = self.config
-        content, wanted = content_column(config), columns_of(config)
-        if content == "image" or config.task in TEXTS:
-            row = {content: row.get("text")} | dict(row)
-        missing = [name for name in wanted if row.get(name) is None]
-        if missing:
-            raise MisuseError(
-                f"The query has no {missing[0]!r}, and the loss of {config.task} needs it. Pass a "
-                f"file with the columns {', '.join(wanted)}, one row per query."
-            )
-        try:
-            found, label = read_cells(config, row)
-        except ValueError as error:
-            raise MisuseError(f"The query cannot be read: {error}.") from None
-        strange = [name for name in names_of(label) if name not in (*self.splits.classes, *ANSWERS)]
-        if strange:
-            raise MisuseError(
-                f"The query's label {strange[0]!r} is not one of {', '.join(self.splits.classes)}."
-            )
-        if content == "image":
-            found = png(found)
-        sample = Sample(0, found, label, Row(dict(row), "the query"))
+        sample = asked(self.config, self.splits.classes, row)
         self._prepare([sample])
         return self.collate([sample])
 
@@ -125,81 +98,12 @@ class Training:
         return [self.task.pieces(sample) for sample in self.samples(ids)]
 
     def judges(self) -> list[Sample]:
-        """The validation samples that each step is judged by, as evenly from targets as can be."""
-        config, found, most = self.config, list(self.splits.validation), self.config.validation_rows
-        if config.task == "multi-label" and len(self.splits.classes) <= MOST_CLASSES:
-            most = max(1, most // len(self.splits.classes))  # each is passed once per class
-        if len(found) <= most:
-            return found
-        order = np.random.default_rng(config.seed).permutation(len(found)).tolist()
-        turn: dict[str, int] = {}
-        ranked = []
-        for i in order:
-            name = self.target_name(found[i])
-            turn[name] = turn.get(name, 0) + 1
-            ranked.append((turn[name], i))
-        chosen = sorted(i for _, i in sorted(ranked)[:most])
-        return [found[i] for i in chosen]
-
-    def target_name(self, sample: Sample) -> str:
-        """Of a validation sample."""
-        if self.config.target_column is not None:
-            return str(sample.row.cells.get(self.config.target_column))
-        one_class = isinstance(sample.label, str) and 2 <= len(self.splits.classes) <= MOST_CLASSES
-        return sample.label if one_class else "validation"
+        """The validation samples that each step is judged by."""
+        return judges(self.config, self.splits)
 
     def utility(self) -> Utility:
         """The validation loss, by target."""
-        groups: dict[str, list[Sample]] = {}
-        for sample in self.judges():
-            groups.setdefault(self.target_name(sample), []).append(sample)
-        if len(groups) == 1:
-            batch = self.collate(next(iter(groups.values())))
-            return Utility(self.loss_fn, targets=self._by_label(batch) or {"validation": batch})
-        targets = {_safe(name): self.collate(groups[name]) for name in sorted(groups)}
-        weights = self._weights(groups) or dict.fromkeys(targets, 1.0)
-        if self.config.validation_parts > 1 or self.config.budget is not None:
-            return Utility(self.loss_fn, targets=targets, weights=weights)
-        half = self._half({_safe(name): groups[name] for name in sorted(groups)}, targets, weights)
-        return Utility(
-            self.loss_fn, targets=targets | {HALF: half}, weights=weights | {HALF: 0.0}
-        )  # fmt: skip
-
-    def _half(
-        self,
-        groups: Mapping[str, Sequence[Sample]],
-        targets: Mapping[str, Batch],
-        weights: Mapping[str, float],
-    ) -> Batch:
-        """See `HALF`: half of each target's rows, at random; odd numbers are rounded in turn."""
-        rng, most = np.random.default_rng(self.config.seed), False
-        chosen: list[Sample] = []
-        each: list[float] = []
-        for name, samples in groups.items():
-            size = (len(samples) + most) // 2
-            most ^= len(samples) % 2 == 1
-            chosen += [samples[i] for i in rng.permutation(len(samples))[:size].tolist()]
-            labels = float(self.weights(targets[name]).sum())
-            each += [weights[name] / sum(weights.values()) / max(labels, 1.0)] * size
-        return self.collate(chosen) | {EACH: torch.tensor(each, device=self.device)}
-
-    def _by_label(self, batch: Batch) -> dict[str, Batch]:
-        """Of several classes per row one target each: the same rows, asked for that class alone."""
-        classes = self.splits.classes
-        if self.config.task != "multi-label" or not 2 <= len(classes) <= MOST_CLASSES:
-            return {}
-        asked = torch.eye(len(classes), dtype=torch.bool, device=self.device)
-        return {
-            _safe(name): batch | {"labels": batch["labels"].where(asked[k], -100)}
-            for k, name in enumerate(classes)
-        }
-
-    def _weights(self, groups: Collection[str]) -> dict[str, float] | None:
-        """What each target counts; None for all alike."""
-        if self.config.judge == "even" or self.config.target_column is not None:
-            return None
-        counts = Counter(str(sample.label) for sample in self.splits.training)
-        return {_safe(name): counts[name] for name in groups}
+        return utility_of(self)
 
     # ---- labels
 
@@ -269,11 +173,7 @@ class Training:
     ) -> Iterator[Any]:
         """A Trainer that leaves nothing behind: no files, no logs, no evaluation.
 
-        Args:
-            model: to be trained.
-            samples: to train on.
-            callbacks: for it.
-            changes: of its arguments.
+        `changes` are of its arguments.
         """
         from inrun.training._arguments import SILENT, arguments_of
         from inrun.training._trainer import RowTrainer
@@ -325,14 +225,9 @@ class Training:
     # ---- again
 
     def train_again(self, ids: Sequence[Id], seed: int) -> float:
-        """Plain training on some of the samples from another start; what `check_pruning` takes.
+        """Plain training on these samples from another start; what `check_pruning` takes.
 
-        Args:
-            ids: of the samples to train on.
-            seed: of start and order.
-
-        Returns:
-            The mean score on the test samples: accuracy, or minus a loss; see the objective.
+        Returns the mean score on the test samples: accuracy, or minus a loss; see the objective.
         """
         model = self.drawn(1000 + seed)
         with self.apart(model, self.samples(ids), seed=1000 + seed) as trainer:
@@ -347,13 +242,10 @@ class Training:
         with torch.no_grad():
             for begin in range(0, len(samples), SCORED_AT_ONCE):
                 batch = self.collate(samples[begin : begin + SCORED_AT_ONCE])
-                found += self._scores(model, batch).tolist()
+                logits = self.task.logits(model, batch)
+                found += self.task.objective.scores(logits, batch).tolist()
         model.train(was_training)
         return float(np.mean(found)) if found else float("nan")
-
-    def _scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """How well each row is done, (B,): see the objective."""
-        return self.task.objective.scores(self.task.logits(model, batch), batch)
 
 
 def open_training(run: str | Path) -> Training:
@@ -365,11 +257,3 @@ def open_training(run: str | Path) -> Training:
     """
     folder = Path(run)
     return Training(read_config(folder), folder)
-
-
-_TAKEN = {"total", "step", "sample_id", "value", "value_normalised", "visits"}
-
-
-def _safe(name: str) -> str:
-    """A class called like a column of the tables gets a name beside it."""
-    return f"class {name}" if name in _TAKEN else name

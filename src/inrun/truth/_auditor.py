@@ -189,21 +189,7 @@ class Auditor:
             )
         with torch.no_grad():
             shares = self._shares.consumed(players, step.share_scale)
-            fixed = {  # gradients that no factor explains act in every coalition
-                name: p.grad
-                for name, p in self._model.named_parameters()
-                if p.grad is not None and name not in shares
-            }
-
-        def play() -> tuple[StepGame, float, float | None, np.ndarray]:
-            game = StepGame(
-                self._model, self._optimizers, shares, self._utility.utility,
-                history=step.game, fixed=fixed,
-            )  # fmt: skip
-            model, judges = self._model, self._utility
-            return game, judges.noise(model), judges.label_gain(model), game.table()
-
-        game, noise, label_gain, everything = agreed(self._processes, play)
+        game, noise, label_gain, everything = self._game(shares, step.game)
         table = self._mean(everything) @ self._utility.columns
         noise = float(self._mean(np.array(noise)))
         gains = self._processes.gathered(label_gain)
@@ -228,6 +214,26 @@ class Auditor:
             "unjudged": self._shares.unjudged(self._utility.labels),
             "seconds": max(self._processes.gathered(time.perf_counter() - started + self._seconds)),
         }
+
+    def _game(
+        self, shares: Mapping[str, Tensor], history: Game
+    ) -> tuple[StepGame, float, float | None, np.ndarray]:
+        """The game, the loss's noise, what labels take off it, and every coalition's utility."""
+        fixed = {  # gradients that no factor explains act in every coalition
+            name: p.grad
+            for name, p in self._model.named_parameters()
+            if p.grad is not None and name not in shares
+        }
+
+        def play() -> tuple[StepGame, float, float | None, np.ndarray]:
+            game = StepGame(
+                self._model, self._optimizers, shares, self._utility.utility,
+                history=history, fixed=fixed,
+            )  # fmt: skip
+            model, judges = self._model, self._utility
+            return game, judges.noise(model), judges.label_gain(model), game.table()
+
+        return agreed(self._processes, play)
 
     def _mean(self, numbers: np.ndarray) -> np.ndarray:
         mean: np.ndarray = self._processes.mean(torch.from_numpy(numbers)).numpy()

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from inrun.errors import MisuseError, StoreError
+from inrun.errors import MisuseError, StoreError, require_one_of
 from inrun.ledger import Log
 from inrun.utility import Utility, losses_of
 
@@ -138,8 +138,7 @@ class Retraining:
         store: str | os.PathLike[str] | None,
         question: Mapping[str, Any] | None = None,
     ):
-        if removal not in ("renormalise", "drop"):
-            raise MisuseError(f"removal {removal!r} is not one of renormalise, drop.")
+        require_one_of("removal", removal, ("renormalise", "drop"))
         model = run.finished()
         if processes and any(p.device.type != "cpu" for p in model.parameters()):
             raise MisuseError("Forked processes cannot share a GPU's context: use processes=0.")

@@ -25,9 +25,9 @@ from inrun.uses._methods import Contents, bm25, values_by_method
 from inrun.uses._near import near_groups
 from inrun.uses._online import anticipating
 from inrun.uses._prune import Pruning, prune
-from inrun.uses._ranking import FEWEST, Ranked, rank
+from inrun.uses._ranking import FEWEST, Ranked, rank, visit_places
 from inrun.uses._rollup import Rollup, rollup
-from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers
+from inrun.uses._samples import TIMES, Valued, described, duplicate_groups, outliers, visited
 from inrun.uses._trace import METHODS, Trace, trace
 from inrun.uses._wrong_labels import Planted, WrongLabels, plant, wrong_labels
 
@@ -96,6 +96,8 @@ __all__ = [
     "trains_itself",
     "unjudged",
     "values_by_method",
+    "visit_places",
+    "visited",
     "write_kept",
     "wrong_labels",
 ]

@@ -32,8 +32,8 @@ from inrun.errors import StoreError
 from inrun.ledger import Run, normalised_by_step
 from inrun.truth import noise_ceiling
 from inrun.uses._harm import harm_sums
-from inrun.uses._ranking import FEWEST, visit_places
-from inrun.uses._samples import Valued, described, samples_of
+from inrun.uses._ranking import FEWEST, means_over, visit_places
+from inrun.uses._samples import Valued, described, samples_of, visited
 from inrun.utility import HALF
 
 SCHEMA = pa.schema(
@@ -139,13 +139,13 @@ def agreements(
     another_validation: float | None = None,
 ) -> Agreement:
     """The same of a table of visits; `labels` are in the order of ids."""
-    ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    ids, row = visited(visits)
     place, n = visit_places(row, len(ids))
     level = None if labels is None else np.unique(labels, return_inverse=True)[1]
     rows = []
     for name, column in COLUMNS.items():
         x = visits[column].to_numpy()
-        halves = [_means(x, row, place % 2 == odd, len(ids)) for odd in (0, 1)]
+        halves = [means_over(x, row, place % 2 == odd, len(ids)) for odd in (0, 1)]
         rows.append(_row(name, halves, np.bincount(row, x), level))
         rows[-1] |= _validation_halves(visits, name, row, level)
     if len(targets) > 1:
@@ -154,15 +154,6 @@ def agreements(
         rows.append(_row("harm", halves, harm_sums(visits, targets)[1].min(1), level))
     table = pa.Table.from_pylist(rows, SCHEMA)
     return Agreement(table, float(np.median(n)), another_validation)
-
-
-def _means(x: np.ndarray, row: np.ndarray, chosen: np.ndarray, samples: int) -> np.ndarray:
-    """(samples,) mean of x over the chosen visits; NaN where none is."""
-    count = np.bincount(row[chosen], minlength=samples)
-    sums = np.bincount(row[chosen], x[chosen], samples)
-    means = np.full(samples, np.nan)
-    means[count > 0] = sums[count > 0] / count[count > 0]
-    return means
 
 
 def _harm(visits: pa.Table, targets: Sequence[str], ids: np.ndarray) -> np.ndarray:

@@ -38,13 +38,9 @@ class Filled(NamedTuple):
 class Candidates:
     """The rows of one block.
 
-    Args:
-        ids: one a row.
-        block: its shares.
-        parameters: the trained ones, by name.
-        total: the block's gradient, by name.
-        before: what the step's earlier blocks left, by name.
-        shares_of_mean: (N,) float64, f, adding up to 1; None where the loss is a sum.
+    By name of the trained parameters: `total`, the block's gradient, and `before`, what the step's
+    earlier blocks left. `shares_of_mean` (N,) float64 is f, adding up to 1; None where the loss is
+    a sum.
     """
 
     def __init__(
@@ -92,11 +88,8 @@ class Candidates:
         """What a place for each candidate takes off the loss, (N,) float64 on the CPU.
 
         It is minus the loss's derivative in the candidate's weight, the mean being taken over it
-        too: above 0 is better than the average of what the places hold by now.
-
-        Args:
-            slopes: (N,), the later loss's derivative along each share.
-            filled: who fills the places.
+        too: above 0 is better than the average of what the places hold by now. `slopes` (N,) are
+        the later loss's derivatives along each share.
         """
         if self._f is None:
             return -slopes

@@ -64,12 +64,10 @@ class NextState:
         self._utility, self._model, self._parameters = utility, model, parameters
 
     def after(self, step: int, anticipated: AnticipatedStep, *, chosen: bool) -> Carried:
-        """The gradient of the later loss in the state after the step.
+        """The gradient of the later loss in the state after the step, of number `step` from 0.
 
-        Args:
-            step: the step's number, from 0.
-            anticipated: the step as it is expected now.
-            chosen: whether some of its candidates are chosen by now.
+        `anticipated` is the step as it is expected now, `chosen` whether some of its candidates are
+        chosen by now.
         """
         carried = Carried(self._parameters, 1)
         carried.add_to_weights(anticipated.landing(self._utility.part(step), self._model))
@@ -153,19 +151,14 @@ class Chooser(Protocol):
         """Fills k places, fewer than there are candidates, in the optimizer's step from 0."""
 
 
-class ByValue:
-    """Greedily by K-step value, in rounds.
-
-    The best few get their places; then the step is looked at anew with them in it, and what they do
-    already is worth less for the next: through the curvature of the validation loss and through the
-    optimizer's own bend. With as many rounds as places it is greedy one by one.
+class Look:
+    """A look at the step that is about to be made, and at the loss where it is read.
 
     Args:
         optimizer: that is about to step.
         parameters: the trained ones, by name.
         reading: where the loss is read.
         clip_norm: as the loop clips, or None.
-        rounds: at least 1.
     """
 
     def __init__(
@@ -174,20 +167,39 @@ class ByValue:
         parameters: Mapping[str, Tensor],
         reading: NextState | Ahead,
         clip_norm: float | None,
-        rounds: int,
     ):
         self._optimizer, self._rule = optimizer, rule_for(optimizer)
-        self._parameters, self._reading = parameters, reading
-        self._clip_norm, self._rounds = clip_norm, rounds
+        self._parameters, self._reading, self._clip_norm = parameters, reading, clip_norm
+
+    def at(
+        self, candidates: Candidates, rows: list[int], places: int, step: int
+    ) -> tuple[AnticipatedStep, dict[str, Tensor]]:
+        """The step with these rows chosen, and the later loss's derivative in each share."""
+        anticipated = AnticipatedStep(
+            self._optimizer, self._rule, self._parameters, candidates.expected(rows, places),
+            self._clip_norm,
+        )  # fmt: skip
+        after = self._reading.after(step, anticipated, chosen=bool(rows))
+        return anticipated, anticipated.taken_back(after)
+
+
+class ByValue:
+    """Greedily by K-step value, in rounds.
+
+    The best few get their places; then the step is looked at anew with them in it, and what they do
+    already is worth less for the next: through the curvature of the validation loss and through the
+    optimizer's own bend. With as many rounds as places it is greedy one by one.
+
+    Args:
+        look: at the step.
+        rounds: at least 1.
+    """
+
+    def __init__(self, look: Look, rounds: int):
+        self._look, self._rounds = look, rounds
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates; scores are the first round's values.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
+        """See `Chooser.choose`; scores are the first round's values."""
         rounds = min(self._rounds, places)
         rows: list[int] = []
         first: Tensor | None = None
@@ -202,12 +214,7 @@ class ByValue:
         return Chosen(sorted(rows), first)
 
     def _values(self, candidates: Candidates, rows: list[int], places: int, step: int) -> Tensor:
-        raw = candidates.expected(rows, places)
-        anticipated = AnticipatedStep(
-            self._optimizer, self._rule, self._parameters, raw, self._clip_norm
-        )
-        after = self._reading.after(step, anticipated, chosen=bool(rows))
-        slopes = candidates.contracted(anticipated.taken_back(after))[:, 0]
+        slopes = candidates.contracted(self._look.at(candidates, rows, places, step)[1])[:, 0]
         return candidates.worth(slopes, candidates.filled(rows, places))
 
 

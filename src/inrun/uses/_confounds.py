@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
+import scipy
 
 from inrun.answers import Answer
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
 from inrun.uses._ranking import rank
-from inrun.uses._samples import Valued, described, samples_of
+from inrun.uses._samples import Valued, described, samples_of, visited
 from inrun.utility import CONTROL, controls_of
 
 MOSTLY = 0.5  # of the ranks' variance
@@ -91,7 +91,7 @@ def confounds(run: Valued, *, by: str | None = None, samples: pa.Table | None = 
         StoreError: the run holds no visits.
     """
     visits, told = run.visits(), samples_of(run, samples)
-    known, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    known, row = visited(visits)
     ids = pa.table({"sample_id": pa.array(known.tolist(), visits["sample_id"].type)})
     things = list(_things(visits, row, described(ids, told)))
     controls = controls_of(run.targets)
@@ -142,4 +142,4 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation; NaN where there are fewer than two, or all are equal."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])

@@ -29,9 +29,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import nct as noncentral
-from scipy.stats import t as student
+import scipy
 
 EFFECT = 2.0  # in standard deviations: gains for which looking early is made sharpest
 ERROR, POWER = 0.05, 0.8
@@ -54,7 +52,7 @@ def half_interval(x: np.ndarray) -> float:
     """Half of Student's 95 % interval of the mean; NaN for one number."""
     if len(x) < 2:
         return math.nan
-    return float(student.ppf(1 - ERROR / 2, len(x) - 1)) * _error(x)
+    return float(scipy.stats.t.ppf(1 - ERROR / 2, len(x) - 1)) * _error(x)
 
 
 def half_at_every_look(x: np.ndarray) -> float:
@@ -95,10 +93,10 @@ def smallest_seen(numbers: Sequence[float], *, looked: bool = False) -> float:
     least = half / error  # of T
 
     def short(effect: float) -> float:
-        return float(noncentral.sf(least, n - 1, effect)) - POWER
+        return float(scipy.stats.nct.sf(least, n - 1, effect)) - POWER
 
     unbiased = 1 + 1 / (4 * n - 4)  # s is too small in the mean, nearly by this
-    return unbiased * error * float(brentq(short, 0.0, 2 * least + 4))
+    return unbiased * error * float(scipy.optimize.brentq(short, 0.0, 2 * least + 4))
 
 
 def _around(array: np.ndarray, half: float) -> Mean:

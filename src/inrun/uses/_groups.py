@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import hypergeom
-from scipy.stats import t as student
+import scipy
 
 from inrun.uses._near import near_groups
 
@@ -48,11 +47,7 @@ def intervals(
 ) -> list[dict[str, Any]]:
     """By group: its sum's interval, its share's, and whether it is told from the mean of all.
 
-    Args:
-        value: (n,) of each sample.
-        group: (n,) its number.
-        groups: how many.
-        cluster: (n,) its number.
+    `value`, `group` and `cluster` (n,) are each sample's value and numbers.
     """
     n, sums, total = np.bincount(group), np.bincount(group, value, groups), float(value.sum())
     beyond = value - (sums / n)[group]
@@ -63,7 +58,9 @@ def intervals(
         r_Cg = np.bincount(cluster[own], beyond[own], len(r_C))
         m = len(np.unique(cluster[own]))
         share, away = sums[g] / total if total else np.nan, sums[g] / n[g] - total / len(value)
-        times = student.ppf(1 - 0.025 / groups, m - 1) * np.sqrt(m / (m - 1)) if m > 1 else np.nan
+        times = (
+            scipy.stats.t.ppf(1 - 0.025 / groups, m - 1) * np.sqrt(m / (m - 1)) if m > 1 else np.nan
+        )
         half = times * np.linalg.norm(r_Cg)
         half_share = times * np.linalg.norm(r_Cg - share * r_C) / abs(total) if total else np.nan
         certain = abs(away) > times * np.linalg.norm(r_Cg / n[g] - r_C / len(value))
@@ -88,7 +85,7 @@ def doubted_by_group(table: pa.Table, group: np.ndarray, groups: int) -> list[di
     found = []
     for g in range(groups):
         own, k = int((group == g).sum()), int(first[group == g].sum())
-        chance = hypergeom.sf(k - 1, len(ranks), first.sum(), own)
+        chance = scipy.stats.hypergeom.sf(k - 1, len(ranks), first.sum(), own)
         found.append({"doubtful": k / own, "doubted": bool(groups > 1 and chance < 0.05 / groups)})
     return found
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import spearmanr
+import scipy
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
-from inrun.uses._samples import Valued
+from inrun.uses._samples import Valued, visited
 
 CERTAIN = 0.01  # the probability of such a rho by chance, below which harm is heard
 FEW = 20  # samples with visits in both halves, below which nothing can be said
@@ -83,14 +83,11 @@ def harm_sums(visits: pa.Table, targets: Sequence[str]) -> tuple[np.ndarray, np.
             "A harm profile compares targets and needs at least two: give the utility one named "
             "batch per class, domain or query."
         )
-    ids, row = np.unique(visits["sample_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    ids, row = visited(visits)
     step = visits["step"].to_numpy()
     values_BK = np.stack([visits[target].to_numpy() for target in targets], 1)
-    steps = step.max(initial=-1) + 1  # none where no visit is left
-    size, count = np.zeros(steps), np.zeros(steps)
-    np.add.at(size, step, np.abs(values_BK).mean(1))
-    np.add.at(count, step, 1)
-    mean_size = np.divide(size, count, out=np.ones_like(size), where=size > 0)
+    size, count = np.bincount(step, np.abs(values_BK).mean(1)), np.bincount(step)
+    mean_size = np.divide(size, count, out=np.ones(len(size)), where=size > 0)
     sums = np.zeros((len(ids), len(targets)))
     np.add.at(sums, row, values_BK / mean_size[step][:, None])
     return ids, sums
@@ -140,11 +137,7 @@ def repeats(
 ) -> bool:
     """Whether harm to classes goes on as it began; True where too few samples can say.
 
-    Args:
-        visits: see `Run.visits`.
-        targets: named by classes.
-        classes: K.
-        labels: of each sample the number of its class.
+    `targets` are named by classes; `labels` have each sample's class by number.
     """
     step = visits["step"].to_numpy()
     if not len(step):
@@ -169,5 +162,5 @@ def repeats(
         apart.append((share_NK - (means / np.maximum(count, 1))[own]).ravel())
     if any(np.ptp(side) == 0 for side in apart):
         return True
-    found = spearmanr(*apart)
+    found = scipy.stats.spearmanr(*apart)
     return bool(found.statistic > 0 and found.pvalue < CERTAIN)

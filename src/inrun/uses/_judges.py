@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.ledger import Run
 from inrun.training import CONFIG, ONE_CLASS, read_config
 from inrun.uses._samples import Valued, described, samples_of
@@ -36,8 +36,11 @@ class Judged(NamedTuple):
 
 def judged_classes(run: Valued, samples: Any = None) -> list[Judged]:
     """Every class that is a target; empty where targets are no labels, or there is one target."""
+    return _classes(run, _labels(run, samples))
+
+
+def _classes(run: Valued, labels: list[str] | None) -> list[Judged]:
     weights = getattr(run, "weights", None)
-    labels = _labels(run, samples)
     if labels is None or weights is None or len(run.targets) < 2:
         return []
     counts = Counter(labels)
@@ -48,20 +51,16 @@ def judged_classes(run: Valued, samples: Any = None) -> list[Judged]:
 
 
 def judged_as(run: AnyRun, judge: str | None, samples: Any = None) -> AnyRun:
-    """The run, judged by classes alike or by their shares of the training data.
+    """The run, judged by classes alike ('even') or by their shares of the training data.
 
-    Args:
-        run: a stored run.
-        judge: 'even', 'training', or None for as it was trained.
-        samples: what the samples are, if the run was not told (`Run.describe`).
+    `judge` None leaves it as it was trained.
 
     Raises:
         MisuseError: neither of those, one target only, or targets that are no labels.
     """
     if judge is None:
         return run
-    if judge not in JUDGES:
-        raise MisuseError(f"judge {judge!r} is not one of {', '.join(JUDGES)}.")
+    require_one_of("judge", judge, JUDGES)
     if not isinstance(run, Run):
         raise MisuseError("judge= weighs a stored run again: pass inrun.load(its folder).")
     if judge == "even":
@@ -78,8 +77,9 @@ def judged_as(run: AnyRun, judge: str | None, samples: Any = None) -> AnyRun:
 
 def judge_notes(run: Valued, samples: Any = None) -> list[str]:
     """What judges, in sentences; the first says how classes count, the others warn."""
-    found = judged_classes(run, samples)
-    if not found:
+    labels = _labels(run, samples)
+    found = _classes(run, labels)
+    if labels is None or not found:
         return []
     even = max(j.weight for j in found) - min(j.weight for j in found) < 1e-9
     said = ["Every class counts equally." if even else "Classes count " + _listed(found) + "."]
@@ -95,7 +95,7 @@ def judge_notes(run: Valued, samples: Any = None) -> list[str]:
             f"{each}{more}. Samples of a class that counts less than its share look harmful for "
             "that reason alone: judge='training' (--judge training) weighs classes by their shares."
         )
-    return said + _few(run) + _nobody(run, samples)
+    return said + _few(_validation_labels(run)) + _nobody(run, labels)
 
 
 def unjudged(run: Valued, samples: Any = None) -> np.ndarray:
@@ -132,11 +132,16 @@ def _judging(run: Valued, labels: list[str]) -> set[str] | None:
     named = {_label(name, own) for name in run.targets} & own
     if len(run.targets) > 1 and named:
         return named
+    found = set(_validation_labels(run))
+    return found if found & own else None
+
+
+def _validation_labels(run: Valued) -> list[str]:
+    """Those that the run was told of; there may be none."""
     told = run.samples("validation") if isinstance(run, Run) else None
     if told is None or "label" not in told.column_names:
-        return None
-    found = {str(label) for label in told["label"].to_pylist()}
-    return found if found & own else None
+        return []
+    return [str(label) for label in told["label"].to_pylist()]
 
 
 def _left_out(run: Valued, labels: list[str]) -> np.ndarray:
@@ -145,12 +150,9 @@ def _left_out(run: Valued, labels: list[str]) -> np.ndarray:
     return np.array([known is not None and label not in known for label in labels], dtype=bool)
 
 
-def _few(run: Valued) -> list[str]:
-    """Classes of few validation rows, where the run was told of those."""
-    told = run.samples("validation") if isinstance(run, Run) else None
-    if told is None or "label" not in told.column_names:
-        return []
-    counts = Counter(str(label) for label in told["label"].to_pylist())
+def _few(validation: list[str]) -> list[str]:
+    """Classes of few validation rows."""
+    counts = Counter(validation)
     few = sorted((n, name) for name, n in counts.items() if n < FEW_ROWS)
     if not few:
         return []
@@ -161,10 +163,9 @@ def _few(run: Valued) -> list[str]:
     ]
 
 
-def _nobody(run: Valued, samples: Any) -> list[str]:
-    labels = _labels(run, samples)
-    none = np.zeros(0, dtype=bool) if labels is None else _left_out(run, labels)
-    if labels is None or not none.any():
+def _nobody(run: Valued, labels: list[str]) -> list[str]:
+    none = _left_out(run, labels)
+    if not none.any():
         return []
     names = sorted({label for label, left in zip(labels, none.tolist(), strict=True) if left})
     return [

@@ -51,18 +51,10 @@ def write_kept(
     samples: pa.Table | None,
     own: OwnRows | None = None,
 ) -> int:
-    """Writes every sample that is not dropped; those that were never visited are kept too.
+    """Writes every sample that is not dropped, those never visited too; says how many these are.
 
-    Args:
-        path: .txt for ids, .jsonl, .csv, .tsv or .parquet for rows.
-        dropped: ids to leave out.
-        visited: ids of all visited samples.
-        samples: the rows; None writes ids alone.
-        own: the file that they were read from: where it has the form that is written, its rows are
-            copied as they stand.
-
-    Returns:
-        How many were written.
+    Without `samples` ids alone are written. Where `own` has the form that is written, its rows are
+    copied as they stand.
 
     Raises:
         StoreError: the place is taken or cannot be written, or the file has not the dropped rows.

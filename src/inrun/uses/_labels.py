@@ -13,20 +13,21 @@ repeat within a run is left out, see `_harm.py`. Letters: N samples, K classes o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
+import scipy
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
 from inrun.ledger import PartId, Run, read_table, samples_table
 from inrun.training import ANSWERS, PROBABILITIES
 from inrun.uses._harm import class_harm, harm_by_place, harm_sums, repeats, shares
-from inrun.uses._samples import Valued
+from inrun.uses._samples import Valued, visited
 
 
 class Doubts(NamedTuple):
@@ -66,7 +67,7 @@ def doubts(
 
 def _ranks(x: np.ndarray) -> np.ndarray:
     """0 to 1, ties sharing their mean."""
-    return (rankdata(x) - 1) / max(1, len(x) - 1)  # type: ignore[no-any-return]
+    return (scipy.stats.rankdata(x) - 1) / max(1, len(x) - 1)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,10 +115,8 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
             nothing is known of labels, losses and probabilities.
         StoreError: a part of the run is missing or torn.
     """
-    given = None if seen is None else samples_table(seen, None)
-    numbers = _numbers(run.samples() if given is None and isinstance(run, Run) else given)
-    known = None if numbers else _stored_seen(run) if given is None else _given_seen(given)
-    if known is None and numbers is None:
+    known = _known(run, seen)
+    if known is None:
         raise MisuseError(
             "Label doubts need what training met at each sample, and this run holds none of it. "
             "Pass seen=: sample_id, label, mean_loss, and one column per class with its mean "
@@ -125,23 +124,25 @@ def label_doubts(run: Valued, seen: Any = None) -> LabelDoubts:
         )
     if not run.ledger().num_rows:
         raise MisuseError("No step was scored, so there are no values to doubt a label by.")
-    if numbers:
-        return LabelDoubts(_of_numbers(*numbers).sort_by("doubt_rank"))
-    assert known is not None
+    return _doubted(run, known)
+
+
+def _doubted(run: Valued, known: _Seen | _Numbers) -> LabelDoubts:
+    if isinstance(known, _Numbers):
+        ids, labels, predictions = known
+        ranks = scipy.stats.rankdata(-np.abs(labels - predictions), method="min")
+        names = ("sample_id", "label", "suggested_label", "doubt_rank")
+        columns = (ids, labels, predictions, ranks.astype(np.int64))
+        table = pa.table(dict(zip(names, columns, strict=True)))
+        return LabelDoubts(table.sort_by("doubt_rank"))
     table, by_harm = _of_classes(run, known)
     return LabelDoubts(table.sort_by("doubt_rank"), by_harm)
 
 
-def _of_numbers(ids: Any, labels: np.ndarray, predictions: np.ndarray) -> pa.Table:
-    return pa.table({
-        "sample_id": ids, "label": labels, "suggested_label": predictions,
-        "doubt_rank": rankdata(-np.abs(labels - predictions), method="min").astype(np.int64),
-    })  # fmt: skip
-
-
 def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
     """The table, and whether harm took part."""
-    ids, sums = _harm(run, known)
+    visits = run.visits()
+    ids, sums = _harm(visits, run.targets, known)
     place = {sample_id: row for row, sample_id in enumerate(ids.tolist())}
     strangers = [i for i in place if i not in set(known.ids)]
     if strangers:
@@ -156,7 +157,7 @@ def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
     by_harm = True
     if known.places is None:
         labelled = {known.ids[row]: k for row, k in zip(rows, own.tolist(), strict=True)}
-        by_harm = repeats(run.visits(), run.targets, known.classes, labelled)
+        by_harm = repeats(visits, run.targets, known.classes, labelled)
         harm = by_harm * class_harm(harm, run.targets, known.classes)
     else:
         places = [known.places[row] for row in rows]
@@ -168,28 +169,28 @@ def _of_classes(run: Valued, known: _Seen) -> tuple[pa.Table, bool]:
             **({"place": places} if places and any(places) else {}),
             "label": labels,
             "suggested_label": [known.classes[k] for k in found.suggested.tolist()],
-            "doubt_rank": rankdata(-found.doubt, method="min").astype(np.int64),
+            "doubt_rank": scipy.stats.rankdata(-found.doubt, method="min").astype(np.int64),
         }
     )
     return table, by_harm
 
 
-def _harm(run: Valued, known: _Seen) -> tuple[np.ndarray, np.ndarray]:
+def _harm(visits: pa.Table, targets: Sequence[str], known: _Seen) -> tuple[np.ndarray, np.ndarray]:
     """Ids, and samples' harm by target; none where one target judges labels that are no classes.
 
     Raises:
         MisuseError: a target is no class.
     """
-    if known.places is not None and len(run.targets) == 1:
-        ids = run.values()["sample_id"].to_numpy(zero_copy_only=False)
+    if known.places is not None and len(targets) == 1:
+        ids = visited(visits)[0]
         return ids, np.zeros((len(ids), 1))
-    strangers = set(run.targets) - set(known.classes)
+    strangers = set(targets) - set(known.classes)
     if strangers and known.places is None:
         raise MisuseError(
             f"The target {min(strangers)!r} is none of the classes {', '.join(known.classes)}: "
             "name the utility's targets by classes."
         )
-    return harm_sums(run.visits(), run.targets)
+    return harm_sums(visits, targets)
 
 
 def note_label_doubts(run: Run) -> LabelDoubts | None:
@@ -207,16 +208,16 @@ def note_label_doubts(run: Run) -> LabelDoubts | None:
     table = run.samples()
     if table is None or not run.ledger().num_rows:
         return None
-    known = _stored_seen(run)
-    if known is None and _numbers(table) is None:
+    known = _known(run, None)
+    if known is None:
         return None
     if (
-        known is not None
+        isinstance(known, _Seen)
         and known.places is None
         and (len(run.targets) < 2 or not set(run.targets) <= set(known.classes))
     ):
         return None
-    found = label_doubts(run)
+    found = _doubted(run, known)
     first = _first_of_each(found.table)
     place = pc.index_in(table["sample_id"], value_set=first["sample_id"].combine_chunks())
     for name in ("doubt_rank", "suggested_label"):
@@ -244,6 +245,14 @@ def _first_of_each(table: pa.Table) -> pa.Table:
     )
 
 
+class _Numbers(NamedTuple):
+    """Ids, labels and mean predictions (N,) of samples that have a number for a label."""
+
+    ids: Any
+    labels: np.ndarray
+    predictions: np.ndarray
+
+
 class _Seen(NamedTuple):
     """What training met at each label; `probabilities` (N, K).
 
@@ -261,19 +270,22 @@ class _Seen(NamedTuple):
 _OWN = (":id", ":place", ":label", ":loss")
 
 
-def _given_seen(table: pa.Table) -> _Seen | None:
-    if not {"label", "mean_loss"} <= set(table.column_names):
+def _known(run: Valued, seen: Any) -> _Seen | _Numbers | None:
+    """What was given, else what `inrun train` kept, of each label; None where that is nothing."""
+    stored = run if seen is None and isinstance(run, Run) else None
+    given = None if seen is None else samples_table(seen, None)
+    table = given if stored is None else stored.samples()
+    if table is not None and {"label", "mean_prediction"} <= set(table.column_names):
+        table = table.filter(pc.is_valid(table["mean_prediction"]))
+        numbers = (table[n].cast(pa.float64()).to_numpy() for n in ("label", "mean_prediction"))
+        return _Numbers(table["sample_id"], *numbers)
+    if stored is not None and (stored.path / PROBABILITIES).exists():
+        part, whole = stored.path / PROBABILITIES, not stored.notes
+        return _seen(read_table(part, PartId("probabilities"), digested=whole))
+    if given is None or not {"label", "mean_loss"} <= set(given.column_names):
         return None
-    names = {"sample_id": ":id", "label": ":label", "mean_loss": ":loss"}
-    return _seen(table.rename_columns([names.get(name, name) for name in table.column_names]))
-
-
-def _stored_seen(run: Valued) -> _Seen | None:
-    """What `inrun train` kept of each label, or None."""
-    if not isinstance(run, Run) or not (run.path / PROBABILITIES).exists():
-        return None
-    whole = not run.notes
-    return _seen(read_table(run.path / PROBABILITIES, PartId("probabilities"), digested=whole))
+    own = {"sample_id": ":id", "label": ":label", "mean_loss": ":loss"}
+    return _seen(given.rename_columns([own.get(name, name) for name in given.column_names]))
 
 
 def _seen(table: pa.Table) -> _Seen:
@@ -286,14 +298,3 @@ def _seen(table: pa.Table) -> _Seen:
         table[":id"].to_pylist(), places, table[":label"].to_pylist(), table[":loss"].to_numpy(),
         classes, np.stack([table[name].to_numpy() for name in classes], 1),
     )  # fmt: skip
-
-
-def _numbers(table: pa.Table | None) -> tuple[Any, np.ndarray, np.ndarray] | None:
-    """Ids, labels and mean predictions of samples that have a number for a label, or None."""
-    if table is None or not {"label", "mean_prediction"} <= set(table.column_names):
-        return None
-    table = table.filter(pc.is_valid(table["mean_prediction"]))
-    labels, predictions = (
-        table[name].cast(pa.float64()).to_numpy() for name in ("label", "mean_prediction")
-    )
-    return table["sample_id"], labels, predictions

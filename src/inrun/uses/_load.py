@@ -78,22 +78,12 @@ def trains_itself(run: Path) -> bool:
 
 
 def training_again(run: Path) -> Train:
-    """`train(ids, seed)` of a run that `inrun train` wrote: its score on the test rows.
-
-    Raises:
-        StoreError: its configuration cannot be read.
-        MisuseError: its model or data are not where they were.
-    """
+    """`train(ids, seed)` of a run that `inrun train` wrote: its score on the test rows."""
     return open_training(run).train_again
 
 
 def replayable_again(run: Path) -> Replayable:
-    """What `inrun trace` asks of a run that `inrun train --record` wrote.
-
-    Raises:
-        StoreError: its configuration cannot be read.
-        MisuseError: its model or data are not where they were.
-    """
+    """What `inrun trace` asks of a run that `inrun train --record` wrote."""
     training = open_training(run)
     model, optimizer = training.start()
 

@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import scipy
 
 from inrun.uses._samples import duplicate_groups
 
@@ -24,23 +25,23 @@ PRIME = (1 << 31) - 1
 def near_groups(samples: pa.Table) -> np.ndarray:
     """(n,) int64: the same number for near duplicates and copies, -1 for what is there once."""
     exact = duplicate_groups(samples)
-    if "text" not in samples.column_names:
+    if "text" not in samples.column_names or not samples.num_rows:
         return exact
     runs = [None if t is None else _runs(str(t)) for t in samples["text"].to_pylist()]
-    parent = list(range(len(runs)))
     first: dict[int, int] = {}
-    for row, number in enumerate(exact.tolist()):
-        if number >= 0:
-            parent[row] = first.setdefault(number, row)
-    known = [row for row, own in enumerate(runs) if own and parent[row] == row]
+    edges = {
+        (first.setdefault(number, row), row) for row, number in enumerate(exact.tolist())
+        if number >= 0
+    }  # fmt: skip
+    copies = {b for a, b in edges if a != b}
+    known = [row for row, own in enumerate(runs) if own and row not in copies]
     for bucket in _buckets([runs[row] or frozenset() for row in known]):
-        for a, b in itertools.pairwise(bucket):
-            one, other = known[a], known[b]
-            if _root(parent, one) != _root(parent, other) and _alike(runs[one], runs[other]):
-                parent[_root(parent, other)] = _root(parent, one)
-    roots = np.array([_root(parent, row) for row in range(len(parent))], dtype=np.int64)
-    _, number, count = np.unique(roots, return_inverse=True, return_counts=True)
-    found: np.ndarray = np.where(count[number] > 1, number, -1)
+        near = {(known[a], known[b]) for a, b in itertools.pairwise(bucket)} - edges
+        edges |= {(a, b) for a, b in near if _alike(runs[a], runs[b])}
+    one, other = np.array([*edges, (0, 0)]).T
+    graph = scipy.sparse.coo_array((np.ones(len(one)), (one, other)), shape=2 * (len(runs),))
+    number = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    found: np.ndarray = np.where(np.bincount(number)[number] > 1, number, -1)
     return found
 
 
@@ -78,9 +79,3 @@ def _alike(one: frozenset[int] | None, other: frozenset[int] | None) -> bool:
     if not one or not other:
         return False
     return len(one & other) >= NEAR * len(one | other)
-
-
-def _root(parent: list[int], row: int) -> int:
-    while parent[row] != row:
-        parent[row] = row = parent[parent[row]]
-    return row

@@ -18,53 +18,25 @@ The bend of the optimizer's own step is not in it, for which `STRENGTH` multipli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from inrun.optim import rule_for
-from inrun.replay import AnticipatedStep
 from inrun.uses._candidates import Candidates, Gradient
-from inrun.uses._choosers import Ahead, Chosen, NextState
+from inrun.uses._choosers import Chosen, Look
 
 STRENGTH = 10.0
 
 
 class ByOneLook:
-    """Greedily by K-step value, one place after the other, with one look at the step.
+    """Greedily by K-step value, one place after the other, with one look at the step."""
 
-    Args:
-        optimizer: that is about to step.
-        parameters: the trained ones, by name.
-        reading: where the loss is read.
-        clip_norm: as the loop clips, or None.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, Tensor],
-        reading: NextState | Ahead,
-        clip_norm: float | None,
-    ):
-        self._optimizer, self._rule = optimizer, rule_for(optimizer)
-        self._parameters, self._reading, self._clip_norm = parameters, reading, clip_norm
+    def __init__(self, look: Look):
+        self._look = look
 
     def choose(self, candidates: Candidates, places: int, step: int) -> Chosen:
-        """Fills the places, fewer than there are candidates; scores are the first look's values.
-
-        Args:
-            candidates: of one block.
-            places: k.
-            step: the optimizer step's number, from 0.
-        """
-        anticipated = AnticipatedStep(
-            self._optimizer, self._rule, self._parameters, candidates.expected([], places),
-            self._clip_norm,
-        )  # fmt: skip
-        after = self._reading.after(step, anticipated, chosen=False)
-        p, slopes, rows = anticipated.taken_back(after), None, []
+        """See `Chooser.choose`; scores are the first look's values."""
+        anticipated, p = self._look.at(candidates, [], places, step)
+        slopes, rows = None, []
         for shares in candidates.built():
             slopes = met(candidates, shares, p)[0] if slopes is None else slopes
             rows.append(met(candidates, shares, anticipated.carried_back(shares)))
@@ -76,10 +48,7 @@ class ByOneLook:
 def met(candidates: Candidates, shares: Gradient, directions: Gradient) -> Tensor:
     """Directions, (K, *shape) per parameter, with all candidates' shares: (K, N) float64.
 
-    Args:
-        candidates: of one block.
-        shares: those that are built at the moment.
-        directions: by parameter.
+    `shares` are those that are built at the moment.
     """
     if len(next(iter(shares.values()))) < len(candidates):
         return candidates.contracted(directions).T
@@ -90,10 +59,7 @@ def met(candidates: Candidates, shares: Gradient, directions: Gradient) -> Tenso
 def coupled(A: Tensor, shares_of_mean: Tensor | None) -> Tensor:
     """M, (N, N): how a candidate's weight changes another's slope.
 
-    Args:
-        A: (N, N), see above.
-        shares_of_mean: (N,), f; None where the loss is a sum, whose mean the validation loss is
-            taken to be like.
+    Where the loss is a sum (no f), the validation loss is taken to be like its mean.
     """
     f = A.new_full((len(A),), float(len(A))) if shares_of_mean is None else shares_of_mean
     scaled = A * torch.where(f > 0, f.rsqrt(), 0.0)[:, None]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from inrun.capture import Hold, self_test
 from inrun.distributed import is_sharded
-from inrun.errors import MisuseError, NotSupportedError
+from inrun.errors import MisuseError, NotSupportedError, require_one_of
 from inrun.optim import derivative_of, rule_for, trained_parameters
-from inrun.replay import Fetch, Losses, Rollout, Task
+from inrun.replay import Rollout, Task
 from inrun.uses._choosers import (
     Ahead,
     AtRandom,
@@ -19,34 +17,15 @@ from inrun.uses._choosers import (
     ByValue,
     Chooser,
     DrawnBatches,
+    Look,
     NextState,
     Upcoming,
 )
 from inrun.uses._one_look import ByOneLook
-from inrun.uses._online_selection import OnlineSelection
+from inrun.uses._online_selection import Loop, OnlineSelection
 from inrun.utility import Utility
 
 BY = ("value", "random", "loss")
-
-
-class Loop(NamedTuple):
-    """What selection must know of the training loop, beyond what its blocks show.
-
-    Attributes:
-        losses: `losses(model, batch)` gives (B,) terms that add up to the training loss, as for
-            `inrun.record`. For horizons above 1 and by='loss'.
-        fetch: `fetch(ids)` gives the batch of these rows. For the same.
-        clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
-        reduction: 'mean' where the training loss is a mean over the rows, so that the chosen ones'
-            gradient is made their mean; 'sum' where it is a sum.
-        steps: how many optimizer steps the run will have, so that no look goes past its end.
-    """
-
-    losses: Losses | None = None
-    fetch: Fetch | None = None
-    clip_norm: float | None = None
-    reduction: str = "mean"
-    steps: int | None = None
 
 
 def online(
@@ -160,14 +139,11 @@ def anticipating(
                 near, rollout, upcoming or drawn, horizon, every, loop.steps,
                 moves=rounds is not None and rounds > 1,
             )  # fmt: skip
-        if rounds is None:
-            chooser = ByOneLook(optimizer, parameters, reading, loop.clip_norm)
-        else:
-            chooser = ByValue(optimizer, parameters, reading, loop.clip_norm, rounds)
+        look = Look(optimizer, parameters, reading, loop.clip_norm)
+        chooser = ByOneLook(look) if rounds is None else ByValue(look, rounds)
     return OnlineSelection(
-        model, optimizer, parameters, capture, chooser, keep, loop.reduction, drawn, rollout,
-        loop.clip_norm,
-    )  # fmt: skip
+        model, optimizer, parameters, capture, chooser, keep, loop, drawn, rollout
+    )
 
 
 def _check(
@@ -178,8 +154,7 @@ def _check(
     every: int | None,
     loop: Loop,
 ) -> None:
-    if by not in BY:
-        raise MisuseError(f"by {by!r} is not one of {', '.join(BY)}.")
+    require_one_of("by", by, BY)
     share = isinstance(keep, float)
     if not (0 < keep < 1 if share else keep >= 1):
         raise MisuseError(
@@ -188,8 +163,7 @@ def _check(
         )
     if (rounds is not None and rounds < 1) or (every is not None and every < 1):
         raise MisuseError(f"rounds is {rounds} and every is {every}; both count from 1.")
-    if loop.reduction not in ("mean", "sum"):
-        raise MisuseError(f"reduction {loop.reduction!r} is not one of mean, sum.")
+    require_one_of("reduction", loop.reduction, ("mean", "sum"))
     endless = horizon is None and loop.steps is None
     if by == "value" and (endless or (horizon is not None and horizon < 1)):
         raise MisuseError(

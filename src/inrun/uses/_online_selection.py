@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,9 @@ from inrun.errors import MisuseError, NotSupportedError
 from inrun.optim import StepHooks
 from inrun.owners import IdReader
 from inrun.replay import (
+    Fetch,
     Ids,
+    Losses,
     Rollout,
     drawn_since,
     gradient_norm,
@@ -26,6 +28,26 @@ from inrun.replay import (
 )
 from inrun.uses._candidates import Candidates
 from inrun.uses._choosers import Chooser, Chosen, DrawnBatches
+
+
+class Loop(NamedTuple):
+    """What selection must know of the training loop, beyond what its blocks show.
+
+    Attributes:
+        losses: `losses(model, batch)` gives (B,) terms that add up to the training loss, as for
+            `inrun.record`. For horizons above 1 and by='loss'.
+        fetch: `fetch(ids)` gives the batch of these rows. For the same.
+        clip_norm: what the loop passes to `clip_grad_norm_`, if it clips.
+        reduction: 'mean' where the training loss is a mean over the rows, so that the chosen ones'
+            gradient is made their mean; 'sum' where it is a sum.
+        steps: how many optimizer steps the run will have, so that no look goes past its end.
+    """
+
+    losses: Losses | None = None
+    fetch: Fetch | None = None
+    clip_norm: float | None = None
+    reduction: str = "mean"
+    steps: int | None = None
 
 
 class OnlineSelection:
@@ -39,15 +61,13 @@ class OnlineSelection:
         capture: Hold,
         chooser: Chooser,
         keep: int | float,
-        reduction: str,
+        loop: Loop,
         drawn: DrawnBatches,
         rollout: Rollout | None,
-        clip_norm: float | None,
     ):
         self._model, self._parameters, self._capture = model, parameters, capture
-        self._chooser, self._keep, self._reduction = chooser, keep, reduction
+        self._chooser, self._keep, self._loop = chooser, keep, loop
         self._drawn, self._unchecked = drawn, rollout
-        self._clip_norm = clip_norm
         self._history: list[tuple[int, Ids, Chosen]] = []
         self._step, self._norm = 0, 0.0
         self._inside = self._blocks = False
@@ -74,7 +94,7 @@ class OnlineSelection:
             what = "is inside a block already" if self._inside else "was detached"
             raise MisuseError(f"This selection {what}: no block can begin.")
         names, shares = self._ids.read(ids), None
-        if self._reduction == "mean":
+        if self._loop.reduction == "mean":
             shares = _shares_of_mean(len(names), weights)
         before = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         random = random_state(self._model) if self._unchecked is not None else None
@@ -131,7 +151,7 @@ class OnlineSelection:
         if not self._blocks:
             return
         self._blocks = False
-        wrong = unexpected(self._norm, gradient_norm(self._parameters), self._clip_norm)
+        wrong = unexpected(self._norm, gradient_norm(self._parameters), self._loop.clip_norm)
         if wrong is not None:
             raise MisuseError(
                 f"Before this step, {wrong} Tell online(loop=Loop(clip_norm=...)) what you pass to "

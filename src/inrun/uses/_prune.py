@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import t as student
+import scipy
 
 from inrun.answers import Answer
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.uses._judges import judge_notes, judged_as, unjudged
 from inrun.uses._ranking import FEWEST, PRIOR, RANKINGS, Ranked, ranking_named
 from inrun.uses._samples import Valued, described, samples_of
@@ -89,8 +89,8 @@ class Pruning(Answer):
         sure = self.table.filter(self.table["dropped"])["confidence"]
         if sure.null_count:
             return None
-        t = student.isf(sure.to_numpy(), PRIOR + 1)
-        return float(student.cdf(t / np.sqrt(2), PRIOR + 1).sum())
+        t = scipy.stats.t.isf(sure.to_numpy(), PRIOR + 1)
+        return float(scipy.stats.t.cdf(t / np.sqrt(2), PRIOR + 1).sum())
 
 
 def prune(
@@ -134,8 +134,8 @@ def prune(
     """
     run = judged_as(run, judge, samples)
     doubted = by == DOUBT
-    if by is not None and by not in (DOUBT, *RANKINGS):
-        raise MisuseError(f"by {by!r} is not one of {', '.join(sorted([DOUBT, *RANKINGS]))}.")
+    if by is not None:
+        require_one_of("by", by, sorted([DOUBT, *RANKINGS]))
     name = DOUBT if doubted else ranking_named(by or "total", run.targets)
     ranked = RANKINGS["total" if doubted else name](run.visits(), run.targets)
     n = len(ranked.ids)
@@ -151,7 +151,8 @@ def prune(
     if isinstance(drop, Collection):
         name, dropped = NAMED, _named(drop, ranked.ids.tolist())
     else:
-        dropped = lowest(ranked.scores, level, count / n) & (ranked.scores < 0) & ~nobody
+        lost = lowest(ranked.scores, level, lambda rows: round(count / n * len(rows)))
+        dropped = lost & (ranked.scores < 0) & ~nobody
     ranked = replace(ranked, confidence=np.where(nobody, np.nan, ranked.confidence))
     if at_least is not None:
         dropped &= np.nan_to_num(ranked.confidence, nan=-1.0) >= at_least
@@ -214,14 +215,13 @@ def _levels(table: pa.Table, column: str | None) -> np.ndarray:
     return np.array([str(value) for value in table[column].to_pylist()], dtype=object)
 
 
-def lowest(scores: np.ndarray, level: np.ndarray, share: float) -> np.ndarray:
-    """(n,) bool: the given share of each level, its lowest scores."""
-    dropped = np.zeros(len(scores), dtype=bool)
+def lowest(scores: np.ndarray, level: np.ndarray, count: Callable[[np.ndarray], int]) -> np.ndarray:
+    """(n,) bool: of each level its lowest scores, as many as `count` says of its rows."""
+    found = np.zeros(len(scores), dtype=bool)
     for name in set(level.tolist()):
         rows = np.flatnonzero(level == name)
-        order = rows[np.argsort(scores[rows], kind="stable")]
-        dropped[order[: round(share * len(rows))]] = True
-    return dropped
+        found[rows[np.argsort(scores[rows], kind="stable")][: count(rows)]] = True
+    return found
 
 
 def _table(

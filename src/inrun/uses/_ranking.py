@@ -28,11 +28,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import t as student
+import scipy
 
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.ledger import GRADIENT_SIZE, normalised_by_step
 from inrun.uses._harm import harm_sums
+from inrun.uses._samples import visited
 
 PRIOR = 4.0
 FEWEST = 8  # visits, below which there is no confidence
@@ -53,7 +54,7 @@ class Ranked:
 
 def _by_column(column: str) -> Callable[[pa.Table, Sequence[str]], Ranked]:
     def ranked(visits: pa.Table, targets: Sequence[str]) -> Ranked:
-        ids, row = _rows(visits)
+        ids, row = visited(visits)
         return Ranked(ids, np.bincount(row, visits[column], len(ids)), _confidence(visits, row))
 
     return ranked
@@ -62,7 +63,7 @@ def _by_column(column: str) -> Callable[[pa.Table, Sequence[str]], Ranked]:
 def _by_harm(visits: pa.Table, targets: Sequence[str]) -> Ranked:
     ids, sums = harm_sums(visits, targets)
     worst = sums.argmin(1)
-    row = _rows(visits)[1]
+    row = visited(visits)[1]
     return Ranked(ids, sums[np.arange(len(ids)), worst], _confidence(visits, row), worst)
 
 
@@ -73,7 +74,7 @@ def _by_gradient(visits: pa.Table, targets: Sequence[str]) -> Ranked:
             "by. Train with options=inrun.Options(gradient_sizes=True), or `inrun train "
             "--gradient-sizes`."
         )
-    ids, row = _rows(visits)
+    ids, row = visited(visits)
     value, size = visits["value"].to_numpy(), visits[GRADIENT_SIZE].to_numpy()
     x = np.divide(value, size, out=np.zeros_like(value), where=size > 0)
     x = normalised_by_step(x, visits["step"].to_numpy())
@@ -94,17 +95,14 @@ def ranking_named(name: str | None, targets: Sequence[str]) -> str:
     """The ranking's name; None is `harm` where there are several targets, else `normalised`."""
     if name is None:
         return "harm" if len(targets) > 1 else "normalised"
-    if name not in RANKINGS:
-        raise MisuseError(f"by {name!r} is not one of {', '.join(RANKINGS)}.")
+    require_one_of("by", name, RANKINGS)
     return name
 
 
 def visit_places(row: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Each visit's place among its sample's, from 0, and how many visits each sample has.
 
-    Args:
-        row: each visit's sample, 0 to samples - 1, in the order of steps.
-        samples: how many.
+    `row` is each visit's sample, 0 to samples - 1, in the order of steps.
     """
     n = np.bincount(row, minlength=samples)
     order = np.argsort(row, kind="stable")
@@ -114,36 +112,27 @@ def visit_places(row: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def half_means(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
-    """Means over the early and the late half of each sample's visits, (samples, 2).
+    """Means of x over the early and the late half of each sample's visits, (samples, 2).
 
-    NaN for samples with fewer than `FEWEST` visits.
-
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to samples - 1.
-        samples: how many.
+    NaN for samples with fewer than `FEWEST` visits; see `visit_places`.
     """
     place, n = visit_places(row, samples)
-    late = 2 * place >= n[row]
-    means = np.full((samples, 2), np.nan)
-    enough = n >= FEWEST
-    for half, chosen in enumerate((~late, late)):
-        count = np.bincount(row[chosen], minlength=samples)
-        sums = np.bincount(row[chosen], x[chosen], samples)
-        means[enough, half] = sums[enough] / count[enough]
+    late, enough = 2 * place >= n[row], n[row] >= FEWEST
+    return np.stack([means_over(x, row, enough & (late == half), samples) for half in (0, 1)], 1)
+
+
+def means_over(x: np.ndarray, row: np.ndarray, chosen: np.ndarray, samples: int) -> np.ndarray:
+    """(samples,) mean of x over the chosen visits; NaN where none is."""
+    count = np.bincount(row[chosen], minlength=samples)
+    sums = np.bincount(row[chosen], x[chosen], samples)
+    means: np.ndarray = np.divide(sums, count, out=np.full(samples, np.nan), where=count > 0)
     return means
 
 
 def confidence(x: np.ndarray, row: np.ndarray, samples: int) -> np.ndarray:
-    """Confidence that each sample's mean over its visits is below 0, (samples,).
-
-    Args:
-        x: a number per visit, in the order of steps.
-        row: each visit's sample, 0 to samples - 1; every sample has a visit.
-        samples: how many.
-    """
+    """Confidence that each sample's mean of x over its visits is below 0, (samples,)."""
     mean, variance = _mean_and_variance(half_means(x, row, samples))
-    sure: np.ndarray = student.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
+    sure: np.ndarray = scipy.stats.t.sf(mean / np.sqrt(variance / 2), PRIOR + 1)
     return sure
 
 
@@ -160,19 +149,8 @@ def _confidence(visits: pa.Table, row: np.ndarray) -> np.ndarray:
     return confidence(visits["value_normalised"].to_numpy(), row, int(row.max()) + 1)
 
 
-def _rows(visits: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    ids = visits["sample_id"].to_numpy(zero_copy_only=False)
-    known, row = np.unique(ids, return_inverse=True)
-    return known, row
-
-
 def rank(visits: pa.Table, targets: Sequence[str], by: str | None = None) -> Ranked:
-    """Scores and confidence of every visited sample.
-
-    Args:
-        visits: see `Run.visits`.
-        targets: the utility's targets.
-        by: 'harm', 'normalised', 'total' or 'gradient'; None as in `ranking_named`.
+    """Scores and confidence of every visited sample, by a ranking of `ranking_named`.
 
     Raises:
         MisuseError: no such ranking, or the run did not keep what it is made of.

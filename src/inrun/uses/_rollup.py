@@ -16,6 +16,7 @@ Intervals and what stands out: `_groups.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from inrun.answers import Answer
-from inrun.errors import InvariantError, MisuseError
+from inrun.errors import InvariantError, MisuseError, require_one_of
 from inrun.ledger import totals
 from inrun.uses._groups import clusters_of, doubted_by_group, intervals, look_at_labels
 from inrun.uses._judges import judge_notes, judged_as
@@ -148,8 +149,7 @@ def rollup(
         MisuseError: no samples, no such column, or `duplicates` is neither.
         InvariantError: the values do not add up to the books.
     """
-    if duplicates not in ("split", "booked"):
-        raise MisuseError(f"duplicates {duplicates!r} is not one of split, booked.")
+    require_one_of("duplicates", duplicates, ("split", "booked"))
     samples = samples_of(run, samples)
     if samples is None:
         raise MisuseError(
@@ -202,10 +202,8 @@ def _books(run: Valued, values: np.ndarray) -> dict[str, float]:
 def _contents_in_several(group: np.ndarray, content: np.ndarray) -> np.ndarray:
     """(n,) bool: samples whose content samples of another group have too."""
     pairs = {(c, g) for c, g in zip(content.tolist(), group.tolist(), strict=True) if c >= 0}
-    count: dict[int, int] = {}
-    for c, _ in pairs:
-        count[c] = count.get(c, 0) + 1
-    return np.array([count.get(c, 0) > 1 for c in content.tolist()], dtype=bool)
+    count = Counter(c for c, _ in pairs)
+    return np.array([count[c] > 1 for c in content.tolist()], dtype=bool)
 
 
 def _split(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,13 @@ class Valued(Protocol):
 
     def ledger(self) -> pa.Table:
         """One row per scored step."""
+
+
+def visited(visits: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the visited samples in their order, (n,), and each visit's place among them."""
+    ids = visits["sample_id"].to_numpy(zero_copy_only=False)
+    known, row = np.unique(ids, return_inverse=True)
+    return known, row
 
 
 def samples_of(run: Valued, given: Any) -> pa.Table | None:
@@ -89,18 +97,13 @@ def _alike(ids: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
 def duplicate_groups(samples: pa.Table) -> np.ndarray:
     """(n,) int64: the same number for samples of equal content, -1 for what is there once."""
     keys = _keys(samples)
-    known = np.array([key is not None for key in keys], dtype=bool)
-    found = np.full(len(keys), -1, dtype=np.int64)
-    if not known.any():
-        return found
-    _, first, number, count = np.unique(
-        np.array([key for key in keys if key is not None]),
-        return_index=True, return_inverse=True, return_counts=True,
-    )  # fmt: skip
-    in_order = np.argsort(np.argsort(first))  # numbered by first appearance
-    found[known] = np.where(count[number] > 1, in_order[number], -1)
-    renumbered = {old: new for new, old in enumerate(sorted(set(found[found >= 0].tolist())))}
-    return np.array([renumbered.get(number, -1) for number in found.tolist()], dtype=np.int64)
+    count = Counter(keys)
+    count[None] = 0  # what has no content is no copy
+    number: dict[bytes | None, int] = {}  # by first appearance
+    return np.array(
+        [number.setdefault(key, len(number)) if count[key] > 1 else -1 for key in keys],
+        dtype=np.int64,
+    )
 
 
 def _keys(samples: pa.Table) -> list[bytes | None]:
@@ -117,7 +120,7 @@ def _keys(samples: pa.Table) -> list[bytes | None]:
 
 
 def _hashed(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _text(text: Any) -> bytes:

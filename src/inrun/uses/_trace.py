@@ -30,9 +30,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inrun.answers import Answer
-from inrun.errors import MisuseError
+from inrun.errors import MisuseError, require_one_of
 from inrun.replay import Losses, Trajectory, lookahead, lookahead_parts, tracin
-from inrun.uses._samples import Valued
+from inrun.uses._samples import Valued, visited
 from inrun.utility import Utility
 
 METHODS = ("look-ahead", "tracin", "named")
@@ -112,8 +112,7 @@ def trace(
     """
     named = not isinstance(run, Trajectory)
     method = method or ("named" if named else "look-ahead")
-    if method not in METHODS:
-        raise MisuseError(f"method {method!r} is not one of {', '.join(METHODS)}.")
+    require_one_of("method", method, METHODS)
     if named != (method == "named"):
         raise MisuseError(
             f"method {method!r} does not fit a {type(run).__name__}: 'named' reads a stored run's "
@@ -177,14 +176,13 @@ def _ranked(
 
 def _standardised(visits: pa.Table, column: str) -> np.ndarray:
     """(n,) in the order of ids: how far a sample's visits stood out in their steps, summed."""
-    value, ids = visits[column].to_numpy(), visits["sample_id"].to_numpy(zero_copy_only=False)
+    value, row = visits[column].to_numpy(), visited(visits)[1]
     _, step = np.unique(visits["step"].to_numpy(), return_inverse=True)
     count = np.bincount(step)
     away = value - (np.bincount(step, value) / count)[step]
     own = np.sqrt(np.bincount(step, away**2) / count)
     padded = np.pad(own, AROUND, constant_values=np.nan)
     around = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1), axis=1)
-    _, row = np.unique(ids, return_inverse=True)
     few = len(row) < FEW_VISITS * (row.max(initial=0) + 1)
     spread = np.where(few & (count < SMALL), around, own)[step]
     out = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)

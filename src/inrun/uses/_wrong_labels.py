@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import rankdata
+import scipy
 
 from inrun.answers import Answer
 from inrun.errors import MisuseError
@@ -201,7 +201,7 @@ def counted(doubt: np.ndarray, is_planted: np.ndarray) -> Counted:
                 sums[rest] += _probability(some, others[chosen], drawn[k], others[rest])
     low, high = np.percentile(drawn, [2.5, 97.5])
     share = count / n
-    ranks = rankdata(doubt)[is_planted].sum()
+    ranks = scipy.stats.rankdata(doubt)[is_planted].sum()
     auc = (ranks - m * (m + 1) / 2) / (m * n)
     separation = (auc - share / 2) / (1 - share) if share < 0.9 else 0.0
     shrunk = max(0.0, 1 - FALSE * n / count) if count else 0.0

@@ -22,8 +22,8 @@ from inrun.errors import MisuseError
 from inrun.replay import Trajectory, lookahead
 from inrun.uses._check import check
 from inrun.uses._comparison import Comparison
-from inrun.uses._online import BY, Loop, online
-from inrun.uses._online_selection import OnlineSelection
+from inrun.uses._online import BY, online
+from inrun.uses._online_selection import Loop, OnlineSelection
 from inrun.uses._prune import lowest
 from inrun.utility import Utility
 
@@ -81,11 +81,7 @@ class OfflineSelection(Answer):
         else:
             score = np.random.default_rng(by).random(len(ids))
         group = np.array(table["group"].to_pylist(), dtype=object)
-        keep = np.zeros(len(ids), dtype=bool)
-        for name in set(group.tolist()):
-            rows = np.flatnonzero(group == name)
-            order = rows[np.argsort(-score[rows], kind="stable")]
-            keep[order[: int(chosen[rows].sum())]] = True
+        keep = lowest(-score, group, lambda rows: int(chosen[rows].sum()))
         return [i for i, stays in zip(ids, keep.tolist(), strict=True) if stays]
 
 
@@ -124,7 +120,7 @@ def offline(
             "or a number of samples that leaves some out."
         )
     group = _groups(ids, groups)
-    dropped = lowest(value, group, 1 - count / len(ids))
+    dropped = lowest(value, group, lambda rows: round((1 - count / len(ids)) * len(rows)))
     known = run.losses()
     table = pa.table(
         {

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from inrun.cli._formulas import defused
-from inrun.cli._messages import introduce
 from inrun.cli._terminal import PIPED, Cells, Terminal, command, plain, printable
+from inrun.cli._train import introduce
+from inrun.cli._written import defused
 
 ESCAPES = [
     "\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x1b[31mred", "\x9b31m", "\x08\x08\x08", "\r overwritten",

@@ -13,6 +13,7 @@ from inrun.factors import (
     Indexed,
     LowRankContraction,
     Outer,
+    _trial,
     cost,
     factorize,
 )
@@ -225,3 +226,13 @@ def test_what_is_held_in_half_precision_is_never_widened_as_a_whole(monkeypatch)
         factor.contract_low_rank(low, Q)
         factor.contract_rank_one(Q[0, :, 0], Q[0, 0])
     assert M * N <= max(wide) < 16 * 12 * M
+
+
+@pytest.mark.parametrize("rows", [4, 16, 37, 64])
+@pytest.mark.parametrize("columns", [1, 16, 40])
+def test_a_thin_product_is_the_product_whichever_library_makes_it(rows, columns, monkeypatch):
+    monkeypatch.setattr(_trial, "LARGE", 0)
+    a, sides = torch.randn(2, rows, 24), torch.randn(2, 24, columns)
+    for given in (a, a.mT.contiguous().mT):
+        want = given.double() @ sides.double()
+        assert torch.allclose(_trial.thin_products(given, sides).double(), want, atol=1e-5)

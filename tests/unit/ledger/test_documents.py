@@ -1,14 +1,12 @@
 """Files that are no tables: what was written comes back, and nothing else ever does."""
 
-import io
 import json
 import random
 
 import pytest
-import torch
 
 from inrun.errors import StoreError
-from inrun.ledger import Log, read_content, read_document, write_content, write_document
+from inrun.ledger import Log, read_document, write_document
 
 DOCUMENT = {"format": 1, "lr": 1e-5, "text": "é\u2028 a", "names": ["a", None, True], "digits": {}}
 LINES = [{"by": "value", "dropped": [1, 2]}, *({"arm": "a", "score": i / 7} for i in range(5))]
@@ -26,14 +24,7 @@ def log(path):
     return lambda: Log(path).lines
 
 
-def content(path):
-    made = io.BytesIO()
-    torch.save({"weight": torch.arange(9.0)}, made)
-    write_content(path, made.getvalue())
-    return lambda: read_content(path, digested=True)
-
-
-KINDS = pytest.mark.parametrize("kind", [document, log, content])
+KINDS = pytest.mark.parametrize("kind", [document, log])
 
 
 @KINDS
@@ -56,9 +47,8 @@ def test_a_flipped_bit_is_a_store_error(kind, tmp_path):
     assert read() == said
 
 
-@pytest.mark.parametrize("kind", [document, content])
-def test_what_is_cut_off_is_a_store_error(kind, tmp_path):
-    read = kind(tmp_path / "file")
+def test_what_is_cut_off_is_a_store_error(tmp_path):
+    read = document(tmp_path / "file")
     whole = (tmp_path / "file").read_bytes()
     for length in (1, 20, 60, 76, 200):
         (tmp_path / "file").write_bytes(whole[:-length])
@@ -70,11 +60,6 @@ def test_a_document_is_what_it_was_and_any_reader_reads_it(tmp_path):
     assert document(tmp_path / "file")() == DOCUMENT
     digest = json.loads((tmp_path / "file").read_text()).pop("digest")
     assert len(digest) == 64
-
-
-def test_torch_reads_a_sealed_file(tmp_path):
-    content(tmp_path / "file")
-    assert torch.load(tmp_path / "file", weights_only=True)["weight"][3] == 3
 
 
 def test_a_line_that_was_taken_out_or_moved_is_a_store_error(tmp_path):
@@ -95,8 +80,6 @@ def test_a_log_goes_on_after_its_last_line(tmp_path):
 def test_files_without_seals_are_read_and_logs_go_on_with_them(tmp_path):
     (tmp_path / "document").write_text(json.dumps(DOCUMENT, indent=2))
     assert read_document(tmp_path / "document") == DOCUMENT
-    (tmp_path / "content").write_bytes(b"short")
-    assert read_content(tmp_path / "content") == b"short"
     (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     Log(tmp_path / "log").append({"arm": "b"})
     assert Log(tmp_path / "log").lines == [*LINES, {"arm": "b"}]

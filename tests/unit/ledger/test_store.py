@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pyarrow.dataset
@@ -18,6 +15,7 @@ import inrun
 from inrun.errors import InRunWarning, MisuseError, StoreError
 from inrun.ledger import Entries, RunFolder, ledger_rows
 from tests.integration.stored import as_older_version
+from tests.processes import forks
 
 
 def loss_fn(model, batch):
@@ -156,18 +154,17 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path, monkeypatch):
     assert inrun.load(tmp_path / "run").values()["sample_id"].to_pylist() == [7, 8]
 
 
+def trained_until_killed(folder):
+    attribution = trained(folder, steps=9, block_visits=10)  # alive: nothing of it is closed
+    os.kill(os.getpid(), signal.SIGKILL)
+    attribution.detach()
+
+
 def test_a_killed_process_leaves_a_readable_run(tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import os, signal
-        from tests.unit.ledger.test_store import trained
-        attribution = trained({str(tmp_path / "run")!r}, steps=9, block_visits=10)
-        os.kill(os.getpid(), signal.SIGKILL)
-        """
-    )
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = forks.Process(target=trained_until_killed, args=(tmp_path / "run",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     run = inrun.load(tmp_path / "run")
     assert run.visits().num_rows == 40  # all but the last, unflushed block of 5
     whole = trained(None, steps=8)

@@ -4,42 +4,36 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 import inrun
 from inrun.errors import StoreError
 from tests.integration.small_run import SmallRun
+from tests.processes import forks
 
-PROGRAM = """
-import sys, time
-from tests.integration.small_run import SmallRun
-folder, payout = sys.argv[1], int(sys.argv[2])
-options = {"momentum_window": payout, "held_in": folder + "/waits"} if payout else {}
-run = SmallRun(folder + "/run", resume=True, **options).run(4)
-run.attribution.flush()
-print("ready", flush=True)
-time.sleep(120)
-"""
+
+def trains(folder, payout, ready):
+    options = {"momentum_window": payout, "held_in": folder / "waits"} if payout else {}
+    run = SmallRun(folder / "run", resume=True, **options).run(4)
+    run.attribution.flush()
+    ready.set()
+    signal.pause()
 
 
 class Other:
     """A process that trains a few steps and then waits."""
 
     def __init__(self, folder, payout=0):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), str(payout)],
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )  # fmt: skip
-        assert self.process.stdout.readline() == "ready\n"
+        ready = forks.Event()
+        self.process = forks.Process(target=trains, args=(folder, payout, ready), daemon=True)
+        self.process.start()
+        assert ready.wait(120)
 
     def end(self, how):
-        self.process.send_signal(how)
-        return self.process.wait()
+        os.kill(self.process.pid, how)
+        self.process.join()
+        return self.process.exitcode
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -177,7 +177,7 @@ def test_rules_that_mix_elements_are_finite_and_right_at_the_edge(case, rate, st
         if not sound.all():
             return
         momentum, decay = (torch.as_tensor(t) + torch.zeros_like(real) for t in move.history())
-        gradient = torch.randn(2, *real.shape, dtype=torch.float64)
+        gradient = torch.randn(1, *real.shape, dtype=torch.float64)
         pulled = move.slope().transposed(gradient)
         for part in (momentum, decay, pulled, move.tangent().transposed(gradient)):
             assert torch.isfinite(part).all()

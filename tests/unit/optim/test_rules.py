@@ -34,13 +34,13 @@ def take_steps(case, count, dtype=torch.float64, **how):
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("case", MANY, ids=lambda case: case.name)
 def test_displacement_is_the_real_step(case, dtype):
+    """Twice the gradients' period of 12: warm-ups, averages and RAdam's start are over by then."""
     expected = None
-    for params, _, _, now in take_steps(case, 50, dtype):
+    for params, _, _, now in take_steps(case, 24, dtype):
         if expected is not None:
             for p, want in zip(params, expected, strict=True):
-                torch.testing.assert_close(
-                    p.detach(), want, rtol=0, atol=ROUNDING[dtype] * max(1.0, float(want.norm()))
-                )
+                allowed = ROUNDING[dtype] * max(1.0, float(want.norm()))
+                assert float((p.detach() - want).abs().max()) <= allowed
         expected = [move.weight - move.displacement(move.gradient) for move in now]
 
 

@@ -1,6 +1,7 @@
 """Every rule's owner map against brute force: one sample's entries are changed, slots looked at."""
 
 import warnings
+from functools import cached_property
 from random import Random
 
 import pytest
@@ -129,10 +130,9 @@ class Example:
         self.local = name in LOCAL or "max_pool" in name
         self.wide = oracle.seen(self.function, self.data, samples)
 
-    def seen(self, *, local):
-        """Under large changes, or such as gradients tell."""
-        if not (local or self.local):
-            return self.wide
+    @cached_property
+    def near(self):
+        """Under such changes as gradients tell, where `wide` are large ones."""
         return oracle.seen(self.function, self.data, self.samples, size=1e-7)
 
     def check(self, kind, *, exact=False):
@@ -140,7 +140,7 @@ class Example:
         outs, maps, owners = followed(kind, self.function, self.data, self.samples)
         if owners.interactions:
             return  # it is told that slots read other samples'
-        seen = self.seen(local=bool(owners.by_exchange))
+        seen = self.near if self.local or owners.by_exchange else self.wide
         exact &= self.name not in GIVEN_UP and "max_pool" not in self.name
         for out, m, each, wide in zip(outs, maps, seen, self.wide, strict=True):
             if each is None or not (out.is_floating_point() or out.is_complex()):

@@ -66,7 +66,8 @@ def test_where_no_weight_is_lowered_it_is_look_ahead():
     run, samples = recorded(train), (0, 3, 7)
     found = lookahead_between(run, utility(train), weight=1.0, trainings=2)
     close(
-        values_of(Column(found), samples), values_of(inrun.lookahead(run, utility(train)), samples)
+        values_of(Column(found), samples),
+        values_of(inrun.lookahead(run, utility(train), damped=False), samples),
     )
 
 

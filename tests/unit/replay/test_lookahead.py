@@ -12,7 +12,7 @@ from inrun.replay import looked_ahead, tracin
 from inrun.replay._gradient import SIDE_BY_SIDE, smooth_kinks
 from inrun.replay._proxy import perturbation
 from inrun.replay._removal import FinitePush, push_named, removal_named
-from inrun.replay._sweep import Method, as_sgd, curve, windows
+from inrun.replay._sweep import Method, as_sgd, windows
 from tests.integration.runs import RUNS
 from tests.oracles.trajectories import Training
 
@@ -97,6 +97,11 @@ def truth(train, samples, states, removal):
     return {s: np.array([-scale * slope[s] for slope in slopes]) for s in states}
 
 
+def lookahead(run, *args, **how):
+    """With training's exact derivative."""
+    return inrun.lookahead(run, *args, damped=False, **how)
+
+
 def values_of(result, samples):
     found = result.values()
     by_id = dict(zip(found["sample_id"].to_pylist(), found["value"].to_pylist(), strict=True))
@@ -142,14 +147,14 @@ def test_values_are_central_differences_of_training_again(name, optimizer, how):
     if "clip" in how:
         assert min(step.clip for step in run.steps) < 0.9
     wanted = truth(train, chosen, [STEPS], "drop")[STEPS]
-    close(values_of(inrun.lookahead(run, utility(train), removal="drop"), chosen), wanted)
+    close(values_of(lookahead(run, utility(train), removal="drop"), chosen), wanted)
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt2-tied"])
 def test_renormalised_values_are_central_differences_of_the_mean(name):
     train, chosen = training(name, clip=0.3, blocks=2), (0, 3, 7)
     wanted = truth(train, chosen, [STEPS], "renormalise")[STEPS]
-    close(values_of(inrun.lookahead(recorded(train), utility(train)), chosen), wanted)
+    close(values_of(lookahead(recorded(train), utility(train)), chosen), wanted)
 
 
 def test_horizon_one_is_the_tangent_at_the_closing_gradient():
@@ -179,7 +184,7 @@ def test_horizon_one_is_the_tangent_at_the_closing_gradient():
             train.terms(model, *batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    found = inrun.lookahead(recorder.finish(), flat, horizon=1, removal="drop")
+    found = lookahead(recorder.finish(), flat, horizon=1, removal="drop")
     wanted = attribution.values()
     assert found.values()["sample_id"].to_pylist() == wanted["sample_id"].to_pylist()
     np.testing.assert_allclose(found.values()["value"], wanted["value"], rtol=1e-9, atol=1e-15)
@@ -189,7 +194,7 @@ def test_horizon_one_is_the_tangent_at_the_closing_gradient():
 def test_windows_look_to_their_end(horizon):
     """A visit counts for the loss at its window's end; the sample's later visits do not."""
     train = training("mlp", momentum)
-    result = inrun.lookahead(recorded(train), utility(train), horizon, removal="drop").visits()
+    result = lookahead(recorded(train), utility(train), horizon, removal="drop").visits()
     ends = result["ends_at"].to_pylist()
     assert ends == [
         min(STEPS, -(-step // horizon) * horizon) for step in result["step"].to_pylist()
@@ -218,21 +223,12 @@ def method(horizon=None, **how):
     return Method(horizon, removal_named("renormalise"), push_named("tangent"), **how)
 
 
-def test_a_curve_is_the_weighted_sum_over_times():
-    train, run_ = training("mlp"), None
-    run_, judged = recorded(train), utility(train)
-
-    def values(weights):
-        found = looked_ahead(run_, judged, method(curve(weights, STEPS)))
-        return found.values()["value"].to_numpy()
-
-    both = values({2: 0.5, STEPS: 2.0})
-    plain = inrun.lookahead(run_, judged).values()["value"].to_numpy()
-    np.testing.assert_allclose(values({STEPS: 1.0}), plain, rtol=1e-12)
-    apart = truth(train, (0, 3, 7), [2, STEPS], "renormalise")
-    ids = inrun.lookahead(run_, judged).values()["sample_id"].to_pylist()
-    found = np.array([both[ids.index(i)] for i in (0, 3, 7)])
-    close(found, 0.5 * apart[2] + 2.0 * apart[STEPS])
+def test_the_loss_may_be_read_at_any_state():
+    train = training("mlp")
+    table = looked_ahead(recorded(train), utility(train), method(frozenset({2}))).values()
+    ids = table["sample_id"].to_pylist()
+    found = table["value"].to_numpy()[[ids.index(i) for i in (0, 3, 7)]]
+    close(found, truth(train, (0, 3, 7), [2], "renormalise")[2])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -244,12 +240,10 @@ def test_targets_are_carried_side_by_side(name):
         "rest": tuple(t[SAMPLES + 4 :] for t in train.data),
     }
     run_ = recorded(train)
-    whole = inrun.lookahead(
-        run_, inrun.Utility(loss, targets=parts, weights={"first": 1, "rest": 3})
-    )
+    whole = lookahead(run_, inrun.Utility(loss, targets=parts, weights={"first": 1, "rest": 3}))
     table = whole.values()
     for name, part in parts.items():
-        alone = inrun.lookahead(run_, inrun.Utility(loss, part)).values()
+        alone = lookahead(run_, inrun.Utility(loss, part)).values()
         np.testing.assert_allclose(table[name], alone["value"], rtol=1e-9, atol=1e-15)
     mean = (table["first"].to_numpy() + 3 * table["rest"].to_numpy()) / 4
     np.testing.assert_allclose(table["value"], mean, rtol=1e-12)
@@ -261,9 +255,9 @@ def test_more_targets_than_go_side_by_side_are_the_same_as_one_by_one():
     parts = {f"row {k}": tuple(t[SAMPLES + k :][:1] for t in train.data) for k in range(10)}
     assert len(parts) > SIDE_BY_SIDE
     run = recorded(train)
-    table = inrun.lookahead(run, inrun.Utility(loss, targets=parts)).values()
+    table = lookahead(run, inrun.Utility(loss, targets=parts)).values()
     for name in ("row 0", "row 7", "row 8", "row 9"):
-        alone = inrun.lookahead(run, inrun.Utility(loss, parts[name])).values()
+        alone = lookahead(run, inrun.Utility(loss, parts[name])).values()
         np.testing.assert_allclose(table[name], alone["value"], rtol=1e-9, atol=1e-15)
 
 
@@ -271,7 +265,7 @@ def test_without_curvature_momentum_pays_out():
     """SGD with momentum: a gradient acts with rate * (1 - mu^n) / (1 - mu) after n steps."""
     train = training("mlp", lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.5))
     run_ = recorded(train)
-    found = inrun.lookahead(run_, utility(train), curvature=False, removal="drop").visits()
+    found = lookahead(run_, utility(train), curvature=False, removal="drop").visits()
     *_, last = train.run({})
     gradients = torch.autograd.grad(judge(train, last), list(last.parameters()))
     for state, model in enumerate(train.run({}), start=1):
@@ -317,7 +311,7 @@ def test_the_finite_push_is_the_tangent_for_a_small_share():
     train = training("mlp", momentum)
     run_, judged = recorded(train), utility(train)
     tangent, finite = (
-        inrun.lookahead(run_, judged, push=push).values()["value"].to_numpy()
+        lookahead(run_, judged, push=push).values()["value"].to_numpy()
         for push in ("tangent", "finite")
     )
     np.testing.assert_allclose(finite, tangent, rtol=1e-8)
@@ -363,7 +357,7 @@ def test_token_weights_make_a_weighted_mean():
             losses(model, train.fetch(ids)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    visits = inrun.lookahead(recorder.finish(), utility(train)).visits().to_pylist()
+    visits = lookahead(recorder.finish(), utility(train)).visits().to_pylist()
     for i in (0, 3, 7):
         scaled = 0.0
         for row in visits:
@@ -432,7 +426,7 @@ def test_forward_and_backward_sweeps_are_each_others_transpose(optimizer, how):
     forward = sum(
         (delta[name] * g).flatten(1).sum(1) for name, g in zip(named, gradients, strict=True)
     )
-    values = values_of(inrun.lookahead(run, judged), range(SAMPLES))
+    values = values_of(lookahead(run, judged), range(SAMPLES))
     np.testing.assert_allclose(forward, values @ signs.numpy(), rtol=1e-9)
 
 
@@ -465,7 +459,7 @@ def test_carried_moments_are_exact_where_gradients_stay(optimizer, removal, bloc
     wanted = inrun.truth.retrain(run, judged, list(ids), removal=removal)["value"].to_numpy()
     how = {"push": "finite", "removal": removal}
     far, near, none = (
-        values_of(inrun.lookahead(run, judged, **how, carry=carry), ids) for carry in (99, 1, 0)
+        values_of(lookahead(run, judged, **how, carry=carry), ids) for carry in (99, 1, 0)
     )
     np.testing.assert_allclose(far, wanted, rtol=1e-8, atol=1e-12)
     if isinstance(run.replica.optimizer, torch.optim.AdamW):
@@ -475,6 +469,6 @@ def test_carried_moments_are_exact_where_gradients_stay(optimizer, removal, bloc
 def test_windows_carry_nothing_over_their_end():
     train = training("mlp")
     run, judged = recorded(train), utility(train)
-    whole = inrun.lookahead(run, judged, 2, push="finite", carry=5).visits().to_pylist()
-    short = inrun.lookahead(run, judged, 2, push="finite", carry=1).visits().to_pylist()
+    whole = lookahead(run, judged, 2, push="finite", carry=5).visits().to_pylist()
+    short = lookahead(run, judged, 2, push="finite", carry=1).visits().to_pylist()
     assert whole == short

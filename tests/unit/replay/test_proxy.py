@@ -7,7 +7,7 @@ from torch import nn
 
 import inrun
 from inrun.errors import MisuseError
-from inrun.replay import as_sgd, curve, looked_ahead, windows
+from inrun.replay import as_sgd, looked_ahead, windows
 from inrun.replay._proxy import perturbation
 from inrun.replay._removal import removal_named
 from tests.unit.replay.test_lookahead import (
@@ -189,9 +189,7 @@ def test_all_parts_together_decide(parts, verdict):
     assert str(proxy).startswith(verdict + ":")
 
 
-OTHERS = [
-    method(windows(2, STEPS)), method(reading=as_sgd), method(curve({2: 1.0}, STEPS)),
-]  # fmt: skip
+OTHERS = [method(windows(2, STEPS)), method(reading=as_sgd)]
 
 
 @pytest.mark.parametrize("how", OTHERS)

@@ -1,0 +1,116 @@
+"""Writes docs/evidence/tools.md from the cells on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import fill, markdown
+from benchmarks.results_file import RESULTS, environments
+from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS
+from benchmarks.tools.experiment import BATCH, LEFT_OUT, SAMPLES, Setting
+from benchmarks.tools.frame import LAYERS, LENGTH, VOCABULARY, WIDTH, Gpt2
+
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "tools.md"
+HEAD = ["tool", "method", "one sample", "half of them", "seconds: 1 query", "10 queries", "off"]
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+def write_page() -> None:
+    """Reads what is there and writes the page."""
+    stored = json.loads((RESULTS / "tools.json").read_text())["cells"]
+    parts = {
+        "MODEL": f"The model is GPT-2 with {LAYERS} layers of width {WIDTH}, of plain PyTorch "
+        f"layers ({sum(p.numel() for p in Gpt2().parameters()):,} parameters), on {SAMPLES} rows "
+        f"of {LENGTH} words of the Brown corpus over {VOCABULARY} words, in batches of {BATCH}",
+        "LEFT_OUT": f"{LEFT_OUT}",
+        "HALVES": f"{HALVES}",
+        "TABLES": "\n\n".join(
+            f"{setting.epochs} epochs at rate {setting.rate:g}, seed {setting.seed}:\n\n"
+            + markdown(HEAD, _rows(cells))
+            for setting, cells in _settings(stored).items()
+        ),
+        "MEMORY": markdown(["tool", "memory, MB", "disk, MB"], _memory(stored)),
+        "INSTALL": INSTALL,
+        "RUN": environments(stored),
+    }
+    fill(Path(__file__).with_name("page.md"), parts, PAGE)
+
+
+def _settings(stored: Mapping[str, Any]) -> dict[Setting, dict[str, Mapping[str, Any]]]:
+    """By setting, each tool's result."""
+    found: dict[Setting, dict[str, Mapping[str, Any]]] = {}
+    for key, cell in stored.items():
+        name, _, setting = key.rpartition(": ")
+        if name.startswith(MEMORY):
+            continue
+        found.setdefault(Setting.of(setting), {})[name] = cell["result"]
+    return found
+
+
+def _rows(cells: Cells) -> list[list[str]]:
+    """Tools in their order, then the controls and the ceiling."""
+    rows = []
+    for name in [*(tool.name for tool in TOOLS), CONTROLS, AGAIN]:
+        if name not in cells:
+            rows.append([name, "not installed", *["—"] * (len(HEAD) - 2)])
+            continue
+        cell = cells[name]
+        for method, score in cell["scores"].items():
+            own = "" if name == AGAIN else name
+            rows.append([own, method, *_scores(score), *_costs(cell, method)])
+    if CONTROLS in cells:
+        ceiling = f"{cells[CONTROLS]['ceiling']:.3f}"
+        rows.append(["", "ceiling of any sums", "", ceiling, *[""] * 3])
+    return rows
+
+
+def _scores(score: Mapping[str, float | None]) -> list[str]:
+    half = "—"
+    if score["score"] is not None and score["high"] is not None and score["low"] is not None:
+        half = f"{score['score']:.3f} (±{(score['high'] - score['low']) / 2:.2f})"
+    return [f"{score['single']:.3f} ({score['single_mean']:.3f})", half]
+
+
+def _costs(cell: Mapping[str, Any], method: str) -> list[str]:
+    """Seconds with one query and with all, and how far off its training was."""
+    if "seconds" not in cell:
+        return [""] * 3
+    seconds = [
+        f"{cell[kind].get('', 0) + cell[kind][method]:.1f}" for kind in ("seconds_one", "seconds")
+    ]
+    off = "—" if cell["away"] is None else f"{cell['away']:.0e}"
+    return [*seconds, off]
+
+
+def _memory(stored: Mapping[str, Any]) -> list[list[str]]:
+    """By tool, what a process that does only this took."""
+    cells = {
+        key.removeprefix(MEMORY).rpartition(": ")[0]: cell["result"]
+        for key, cell in stored.items()
+        if key.startswith(MEMORY)
+    }
+    return [
+        [name, f"{cell['peak_mb']:,.0f}", f"{cell['disk_mb']:,.0f}"] for name, cell in cells.items()
+    ]
+
+
+def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """For the page of all benchmarks."""
+    rows = []
+    for setting, found in _settings(cells).items():
+        for name, cell in found.items():
+            for method, score in cell["scores"].items():
+                if score["score"] is not None and (name, method) in SHOWN:
+                    what = f"{name}, {method}: datamodeling score, {setting.epochs} epochs"
+                    rows.append((what, f"{score['score']:.3f}", ""))
+    return rows
+
+
+SHOWN = {
+    ("inrun", "look-ahead"), ("inrun", "look-ahead, between"), ("Bergson 2.5.1", "MAGIC"),
+    ("dattri-llm 0.1.0", "AdamW-influence"), ("Kronfluence 1.0.1", "EK-FAC, its own damping"),
+    ("GhostSuite b1a3524", "gradient dot products"),
+}  # fmt: skip
