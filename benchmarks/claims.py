@@ -91,7 +91,8 @@ CLAIMS = {
         "With a few triggered texts as target, in-step values name about half of k planted rows "
         "among the first k and most among the first 2k; an embedding's similarity comes near at "
         "k alone, loss, gradient norm and words name next to none. Without the first k the attack "
-        "is weaker, and not gone.",
+        "is weaker, and not gone. Of four planted among 128 chat rows of SmolLM2 values name three "
+        "among the first four, an embedding's similarity all.",
         "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
         "removing random rows and after removing exactly the planted ones.",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import vl_convert
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.window.cell import DROPS, EVERY, LENGTHS, RANDOM
-from benchmarks.window.tasks import Setting
+from benchmarks.window.tasks import Setting, grid
 from inrun.ledger import LEAST, least_agreement
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,6 +80,7 @@ def write_page() -> None:
         "FINDINGS": (here / "findings.md").read_text().strip(),
         "SAME": str(sum(cell["same_weights"] for cell in cells.values())),
         "CELLS": str(len(cells)),
+        "MISSING": _missing(cells),
         **_promises(whole, thirds),
         "AUTO": _auto(whole, cells),
         "THIRDS": _thirds(thirds),
@@ -94,6 +96,13 @@ def write_page() -> None:
     }  # fmt: skip
     fill(here / "page.md", parts, DOCS / "evidence" / "window.md")
     _plot(whole, DOCS / "img" / "window.svg")
+
+
+def _missing(cells: Cells) -> str:
+    """What of the grid is not there, in a sentence."""
+    left = Counter(s.task for s in map(Setting.of, grid(quick=False)) if s not in cells)
+    said = ", ".join(f"{n} of `{task}`" for task, n in left.items())
+    return f" Not measured yet, of settings: {said}." if left else ""
 
 
 def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
@@ -114,9 +123,11 @@ def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
         "BELOW_RANKS": str(sum(f["spearman"] < AIM_RANKS for f in sure)),
         "BELOW_R": str(sum(f["pearson"] < AIM_R for f in sure)),
         "AUTO_COUNT": str(len(auto)),
-        "AUTO_REACHED": str(
-            sum(f["pearson"] >= AIM_R and f["spearman"] >= AIM_RANKS for f in auto)
-        ),
+        "AUTO_REACHED": str(_reached(auto, "")),
+        "VISITS_REACHED": str(_reached(auto, "visits_")),
+        "VISITS_LOWEST": f"{min(f['visits_spearman'] for f in auto):.3f}",
+        "SUMS": f"{min(f['sum_ratio'] for f in auto):.2f} to "
+        f"{max(f['sum_ratio'] for f in auto):.2f}",
         "AUTO_LOWEST": f"{lowest:.3f} and {ranks:.3f}",
         "AUTO_STEPS": f"{min(f['steps'] for f in auto):.1f} to {max(f['steps'] for f in auto):.1f}",
         "SWUNG": f"{SWUNG[0]} to {SWUNG[1]}",
@@ -127,6 +138,11 @@ def _promises(whole: Sequence[Arm], thirds: Sequence[Arm]) -> dict[str, str]:
         "AIM_RANKS": str(AIM_RANKS),
         "SHORT": f"{min(LEAST):g}",
     }
+
+
+def _reached(found: Sequence[dict[str, float]], of: str) -> int:
+    """How many have what is asked for, in totals or in 'visits_'."""
+    return sum(f[f"{of}pearson"] >= AIM_R and f[f"{of}spearman"] >= AIM_RANKS for f in found)
 
 
 def before(arm: Arm) -> float:

@@ -23,6 +23,7 @@ from benchmarks.classification import tasks
 from benchmarks.classification.evidence import batches
 from benchmarks.classification.tasks import Split, split
 from benchmarks.keyed import Keyed
+from benchmarks.smollm.training import RATES, Size, lora
 
 LABELLED = {"cnn-digits": "digits", "cnn-mnist": "mnist", "r8": "r8"}
 NOISE = 0.2  # of the labels of these
@@ -36,6 +37,25 @@ class Setting(Keyed):
     task: str
     rate: float
     seed: int = 0
+
+
+def grid(quick: bool) -> list[str]:
+    """The cells' names."""
+    rates = {
+        "digits": (1e-4, 1e-3, 3e-3, 1e-2),
+        **{task: (tasks.RECIPES[recipe].learning_rate,) for task, recipe in LABELLED.items()},
+        "wide": (1e-4, 3e-4, 1e-3), "smollm": (RATES["lora"],), "gpt": (3e-4, 1e-3),
+    }  # fmt: skip
+    if quick:
+        rates = {"digits": rates["digits"]}
+    seeds = {"wide": 1, "smollm": 1, "gpt": 1}
+    return [
+        Setting(task, rate, seed).key
+        for seed in range(1 if quick else 3)
+        for task, each in rates.items()
+        for rate in each
+        if seed < seeds.get(task, 3)
+    ]
 
 
 @dataclass(frozen=True)
@@ -157,7 +177,6 @@ def _smollm(setting: Setting) -> Task:
     from peft import get_peft_model
 
     from benchmarks.smollm.exact import loss_fn
-    from benchmarks.smollm.training import Size, lora
 
     size, judges, training = Size(), 4, 64
     model, tokenizer = size.model_and_tokenizer()
