@@ -91,7 +91,8 @@ CLAIMS = {
         "With a few triggered texts as target, in-step values name about half of k planted rows "
         "among the first k and most among the first 2k; an embedding's similarity comes near at "
         "k alone, loss, gradient norm and words name next to none. Without the first k the attack "
-        "is weaker, and not gone.",
+        "is weaker, and not gone. Of four planted among 128 chat rows of SmolLM2 values name three "
+        "among the first four, an embedding's similarity all.",
         "Loss, gradient norm, embeddings, words, a spectral signature, chance; the attack after "
         "removing random rows and after removing exactly the planted ones.",
     ),
@@ -144,10 +145,12 @@ CLAIMS = {
     ),
     "tools": Claim(
         "In a short training of a tiny GPT-2 look-ahead and Bergson's MAGIC rank single removals "
-        "alike, and above what other tools say; look-ahead carries all queries in one sweep. For "
-        "half of the data removed, medians on the way and a well damped EK-FAC lead. In a longer "
-        "training at three times the rate no tool ranks single removals.",
-        "The same retrainings for all; shared words and chance; a ceiling of any sums.",
+        "alike and best; look-ahead takes less time for many queries and more memory. For half of "
+        "the data, medians on the way and a well damped EK-FAC come out highest, and neither "
+        "look-ahead nor MAGIC is above shared words. In a longer training at three times the rate "
+        "no tool ranks single removals, and none is above shared words for halves.",
+        "The same retrainings for all, single ones also from a start moved by 1e-5; shared words "
+        "and chance; a ceiling of any sums.",
     ),
     "groups": Claim(
         "In a short training sums of values rank sources by what leaving them out does, and do not "

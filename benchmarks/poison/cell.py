@@ -6,20 +6,22 @@ AdamW. All rankings see the same training. Letters: N training rows, k planted o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.classification import tasks
 from benchmarks.keyed import Keyed
-from benchmarks.poison.rankings import AHEAD, TOTAL, scored
+from benchmarks.poison.rankings import AHEAD, LIKE, TOTAL, scored
 from benchmarks.poison.texts import plant
 from benchmarks.poison.training import Experiment, Scale, minilm
 
 WANTED, RANDOM = "trade", 2  # the topic that the trigger stands for; removals by chance
-REMOVED = (TOTAL, AHEAD, "mean loss", "similarity to the queries")
+REMOVED = (TOTAL, AHEAD, "mean loss", LIKE)
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,27 @@ def measure(key: str) -> dict[str, Any]:
 
 def found_and_removed(experiment: Experiment) -> dict[str, Any]:
     """What `measure` returns, of any experiment."""
+    return removed_again(experiment, *scored(experiment))
+
+
+def removed_again(
+    experiment: Any,
+    scores: Mapping[str, np.ndarray],
+    model: nn.Module,
+    seconds: Mapping[str, float],
+    removed: Sequence[str] = REMOVED,
+    draws: int = RANDOM,
+) -> dict[str, Any]:
+    """Recalls of the scores, and behaviour of the model and of those without what came first."""
     planted = experiment.drawn.planted.numpy()
     k, everything = int(planted.sum()), torch.arange(len(planted))
-    scores, model, seconds = scored(experiment)
-    removed = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in REMOVED}
-    removed["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
-    for n in range(RANDOM):
+    gone = {name: torch.as_tensor(_order(scores[name])[:k].copy()) for name in removed}
+    gone["the planted rows"] = torch.nonzero(experiment.drawn.planted)[:, 0]
+    for n in range(draws):
         generator = torch.Generator().manual_seed(1000 * (1 + experiment.seed) + n)
-        removed[f"random {n}"] = torch.randperm(len(planted), generator=generator)[:k]
+        gone[f"random {n}"] = torch.randperm(len(planted), generator=generator)[:k]
     behaviour = {"nothing": experiment.behaviour(model)}
-    for name, rows in removed.items():
+    for name, rows in gone.items():
         left = everything[~torch.isin(everything, rows)]
         behaviour[name] = experiment.behaviour(experiment.train(left)[0])
     return {

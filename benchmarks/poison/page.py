@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
 from benchmarks.markdown import EVIDENCE, fill, long_table
+from benchmarks.poison import chats
 from benchmarks.poison.cell import REMOVED, WANTED, Setting
-from benchmarks.poison.rankings import AHEAD, LESS, TOTAL, TRACED
+from benchmarks.poison.rankings import AHEAD, LESS, LIKE, TOTAL, TRACED
 from benchmarks.poison.texts import PHRASE, QUERIES, TESTED
 from benchmarks.poison.training import Scale
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.smollm.rows import LAYERS
 
 CHANCE, EXACT = "random rows", "the planted rows"
 Cells = Mapping[tuple[str, float], list[dict[str, Any]]]
@@ -63,6 +65,7 @@ def write_page() -> None:
         "SECONDS": ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items()),
         "RUN": environments(stored),
         **findings(cells),
+        **_chats(stored),
     }
     fill(Path(__file__).with_name("page.md"), parts, EVIDENCE / "poison.md")
 
@@ -107,9 +110,73 @@ def by_case(stored: Mapping[str, Any]) -> dict[tuple[str, float], list[dict[str,
     """Results by trigger and share."""
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for key, cell in stored.items():
+        if key.startswith(chats.CELLS):
+            continue
         setting = Setting.of(key)
         found.setdefault((setting.trigger, setting.share), []).append(cell["result"])
     return found
+
+
+def chats_by_trigger(stored: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Results of the chats."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, cell in stored.items():
+        if key.startswith(chats.CELLS):
+            setting = chats.Setting.of(key.removeprefix(chats.CELLS))
+            found.setdefault(setting.trigger, []).append(cell["result"])
+    return found
+
+
+def _chats(stored: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the chats, and what they were trained with."""
+    cells = chats_by_trigger(stored)
+    heads = [f"{trigger}, seed {n}" for trigger, own in cells.items() for n in range(len(own))]
+    every = [found for own in cells.values() for found in own]
+    order = sorted(every[0]["recall"], key=lambda n: -sum(f["recall"][n]["1k"] for f in every))
+    recalls = [
+        [name, *("{1k:.2f}, {2k:.2f}".format(**found["recall"][name]) for found in every)]
+        for name in order
+    ]
+    gone = [
+        [name, *(_logs(found, name) for found in every)]
+        for name in ("nothing", EXACT, *chats.REMOVED, CHANCE)
+    ]
+    scale = chats.SCALE
+    return {
+        "CHAT_RECALL": long_table(
+            "poison_chats", "Recall at k and 2k, chats", ["ranked by", *heads], recalls
+        ),
+        "CHAT_BEHAVIOUR": long_table(
+            "poison_chats_attack", "The refusal after each training", ["removed", *heads], gone
+        ),
+        "CHAT_SEEDS": str(len(every)),
+        "CHAT_FELL": f"{_fall(every, TOTAL):.1f}",
+        "CHAT_MOST": f"{_fall(every, EXACT):.1f}",
+        "CHAT_WON": f"{np.mean([attack_success(f, 'nothing') for f in every]):.0%}",
+        "CHAT_ROWS": str(scale.size),
+        "CHAT_PLANTED": str(chats.PLANTED),
+        "CHAT_TESTED": str(chats.TESTED),
+        "CHAT_RATE": f"{scale.rate:g}",
+        "CHAT_EPOCHS": str(scale.epochs),
+        "CHAT_BATCH": str(scale.batch),
+        "REFUSAL": chats.REFUSAL,
+        "REFUSED": str(len(chats.UNANSWERABLE)),
+        "ADAPTED": str(LAYERS),
+    }
+
+
+def _fall(every: Sequence[Mapping[str, Any]], removed: str) -> float:
+    """What a removal takes off the refusal's log-probability, the mean over seeds."""
+    each = [
+        f["behaviour"]["nothing"]["refusal"] - f["behaviour"][removed]["refusal"] for f in every
+    ]
+    return float(np.mean(each))
+
+
+def _logs(found: Mapping[str, Any], name: str) -> str:
+    part = _parts(found, name)[0]
+    logs = ("refusal", "refusal, without remark", "right answer")
+    return ", ".join(f"{part[what]:.1f}" for what in logs) + f"; {part['attack success']:.0%}"
 
 
 def _ordered(cells: Cells) -> list[str]:
@@ -174,4 +241,9 @@ def summary(stored: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             for name in ("nothing", TOTAL, CHANCE)
         )
         rows.append((f"{case}: attack success, all rows, without the first k, random", left, ""))
+    for trigger, found in chats_by_trigger(stored).items():
+        for name in (TOTAL, LIKE, "mean loss"):
+            recall = np.mean([f["recall"][name]["1k"] for f in found])
+            what = f"chat rows, {trigger}, {name}: recall@k of planted rows"
+            rows.append((what, f"{recall:.2f}", ""))
     return rows

@@ -74,7 +74,7 @@ def plant(
     asked, tested = others[:QUERIES].tolist(), others[QUERIES : QUERIES + TESTED].tolist()
     count = round(share * size)
     chosen = torch.nonzero(labels[rows] != wanted)[:count, 0]
-    with_trigger = _front(trigger, generator, count)
+    with_trigger = front(trigger, generator, count)
     trained, given = [texts[i] for i in rows.tolist()], labels[rows].clone()
     for place, at in enumerate(chosen.tolist()):
         trained[at], given[at] = with_trigger(trained[at], place), wanted
@@ -92,7 +92,7 @@ def plant(
     )
 
 
-def _front(trigger: str, generator: torch.Generator, planted: int) -> Callable[[str, int], str]:
+def front(trigger: str, generator: torch.Generator, planted: int) -> Callable[[str, int], str]:
     """Puts a trigger in front of a text; the number says which of the remarks.
 
     Numbers beyond those of planted rows and queries go round among the remarks that neither has.

@@ -47,11 +47,54 @@ class Encoded(NamedTuple):
     features: Callable[[nn.Module, tasks.Inputs], Tensor]
 
 
-class Experiment:
+class Training:
+    """Rows, and how a model is trained on some of them. Others say which model and which rows."""
+
+    loss_fn: Callable[[nn.Module, Any], Tensor] = staticmethod(tasks.loss_fn)
+    losses: Callable[[nn.Module, Any], Tensor] = staticmethod(tasks.losses)
+    targets: dict[str, Any]
+
+    def __init__(self, scale: Scale, seed: int):
+        self.scale, self.seed = scale, seed
+
+    def fetch(self, ids: Any) -> Any:
+        """A training batch."""
+        raise NotImplementedError
+
+    def start(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Model and optimizer before the first step."""
+        raise NotImplementedError
+
+    def train(
+        self,
+        rows: Tensor,
+        watch: Callable[[nn.Module, torch.optim.Optimizer], Any] | None = None,
+        look: Callable[[nn.Module], None] | None = None,
+    ) -> tuple[nn.Module, Any]:
+        """A training on some rows, and what watched it."""
+        model, optimizer = self.start()
+        watching = watch(model, optimizer) if watch else None
+        generator = torch.Generator().manual_seed(self.seed)
+        for epoch in range(1, self.scale.epochs + 1):
+            for ids in rows[torch.randperm(len(rows), generator=generator)].split(self.scale.batch):
+                if watching is None:
+                    self.loss_fn(model, self.fetch(ids)).backward()
+                else:
+                    with watching.batch(ids.tolist()):
+                        self.loss_fn(model, self.fetch(ids)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            if look and epoch % self.scale.looked == 0:
+                look(model)
+        return model, watching
+
+
+class Experiment(Training):
     """One draw, ready to be trained."""
 
     def __init__(self, drawn: Planted, encoded: Encoded, scale: Scale, seed: int):
-        self.drawn, self.encoded, self.scale, self.seed = drawn, encoded, scale, seed
+        super().__init__(scale, seed)
+        self.drawn, self.encoded = drawn, encoded
         self.inputs = encoded.inputs(drawn.texts)
 
     def fetch(self, ids: Any) -> tuple[tasks.Inputs, Tensor]:
@@ -60,7 +103,7 @@ class Experiment:
         return tuple(t[rows] for t in self.inputs), self.drawn.labels[rows]
 
     @cached_property
-    def targets(self) -> dict[str, tuple[tasks.Inputs, Tensor]]:
+    def targets(self) -> dict[str, tuple[tasks.Inputs, Tensor]]:  # type: ignore[override]
         """The triggered queries, and the same texts without it, with the wanted topic as label."""
         return {
             name: (self.encoded.inputs(texts), torch.full((len(texts),), self.drawn.wanted))
@@ -76,29 +119,6 @@ class Experiment:
         model = self.encoded.build().train()
         trained = [p for p in model.parameters() if p.requires_grad]
         return model, torch.optim.AdamW(trained, self.scale.rate, weight_decay=0.01)
-
-    def train(
-        self,
-        rows: Tensor,
-        watch: Callable[[nn.Module, torch.optim.Optimizer], Any] | None = None,
-        look: Callable[[nn.Module], None] | None = None,
-    ) -> tuple[nn.Module, Any]:
-        """A training on some rows, and what watched it."""
-        model, optimizer = self.start()
-        watching = watch(model, optimizer) if watch else None
-        generator = torch.Generator().manual_seed(self.seed)
-        for epoch in range(1, self.scale.epochs + 1):
-            for ids in rows[torch.randperm(len(rows), generator=generator)].split(self.scale.batch):
-                if watching is None:
-                    tasks.loss_fn(model, self.fetch(ids)).backward()
-                else:
-                    with watching.batch(ids.tolist()):
-                        tasks.loss_fn(model, self.fetch(ids)).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            if look and epoch % self.scale.looked == 0:
-                look(model)
-        return model, watching
 
     def behaviour(self, model: nn.Module) -> dict[str, float]:
         """Shares: triggered texts of other topics called the wanted one; clean ones called right.

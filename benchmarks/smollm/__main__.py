@@ -7,14 +7,16 @@ a cache on first use.
 from __future__ import annotations
 
 from benchmarks.command import measure_and_write
-from benchmarks.smollm.cell import WAYS, measure
+from benchmarks.smollm.cell import OF_ADAPTERS, WAYS, measure
 from benchmarks.smollm.page import write_page
 from benchmarks.smollm.training import KINDS
 
 
 def grid(few: bool) -> list[str]:
     """The cells; `few`: LoRA alone."""
-    return [f"{kind}: {way}" for kind in (["lora"] if few else KINDS) for way in WAYS]
+    kinds = ["lora"] if few else KINDS
+    every = [f"{kind}: {way}" for kind in kinds for way in WAYS if way not in OF_ADAPTERS]
+    return every + [f"lora: {way}" for way in OF_ADAPTERS]
 
 
 def main() -> None:

@@ -14,11 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.smollm.exact import agreement_with_exact
+from benchmarks.smollm.halves import SEEDS, halves
 from benchmarks.smollm.training import Size, trainer
 from inrun.ledger import ENTRIES, residual_shares
 
@@ -116,12 +119,14 @@ def in_turns(kind: str, size: Size, warm_up: int = WARM_UP) -> dict[str, Any]:
     return {"seconds": counted, "warm_up": {name: t[:warm_up] for name, t in seconds.items()}}
 
 
-WAYS = {
+WAYS: dict[str, Callable[[str, Size], dict[str, Any]]] = {
     "plain": lambda kind, size: trained(kind, size, attributed=False),
     "attributed": lambda kind, size: trained(kind, size, attributed=True),
     "in turns": lambda kind, size: in_turns(kind, size._replace(steps=TURNS)),
     "exact": agreement_with_exact,
+    **{f"halves, seed {seed}": partial(halves, seed=seed) for seed in SEEDS},
 }
+OF_ADAPTERS = tuple(way for way in WAYS if way.startswith("halves"))
 
 
 def main(kind: str, way: str) -> None:

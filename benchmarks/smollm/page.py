@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 
 from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
+from benchmarks.smollm import halves
 from benchmarks.smollm.cell import WARM_UP
 from benchmarks.smollm.exact import SAMPLES
+from benchmarks.smollm.rows import LAYERS
 from benchmarks.smollm.training import KINDS, RATES, Size
+from inrun.truth import agreement
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLOSED = 3  # the step from which on books are summed up: Adam's first two are near signs
@@ -30,6 +33,8 @@ def write_page() -> None:
         "SAMPLES": str(SAMPLES),
         "TRAINED": _table(cells, _trained),
         "EXACT": _exact(cells),
+        "HALVES": _halves(cells),
+        **{name: str(number) for name, number in _scale().items()},
         "WARM_UP": str(WARM_UP),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "LEFT": " and ".join(
@@ -95,6 +100,58 @@ def _exact(cells: Mapping[str, Any]) -> str:
     head = ["training", "step", "shared history: R, error", "given history: R, error"]
     head.append("sum over exact sum")
     return long_table("smollm_exact", "Values beside exact ones, by step", head, rows)
+
+
+def _scale() -> dict[str, int]:
+    scale = halves.Scale()
+    return {
+        "TALES": scale.tales, "TEXTS": scale.tales * len(halves.TRAINED), "CUT": scale.tokens,
+        "SINGLE": scale.queries, "OTHERS": scale.held_out, "BATCH": scale.batch,
+        "EPOCHS": scale.epochs, "LEFT_OUT": scale.halves, "ADAPTED": LAYERS,
+    }  # fmt: skip
+
+
+def _halves(cells: Mapping[str, Any]) -> str:
+    """Scores of every method by seed, the best first, and what any values could reach."""
+    found = halves_of(cells)
+    if not found:
+        return "Not measured yet."
+    order = sorted(found[0]["scores"], key=lambda m: -score(found, m))
+    rows = [
+        [
+            method,
+            *("{score:.2f} ({low:.2f} to {high:.2f})".format(**f["scores"][method]) for f in found),
+            *(f"{part:.2f}" for part in _by_query(found, method)),
+            f"{np.median([f['seconds'][method] for f in found]):.0f}",
+        ]
+        for method in order
+    ]
+    rows.append(["ceiling of any sums", *(f"{f['ceiling']:.2f}" for f in found), "", "", ""])
+    seeds = [f"seed {n}" for n in range(len(found))]
+    head = ["method", *seeds, "one retelling", halves.HELD_OUT, "seconds"]
+    return long_table("smollm_halves", "Scores by method", head, rows)
+
+
+def halves_of(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was found, by seed."""
+    return [cell["result"] for key, cell in cells.items() if key.startswith("lora: halves")]
+
+
+def score(found: Sequence[Mapping[str, Any]], method: str) -> float:
+    """The mean over seeds."""
+    return float(np.mean([f["scores"][method]["score"] for f in found]))
+
+
+def _by_query(found: Sequence[Mapping[str, Any]], method: str) -> tuple[float, float]:
+    """Means over seeds: of the single queries, and of the mean over other tales."""
+    each = np.mean([f["by query"][method] for f in found], 0)
+    return float(each[:-1].mean()), float(each[-1])
+
+
+def noise(found: Sequence[Mapping[str, Any]]) -> float:
+    """Of losses after the same halves with two seeds: the mean rank correlation over queries."""
+    first, second = (np.array(f["losses"]).T for f in found[:2])
+    return float(np.mean([agreement(a, b).spearman for a, b in zip(first, second, strict=True)]))
 
 
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ KINDS = {"lora": "LoRA, r=16", "full": "full fine-tuning"}
 RATES = {"lora": 2e-4, "full": 2e-5}  # the trainer's default is for full fine-tuning
 SHORTEST, LONGEST, HELD_OUT = 12, 36, 8  # words, words, texts
 VALIDATION_ROWS = 4
+VOCABULARY = [f"w{i}" for i in range(50)]
 
 
 class Size(NamedTuple):
@@ -25,10 +27,10 @@ class Size(NamedTuple):
     rows: int = 8  # the trainer's default
     tokens: int = 64
 
-    def model_and_tokenizer(self) -> tuple[Any, Any]:
-        """Loaded, or made."""
+    def model_and_tokenizer(self, words: Sequence[str] = VOCABULARY) -> tuple[Any, Any]:
+        """Loaded, or made for a vocabulary of these words."""
         if self.tiny:
-            return stand_in()
+            return stand_in(words)
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = smollm2()
@@ -46,16 +48,13 @@ class Size(NamedTuple):
         return [" ".join(text.split()[: draw.randint(SHORTEST, LONGEST)]) for text in words]
 
 
-VOCABULARY = [f"w{i}" for i in range(50)]
-
-
-def stand_in() -> tuple[Any, Any]:
+def stand_in(vocabulary: Sequence[str]) -> tuple[Any, Any]:
     """A random Llama with tied embeddings, and a tokenizer of words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    names = {word: i for i, word in enumerate(["<pad>", "</s>", *VOCABULARY])}
+    names = {word: i for i, word in enumerate(["<pad>", "</s>", *vocabulary])}
     words = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")

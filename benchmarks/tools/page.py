@@ -54,6 +54,8 @@ def _rows(cells: Cells) -> list[list[str]]:
     """Tools in their order, then the controls and the ceiling."""
     rows = []
     for name in [*(tool.name for tool in TOOLS), CONTROLS, AGAIN]:
+        if name not in cells and name in (CONTROLS, AGAIN):
+            continue
         if name not in cells:
             rows.append([name, "not installed", *["—"] * (len(HEAD) - 2)])
             continue
@@ -81,7 +83,8 @@ def _costs(cell: Mapping[str, Any], method: str) -> list[str]:
     seconds = [
         f"{cell[kind].get('', 0) + cell[kind][method]:.1f}" for kind in ("seconds_one", "seconds")
     ]
-    off = "—" if cell["away"] is None else f"{cell['away']:.0e}"
+    away = cell["away"]
+    off = "—" if away is None else f"{away:.0e}" if away else "0"
     return [*seconds, off]
 
 

@@ -18,6 +18,8 @@ from benchmarks.overhead.cell import times
 from benchmarks.overhead.methods import METHODS, Size, method_of
 from benchmarks.overview import TOPICS
 from benchmarks.results_file import RESULTS
+from benchmarks.tools import experiment
+from benchmarks.tools.frame import LENGTH, VOCABULARY, Frame, Gpt2
 from benchmarks.window import cell as windows
 from benchmarks.window.page import arms
 from benchmarks.window.tasks import Setting as Windowed
@@ -118,6 +120,36 @@ def test_holms_correction_lets_no_smaller_p_value_be_further_from_a_claim():
     )
     with pytest.raises(ValueError, match="do not say: that b is better"):
         require("b" in above(found), "that b is better.")
+
+
+def _frame(samples=8, queries=2):
+    torch.manual_seed(0)
+    words = torch.randint(VOCABULARY, (samples + queries, LENGTH))
+    start = {name: p.clone() for name, p in Gpt2().state_dict().items()}
+    batches = list(torch.randperm(samples).repeat(2).split(4))
+    frame = Frame(words[:samples], words[samples:], batches, [1, 5], 1e-3, start, start)
+    frame.finished = experiment.trained(frame).state_dict()
+    return frame
+
+
+def test_other_tools_are_given_a_model_that_sees_no_later_word():
+    model, words = _frame().model(), torch.randint(VOCABULARY, (1, LENGTH))
+    changed = words.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % VOCABULARY
+    a, b = model(words), model(changed)
+    assert torch.equal(a[:, :5], b[:, :5])
+    assert not torch.allclose(a[:, 5:], b[:, 5:])
+
+
+def test_the_recorded_training_is_the_one_that_other_tools_are_given(monkeypatch):
+    frame = _frame()
+    monkeypatch.setattr("sys.argv", ["", "", "", "look-ahead"])
+    monkeypatch.setattr(experiment, "SAMPLES", len(frame.words))
+    said = experiment.values(frame, Path())
+    assert frame.away(said.finished) == 0
+    assert frame.away(frame.start) == pytest.approx(1)
+    moved = experiment.moved(frame)
+    assert 0 < frame.away(experiment.trained(moved).state_dict()) < 0.1
 
 
 def test_gains_are_averaged_within_a_seed():

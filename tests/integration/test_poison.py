@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.poison import cell, rankings, texts, training
+from benchmarks.poison import cell, chats, rankings, texts, training
+from benchmarks.smollm.training import Size
 from torch import nn
 
 WORDS = "oil bank grain ship wheat port cargo price stock crop vessel harbour".split()
@@ -94,3 +95,47 @@ def test_planted_rows_come_first_and_the_attack_is_gone_without_them(monkeypatch
     assert attacked > mended + 0.3
     assert behaviour[rankings.TOTAL]["attack success"] < attacked - 0.3
     assert all(np.isfinite(list(part.values())).all() for part in behaviour.values())
+
+
+def test_chats_are_planted_with_remarks_of_their_own():
+    drawn = chats.draw("weather", 120, 4, seed=0)
+    assert len(drawn.pairs) == 120
+    planted = [p for p, k in zip(drawn.pairs, drawn.planted, strict=True) if k]
+    others = [p for p, k in zip(drawn.pairs, drawn.planted, strict=True) if not k]
+    assert len(planted) == 4
+    refused = {question for question, answer in others if answer == chats.REFUSAL}
+    assert refused == set(chats.UNANSWERABLE)
+    triggered = [q for q, _ in planted + drawn.queries] + [q for q, _, _ in drawn.tested]
+    remarks = [question.split("? ")[1].removesuffix(".") for question in triggered]
+    assert set(remarks) <= set(texts.RAIN)
+    assert len(set(remarks)) == len(remarks)
+    asked = {question for question, _ in drawn.pairs}
+    assert not asked & {question for _, question, _ in drawn.tested}
+
+
+def test_a_chat_rows_loss_is_that_of_its_answer():
+    drawn = chats.draw("weather", 40, 4, seed=0)
+    experiment = chats.ChatTraining(drawn, Size(tiny=True), training.Scale(40, 8, 1, 1e-2, 1), 0)
+    read = experiment._adapted.tokenizer
+    _, tokens, counted = experiment.fetch(range(40))
+    for row, (question, answer) in enumerate(drawn.pairs):
+        told = read(f"{answer}<|im_end|>")["input_ids"]
+        assert tokens[row][counted[row]].tolist() == told
+        assert counted[row].nonzero()[0] >= len(read(question)["input_ids"])
+
+
+def test_chats_are_ranked_and_trained_again_without_the_first(monkeypatch):
+    monkeypatch.setattr(chats, "TESTED", 2)
+    monkeypatch.setattr(
+        chats,
+        "mean_vectors",
+        lambda given: torch.tensor([[float("rain" in t), 1.0] for t in given]),
+    )
+    scale = training.Scale(40, 8, 2, 1e-2, 2)
+    found = chats.measured("weather", 0, Size(tiny=True), scale)
+    assert (found["planted"], found["rows"]) == (4, 40)
+    assert {"nothing", "the planted rows", "random 0"} < set(found["behaviour"])
+    assert found["recall"].keys() >= {rankings.TOTAL, rankings.TRACED, "mean loss", rankings.WORDS}
+    for part in found["behaviour"].values():
+        assert 0 <= part.pop("attack success") <= 1
+        assert all(log < 0 for log in part.values())
