@@ -130,8 +130,9 @@ CLAIMS = {
     ),
     "window": Claim(
         "Windows that `auto` chooses rank samples as `EveryStep` does, R at least 0.97 and "
-        "Spearman 0.95. Fixed ones of ten steps and more may not, above all early in training, and "
-        "the cosine of their ends says so only in part.",
+        "Spearman 0.95, but for a language model at a rate at which single steps turn the "
+        "direction. Fixed ones of ten steps and more may not, above all early in training, and the "
+        "cosine of their ends says so only in part.",
         "The same training with every step scored, with and without the 1 % largest values.",
     ),
     "datamodeling": Claim(
