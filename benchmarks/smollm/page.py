@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.claims import CLAIMS
+from benchmarks.compared import require
 from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.smollm import halves
@@ -16,7 +18,6 @@ from benchmarks.smollm.cell import WARM_UP
 from benchmarks.smollm.exact import SAMPLES
 from benchmarks.smollm.rows import LAYERS
 from benchmarks.smollm.training import KINDS, RATES, Size
-from inrun.truth import agreement
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLOSED = 3  # the step from which on books are summed up: Adam's first two are near signs
@@ -35,6 +36,7 @@ def write_page() -> None:
         "EXACT": _exact(cells),
         "HALVES": _halves(cells),
         **{name: str(number) for name, number in _scale().items()},
+        **_said(halves_of(cells)),
         "WARM_UP": str(WARM_UP),
         "FINDINGS": (Path(__file__).parent / "findings.md").read_text().strip(),
         "LEFT": " and ".join(
@@ -114,8 +116,6 @@ def _scale() -> dict[str, int]:
 def _halves(cells: Mapping[str, Any]) -> str:
     """Scores of every method by seed, the best first, and what any values could reach."""
     found = halves_of(cells)
-    if not found:
-        return "Not measured yet."
     order = sorted(found[0]["scores"], key=lambda m: -score(found, m))
     rows = [
         [
@@ -130,6 +130,32 @@ def _halves(cells: Mapping[str, Any]) -> str:
     seeds = [f"seed {n}" for n in range(len(found))]
     head = ["method", *seeds, "one retelling", halves.HELD_OUT, "seconds"]
     return long_table("smollm_halves", "Scores by method", head, rows)
+
+
+def _said(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Scores that the text names, and how far the losses fell.
+
+    Raises:
+        ValueError: they do not bear the claim in `benchmarks/claims.py`.
+    """
+    named = {"FINITE": "look-ahead, finite push", "TANGENT": "look-ahead", "PATH": "path",
+             "COSINE": "gradient cosine", "CHANCE": "random"}  # fmt: skip
+    falls = [
+        before - after for f in found for before, after in zip(*f["start and end"], strict=True)
+    ]
+    best = score(found, named["FINITE"])
+    require(
+        best == max(score(found, m) for m in halves.METHODS)
+        and best > np.mean([f["ceiling"] for f in found]) - 0.05
+        and all(f["scores"]["path"]["low"] < 0 for f in found),
+        CLAIMS["smollm"].claim,
+    )
+    lowest = min(f["by query"]["look-ahead"][k] for f in found for k in range(4))
+    return {part: f"{score(found, method):.2f}" for part, method in named.items()} | {
+        "CEILING": f"{np.mean([f['ceiling'] for f in found]):.2f}",
+        "FALLS": f"{min(falls):.2f} to {max(falls):.2f}",
+        "LOWEST": f"{lowest:.2f}",
+    }
 
 
 def halves_of(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -148,12 +174,6 @@ def _by_query(found: Sequence[Mapping[str, Any]], method: str) -> tuple[float, f
     return float(each[:-1].mean()), float(each[-1])
 
 
-def noise(found: Sequence[Mapping[str, Any]]) -> float:
-    """Of losses after the same halves with two seeds: the mean rank correlation over queries."""
-    first, second = (np.array(f["losses"]).T for f in found[:2])
-    return float(np.mean([agreement(a, b).spearman for a, b in zip(first, second, strict=True)]))
-
-
 def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """For the page of all benchmarks."""
     rows = []
@@ -169,4 +189,8 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             (f"{what}: residual of the books per step, the highest", f"{max(shares):.2%}", "")
         )
         rows.append((f"{what}: share of plain throughput", f"{left:.0%}", ""))
+    found = halves_of(cells)
+    for method in ("look-ahead, finite push", "gradient cosine", "path", "random"):
+        what = f"LoRA, half of the rows left out, {method}: datamodeling score"
+        rows.append((what, f"{score(found, method):.2f}", ""))
     return rows
