@@ -104,6 +104,9 @@ def values(frame: Frame, _: Path) -> Said:
     said.seconds[""] = clock.look()
     ways = {
         "look-ahead": lambda: inrun.lookahead(run, utility, removal=DROP).values(),
+        "look-ahead, exact slopes": lambda: inrun.lookahead(
+            run, utility, removal=DROP, damped=False
+        ).values(),
         "look-ahead, carried push": lambda: inrun.lookahead(
             run, utility, removal=DROP, push="finite", samples=frame.left_out
         ).values(),
