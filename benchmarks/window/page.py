@@ -57,8 +57,8 @@ class Arm(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """Whether less was found."""
-        return self.found["spearman"] < self.told
+        """Whether less was found; 0 is no promise."""
+        return 0 < self.told > self.found["spearman"]
 
 
 def arms(cells: Cells) -> Iterator[Arm]:

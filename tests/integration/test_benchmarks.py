@@ -98,8 +98,9 @@ def test_a_schedule_rises_to_one_and_falls_to_its_last_factor():
 def test_the_ledger_promises_no_more_of_windows_than_any_measured_training_had():
     stored = json.loads((RESULTS / "window.json").read_text())["cells"]
     cells = {Windowed.of(key): cell["result"] for key, cell in stored.items()}
-    missed = [arm for arm in arms(cells) if arm.missed and not arm.third]
-    assert not missed
+    found = list(arms(cells))
+    assert len(found) > 100
+    assert not [arm for arm in found if arm.missed]
 
 
 def test_holms_correction_lets_no_smaller_p_value_be_further_from_a_claim():
