@@ -153,7 +153,7 @@ def _said(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     lowest = min(f["by query"]["look-ahead"][k] for f in found for k in range(4))
     return {part: f"{score(found, method):.2f}" for part, method in named.items()} | {
         "CEILING": f"{np.mean([f['ceiling'] for f in found]):.2f}",
-        "FALLS": f"{min(falls):.2f} to {max(falls):.2f}",
+        "FALLS": f"{falls.min():.2f} to {falls.max():.2f}",
         "LOWEST": f"{lowest:.2f}",
     }
 
