@@ -140,9 +140,7 @@ def _said(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     named = {"FINITE": "look-ahead, finite push", "TANGENT": "look-ahead", "PATH": "path",
              "COSINE": "gradient cosine", "CHANCE": "random"}  # fmt: skip
-    falls = [
-        before - after for f in found for before, after in zip(*f["start and end"], strict=True)
-    ]
+    falls = -np.diff([f["start and end"] for f in found], axis=1)
     best = score(found, named["FINITE"])
     require(
         best == max(score(found, m) for m in halves.METHODS)
