@@ -140,9 +140,7 @@ def _said(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     named = {"FINITE": "look-ahead, finite push", "TANGENT": "look-ahead", "PATH": "path",
              "COSINE": "gradient cosine", "CHANCE": "random"}  # fmt: skip
-    falls = [
-        before - after for f in found for before, after in zip(*f["start and end"], strict=True)
-    ]
+    falls = -np.diff([f["start and end"] for f in found], axis=1)
     best = score(found, named["FINITE"])
     require(
         best == max(score(found, m) for m in halves.METHODS)
@@ -153,7 +151,7 @@ def _said(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     lowest = min(f["by query"]["look-ahead"][k] for f in found for k in range(4))
     return {part: f"{score(found, method):.2f}" for part, method in named.items()} | {
         "CEILING": f"{np.mean([f['ceiling'] for f in found]):.2f}",
-        "FALLS": f"{min(falls):.2f} to {max(falls):.2f}",
+        "FALLS": f"{falls.min():.2f} to {falls.max():.2f}",
         "LOWEST": f"{lowest:.2f}",
     }
 
