@@ -145,7 +145,8 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 MAIN = (
     ("inrun", "look-ahead"), ("inrun", "look-ahead, exact slopes"),
-    ("inrun", "look-ahead, carried push"), ("inrun", "look-ahead, between"), ("Bergson 2.5.1", "MAGIC"),
+    ("inrun", "look-ahead, carried push"), ("inrun", "look-ahead, between"),
+    ("Bergson 2.5.1", "MAGIC"),
     ("dattri-llm 0.1.0", "AdamW-influence"), ("dattri-llm 0.1.0", "EK-FAC, damping 0.01"),
     ("Kronfluence 1.0.1", "EK-FAC, its own damping"),
     ("GhostSuite b1a3524", "gradient dot products"), (CONTROLS, "words in common"), (AGAIN, TRUTH),
