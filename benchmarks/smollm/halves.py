@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import inrun
-from benchmarks.datamodeling.cell import Values
+from benchmarks.datamodeling.cell import EXACT, Values
 from benchmarks.smollm.rows import Adapted, Batch, mean_loss, row_losses, terms
 from benchmarks.smollm.training import RATES, VOCABULARY, Size
 from inrun.replay import tracin
@@ -148,6 +148,8 @@ def halves(kind: str, size: Size, seed: int, scale: Scale = Scale()) -> dict[str
     )
     values.tick("TracIn")
     values.tables["TracIn"] = tracin(run, tuning.utility, STATES).values()
+    values.tick(EXACT)
+    values.tables[EXACT] = inrun.lookahead(run, tuning.utility, damped=False).values()
     values.tick("trainings without halves")
     score = inrun.truth.lds(tuning, tuning.utility, values.tables, subsets=scale.halves)
     values.tick("end")
