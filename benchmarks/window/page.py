@@ -219,7 +219,8 @@ def _thirds(thirds: Sequence[Arm]) -> str:
             for a in group
         )
         rows.append([f"{rate:g}", window, *each])
-    return markdown(["rate", "window", "rise and top", "middle", "end"], rows)
+    head = ["rate", "window", "rise and top", "middle", "end"]
+    return long_table("window_thirds", "By rate, window and third", head, rows)
 
 
 def _seeds(cells: Cells, part: str) -> dict[str, list[dict[str, Any]]]:
@@ -238,7 +239,8 @@ def _auc(cells: Cells) -> str:
         more = ([s[name] - s[EVERY] for s in seeds if name in s] for name in LENGTHS)
         whole = f"{np.mean([seed[EVERY] for seed in seeds]):.3f}"
         rows.append([task, whole, *(f"{np.mean(each):+.3f}" for each in more)])
-    return markdown(["AUC", "every step", *(f"windows: {name}" for name in LENGTHS)], rows)
+    head = ["AUC", "every step", *(f"windows: {name}" for name in LENGTHS)]
+    return long_table("window_auc", "AUC by task and window", head, rows)
 
 
 def _pruned(cells: Cells) -> str:
@@ -249,7 +251,8 @@ def _pruned(cells: Cells) -> str:
             each = (f"{np.mean([seed[name][str(share)] for seed in seeds]):.1%}" for share in DROPS)
             shown = {RANDOM: "at random", EVERY: "every step"}.get(name, f"windows: {name}")
             rows.append([f"{task} (all: {everything:.1%})", shown, *each])
-    return markdown(["accuracy", "by", *(f"without {share:.0%}" for share in DROPS)], rows)
+    head = ["accuracy", "by", *(f"without {share:.0%}" for share in DROPS)]
+    return long_table("window_pruned", "Accuracy by task, ranking and share", head, rows)
 
 
 def _plot(whole: Sequence[Arm], path: Path) -> None:
