@@ -146,11 +146,11 @@ CLAIMS = {
         "that no sum of any values can pass on the same trainings.",
     ),
     "tools": Claim(
-        "In a short training of a tiny GPT-2 look-ahead and Bergson's MAGIC rank single removals "
-        "alike and best; look-ahead takes less time for many queries and more memory. For half of "
-        "the data, medians on the way and a well damped EK-FAC come out highest, and neither "
-        "look-ahead nor MAGIC is above shared words. In a longer training at three times the rate "
-        "no tool ranks single removals, and none is above shared words for halves.",
+        "In a short training of a tiny GPT-2 look-ahead ranks single removals as Bergson's MAGIC "
+        "does, and comes out highest for half of the data, where MAGIC and its own exact slopes "
+        "are not above shared words. It takes less time than MAGIC for many queries, and the most "
+        "memory. In a longer training at three times the rate no tool ranks single removals, and "
+        "none is above shared words for halves.",
         "The same retrainings for all, single ones also from a start moved by 1e-5; shared words "
         "and chance; a ceiling of any sums.",
     ),
