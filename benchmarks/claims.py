@@ -42,8 +42,9 @@ CLAIMS = {
         "plain training for the same time.",
     ),
     "overhead": Claim(
-        "The longer a scoring window, the nearer to plain throughput; 95 % is not reached at these "
-        "sizes. Every step costs a validation pass and more beyond it.",
+        "The longer a scoring window, the nearer to plain throughput: windows of ten keep about "
+        "95 % at 16 x 256 tokens and at GPT-2 small, and 90 % of smaller steps. Every step costs a "
+        "validation pass and more beyond it.",
         "Plain training; plain training with the same validation pass; naive per-sample gradients. "
         "All in turn on the same batches.",
     ),
@@ -113,8 +114,8 @@ CLAIMS = {
     "smollm": Claim(
         "On SmolLM2-135M under TRL's SFT, packed, values are those of the exact game with LoRA, "
         "and nearly so in full fine-tuning; the ledger closes; the weights are those of plain "
-        "training. Without half of the rows of a short LoRA run, the finite push of look-ahead "
-        "ranks trainings nearly as well as any sums could; in-step values do not.",
+        "training. Without half of the rows of a short LoRA run, look-ahead ranks trainings nearly "
+        "as well as any sums could; in-step values do not.",
         "Exact Shapley values of four samples in real AdamW steps; the same training alone. "
         "Gradient products, shared words, chance, and a ceiling of any sums.",
     ),
