@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks.smollm.cell import in_turns, trained
 from benchmarks.smollm.exact import agreement_with_exact
-from benchmarks.smollm.halves import METHODS, Scale, Tuning, halves
+from benchmarks.smollm.halves import EXACT, METHODS, Scale, Tuning, halves
 from benchmarks.smollm.rows import Adapted, row_losses
 from benchmarks.smollm.training import KINDS, Size, trainer
 
@@ -86,7 +86,7 @@ def test_a_training_without_rows_is_the_recorded_one_played_again_without_them()
 
 def test_every_method_is_scored_on_the_same_halves():
     found = halves("lora", TINY, 0, SMALL)
-    assert set(found["scores"]) == set(found["by query"]) == set(METHODS)
+    assert set(found["scores"]) == set(found["by query"]) == {*METHODS, EXACT}
     for method, scores in found["by query"].items():
         assert sum(scores) / 3 == pytest.approx(found["scores"][method]["score"])
     assert found["scores"]["path"]["score"] > 0.5
