@@ -142,9 +142,9 @@ class Carried:
 class Spread:
     """How far a row's removal is likely to change each element's gradient, met last step first.
 
-    Rows whose shares are mostly noise change the sum of B of them by the B-th root of its size when
-    one goes. An element's size is that of the steps after: its own in this step is what may have
-    come out small by chance.
+    Where the shares of B rows are mostly noise, the sum changes by its size over the root of B when
+    one of them goes. An element's size is that of the steps after: its own in this step is what may
+    have come out small by chance.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]):
