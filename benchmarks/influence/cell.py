@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import inrun
+from benchmarks import EXACT
 from benchmarks.influence.models import TASKS
 from benchmarks.keyed import Keyed
 from benchmarks.results_file import RESULTS
@@ -30,7 +31,6 @@ from inrun.replay import (
     windows,
 )
 
-EXACT = "look-ahead, exact slopes"
 NOISE = 1e-5
 DECAY = 0.01
 QUERIES = 10

@@ -9,8 +9,9 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
+from benchmarks import EXACT
 from benchmarks.compared import by_seed, compared, require
-from benchmarks.influence.cell import CARRY, EXACT, NOISE, PUBLISHED_FRAME, Setting, Values
+from benchmarks.influence.cell import CARRY, NOISE, PUBLISHED_FRAME, Setting, Values
 from benchmarks.influence.trust import (
     Cells,
     Record,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Encoded(NamedTuple):
     features: Callable[[nn.Module, tasks.Inputs], Tensor]
 
 
-class Training:
+class Training(ABC):
     """Rows, and how a model is trained on some of them. Others say which model and which rows."""
 
     loss_fn: Callable[[nn.Module, Any], Tensor] = staticmethod(tasks.loss_fn)
@@ -57,13 +58,13 @@ class Training:
     def __init__(self, scale: Scale, seed: int):
         self.scale, self.seed = scale, seed
 
+    @abstractmethod
     def fetch(self, ids: Any) -> Any:
         """A training batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Model and optimizer before the first step."""
-        raise NotImplementedError
 
     def train(
         self,

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import inrun
-from benchmarks.datamodeling.cell import EXACT, Values
+from benchmarks import EXACT
+from benchmarks.datamodeling.cell import Values
 from benchmarks.smollm.rows import Adapted, Batch, mean_loss, row_losses, terms
 from benchmarks.smollm.training import RATES, VOCABULARY, Size
 from inrun.replay import tracin

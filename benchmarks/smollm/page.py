@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import EXACT
 from benchmarks.claims import CLAIMS
 from benchmarks.compared import require
-from benchmarks.datamodeling.cell import EXACT
 from benchmarks.markdown import fill, long_table
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.smollm import halves

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import inrun
-from benchmarks import data
+from benchmarks import EXACT, data
 from benchmarks.keyed import Keyed
 from benchmarks.tools.frame import LENGTH, VOCABULARY, Clock, Frame, Gpt2, Said, answer, row_losses
 from inrun.replay import lookahead_between, tracin
@@ -104,9 +104,7 @@ def values(frame: Frame, _: Path) -> Said:
     said.seconds[""] = clock.look()
     ways = {
         "look-ahead": lambda: inrun.lookahead(run, utility, removal=DROP).values(),
-        "look-ahead, exact slopes": lambda: inrun.lookahead(
-            run, utility, removal=DROP, damped=False
-        ).values(),
+        EXACT: lambda: inrun.lookahead(run, utility, removal=DROP, damped=False).values(),
         "look-ahead, carried push": lambda: inrun.lookahead(
             run, utility, removal=DROP, push="finite", samples=frame.left_out
         ).values(),

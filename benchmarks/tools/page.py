@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import EXACT
 from benchmarks.markdown import fill, long_table, markdown
 from benchmarks.results_file import RESULTS, environments
 from benchmarks.tools.cell import AGAIN, CONTROLS, HALVES, INSTALL, MEMORY, TOOLS, TRUTH
@@ -144,7 +145,7 @@ def summary(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 MAIN = (
-    ("inrun", "look-ahead"), ("inrun", "look-ahead, exact slopes"),
+    ("inrun", "look-ahead"), ("inrun", EXACT),
     ("inrun", "look-ahead, carried push"), ("inrun", "look-ahead, between"),
     ("Bergson 2.5.1", "MAGIC"),
     ("dattri-llm 0.1.0", "AdamW-influence"), ("dattri-llm 0.1.0", "EK-FAC, damping 0.01"),

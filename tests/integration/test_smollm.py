@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from benchmarks import EXACT
 from benchmarks.smollm.cell import in_turns, trained
 from benchmarks.smollm.exact import agreement_with_exact
-from benchmarks.smollm.halves import EXACT, METHODS, Scale, Tuning, halves
+from benchmarks.smollm.halves import METHODS, Scale, Tuning, halves
 from benchmarks.smollm.rows import Adapted, row_losses
 from benchmarks.smollm.training import KINDS, Size, trainer
 

@@ -92,9 +92,13 @@ def _tensor_copies(state: Any) -> dict[int, Any]:
     Its own copy of one takes ten times as long as a clone, and tensors that pack others may have
     none.
     """
-    packed = {id(t): _packed_copy(t) for t in _tensors(state) if hasattr(t, "__tensor_flatten__")}
-    plain = (t for t in _tensors(state) if type(t) is Tensor and not t.requires_grad)
-    return packed | {id(t): t.clone() for t in plain}
+    found: dict[int, Any] = {}
+    for t in _tensors(state):
+        if hasattr(t, "__tensor_flatten__"):
+            found[id(t)] = _packed_copy(t)
+        elif type(t) is Tensor and not t.requires_grad:
+            found[id(t)] = t.clone()
+    return found
 
 
 def _packed_copy(t: Any) -> Tensor:

@@ -147,7 +147,7 @@ def taken_back(
     moves = gradient.moves()
     groups = alike(moves if reading is None else [(name, reading(move)) for name, move in moves])
     rows = sum(len(block.ids) for block in step.blocks)
-    after, directions = carried.pull(spread.damped(groups, rows) if spread else groups)
+    after, directions = carried.pull(groups if spread is None else spread.damped(groups, rows))
     with torch.no_grad():
         directions = gradient.consumed_to_raw(directions)
     return Passage(replica, step, gradient, groups, after, directions)

@@ -30,9 +30,7 @@ from inrun.utility import Evaluation, require_finite
 CAPTURED = 0.7  # of the closing direction: below it a layer keeps the opening one
 STEADY, TURNED = 0.9, 0.7  # cosines of both ends above and below which n is doubled and halved
 LONGEST = 20
-EARLIER = (
-    10  # steps that each of a window has before it: a swing early on looks steady to long ones
-)
+EARLIER = 10  # steps per step of a window before it: long ones take an early swing for steady
 
 
 class Ends(NamedTuple):
